@@ -1,0 +1,36 @@
+# make demo    the main job on a bare machine: installs, pretrains on faces, transfers to stained tissue, says where the pictures are
+# make test    all tests but the slow ones; no network, no GPU
+PYTHON ?= python3
+TORCH ?= 2.13
+PY = .venv/bin/python
+.PHONY: demo test test-slow install check benchmark clean
+
+demo: .venv/installed
+	$(PY) train.py +experiment=transfer_demo
+	$(PY) train.py +experiment=transfer_demo transfer=scratch
+	@echo && echo "The source, faces:" && $(PY) report.py runs/pretrain_demo
+	@echo && echo "The target, stained tissue, from the faces (full) and from a random start (scratch), at equal steps:"
+	@$(PY) report.py runs/transfer_demo
+
+test: .venv/installed-dev
+	$(PY) -m pytest -q -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(PY) -m pytest -q -m slow
+
+check: .venv/installed-dev
+	.venv/bin/ruff check .
+
+install: .venv/installed
+
+.venv/installed: requirements.txt constraints/torch-$(TORCH).txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -r requirements.txt -c constraints/torch-$(TORCH).txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(PY) -m pip install -q -r requirements-dev.txt -c constraints/torch-$(TORCH).txt
+	touch $@
+
+clean:
+	rm -rf runs cache generated

@@ -1,0 +1,100 @@
+"""Batch k as a function of (seed, k), gathered from the memory map on a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataset import Dataset
+from runtime.randomness import generator
+
+
+class Batch(NamedTuple):
+    images: Tensor  # [B, H, W, C] uint8
+    label: Tensor  # [B] int64
+    flip: Tensor  # [B] bool
+
+
+class Batches:
+    """The training stream: one permutation of the images after the other, cut into batches.
+
+    Endless; batch k holds the positions k B .. (k + 1) B of the stream, also where the data is smaller than a batch.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, flip: bool, seed: int):
+        self.dataset, self.rows = dataset, dataset.splits["train"]
+        self.batch_size, self.flip, self.seed = batch_size, flip, seed
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return self.rows[torch.randperm(len(self.rows), generator=generator(self.seed, "epoch", epoch)).numpy()]
+
+    def indices(self, k: int) -> np.ndarray:
+        """Rows of the map in batch k. [B]"""
+        epoch, start = divmod(k * self.batch_size, len(self.rows))
+        parts, missing = [], self.batch_size
+        while missing:
+            part = self._permutation(epoch)[start : start + missing]
+            parts.append(part)
+            missing, epoch, start = missing - len(part), epoch + 1, 0
+        return np.concatenate(parts)
+
+    def batch(self, k: int) -> Batch:
+        rows = self.indices(k)
+        flip = torch.zeros(self.batch_size, dtype=torch.bool)
+        if self.flip:
+            flip = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k)) < 0.5
+        return Batch(torch.from_numpy(self.dataset.images[rows]), torch.from_numpy(self.dataset.labels[rows]), flip)
+
+    def prefetched(self, start: int, stop: int, pin: bool = False, depth: int = 4) -> Iterator[Batch]:
+        """Batches start .. stop - 1, made ahead on a thread; an error there is raised here."""
+        ready: queue.Queue = queue.Queue(depth)
+        closed = threading.Event()
+
+        def put(item) -> bool:
+            while not closed.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def produce():
+            try:
+                for k in range(start, stop):
+                    batch = self.batch(k)
+                    if not put(Batch(*(x.pin_memory() for x in batch)) if pin else batch):
+                        return
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=produce, daemon=True, name="batches")
+        thread.start()
+        try:
+            for _ in range(start, stop):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+            thread.join()
+
+
+def to_x0(images: Tensor, flip: Tensor | None = None) -> Tensor:
+    """[B, H, W, C] uint8 -> [B, C, H, W] in [-1, 1], channels_last, flipped where flip says."""
+    x0 = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x0 if flip is None else torch.where(flip[:, None, None, None], x0.flip(-1), x0)
+
+
+def to_uint8(x0: Tensor) -> Tensor:
+    """[B, C, H, W] in [-1, 1] -> [B, H, W, C] uint8."""
+    return ((x0.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,61 @@
+"""Real images that come inside scikit-image's wheel: faces to learn from and stained tissue to transfer to, with no download."""
+
+from __future__ import annotations
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from data.source import hash_of
+
+
+class Faces:
+    """The 100 faces of lfw_subset, 25x25, gray: Huang et al. 2007, Labeled Faces in the Wild. 90, 5 and 5 of them."""
+
+    name = "bundled faces"
+    classes: list[str] = []
+
+    def __init__(self):
+        self.images = (skimage.data.lfw_subset()[:100] * 255).round().astype(np.uint8)  # the other 100 are not faces
+        self.fingerprint = hash_of(self.name, 1)
+        self.splits = {"train": range(90), "validation": range(90, 95), "test": range(95, 100)}
+        self.labels = [0] * len(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, item: int) -> Image.Image:
+        return Image.fromarray(self.images[item])
+
+
+class Tissue:
+    """Square patches of a 512x512 RGB microscopy image: colon tissue, immunohistochemical staining of FHL2.
+
+    Each split has its own columns of the image and no patch crosses them: validation and test show tissue that training
+    never saw. window: side of a patch in pixels of the image. stride: distance between patches.
+    """
+
+    name = "bundled tissue"
+    classes: list[str] = []
+    columns = {"train": (0, 320), "validation": (320, 416), "test": (416, 512)}
+
+    def __init__(self, window: int = 48, stride: int = 8):
+        if not 1 <= window <= 96 or stride < 1:
+            raise ValueError(f"window must be 1 to 96 pixels and stride at least 1, not {window} and {stride}.")
+        self.image = Image.fromarray(skimage.data.immunohistochemistry())
+        self.window = window
+        self.corners, self.splits = [], {}
+        for split, (left, right) in self.columns.items():
+            corners = [(x, y) for y in range(0, self.image.height - window + 1, stride)
+                       for x in range(left, right - window + 1, stride)]
+            self.splits[split] = range(len(self.corners), len(self.corners) + len(corners))
+            self.corners += corners
+        self.fingerprint = hash_of(self.name, 1, window, stride)
+        self.labels = [0] * len(self.corners)
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def read(self, item: int) -> Image.Image:
+        x, y = self.corners[item]
+        return self.image.crop((x, y, x + self.window, y + self.window))

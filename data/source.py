@@ -1,0 +1,63 @@
+"""What a source of images is, and how an image becomes an array."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from runtime.errors import UserError
+from runtime.randomness import generator
+
+SPLITS = ("train", "validation", "test")
+
+
+class ImageSource(Protocol):
+    """Images that are decoded one by one, each in exactly one split.
+
+    name: for messages. fingerprint: a hash of what the images are, not of where they lie. splits: item numbers by split.
+    classes: names of the labels, empty where there are none. labels: one a item, all 0 without classes.
+    """
+
+    name: str
+    fingerprint: str
+    splits: dict[str, Sequence[int]]
+    classes: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int: ...
+
+    def read(self, item: int) -> Image.Image: ...
+
+
+def hash_of(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: bool) -> np.ndarray:
+    """[H, W, channels] uint8: the shorter side scaled to fit (Lanczos, antialiased), then the centre cut out."""
+    H, W = size
+    image = image.convert({1: "L", 3: "RGB"}[channels])
+    scale = max(H / image.height, W / image.width)
+    if scale > 1 and not upscale:
+        raise UserError(f"{image.width}x{image.height} pixels, smaller than data.size={W}x{H}: choose a smaller data.size, or "
+                        "data.upscale=true to enlarge such images.")
+    image = image.resize((max(W, round(image.width * scale)), max(H, round(image.height * scale))), Image.Resampling.LANCZOS)
+    left, top = (image.width - W) // 2, (image.height - H) // 2
+    return np.asarray(image.crop((left, top, left + W, top + H))).reshape(H, W, channels)
+
+
+def random_split(items: Sequence[int], validation: float, test: float, key: str) -> dict[str, list[int]]:
+    """Cuts items into the three splits, by a permutation that depends on their number and the key alone."""
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise UserError(f"data.source: validation={validation} and test={test} must be shares that leave some for training.")
+    import torch
+
+    order = torch.randperm(len(items), generator=generator("split", key)).tolist()
+    n_validation, n_test = round(validation * len(items)), round(test * len(items))
+    cuts = {"test": order[:n_test], "validation": order[n_test:n_test + n_validation], "train": order[n_test + n_validation:]}
+    return {split: sorted(items[i] for i in cuts[split]) for split in SPLITS}

@@ -1,0 +1,1 @@
+"""The maths of diffusion, for any network: schedule, parameterization, denoiser, losses, samplers."""

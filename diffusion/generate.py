@@ -1,0 +1,44 @@
+"""From noise to images with one of the samplers, image by image reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.denoiser import Denoise, clip_x0
+from diffusion.samplers import NoisePerImage, Sampler
+from diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """function: the sampler. spacing: (T, steps) -> which steps. clip: keep the predicted x0 in [-1, 1]."""
+
+    function: Sampler
+    spacing: Callable[[int, int], list[int]]
+    steps: int
+    clip: bool = True
+
+
+@torch.no_grad()
+def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSettings, shape: Sequence[int], seeds: Sequence[int],
+             on_step: Callable[[Tensor, int], object] = lambda x0, t: None) -> Tensor:
+    """One image [C, H, W] = shape for each seed -> [B, C, H, W], about [-1, 1], on the schedule's device.
+
+    An image depends on its seed and not on the batch it is made in. on_step sees the predicted x0 at each t: for a progress bar,
+    a strip of denoising steps, or to stop (it may raise).
+    """
+    if settings.clip:
+        denoise = clip_x0(denoise, schedule)
+
+    def watched(x_t, t):
+        prediction = denoise(x_t, t)
+        on_step(prediction.x0, t)
+        return prediction
+
+    randn = NoisePerImage(seeds)
+    x = randn(torch.empty(len(seeds), *shape, device=schedule.alpha_bar.device))
+    return settings.function(watched, schedule, x, settings.spacing(schedule.steps, settings.steps), randn)

@@ -1,0 +1,76 @@
+"""Losses. Each is a function (denoiser, x0, t, noise, condition) -> [B], nats or squared error averaged over an image's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffusion.denoiser import Condition, Denoiser, Prediction
+from diffusion.schedule import NoiseSchedule, expand
+
+Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition | None], Tensor]
+
+
+def simple_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
+    """L_simple, eq. 14 of Ho et al. 2020: the squared error of whatever the network predicts."""
+    x_t = denoiser.schedule.add_noise(x0, noise, t)
+    target = denoiser.parameterization.encode(denoiser.schedule, x0, noise, t)
+    return (denoiser.output(x_t, t, condition) - target).square().flatten(1).mean(1)
+
+
+def bound_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
+    """The term of the variational bound at t in 1..T: eq. 5 of Ho et al. 2020, L_{t-1}, or L_0 at t = 1; bits per value.
+
+    The sum over t plus prior_bits is the bound itself.
+    """
+    x_t = denoiser.schedule.add_noise(x0, noise, t)
+    return bound_term(denoiser.schedule, denoiser(x_t, t, condition), x0, x_t, t)
+
+
+def bound_term(schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """[B], bits per value. x0 in [-1, 1] on the grid of 256 levels."""
+    s = t - 1
+    mean = schedule.posterior_mean(prediction.x0, x_t, s, t)
+    log_variance = expand(schedule.reverse_log_variance(s, t, prediction.variance), x_t)
+    true_mean = schedule.posterior_mean(x0, x_t, s, t)
+    # At s = 0 the true posterior is a point: its log variance only stands in for where() below.
+    true_log_variance = expand(schedule.reverse_log_variance(s, t, 0.0), x_t)
+    kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
+    decoder = -discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance).flatten(1).mean(1)
+    return torch.where(t == 1, decoder, kl) / math.log(2)
+
+
+def prior_bits(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
+    """[B], L_T of eq. 5: KL of q(x_T | x_0) to the standard normal, bits per value."""
+    alpha, sigma = schedule.alpha_sigma(schedule.steps)
+    zero = x0.new_zeros(())
+    return gaussian_kl(alpha.to(x0) * x0, 2 * sigma.log().to(x0), zero, zero).flatten(1).mean(1) / math.log(2)
+
+
+def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL(N1 || N2) by value, nats."""
+    return 0.5 * (log_variance2 - log_variance1 - 1 + (log_variance1 - log_variance2).exp()
+                  + (mean1 - mean2).square() * (-log_variance2).exp())
+
+
+def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log of the mass that N(mean, exp(log_scale)^2) gives to x's bin of width 2/255, the outer bins open-ended; eq. 13 of Ho
+    et al. 2020, with the exact normal distribution function. nats.
+
+    The mass is taken on the side of the mean where it does not cancel, in float64: far bins keep a finite log.
+    """
+    x, mean, inverse_scale = x.double(), mean.double(), (-log_scale).double().exp()
+    upper = torch.where(x > 0.999, math.inf, (x - mean + 1 / 255) * inverse_scale)
+    lower = torch.where(x < -0.999, -math.inf, (x - mean - 1 / 255) * inverse_scale)
+    flip = lower + upper > 0  # mirror so that both edges lie on the left: there the function is accurate
+    upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    return log_upper + torch.log1p(-(log_lower - log_upper).exp())
+
+
+def draw_timesteps(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
+    """[batch] integers, uniform in 1..T, on the generator's device."""
+    return torch.randint(1, schedule.steps + 1, (batch,), generator=generator, device=generator.device)

@@ -1,0 +1,87 @@
+"""Samplers: free functions (denoise, schedule, x_T, steps, randn) -> x_0.
+
+steps is any falling sequence of t that ends in 0; x_T [B, C, H, W] belongs to its first t. randn(x) gives standard normal
+noise like x; a sampler calls it once for each step that needs noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.denoiser import Denoise
+from diffusion.schedule import NoiseSchedule, expand
+
+RandnLike = Callable[[Tensor], Tensor]
+Sampler = Callable[[Denoise, NoiseSchedule, Tensor, Sequence[int], RandnLike], Tensor]
+
+
+def ancestral(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
+    """Ho et al. 2020, algorithm 2, on any sub-sequence of steps. The last step, to 0, adds no noise."""
+    for t, s in _descend(steps, schedule):
+        prediction = denoise(x, t)
+        mean = schedule.posterior_mean(prediction.x0, x, s, t)
+        if s == 0:
+            return mean
+        log_variance = schedule.reverse_log_variance(s, t, prediction.variance)
+        x = mean + expand((0.5 * log_variance).exp(), x) * randn(x)
+    return x
+
+
+def ddim(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike, eta: float = 0.0) -> Tensor:
+    """Song et al. 2021, eq. 12 and 16. eta 0 is deterministic; eta 1 is ancestral sampling with the posterior's variance."""
+    for t, s in _descend(steps, schedule):
+        prediction = denoise(x, t)
+        alpha, sigma = schedule.alpha_sigma(s)
+        fresh = eta * schedule.posterior_variance(s, t).sqrt()
+        x = expand(alpha, x) * prediction.x0 + expand((sigma**2 - fresh**2).sqrt(), x) * prediction.noise
+        if eta > 0 and s > 0:
+            x = x + expand(fresh, x) * randn(x)
+    return x
+
+
+def _descend(steps: Sequence[int], schedule: NoiseSchedule) -> Iterator[tuple[int, int]]:
+    if len(steps) < 2 or steps[0] > schedule.steps or steps[-1] < 0 or any(t <= s for t, s in pairwise(steps)):
+        raise ValueError(f"Sampling steps must fall from at most T = {schedule.steps} to 0, not {list(steps)[:8]} ...")
+    return pairwise(steps)
+
+
+def even_steps(total: int, count: int) -> list[int]:
+    """count steps, total // count apart, from 1: Song et al. 2021, appendix D.2, "linear"; diffusers' "leading"."""
+    _check_count(total, count)
+    return [1 + k * (total // count) for k in reversed(range(count))] + [0]
+
+
+def quadratic_steps(total: int, count: int) -> list[int]:
+    """linspace(0, sqrt(0.8 T), count)^2: Song et al. 2021, appendix D.2 and code. Steps that round to the same t are one."""
+    _check_count(total, count)
+    return [*sorted({1 + int(u) for u in np.linspace(0, np.sqrt(0.8 * total), count) ** 2}, reverse=True), 0]
+
+
+def trailing_steps(total: int, count: int) -> list[int]:
+    """count steps evenly down from T itself, which zero terminal SNR needs: Lin et al. 2024, table 2."""
+    _check_count(total, count)
+    return [round(total * k / count) for k in range(count, 0, -1)] + [0]
+
+
+def _check_count(total: int, count: int) -> None:
+    if not 1 <= count <= total:
+        raise ValueError(f"sampler.steps must be between 1 and the schedule's {total}, not {count}.")
+
+
+class NoisePerImage:
+    """Noise of image k by (seed, k) and the number of the draw: the same bits in whatever batch it is made.
+
+    Drawn on the CPU, so that every device sees the same. seeds: one integer for each image of the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        noise = [torch.randn(like.shape[1:], generator=g) for g in self.generators]
+        return torch.stack(noise).to(like.device, like.dtype)

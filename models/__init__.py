@@ -1,0 +1,1 @@
+"""Networks: the hand-written UNet and its layers. Module names are the interface of transfer."""

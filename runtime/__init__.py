@@ -1,0 +1,1 @@
+"""The process and not the maths: configuration, files, checkpoints, randomness, logs, signals. Imports nothing of ours."""

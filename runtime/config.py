@@ -1,0 +1,142 @@
+"""The command line and the composed config: near names for what is misspelt, and a run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runtime.errors import UserError, near
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def _multiply(a: float, b: float) -> float:
+    return a * b
+
+
+OmegaConf.register_new_resolver("multiply", _multiply, replace=True)  # ${multiply:a,b}, for stages of a strategy
+
+
+def options(group: str) -> list[str]:
+    """The names that a config group offers."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    return sorted(p.name for p in CONF.iterdir() if p.is_dir() and options(p.name))
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A config by name and overrides, resolved, whether or not Hydra is running. Raises UserError with Hydra's word on it."""
+    try:
+        if GlobalHydra.instance().is_initialized():
+            config = compose(config_name, list(overrides))
+        else:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = compose(config_name, list(overrides))
+        return resolved(config)
+    except HydraException as error:
+        raise UserError(f"{' '.join(overrides)}: {error}") from error
+
+
+def resolved(config) -> dict[str, Any]:
+    """As plain dicts and lists, every interpolation and ??? filled in or refused."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).strip().replace("\n", "; ")) from error
+
+
+def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
+    """Raises UserError, with near names, for a command line that names a group, a choice or a key that is not there."""
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+    except HydraException as error:
+        raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces or "
+                        "commas: 'checkpoint=\"my run\"'.") from error
+    ours = [o for o in overrides if o.key_or_group.split("/")[0].split(".")[0] != "hydra"]
+    chosen = [o for o in ours if o.key_or_group in groups()]
+    for override in chosen:
+        _check_choice(override)
+    # A sweep composes with the first of its values: which keys exist does not depend on more than that.
+    base = composed_keys(config_name, [f"{'+' if o.is_add() else ''}{o.key_or_group}={_values(o)[0]}" for o in chosen])
+    for override in ours:
+        if override.key_or_group not in groups() and "@" not in (override.input_line or ""):
+            _check_key(override, base)
+
+
+def composed_keys(config_name: str, overrides: list[str]) -> dict[str, Any]:
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return OmegaConf.to_container(compose(config_name, overrides))
+    except HydraException as error:
+        raise UserError(str(error)) from error
+
+
+def _values(override: Override) -> list[Any]:
+    return [str(v) for v in override.sweep_string_iterator()] if override.is_sweep_override() else [override.get_value_element_as_str()]
+
+
+def _check_choice(override: Override) -> None:
+    group = override.key_or_group
+    if override.is_delete() or isinstance(override.value(), dict):
+        return
+    in_defaults = group not in ("experiment", "sweep")
+    if not in_defaults and not override.is_add():
+        raise UserError(f"write +{group}={_values(override)[0]}, with a plus: {group} is added to the defaults.")
+    if in_defaults and override.is_add():
+        raise UserError(f"write {group}={_values(override)[0]}, without the plus: {group} is among the defaults.")
+    for value in _values(override):
+        if value not in options(group):
+            raise UserError(f"{group}={value}: there is no such {group}; {near(value, options(group))}")
+
+
+def _check_key(override: Override, base: dict[str, Any]) -> None:
+    node: Any = base
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        if override.is_add() and depth == len(parts) - 1 and isinstance(node, dict):
+            return  # new keys are judged by the schema
+        if not isinstance(node, dict):
+            return  # inside a list or a value: Hydra's to judge
+        if part not in node:
+            known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ("experiment",)] if depth == 0 else [])
+            raise UserError(f"{override.key_or_group}: there is no such setting; {near('.'.join(parts[: depth + 1]), known)}")
+        node = node[part]
+
+
+# What a run is: everything that changes its numbers, and nothing else.
+NUMBERS = ("seed", "data", "model", "schedule", "parameterization", "variance", "loss", "optimizer", "train", "transfer", "source")
+
+
+def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:
+    """The part of a config that decides the weights. Images count by their fingerprint and not by their path; the number of steps
+    does not count, so that a larger one continues a run."""
+    chosen = {section: config[section] for section in NUMBERS}
+    chosen["data"] = {k: v for k, v in config["data"].items() if k != "source"} | {"images": data_fingerprint}
+    chosen["train"] = {k: v for k, v in config["train"].items() if k != "steps"}
+    chosen["source"] = {k: v for k, v in config["source"].items() if k != "train"}
+    return chosen
+
+
+def digest(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Lines "path: theirs -> ours" for what two configs differ in."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = sorted(ours.keys() | theirs.keys())
+        return [line for key in keys for line in differences(ours.get(key), theirs.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if ours == theirs else [f"{path}: {theirs} -> {ours}"]

@@ -1,0 +1,54 @@
+"""The device and its arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import torch
+
+from runtime.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"run.device={name}: not usable here ({reason}). run.device=auto takes what is there.") from error
+    return device
+
+
+def pick_precision(asked: str, device: torch.device) -> str:
+    """Resolves auto: bf16 on a GPU that has it; on a CPU only where a convolution is clearly faster with it, which is timed."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and _seconds(torch.bfloat16) < 0.75 * _seconds(torch.float32) else "fp32"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Best of several, for one convolution forward and backward."""
+    convolution = torch.nn.Conv2d(64, 64, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.zeros(16, 64, 24, 24, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        convolution(x).sum().backward()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def arithmetic(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
+    """Sets fp32 or tf32 matrix arithmetic for the process and returns what to run forward passes under."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext

@@ -1,0 +1,38 @@
+"""What a user can mend: one message that names the thing, the place and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+
+USER_ERROR = 2  # exit code
+
+
+class UserError(ValueError):
+    """A mistake of the user's, or of the data's. Its text is all that is shown."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """"Did you mean ..." with the nearest known names, or the list of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.55)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}."
+
+
+def one_message(main: Callable) -> Callable:
+    """Prints a UserError as its message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+
+    @wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(USER_ERROR)
+
+    return wrapped

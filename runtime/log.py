@@ -1,0 +1,126 @@
+"""What a run tells: log.txt, metrics.jsonl, pictures, and the same to wandb where it is on."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from runtime.files import write_atomically
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """mode offline never touches the network. timeout: seconds that online waits for it at the start."""
+
+    mode: Literal["disabled", "offline", "online"]
+    project: str
+    timeout: int = 20
+
+
+class _AboveTheBar(logging.Handler):
+    """Messages on the terminal, without tearing the progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record))
+
+
+def log_to_terminal() -> None:
+    root = logging.getLogger()
+    if not any(isinstance(h, _AboveTheBar) for h in root.handlers):
+        root.handlers[:] = [_AboveTheBar()]
+        root.setLevel(logging.INFO)
+
+
+class RunLog:
+    """metrics.jsonl is the truth, wandb a copy of it. Rows after start, left by a run that was killed, are dropped: the file is
+    that of a run that was never interrupted."""
+
+    def __init__(self, directory: Path, start: int, wandb: WandbSettings, config: dict[str, Any]):
+        self.directory = directory
+        (directory / "samples").mkdir(exist_ok=True)
+        self._handler = logging.FileHandler(directory / "log.txt")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger().addHandler(self._handler)
+        path = directory / "metrics.jsonl"
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= start))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._wandb = None
+        if wandb.mode != "disabled":
+            import wandb as client  # a second of import, only where it is wanted
+
+            self._client = client
+            self._wandb = client.init(
+                project=wandb.project, mode=wandb.mode, dir=str(directory), config=config, group=directory.parent.name,
+                name=directory.name, id=directory.name, resume="allow" if wandb.mode == "online" else None,
+                settings=client.Settings(init_timeout=wandb.timeout, silent=True))
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        os.write(self._file, (json.dumps({"step": step} | values) + "\n").encode())
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> Path:
+        """pixels: [H, W, C] uint8 -> samples/NAME_STEP.png"""
+        path = self.directory / "samples" / f"{name}_{step:07d}.png"
+        write_atomically(path, png(pixels))
+        if self._wandb:
+            self._wandb.log({name: self._client.Image(pixels.squeeze())}, step=step)
+        return path
+
+    def sync(self) -> None:
+        """Everything told so far is on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line torn by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """[H, W, C] uint8, C 1 or 3, as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """[N, H, W, C] uint8 -> one picture [*, *, C], small images enlarged to be seen, white between them."""
+    N, H, W, C = images.shape
+    zoom = max(1, 96 // max(H, W))
+    rows = -(-N // columns)
+    canvas = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)
+    for n, image in enumerate(images):
+        y, x = gap + n // columns * (H + gap), gap + n % columns * (W + gap)
+        canvas[y : y + H, x : x + W] = image
+    return canvas.repeat(zoom, 0).repeat(zoom, 1)
+
+
+def table(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as aligned columns, the first row being the heading."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)

@@ -1,0 +1,194 @@
+"""Images from a checkpoint: python sample.py --help"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from tqdm import tqdm
+
+from data.batches import to_uint8
+from diffusion.denoiser import Denoise, Denoiser, guide
+from diffusion.generate import SamplerSettings, generate
+from runtime import checkpoint
+from runtime.build import build, check_arguments
+from runtime.config import check_overrides, differences, resolved
+from runtime.device import arithmetic, pick_device, pick_precision
+from runtime.directory import write_json
+from runtime.errors import UserError, near, one_message
+from runtime.files import write_atomically
+from runtime.log import grid, log_to_terminal, png
+from runtime.randomness import derive
+from training.parts import build_denoiser
+from training.settings import Precision
+
+log = logging.getLogger("sample")
+SETTINGS = "sampling.json"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """See conf/sample.yaml."""
+
+    checkpoint: str
+    sampler: SamplerSettings
+    n: int = 16
+    seed: int = 0
+    out: str | None = None
+    batch_size: int = 64
+    label: int | str | None = None
+    guidance: float = 1.0
+    weights: str = "ema"
+    strip: int = 8
+    device: str = "auto"
+    precision: Precision = "fp32"
+
+    def __post_init__(self):
+        if self.n < 1 or self.batch_size < 1 or self.strip < 1:
+            raise ValueError("n, batch_size and strip must be at least 1.")
+        if self.weights not in ("ema", "model"):
+            raise ValueError(f"weights must be ema or model, not {self.weights}.")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+@one_message
+def main(cfg: DictConfig) -> None:
+    log_to_terminal()
+    config = resolved(cfg)
+    config.pop("spacing")
+    node = {"_target_": "diffusion.generate.SamplerSettings", **config["sampler"]}
+    check_arguments(SampleSettings, config | {"sampler": node}, ["diffusion"], "sample")
+    sampler = build(node, ["diffusion"], "sampler")
+    try:
+        settings = SampleSettings(**config | {"sampler": sampler})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    sample(settings, config["sampler"])
+
+
+def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
+    """Writes the images that are missing, then the grid and the strip. Returns their folder."""
+    found = checkpoint.find(settings.checkpoint)
+    file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
+    weights = found.weights(file)
+    out = Path(settings.out) if settings.out else found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
+    claim(out, {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
+                "guidance": settings.guidance})
+    denoiser = load(found.state["config"], weights, settings)
+    classes = found.state["classes"] if denoiser.network.classes else []
+    shape = image_shape(found.state["config"]["data"])
+    log.info("%s, step %d, %s weights -> %s", found.path, found.step, settings.weights, out)
+    missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
+    device = denoiser.schedule.alpha_bar.device
+    with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
+            total=len(missing) * len(steps_of(settings, denoiser)), unit="step", disable=not missing) as bar:
+        for start in range(0, len(missing), settings.batch_size):
+            make(missing[start : start + settings.batch_size], denoiser, classes, shape, settings, out, bar)
+    shown = [read(out / name_of(k)) for k in range(min(settings.n, 256))]
+    write_atomically(out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5))))
+    log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, len(missing))
+    return out
+
+
+def make(images: list[int], denoiser: Denoiser, classes: Sequence[str], shape: Sequence[int], settings: SampleSettings, out: Path,
+         bar: tqdm) -> None:
+    """One batch: the images with these numbers, and the strip where the first of all is among them."""
+    denoise = conditional(denoiser, labels(settings.label, classes, images), settings.guidance)
+    steps = steps_of(settings, denoiser)
+    picked = {steps[i] for i in np.linspace(0, len(steps) - 1, min(settings.strip, len(steps))).round().astype(int)}
+    frames: list[torch.Tensor] = []
+
+    def on_step(x0, t):
+        bar.update(len(images))
+        if t in picked and 0 in images:
+            frames.append(to_uint8(x0[:8]).cpu())
+
+    x0 = generate(denoise, denoiser.schedule, settings.sampler, shape, [derive(settings.seed, "image", k) for k in images], on_step)
+    pixels = to_uint8(x0).cpu()
+    for k, image in zip(images, pixels.numpy(), strict=True):
+        write_atomically(out / name_of(k), png(image))
+    if frames:  # a row for each image, from noise at the left to the image
+        rows = torch.stack([*frames, pixels[:8]], dim=1)  # [8, frames, H, W, C]
+        write_atomically(out / "strip.png", png(grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1])))
+
+
+def steps_of(settings: SampleSettings, denoiser: Denoiser) -> list[int]:
+    """The t at which the network is called."""
+    return settings.sampler.spacing(denoiser.schedule.steps, settings.sampler.steps)[:-1]
+
+
+def name_of(k: int) -> str:
+    return f"{k:06d}.png"
+
+
+def read(path: Path) -> np.ndarray:
+    pixels = np.asarray(Image.open(path))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def claim(out: Path, what: dict[str, Any]) -> None:
+    """A folder holds the images of one set of settings."""
+    path = out / SETTINGS
+    out.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (lines := differences(what, json.loads(path.read_text()))):
+        raise UserError(f"{out} holds images made otherwise (there -> here):\n  " + "\n  ".join(lines) + "\nGive these their own out=DIR.")
+    if not path.exists() and any(out.glob("[0-9]*.png")):
+        raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")
+    write_json(path, what)
+
+
+def load(config: dict[str, Any], weights: dict[str, torch.Tensor], settings: SampleSettings) -> Denoiser:
+    """The denoiser of a checkpoint, from the config that it carries."""
+    device = pick_device(settings.device)
+    denoiser = build_denoiser(config)
+    denoiser.network.load_state_dict(weights)
+    denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    if settings.guidance != 1 and not denoiser.network.classes:
+        raise UserError("guidance needs a class-conditional model, and this one has no classes: leave guidance at 1.")
+    return denoiser
+
+
+def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:
+    size = data["size"]
+    return (data["channels"], *((size, size) if isinstance(size, int) else size))
+
+
+def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int]) -> torch.Tensor | None:
+    """[B] the class of each image, or None for the null class."""
+    if label is None:
+        return None
+    if not classes:
+        raise UserError(f"label={label}: this model has no classes.")
+    if label == "all":
+        return torch.tensor([k % len(classes) for k in images])
+    if str(label) not in classes and not (isinstance(label, int) and 0 <= label < len(classes)):
+        raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
+    number = list(classes).index(str(label)) if str(label) in classes else label
+    return torch.full((len(images),), number)
+
+
+def conditional(denoiser: Denoiser, label: torch.Tensor | None, guidance: float) -> Denoise:
+    if label is None:
+        return denoiser
+    condition = {"label": label.to(denoiser.schedule.alpha_bar.device)}
+
+    def with_label(x, t):
+        return denoiser(x, t, condition)
+
+    return with_label if guidance == 1 else guide(with_label, denoiser, guidance)
+
+
+if __name__ == "__main__":
+    one_message(check_overrides)("sample", sys.argv[1:])
+    main()

@@ -1,0 +1,170 @@
+"""Pretrains a diffusion model, or transfers one to another domain: python train.py --help"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from data.batches import Batches
+from data.dataset import open_dataset
+from diffusion.denoiser import Denoiser
+from runtime import checkpoint
+from runtime.build import build
+from runtime.config import check_overrides, composed, digest, identity, options, resolved
+from runtime.device import arithmetic, pick_device, pick_precision
+from runtime.directory import claim, describe, kept_precision, write_csv, write_json
+from runtime.errors import UserError, near, one_message
+from runtime.files import locked, remove_leftovers
+from runtime.log import RunLog, log_to_terminal
+from runtime.randomness import derive
+from runtime.signals import PREEMPTED, Preempted
+from training.loop import Trainer
+from training.parts import TARGETS, Config, build_denoiser, check_config, check_network, rules_of, settings_of
+from transfer.fit import fit, summary
+from transfer.rules import ParameterPlan
+from transfer.source import Source, from_checkpoint
+
+log = logging.getLogger("train")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@one_message
+def main(cfg: DictConfig) -> None:
+    log_to_terminal()
+    config = resolved(cfg)
+    if config["experiment"] == "pretrain_demo" and not any("experiment=" in argument for argument in sys.argv):
+        log.info("No experiment chosen: a small model of the bundled faces, minutes on a CPU.\n"
+                 "Others: +experiment=%s. More: python train.py --help", ", ".join(options("experiment")))
+    try:
+        run(config)
+    except Preempted as signal:
+        log.info("stopped by %s; everything is saved, the same command continues", signal)
+        sys.exit(PREEMPTED)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the device is out of memory ({str(error).splitlines()[0]}). train.accumulation=2 (or 4, 8) needs less for the "
+                        "same result; model.gradient_checkpointing=true less still.") from error
+
+
+def run(config: Config, wait: bool = False) -> Path:
+    """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
+    check_config(config)
+    plan = check_network(config)
+    source = locate(config)
+    who, directory = place(config, source)
+    busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
+    with locked(directory / ".lock", None if wait else busy):
+        claim(directory, who)
+        for folder in (directory, directory / "checkpoints"):
+            remove_leftovers(folder)
+        saved = checkpoint.latest(directory / "checkpoints")
+        if saved and saved.step >= config["train"]["steps"] and not saved.state["pending"]:
+            log.info("finished: %s has %d steps (a larger train.steps continues it)", directory, saved.step)
+        else:
+            log.info("%s: %s, %.1f%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
+                     100 * plan.share())
+            weights = None if saved or source is None else source_weights(source, config)
+            with trainer(config, directory, saved, weights) as prepared:
+                prepared.train()
+            log.info("finished: %s\n  samples: %s", directory, directory / "samples")
+    return directory
+
+
+def place(config: Config, source: Source | None) -> tuple[dict[str, Any], Path]:
+    """What a run is (its identity), and the directory that follows from it."""
+    who = identity(config, settings_of(config, "data").source.fingerprint)
+    if source:
+        who["source"] |= source.identity
+    elif not config["source"]["include"]:
+        who["source"] = {"include": []}  # nothing is copied, so where from makes no difference
+    name = f"{config['transfer']['name']}-seed{config['seed']}-{digest(who)}"
+    settings = config["run"]
+    return who, Path(settings["directory"] or Path(settings["root"]) / config["experiment"] / name)
+
+
+def locate(config: Config) -> Source | None:
+    """The source that config names, without training it yet."""
+    settings = settings_of(config, "source")
+    if not settings.used:
+        return None
+    name = settings.from_
+    if Path(name).expanduser().is_dir():
+        return from_checkpoint(name, settings.weights)
+    if name not in options("experiment"):
+        raise UserError(f"source.from={name}: neither a folder nor an experiment; {near(name, options('experiment'))}")
+    own = composed("train", [f"+experiment={name}", *settings.overrides])
+    own["run"] |= {key: config["run"][key] for key in ("root", "cache", "device")}
+    own["wandb"] = config["wandb"]
+    check_config(own)
+    if own["source"]["from"] is not None:
+        raise UserError(f"source.from={name}: that experiment has a source of its own. Train it first and give source.from= its directory.")
+    who, directory = place(own, None)
+    return Source(name, {"run": digest(who), "steps": own["train"]["steps"]}, config=own, directory=directory)
+
+
+def source_weights(source: Source, config: Config) -> tuple[checkpoint.Checkpoint, dict[str, torch.Tensor]]:
+    """The source's checkpoint and weights; a small source that is missing is trained first."""
+    found = source.found()
+    if found is None:
+        source.must_be_trainable(config["source"]["train"])
+        log.info("source %s is not trained yet: training it first", source.name)
+        run(source.config, wait=True)
+        found = source.found()
+    log.info("source: %s", found.path)
+    return found, found.weights(checkpoint.EMA if config["source"]["weights"] == "ema" else checkpoint.MODEL)
+
+
+@contextlib.contextmanager
+def trainer(config: Config, directory: Path, saved: checkpoint.Checkpoint | None, weights):
+    """Everything that one run needs, built, restored from its checkpoint or started from its source."""
+    settings, run_settings = settings_of(config, "train"), settings_of(config, "run")
+    device = pick_device(run_settings.device)
+    precision = kept_precision(directory) if saved else pick_precision(settings.precision, device)
+    data = settings_of(config, "data")
+    dataset = open_dataset(data, config["seed"], Path(run_settings.cache))
+    if (classes := config["model"].get("classes", 0)) and classes != len(dataset.classes):
+        raise UserError(f"model.classes={classes}, but {data.source.name} has {len(dataset.classes)} classes: set model.classes to that.")
+    torch.manual_seed(derive(config["seed"], "weights"))
+    denoiser = build_denoiser(config)
+    if weights:
+        start_from(weights, denoiser, config, directory)
+    denoiser.to(device, memory_format=torch.channels_last).train()
+    plan = ParameterPlan(denoiser.network, rules_of(config))
+    optimizer = build(config["optimizer"], TARGETS["optimizer"], "optimizer")(plan.groups())
+    describe(directory, config, precision, device)
+    write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
+    run_log = RunLog(directory, saved.step if saved else 0, settings_of(config, "wandb"), config)
+    try:
+        prepared = Trainer(denoiser, build(config["loss"], TARGETS["loss"], "loss"), optimizer, plan,
+                           Batches(dataset, settings.batch_size, data.flip, config["seed"]), settings_of(config, "sampler"),
+                           settings, run_settings, config, directory, run_log, arithmetic(precision, device))
+        if saved:
+            prepared.restore(saved)
+        log.info("%s, %s, %d training images, %.2fM parameters", device, precision, len(dataset.splits["train"]),
+                 sum(p.numel() for p in denoiser.parameters()) / 1e6)
+        yield prepared
+    finally:
+        run_log.close()
+
+
+def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> None:
+    """Fits the source's weights to the network and keeps the table of what became of each tensor."""
+    found, tensors = weights
+    state, rows = fit(tensors, denoiser.network.state_dict(), config["source"]["include"])
+    denoiser.network.load_state_dict(state)
+    log.info(summary(rows))
+    file = checkpoint.EMA if config["source"]["weights"] == "ema" else checkpoint.MODEL
+    write_json(directory / "source.json", {
+        "from": config["source"]["from"], "path": str(found.path), "step": found.step, "weights": file,
+        "sha256": found.state["sha256"][file], "tensors": [row._asdict() for row in rows]})
+
+
+if __name__ == "__main__":
+    one_message(check_overrides)("train", sys.argv[1:])
+    main()

@@ -1,0 +1,37 @@
+"""The running average of the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+def ema_decay(decay: float, updates: int) -> float:
+    """min(decay, (1 + n) / (10 + n)): short runs are not left with their start. updates: n, those done before."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+def share_of_start(decay: float, updates: int) -> float:
+    """The weight that the average still gives to where it began."""
+    share = 1.0
+    for n in range(updates):
+        share *= ema_decay(decay, n)
+        if share < 1e-12:
+            return 0.0
+    return share
+
+
+class Ema:
+    """A network whose parameters follow another's: ema <- decay ema + (1 - decay) weights. A frozen weight stays to the bit."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.network.parameters()), [p.detach() for p in network.parameters()])
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        average, weights = self._pairs
+        torch._foreach_lerp_(average, weights, 1 - ema_decay(self.decay, updates))

@@ -1,0 +1,217 @@
+"""The training loop. Its state is the weights, their average, the optimizer's moments and the number of steps done; all else is a
+function of (seed, step), so that a run that was killed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.batches import Batch, Batches, to_uint8, to_x0
+from diffusion.denoiser import Denoiser
+from diffusion.generate import SamplerSettings, generate
+from diffusion.losses import Loss, draw_timesteps
+from runtime import checkpoint
+from runtime.errors import UserError
+from runtime.log import RunLog, grid
+from runtime.randomness import derive, generator
+from runtime.signals import Preempted, StopRequest
+from training.ema import Ema, share_of_start
+from training.held_out import held_out_loss
+from training.settings import RunSettings, TrainSettings
+from transfer.rules import ParameterPlan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Trainer:
+    """One run. Build the parts, call train()."""
+
+    denoiser: Denoiser
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    plan: ParameterPlan
+    batches: Batches
+    sampler: SamplerSettings
+    settings: TrainSettings
+    run: RunSettings
+    config: dict[str, Any]
+    directory: Path
+    log: RunLog
+    autocast: Callable[[], contextlib.AbstractContextManager]
+    ema: Ema = field(init=False)
+    steps_done: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        d = self.denoiser
+        self.device = d.schedule.alpha_bar.device
+        self.seed: int = self.config["seed"]
+        self.base_rate: float = self.optimizer.defaults["lr"]
+        self.ema = Ema(d.network, self.settings.ema_decay)
+        self.averaged = Denoiser(self.ema.network, d.schedule, d.parameterization, d.variance).eval()
+        self.window = torch.zeros((), device=self.device)  # summed loss since the last row of the log
+        self.window_steps = 0
+        self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss that is not finite
+        self.pending = False  # stopped between the step and its evaluation
+
+    # one step
+
+    def step(self, k: int, batch: Batch) -> Tensor:
+        """Step k, counted from 0. Returns the gradient's norm. Nothing here waits for the device."""
+        if self.plan.at_change(k):
+            self.plan.apply(k)
+        warmup = min(1.0, (k + 1) / max(1, self.settings.warmup))
+        for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
+            group["lr"] = self.base_rate * scale * warmup
+        x0, t, noise, condition = self._draw(k, batch)
+        micro = len(x0) // self.settings.accumulation
+        total = torch.zeros((), device=self.device)
+        for m in range(self.settings.accumulation):
+            part = slice(m * micro, (m + 1) * micro)
+            torch.manual_seed(derive(self.seed, "dropout", k, m))
+            with self.autocast():
+                loss = self.loss(self.denoiser, x0[part], t[part], noise[part], {n: c[part] for n, c in condition.items()})
+            loss = loss.mean() / self.settings.accumulation
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), self.settings.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(k)
+        self.window += total
+        self.window_steps += 1
+        self.first_bad = torch.where((self.first_bad < 0) & ~total.isfinite(), k, self.first_bad)
+        return norm
+
+    def _draw(self, k: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """x0, t, noise and condition of step k: drawn for the whole batch, so that accumulation does not change them."""
+        images, label, flip = (x.to(self.device, non_blocking=True) for x in batch)
+        x0 = to_x0(images, flip if self.batches.flip else None)
+        t = draw_timesteps(self.denoiser.schedule, len(x0), generator(self.seed, "t", k, device=self.device))
+        noise = torch.randn(images.shape, generator=generator(self.seed, "noise", k, device=self.device), device=self.device)
+        if classes := self.denoiser.network.classes:
+            drop = torch.rand(len(label), generator=generator(self.seed, "label", k, device=self.device), device=self.device)
+            label = torch.where(drop < self.settings.label_dropout, classes, label)
+        return x0, t, noise.permute(0, 3, 1, 2), {"label": label}
+
+    # all steps
+
+    def train(self) -> None:
+        """Runs to settings.steps. Raises Preempted, after saving, where a signal asked to stop."""
+        steps, interactive = self.settings.steps, sys.stderr.isatty()
+        with StopRequest() as self.stop, tqdm(total=steps, initial=self.steps_done, unit="step", mininterval=0.5 if interactive else 30,
+                                              desc=self.directory.parent.name) as self.bar:
+            self._clock = time.monotonic()
+            if self.pending:
+                self._finish_step()
+            stream = self.batches.prefetched(self.steps_done, steps, pin=self.device.type == "cuda")
+            with contextlib.closing(stream):
+                for batch in stream:
+                    norm = self.step(self.steps_done, batch)
+                    self.steps_done += 1
+                    self.bar.update()
+                    if self.steps_done % self.run.log_every == 0 or self.steps_done == steps:
+                        self._report(norm)
+                    if self.steps_done % self.run.checkpoint_every == 0 or self.steps_done == steps:
+                        self._finish_step()
+                    elif self.stop.received:
+                        self._save()
+                    self.stop.check()
+
+    def _report(self, norm: Tensor) -> None:
+        self._check_finite()
+        loss, now = self.window.item() / self.window_steps, time.monotonic()
+        speed = self.window_steps * self.settings.batch_size / (now - self._clock)
+        self.log.metrics(self.steps_done, {
+            "loss": loss, "grad_norm": norm.item(), "learning_rate": max(g["lr"] for g in self.optimizer.param_groups),
+            "images_per_second": speed, "seconds": self._elapsed()})
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
+        self.window.zero_()
+        self.window_steps = 0
+
+    def _elapsed(self) -> float:
+        now = time.monotonic()
+        self.seconds += now - self._clock
+        self._clock = now
+        return self.seconds
+
+    def _check_finite(self) -> None:
+        if (bad := self.first_bad.item()) >= 0:
+            last = checkpoint.latest(self.directory / "checkpoints")
+            raise UserError(
+                f"the loss of step {bad} is not finite, so training stopped there. "
+                + (f"The last good checkpoint is {last.path}. " if last else "No checkpoint was written before it. ")
+                + "Usual cures: a lower optimizer.lr, a longer train.warmup, train.clip=1, train.precision=fp32.")
+
+    def _finish_step(self) -> None:
+        """Evaluation, samples, and then the checkpoint that says that they are done."""
+        self._check_finite()
+        try:
+            values = self._evaluate()
+            picture = self._sample() if self._sampling_is_due() else None
+        except Preempted:
+            self.pending = True
+            self._save()
+            raise
+        self.pending = False
+        self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
+        if picture is not None:
+            self.log.picture("samples", self.steps_done, picture)
+        self._save(values.get("loss"))
+
+    def _sampling_is_due(self) -> bool:
+        return self.steps_done % self.run.sample_every == 0 or self.steps_done == self.settings.steps
+
+    def _evaluate(self) -> dict[str, float]:
+        data = self.batches.dataset
+        rows = data.splits["validation"]
+        if not len(rows):
+            return {}
+        with self.autocast():
+            values = held_out_loss(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check)
+        values["ema_share_of_start"] = share_of_start(self.settings.ema_decay, self.steps_done)
+        log.info("step %d: held-out loss %.5f (lowest noise %.4f, highest %.4f)", self.steps_done, values["loss"],
+                 values.get("loss_t0", math.nan), values.get("loss_t9", math.nan))
+        return values
+
+    def _sample(self):
+        """A grid [H, W, C] uint8 from noise that is the same at every step and in every run; classes in turn."""
+        n, shape = self.run.samples, self.batches.dataset.images.shape[1:]
+        condition = {}
+        if classes := self.denoiser.network.classes:
+            condition["label"] = torch.arange(n, device=self.device) % classes
+        with self.autocast():
+            x0 = generate(lambda x, t: self.averaged(x, t, condition), self.denoiser.schedule, self.sampler,
+                          (shape[2], *shape[:2]), [derive("grid", k) for k in range(n)], lambda *_: self.stop.check())
+        return grid(to_uint8(x0).cpu().numpy(), columns=math.ceil(n**0.5))
+
+    # keeping and restoring
+
+    def _save(self, validation_loss: float | None = None) -> None:
+        self._check_finite()
+        self.log.sync()
+        state = {"step": self.steps_done, "pending": self.pending, "validation_loss": validation_loss, "seconds": self._elapsed(),
+                 "window": [self.window.item(), self.window_steps], "classes": list(self.batches.dataset.classes), "config": self.config}
+        directory = self.directory / "checkpoints"
+        checkpoint.save(directory, self.denoiser.network.state_dict(), self.ema.network.state_dict(), self.optimizer.state_dict(), state)
+        checkpoint.prune(directory, self.run.keep_last)
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        self.denoiser.network.load_state_dict(saved.weights(checkpoint.MODEL))
+        self.ema.network.load_state_dict(saved.weights(checkpoint.EMA))
+        self.optimizer.load_state_dict(saved.optimizer())
+        self.steps_done, self.pending, self.seconds = saved.step, saved.state["pending"], saved.state["seconds"]
+        window, self.window_steps = saved.state["window"]
+        self.window.fill_(window)

@@ -1,0 +1,82 @@
+"""The parts of a run from its config. What may be built in each section is fixed here: a config inside a checkpoint is foreign
+input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from data.dataset import DataSettings
+from diffusion.denoiser import Denoiser
+from diffusion.generate import SamplerSettings
+from runtime.build import build, check, check_arguments, describe, fits
+from runtime.errors import UserError, near
+from runtime.log import WandbSettings
+from training.settings import RunSettings, TrainSettings, TransferSettings
+from transfer.fit import SourceSettings
+from transfer.rules import ParameterPlan, Rule
+
+Config = dict[str, Any]
+
+# section: the packages that define its targets
+TARGETS = {"model": ["models"], "schedule": ["diffusion"], "parameterization": ["diffusion"], "variance": ["diffusion"],
+           "loss": ["diffusion"], "optimizer": ["torch.optim"]}
+# section: (what it holds, the packages of targets inside it)
+SETTINGS: dict[str, tuple[type, list[str]]] = {
+    "data": (DataSettings, ["data"]), "train": (TrainSettings, []), "transfer": (TransferSettings, []),
+    "source": (SourceSettings, []), "sampler": (SamplerSettings, ["diffusion"]), "run": (RunSettings, []),
+    "wandb": (WandbSettings, [])}
+PLAIN = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict}
+
+
+def settings_of(config: Config, section: str) -> Any:
+    """A section as its frozen dataclass, checked."""
+    kind, packages = SETTINGS[section]
+    node = {"_target_": f"{kind.__module__}.{kind.__name__}", **config[section]}
+    return build(node, [kind.__module__, *packages], section)
+
+
+def check_config(config: Config) -> None:
+    """Raises UserError at the first wrong key or type, before any data is read and anything large is built."""
+    known = {*TARGETS, *SETTINGS, *PLAIN}
+    if unknown := [key for key in config if key not in known]:
+        raise UserError(f"{unknown[0]}: no such setting; {near(unknown[0], known)}")
+    for key, kind in PLAIN.items():
+        if not fits(config[key], kind):
+            raise UserError(f"{key}={config[key]!r} is not {describe(kind)}.")
+    for section, packages in TARGETS.items():
+        given = {"optimizer": ["params"]}.get(section, [])
+        check(config[section], packages, section, given)
+    for section, (kind, packages) in SETTINGS.items():
+        check_arguments(kind, config[section], [kind.__module__, *packages], section)
+        if section != "data":  # building a data source reads its folder
+            settings_of(config, section)
+    rules_of(config)
+
+
+def rules_of(config: Config) -> list[Rule]:
+    for k, rule in enumerate(config["transfer"]["rules"]):
+        check_arguments(Rule, rule, [], f"transfer.rules[{k}]")
+    return [Rule(**rule) for rule in config["transfer"]["rules"]]
+
+
+def build_denoiser(config: Config) -> Denoiser:
+    """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
+    parts = {name: build(config[name], TARGETS[name], name) for name in ("model", "schedule", "parameterization", "variance")}
+    try:
+        return Denoiser(parts["model"], parts["schedule"], parts["parameterization"], parts["variance"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def check_network(config: Config) -> ParameterPlan:
+    """Builds the network without memory and resolves the rules on it: what is wrong with either shows before data is read."""
+    with torch.device("meta"):
+        network = build(config["model"], TARGETS["model"], "model")
+    multiple = getattr(network, "multiple", 1)
+    size = config["data"]["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % multiple or width % multiple:
+        raise UserError(f"data.size={size}: this model needs height and width divisible by {multiple}.")
+    return ParameterPlan(network, rules_of(config))

@@ -1,0 +1,76 @@
+"""The numbers of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Numbers that decide what the weights become.
+
+    batch_size: images a step, whatever the accumulation. accumulation: micro-batches a step. warmup: steps over which the rate
+    rises from 0. clip: largest norm of the gradient, null for none. ema_decay: of the running average, which warms up as
+    min(decay, (1 + n) / (10 + n)). label_dropout: share of labels replaced by the null class. precision auto: bf16 where the
+    device is faster with it, else fp32; decided once and kept with the run.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int = 1
+    warmup: int = 0
+    clip: float | None = 1.0
+    ema_decay: float = 0.9999
+    label_dropout: float = 0.1
+    precision: Precision = "auto"
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1 or self.accumulation < 1 or self.warmup < 0:
+            raise ValueError("steps, batch_size and accumulation must be at least 1, warmup at least 0.")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}.")
+        if not 0 <= self.ema_decay < 1 or not 0 <= self.label_dropout <= 1:
+            raise ValueError("ema_decay must be in [0, 1), label_dropout in [0, 1].")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError("clip must be above 0, or null for none.")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run happens and what it tells; none of it changes the weights.
+
+    device: auto, cpu, cuda, cuda:1. root: runs go to root/EXPERIMENT/NAME, or to directory where it is given. cache: of decoded
+    images. *_every: in steps; evaluation and samples also come at the end. keep_last: checkpoints kept besides the best.
+    held_out_draws: (image, t, noise) triples of the held-out loss. samples: images in the grid.
+    """
+
+    device: str = "auto"
+    root: str = "runs"
+    directory: str | None = None
+    cache: str = "cache"
+    log_every: int = 20
+    evaluate_every: int = 1000
+    sample_every: int = 5000
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    held_out_draws: int = 512
+    samples: int = 64
+
+    def __post_init__(self):
+        for name in ("log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep_last", "held_out_draws", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """name: of the strategy, for the run's directory. rules: what trains when, see transfer.rules.Rule. stage_steps: length of a
+    stage, for strategies whose rules have stages."""
+
+    name: str
+    rules: Sequence[dict]
+    stage_steps: int | None = None

@@ -1,0 +1,128 @@
+"""Fitting a source's weights to a target network. Every tensor ends up loaded, resized (and how), new or dropped, in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.errors import UserError
+from transfer.rules import check_pattern
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """from: an experiment's name, a run directory or a checkpoint; null starts at random. include: globs of the parameters that
+    are copied. weights: the running average or the last iterate. train: train a missing source even if that takes long.
+    overrides: of the source experiment's own settings."""
+
+    from_: str | None = None
+    include: Sequence[str] = ("*",)
+    weights: str = "ema"
+    train: bool = False
+    overrides: Sequence[str] = ()
+
+    def __post_init__(self):
+        if self.weights not in ("ema", "model"):
+            raise ValueError(f"weights must be ema or model, not {self.weights}.")
+
+    @property
+    def used(self) -> bool:
+        return self.from_ is not None and len(self.include) > 0
+
+
+class Fit(NamedTuple):
+    """What became of one tensor. status: loaded, resized, new or dropped."""
+
+    name: str
+    status: str
+    how: str
+
+
+def input_channels(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
+    """conv_in [O, I, k, k] for another number of input channels.
+
+    To gray: the sum over the inputs, exact for an image whose channels were equal. To more channels: repeated and scaled, so
+    that equal channels give the source's response.
+    """
+    if source.ndim != 4 or source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
+        return None
+    n_source, n_target = source.shape[1], target.shape[1]
+    if n_target == 1:
+        return source.sum(1, keepdim=True), f"summed over {n_source} input channels"
+    index = torch.arange(n_target) % n_source
+    return source[:, index] * (n_source / n_target), f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}"
+
+
+def output_channels(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
+    """conv_out (weight and bias) for another number of output channels: the mean for gray, repeated rows for more."""
+    if source.shape[1:] != target.shape[1:]:
+        return None
+    n_source, n_target = source.shape[0], target.shape[0]
+    if n_target == 1:
+        return source.mean(0, keepdim=True), f"mean over {n_source} output channels"
+    return source[torch.arange(n_target) % n_source], f"output channels repeated {n_source} -> {n_target}"
+
+
+def class_rows(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
+    """The class table for other classes: every new class starts as the mean of the source's, the null class stays itself."""
+    if source.shape[1:] != target.shape[1:]:
+        return None
+    classes, null = source[:-1], source[-1:]
+    return torch.cat([classes.mean(0, keepdim=True).expand(len(target) - 1, -1), null]), f"mean of {len(classes)} classes; null kept"
+
+
+RESIZE: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, str] | None]] = {
+    "conv_in.weight": input_channels,
+    "conv_out.weight": output_channels,
+    "conv_out.bias": output_channels,
+    "class_embedding.weight": class_rows,
+}
+
+
+def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[str] = ("*",)) -> tuple[dict[str, Tensor], list[Fit]]:
+    """Source weights in the target's shapes -> (a full state dict for the target, the table of what became of each tensor).
+
+    target: its freshly initialized state, which stays where nothing is copied. Raises UserError where no tensor fits or a
+    pattern of include matches none.
+    """
+    for pattern in include:
+        check_pattern(pattern, list(target), "source.include")
+    state, rows = dict(target), []
+    for name, tensor in target.items():
+        value, row = _fit_one(name, source.get(name), tensor, include)
+        rows.append(row)
+        if value is not None:
+            state[name] = value.to(tensor.dtype)
+    rows += [Fit(name, "dropped", "the target has no such tensor") for name in source if name not in target]
+    if include and all(row.status in ("new", "dropped") for row in rows):
+        raise UserError("source.from: no tensor of the source fits the target network; their architectures differ. Set model=... to "
+                        "the source's.")
+    return state, rows
+
+
+def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence[str]) -> tuple[Tensor | None, Fit]:
+    if not any(fnmatchcase(name, pattern) for pattern in include):
+        return None, Fit(name, "new", "not in source.include")
+    if source is None:
+        return None, Fit(name, "new", "the source has no such tensor")
+    if source.shape == target.shape:
+        return source, Fit(name, "loaded", "")
+    shapes = f"{list(source.shape)} -> {list(target.shape)}"
+    resized = RESIZE[name](source, target) if name in RESIZE else None
+    if resized is None:
+        return None, Fit(name, "new", f"shapes differ: {shapes}")
+    return resized[0], Fit(name, "resized", f"{resized[1]}, {shapes}")
+
+
+def summary(rows: Sequence[Fit]) -> str:
+    """One line of counts, then every tensor that was not simply loaded; new ones by reason."""
+    counts = {status: sum(row.status == status for row in rows) for status in ("loaded", "resized", "new", "dropped")}
+    lines = ["source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items())]
+    lines += [f"  {row.status} {row.name}: {row.how}" for row in rows if row.status != "loaded"][:24]
+    hidden = sum(row.status != "loaded" for row in rows) - (len(lines) - 1)
+    return "\n".join(lines + ([f"  ... and {hidden} more, in source.json"] if hidden else []))

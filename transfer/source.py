@@ -1,0 +1,48 @@
+"""Which source a target starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime import checkpoint
+from runtime.checkpoint import EMA, MODEL, Checkpoint
+from runtime.errors import UserError
+
+SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a target's weights come from: a checkpoint that is there, or the run of an experiment that may still have to be
+    trained. identity: what it adds to the identity of the target's run, no path among it."""
+
+    name: str
+    identity: dict[str, Any]
+    checkpoint: Checkpoint | None = None
+    config: dict[str, Any] | None = None
+    directory: Path | None = None
+
+    def found(self) -> Checkpoint | None:
+        """The checkpoint to start from: of an experiment, the one at its last step, or a later one where the run was continued."""
+        if self.checkpoint:
+            return self.checkpoint
+        steps = self.config["train"]["steps"]
+        candidates = [c for c in checkpoint.all_checkpoints(self.directory / "checkpoints") if c.step >= steps and not c.state["pending"]]
+        return candidates[0] if candidates else None
+
+    def must_be_trainable(self, asked: bool) -> None:
+        """Raises UserError, with the command and the hours, where a missing source is too large to train unasked."""
+        hours = self.config["gpu_hours"]
+        if hours > SMALL_GPU_HOURS and not asked:
+            raise UserError(
+                f"source.from={self.name}: no finished run of it in {self.directory.parent}, and training it takes about {hours:g} "
+                f"GPU-hours. Train it with\n  python train.py +experiment={self.name}\nor in this run with source.train=true, or give "
+                "source.from= a run directory or a checkpoint.")
+
+
+def from_checkpoint(path: str, weights: str) -> Source:
+    found = checkpoint.find(path)
+    file = EMA if weights == "ema" else MODEL
+    return Source(path, {"from": f"sha256 {found.state['sha256'][file][:16]}"}, checkpoint=found)
