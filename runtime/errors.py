@@ -16,10 +16,11 @@ class UserError(ValueError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """"Did you mean ..." with the nearest known names, or the list of them."""
+    """"Did you mean ..." with the nearest known names, or a list of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.55)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}."
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    listed = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {listed or 'none'}."
 
 
 def one_message(main: Callable) -> Callable:

@@ -1,0 +1,147 @@
+"""The command line: what composes, and what is refused with one message before any data is read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.build import build, fits
+from runtime.config import check_overrides, composed, differences, identity, options
+from runtime.errors import UserError
+from training.parts import TARGETS, check_config, check_network
+
+ROOT = Path(__file__).parent.parent
+
+
+def refused(*arguments: str) -> str:
+    """The message with which a command line is refused, by the check of names or by that of types."""
+    with pytest.raises(UserError) as error:
+        check_overrides("train", arguments)
+        config = composed("train", arguments)
+        check_config(config)
+        check_network(config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiments_compose_and_build(experiment):
+    config = composed("train", [f"+experiment={experiment}"])
+    check_config(config)
+    check_network(config)  # builds the network on the meta device
+    assert config["experiment"] == experiment
+
+
+@pytest.mark.parametrize(("group", "choice"), [(g, c) for g in (
+    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "spacing", "wandb", "data")
+    for c in options(g)])
+def test_every_choice_composes_and_checks(group, choice):
+    more = {"folder": ["data.source.path=nowhere"], "betas": ["schedule.betas=[0.1,0.2]"],
+            "linear_zero_terminal": ["parameterization=velocity"]}
+    config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
+    check_config(config)
+    for section in ("schedule", "parameterization", "variance", "loss"):
+        build(config[section], TARGETS[section], section)
+
+
+@pytest.mark.parametrize(("argument", "names"), [
+    ("train.stpes=5", "train.steps"),
+    ("trian.steps=5", "train"),
+    ("transfer=freeze_encodr", "freeze_encoder"),
+    ("+experiment=transfer_dmo", "transfer_demo"),
+    ("experiment=transfer_demo", "+experiment=transfer_demo"),
+    ("+transfer=full", "transfer=full"),
+    ("model=cifar", "ddpm_cifar10"),
+    ("modle=demo", "model"),
+    ("+train.stepss=3", "steps"),
+    ("+mistake=3", "no such setting"),
+    ("data.source.pth=x", "there is no such setting"),
+    ("train.steps=abc", "train.steps='abc' is not a whole number"),
+    ("train.steps=1.5", "train.steps=1.5 is not a whole number"),
+    ("train.batch_size=true", "not a whole number"),
+    ("train.clip=high", "not a number or null"),
+    ("train.precision=fp17", "one of auto, fp32, tf32, bf16"),
+    ("model.channels=[32]", "model.channels=[32] is not a whole number"),
+    ("model.multipliers=2", "a list in which each is a whole number"),
+    ("optimizer.lr=fast", "optimizer.lr"),
+    ("seed=one", "seed"),
+    ("data.flip=maybe", "true or false"),
+    ("wandb.mode=on", "one of disabled, offline, online"),
+    ("sampler.steps=many", "sampler.steps"),
+    ("train.batch_size=10 train.accumulation=3", "multiple of accumulation"),
+    ("model.channels=36", "divisible by groups"),
+    ("data.size=25", "divisible by 4"),
+    ("transfer.rules=[{pattern: uq.*}]", "transfer.rules: uq.* matches no parameter; did you mean up"),
+    ("transfer.rules=[{pattern: up.*, learning_rate_scale: 0}]", "train nothing"),
+    ("transfer.rules=[{patern: up.*}]", "pattern"),
+    ("schedule._target_=os.system", "is not defined in diffusion"),
+])
+def test_mistakes_are_named_with_what_was_meant(argument, names):
+    parts = [argument] if "{" in argument else argument.split()
+    assert names in refused(*parts)
+
+
+def test_a_sweep_is_checked_value_by_value():
+    assert "did you mean full" in refused("transfer=scratch,ful")
+    check_overrides("train", ["transfer=scratch,full", "train.steps=1,2"])
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["train.py", "train.steps=abc"], "error: train.steps='abc' is not a whole number."),
+    (["train.py", "+experiment=pretrain_cifar10"], "error: data.source.path=datasets/cifar10: there is no such folder"),
+    (["train.py", "source.from=pretrain_demoo"], "error: source.from=pretrain_demoo"),
+    (["train.py", "source.from=pretrain_celeba", "data=bundled_tissue"], "datasets/celeba"),
+    (["sample.py", "checkpoint=nowhere"], "error: nowhere: no checkpoint there"),
+    (["sample.py", "chekpoint=nowhere"], "did you mean checkpoint"),
+    (["sample.py"], "checkpoint"),
+    (["report.py", "runs/nowhere"], "error: runs/nowhere: no such folder"),
+])
+def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
+    overrides = [f"run.root={tmp_path}", f"run.cache={tmp_path}"] if arguments[0] == "train.py" else []
+    done = run(*arguments, *overrides)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_shows_the_commands():
+    done = run("train.py", "--help")
+    assert done.returncode == 0
+    assert "+experiment=transfer_demo" in done.stdout and "freeze_encoder" in done.stdout
+
+
+def test_identity_is_what_changes_the_numbers():
+    """Device, wandb, paths, logging and a larger number of steps stay out of it; everything else is in it."""
+    base = identity(composed("train", []), "images")
+    same = ["run.device=cpu", "wandb=offline", "run.root=elsewhere", "run.cache=elsewhere", "run.log_every=1", "run.samples=1",
+            "run.checkpoint_every=7", "train.steps=9999", "sampler=ancestral", "source.train=true", "run.directory=here"]
+    for override in same:
+        assert identity(composed("train", [override]), "images") == base, override
+    different = ["seed=1", "train.batch_size=16", "optimizer.lr=0.1", "model.dropout=0.1", "schedule=cosine", "loss=bound",
+                 "parameterization=x0", "transfer=freeze_encoder", "data.size=16", "data.n_train=10", "train.precision=bf16",
+                 "train.accumulation=2", "source.include=[up.*]", "data.flip=false"]
+    for override in different:
+        assert identity(composed("train", [override]), "images") != base, override
+    assert identity(composed("train", []), "other images") != base
+
+
+def test_a_folder_counts_by_its_images_and_not_by_its_path():
+    one, other = (identity(composed("train", ["data=folder", f"data.source.path={p}"]), "same") for p in ("a", "b"))
+    assert one == other
+
+
+def test_differences_name_the_path():
+    assert differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3}) == ["a.b: 2 -> 1", "c: 3 -> None"]
+
+
+@pytest.mark.parametrize(("value", "hint", "right"), [
+    (1, int, True), (1.0, int, False), (1, float, True), ("1", float, False), (True, int, False), (None, int | None, True),
+    ([1, 2], list[int], True), ([1, "a"], list[int], False), (False, bool, True), (0, bool, False), ("a", int | str, True)])
+def test_types(value, hint, right):
+    assert fits(value, hint) is right

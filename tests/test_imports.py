@@ -1,0 +1,47 @@
+"""The floors of the house: imports go down only."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BELOW = {
+    "runtime": set(),
+    "diffusion": {"runtime"},
+    "data": {"runtime"},
+    "kernels": {"runtime"},
+    "models": {"kernels", "diffusion", "data", "runtime"},
+    "transfer": {"models", "kernels", "diffusion", "data", "runtime"},
+    "evaluation": {"models", "kernels", "diffusion", "data", "runtime"},
+    "training": {"transfer", "evaluation", "models", "kernels", "diffusion", "data", "runtime"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_package_imports_only_what_lies_below_it():
+    ours = set(BELOW)
+    for package, allowed in BELOW.items():
+        for path in (ROOT / package).rglob("*.py"):
+            upward = (imported(path) & ours) - allowed - {package}
+            assert not upward, f"{path.relative_to(ROOT)} imports {upward}"
+
+
+def test_nothing_imports_the_scripts():
+    scripts = {p.stem for p in ROOT.glob("*.py")}
+    for package in BELOW:
+        for path in (ROOT / package).rglob("*.py"):
+            assert not imported(path) & scripts, path
+
+
+def test_every_package_is_on_a_floor():
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert packages <= set(BELOW)
