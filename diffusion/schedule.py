@@ -13,9 +13,9 @@ Time = Tensor | int  # a [B] tensor of integers in 0..T, or one for the whole ba
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A [B] (or scalar) coefficient, in x's type and shaped to multiply x [B, ...]."""
+    """A [B] (or scalar, or x-shaped) coefficient, in x's type and shaped to multiply x [B, ...]."""
     coefficient = coefficient.to(x.dtype)
-    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim == 1 else coefficient
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class NoiseSchedule:
 
 
 def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
-    """Any schedule from its betas, beta_1 .. beta_T, each in (0, 1]."""
+    """Any schedule from its betas, beta_1 .. beta_T, each in (0, 1); the last may be 1, which leaves no signal at T."""
     betas = np.asarray(betas, dtype=np.float64)
-    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
-        raise ValueError("schedule: betas must be a list of numbers in (0, 1].")
+    if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
+        raise ValueError("schedule: betas must be a list of numbers in (0, 1), of which only the last may be 1.")
     return NoiseSchedule(torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)])))
 
 
@@ -134,6 +134,8 @@ def sigmoid(steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float
 def zero_terminal(schedule: NoiseSchedule) -> NoiseSchedule:
     """The schedule with no signal left at T: sqrt(alpha_bar) shifted to end at 0 and scaled to keep step 1; Lin et al. 2024,
     algorithm 1. Needs a parameterization other than the noise."""
+    if schedule.steps < 2:
+        raise ValueError("schedule: zero terminal SNR needs at least 2 steps, as the first one keeps its signal.")
     root = schedule.alpha_bar.sqrt()
     first, last = root[1], root[-1]
     rescaled = (root - last) * first / (first - last)

@@ -41,15 +41,29 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm with Ho's eps, and safe where what lies below is frozen: torch's CPU kernel (2.13) ends the process with a
+    segmentation fault if the weights need a gradient, a channels_last input does not."""
+
+    def __init__(self, groups: int, channels: int):
+        super().__init__(groups, channels, NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled() and (self.weight.requires_grad or self.bias.requires_grad)
+        if trains and x.device.type == "cpu" and not x.requires_grad:
+            x = x.detach().requires_grad_()
+        return super().forward(x)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, NORM_EPS)
+        self.norm1 = GroupNorm(groups, in_channels)
         self.conv1 = conv(in_channels, out_channels, 3)
         self.time_proj = linear(time_channels, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, NORM_EPS)
+        self.norm2 = GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(out_channels, out_channels, 3, scale=NEAR_ZERO)
         self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
@@ -68,7 +82,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, groups: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels, NORM_EPS)
+        self.norm = GroupNorm(groups, channels)
         self.qkv = linear(channels, 3 * channels)
         self.out = linear(channels, channels, scale=NEAR_ZERO)
         for branch in self.qkv.weight.data.chunk(3):  # three square matrices, each with its own fans

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.layers import NEAR_ZERO, NORM_EPS, Attention, Downsample, ResBlock, Upsample, conv, linear, timestep_embedding
+from models.layers import NEAR_ZERO, Attention, Downsample, GroupNorm, ResBlock, Upsample, conv, linear, timestep_embedding
 
 
 class Level(nn.Module):
@@ -75,7 +75,7 @@ class UNet(nn.Module):
                                 **({"upsample": Upsample(target)} if level else {})))
             width = target
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = nn.GroupNorm(groups, channels * multipliers[0], NORM_EPS)
+        self.norm_out = GroupNorm(groups, channels * multipliers[0])
         self.conv_out = conv(channels * multipliers[0], out_channels, 3, scale=NEAR_ZERO)
 
     def embed(self, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:

@@ -120,9 +120,13 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence
 
 
 def summary(rows: Sequence[Fit]) -> str:
-    """One line of counts, then every tensor that was not simply loaded; new ones by reason."""
+    """A line of counts, then what was not simply loaded; tensors of one part that share their fate share a line."""
     counts = {status: sum(row.status == status for row in rows) for status in ("loaded", "resized", "new", "dropped")}
-    lines = ["source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items())]
-    lines += [f"  {row.status} {row.name}: {row.how}" for row in rows if row.status != "loaded"][:24]
-    hidden = sum(row.status != "loaded" for row in rows) - (len(lines) - 1)
-    return "\n".join(lines + ([f"  ... and {hidden} more, in source.json"] if hidden else []))
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row.status != "loaded":
+            lines.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
+    return "\n".join([
+        "source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items()),
+        *(f"  {status} {names[0] if len(names) == 1 else f'{part}.* ({len(names)} tensors)'}: {how}"
+          for (status, part, how), names in lines.items())])

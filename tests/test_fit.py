@@ -1,0 +1,95 @@
+"""Source weights in another network: where the result is exact, it is held to the source's own output."""
+
+import pytest
+import torch
+
+from models.unet import UNet
+from runtime.errors import UserError
+from transfer.fit import fit, summary
+
+
+def unet(**more) -> UNet:
+    torch.manual_seed(more.pop("seed", 0))
+    network = UNet(8, [1, 2], 1, [1], groups=4, **more)
+    for p in network.parameters():  # no layer near zero, so that nothing hides
+        torch.nn.init.normal_(p, std=0.2)
+    return network.eval()
+
+
+def fitted(source: UNet, target: UNet, include=("*",)) -> dict[str, str]:
+    state, rows = fit(source.state_dict(), target.state_dict(), include)
+    target.load_state_dict(state)
+    return {row.name: row.status for row in rows}
+
+
+X, T = torch.randn(2, 1, 8, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+
+
+def test_the_same_network_is_copied_whole():
+    source, target = unet(), unet(seed=1)
+    assert set(fitted(source, target).values()) == {"loaded"}
+    x = X.expand(-1, 3, -1, -1)
+    assert torch.equal(source(x, T, {}), target(x, T, {}))
+
+
+def test_rgb_to_gray_is_exact_for_an_image_of_equal_channels():
+    """The gray network's output is the mean over the channels of the source's on the same image as RGB."""
+    source, target = unet(), unet(in_channels=1, out_channels=1, seed=1)
+    status = fitted(source, target)
+    assert {n for n, s in status.items() if s == "resized"} == {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
+    expected = source(X.expand(-1, 3, -1, -1), T, {}).mean(1, keepdim=True)
+    torch.testing.assert_close(target(X, T, {}), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gray_to_rgb_is_exact_for_an_image_of_equal_channels():
+    source, target = unet(in_channels=1, out_channels=1), unet(seed=1)
+    fitted(source, target)
+    expected = source(X, T, {}).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(target(X.expand(-1, 3, -1, -1), T, {}), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_resolution_changes_no_tensor():
+    """Attention belongs to a level, not to a pixel count."""
+    source, target = unet(), unet(seed=1)
+    fitted(source, target)
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(source(x, T[:1], {}), target(x, T[:1], {}))
+
+
+def test_class_tables():
+    source, target = unet(classes=3), unet(classes=5, seed=1)
+    assert fitted(source, target)["class_embedding.weight"] == "resized"
+    table, mean = source.class_embedding.weight, source.class_embedding.weight[:3].mean(0)
+    torch.testing.assert_close(target.class_embedding.weight[:5], mean.expand(5, -1))
+    assert torch.equal(target.class_embedding.weight[5], table[3])
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(source(x, T, {}), target(x, T, {}))  # the null class
+
+
+def test_a_class_table_that_the_source_lacks_is_new_and_one_that_the_target_lacks_is_dropped():
+    assert fitted(unet(), unet(classes=2, seed=1))["class_embedding.weight"] == "new"
+    assert fitted(unet(classes=2), unet(seed=1))["class_embedding.weight"] == "dropped"
+
+
+def test_every_tensor_has_one_row():
+    source, target = unet(classes=2), UNet(8, [1, 2, 2], 2, [1], groups=4, in_channels=1)
+    _, rows = fit(source.state_dict(), target.state_dict())
+    assert sorted(row.name for row in rows) == sorted(source.state_dict().keys() | target.state_dict().keys())
+    text = summary(rows)
+    assert "dropped class_embedding.weight" in text and "resized conv_in.weight" in text and "new up.*" in text
+
+
+def test_include_copies_some_layers_and_leaves_the_rest_as_they_were():
+    source, target, untouched = unet(), unet(seed=1), unet(seed=1)
+    status = fitted(source, target, ["down.*", "conv_in.*"])
+    for name, p in target.state_dict().items():
+        copied = name.startswith(("down.", "conv_in."))
+        assert torch.equal(p, (source if copied else untouched).state_dict()[name])
+        assert status[name] == ("loaded" if copied else "new")
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="source.include: dwn"):
+        fit(unet().state_dict(), unet().state_dict(), ["dwn.*"])
+    with pytest.raises(UserError, match="no tensor of the source fits"):
+        fit({"other": torch.zeros(1)}, unet().state_dict())

@@ -1,0 +1,184 @@
+"""What trains when: the rules, the presets by their definition, and that a frozen weight does not move."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+
+from models.unet import UNet
+from runtime.build import build
+from runtime.config import composed, options
+from runtime.errors import UserError
+from training.ema import Ema, ema_decay, share_of_start
+from training.parts import TARGETS, rules_of
+from transfer.rules import ParameterPlan, Rule
+
+
+def tiny(**more) -> UNet:
+    return UNet(8, [1, 2], 1, [1], groups=4, **more)
+
+
+def trained(plan: ParameterPlan, step: int) -> set[str]:
+    plan.apply(step)
+    return {name for name, p in plan.parameters.items() if p.requires_grad}
+
+
+def preset(name: str, network) -> ParameterPlan:
+    return ParameterPlan(network, rules_of(composed("train", [f"transfer={name}"])))
+
+
+def test_the_last_match_wins():
+    plan = ParameterPlan(tiny(), [Rule("*"), Rule("down.*", 0.0), Rule("down.0.block.0.conv1.weight", 0.5)])
+    assert trained(plan, 0) == {n for n in plan.parameters if not n.startswith("down.") or n == "down.0.block.0.conv1.weight"}
+    assert sorted(plan.rates(0)) == [0.0, 0.5, 1.0] or sorted(plan.rates(0)) == [0.5, 1.0]
+
+
+def test_what_no_rule_names_is_frozen():
+    assert trained(ParameterPlan(tiny(), [Rule("mid.*")]), 0) == {n for n in tiny().state_dict() if n.startswith("mid.")}
+
+
+def test_rules_come_and_go_with_the_step():
+    """linear_probe, then everything at a lower rate (Kumar et al. 2022): two rates for one parameter over time."""
+    plan = ParameterPlan(tiny(), [Rule("*", 0.1, from_step=5), Rule("conv_out.*", 1.0, until_step=5)])
+    assert trained(plan, 0) == trained(plan, 4) == {"conv_out.weight", "conv_out.bias"}
+    assert trained(plan, 5) == set(plan.parameters)
+    by_name = dict(zip([tuple(n) for n in plan.trained.values()], plan.rates(7), strict=True))
+    assert set(by_name.values()) == {0.1}
+
+
+def test_apply_tells_when_the_trained_set_changes():
+    plan = ParameterPlan(tiny(), [Rule("conv_out.*"), Rule("*", from_step=3)])
+    assert [plan.apply(step) for step in range(6)] == [True, False, False, True, False, False]
+    assert [plan.at_change(step) for step in range(6)] == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize(("rules", "message"), [
+    ([Rule("dwon.*")], "did you mean down"),
+    ([Rule("*", 0.0)], "train nothing"),
+    ([Rule("*", 1.0), Rule("*", 0.0)], "train nothing"),
+    ([Rule("up.9.*")], "matches no parameter"),
+])
+def test_mistakes(rules, message):
+    with pytest.raises(UserError, match=message):
+        ParameterPlan(tiny(), rules)
+
+
+def test_a_rule_that_ends_before_it_begins():
+    with pytest.raises(UserError, match="until_step"):
+        Rule("*", from_step=5, until_step=5)
+
+
+@pytest.mark.parametrize(("model", "strategy", "share"), [
+    ("ddpm_celeba64", "full", 100), ("ddpm_celeba64", "freeze_encoder", 74.5), ("ddpm_celeba64", "norm_bias", 0.106),
+    ("ddpm_cifar10", "freeze_encoder", 70.6), ("ddpm_cifar10", "norm_bias", 0.154), ("ddpm_cifar10", "gradual_unfreezing", 100)])
+def test_trained_share_of_the_papers_networks(model, strategy, share):
+    """In percent, as tabulated for these networks by counting their layers by hand."""
+    config = composed("train", [f"model={model}", f"transfer={strategy}", "data.channels=3"])
+    with torch.device("meta"):
+        network = build(config["model"], TARGETS["model"], "model")
+    assert 100 * ParameterPlan(network, rules_of(config)).share() == pytest.approx(share, rel=6e-3)
+
+
+def test_freeze_encoder_freezes_time_input_and_the_way_down():
+    plan = preset("freeze_encoder", tiny())
+    frozen = {n for n in plan.parameters if n.split(".")[0] in ("time_mlp", "conv_in", "down")}
+    assert trained(plan, 0) == set(plan.parameters) - frozen and frozen
+
+
+def test_norm_bias_trains_norms_and_biases():
+    network = tiny()
+    modules = dict(network.named_modules())
+    expected = {n for n in dict(network.named_parameters())
+                if n.endswith(".bias") or isinstance(modules[n.rpartition(".")[0]], torch.nn.GroupNorm)}
+    assert trained(preset("norm_bias", network), 0) == expected
+
+
+def test_gradual_unfreezing_goes_from_the_output_inwards_at_falling_rates():
+    """Howard and Ruder 2018: one stage more at a time, each deeper one at a rate 2.6 times lower."""
+    network = tiny()
+    plan = preset("gradual_unfreezing", network)
+    stages = [("norm_out", "conv_out"), ("up",), ("mid",), ("down",), ("conv_in", "time_mlp")]
+    expected: set[str] = set()
+    for stage, parts in enumerate(stages):
+        new = {n for n in plan.parameters if n.split(".")[0] in parts}
+        expected |= new
+        for step in (50 * stage, 50 * stage + 49):
+            assert trained(plan, step) == expected
+        group = next(k for k, names in enumerate(plan.trained.values()) if next(iter(new)) in names)
+        assert plan.rates(1000)[group] == pytest.approx(2.6 ** -stage, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", options("transfer"))
+def test_presets_fit_every_network(name):
+    for more in ({}, {"classes": 3}, {"heads": 2}):
+        assert trained(preset(name, tiny(**more)), 10**6)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_frozen_weight_does_not_move_by_a_bit_nor_its_average(optimizer):
+    """Also with weight decay, with moments from a time when it trained, and after it was frozen again."""
+    torch.manual_seed(0)
+    network = tiny()
+    plan = ParameterPlan(network, [Rule("*", from_step=2, until_step=4), Rule("up.*")])
+    options = {"weight_decay": 0.1} if optimizer is torch.optim.AdamW else {}
+    stepper, ema = optimizer(plan.groups(), lr=1e-2, **options), Ema(network, 0.9)
+    snapshots = []
+    for step in range(6):
+        plan.apply(step)
+        for group, rate in zip(stepper.param_groups, plan.rates(step), strict=True):
+            group["lr"] = 1e-2 * rate
+        network(torch.randn(2, 3, 8, 8), torch.tensor([1, 5]), {}).square().sum().backward()
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+        ema.update(step)
+        snapshots.append({n: p.detach().clone() for n, p in network.named_parameters()})
+    still = {n for n in snapshots[0] if not fnmatchcase(n, "up.*")}
+    for name in still:
+        assert torch.equal(snapshots[0][name], snapshots[1][name]), name
+        assert torch.equal(snapshots[3][name], snapshots[5][name]), name
+    moved = [n for n in snapshots[0] if n in still and not torch.equal(snapshots[1][n], snapshots[3][n])]
+    assert len(moved) == len(still)
+    assert all(not torch.equal(snapshots[4][n], snapshots[5][n]) for n in snapshots[0] if n not in still)
+
+
+def test_the_average_of_a_frozen_weight_is_the_weight():
+    network = tiny()
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    ema = Ema(network, 0.9999)
+    for step in range(50):
+        with torch.no_grad():
+            network.conv_out.weight.add_(0.01)
+        ema.update(step)
+    for name, p in ema.network.named_parameters():
+        assert torch.equal(p, before[name]) == (name != "conv_out.weight")
+
+
+def test_ema_against_its_formula_in_float64():
+    """ema_n = d_n ema_{n-1} + (1 - d_n) w_n, d_n = min(decay, (1 + n) / (10 + n))."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema, expected, start_weight = Ema(network, 0.7), network.weight.item(), 1.0
+    for n in range(40):
+        with torch.no_grad():
+            network.weight.fill_(n / 7)
+        ema.update(n)
+        d = min(0.7, (1 + n) / (10 + n))
+        expected, start_weight = d * expected + (1 - d) * n / 7, start_weight * d
+    assert ema.network.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert share_of_start(0.7, 40) == pytest.approx(start_weight, abs=1e-12)
+    assert ema_decay(0.9999, 0) == 0.1
+
+
+def test_share_left_on_the_source_without_warm_up_is_known():
+    """transfer literature: 0.9999 for 24k steps leaves 9%; with the warm-up next to nothing is left."""
+    assert 0.9999**24000 == pytest.approx(0.09, abs=0.002)
+    assert share_of_start(0.9999, 300) < 1e-9
+
+
+def test_plan_rows_name_every_parameter_and_period():
+    plan = ParameterPlan(tiny(), [Rule("*", 0.1, from_step=5), Rule("conv_out.*", 1.0, until_step=5)])
+    rows = plan.rows(2e-4)
+    assert rows[0] == ["parameter", "shape", "group", "learning_rate", "from", "until"]
+    assert {row[0] for row in rows[1:]} == set(plan.parameters)
+    out = [row[3:] for row in rows if row[0] == "conv_out.bias"]
+    assert out == [[2e-4, 0, 5], [pytest.approx(2e-5), 5, "end"]]
+    assert [row[3:] for row in rows if row[0] == "conv_in.bias"] == [[0, 0, 5], [pytest.approx(2e-5), 5, "end"]]
