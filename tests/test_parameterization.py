@@ -91,7 +91,7 @@ def test_mean_of_the_noise_form():
 
 
 def test_velocity_is_the_derivative_along_the_angle():
-    """v = d x / d phi, x = cos(phi) x0 + sin(phi) noise: Salimans and Ho 2022, appendix D, by central differences."""
+    """v = d x / d phi, x = cos(phi) x0 + sin(phi) noise: Salimans and Ho 2022, by central differences."""
     schedule, step = SCHEDULES["cosine"], 1e-5
     x0, noise = images(2)
     for t in (1, 400, 999):
