@@ -61,7 +61,7 @@ def run(config: Config, wait: bool = False) -> Path:
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
     with locked(directory / ".lock", None if wait else busy):
         claim(directory, who)
-        for folder in (directory, directory / "checkpoints"):
+        for folder in (directory, directory / "checkpoints", directory / "samples"):
             remove_leftovers(folder)
         saved = checkpoint.latest(directory / "checkpoints")
         if saved and saved.step >= config["train"]["steps"] and not saved.state["pending"]:
@@ -139,7 +139,7 @@ def trainer(config: Config, directory: Path, saved: checkpoint.Checkpoint | None
     optimizer = build(config["optimizer"], TARGETS["optimizer"], "optimizer")(plan.groups())
     describe(directory, config, precision, device)
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
-    run_log = RunLog(directory, saved.step if saved else 0, settings_of(config, "wandb"), config)
+    run_log = RunLog(directory, saved.state["rows"] if saved else 0, settings_of(config, "wandb"), config)
     try:
         prepared = Trainer(denoiser, build(config["loss"], TARGETS["loss"], "loss"), optimizer, plan,
                            Batches(dataset, settings.batch_size, data.flip, config["seed"]), settings_of(config, "sampler"),

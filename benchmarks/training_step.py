@@ -7,12 +7,11 @@ Both are called as their own documentation does: ours in channels_last, as train
 
 from __future__ import annotations
 
-import runtime.torchvision  # noqa: F401, I001 - before diffusers, which imports torchvision
-
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
+import runtime.torchvision  # noqa: F401 - before diffusers, which imports torchvision
 from benchmarks.common import arguments, interleaved, median_ratio, report
 from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss

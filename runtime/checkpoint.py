@@ -1,5 +1,5 @@
 """Checkpoints: checkpoints/step_N/ with model.safetensors, ema.safetensors, optimizer.pt and state.json, which holds the sha256 of
-the others. A directory under that name is whole: it was written aside, synced and renamed."""
+the others and of its own content. A directory under that name is whole: it was written aside, synced and renamed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.errors import UserError
 from runtime.files import remove_directory, sha256, write_directory
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
+OWN = "sha256 of the rest"  # in state.json
 log = logging.getLogger(__name__)
 
 
@@ -53,24 +55,40 @@ class Checkpoint:
         return safetensors.torch.load_file(self.path / which)
 
     def optimizer(self) -> dict[str, Any]:
-        return torch.load(self.path / OPTIMIZER, weights_only=True, map_location="cpu")
+        """Raises UserError where the file holds anything but tensors and plain values: it is foreign input."""
+        try:
+            return torch.load(self.path / OPTIMIZER, weights_only=True, map_location="cpu")
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f"{self.path / OPTIMIZER} is no optimizer of this project: {str(error).splitlines()[0]}") from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint directory. Raises UserError where it is none."""
+    """One checkpoint directory. Raises UserError where it is none, or its state.json is damaged."""
     try:
         state = json.loads((path / STATE).read_text())
-        if not {"step", "sha256", "config"} <= state.keys():
+        if not isinstance(state, dict) or not {"step", "sha256", "config"} <= state.keys():
             raise ValueError("it lacks step, sha256 or config")
+        if state.pop(OWN, None) != _digest(state):
+            raise ValueError("its content does not have the sha256 that it says")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no checkpoint of this project ({error}).") from error
+        raise UserError(f"{path / STATE} is damaged or not of this project: {error}") from error
     return Checkpoint(path, state)
 
 
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def all_checkpoints(directory: Path) -> list[Checkpoint]:
-    """The checkpoints in directory, oldest first. Their files are not read yet."""
-    steps = sorted(int(p.name[5:]) for p in directory.glob("step_*") if p.name[5:].isdigit())
-    return [open_checkpoint(directory / f"step_{step}") for step in steps]
+    """The checkpoints in directory, oldest first; one whose state.json is damaged is named and left out. The other files are not
+    read yet."""
+    found = []
+    for step in sorted(int(p.name[5:]) for p in directory.glob("step_*") if p.name[5:].isdigit()):
+        try:
+            found.append(open_checkpoint(directory / f"step_{step}"))
+        except UserError as error:
+            log.warning("%s", error)
+    return found
 
 
 def latest(directory: Path) -> Checkpoint | None:
@@ -103,7 +121,8 @@ def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], opti
         OPTIMIZER: buffer.getvalue(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    contents[STATE] = json.dumps(state | {"sha256": digests}, indent=1).encode()
+    state = state | {"sha256": digests}
+    contents[STATE] = json.dumps(state | {OWN: _digest(state)}, indent=1).encode()
     write_directory(directory / f"step_{state['step']}", contents)
 
 

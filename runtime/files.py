@@ -7,11 +7,14 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import UserError
+
+ASIDE = re.compile(r"\..+\.(\d+|removed|replaced)")  # the names below which something is written or removed: .NAME.PID and the like
 
 
 def sha256(path: Path) -> str:
@@ -39,12 +42,17 @@ def write_durably(path: Path, data: bytes) -> None:
     """Creates path with data, on the disk when this returns."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view):]
+        write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """os.write may stop short, as it does where the disk fills up."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -61,7 +69,9 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_directory(path: Path, contents: dict[str, bytes]) -> None:
-    """Creates the directory path with these files: it appears with all of them or not at all."""
+    """Creates the directory path with these files: it appears with all of them or not at all. One that is there is replaced; a
+    kill between the two renames leaves it to remove_leftovers to put the old one back."""
+    replaced = path.with_name(f".{path.name}.replaced")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -70,13 +80,15 @@ def write_directory(path: Path, contents: dict[str, bytes]) -> None:
             write_durably(aside / name, data)
         sync_directory(aside)
         if path.exists():
-            remove_directory(path)
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(path, replaced)
         os.replace(aside, path)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise_if_full(error, path)
         raise
     sync_directory(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
@@ -88,11 +100,17 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Deletes what a killed process left aside. Only under the lock of the run that owns parent."""
+    """Deletes what a killed process left aside, and nothing else: a user may name any folder as run.directory. Only under the
+    lock of the run that owns parent."""
     for path in parent.glob(".*"):
-        if path.is_dir():
+        if not ASIDE.fullmatch(path.name):
+            continue
+        whole = parent / path.name[1:].rpartition(".")[0]
+        if path.suffix == ".replaced" and not whole.exists():
+            os.replace(path, whole)
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name != ".lock":
+        else:
             path.unlink(missing_ok=True)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from runtime.files import write_atomically
+from runtime.files import raise_if_full, write_all, write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,20 @@ def log_to_terminal() -> None:
 
 
 class RunLog:
-    """metrics.jsonl is the truth, wandb a copy of it. Rows after start, left by a run that was killed, are dropped: the file is
-    that of a run that was never interrupted."""
+    """metrics.jsonl is the truth, wandb a copy of it. rows: how many of its rows the checkpoint knows of; those after them, left
+    by a run that was killed, are dropped: the file is that of a run that was never interrupted."""
 
-    def __init__(self, directory: Path, start: int, wandb: WandbSettings, config: dict[str, Any]):
+    def __init__(self, directory: Path, rows: int, wandb: WandbSettings, config: dict[str, Any]):
         self.directory = directory
         (directory / "samples").mkdir(exist_ok=True)
         self._handler = logging.FileHandler(directory / "log.txt")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(self._handler)
-        path = directory / "metrics.jsonl"
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= start))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._path = directory / "metrics.jsonl"
+        kept = read_metrics(self._path)[:rows]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.rows = len(kept)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._wandb = None
         if wandb.mode != "disabled":
             import wandb as client  # a second of import, only where it is wanted
@@ -65,7 +67,12 @@ class RunLog:
                 settings=client.Settings(init_timeout=wandb.timeout, silent=True))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        os.write(self._file, (json.dumps({"step": step} | values) + "\n").encode())
+        try:
+            write_all(self._file, (json.dumps({"step": step} | values) + "\n").encode())
+        except OSError as error:
+            raise_if_full(error, self._path)
+            raise
+        self.rows += 1
         if self._wandb:
             self._wandb.log(values, step=step)
 

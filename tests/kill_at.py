@@ -33,7 +33,10 @@ class Hook:
         os.write, os.fsync, os.replace = self.writes, self.syncs, self.renames
 
     def writes(self, fd: int, data) -> int:
-        due = self.count("write", name_of(fd))
+        name = name_of(fd)
+        if name is None:  # a pipe or a terminal
+            return self.write(fd, data)
+        due = self.count("write", name)
         if self.what == "FULL" and len(self.done) > self.number > 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         half = bytes(data)[: len(data) // 2]
@@ -72,8 +75,9 @@ class Hook:
         Path(path).write_text("".join(line + "\n" for line in self.done))
 
 
-def name_of(fd: int) -> str:
-    return short(os.readlink(f"/proc/self/fd/{fd}"))
+def name_of(fd: int) -> str | None:
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    return short(path) if path.startswith("/") and not path.startswith("/dev/") else None
 
 
 def short(path: str) -> str:

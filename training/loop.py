@@ -63,7 +63,7 @@ class Trainer:
         self.averaged = Denoiser(self.ema.network, d.schedule, d.parameterization, d.variance).eval()
         self.window = torch.zeros((), device=self.device)  # summed loss since the last row of the log
         self.window_steps = 0
-        self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss that is not finite
+        self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss or gradient that is not finite
         self.pending = False  # stopped between the step and its evaluation
 
     # one step
@@ -92,7 +92,7 @@ class Trainer:
         self.ema.update(k)
         self.window += total
         self.window_steps += 1
-        self.first_bad = torch.where((self.first_bad < 0) & ~total.isfinite(), k, self.first_bad)
+        self.first_bad = torch.where((self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad)
         return norm
 
     def _draw(self, k: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
@@ -151,7 +151,7 @@ class Trainer:
         if (bad := self.first_bad.item()) >= 0:
             last = checkpoint.latest(self.directory / "checkpoints")
             raise UserError(
-                f"the loss of step {bad} is not finite, so training stopped there. "
+                f"the loss or the gradient of step {bad} is not finite, so training stopped there. "
                 + (f"The last good checkpoint is {last.path}. " if last else "No checkpoint was written before it. ")
                 + "Usual cures: a lower optimizer.lr, a longer train.warmup, train.clip=1, train.precision=fp32.")
 
@@ -203,7 +203,8 @@ class Trainer:
         self._check_finite()
         self.log.sync()
         state = {"step": self.steps_done, "pending": self.pending, "validation_loss": validation_loss, "seconds": self._elapsed(),
-                 "window": [self.window.item(), self.window_steps], "classes": list(self.batches.dataset.classes), "config": self.config}
+                 "rows": self.log.rows, "window": [self.window.item(), self.window_steps],
+                 "classes": list(self.batches.dataset.classes), "config": self.config}
         directory = self.directory / "checkpoints"
         checkpoint.save(directory, self.denoiser.network.state_dict(), self.ema.network.state_dict(), self.optimizer.state_dict(), state)
         checkpoint.prune(directory, self.run.keep_last)

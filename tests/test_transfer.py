@@ -1,0 +1,153 @@
+"""From a source to a target by train.py: the source is found, trained when it is small, named when it is large."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from runtime.log import read_metrics
+
+ROOT = Path(__file__).parent.parent
+TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "train.batch_size=4",
+        "train.steps=3", "train.precision=fp32", "run.held_out_draws=8", "run.samples=1", "sampler.steps=2", "run.log_every=1"]
+SOURCE = "source.overrides=[" + ",".join(f'"{o}"' for o in [*TINY, "data.channels=1"]) + "]"
+
+
+def train(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def transfer(root: Path, *more: str, code: int = 0) -> str:
+    return train("+experiment=transfer_demo", *TINY, SOURCE, f"run.root={root}", f"run.cache={root}/cache", *more, code=code)
+
+
+def weights(directory: Path, file: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(directory / "checkpoints" / "step_3" / file)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """transfer_demo with freeze_encoder, its gray source trained on the way."""
+    folder = tmp_path_factory.mktemp("runs")
+    text = transfer(folder, "transfer=freeze_encoder")
+    assert "training it first" in text and "resized conv_in.weight: input channels repeated 1 -> 3" in text
+    return folder
+
+
+def only(root: Path, pattern: str) -> Path:
+    (found,) = root.glob(pattern)
+    return found
+
+
+def test_the_source_is_shared_and_not_trained_again(root):
+    source = only(root, "pretrain_demo/*")
+    before = (source / "checkpoints" / "step_3" / "state.json").read_bytes()
+    text = transfer(root, "transfer=norm_bias", "seed=1")
+    assert "training it first" not in text and str(source) in text
+    assert (source / "checkpoints" / "step_3" / "state.json").read_bytes() == before
+    only(root, "pretrain_demo/*")
+
+
+def test_frozen_weights_are_the_source_to_the_bit_and_the_others_moved(root):
+    source, target = weights(only(root, "pretrain_demo/*"), "ema.safetensors"), only(root, "transfer_demo/freeze_encoder-*")
+    for file in ("model.safetensors", "ema.safetensors"):
+        for name, tensor in weights(target, file).items():
+            if name.split(".")[0] in ("down", "time_mlp") or name == "conv_in.bias":
+                assert torch.equal(tensor, source[name]), name
+            elif tensor.shape == source[name].shape:
+                assert not torch.equal(tensor, source[name]), name
+    rgb, gray = weights(target)["conv_in.weight"], source["conv_in.weight"]
+    assert torch.equal(rgb, gray.expand(-1, 3, -1, -1) / 3)  # frozen too, once fitted
+
+
+def test_a_run_says_what_it_did(root):
+    target = only(root, "transfer_demo/freeze_encoder-*")
+    names = {p.name for p in target.iterdir()}
+    assert {"config.yaml", "environment.json", "log.txt", "metrics.jsonl", "samples", "plan.csv", "source.json", "checkpoints"} <= names
+    source = json.loads((target / "source.json").read_text())
+    assert {row["status"] for row in source["tensors"]} == {"loaded", "resized"} and len(source["sha256"]) == 64
+    rates = {row["parameter"]: float(row["learning_rate"]) for row in csv.DictReader(open(target / "plan.csv"))}
+    assert {n for n, r in rates.items() if r == 0} == {n for n in rates if n.split(".")[0] in ("down", "time_mlp", "conv_in")}
+    rows = read_metrics(target / "metrics.jsonl")
+    assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3]
+    assert {f"validation/loss_t{d}" for d in (0, 9)} <= rows[-1].keys()
+    assert next(iter((target / "samples").glob("*_0000003.png")))
+
+
+def test_a_run_directory_and_a_checkpoint_are_sources_too(root):
+    """All three ways to name one source start from the same bits."""
+    directory = only(root, "pretrain_demo/*")
+    for origin in (directory, directory / "checkpoints" / "step_3"):
+        text = transfer(root, "transfer=freeze_encoder", f"source.from={origin}", f"run.directory={root}/named/{origin.name}")
+        assert "source weights:" in text
+        assert weights(root / "named" / origin.name).keys() == weights(directory).keys()
+        expected = weights(only(root, "transfer_demo/freeze_encoder-*"))
+        for name, tensor in weights(root / "named" / origin.name).items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_scratch_copies_nothing_and_needs_no_source(tmp_path):
+    text = transfer(tmp_path, "transfer=scratch")
+    assert "source" not in text
+    assert not (tmp_path / "pretrain_demo").exists()
+
+
+def test_include_is_apart_from_what_trains(root):
+    transfer(root, "transfer=freeze_encoder", "source.include=[down.*]", f"run.directory={root}/include")
+    source = weights(only(root, "pretrain_demo/*"), "ema.safetensors")
+    status = {r["name"]: r["status"] for r in json.loads((root / "include" / "source.json").read_text())["tensors"]}
+    assert {n for n, s in status.items() if s == "loaded"} == {n for n in source if n.startswith("down.")}
+    for name, tensor in weights(root / "include").items():
+        if name.startswith("down."):
+            assert torch.equal(tensor, source[name])
+
+
+def test_a_large_source_is_named_with_its_command_and_hours(root):
+    overrides = SOURCE[:-1] + ',"gpu_hours=40"]'
+    text = train("+experiment=transfer_demo", *TINY, overrides, f"run.root={root}/large", f"run.cache={root}/cache", code=2)
+    assert "python train.py +experiment=pretrain_demo" in text and "40 GPU-hours" in text and "source.train=true" in text
+    train("+experiment=transfer_demo", *TINY, overrides, f"run.root={root}/large", f"run.cache={root}/cache", "source.train=true")
+    assert list((root / "large" / "pretrain_demo").glob("*/checkpoints/step_3"))
+
+
+def test_another_source_is_another_run(root):
+    before = set((root / "transfer_demo").iterdir())
+    other = SOURCE[:-1] + ',"seed=3"]'
+    train("+experiment=transfer_demo", *TINY, other, f"run.root={root}", f"run.cache={root}/cache", "transfer=freeze_encoder")
+    assert len(set((root / "transfer_demo").iterdir()) - before) == 1
+
+
+def test_wandb_offline_has_the_same_content_and_opens_no_connection(root):
+    """Sockets to anything but this machine are refused; the run does not notice."""
+    touched = root / "touched"
+    guard = f"""
+import runpy, socket, sys
+real = socket.socket.connect
+def connect(self, address):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        open({str(touched)!r}, "a").write(str(address))
+        raise OSError("no network")
+    return real(self, address)
+socket.socket.connect = connect
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", guard, *TINY, "wandb=offline", f"run.root={root}", f"run.cache={root}/cache",
+                           f"run.directory={root}/wandb"], cwd=ROOT, capture_output=True, text=True, timeout=200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert not touched.exists()
+    (record,) = (root / "wandb").glob("wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    for key in ("grad_norm", "validation/loss_t0", "images_per_second", "samples"):
+        assert key.encode() in content
