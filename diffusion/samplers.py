@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoise
 from diffusion.schedule import NoiseSchedule, expand
+from runtime.errors import UserError
 
 RandnLike = Callable[[Tensor], Tensor]
 Sampler = Callable[[Denoise, NoiseSchedule, Tensor, Sequence[int], RandnLike], Tensor]
@@ -70,7 +71,7 @@ def trailing_steps(total: int, count: int) -> list[int]:
 
 def _check_count(total: int, count: int) -> None:
     if not 1 <= count <= total:
-        raise ValueError(f"sampler.steps must be between 1 and the schedule's {total}, not {count}.")
+        raise UserError(f"sampler.steps must be between 1 and the schedule's {total}, not {count}.")
 
 
 class NoisePerImage:

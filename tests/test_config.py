@@ -37,7 +37,7 @@ def test_experiments_compose_and_build(experiment):
     "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "spacing", "wandb", "data")
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
-    more = {"folder": ["data.source.path=nowhere"], "betas": ["schedule.betas=[0.1,0.2]"],
+    more = {"folder": ["data.source.path=nowhere"], "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
             "linear_zero_terminal": ["parameterization=velocity"]}
     config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
     check_config(config)
@@ -69,6 +69,8 @@ def test_every_choice_composes_and_checks(group, choice):
     ("data.flip=maybe", "true or false"),
     ("wandb.mode=on", "one of disabled, offline, online"),
     ("sampler.steps=many", "sampler.steps"),
+    ("sampler.steps=2000", "between 1 and the schedule's 1000"),
+    ("schedule=linear_zero_terminal", "parameterization=velocity"),
     ("train.batch_size=10 train.accumulation=3", "multiple of accumulation"),
     ("model.channels=36", "divisible by groups"),
     ("data.size=25", "divisible by 4"),
@@ -124,7 +126,7 @@ def test_identity_is_what_changes_the_numbers():
     for override in same:
         assert identity(composed("train", [override]), "images") == base, override
     different = ["seed=1", "train.batch_size=16", "optimizer.lr=0.1", "model.dropout=0.1", "schedule=cosine", "loss=bound",
-                 "parameterization=x0", "transfer=freeze_encoder", "data.size=16", "data.n_train=10", "train.precision=bf16",
+                 "parameterization=x0", "variance=fixed_small", "transfer=freeze_encoder", "data.size=16", "data.n_train=10", "train.precision=bf16",
                  "train.accumulation=2", "source.include=[up.*]", "data.flip=false"]
     for override in different:
         assert identity(composed("train", [override]), "images") != base, override

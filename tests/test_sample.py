@@ -30,6 +30,7 @@ def run_directory(tmp_path_factory) -> Path:
     network = build_denoiser(config).network
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
+    torch.nn.init.normal_(network.class_embedding.weight)
     state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": ["cat", "dog", "eel"],
              "config": config}
     checkpoint.save(directory / "checkpoints", network.state_dict(), network.state_dict(), {}, state)

