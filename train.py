@@ -32,6 +32,7 @@ from transfer.rules import ParameterPlan
 from transfer.source import Source, from_checkpoint
 
 log = logging.getLogger("train")
+ALONE = "pretrain_demo"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -39,9 +40,6 @@ log = logging.getLogger("train")
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
     config = resolved(cfg)
-    if config["experiment"] == "pretrain_demo" and not any("experiment=" in argument for argument in sys.argv):
-        log.info("No experiment chosen: a small model of the bundled faces, minutes on a CPU.\n"
-                 "Others: +experiment=%s. More: python train.py --help", ", ".join(options("experiment")))
     try:
         run(config)
     except Preempted as signal:
@@ -165,6 +163,15 @@ def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> 
         "sha256": found.state["sha256"][file], "tensors": [row._asdict() for row in rows]})
 
 
+def choose_something() -> None:
+    """`python train.py` alone: the small model, and a word on it."""
+    print(f"No settings given, so this is +experiment={ALONE}: a small model of the bundled faces, minutes on a CPU.\n"
+          f"Experiments: {', '.join(options('experiment'))}. More: python train.py --help\n", flush=True)
+    sys.argv.append(f"+experiment={ALONE}")
+
+
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        choose_something()
     one_message(check_overrides)("train", sys.argv[1:])
     main()

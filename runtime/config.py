@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser  # tells overrides from Hydra's own flags
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -61,7 +62,7 @@ def resolved(config) -> dict[str, Any]:
 def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     """Raises UserError, with near names, for a command line that names a group, a choice or a key that is not there."""
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+        overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_args(arguments).overrides)
     except HydraException as error:
         raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces or "
                         "commas: 'checkpoint=\"my run\"'.") from error

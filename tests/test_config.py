@@ -118,6 +118,12 @@ def test_help_shows_the_commands():
     assert "+experiment=transfer_demo" in done.stdout and "freeze_encoder" in done.stdout
 
 
+def test_hydras_own_flags_pass():
+    done = run("train.py", "--cfg", "job", "--resolve", "+experiment=transfer_demo", "train.steps=7")
+    assert done.returncode == 0, done.stderr
+    assert "steps: 7" in done.stdout and "from: pretrain_demo" in done.stdout
+
+
 def test_identity_is_what_changes_the_numbers():
     """Device, wandb, paths, logging and a larger number of steps stay out of it; everything else is in it."""
     base = identity(composed("train", []), "images")
@@ -126,7 +132,8 @@ def test_identity_is_what_changes_the_numbers():
     for override in same:
         assert identity(composed("train", [override]), "images") == base, override
     different = ["seed=1", "train.batch_size=16", "optimizer.lr=0.1", "model.dropout=0.1", "schedule=cosine", "loss=bound",
-                 "parameterization=x0", "variance=fixed_small", "transfer=freeze_encoder", "data.size=16", "data.n_train=10", "train.precision=bf16",
+                 "parameterization=x0", "variance=fixed_small", "transfer=freeze_encoder",
+                 "data.size=16", "data.n_train=10", "train.precision=bf16",
                  "train.accumulation=2", "source.include=[up.*]", "data.flip=false"]
     for override in different:
         assert identity(composed("train", [override]), "images") != base, override
