@@ -80,7 +80,7 @@ class UNet(nn.Module):
 
     def embed(self, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """[B, 4 channels]: time, plus the class where there is one."""
-        time = self.time_mlp(timestep_embedding(timestep, self.channels))
+        time = self.time_mlp(timestep_embedding(timestep, self.channels).to(self.conv_in.weight.dtype))
         if self.classes:
             label = condition.get("label")
             time = time + self.class_embedding(torch.full_like(timestep, self.classes) if label is None else label)
