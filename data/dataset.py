@@ -101,6 +101,12 @@ def _decode(source: ImageSource, size: tuple[int, int], channels: int, upscale: 
                     if image is not None:
                         images[item] = image
         images.flush()
+        if not failures:
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            path.with_suffix(".json").write_text(json.dumps({"source": source.name, "shape": shape}))  # for whoever finds the file
+            os.replace(aside, path)
+            sync_directory(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise_if_full(error, path)
@@ -111,11 +117,6 @@ def _decode(source: ImageSource, size: tuple[int, int], channels: int, upscale: 
         shown = [f"  {name(item)}: {failures[item]}" for item in sorted(failures)[:20]]
         raise UserError(f"{len(failures)} of {len(source)} images of {source.name} cannot be used; mend or remove them:\n"
                         + "\n".join(shown) + ("\n  ..." if len(failures) > 20 else ""))
-    with open(aside, "rb+") as file:
-        os.fsync(file.fileno())
-    path.with_suffix(".json").write_text(json.dumps({"source": source.name, "shape": shape}))  # for whoever finds the file
-    os.replace(aside, path)
-    sync_directory(path.parent)
 
 
 def _reserve(path: Path, shape: Sequence[int]) -> None:

@@ -20,9 +20,9 @@ from runtime.errors import UserError, near
 SPECIAL = {"_target_", "_partial_"}
 
 
-def resolve(target: str, packages: Sequence[str], where: str) -> Any:
+def resolve(target: Any, packages: Sequence[str], where: str) -> Any:
     """The class or function that target names, if one of packages defines it."""
-    module, _, name = target.rpartition(".")
+    module, _, name = str(target).rpartition(".")
     if any(module == p or module.startswith(p + ".") for p in packages):
         try:
             found = getattr(importlib.import_module(module), name)
@@ -36,7 +36,7 @@ def resolve(target: str, packages: Sequence[str], where: str) -> Any:
 
 def check(node: dict, packages: Sequence[str], where: str, given: Sequence[str] = ()) -> None:
     """Compares a node (and those inside it) with the signature of its target. given: arguments that the caller adds."""
-    check_arguments(resolve(node["_target_"], packages, where), node, packages, where, given)
+    check_arguments(resolve(node.get("_target_"), packages, where), node, packages, where, given)
 
 
 def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str, given: Sequence[str] = ()) -> None:

@@ -147,11 +147,12 @@ class Trainer:
         self._clock = now
         return self.seconds
 
-    def _check_finite(self) -> None:
-        if (bad := self.first_bad.item()) >= 0:
+    def _check_finite(self, held_out_loss: float = 0.0) -> None:
+        if (bad := self.first_bad.item()) >= 0 or not math.isfinite(held_out_loss):
+            what = f"the loss or the gradient of step {bad}" if bad >= 0 else f"the held-out loss after {self.steps_done} steps"
             last = checkpoint.latest(self.directory / "checkpoints")
             raise UserError(
-                f"the loss or the gradient of step {bad} is not finite, so training stopped there. "
+                f"{what} is not finite, so training stopped there. "
                 + (f"The last good checkpoint is {last.path}. " if last else "No checkpoint was written before it. ")
                 + "Usual cures: a lower optimizer.lr, a longer train.warmup, train.clip=1, train.precision=fp32.")
 
@@ -165,6 +166,7 @@ class Trainer:
             self.pending = True
             self._save()
             raise
+        self._check_finite(values.get("loss", 0.0))
         self.pending = False
         self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
         if picture is not None:

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> Callable[..., Path]:
+    """undisturbed(*arguments): the directory of a tiny run that nothing disturbed. Each is made once for all tests."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def directory(*arguments: str) -> Path:
+        if arguments not in made:
+            made[arguments] = runs.finish(tmp_path_factory.mktemp("undisturbed"), arguments)
+        return made[arguments]
+
+    return directory
