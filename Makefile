@@ -2,8 +2,9 @@
 # make test    all tests but the slow ones; no network, no GPU
 PYTHON ?= python3
 TORCH ?= 2.13
+JOBS ?= 2
 PY = .venv/bin/python
-.PHONY: demo test test-slow install check benchmark clean
+.PHONY: demo test test-slow install check clean
 
 demo: .venv/installed
 	$(PY) train.py +experiment=transfer_demo
@@ -13,10 +14,10 @@ demo: .venv/installed
 	@$(PY) report.py runs/transfer_demo
 
 test: .venv/installed-dev
-	$(PY) -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS)
 
 test-slow: .venv/installed-dev
-	$(PY) -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS)
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

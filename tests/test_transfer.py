@@ -77,7 +77,7 @@ def test_a_run_says_what_it_did(root):
     assert {"config.yaml", "environment.json", "log.txt", "metrics.jsonl", "samples", "plan.csv", "source.json", "checkpoints"} <= names
     source = json.loads((target / "source.json").read_text())
     assert {row["status"] for row in source["tensors"]} == {"loaded", "resized"} and len(source["sha256"]) == 64
-    rates = {row["parameter"]: float(row["learning_rate"]) for row in csv.DictReader(open(target / "plan.csv"))}
+    rates = {row["parameter"]: float(row["learning_rate"]) for row in csv.DictReader((target / "plan.csv").read_text().splitlines())}
     assert {n for n, r in rates.items() if r == 0} == {n for n in rates if n.split(".")[0] in ("down", "time_mlp", "conv_in")}
     rows = read_metrics(target / "metrics.jsonl")
     assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3]
