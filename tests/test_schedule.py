@@ -298,6 +298,21 @@ def test_first_step_has_hos_value(name):
         assert schedule.reverse_log_variance(int(t[k]) - 1, int(t[k]), fixed_large(int(t[k]))) == large[k]
 
 
+@pytest.mark.parametrize("length", [1, 20, 250])
+def test_first_step_of_a_respaced_process_has_its_second_steps_value(length):
+    """Steps length apart up to T: Ho's rule on the process that has only them, posterior_variance[1], is q(x_l | x_2l, x_0)."""
+    schedule = schedules.linear(1000)
+    expected = respaced(schedule.alpha_bar.numpy(), np.arange(length, 1001, length))["variance"][1]
+    assert schedule.reverse_log_variance(0, length, 0.0).item() == pytest.approx(math.log(expected), rel=1e-9)
+
+
+def test_first_step_past_half_way_has_the_last_value():
+    """Where no step as long is left above, the longest that ends at T; and where none is, beta itself."""
+    schedule = schedules.linear(1000)
+    assert schedule.reverse_log_variance(0, 700, 0.0).item() == pytest.approx(math.log(bayes(schedule, 300, 1000)[2]), rel=1e-9)
+    assert schedule.reverse_log_variance(0, 1000, 0.0).item() == pytest.approx(math.log(1 - schedule.alpha_bar[1000]), rel=1e-9)
+
+
 @pytest.mark.parametrize(("total", "zero_terminal"), [(1, False), (2, False), (3, False), (10, False), (2, True), (3, True), (10, True)])
 def test_reverse_log_variance_is_finite_everywhere(total, zero_terminal):
     """No -inf and no index beyond T for any 0 <= s < t <= T and any fraction."""

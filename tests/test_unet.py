@@ -214,12 +214,12 @@ def test_time_changes_its_own_image_only():
 
 
 def test_channels_last_is_only_a_layout():
-    """channels_last in, channels_last out, the values and gradients of a contiguous input; also for channels_last weights."""
+    """channels_last out, whatever comes in, with the values and gradients of a contiguous input; also for channels_last weights."""
     network, (x, timestep) = small(attention_levels=[0, 1]), batch()
     plain = gradients(network, x, timestep)
     out = network(x.contiguous(memory_format=torch.channels_last), timestep, {})
-    assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out, plain[0])
+    assert out.is_contiguous(memory_format=torch.channels_last) and plain[0].is_contiguous(memory_format=torch.channels_last)
     for weights in (torch.contiguous_format, torch.channels_last):
         network = small(attention_levels=[0, 1]).to(memory_format=weights)
         for a, b in zip(gradients(network, x.to(memory_format=torch.channels_last), timestep), plain, strict=True):
