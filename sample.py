@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
-from diffusion.generate import SamplerSettings, generate
+from diffusion.generate import SamplerSettings, generate, steps_of
 from runtime import checkpoint
 from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved
@@ -92,7 +92,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
     device = denoiser.schedule.alpha_bar.device
     with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
-            total=len(missing) * len(steps_of(settings, denoiser)), unit="step", disable=not missing) as bar:
+            total=len(missing) * (len(steps_of(denoiser.schedule, settings.sampler)) - 1), unit="step", disable=not missing) as bar:
         for start in range(0, len(missing), settings.batch_size):
             make(missing[start : start + settings.batch_size], denoiser, classes, shape, settings, out, bar)
     shown = [read(out / name_of(k)) for k in range(min(settings.n, 256))]
@@ -105,7 +105,7 @@ def make(images: list[int], denoiser: Denoiser, classes: Sequence[str], shape: S
          bar: tqdm) -> None:
     """One batch: the images with these numbers, and the strip where the first of all is among them."""
     denoise = conditional(denoiser, labels(settings.label, classes, images), settings.guidance)
-    steps = steps_of(settings, denoiser)
+    steps = steps_of(denoiser.schedule, settings.sampler)[:-1]
     picked = {steps[i] for i in np.linspace(0, len(steps) - 1, min(settings.strip, len(steps))).round().astype(int)}
     frames: list[torch.Tensor] = []
 
@@ -121,11 +121,6 @@ def make(images: list[int], denoiser: Denoiser, classes: Sequence[str], shape: S
     if frames:  # a row for each image, from noise at the left to the image
         rows = torch.stack([*frames, pixels[:8]], dim=1)  # [8, frames, H, W, C]
         write_atomically(out / "strip.png", png(grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1])))
-
-
-def steps_of(settings: SampleSettings, denoiser: Denoiser) -> list[int]:
-    """The t at which the network is called."""
-    return settings.sampler.spacing(denoiser.schedule.steps, settings.sampler.steps)[:-1]
 
 
 def name_of(k: int) -> str:

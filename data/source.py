@@ -41,6 +41,8 @@ def hash_of(*content: Any) -> str:
 def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: bool) -> np.ndarray:
     """[H, W, channels] uint8: the shorter side scaled to fit (Lanczos, antialiased), then the centre cut out."""
     H, W = size
+    if image.mode[0] in "IF":  # Pillow would cut off all above 255
+        raise UserError(f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the range of values that you want to see.")
     image = image.convert({1: "L", 3: "RGB"}[channels])
     scale = max(H / image.height, W / image.width)
     if scale > 1 and not upscale:

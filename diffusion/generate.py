@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion.denoiser import Denoise, clip_x0
 from diffusion.samplers import NoisePerImage, Sampler
 from diffusion.schedule import NoiseSchedule
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class SamplerSettings:
     spacing: Callable[[int, int], list[int]]
     steps: int
     clip: bool = True
+
+
+def steps_of(schedule: NoiseSchedule, settings: SamplerSettings) -> list[int]:
+    """The falling t of a trajectory, 0 last. Raises UserError where they do not suit the schedule."""
+    steps = settings.spacing(schedule.steps, settings.steps)
+    if schedule.zero_terminal_snr and steps[0] < schedule.steps:
+        raise UserError(f"a schedule with zero terminal SNR must be sampled from T = {schedule.steps} itself, and these steps begin at "
+                        f"{steps[0]}: use spacing=trailing.")
+    return steps
 
 
 @torch.no_grad()
@@ -41,4 +51,4 @@ def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSetting
 
     randn = NoisePerImage(seeds)
     x = randn(torch.empty(len(seeds), *shape, device=schedule.alpha_bar.device))
-    return settings.function(watched, schedule, x, settings.spacing(schedule.steps, settings.steps), randn)
+    return settings.function(watched, schedule, x, steps_of(schedule, settings), randn)

@@ -35,6 +35,8 @@ def ancestral(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Seque
 
 def ddim(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike, eta: float = 0.0) -> Tensor:
     """Song et al. 2021, eq. 12 and 16. eta 0 is deterministic; eta 1 is ancestral sampling with the posterior's variance."""
+    if not 0 <= eta <= 1:
+        raise UserError(f"sampler.function.eta must be between 0 and 1, not {eta}.")
     for t, s in _descend(steps, schedule):
         prediction = denoise(x, t)
         alpha, sigma = schedule.alpha_sigma(s)

@@ -10,12 +10,14 @@ import hashlib
 import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER
 from runtime.log import read_metrics
@@ -79,6 +81,7 @@ def _child(command: list[str], log: str, at: str) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
     os.environ["OPERATIONS"] = log.replace("output.txt", "operations.txt")
     os.chdir(REPO)
     kill_at.main(at, "train.py", command)

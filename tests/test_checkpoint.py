@@ -100,13 +100,12 @@ def test_no_flipped_bit_of_the_state_goes_unseen(tmp_path):
     file = good.path / STATE
     data = file.read_bytes()
     for position in range(len(data)):
-        for bit in (1, 4, 32):
-            flip(file, position, bit)
-            try:
-                assert checkpoint.open_checkpoint(good.path).state == good.state, (position, bit)
-            except UserError as error:
-                assert str(good.path) in str(error)
-            file.write_bytes(data)
+        flip(file, position, (1, 4, 32)[position % 3])
+        try:
+            assert checkpoint.open_checkpoint(good.path).state == good.state, position
+        except UserError as error:
+            assert str(good.path) in str(error)
+        file.write_bytes(data)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"null", b"\xff\xfe", b'{"step": 3, "sha256": {}, "config": {}}'])

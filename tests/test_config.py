@@ -38,7 +38,7 @@ def test_experiments_compose_and_build(experiment):
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
     more = {"folder": ["data.source.path=nowhere"], "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
-            "linear_zero_terminal": ["parameterization=velocity"]}
+            "linear_zero_terminal": ["parameterization=velocity", "spacing=trailing"]}
     config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
     check_config(config)
     for section in ("schedule", "parameterization", "variance", "loss"):
@@ -70,7 +70,8 @@ def test_every_choice_composes_and_checks(group, choice):
     ("wandb.mode=on", "one of disabled, offline, online"),
     ("sampler.steps=many", "sampler.steps"),
     ("sampler.steps=2000", "between 1 and the schedule's 1000"),
-    ("schedule=linear_zero_terminal", "parameterization=velocity"),
+    ("schedule=linear_zero_terminal spacing=trailing", "parameterization=velocity"),
+    ("schedule=linear_zero_terminal parameterization=velocity", "use spacing=trailing"),
     ("train.batch_size=10 train.accumulation=3", "multiple of accumulation"),
     ("model.channels=36", "divisible by groups"),
     ("data.size=25", "divisible by 4"),

@@ -9,7 +9,7 @@ import torch
 
 from data.dataset import DataSettings
 from diffusion.denoiser import Denoiser
-from diffusion.generate import SamplerSettings
+from diffusion.generate import SamplerSettings, steps_of
 from runtime.build import build, check, check_arguments, describe, fits
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
@@ -53,7 +53,7 @@ def check_config(config: Config) -> None:
         if section != "data":  # building a data source reads its folder
             settings_of(config, section)
     sampler, schedule = settings_of(config, "sampler"), build(config["schedule"], TARGETS["schedule"], "schedule")
-    sampler.spacing(schedule.steps, sampler.steps)  # not at the first picture, hours later
+    steps_of(schedule, sampler)  # refused here, and not at the first picture, hours later
     rules_of(config)
 
 
