@@ -10,6 +10,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -96,6 +97,12 @@ def finish(root: Path, arguments: Sequence[str] = ()) -> Path:
     """A tiny run that must succeed -> its directory."""
     code, text = train(root, arguments)
     assert code == 0, text
+    return directory_of(root)
+
+
+def copied(directory: Path, root: Path) -> Path:
+    """A finished run at another root, where the same command finds it."""
+    shutil.copytree(directory.parents[2], root, dirs_exist_ok=True)
     return directory_of(root)
 
 

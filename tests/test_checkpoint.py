@@ -32,12 +32,6 @@ def flip(path: Path, position: int, bit: int = 1) -> None:
     path.write_bytes(data)
 
 
-def copied(directory: Path, root: Path) -> Path:
-    """A finished run at another root, as the same command there finds it."""
-    shutil.copytree(directory.parents[2], root)
-    return runs.directory_of(root)
-
-
 def saved(directory: Path, step: int, loss: float | None = None, optimizer=None) -> checkpoint.Checkpoint:
     """A small checkpoint, not of a run."""
     weights = {"a": torch.full((4, 3), float(step)), "b": torch.arange(5.0)}
@@ -58,7 +52,7 @@ def one_error(code: int, text: str) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_sends_the_run_back_one_checkpoint(undisturbed, tmp_path, name):
-    directory = copied(undisturbed(), tmp_path / "run")
+    directory = runs.copied(undisturbed(), tmp_path / "run")
     file = directory / "checkpoints/step_12" / name
     flip(file, file.stat().st_size // 2)
     code, text = runs.train(tmp_path / "run")
@@ -67,7 +61,7 @@ def test_a_damaged_file_sends_the_run_back_one_checkpoint(undisturbed, tmp_path,
 
 
 def test_all_checkpoints_damaged_starts_anew(undisturbed, tmp_path):
-    directory = copied(undisturbed(), tmp_path / "run")
+    directory = runs.copied(undisturbed(), tmp_path / "run")
     for name, step in ((STATE, 8), (MODEL, 12)):
         flip(directory / f"checkpoints/step_{step}" / name, 100)
     code, text = runs.train(tmp_path / "run")
@@ -201,7 +195,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
 
 def test_a_run_with_a_hostile_optimizer_stops_with_one_message(undisturbed, tmp_path):
-    directory = copied(undisturbed(), tmp_path / "run")
+    directory = runs.copied(undisturbed(), tmp_path / "run")
     last = checkpoint.find(directory)
     state = {key: value for key, value in last.state.items() if key != "sha256"}
     checkpoint.save(last.path.parent, last.weights(MODEL), last.weights(EMA), {"state": Evil(tmp_path / "created")}, state)

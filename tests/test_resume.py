@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -81,19 +82,22 @@ def test_killed_while_transferring_from_a_checkpoint(undisturbed, tmp_path):
     assert told["sha256"] == runs.sha256(undisturbed() / "checkpoints/step_12/ema.safetensors")
 
 
-def test_killed_in_the_source_and_then_in_the_target(undisturbed, tmp_path):
-    """A source that is missing is trained in the same process: both survive."""
-    expected_root = tmp_path / "expected"
-    code, text = runs.train(expected_root, FROM_EXPERIMENT)
+def test_stopped_in_the_source_and_then_killed_in_the_target(undisturbed, tmp_path):
+    """A source that is missing is trained in the same process: both continue."""
+    expected = tmp_path / "expected"
+    code, text = runs.train(expected, FROM_EXPERIMENT)
     assert code == 0, text
-    done = runs.operations(expected_root)
-    source_end, target_end = [int(line.split()[0]) for line in done if line.endswith("replace checkpoints/step_12")]
-    kill(tmp_path, FROM_EXPERIMENT, str(source_end))
-    kill(tmp_path, FROM_EXPERIMENT, str(target_end - source_end))
+    done = runs.operations(expected)
+    in_source, _ = [int(line.split()[0]) for line in done if re.search(r"write \.step_8/ema", line)]
+    code, text = runs.train(tmp_path, FROM_EXPERIMENT, f"{in_source}=TERM")
+    assert code == 75, text
+    assert runs.steps_of(runs.directory_of(tmp_path, "pretrain_demo")) == [4, 8]
+    _, in_target = [int(line.split()[0]) for line in done if re.search(r"replace checkpoints/step_12", line)]
+    kill(tmp_path, FROM_EXPERIMENT, str(in_target - in_source))
     code, text = runs.train(tmp_path, FROM_EXPERIMENT)
-    assert code == 0, text
+    assert code == 0 and re.search(r"resuming at step \d+: .*/transfer_demo/", text), text
     for experiment in ("pretrain_demo", "transfer_demo"):
-        runs.assert_same_run(runs.directory_of(tmp_path, experiment), runs.directory_of(expected_root, experiment))
+        runs.assert_same_run(runs.directory_of(tmp_path, experiment), runs.directory_of(expected, experiment))
     runs.assert_same_weights(runs.directory_of(tmp_path, "pretrain_demo"), undisturbed("+experiment=pretrain_demo"), 12)  # as by itself
 
 
@@ -120,17 +124,17 @@ def test_more_steps_continue_the_run(undisturbed, tmp_path):
     runs.assert_same_run(first, undisturbed(*settings))
 
 
-def test_a_finished_run_is_left_alone(tmp_path):
-    directory = runs.finish(tmp_path)
+def test_a_finished_run_is_left_alone(undisturbed, tmp_path):
+    directory = runs.copied(undisturbed(), tmp_path)
     before = runs.snapshot(tmp_path / "runs"), runs.snapshot(tmp_path / "cache")
     code, text = runs.train(tmp_path)
     assert code == 0 and f"finished: {directory} has 12 steps" in text
     assert (runs.snapshot(tmp_path / "runs"), runs.snapshot(tmp_path / "cache")) == before
 
 
-def test_a_directory_of_another_config_is_refused(tmp_path):
+def test_a_directory_of_another_config_is_refused(undisturbed, tmp_path):
     place = f"run.directory={tmp_path}/mine"
-    assert runs.train(tmp_path, [place])[0] == 0
+    shutil.copytree(undisturbed(), tmp_path / "mine")
     before = runs.snapshot(tmp_path / "mine")
     code, text = runs.train(tmp_path, [place, "seed=3", "optimizer.lr=1e-3", "train.steps=20"])
     assert code == 2 and "Traceback" not in text and text.count("error: ") == 1
@@ -139,8 +143,8 @@ def test_a_directory_of_another_config_is_refused(tmp_path):
     assert runs.snapshot(tmp_path / "mine") == before
 
 
-def test_checkpoints_of_unknown_origin_are_refused(tmp_path):
-    directory = runs.finish(tmp_path)
+def test_checkpoints_of_unknown_origin_are_refused(undisturbed, tmp_path):
+    directory = runs.copied(undisturbed(), tmp_path)
     (directory / "identity.json").unlink()
     code, text = runs.train(tmp_path)
     assert code == 2 and "Traceback" not in text and "identity.json" in text

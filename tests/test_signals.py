@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import time
 from pathlib import Path
@@ -14,17 +13,16 @@ import pytest
 from runtime.checkpoint import find
 from runtime.signals import PREEMPTED, Preempted, StopRequest
 from tests import runs
-from tests.test_resume import FROM_EXPERIMENT
 
 LONGER = ["train.steps=24", "run.checkpoint_every=20"]
 SOON = 5  # seconds, on a busy machine; the evaluation or the sampling that is cut short would take a minute
 
 
-def stopped(root: Path, arguments, at: str, experiment: str = "*") -> Path:
+def stopped(root: Path, arguments, at: str) -> Path:
     """The directory of a run that got a signal at an operation on files and obeyed."""
     code, text = runs.train(root, arguments, at)
     assert code == PREEMPTED, text
-    return runs.directory_of(root, experiment)
+    return runs.directory_of(root)
 
 
 def stop(run: runs.Launched, number: signal.Signals) -> tuple[str, float]:
@@ -102,16 +100,6 @@ def test_stopped_in_the_evaluation_that_ends_the_run(undisturbed, tmp_path):
     code, text = runs.train(tmp_path)
     assert code == 0 and "resuming at step 12" in text
     runs.assert_same_run(directory, undisturbed())
-
-
-def test_stopped_in_the_source_of_a_transfer(undisturbed, tmp_path):
-    expected = undisturbed("+experiment=pretrain_demo")
-    number = runs.number_of(runs.operations(expected.parents[2]), r"write samples/.*08.png")
-    stopped(tmp_path, FROM_EXPERIMENT, f"{number}=TERM", "pretrain_demo")
-    code, text = runs.train(tmp_path, FROM_EXPERIMENT)
-    assert code == 0 and re.search(r"resuming at step [4-8]: .*/pretrain_demo/", text), text
-    runs.assert_same_run(runs.directory_of(tmp_path, "pretrain_demo"), expected)
-    assert runs.steps_of(runs.directory_of(tmp_path, "transfer_demo"))[-1] == 12
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
