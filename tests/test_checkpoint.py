@@ -224,10 +224,9 @@ def test_a_hostile_target_in_a_config_is_refused(undisturbed, monkeypatch, tmp_p
     node = {"_target_": target, "command": "true", "path": str(tmp_path)}
     config[section] = {**config[section], "source": node} if section == "data" else {**config[section], "function": node} \
         if section == "sampler" else node
-    with pytest.raises(UserError):
-        check_config(config)
-    with pytest.raises(UserError):
-        build_part(config, section)
+    for use in (check_config, lambda config: build_part(config, section)):
+        with pytest.raises(UserError, match="_target_: .*(is not defined in|there is no)"):
+            use(config)
 
 
 def build_part(config: dict, section: str):

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from runtime.checkpoint import MODEL, find
+from runtime.checkpoint import EMA, MODEL, find
 from tests import runs
 
 TINY_SOURCE = "source.overrides=[" + ",".join(f'"{setting}"' for setting in runs.TINY) + "]"
@@ -175,6 +176,29 @@ def test_a_second_process_is_refused_until_the_first_is_gone(undisturbed, tmp_pa
     first.process.kill()
     assert first.wait()[0] == -9
     runs.assert_same_run(runs.finish(root), undisturbed())
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_counts_them(undisturbed):
+    done = operations(undisturbed())
+    for step in (4, 8, 12):
+        first = runs.number_of(done, rf"write \.step_{step}/model")
+        assert re.search("fsync .*/metrics.jsonl", done[first - 2]), done
+        state = find(undisturbed() / f"checkpoints/step_{step}").state if step > 4 else {"rows": 2}
+        assert state["rows"] == sum(bool(re.search("write .*/metrics.jsonl", line)) for line in done[:first])
+
+
+def test_the_average_follows_the_weights_from_step_to_step(tmp_path):
+    """ema_n = d_n ema_{n-1} + (1 - d_n) w_n, d_n = min(decay, (1 + n) / (10 + n)), also across a resumption."""
+    settings = ["run.checkpoint_every=1", "run.keep_last=9", "run.sample_every=100", "train.ema_decay=0.3"]
+    for steps in (3, 6):
+        directory = runs.finish(tmp_path, [*settings, f"train.steps={steps}"])
+    for n in range(1, 6):
+        before, after = (find(directory / f"checkpoints/step_{step}") for step in (n, n + 1))
+        decay = min(0.3, (1 + n) / (10 + n))
+        average, weights = before.weights(EMA), after.weights(MODEL)
+        for name, ours in after.weights(EMA).items():
+            torch.testing.assert_close(ours.double(), decay * average[name].double() + (1 - decay) * weights[name].double(),
+                                       rtol=1e-6, atol=1e-7)
 
 
 # Every moment
