@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.common import arguments, report
 from data.batches import Batches, to_x0
@@ -23,6 +24,7 @@ def main() -> None:
     chosen = arguments("loader throughput", images=50_000, size=32, batch=128, batches=400, repeats=5, one_core=1)
     if chosen.one_core:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)  # two threads on one core wait for each other
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         np.save(path, np.random.default_rng(0).integers(0, 256, (chosen.images, chosen.size, chosen.size, 3), dtype=np.uint8))

@@ -11,7 +11,6 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-import runtime.torchvision  # noqa: F401 - before diffusers, which imports torchvision
 from benchmarks.common import arguments, interleaved, median_ratio, report
 from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
