@@ -217,10 +217,11 @@ HOSTILE = [
 @pytest.mark.parametrize("section", ["model", "schedule", "parameterization", "variance", "optimizer", "data", "sampler"])
 def test_a_hostile_target_in_a_config_is_refused(undisturbed, monkeypatch, tmp_path, section, target):
     """Judged by where the object is defined: each of these is reachable from a module of ours, or looks as if it were."""
+    made = undisturbed()  # before files can no longer be removed
     for call in ("system", "remove", "unlink", "rmdir"):
         monkeypatch.setattr(os, call, lambda *_: pytest.fail("it was called"))
     monkeypatch.setattr(shutil, "rmtree", lambda *_: pytest.fail("it was called"))
-    config = json.loads(json.dumps(checkpoint.find(undisturbed()).state["config"]))
+    config = json.loads(json.dumps(checkpoint.find(made).state["config"]))
     node = {"_target_": target, "command": "true", "path": str(tmp_path)}
     config[section] = {**config[section], "source": node} if section == "data" else {**config[section], "function": node} \
         if section == "sampler" else node
