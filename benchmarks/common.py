@@ -7,12 +7,13 @@ import csv
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from runtime.device import pick_device
-from runtime.directory import commit, device_name, versions
+from runtime.directory import commit, device_name
 from runtime.log import table
 
 Timings = dict[str, list[float]]
@@ -62,7 +63,7 @@ def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, f
 def report(rows: Sequence[Sequence[object]], path: Path | None, device: torch.device) -> None:
     """Prints rows (heading first) as a table; writes them with machine, threads, versions and commit behind each."""
     machine = {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-               "diffusers": versions().get("diffusers", ""), "commit": commit() or ""}
+               "diffusers": metadata.version("diffusers"), "commit": commit() or ""}
     print(", ".join(f"{k} {v}" for k, v in machine.items() if v))
     print(table(rows))
     if path:
