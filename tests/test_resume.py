@@ -228,7 +228,7 @@ def test_killed_at_every_operation(undisturbed, tmp_path, variant):
 @pytest.mark.timeout(3600)
 def test_killed_at_every_operation_after_a_signal_during_evaluation(undisturbed, tmp_path):
     """The only checkpoint waits for its evaluation and is then replaced by the one that has it: it must never be lost."""
-    settings = ["run.keep_last=1", "run.log_every=4"]
+    settings = ["run.keep_last=1", "run.log_every=4", "run.checkpoint_every=8"]
     expected, stopped = undisturbed(*settings), tmp_path / "stopped"
     at = runs.number_of(operations(expected), r"write samples/.*08.png") - 2  # the row of step 8, just before its evaluation
     code, text = runs.train(stopped, settings, f"{at}=TERM")
