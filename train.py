@@ -17,7 +17,7 @@ from data.dataset import DataSettings, open_dataset
 from diffusion.denoiser import Denoiser
 from runtime import checkpoint
 from runtime.build import build
-from runtime.config import check_overrides, composed, digest, identity, options, resolved
+from runtime.config import check_overrides, composed, differences, digest, identity, options, resolved
 from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv, write_json
 from runtime.errors import UserError, near, one_message
@@ -154,6 +154,9 @@ def trainer(config: Config, data: DataSettings, directory: Path, saved: checkpoi
 def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> None:
     """Fits the source's weights to the network and keeps the table of what became of each tensor."""
     found, tensors = weights
+    for section in ("schedule", "parameterization"):
+        if lines := differences(config[section], found.state["config"][section], section):
+            log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(lines))
     state, rows = fit(tensors, denoiser.network.state_dict(), config["source"]["include"])
     denoiser.network.load_state_dict(state)
     log.info(summary(rows))

@@ -97,6 +97,13 @@ def test_a_run_directory_and_a_checkpoint_are_sources_too(root):
             assert torch.equal(tensor, expected[name]), name
 
 
+def test_another_parameterization_than_the_source_is_named(root):
+    same = transfer(root, "transfer=norm_bias", f"run.directory={root}/same")
+    other = transfer(root, "transfer=norm_bias", "parameterization=noise", "schedule=linear", f"run.directory={root}/other")
+    for word in ("PredictVelocity -> diffusion.parameterization.PredictNoise", "diffusion.schedule.cosine -> diffusion.schedule.linear"):
+        assert word in other and word not in same
+
+
 def test_scratch_copies_nothing_and_needs_no_source(tmp_path):
     text = transfer(tmp_path, "transfer=scratch")
     assert "source" not in text
