@@ -13,7 +13,9 @@ import torch
 from omegaconf import DictConfig
 
 from data.batches import Batches
-from data.dataset import DataSettings, open_dataset
+from data.dataset import open_dataset
+from data.memory import Memory
+from data.source import ImageSource
 from diffusion.denoiser import Denoiser
 from runtime import checkpoint
 from runtime.build import build
@@ -55,8 +57,8 @@ def run(config: Config, wait: bool = False) -> Path:
     check_config(config)
     plan = check_network(config)
     source = locate(config)
-    data = settings_of(config, "data")
-    who, directory = place(config, data, source)
+    images = open_images(config)
+    who, directory = place(config, images, source)
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
     with locked(directory / ".lock", None if wait else busy):
         claim(directory, who)
@@ -69,15 +71,19 @@ def run(config: Config, wait: bool = False) -> Path:
             log.info("%s: %s, %.1f%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
                      100 * plan.share())
             weights = None if saved or source is None else source_weights(source, config)
-            with trainer(config, data, directory, saved, weights) as prepared:
+            with trainer(config, images, directory, saved, weights) as prepared:
                 prepared.train()
             log.info("finished: %s\n  samples: %s", directory, directory / "samples")
     return directory
 
 
-def place(config: Config, data: DataSettings, source: Source | None) -> tuple[dict[str, Any], Path]:
+def open_images(config: Config) -> ImageSource:
+    return settings_of(config, "data").source(Memory(Path(config["run"]["cache"]) / "memory"))
+
+
+def place(config: Config, images: ImageSource, source: Source | None) -> tuple[dict[str, Any], Path]:
     """What a run is (its identity), and the directory that follows from it."""
-    who = identity(config, data.source.fingerprint)
+    who = identity(config, images.fingerprint)
     if source:
         who["source"] |= source.identity
     elif not config["source"]["include"]:
@@ -103,7 +109,7 @@ def locate(config: Config) -> Source | None:
     check_config(own)
     if own["source"]["from"] is not None:
         raise UserError(f"source.from={name}: that experiment has a source of its own. Train it first and give source.from= its directory.")
-    who, directory = place(own, settings_of(own, "data"), None)
+    who, directory = place(own, open_images(own), None)
     return Source(name, {"run": digest(who), "steps": own["train"]["steps"]}, config=own, directory=directory)
 
 
@@ -120,14 +126,14 @@ def source_weights(source: Source, config: Config) -> tuple[checkpoint.Checkpoin
 
 
 @contextlib.contextmanager
-def trainer(config: Config, data: DataSettings, directory: Path, saved: checkpoint.Checkpoint | None, weights):
+def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpoint.Checkpoint | None, weights):
     """Everything that one run needs, built, restored from its checkpoint or started from its source."""
-    settings, run_settings = settings_of(config, "train"), settings_of(config, "run")
+    settings, run_settings, data = (settings_of(config, section) for section in ("train", "run", "data"))
     device = pick_device(run_settings.device)
     precision = kept_precision(directory) if saved else pick_precision(settings.precision, device)
-    dataset = open_dataset(data, config["seed"], Path(run_settings.cache))
+    dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
     if (classes := config["model"].get("classes", 0)) and classes != len(dataset.classes):
-        raise UserError(f"model.classes={classes}, but {data.source.name} has {len(dataset.classes)} classes: set model.classes to that.")
+        raise UserError(f"model.classes={classes}, but {images.name} has {len(dataset.classes)} classes: set model.classes to that.")
     torch.manual_seed(derive(config["seed"], "weights"))
     denoiser = build_denoiser(config)
     if weights:

@@ -6,6 +6,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
+from data.memory import Memory
 from data.source import hash_of
 
 
@@ -15,7 +16,7 @@ class Faces:
     name = "bundled faces"
     classes: list[str] = []
 
-    def __init__(self):
+    def __init__(self, memory: Memory):
         self.images = (skimage.data.lfw_subset()[:100] * 255).round().astype(np.uint8)  # the other 100 are not faces
         self.fingerprint = hash_of(self.name, 1)
         self.splits = {"train": range(90), "validation": range(90, 95), "test": range(95, 100)}
@@ -39,7 +40,7 @@ class Tissue:
     classes: list[str] = []
     columns = {"train": (0, 320), "validation": (320, 416), "test": (416, 512)}
 
-    def __init__(self, window: int = 48, stride: int = 8):
+    def __init__(self, memory: Memory, window: int = 48, stride: int = 8):
         if not 1 <= window <= 96 or stride < 1:
             raise ValueError(f"window must be 1 to 96 pixels and stride at least 1, not {window} and {stride}.")
         self.image = Image.fromarray(skimage.data.immunohistochemistry())

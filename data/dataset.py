@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.memory import Memory
 from data.source import ImageSource, hash_of, to_array
 from runtime.errors import UserError
 from runtime.files import locked, raise_if_full, sync_directory
@@ -37,7 +38,7 @@ class DataSettings:
     training; off where left and right differ, as in radiographs. n_train: train on so many images, drawn by the run's seed;
     null for all. upscale: enlarge images that are smaller than size."""
 
-    source: ImageSource
+    source: Callable[[Memory], ImageSource]
     size: int | Sequence[int]
     channels: int
     flip: bool
@@ -55,9 +56,8 @@ class DataSettings:
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
 
-def open_dataset(settings: DataSettings, seed: int, cache: Path) -> Dataset:
+def open_dataset(settings: DataSettings, source: ImageSource, seed: int, cache: Path) -> Dataset:
     """Decodes what is not decoded yet and draws the training subset."""
-    source = settings.source
     train = np.asarray(source.splits["train"])
     if settings.n_train is not None:
         if not 1 <= settings.n_train <= len(train):

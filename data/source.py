@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class ImageSource(Protocol):
-    """Images that are decoded one by one, each in exactly one split.
+    """Images that are decoded one by one, each in exactly one split. A source is built from a Memory and its settings.
 
     name: for messages. fingerprint: a hash of what the images are, not of where they lie. splits: item numbers by split.
     classes: names of the labels, empty where there are none. labels: one a item, all 0 without classes.

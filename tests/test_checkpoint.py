@@ -14,13 +14,14 @@ import torch
 
 from data.bundled import Faces
 from data.dataset import decoded
+from data.memory import Memory
 from runtime import checkpoint
 from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER, STATE
 from runtime.config import composed
 from runtime.errors import UserError
 from tests import runs
-from train import trainer
+from train import open_images, trainer
 from training.parts import build_denoiser, check_config, settings_of
 
 FILES = [MODEL, EMA, OPTIMIZER, STATE]
@@ -291,9 +292,9 @@ def test_a_full_disk_while_decoding(tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(UserError, match="the disk is full"):
-            decoded(Faces(), (8, 8), 1, False, tmp_path)
+            decoded(Faces(Memory(tmp_path)), (8, 8), 1, False, tmp_path)
     assert [p.suffix for p in tmp_path.iterdir() if p.suffix != ".json"] == [".lock"]
-    assert decoded(Faces(), (8, 8), 1, False, tmp_path).shape == (100, 8, 8, 1)
+    assert decoded(Faces(Memory(tmp_path)), (8, 8), 1, False, tmp_path).shape == (100, 8, 8, 1)
 
 
 # Losses that are not finite
@@ -332,7 +333,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     config = composed("train", [*runs.TINY, "run.checkpoint_every=3", "run.log_every=8", f"run.cache={tmp_path}/cache"])
     directory = tmp_path / "run"
     directory.mkdir()
-    with trainer(config, settings_of(config, "data"), directory, None, None) as prepared:
+    with trainer(config, open_images(config), directory, None, None) as prepared:
         weight = prepared.denoiser.network.conv_in.weight
         weight.register_hook(lambda gradient: gradient * float("inf") if prepared.steps_done == 2 else gradient)
         with pytest.raises(UserError, match="gradient of step 2 is not finite.*No checkpoint"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,10 +19,13 @@ from data.batches import Batches, to_uint8, to_x0
 from data.bundled import Faces, Tissue
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
 from data.folder import Folder
+from data.memory import Memory
 from data.source import hash_of, to_array
 from runtime.errors import UserError
 from tests.runs import _context as processes
 from tests.runs import sha256
+
+MEMORY = Memory(Path(tempfile.mkdtemp()))
 
 SPLITS = ("train", "validation", "test")
 
@@ -49,7 +53,7 @@ def assert_partition(source) -> None:
 
 
 def test_faces():
-    faces = Faces()
+    faces = Faces(MEMORY)
     assert_partition(faces)
     assert [len(faces.splits[split]) for split in SPLITS] == [90, 5, 5]
     original = skimage.data.lfw_subset()
@@ -60,7 +64,7 @@ def test_faces():
 
 @pytest.mark.parametrize("window, stride", [(48, 8), (96, 16), (32, 5), (1, 40)])
 def test_tissue_that_is_judged_by_was_never_trained_on(window, stride):
-    tissue = Tissue(window, stride)
+    tissue = Tissue(MEMORY, window, stride)
     assert_partition(tissue)
     shown = {split: np.zeros((512, 512), bool) for split in SPLITS}
     for split in SPLITS:
@@ -74,7 +78,7 @@ def test_tissue_that_is_judged_by_was_never_trained_on(window, stride):
 
 
 def test_a_patch_of_tissue_is_what_its_corner_says():
-    tissue, original = Tissue(48, 8), skimage.data.immunohistochemistry()
+    tissue, original = Tissue(MEMORY, 48, 8), skimage.data.immunohistochemistry()
     for split in SPLITS:
         for item in (tissue.splits[split][0], tissue.splits[split][-1]):
             x, y = tissue.corners[item]
@@ -84,19 +88,19 @@ def test_a_patch_of_tissue_is_what_its_corner_says():
 @pytest.mark.parametrize("window, stride", [(0, 8), (97, 8), (48, 0)])
 def test_tissue_that_cannot_be_cut_is_refused(window, stride):
     with pytest.raises(ValueError, match="window"):
-        Tissue(window, stride)
+        Tissue(MEMORY, window, stride)
 
 
 # A folder
 
 
 def test_a_plain_folder_is_split_at_random(tmp_path):
-    source = Folder(str(make_folder(tmp_path, [f"{k:03d}.png" for k in range(50)])), validation=0.2, test=0.1)
+    source = Folder(MEMORY, str(make_folder(tmp_path, [f"{k:03d}.png" for k in range(50)])), validation=0.2, test=0.1)
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [35, 10, 5]
     assert list(source.classes) == [] and set(source.labels) == {0}
     assert list(source.splits["validation"]) != list(range(35, 45))
-    again = Folder(str(tmp_path), validation=0.2, test=0.1)
+    again = Folder(MEMORY, str(tmp_path), validation=0.2, test=0.1)
     assert again.splits == source.splits and again.fingerprint == source.fingerprint
     for item in range(50):  # the order of the items is that of the names
         assert np.array_equal(np.asarray(source.read(item)), np.asarray(noise_image((12, 12), seed=item)))
@@ -105,7 +109,7 @@ def test_a_plain_folder_is_split_at_random(tmp_path):
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
 def test_folders_that_are_splits(tmp_path, validation):
     names = [f"train/{k}.png" for k in range(20)] + [f"{validation}/{k}.png" for k in range(3)] + [f"test/deep/{k}.jpg" for k in range(4)]
-    source = Folder(str(make_folder(tmp_path, names)))
+    source = Folder(MEMORY, str(make_folder(tmp_path, names)))
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [20, 3, 4]
     for split, folder in zip(SPLITS, ("train", validation, "test"), strict=True):
@@ -113,7 +117,8 @@ def test_folders_that_are_splits(tmp_path, validation):
 
 
 def test_a_split_that_is_missing_is_drawn_from_train_alone(tmp_path):
-    source = Folder(str(make_folder(tmp_path, [f"train/{k}.png" for k in range(20)] + [f"test/{k}.png" for k in range(5)])), 0.25, 0.5)
+    names = [f"train/{k}.png" for k in range(20)] + [f"test/{k}.png" for k in range(5)]
+    source = Folder(MEMORY, str(make_folder(tmp_path, names)), 0.25, 0.5)
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [15, 5, 5]
     assert all(source.files[item].parent.name == "test" for item in source.splits["test"])
@@ -123,14 +128,14 @@ def test_a_split_that_is_missing_is_drawn_from_train_alone(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_the_first_level_of_folders_gives_the_classes(tmp_path, prefix):
     names = [f"{prefix}{name}/{k}.png" for name in ("dog", "cat", "bird/small") for k in range(4)]
-    source = Folder(str(make_folder(tmp_path, names)))
+    source = Folder(MEMORY, str(make_folder(tmp_path, names)))
     assert list(source.classes) == ["bird", "cat", "dog"]
     for item, file in enumerate(source.files):
         assert file.relative_to(tmp_path / prefix).parts[0] == source.classes[source.labels[item]]
 
 
 def test_a_class_named_test_is_a_class_where_there_is_no_train(tmp_path):
-    source = Folder(str(make_folder(tmp_path, [f"{name}/{k}.png" for name in ("test", "rest") for k in range(5)])), 0.2, 0.2)
+    source = Folder(MEMORY, str(make_folder(tmp_path, [f"{name}/{k}.png" for name in ("test", "rest") for k in range(5)])), 0.2, 0.2)
     assert list(source.classes) == ["rest", "test"]
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [6, 2, 2]
@@ -140,39 +145,39 @@ def test_a_class_named_test_is_a_class_where_there_is_no_train(tmp_path):
 def test_a_stray_file_beside_the_splits_is_refused(tmp_path, stray):
     make_folder(tmp_path, ["train/1.png", "test/1.png", stray])
     with pytest.raises(UserError, match="stray.png"):
-        Folder(str(tmp_path))
+        Folder(MEMORY, str(tmp_path))
 
 
 def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        Folder(str(tmp_path / "absent"))
+        Folder(MEMORY, str(tmp_path / "absent"))
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(UserError, match="no images in it"):
-        Folder(str(tmp_path))
+        Folder(MEMORY, str(tmp_path))
 
 
 @pytest.mark.parametrize("validation, test", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0)])
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, validation, test):
     with pytest.raises(UserError, match="shares"):
-        Folder(str(make_folder(tmp_path, ["1.png", "2.png"])), validation, test)
+        Folder(MEMORY, str(make_folder(tmp_path, ["1.png", "2.png"])), validation, test)
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path):
     """Files of one size, as those of a folder of BMP or PGM are: only their content tells that they were processed again."""
     make_folder(tmp_path / "a", [f"{k}.bmp" for k in range(6)])
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    first, moved = (Folder(str(tmp_path / name)).fingerprint for name in "ab")
+    first, moved = (Folder(MEMORY, str(tmp_path / name)).fingerprint for name in "ab")
     assert first == moved
     file = tmp_path / "b/3.bmp"
     data = bytearray(file.read_bytes())
     data[-5] ^= 255
     file.write_bytes(data)
-    assert Folder(str(tmp_path / "b")).fingerprint != first
+    assert Folder(MEMORY, str(tmp_path / "b")).fingerprint != first
     shutil.copy(tmp_path / "a/3.bmp", file)
-    assert Folder(str(tmp_path / "b")).fingerprint == first
+    assert Folder(MEMORY, str(tmp_path / "b")).fingerprint == first
     file.rename(tmp_path / "b/9.bmp")
-    assert Folder(str(tmp_path / "b")).fingerprint != first
-    assert Folder(str(tmp_path / "a"), test=0.3).fingerprint != first
+    assert Folder(MEMORY, str(tmp_path / "b")).fingerprint != first
+    assert Folder(MEMORY, str(tmp_path / "a"), test=0.3).fingerprint != first
 
 
 BROKEN = {
@@ -190,7 +195,7 @@ def test_broken_files_are_all_listed_at_once(tmp_path):
     for name, broken in BROKEN.items():
         (tmp_path / "images" / name).write_bytes(broken(good))
     with pytest.raises(UserError) as raised:
-        open_dataset(DataSettings(Folder(str(tmp_path / "images")), 8, 3, False), 0, tmp_path / "cache")
+        open_dataset(DataSettings(Folder, 8, 3, False), Folder(MEMORY, str(tmp_path / "images")), 0, tmp_path / "cache")
     assert f"{len(BROKEN)} of {len(BROKEN) + 5} images" in str(raised.value)
     for name in BROKEN:
         assert str(tmp_path / "images" / name) in str(raised.value)
@@ -263,7 +268,7 @@ def test_more_than_8_bits_are_refused(tmp_path, kind, suffix):
     image = Image.fromarray(np.linspace(0, 60000, 81).reshape(9, 9).astype(kind))
     if suffix == "tif" or (suffix == "png" and kind == np.uint16):
         image.save(tmp_path / f"x.{suffix}")
-        image = Folder(str(tmp_path)).read(0)
+        image = Folder(MEMORY, str(tmp_path)).read(0)
     with pytest.raises(UserError, match="8 bits"):
         to_array(image, (9, 9), 1, False)
 
@@ -368,7 +373,7 @@ def test_everything_that_makes_the_pixels_is_in_the_key(tmp_path):
 
 
 def subset(seed: int, n: int | None, cache: Path) -> Dataset:
-    return open_dataset(DataSettings(Faces(), 8, 1, True, n_train=n), seed, cache)
+    return open_dataset(DataSettings(Faces, 8, 1, True, n_train=n), Faces(MEMORY), seed, cache)
 
 
 def test_a_subset_is_drawn_by_the_seed(tmp_path):

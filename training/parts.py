@@ -50,8 +50,7 @@ def check_config(config: Config) -> None:
         check(config[section], packages, section, given)
     for section, (kind, packages) in SETTINGS.items():
         check_arguments(kind, config[section], [kind.__module__, *packages], section)
-        if section != "data":  # building a data source reads its folder
-            settings_of(config, section)
+        settings_of(config, section)
     sampler, schedule = settings_of(config, "sampler"), build(config["schedule"], TARGETS["schedule"], "schedule")
     steps_of(schedule, sampler)  # refused here, and not at the first picture, hours later
     rules_of(config)

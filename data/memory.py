@@ -1,0 +1,59 @@
+"""What is known of files from an earlier start, so that hundreds of thousands of them are not read again to be named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from runtime.files import locked, sha256, write_atomically
+
+FRESH = 2.0  # seconds; a file changed so recently can change again without its time of change showing it
+
+
+class Memory:
+    """Values of files, kept in a folder and found again by path, size and time of change (of content or attributes)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def of(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> list[Any]:
+        """[compute(path), ...], computed on threads for those files that are new or have changed since. compute returns what JSON
+        holds; what it computes, version included, is named by `what`."""
+        if not paths:
+            return []
+        root = os.path.commonpath([p.resolve().parent for p in paths])
+        key = hashlib.sha256(f"{what}\n{root}".encode()).hexdigest()[:16]
+        store, stamps = self.folder / f"{key}.json", [_stamp(p) for p in paths]
+        names = [os.path.relpath(p.resolve(), root) for p in paths]
+        known = json.loads(store.read_text()) if store.exists() else {}
+        missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True)) if known.get(name, [None])[0] != stamp]
+        if missing:
+            started = time.time()
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                computed = list(tqdm(pool.map(compute, [paths[k] for k in missing]), desc=f"reading {root}: {what}", unit="file",
+                                     total=len(missing), disable=len(missing) < 1000))
+            fresh = {names[k]: [stamps[k], value] for k, value in zip(missing, computed, strict=True)}
+            self._add(store, {name: entry for name, entry in fresh.items() if started - entry[0][1] / 1e9 > FRESH})
+            known = known | fresh
+        return [known[name][1] for name in names]
+
+    def sha256(self, paths: Sequence[Path]) -> list[str]:
+        return self.of(paths, "sha256", sha256)
+
+    def _add(self, store: Path, entries: dict[str, Any]) -> None:
+        with locked(store.with_suffix(".lock")):
+            known = json.loads(store.read_text()) if store.exists() else {}
+            write_atomically(store, json.dumps(known | entries))
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)]

@@ -1,0 +1,61 @@
+"""What is remembered of files: read once, found again, and never trusted where the file may have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+import data.memory
+from data.memory import Memory
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [tmp_path / "images" / f"{k}.bin" for k in range(5)]
+    paths[0].parent.mkdir()
+    for k, path in enumerate(paths):
+        path.write_bytes(bytes([k]) * 100)
+    return paths
+
+
+def counted(calls):
+    def compute(path):
+        calls.append(path.name)
+        return len(path.read_bytes())
+
+    return compute
+
+
+def test_sha256_is_that_of_hashlib(files, tmp_path):
+    assert Memory(tmp_path / "memory").sha256(files) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in files]
+
+
+def test_an_unchanged_file_is_read_once_and_a_changed_one_again(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)  # as if all were old
+    calls = []
+    assert Memory(tmp_path / "memory").of(files, "size", counted(calls)) == [100] * 5
+    assert sorted(calls) == [f"{k}.bin" for k in range(5)]
+    files[3].write_bytes(b"longer" * 50)
+    assert Memory(tmp_path / "memory").of(files, "size", counted(calls)) == [100, 100, 100, 300, 100]
+    assert calls[5:] == ["3.bin"]
+    Memory(tmp_path / "memory").of(files, "another value", counted(calls))
+    assert len(calls) == 11
+
+
+def test_a_change_of_the_same_size_and_time_is_seen(files, tmp_path, monkeypatch):
+    """rsync -t and cp -p put the time of the content back; the time of the attributes gives it away."""
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)
+    memory, stat = Memory(tmp_path / "memory"), files[0].stat()
+    before = memory.sha256(files)
+    files[0].write_bytes(b"x" * 100)
+    os.utime(files[0], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert memory.sha256(files)[0] != before[0] and memory.sha256(files)[1:] == before[1:]
+
+
+def test_a_file_that_changed_just_now_is_not_trusted(files, tmp_path):
+    calls = []
+    for _ in range(2):
+        Memory(tmp_path / "memory").of(files, "size", counted(calls))
+    assert len(calls) == 10
