@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.layers import NEAR_ZERO, Attention, Downsample, GroupNorm, ResBlock, Upsample, conv, linear, timestep_embedding
+from models.layers import (
+    NEAR_ZERO,
+    NORM_EPS,
+    Attention,
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    conv,
+    linear,
+    timestep_embedding,
+)
 
 
 class Level(nn.Module):
@@ -30,57 +41,86 @@ class UNet(nn.Module):
     way up). attention_levels: levels with attention after each block; the middle always has it. heads: of attention.
     classes: number of labels, 0 for none; label `classes` is the null class, and what a missing condition means.
     H and W must be divisible by 2^(levels - 1); they need not be equal.
+
+    The constructor is the skeleton of other UNets too: a subclass says with the small methods what it is filled with.
     """
+
+    EPS = NORM_EPS  # of every norm
 
     def __init__(self, channels: int, multipliers: Sequence[int], blocks: int, attention_levels: Sequence[int],
                  in_channels: int = 3, out_channels: int = 3, dropout: float = 0.0, heads: int = 1, groups: int = 32,
                  classes: int = 0, gradient_checkpointing: bool = False):
         super().__init__()
-        widths = [channels * m for m in multipliers]
-        if bad := [w for w in [channels, *widths] if w % groups]:
-            raise ValueError(f"every width must be divisible by groups={groups}, and {bad[0]} is not: change channels or groups.")
-        if bad := [w for w in widths if w % heads]:
-            raise ValueError(f"every width must be divisible by heads={heads}, and {bad[0]} is not.")
-        if bad := [level for level in attention_levels if not 0 <= level < len(widths)]:
-            raise ValueError(f"attention_levels: there is no level {bad[0]}, they are 0 to {len(widths) - 1}.")
-        if channels % 2 or channels < 4:
-            raise ValueError(f"channels must be even and at least 4 for the time embedding, not {channels}.")
         self.channels, self.classes, self.gradient_checkpointing = channels, classes, gradient_checkpointing
+        self.dropout, self.heads, self.groups = dropout, heads, groups
+        widths = [int(channels * m) for m in multipliers]
+        self._check(widths, attention_levels)
         self.multiple = 2 ** (len(widths) - 1)
-        time = 4 * channels
-
-        def res_block(width_in, width_out):
-            return ResBlock(width_in, width_out, time, groups, dropout)
 
         def attention(level, width):
-            return Attention(width, groups, heads) if level in attention_levels else nn.Identity()
+            return self.attention(width) if level in attention_levels else nn.Identity()
 
-        self.time_mlp = nn.Sequential(linear(channels, time), nn.SiLU(), linear(time, time))
+        self.time_mlp = nn.Sequential(linear(channels, 4 * channels), nn.SiLU(), linear(4 * channels, 4 * channels))
         if classes:
-            self.class_embedding = nn.Embedding(classes + 1, time)
-        self.conv_in = conv(in_channels, channels, 3)
-        width, skips, self.down = channels, [channels], nn.ModuleList()
+            self.class_embedding = nn.Embedding(classes + 1, 4 * channels)
+        width = self.first_width(widths)
+        self.conv_in = conv(in_channels, width, 3)
+        skips, self.down = [width], nn.ModuleList()
         for level, target in enumerate(widths):
             inputs = [width] + [target] * (blocks - 1)
             last = level == len(widths) - 1
-            self.down.append(Level([res_block(w, target) for w in inputs], [attention(level, target) for _ in inputs],
-                                   **({} if last else {"downsample": Downsample(target)})))
+            self.down.append(Level([self.res_block(w, target) for w in inputs], [attention(level, target) for _ in inputs],
+                                   **({} if last else {"downsample": self.downsample(target)})))
             skips += [target] * (blocks + (not last))
             width = target
-        self.mid = Level([res_block(width, width), res_block(width, width)], [Attention(width, groups, heads)])
+        self.mid = Level([self.res_block(width, width), self.res_block(width, width)], [self.attention(width)])
         levels = []
         for level, target in reversed(list(enumerate(widths))):
             inputs = [skips.pop() + (width if k == 0 else target) for k in range(blocks + 1)]
-            levels.append(Level([res_block(w, target) for w in inputs], [attention(level, target) for _ in inputs],
-                                **({"upsample": Upsample(target)} if level else {})))
+            levels.append(Level([self.res_block(w, target) for w in inputs], [attention(level, target) for _ in inputs],
+                                **({"upsample": self.upsample(target)} if level else {})))
             width = target
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = GroupNorm(groups, channels * multipliers[0])
-        self.conv_out = conv(channels * multipliers[0], out_channels, 3, scale=NEAR_ZERO)
+        self.norm_out = GroupNorm(groups, width, self.EPS)
+        self.conv_out = conv(width, out_channels, 3, scale=NEAR_ZERO)
+
+    def first_width(self, widths: Sequence[int]) -> int:
+        """Of conv_in."""
+        return self.channels
+
+    def res_block(self, width_in: int, width_out: int) -> nn.Module:
+        return ResBlock(width_in, width_out, 4 * self.channels, self.groups, self.dropout, self.EPS)
+
+    def heads_of(self, width: int) -> int:
+        """Attention heads at a width."""
+        if width % self.heads:
+            raise ValueError(f"every width must be divisible by heads={self.heads}, and {width} is not.")
+        return self.heads
+
+    def attention(self, width: int) -> nn.Module:
+        return Attention(width, self.groups, self.heads_of(width), self.EPS)
+
+    def downsample(self, width: int) -> nn.Module:
+        return Downsample(width)
+
+    def upsample(self, width: int) -> nn.Module:
+        return Upsample(width)
+
+    def embed_timestep(self, timestep: Tensor) -> Tensor:
+        """[B] -> [B, channels]"""
+        return timestep_embedding(timestep, self.channels)
+
+    def _check(self, widths: Sequence[int], attention_levels: Sequence[int]) -> None:
+        if bad := [w for w in [self.first_width(widths), *widths] if w % self.groups]:
+            raise ValueError(f"every width must be divisible by groups={self.groups}, and {bad[0]} is not: change channels or groups.")
+        if bad := [level for level in attention_levels if not 0 <= level < len(widths)]:
+            raise ValueError(f"attention_levels: there is no level {bad[0]}, they are 0 to {len(widths) - 1}.")
+        if self.channels % 2 or self.channels < 4:
+            raise ValueError(f"channels must be even and at least 4 for the time embedding, not {self.channels}.")
 
     def embed(self, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """[B, 4 channels]: time, plus the class where there is one."""
-        time = self.time_mlp(timestep_embedding(timestep, self.channels).to(self.conv_in.weight.dtype))
+        time = self.time_mlp(self.embed_timestep(timestep).to(self.conv_in.weight.dtype))
         if self.classes:
             label = condition.get("label")
             time = time + self.class_embedding(torch.full_like(timestep, self.classes) if label is None else label)
@@ -98,7 +138,7 @@ class UNet(nn.Module):
                 h = self._run(block, attention, h, time)
                 skips.append(h)
             if hasattr(level, "downsample"):
-                h = level.downsample(h)
+                h = self._run(level.downsample, nn.Identity(), h, time)
                 skips.append(h)
         h = self._run(self.mid.block[0], self.mid.attention[0], h, time)
         h = self.mid.block[1](h, time)
@@ -106,7 +146,7 @@ class UNet(nn.Module):
             for block, attention in zip(level.block, level.attention, strict=True):
                 h = self._run(block, attention, torch.cat([h, skips.pop()], dim=1), time)
             if hasattr(level, "upsample"):
-                h = level.upsample(h)
+                h = self._run(level.upsample, nn.Identity(), h, time)
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _run(self, block: nn.Module, attention: nn.Module, h: Tensor, time: Tensor) -> Tensor:
