@@ -39,18 +39,25 @@ def hash_of(*content: Any) -> str:
 
 
 def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: bool) -> np.ndarray:
-    """[H, W, channels] uint8: the shorter side scaled to fit (Lanczos, antialiased), then the centre cut out."""
+    """[H, W, channels] uint8: the shorter side scaled to fit (Lanczos, antialiased), then the centre cut out.
+
+    Mode "F" is gray in 0..255 (data.levels), rounded at the end.
+    """
     H, W = size
-    if image.mode[0] in "IF":  # Pillow would cut off all above 255
+    if image.mode[0] == "I":  # Pillow would cut off all above 255
         raise UserError(f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the range of values that you want to see.")
-    image = image.convert({1: "L", 3: "RGB"}[channels])
+    if image.mode != "F":
+        image = image.convert({1: "L", 3: "RGB"}[channels])
     scale = max(H / image.height, W / image.width)
     if scale > 1 and not upscale:
         raise UserError(f"{image.width}x{image.height} pixels, smaller than data.size={W}x{H}: choose a smaller data.size, or "
                         "data.upscale=true to enlarge such images.")
     image = image.resize((max(W, round(image.width * scale)), max(H, round(image.height * scale))), Image.Resampling.LANCZOS)
     left, top = (image.width - W) // 2, (image.height - H) // 2
-    return np.asarray(image.crop((left, top, left + W, top + H))).reshape(H, W, channels)
+    pixels = np.asarray(image.crop((left, top, left + W, top + H)))
+    if image.mode == "F":
+        pixels = np.repeat(pixels[..., None], channels, 2).clip(0, 255).round().astype(np.uint8)
+    return pixels.reshape(H, W, channels)
 
 
 def random_split(items: Sequence[int], validation: float, test: float, key: str) -> dict[str, list[int]]:

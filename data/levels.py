@@ -1,0 +1,48 @@
+"""From numbers of any range (16-bit files, CT, MRI, arrays) to the 256 levels that a picture has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not darken all the rest
+DRAWN = 1 << 20  # values that a quantile is taken from, where there are more
+
+
+def to_levels(values: np.ndarray, low: float, high: float) -> Image.Image:
+    """[H, W] or [H, W, 3] numbers of any type -> an image in which low is black (0) and high is white (255), clipped.
+
+    Gray is of Pillow's mode "F", in 0..255 and not rounded, so that resizing comes before rounding; colour is RGB of 8 bits.
+    low above high turns black and white around. low = high: black up to it and white above. What is no number (NaN) is black.
+    """
+    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)):
+        raise ValueError(f"an image is [H, W] or [H, W, 3], not {list(values.shape)}.")
+    values = np.asarray(values, dtype=np.float64)
+    levels = (values - low) * (255 / (high - low)) if high != low else np.where(values > low, 255.0, 0.0)
+    levels = np.nan_to_num(np.clip(levels, 0, 255), nan=0.0)
+    return Image.fromarray(levels.astype(np.float32) if levels.ndim == 2 else levels.round().astype(np.uint8))
+
+
+def value_range(values: np.ndarray) -> tuple[float, float]:
+    """The range of one image or volume: its 0.1 % and 99.9 % quantiles, or least and greatest value where those coincide.
+
+    What is not finite does not count; (0, 0) where nothing is. Of more than a million values, a million are drawn, always the same.
+    """
+    values = np.asarray(values).ravel()
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 0.0
+    drawn = values if values.size <= DRAWN else values[np.random.default_rng(0).integers(0, values.size, DRAWN)]
+    low, high = np.quantile(drawn.astype(np.float64), TAILS)
+    if low == high:
+        low, high = values.min(), values.max()
+    return float(low), float(high)
+
+
+def joined(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The range that holds all of these: the least low and the greatest high. At least one is needed."""
+    lows, highs = zip(*ranges, strict=True)
+    return float(min(lows)), float(max(highs))
