@@ -145,7 +145,9 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
     run_log = RunLog(directory, saved.state["rows"] if saved else 0, settings_of(config, "wandb"), config)
     try:
-        prepared = Trainer(denoiser, build(config["loss"], TARGETS["loss"], "loss"), optimizer, plan,
+        steps = denoiser.schedule.steps
+        timesteps = build(config["timesteps"], TARGETS["timesteps"], "timesteps", steps=steps).to(device)
+        prepared = Trainer(denoiser, build(config["loss"], TARGETS["loss"], "loss"), timesteps, optimizer, plan,
                            Batches(dataset, settings.batch_size, data.flip, config["seed"]), settings_of(config, "sampler"),
                            settings, run_settings, config, directory, run_log, arithmetic(precision, device))
         if saved:

@@ -10,46 +10,36 @@ from torch import Tensor, nn
 
 from diffusion.parameterization import Parameterization, PredictNoise, noise_of
 from diffusion.schedule import NoiseSchedule, Time
+from diffusion.variance import FixedLarge, Fraction, LogVariance, Variance
 
 Condition = dict[str, Tensor]  # batch first: label [B]
 
 
 class Prediction(NamedTuple):
-    """x0 and noise agree: x_t = alpha x0 + sigma noise. variance: fraction for NoiseSchedule.reverse_log_variance."""
+    """x0 and noise agree: x_t = alpha x0 + sigma noise. variance.log(schedule, s, t): log variance of p(x_s | x_t)."""
 
     x0: Tensor
     noise: Tensor
-    variance: Tensor | float
+    variance: Fraction | LogVariance
 
 
 Denoise = Callable[[Tensor, Time], Prediction]  # (x_t, t); samplers see this and nothing else
-Variance = Callable[[Time], Tensor | float]  # t -> fraction between the posterior's log variance (0) and log beta (1)
-
-
-def fixed_small(t: Time) -> float:
-    """sigma_t^2 = the posterior's variance; Ho et al. 2020, section 3.2."""
-    return 0.0
-
-
-def fixed_large(t: Time) -> Tensor:
-    """sigma_t^2 = beta_t, but at t = 1 the posterior's value of the step above, as in Ho's code: it makes for a better
-    likelihood of the last step."""
-    return (torch.as_tensor(t) > 1).double()
 
 
 class Denoiser(nn.Module):
-    """A network, a schedule and what the network predicts.
+    """A network, a schedule, what the network predicts and the variance of a reverse step.
 
-    network(x [B, C, H, W], timestep [B] in 0..T-1, condition) -> [B, C, H, W]
+    network(x [B, C, H, W], timestep [B] in 0..T-1, condition) -> [B, variance.outputs C, H, W]
     """
 
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, parameterization: Parameterization,
-                 variance: Variance = fixed_large):
+                 variance: Variance | None = None):
         super().__init__()
         if schedule.zero_terminal_snr and isinstance(parameterization, PredictNoise):
             raise ValueError("A schedule with zero terminal SNR has no signal at T, where predicting the noise divides by "
                              "zero: choose parameterization=velocity or parameterization=x0.")
-        self.network, self.schedule, self.parameterization, self.variance = network, schedule, parameterization, variance
+        self.network, self.schedule, self.parameterization = network, schedule, parameterization
+        self.variance = variance or FixedLarge()
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -57,15 +47,20 @@ class Denoiser(nn.Module):
         self.schedule = self.schedule.to(moved.device)  # follows the device, stays float64
         return self
 
-    def output(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Tensor:
-        """The network's raw output, float32 or wider, whatever the autocast."""
+    def outputs(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the network says of the image, and of the variance where that is learned. float32 or wider, whatever the autocast."""
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
         out = self.network(x_t, t - 1, condition or {})  # Ho's weights count timesteps from 0
-        return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+        out = out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+        return out.chunk(2, dim=1) if self.variance.outputs == 2 else (out, None)
+
+    def predict(self, output: Tensor, of_variance: Tensor | None, x_t: Tensor, t: Time) -> Prediction:
+        """The meaning of outputs()."""
+        x0, noise = self.parameterization.decode(self.schedule, output, x_t, t)
+        return Prediction(x0, noise, self.variance(of_variance, t))
 
     def forward(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Prediction:
-        x0, noise = self.parameterization.decode(self.schedule, self.output(x_t, t, condition), x_t, t)
-        return Prediction(x0, noise, self.variance(t))
+        return self.predict(*self.outputs(x_t, t, condition), x_t, t)
 
 
 def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:

@@ -38,15 +38,20 @@ def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSetting
              on_step: Callable[[Tensor, int], object] = lambda x0, t: None) -> Tensor:
     """One image [C, H, W] = shape for each seed -> [B, C, H, W], about [-1, 1], on the schedule's device.
 
-    An image depends on its seed and not on the batch it is made in. on_step sees the predicted x0 at each t: for a progress bar,
-    a strip of denoising steps, or to stop (it may raise).
+    An image depends on its seed and not on the batch it is made in. on_step sees the first predicted x0 at each t: for a progress
+    bar, a strip of denoising steps, or to stop (it may raise).
     """
     if settings.clip:
         denoise = clip_x0(denoise, schedule)
 
+    reached = schedule.steps + 1
+
     def watched(x_t, t):
+        nonlocal reached
         prediction = denoise(x_t, t)
-        on_step(prediction.x0, t)
+        if t < reached:  # some samplers come twice
+            reached = t
+            on_step(prediction.x0, t)
         return prediction
 
     randn = NoisePerImage(seeds)

@@ -10,15 +10,51 @@ from torch import Tensor
 
 from diffusion.denoiser import Condition, Denoiser, Prediction
 from diffusion.schedule import NoiseSchedule, expand
+from diffusion.variance import Fraction
 
 Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition | None], Tensor]
+Weight = Callable[[NoiseSchedule, Tensor], Tensor]  # (schedule, t [B]) -> [B] weight of the squared error of x0
 
 
 def simple_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
     """L_simple, eq. 14 of Ho et al. 2020: the squared error of whatever the network predicts."""
     x_t = denoiser.schedule.add_noise(x0, noise, t)
     target = denoiser.parameterization.encode(denoiser.schedule, x0, noise, t)
-    return (denoiser.output(x_t, t, condition) - target).square().flatten(1).mean(1)
+    output, _ = denoiser.outputs(x_t, t, condition)
+    return (output - target).square().flatten(1).mean(1)
+
+
+def weighted_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None, *,
+                  weight: Weight) -> Tensor:
+    """The squared error of x0 times weight, whatever the network predicts."""
+    own = denoiser.parameterization.x0_weight(denoiser.schedule, t)
+    return simple_loss(denoiser, x0, t, noise, condition) * (weight(denoiser.schedule, t) / own).to(x0.dtype)
+
+
+def min_snr(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma); Hang et al. 2023 (Min-SNR). Of the noise's error that is min(SNR, gamma) / SNR, of the velocity's
+    min(SNR, gamma) / (SNR + 1)."""
+    return schedule.snr(t).clamp(max=gamma)
+
+
+def p2(schedule: NoiseSchedule, t: Tensor, gamma: float = 1.0, k: float = 1.0) -> Tensor:
+    """1 / (k + SNR)^gamma of the noise's error; Choi et al. 2022 (P2)."""
+    snr = schedule.snr(t)
+    return snr / (k + snr) ** gamma
+
+
+def hybrid_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None, *,
+                bound_weight: float = 0.001) -> Tensor:
+    """L_simple + bound_weight L_vlb, where L_vlb teaches the variance only; Nichol and Dhariwal 2021, eq. 16.
+
+    L_vlb is a sum over t, here T times the term of one t, in bits as in their code (which says it as T / 1000 with weight 1).
+    """
+    schedule, x_t = denoiser.schedule, denoiser.schedule.add_noise(x0, noise, t)
+    output, of_variance = denoiser.outputs(x_t, t, condition)
+    target = denoiser.parameterization.encode(schedule, x0, noise, t)
+    simple = (output - target).square().flatten(1).mean(1)
+    prediction = denoiser.predict(output.detach(), of_variance, x_t, t)
+    return simple + bound_weight * schedule.steps * bound_term(schedule, prediction, x0, x_t, t)
 
 
 def bound_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
@@ -34,13 +70,16 @@ def bound_term(schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t:
     """[B], bits per value. x0 in [-1, 1] on the grid of 256 levels."""
     s = t - 1
     mean = schedule.posterior_mean(prediction.x0, x_t, s, t)
-    log_variance = expand(schedule.reverse_log_variance(s, t, prediction.variance), x_t)
+    log_variance = expand(prediction.variance.log(schedule, s, t), x_t)
     true_mean = schedule.posterior_mean(x0, x_t, s, t)
     # At s = 0 the true posterior is a point: its log variance only stands in for where() below.
-    true_log_variance = expand(schedule.reverse_log_variance(s, t, 0.0), x_t)
+    true_log_variance = expand(Fraction(0.0).log(schedule, s, t), x_t)
     kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
     decoder = -discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance).flatten(1).mean(1)
     return torch.where(t == 1, decoder, kl) / math.log(2)
+
+
+TEACH_VARIANCE = (bound_loss, hybrid_loss)
 
 
 def prior_bits(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
@@ -69,8 +108,3 @@ def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tens
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     return log_upper + torch.log1p(-(log_lower - log_upper).exp())
-
-
-def draw_timesteps(schedule: NoiseSchedule, batch: int, generator: torch.Generator) -> Tensor:
-    """[batch] integers, uniform in 1..T, on the generator's device."""
-    return torch.randint(1, schedule.steps + 1, (batch,), generator=generator, device=generator.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from diffusion.schedule import NoiseSchedule, Time, expand
@@ -17,6 +18,9 @@ class Parameterization(Protocol):
 
     def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """(x0, noise) with x_t = alpha x0 + sigma noise."""
+
+    def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
+        """The squared error of the target over that of x0, float64: how the plain loss weights t."""
 
 
 def _scales(schedule: NoiseSchedule, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +44,9 @@ class PredictNoise:
         alpha, sigma = _scales(schedule, t, x_t)
         return (x_t - sigma * output) / alpha, output
 
+    def x0_weight(self, schedule, t):
+        return schedule.snr(t)
+
 
 class PredictX0:
     """The clean image."""
@@ -49,6 +56,9 @@ class PredictX0:
 
     def decode(self, schedule, output, x_t, t):
         return output, noise_of(schedule, output, x_t, t)
+
+    def x0_weight(self, schedule, t):
+        return torch.ones_like(schedule.snr(t))
 
 
 class PredictVelocity:
@@ -62,6 +72,9 @@ class PredictVelocity:
         alpha, sigma = _scales(schedule, t, x_t)
         return alpha * x_t - sigma * output, sigma * x_t + alpha * output
 
+    def x0_weight(self, schedule, t):
+        return schedule.snr(t) + 1
+
 
 class PredictMean:
     """The mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 8 and the rows "mean prediction" of table 2."""
@@ -73,3 +86,6 @@ class PredictMean:
         of_x0, of_xt = schedule.posterior_coefficients(t - 1, t)
         x0 = (output - expand(of_xt, x_t) * x_t) / expand(of_x0, x_t)
         return x0, noise_of(schedule, x0, x_t, t)
+
+    def x0_weight(self, schedule, t):
+        return schedule.posterior_coefficients(t - 1, t)[0] ** 2

@@ -28,7 +28,7 @@ def ancestral(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Seque
         mean = schedule.posterior_mean(prediction.x0, x, s, t)
         if s == 0:
             return mean
-        log_variance = schedule.reverse_log_variance(s, t, prediction.variance)
+        log_variance = prediction.variance.log(schedule, s, t)
         x = mean + expand((0.5 * log_variance).exp(), x) * randn(x)
     return x
 
@@ -44,6 +44,39 @@ def ddim(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[i
         x = expand(alpha, x) * prediction.x0 + expand((sigma**2 - fresh**2).sqrt(), x) * prediction.noise
         if eta > 0 and s > 0:
             x = x + expand(fresh, x) * randn(x)
+    return x
+
+
+def dpm_solver(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
+    """DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Deterministic, one call a step, of second order; the first
+    step, and the last, which has no log-SNR to reach, are of first order."""
+    x0_before = h_before = None
+    for t, s in _descend(steps, schedule):
+        x0 = slope = denoise(x, t).x0
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        h = (alpha_s * sigma_t / (sigma_s * alpha_t)).log()  # the step in log(alpha / sigma)
+        if x0_before is not None and s > 0:
+            slope = x0 + expand(h / (2 * h_before), x) * (x0 - x0_before)
+        ratio = sigma_s / sigma_t
+        x = expand(ratio, x) * x + expand(alpha_s - alpha_t * ratio, x) * slope
+        x0_before, h_before = x0, h
+    return x
+
+
+def heun(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
+    """Karras et al. 2022, algorithm 1, for the equation in x / alpha over sigma / alpha. Deterministic, two calls a step, of second
+    order; the last step, and one from a T without signal, are of first order (which is DDIM's)."""
+    without_signal = schedule.steps if schedule.zero_terminal_snr else None
+    for t, s in _descend(steps, schedule):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        here = denoise(x, t)
+        euler = expand(alpha_s, x) * here.x0 + expand(sigma_s, x) * here.noise
+        if s == 0 or t == without_signal:
+            x = euler
+            continue
+        there = denoise(euler, s)
+        ratio = alpha_s / alpha_t
+        x = expand(ratio, x) * x + expand((sigma_s - ratio * sigma_t) / 2, x) * (here.noise + there.noise)
     return x
 
 
@@ -69,6 +102,12 @@ def trailing_steps(total: int, count: int) -> list[int]:
     """count steps evenly down from T itself, which zero terminal SNR needs: Lin et al. 2024, table 2."""
     _check_count(total, count)
     return [round(total * k / count) for k in range(count, 0, -1)] + [0]
+
+
+def inclusive_steps(total: int, count: int) -> list[int]:
+    """count steps evenly from T to 1, both among them: Nichol and Dhariwal 2021, section 4; diffusers' "linspace"."""
+    _check_count(total, count)
+    return [*(round(1 + k * (total - 1) / max(1, count - 1)) for k in reversed(range(count))), 0]
 
 
 def _check_count(total: int, count: int) -> None:

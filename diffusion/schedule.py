@@ -44,6 +44,10 @@ class NoiseSchedule:
         alpha_bar = self.alpha_bar[t]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
+    def snr(self, t: Time) -> Tensor:
+        """Signal-to-noise ratio alpha^2 / sigma^2, float64; infinite at t = 0."""
+        return self.alpha_bar[t] / (1 - self.alpha_bar[t])
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         """A draw of q(x_t | x_0). x0, noise: [B, ...]."""
         alpha, sigma = self.alpha_sigma(t)
@@ -104,6 +108,13 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) 
     """Betas on a line: Ho et al. 2020, section 4."""
     _check_steps(steps)
     return from_betas(np.linspace(beta_start, beta_end, steps))
+
+
+def rescaled_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+    """Ho's line of betas for any number of steps: betas times 1000 / T, so that about as little signal is left at T; Nichol and
+    Dhariwal's code (their paper does not say it)."""
+    _check_steps(steps)
+    return from_betas(np.linspace(1000 / steps * beta_start, 1000 / steps * beta_end, steps))
 
 
 def scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:

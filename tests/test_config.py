@@ -34,15 +34,24 @@ def test_experiments_compose_and_build(experiment):
 
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in (
-    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "spacing", "wandb", "data")
+    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "timesteps", "spacing", "wandb", "data")
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
     more = {"folder": ["data.source.path=nowhere"], "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
-            "linear_zero_terminal": ["parameterization=velocity", "spacing=trailing"]}
+            "linear_zero_terminal": ["parameterization=velocity", "spacing=trailing"],
+            "learned": ["loss=bound"], "learned_range": ["loss=hybrid"], "hybrid": ["variance=learned_range"]}
     config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
     check_config(config)
     for section in ("schedule", "parameterization", "variance", "loss"):
         build(config[section], TARGETS[section], section)
+
+
+@pytest.mark.parametrize(("arguments", "names"), [
+    (["variance=learned_range"], "loss=hybrid"), (["variance=learned", "loss=min_snr"], "loss=bound"),
+    (["loss=hybrid"], "variance=learned_range")])
+def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
+    with pytest.raises(UserError, match=names):
+        check_config(composed("train", arguments))
 
 
 @pytest.mark.parametrize(("argument", "names"), [

@@ -93,3 +93,38 @@ def test_mistakes():
         fit(unet().state_dict(), unet().state_dict(), ["dwn.*"])
     with pytest.raises(UserError, match="no tensor of the source fits"):
         fit({"other": torch.zeros(1)}, unet().state_dict())
+
+
+def test_a_variance_that_is_learned_anew_starts_at_zero_beside_the_sources_prediction():
+    source, target = unet(), unet(out_channels=6, seed=1)
+    status = fitted(source, target)
+    assert {n for n, s in status.items() if s == "resized"} == {"conv_out.weight", "conv_out.bias"}
+    x = X.expand(-1, 3, -1, -1)
+    prediction, variance = target(x, T, {}).chunk(2, dim=1)
+    torch.testing.assert_close(prediction, source(x, T, {}))
+    assert not variance.any()
+
+
+def test_a_variance_that_is_no_longer_learned_is_left_out():
+    source, target = unet(out_channels=6), unet(seed=1)
+    fitted(source, target)
+    x = X.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(target(x, T, {}), source(x, T, {})[:, :3])
+
+
+def test_rgb_to_gray_with_a_learned_variance():
+    """Both halves are averaged, each by itself."""
+    source, target = unet(out_channels=6), unet(in_channels=1, out_channels=2, seed=1)
+    fitted(source, target)
+    expected = source(X.expand(-1, 3, -1, -1), T, {}).unflatten(1, (2, 3)).mean(2)
+    torch.testing.assert_close(target(X, T, {}), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gray_without_to_rgb_with_a_learned_variance():
+    source, target = unet(in_channels=1, out_channels=1), unet(out_channels=6, seed=1)
+    state, rows = fit(source.state_dict(), target.state_dict())
+    target.load_state_dict(state)
+    out = target(X.expand(-1, 3, -1, -1), T, {})
+    torch.testing.assert_close(out[:, :3], source(X, T, {}).expand(-1, 3, -1, -1), rtol=1e-5, atol=1e-5)
+    assert not out[:, 3:].any()
+    assert "repeated 1 -> 3" in summary(rows) and "variance's half starts at zero" in summary(rows)

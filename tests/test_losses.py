@@ -13,17 +13,18 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from diffusion import schedule as schedules
-from diffusion.denoiser import Denoiser, Prediction, fixed_large, fixed_small
+from diffusion.denoiser import Denoiser, Prediction
 from diffusion.losses import (
     bound_loss,
     bound_term,
     discretized_gaussian_log_likelihood,
-    draw_timesteps,
     gaussian_kl,
     prior_bits,
     simple_loss,
 )
 from diffusion.parameterization import PredictMean, PredictNoise, PredictVelocity, PredictX0
+from diffusion.timesteps import Uniform
+from diffusion.variance import FixedLarge, FixedSmall, Fraction
 from models.unet import UNet
 
 LINEAR = schedules.linear(1000)
@@ -105,11 +106,11 @@ def test_bound_term_is_the_kl(t, fraction):
     log_variance = torch.as_tensor(fraction * math.log(beta) + (1 - fraction) * math.log(small), dtype=torch.float64)
     p = Normal(posterior(guess, x_t, t)[0], (log_variance / 2).exp())
     expected = kl_divergence(Normal(mean, math.sqrt(small)), p).mean((1, 2, 3)) / math.log(2)
-    ours = bound_term(LINEAR, Prediction(guess, guess, fraction), x0, x_t, torch.full((2,), t))
+    ours = bound_term(LINEAR, Prediction(guess, guess, Fraction(fraction)), x0, x_t, torch.full((2,), t))
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-14)
 
 
-@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
 def test_bound_term_at_one_is_the_decoder(variance):
     """L_0: -log2 of the bin's mass under N(predicted x0, the variance of q(x_1 | x_2, x_0)), by scipy; averaged over pixels."""
     x0 = LEVELS[torch.randint(256, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))]
@@ -119,7 +120,7 @@ def test_bound_term_at_one_is_the_decoder(variance):
     upper = np.where(x0 > 0.999, 1, p.cdf(x0 + 1 / 255))
     lower = np.where(x0 < -0.999, 0, p.cdf(x0 - 1 / 255))
     t = torch.ones(2, dtype=torch.long)
-    ours = bound_term(LINEAR, Prediction(guess, guess, variance(t)), x0, torch.randn_like(x0), t)
+    ours = bound_term(LINEAR, Prediction(guess, guess, variance(None, t)), x0, torch.randn_like(x0), t)
     np.testing.assert_allclose(ours, -np.log2(upper - lower).mean((1, 2, 3)), rtol=1e-8)
 
 
@@ -127,10 +128,10 @@ def test_bound_term_of_a_mixed_batch_is_each_images_own():
     """t = 1 (decoder) beside other t (KL): each row as if it were alone; the fixed variance may be a tensor over the batch."""
     t = torch.tensor([1, 2, 1000, 1])
     x0, x_t, guess = torch.randn(3, 4, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 3
-    together = bound_term(LINEAR, Prediction(guess, guess, fixed_large(t)), x0, x_t, t)
+    together = bound_term(LINEAR, Prediction(guess, guess, FixedLarge()(None, t)), x0, x_t, t)
     for k in range(4):
         one = slice(k, k + 1)
-        alone = bound_term(LINEAR, Prediction(guess[one], guess[one], fixed_large(t[one])), x0[one], x_t[one], t[one])
+        alone = bound_term(LINEAR, Prediction(guess[one], guess[one], FixedLarge()(None, t[one])), x0[one], x_t[one], t[one])
         assert alone.item() == pytest.approx(together[k].item(), rel=1e-12)
 
 
@@ -138,7 +139,7 @@ def test_bound_of_the_truth_is_zero():
     """With x0 known and the posterior's variance, every KL term is 0."""
     t = torch.arange(2, 1001)
     x0, noise = torch.randn(2, 999, 1, 2, 2, dtype=torch.float64)
-    loss = bound_loss(Denoiser(Output(lambda x, t: x0), LINEAR, PredictX0(), fixed_small), x0, t, noise)
+    loss = bound_loss(Denoiser(Output(lambda x, t: x0), LINEAR, PredictX0(), FixedSmall()), x0, t, noise)
     assert loss.abs().max() < 1e-12
 
 
@@ -262,25 +263,25 @@ def closed_form_bound(large):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("variance", "bits"), [(fixed_large, 7.167), (fixed_small, 7.794)])
+@pytest.mark.parametrize(("variance", "bits"), [(FixedLarge(), 7.167), (FixedSmall(), 7.794)])
 def test_bound_of_gaussian_data(variance, bits, dtype):
     """Data N(0, 0.25^2) in 256 levels has 7.041 bits of entropy; the ideal denoiser's bound at T = 1000 is above it by what the fixed
     variance costs: about 7.167 (large) and 7.794 (small). Each part is its closed form, and training's float32 loses nothing."""
     entropy = 0.5 * math.log2(2 * math.pi * math.e * STD**2) + math.log2(127.5)
     assert entropy == pytest.approx(7.041, abs=1e-3)
     kl, decoder, prior = expected_bound(ideal(LINEAR, variance), 1000, dtype)
-    expected = closed_form_bound(variance is fixed_large)
+    expected = closed_form_bound(isinstance(variance, FixedLarge))
     np.testing.assert_allclose(kl, expected[0], rtol=1e-6 if dtype == torch.float64 else 2e-2, atol=3e-7)
     assert decoder == pytest.approx(expected[1], abs=3e-4)  # the closed form has no outer bins, where 6e-5 of the mass is
     assert prior == pytest.approx(expected[2], rel=1e-6 if dtype == torch.float64 else 0.1)
     total = kl.sum().item() + decoder + prior
-    print(f"{variance.__name__}, {dtype}: {total:.5f} bits = {kl.sum():.5f} KL + {decoder:.5f} decoder + {prior:.2e} prior")
+    print(f"{type(variance).__name__}, {dtype}: {total:.5f} bits = {kl.sum():.5f} KL + {decoder:.5f} decoder + {prior:.2e} prior")
     assert total == pytest.approx(sum(map(np.sum, expected)), abs=5e-4)
     assert total == pytest.approx(bits, abs=0.01)
     assert total > entropy
 
 
-@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+@pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()])
 @pytest.mark.parametrize("parameterization", ALL, ids=lambda p: type(p).__name__)
 def test_gradients_of_the_bound_are_finite(parameterization, variance):
     """Through a small UNet in float32 with both ends of t in the batch, on images with extreme pixels, and they are not all 0."""
@@ -298,8 +299,9 @@ def test_gradients_of_the_bound_are_finite(parameterization, variance):
 def test_draw_timesteps_are_uniform_from_one_to_the_last():
     """Integers 1..T, each as often as the others (chi-square within 5 standard deviations), a function of the generator."""
     total, count = 10, 100_000
-    t = draw_timesteps(schedules.linear(total), count, torch.Generator().manual_seed(0))
+    t, weight = Uniform(total).draw(count, torch.Generator().manual_seed(0))
+    assert (weight == 1).all()
     assert t.min() == 1 and t.max() == total and t.dtype == torch.int64 and t.shape == (count,)
     chi = ((torch.bincount(t)[1:] - count / total) ** 2 / (count / total)).sum()
     assert abs(chi - (total - 1)) < 5 * math.sqrt(2 * (total - 1))
-    assert torch.equal(t, draw_timesteps(schedules.linear(total), count, torch.Generator().manual_seed(0)))
+    assert torch.equal(t, Uniform(total).draw(count, torch.Generator().manual_seed(0))[0])

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from diffusion import schedule as schedules
-from diffusion.denoiser import Denoiser, Prediction, clip_x0, fixed_large, fixed_small, guide
+from diffusion.denoiser import Denoiser, Prediction, clip_x0, guide
 from diffusion.parameterization import PredictMean, PredictNoise, PredictVelocity, PredictX0, noise_of
+from diffusion.variance import FixedLarge, FixedSmall, Fraction
 
 ALL = [PredictNoise(), PredictX0(), PredictVelocity(), PredictMean()]
 SCHEDULES = {"linear": schedules.linear(1000), "cosine": schedules.cosine(1000), "one step": schedules.linear(1),
@@ -154,11 +155,11 @@ def test_denoiser_recovers_x0_and_noise_from_the_target(parameterization):
     schedule, t = SCHEDULES["linear"], torch.tensor([1, 500])
     x0, noise = images(2)
     network = Constant(parameterization.encode(schedule, x0, noise, t))
-    for variance, fractions in ((fixed_small, [0, 0]), (fixed_large, [0, 1])):
+    for variance, fractions in ((FixedSmall(), [0, 0]), (FixedLarge(), [0, 1])):
         prediction = Denoiser(network, schedule, parameterization, variance)(schedule.add_noise(x0, noise, t), t)
         torch.testing.assert_close(prediction.x0, x0, rtol=0, atol=1e-9)
         torch.testing.assert_close(prediction.noise, noise, rtol=0, atol=1e-9)
-        assert torch.as_tensor(prediction.variance).expand(2).tolist() == fractions
+        assert torch.as_tensor(prediction.variance.value).expand(2).tolist() == fractions
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -166,7 +167,7 @@ def test_half_outputs_are_widened(dtype):
     """What autocast leaves in 16 bits is decoded in float32, also by a Denoiser cast to 16 bits, whose schedule stays float64."""
     x_t = torch.randn(2, 3, 4, 4)
     denoiser = Denoiser(Constant(x_t.to(dtype)), SCHEDULES["linear"], PredictNoise()).to(dtype)
-    assert denoiser.output(x_t, 5).dtype == torch.float32
+    assert denoiser.outputs(x_t, 5)[0].dtype == torch.float32
     assert denoiser.schedule.alpha_bar.dtype == torch.float64
     assert denoiser(x_t, 5).x0.dtype == torch.float32
 
@@ -185,7 +186,7 @@ def test_clip_keeps_the_pair_consistent():
     torch.testing.assert_close(clipped.noise[inside], plain.noise[inside], rtol=1e-6, atol=1e-6)
     alpha_bar = schedule.alpha_bar[t][:, None, None, None]
     torch.testing.assert_close(alpha_bar.sqrt() * clipped.x0 + (1 - alpha_bar).sqrt() * clipped.noise, x_t, rtol=1e-12, atol=1e-12)
-    assert torch.equal(clipped.variance, plain.variance)
+    assert torch.equal(clipped.variance.value, plain.variance.value)
 
 
 def test_noise_of_inverts_add_noise():
@@ -199,7 +200,7 @@ def test_noise_of_inverts_add_noise():
 def fixed_prediction(seed, fraction=0.0):
     """A Denoise that returns one fixed pair."""
     x0, noise = images(2, seed=seed)
-    return lambda x_t, t: Prediction(x0, noise, fraction)
+    return lambda x_t, t: Prediction(x0, noise, Fraction(fraction))
 
 
 def test_guide_is_the_line_through_both():
@@ -210,7 +211,7 @@ def test_guide_is_the_line_through_both():
         guided = guide(conditional, reference, scale)(None, 1)
         torch.testing.assert_close(guided.x0, (1 - scale) * r.x0 + scale * c.x0, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(guided.noise, (1 - scale) * r.noise + scale * c.noise, rtol=1e-12, atol=1e-12)
-        assert guided.variance == 0.25
+        assert guided.variance.value == 0.25
     for scale, end in ((1.0, c), (0.0, r)):
         guided = guide(conditional, reference, scale)(None, 1)
         assert torch.equal(guided.x0, end.x0) and torch.equal(guided.noise, end.noise)

@@ -16,10 +16,13 @@ from torch import nn
 
 from diffusion import samplers
 from diffusion import schedule as schedules
-from diffusion.denoiser import Denoiser, Prediction, fixed_large, fixed_small
+from diffusion.denoiser import Denoiser, Prediction
 from diffusion.generate import SamplerSettings, generate
 from diffusion.parameterization import PredictNoise, PredictVelocity
 from diffusion.samplers import NoisePerImage, ancestral, ddim, even_steps, quadratic_steps, trailing_steps
+from diffusion.variance import FixedLarge, FixedSmall, Fraction
+
+FIXED_SMALL, FIXED_LARGE = FixedSmall(), FixedLarge()
 
 LINEAR = schedules.linear(1000)
 ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
@@ -28,7 +31,7 @@ DATA = {"narrow": (np.array([0.3]), np.array([[0.25**2]])), "wide": (np.array([-
         "anisotropic": (np.array([0.5, -1.0, 0.1]), ROTATION @ np.diag([1e-4, 0.3, 4.0]) @ ROTATION.T)}
 
 
-def ideal(schedule, mean, covariance, variance=fixed_small):
+def ideal(schedule, mean, covariance, variance=FIXED_SMALL):
     """E[x0 | x_t] = mean + alpha S (alpha^2 S + sigma^2 I)^-1 (x_t - alpha mean), for x0 ~ N(mean, S); x [B, d, 1, 1]."""
     mean, covariance = torch.from_numpy(mean), torch.from_numpy(covariance)
 
@@ -38,7 +41,7 @@ def ideal(schedule, mean, covariance, variance=fixed_small):
         x = x_t.flatten(1)
         x0 = mean + (x - alpha_bar.sqrt() * mean) @ gain
         noise = (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
-        return Prediction(x0.reshape(x_t.shape), noise.reshape(x_t.shape), variance(t))
+        return Prediction(x0.reshape(x_t.shape), noise.reshape(x_t.shape), variance(None, t))
 
     return denoise
 
@@ -128,7 +131,7 @@ def test_ddim_with_noise_is_its_affine_map(name, steps, eta):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("variance", "added"), [(fixed_small, posterior_variance), (fixed_large, beta)])
+@pytest.mark.parametrize(("variance", "added"), [(FIXED_SMALL, posterior_variance), (FIXED_LARGE, beta)])
 @pytest.mark.parametrize("steps", [even_steps(1000, 50), trailing_steps(1000, 7), [900, 500, 100]], ids=len)
 @pytest.mark.parametrize("name", DATA)
 def test_ancestral_is_its_affine_map(name, steps, variance, added):
@@ -155,7 +158,7 @@ def test_ancestral_at_1000_steps_has_the_datas_variance():
     """The bracket of Ho et al. 2020, section 3.2: fixed large is exact for N(0, 1) data and too wide for narrower, fixed small is
     too narrow for anything but a point; at 1000 steps both come within 4% of the data's variance, as their recursion says."""
     steps, ratio = even_steps(1000, 1000), {}
-    for variance, added in ((fixed_small, posterior_variance), (fixed_large, beta)):
+    for variance, added in ((FIXED_SMALL, posterior_variance), (FIXED_LARGE, beta)):
         for name in ("narrow", "unit"):
             mean, covariance = DATA[name]
             got_mean, got = moments(ancestral, ideal(LINEAR, mean, covariance, variance), LINEAR, steps, 1, 999)
@@ -163,9 +166,9 @@ def test_ancestral_at_1000_steps_has_the_datas_variance():
             np.testing.assert_allclose(got_mean, mean, atol=0.01)  # N(0, I) at T is not quite q(x_T): alpha_T = 0.006
             ratio[variance, name] = (got / covariance).item()
     # Unit data: each step keeps variance 1, and the last adds no noise: x_0 = sqrt(1 - beta_1) x_1 + constant.
-    assert ratio[fixed_large, "unit"] == pytest.approx(1 - 1e-4, rel=1e-9)
-    assert 0.96 < ratio[fixed_small, "narrow"] < 1 < ratio[fixed_large, "narrow"] < 1.02
-    assert 0.98 < ratio[fixed_small, "unit"] < ratio[fixed_large, "unit"]
+    assert ratio[FIXED_LARGE, "unit"] == pytest.approx(1 - 1e-4, rel=1e-9)
+    assert 0.96 < ratio[FIXED_SMALL, "narrow"] < 1 < ratio[FIXED_LARGE, "narrow"] < 1.02
+    assert 0.98 < ratio[FIXED_SMALL, "unit"] < ratio[FIXED_LARGE, "unit"]
 
 
 def test_fixed_small_is_exact_for_a_single_image():
@@ -203,7 +206,7 @@ def test_learned_variance_per_pixel_reaches_the_sampler():
     fraction = torch.tensor([0.0, 0.5, 1.0]).double().view(1, 3, 1, 1)
 
     def denoise(x_t, t):
-        return Prediction(x_t, x_t, fraction.expand(x_t.shape))
+        return Prediction(x_t, x_t, Fraction(fraction.expand(x_t.shape)))
 
     for batch in (1, 4):
         x = torch.zeros(batch, 3, 1, 1, dtype=torch.float64)
@@ -226,7 +229,7 @@ def test_zero_terminal_snr_is_sampled_from_its_end(sampler):
     got_mean, got = moments(sampler, ideal(schedule, mean, covariance), schedule, steps, 1, draws)
     np.testing.assert_allclose(got_mean, mean, rtol=1e-9)  # exact: nothing of x_T's mean is left to be wrong about
     assert 0.3 < (got / covariance).item() < 1.1
-    denoiser = Denoiser(Toy(), schedule, PredictVelocity(), fixed_small)
+    denoiser = Denoiser(Toy(), schedule, PredictVelocity(), FIXED_SMALL)
     assert sampler(denoiser, schedule, torch.randn(2, 3, 4, 4), steps, torch.randn_like).isfinite().all()
 
 
@@ -322,7 +325,7 @@ def test_noise_per_image_is_normal_and_differs():
 @pytest.mark.parametrize("function", [ancestral, partial(ddim, eta=0.7), ddim], ids=["ancestral", "ddim eta 0.7", "ddim"])
 def test_an_image_depends_on_its_seed_and_not_on_its_batch(function):
     """Alone or in a batch of 7, in another place: the same image, bit for bit, whatever noise the sampler draws."""
-    denoiser = Denoiser(Toy(), LINEAR, PredictNoise(), fixed_large)
+    denoiser = Denoiser(Toy(), LINEAR, PredictNoise(), FIXED_LARGE)
     settings = SamplerSettings(function, even_steps, 10)
     batch = generate(denoiser, LINEAR, settings, (3, 8, 8), range(100, 107))
     for place, seed in ((0, 100), (3, 103), (6, 106)):
@@ -352,7 +355,7 @@ def test_generate_starts_from_its_seeds_noise_and_tells_its_steps():
 
 def test_generate_clips_the_predicted_x0_or_not():
     """clip keeps what on_step sees, and so the image, in [-1, 1]; without it a large x0 passes through."""
-    large = lambda x_t, t: Prediction(torch.full_like(x_t, 3.0), torch.zeros_like(x_t), 0.0)  # noqa: E731
+    large = lambda x_t, t: Prediction(torch.full_like(x_t, 3.0), torch.zeros_like(x_t), Fraction(0.0))  # noqa: E731
     for clip, value in ((True, 1.0), (False, 3.0)):
         out = generate(large, LINEAR, SamplerSettings(ddim, trailing_steps, 4, clip), (1, 2, 2), [0])
         assert torch.equal(out, torch.full_like(out, value))

@@ -22,12 +22,13 @@ import runtime.torchvision  # noqa: F401  before anything that imports torchvisi
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusion import schedule as schedules
-from diffusion.denoiser import Denoiser, clip_x0, fixed_large, fixed_small
+from diffusion.denoiser import Denoiser, clip_x0
 from diffusion.parameterization import PredictNoise, PredictVelocity, PredictX0
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
+from diffusion.variance import FixedLarge, FixedSmall
 
 PREDICTIONS = {"epsilon": PredictNoise, "sample": PredictX0, "v_prediction": PredictVelocity}
-VARIANCES = {"fixed_small": fixed_small, "fixed_large": fixed_large}
+VARIANCES = {"fixed_small": FixedSmall(), "fixed_large": FixedLarge()}
 SPACINGS = {"leading": even_steps, "trailing": trailing_steps}
 
 

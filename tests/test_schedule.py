@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffusion import schedule as schedules
-from diffusion.denoiser import fixed_large, fixed_small
 from diffusion.schedule import NoiseSchedule, from_betas
+from diffusion.variance import FixedLarge, FixedSmall
 
 TOTALS = [1, 10, 1000, 4000]
 NAMES = ["linear", "scaled_linear", "cosine", "sigmoid"]
@@ -287,15 +287,15 @@ def test_first_step_has_hos_value(name):
     schedule = getattr(schedules, name)(1000)
     _, _, second = bayes(schedule, 1, 2)
     t = torch.tensor([1, 2, 1000])
-    small = schedule.reverse_log_variance(t - 1, t, fixed_small(t))
-    large = schedule.reverse_log_variance(t - 1, t, fixed_large(t))
+    small = schedule.reverse_log_variance(t - 1, t, FixedSmall()(None, t).value)
+    large = schedule.reverse_log_variance(t - 1, t, FixedLarge()(None, t).value)
     assert small[0].item() == pytest.approx(math.log(second), rel=1e-9)
     assert large[0].item() == pytest.approx(math.log(second), rel=1e-9)
     beta = 1 - schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
     np.testing.assert_allclose(large[1:], beta[[1, 999]].log(), rtol=1e-12)
     for k in (1, 2):
         assert small[k].item() == pytest.approx(math.log(bayes(schedule, int(t[k]) - 1, int(t[k]))[2]), rel=1e-9)
-        assert schedule.reverse_log_variance(int(t[k]) - 1, int(t[k]), fixed_large(int(t[k]))) == large[k]
+        assert schedule.reverse_log_variance(int(t[k]) - 1, int(t[k]), FixedLarge()(None, int(t[k])).value) == large[k]
 
 
 @pytest.mark.parametrize("length", [1, 20, 250])

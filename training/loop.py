@@ -20,7 +20,8 @@ from tqdm import tqdm
 from data.batches import Batch, Batches, to_uint8, to_x0
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate
-from diffusion.losses import Loss, draw_timesteps
+from diffusion.losses import Loss
+from diffusion.timesteps import Importance, Uniform
 from runtime import checkpoint
 from runtime.errors import UserError
 from runtime.log import RunLog, grid
@@ -40,6 +41,7 @@ class Trainer:
 
     denoiser: Denoiser
     loss: Loss
+    timesteps: Uniform | Importance
     optimizer: torch.optim.Optimizer
     plan: ParameterPlan
     batches: Batches
@@ -75,17 +77,19 @@ class Trainer:
         warmup = min(1.0, (k + 1) / max(1, self.settings.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
             group["lr"] = self.base_rate * scale * warmup
-        x0, t, noise, condition = self._draw(k, batch)
+        x0, t, weight, noise, condition = self._draw(k, batch)
         micro = len(x0) // self.settings.accumulation
-        total = torch.zeros((), device=self.device)
+        total, losses = torch.zeros((), device=self.device), []
         for m in range(self.settings.accumulation):
             part = slice(m * micro, (m + 1) * micro)
             torch.manual_seed(derive(self.seed, "dropout", k, m))
             with self.autocast():
                 loss = self.loss(self.denoiser, x0[part], t[part], noise[part], {n: c[part] for n, c in condition.items()})
-            loss = loss.mean() / self.settings.accumulation
+            losses.append(loss.detach())
+            loss = (loss * weight[part]).mean() / self.settings.accumulation
             loss.backward()
             total += loss.detach()
+        self.timesteps.update(t, torch.cat(losses))
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), self.settings.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -95,16 +99,16 @@ class Trainer:
         self.first_bad = torch.where((self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad)
         return norm
 
-    def _draw(self, k: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """x0, t, noise and condition of step k: drawn for the whole batch, so that accumulation does not change them."""
+    def _draw(self, k: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """x0, t and its weight, noise and condition of step k: drawn for the whole batch, so that accumulation does not change them."""
         images, label, flip = (x.to(self.device, non_blocking=True) for x in batch)
         x0 = to_x0(images, flip if self.batches.flip else None)
-        t = draw_timesteps(self.denoiser.schedule, len(x0), generator(self.seed, "t", k, device=self.device))
+        t, weight = self.timesteps.draw(len(x0), generator(self.seed, "t", k, device=self.device))
         noise = torch.randn(images.shape, generator=generator(self.seed, "noise", k, device=self.device), device=self.device)
         if classes := self.denoiser.network.classes:
             drop = torch.rand(len(label), generator=generator(self.seed, "label", k, device=self.device), device=self.device)
             label = torch.where(drop < self.settings.label_dropout, classes, label)
-        return x0, t, noise.permute(0, 3, 1, 2), {"label": label}
+        return x0, t, weight, noise.permute(0, 3, 1, 2), {"label": label}
 
     # all steps
 
@@ -208,13 +212,16 @@ class Trainer:
                  "rows": self.log.rows, "window": [self.window.item(), self.window_steps],
                  "classes": list(self.batches.dataset.classes), "config": self.config}
         directory = self.directory / "checkpoints"
-        checkpoint.save(directory, self.denoiser.network.state_dict(), self.ema.network.state_dict(), self.optimizer.state_dict(), state)
+        optimizer = {"optimizer": self.optimizer.state_dict(), "timesteps": self.timesteps.state_dict()}
+        checkpoint.save(directory, self.denoiser.network.state_dict(), self.ema.network.state_dict(), optimizer, state)
         checkpoint.prune(directory, self.run.keep_last)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         self.denoiser.network.load_state_dict(saved.weights(checkpoint.MODEL))
         self.ema.network.load_state_dict(saved.weights(checkpoint.EMA))
-        self.optimizer.load_state_dict(saved.optimizer())
+        optimizer = saved.optimizer()
+        self.optimizer.load_state_dict(optimizer["optimizer"])
+        self.timesteps.load_state_dict(optimizer["timesteps"])
         self.steps_done, self.pending, self.seconds = saved.step, saved.state["pending"], saved.state["seconds"]
         window, self.window_steps = saved.state["window"]
         self.window.fill_(window)

@@ -10,6 +10,7 @@ import torch
 from data.dataset import DataSettings
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, steps_of
+from diffusion.losses import TEACH_VARIANCE, hybrid_loss
 from runtime.build import build, check, check_arguments, describe, fits
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
@@ -21,7 +22,8 @@ Config = dict[str, Any]
 
 # section: the packages that define its targets
 TARGETS = {"model": ["models"], "schedule": ["diffusion"], "parameterization": ["diffusion"], "variance": ["diffusion"],
-           "loss": ["diffusion"], "optimizer": ["torch.optim"]}
+           "loss": ["diffusion"], "timesteps": ["diffusion"], "optimizer": ["torch.optim"]}
+GIVEN = {"model": ["out_channels"], "timesteps": ["steps"], "optimizer": ["params"]}  # arguments that do not come from the config
 # section: (what it holds, the packages of targets inside it)
 SETTINGS: dict[str, tuple[type, list[str]]] = {
     "data": (DataSettings, ["data"]), "train": (TrainSettings, []), "transfer": (TransferSettings, []),
@@ -46,14 +48,25 @@ def check_config(config: Config) -> None:
         if not fits(config[key], kind):
             raise UserError(f"{key}={config[key]!r} is not {describe(kind)}.")
     for section, packages in TARGETS.items():
-        given = {"optimizer": ["params"]}.get(section, [])
-        check(config[section], packages, section, given)
+        check(config[section], packages, section, GIVEN.get(section, []))
     for section, (kind, packages) in SETTINGS.items():
         check_arguments(kind, config[section], [kind.__module__, *packages], section)
         settings_of(config, section)
     sampler, schedule = settings_of(config, "sampler"), build(config["schedule"], TARGETS["schedule"], "schedule")
     steps_of(schedule, sampler)  # refused here, and not at the first picture, hours later
     rules_of(config)
+    check_variance(config)
+
+
+def check_variance(config: Config) -> None:
+    """A learned variance and a loss that teaches it go together."""
+    variance, loss = (build(config[n], TARGETS[n], n) for n in ("variance", "loss"))
+    teaches = getattr(loss, "func", loss) in TEACH_VARIANCE
+    if variance.outputs == 2 and not teaches:
+        raise UserError("this loss does not teach the variance: with a learned variance use loss=hybrid or loss=bound, or choose "
+                        "variance=fixed_large.")
+    if getattr(loss, "func", loss) is hybrid_loss and variance.outputs == 1:
+        raise UserError("loss=hybrid adds a term for a learned variance, and this one is fixed: use variance=learned_range or loss=simple.")
 
 
 def rules_of(config: Config) -> list[Rule]:
@@ -64,9 +77,11 @@ def rules_of(config: Config) -> list[Rule]:
 
 def build_denoiser(config: Config) -> Denoiser:
     """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
-    parts = {name: build(config[name], TARGETS[name], name) for name in ("model", "schedule", "parameterization", "variance")}
+    schedule, parameterization, variance = (build(config[n], TARGETS[n], n) for n in ("schedule", "parameterization", "variance"))
+    check(config["model"], TARGETS["model"], "model", GIVEN["model"])
+    network = build(config["model"], TARGETS["model"], "model", out_channels=variance.outputs * config["model"].get("in_channels", 3))
     try:
-        return Denoiser(parts["model"], parts["schedule"], parts["parameterization"], parts["variance"])
+        return Denoiser(network, schedule, parameterization, variance)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -43,32 +43,39 @@ class Fit(NamedTuple):
     how: str
 
 
-def input_channels(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
+def input_channels(source: Tensor, target: Tensor, n_source: int, n_target: int) -> tuple[Tensor, str] | None:
     """conv_in [O, I, k, k] for another number of input channels.
 
     To gray: the sum over the inputs, exact for an image whose channels were equal. To more channels: repeated and scaled, so
     that equal channels give the source's response.
     """
-    if source.ndim != 4 or source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
+    if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
         return None
-    n_source, n_target = source.shape[1], target.shape[1]
     if n_target == 1:
         return source.sum(1, keepdim=True), f"summed over {n_source} input channels"
     index = torch.arange(n_target) % n_source
     return source[:, index] * (n_source / n_target), f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}"
 
 
-def output_channels(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
-    """conv_out (weight and bias) for another number of output channels: the mean for gray, repeated rows for more."""
-    if source.shape[1:] != target.shape[1:]:
+def output_channels(source: Tensor, target: Tensor, n_source: int, n_target: int) -> tuple[Tensor, str] | None:
+    """conv_out (weight and bias) for images of another number of channels, n_source -> n_target: the mean for gray, repeated rows for
+    more. Its second half is about the variance, where that is learned: one that is new starts at zero, in the middle of
+    Nichol and Dhariwal's range; one that the target does not learn is left out."""
+    if source.shape[1:] != target.shape[1:] or len(source) % n_source or len(target) % n_target:
         return None
-    n_source, n_target = source.shape[0], target.shape[0]
-    if n_target == 1:
-        return source.mean(0, keepdim=True), f"mean over {n_source} output channels"
-    return source[torch.arange(n_target) % n_source], f"output channels repeated {n_source} -> {n_target}"
+    halves, wanted, how = source.unflatten(0, (-1, n_source)), len(target) // n_target, []
+    if n_target == 1 < n_source:
+        halves, how = halves.mean(1, keepdim=True), [f"mean over {n_source} output channels"]
+    elif n_target != n_source:
+        halves, how = halves[:, torch.arange(n_target) % n_source], [f"output channels repeated {n_source} -> {n_target}"]
+    if wanted > len(halves):
+        halves, how = torch.cat([halves, torch.zeros_like(halves)]), [*how, "the variance's half starts at zero"]
+    elif wanted < len(halves):
+        halves, how = halves[:wanted], [*how, "the variance's half left out"]
+    return halves.flatten(0, 1), ", ".join(how)
 
 
-def class_rows(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
+def class_rows(source: Tensor, target: Tensor, n_source: int, n_target: int) -> tuple[Tensor, str] | None:
     """The class table for other classes: every new class starts as the mean of the source's, the null class stays itself."""
     if source.shape[1:] != target.shape[1:]:
         return None
@@ -76,7 +83,8 @@ def class_rows(source: Tensor, target: Tensor) -> tuple[Tensor, str] | None:
     return torch.cat([classes.mean(0, keepdim=True).expand(len(target) - 1, -1), null]), f"mean of {len(classes)} classes; null kept"
 
 
-RESIZE: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, str] | None]] = {
+# (source, target, channels of the source's images, of the target's) -> (the source in the target's shape, how), or None
+RESIZE: dict[str, Callable[[Tensor, Tensor, int, int], tuple[Tensor, str] | None]] = {
     "conv_in.weight": input_channels,
     "conv_out.weight": output_channels,
     "conv_out.bias": output_channels,
@@ -93,8 +101,9 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[
     for pattern in include:
         check_pattern(pattern, list(target), "source.include")
     state, rows = dict(target), []
+    channels = [weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0 for weights in (source, target)]
     for name, tensor in target.items():
-        value, row = _fit_one(name, source.get(name), tensor, include)
+        value, row = _fit_one(name, source.get(name), tensor, include, channels)
         rows.append(row)
         if value is not None:
             state[name] = value.to(tensor.dtype)
@@ -105,7 +114,8 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[
     return state, rows
 
 
-def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence[str]) -> tuple[Tensor | None, Fit]:
+def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence[str],
+             channels: Sequence[int]) -> tuple[Tensor | None, Fit]:
     if not any(fnmatchcase(name, pattern) for pattern in include):
         return None, Fit(name, "new", "not in source.include")
     if source is None:
@@ -113,7 +123,7 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence
     if source.shape == target.shape:
         return source, Fit(name, "loaded", "")
     shapes = f"{list(source.shape)} -> {list(target.shape)}"
-    resized = RESIZE[name](source, target) if name in RESIZE else None
+    resized = RESIZE[name](source, target, *channels) if name in RESIZE and all(channels) and source.ndim == target.ndim else None
     if resized is None:
         return None, Fit(name, "new", f"shapes differ: {shapes}")
     return resized[0], Fit(name, "resized", f"{resized[1]}, {shapes}")

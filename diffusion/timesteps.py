@@ -1,0 +1,64 @@
+"""Which t a training step sees. A part is a module: what it remembers are its buffers, and they go into the checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Uniform(nn.Module):
+    """t uniform in 1..T; Ho et al. 2020, algorithm 1."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(t [batch] integers, the weight of each one's loss [batch]), on the generator's device."""
+        t = torch.randint(1, self.steps + 1, (batch,), generator=generator, device=generator.device)
+        return t, torch.ones(batch, device=t.device)
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Told the losses [B] of each step."""
+
+
+class Importance(nn.Module):
+    """t with probability in proportion to the root mean square of its last losses, the loss weighted by 1 / (T p(t)), which leaves
+    its mean; Nichol and Dhariwal 2021, eq. 18.
+
+    Uniform until every t has `history` losses. uniform: share that stays uniform, so that no t is forgotten (their code: 0.001).
+    """
+
+    def __init__(self, steps: int, history: int = 10, uniform: float = 0.001):
+        super().__init__()
+        if history < 1 or not 0 <= uniform <= 1:
+            raise ValueError(f"history must be at least 1 and uniform in [0, 1], not {history} and {uniform}.")
+        self.steps, self.history, self.uniform = steps, history, uniform
+        self.register_buffer("losses", torch.zeros(steps + 1, history, dtype=torch.float64))  # by t; row 0 takes what is not kept
+        self.register_buffer("seen", torch.zeros(steps + 1, dtype=torch.int64))
+
+    def probabilities(self) -> Tensor:
+        """[T] of t = 1..T."""
+        scale = self.losses[1:].square().mean(1).sqrt()
+        p = (1 - self.uniform) * scale / scale.sum() + self.uniform / self.steps
+        known = (self.seen[1:] >= self.history).all() & (scale.sum() > 0)
+        return torch.where(known, p, 1 / self.steps)
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As Uniform.draw."""
+        p = self.probabilities()
+        index = torch.multinomial(p, batch, replacement=True, generator=generator)
+        return index + 1, (1 / (self.steps * p[index])).float()
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """The losses [B], unweighted, take the places of the oldest ones of their t, without waiting for the device."""
+        t, order = t.sort(stable=True)
+        loss = loss[order].double().nan_to_num(0, 0, 0)
+        rank = torch.arange(len(t), device=t.device)
+        nth = rank - torch.searchsorted(t, t)  # of the same t in this batch
+        from_last = torch.searchsorted(t, t, right=True) - 1 - rank
+        kept = from_last < self.history  # else a place would be written twice
+        row = torch.where(kept, t, 0)
+        place = (self.seen[t] + nth) % self.history
+        self.losses[row, place] = torch.where(kept, loss, 0.0)
+        self.seen += torch.bincount(t, minlength=self.steps + 1)

@@ -1,0 +1,77 @@
+"""The variance of a reverse step: fixed, or learned in one of two ways. A variance is built from a config; at each t it turns the
+network's second half of outputs, where there is one, into what a step of any length needs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.schedule import NoiseSchedule, Time, expand
+
+
+class Fraction(NamedTuple):
+    """Between the posterior's log variance (0) and log beta (1): NoiseSchedule.reverse_log_variance. A number, [B] or [B, C, H, W]."""
+
+    value: Tensor | float
+
+    def log(self, schedule: NoiseSchedule, s: Time, t: Time) -> Tensor:
+        """log variance of p(x_s | x_t)."""
+        return schedule.reverse_log_variance(s, t, self.value)
+
+
+class LogVariance(NamedTuple):
+    """That of p(x_{t-1} | x_t) itself. [B, C, H, W]"""
+
+    value: Tensor
+
+    def log(self, schedule: NoiseSchedule, s: Time, t: Time) -> Tensor:
+        """log variance of p(x_s | x_t); over a longer step it grows as beta does."""
+        return self.value + expand((schedule.step_beta(s, t) / schedule.step_beta(t - 1, t)).log(), self.value)
+
+
+class Variance(Protocol):
+    """outputs: values of the network for each value of the image, 2 where the second half is about the variance."""
+
+    outputs: int
+
+    def __call__(self, output: Tensor | None, t: Time) -> Fraction | LogVariance: ...
+
+
+class FixedSmall:
+    """sigma_t^2 = the posterior's variance; Ho et al. 2020, section 3.2."""
+
+    outputs = 1
+
+    def __call__(self, output, t):
+        return Fraction(0.0)
+
+
+class FixedLarge:
+    """sigma_t^2 = beta_t, but at t = 1 the posterior's value of the step above, as in Ho's code: it makes for a better
+    likelihood of the last step."""
+
+    outputs = 1
+
+    def __call__(self, output, t):
+        return Fraction((torch.as_tensor(t) > 1).double())
+
+
+class LearnedRange:
+    """The network's [-1, 1] spans from the posterior's variance to beta, in logs; Nichol and Dhariwal 2021, eq. 15, and their code.
+    In the paper the output is the fraction itself; neither bounds it."""
+
+    outputs = 2
+
+    def __call__(self, output, t):
+        return Fraction((output + 1) / 2)
+
+
+class Learned:
+    """The network's output is the log variance; Ho et al. 2020, table 2, "learned diagonal", and their code."""
+
+    outputs = 2
+
+    def __call__(self, output, t):
+        return LogVariance(output)
