@@ -1,0 +1,161 @@
+"""CelebA's aligned photographs (Liu et al. 2015): the official split by file number, and the crop of DDIM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from data.memory import Memory
+from data.source import SPLITS, hash_of
+from runtime.errors import UserError
+
+log = logging.getLogger("data")
+
+COUNT, SIZE = 202_599, (178, 218)  # files; width, height
+LAST = {"train": 162_770, "validation": 182_637, "test": COUNT}  # the last file number of each split, as in list_eval_partition.txt
+FILE = re.compile(r"(\d{6})\.(jpe?g|png)", re.IGNORECASE)
+PLACES = ("celeba/img_align_celeba", "img_align_celeba", ".")  # torchvision's, the zip's own, any
+ARCHIVE = "img_align_celeba.zip"
+MEANWHILE = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
+
+
+class CelebA:
+    """Files named 000001.jpg to 202599.jpg, 178x218, at any depth below path.
+
+    The file number decides the split, whatever folder a file lies in; list_eval_partition.txt says the same and is not needed.
+    Where the files that are there give no validation or test, the last tenth of them and the tenth before are held out. crop:
+    left, upper, right and lower edge in pixels of the file, or null. [25, 57, 153, 185] is Song et al. 2021's (DDIM,
+    datasets/__init__.py): 128x128 around column 89 and row 121.
+    """
+
+    name = "CelebA"
+    classes: list[str] = []
+
+    def __init__(self, memory: Memory, path: str, crop: Sequence[int] | None = (25, 57, 153, 185)):
+        self.crop = None if crop is None else _checked(crop)
+        root = Path(path).expanduser()
+        self.numbers, self.files = _find(root, path)
+        self.labels = [0] * len(self.files)
+        self.splits = split_by_number(self.numbers)
+        _tell(self.numbers, self.splits, root)
+        _check_size(self.files[0])
+        self.fingerprint = hash_of("CelebA", 1, self.crop, list(zip(self.numbers, memory.sha256(self.files), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, item: int) -> Image.Image:
+        try:
+            with Image.open(self.files[item]) as image:
+                image.load()
+        except Exception as error:  # a broken file can raise anything
+            raise UserError(f"cannot be read as an image ({error})") from error
+        if image.size != SIZE:
+            raise UserError(_other_size(image.size))
+        return image.crop(self.crop) if self.crop else image
+
+    def label_of(self, item: int) -> str:
+        """How a message calls this item."""
+        return str(self.files[item])
+
+
+def official_split(number: int) -> str:
+    """The split of a file by its number, 1 to 202599."""
+    return next(split for split in SPLITS if number <= LAST[split])
+
+
+def split_by_number(numbers: Sequence[int]) -> dict[str, list[int]]:
+    """Positions in numbers (ascending) by split. A split that the numbers leave empty is taken from the end of train."""
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for item, number in enumerate(numbers):
+        splits[official_split(number)].append(item)
+    if not splits["train"]:  # a piece of the validation or test files alone
+        splits = {"train": list(range(len(numbers))), "validation": [], "test": []}
+    tenth = max(1, len(splits["train"]) // 10)
+    for split in ("test", "validation"):
+        if not splits[split]:
+            splits["train"], splits[split] = splits["train"][:-tenth], splits["train"][-tenth:]
+    return splits
+
+
+def _checked(crop: Sequence[int]) -> list[int]:
+    if len(crop) != 4 or not (0 <= crop[0] < crop[2] <= SIZE[0] and 0 <= crop[1] < crop[3] <= SIZE[1]):
+        raise UserError(f"data.source.crop={list(crop)}: left, upper, right and lower edge inside 178x218 pixels, or null for all; "
+                        "DDIM's is [25,57,153,185].")
+    return list(crop)
+
+
+def _find(root: Path, given: str) -> tuple[list[int], list[Path]]:
+    """File numbers, ascending, and the files."""
+    found: dict[int, Path] = {}
+    others = 0
+    start = next((root / place for place in PLACES if (root / place).is_dir()), root)
+    for folder, folders, names in os.walk(start, followlinks=True):
+        folders.sort()
+        for name in names:
+            match = FILE.fullmatch(name)
+            if not match:
+                others += name.lower().endswith((".jpg", ".jpeg", ".png"))
+                continue
+            number, file = int(match[1]), Path(folder, name)
+            if not 1 <= number <= COUNT:
+                raise UserError(f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of images: use data=folder "
+                                f"data.source.path={given}.")
+            if number in found:
+                raise UserError(f"{found[number]} and {file} are the same file of CelebA: name the folder of one copy by "
+                                "data.source.path, or remove the other.")
+            found[number] = file
+    if len(found) < 3:
+        raise UserError(_missing(root, start, given, len(found), others))
+    numbers = sorted(found)
+    return numbers, [found[number] for number in numbers]
+
+
+def _missing(root: Path, start: Path, given: str, found: int, others: int) -> str:
+    """What to do where no CelebA is found."""
+    archive = root if root.is_file() else next((p for p in (root / ARCHIVE, root / "celeba" / ARCHIVE) if p.is_file()), None)
+    if archive:
+        return (f"data.source.path={given}: {archive} is not unpacked. Run: unzip -q {archive} -d {archive.parent}   and set "
+                f"data.source.path={archive.parent}. {MEANWHILE}")
+    if others:
+        return (f"data.source.path={given}: {others} images in {start}, but {found or 'none'} named as CelebA's are (000001.jpg to "
+                f"{COUNT}.jpg). For other images, such as CelebA-HQ: data=folder data.source.path={given}.")
+    what = f"only {found} of CelebA's files, too few to split" if found else "CelebA is not there" if root.is_dir() else "no such folder"
+    return (f"data.source.path={given}: {what} (looked for celeba/img_align_celeba/*.jpg, img_align_celeba/*.jpg and 000001.jpg at any "
+            f"depth). Download {ARCHIVE} (1.4 GB, \"Align&Cropped Images\") from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; "
+            "torchvision.datasets.CelebA(ROOT, download=True) gets it from the same Google Drive, whose daily quota often fails: try "
+            f"again a day later. Then: unzip -q {ARCHIVE} -d {given}. {MEANWHILE}")
+
+
+def _tell(numbers: Sequence[int], splits: dict[str, list[int]], root: Path) -> None:
+    """Says where the files are not all there, and which images are then held out."""
+    if len(numbers) == COUNT:
+        return
+    log.warning("%s: %s of CelebA's %s files (numbers %d to %d). Unless a part is meant, unzip %s again.", root, f"{len(numbers):,}",
+                f"{COUNT:,}", numbers[0], numbers[-1], ARCHIVE)
+    held_out = {split: splits[split] for split in ("validation", "test")
+                if any(official_split(numbers[item]) != split for item in splits[split])}
+    for split, items in held_out.items():
+        log.warning("CelebA: no official %s files among them, so files %06d to %06d (%d) are held out as %s.", split,
+                    numbers[items[0]], numbers[items[-1]], len(items), split)
+
+
+def _check_size(file: Path) -> None:
+    """The header of one file: where all are of another size, that is said before any is decoded."""
+    try:
+        with Image.open(file) as image:
+            size = image.size
+    except Exception:  # decoding lists the files that are broken, all at once
+        return
+    if size != SIZE:
+        raise UserError(f"{file}: {_other_size(size)}")
+
+
+def _other_size(size: tuple[int, int]) -> str:
+    return (f"{size[0]}x{size[1]} pixels, and CelebA's aligned files have 178x218: these are perhaps img_celeba (\"in the wild\") or were "
+            "cropped already. Use img_align_celeba, or data=folder for images as they are.")
