@@ -1,0 +1,93 @@
+"""MedMNIST+ (Yang et al. 2023): twelve sets of medical images, 28 to 224 pixels, with their official splits."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.memory import Memory
+from data.npz import Npz
+from runtime.errors import UserError, near
+from runtime.files import locked
+
+log = logging.getLogger("data")
+
+# the class in the medmnist package, and the images of train, val and test
+SETS = {
+    "pathmnist": ("PathMNIST", (89996, 10004, 7180)), "chestmnist": ("ChestMNIST", (78468, 11219, 22433)),
+    "dermamnist": ("DermaMNIST", (7007, 1003, 2005)), "octmnist": ("OCTMNIST", (97477, 10832, 1000)),
+    "pneumoniamnist": ("PneumoniaMNIST", (4708, 524, 624)), "retinamnist": ("RetinaMNIST", (1080, 120, 400)),
+    "breastmnist": ("BreastMNIST", (546, 78, 156)), "bloodmnist": ("BloodMNIST", (11959, 1712, 3421)),
+    "tissuemnist": ("TissueMNIST", (165466, 23640, 47280)), "organamnist": ("OrganAMNIST", (34561, 6491, 17778)),
+    "organcmnist": ("OrganCMNIST", (12975, 2392, 8216)), "organsmnist": ("OrganSMNIST", (13932, 2452, 8827))}
+VOLUMES = ("organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d", "synapsemnist3d")
+SIZES = (28, 64, 128, 224)
+URL = "https://zenodo.org/records/10519652/files/{file}?download=1"  # of medmnist 3.0.2
+
+
+class MedMnist(Npz):
+    """One set of MedMNIST: root/NAME.npz at 28 pixels, root/NAME_SIZE.npz at 64, 128 and 224.
+
+    name: such as pneumoniamnist. size: of the images in the file, 28, 64, 128 or 224. download: fetch a file that is missing
+    through the medmnist package, which is needed for nothing else. classes: names of the labels 0, 1, ..., null for the numbers.
+    """
+
+    def __init__(self, memory: Memory, name: str, size: int, root: str, download: bool = False, classes: Sequence[str] | None = None):
+        if name in VOLUMES:
+            raise UserError(f"data.source.name={name}: volumes, and this code learns images of two dimensions: {', '.join(sorted(SETS))}.")
+        if name not in SETS:
+            raise UserError(f"data.source.name={name}: there is no such set in MedMNIST; {near(name.lower(), SETS)}")
+        if size not in SIZES:
+            raise UserError(f"data.source.size={size}: MedMNIST has {', '.join(map(str, SIZES))}; data.size scales them to any other.")
+        path = Path(root).expanduser() / file_name(name, size)
+        if not path.is_file():
+            if not download:
+                raise UserError(_missing(name, size, path))
+            fetch(name, size, path)
+        super().__init__(memory, str(path), classes=classes)
+        shape = self.headers[self.keys["train"][0]].shape
+        if shape[1:3] != (size, size) or list(self.keys) != ["train", "validation", "test"]:
+            held = ", ".join(f"{key} {header}" for key, header in self.headers.items())
+            raise UserError(f"{path} is not {name} at {size}x{size}: it holds {held}. Put the official file there "
+                            f"({URL.format(file=path.name)}), or read this one as it is: data=npz data.source.path={path}.")
+        if (counts := tuple(self.counts.values())) != SETS[name][1]:
+            log.warning("%s: %s, %s and %s images to train, validate and test; the official file has %s, %s and %s", path, *counts,
+                        *SETS[name][1])
+
+
+def file_name(name: str, size: int) -> str:
+    return f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
+
+
+def fetch(name: str, size: int, path: Path) -> None:
+    """Downloads a file through the medmnist package, which checks its md5. It appears whole or not at all."""
+    aside = path.parent / f".{path.name}.{os.getpid()}"
+    with locked(path.parent / f".{path.name}.lock"):
+        if path.is_file():  # another process was faster
+            return
+        try:
+            aside.mkdir()
+            getattr(importlib.import_module("medmnist"), SETS[name][0])(split="val", download=True, root=str(aside), size=size)
+            os.replace(aside / path.name, path)
+        except ImportError as error:
+            raise UserError(f"data.source.download=true needs the medmnist package ({error}): pip install medmnist. "
+                            + _missing(name, size, path)) from error
+        except Exception as error:  # the package turns whatever happens into a RuntimeError of many lines
+            raise UserError("the download through the medmnist package failed: no network, or a medmnist older than 3. "
+                            + _missing(name, size, path)) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _missing(name: str, size: int, path: Path) -> str:
+    """What to do where a file is not there."""
+    others = [s for s in SIZES if (path.parent / file_name(name, s)).is_file()]
+    beside = "".join(f" {path.parent / file_name(name, s)} is there: data.source.size={s} takes it"
+                     + (f", with data.upscale=true up to data.size={size}." if s < size else ".") for s in others)
+    return (f"{path} is not there.{beside} Download {URL.format(file=path.name)} to {path}, or let the medmnist package do it, where there "
+            "is a network: pip install medmnist, then data.source.download=true. Meanwhile, with no download: "
+            "python train.py +experiment=transfer_demo")

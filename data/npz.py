@@ -1,0 +1,387 @@
+"""Any .npz of images: with the keys of MedMNIST, of Keras or of guided-diffusion's samples, or with keys that are named."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.levels import to_levels, value_range
+from data.memory import Memory
+from data.source import SPLITS, hash_of, random_split
+from runtime.errors import UserError, near
+from runtime.randomness import generator
+
+log = logging.getLogger("data")
+
+Keys = dict[str, tuple[str, str | None]]  # by split: the array of images and that of their labels
+FORMS: list[Keys] = [
+    {"train": ("train_images", "train_labels"), "validation": ("val_images", "val_labels"), "test": ("test_images", "test_labels")},
+    {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")},
+    {"train": ("images", "labels")},
+    {"train": ("arr_0", "arr_1")},  # numpy.savez(FILE, images, labels), as guided-diffusion writes its samples
+]
+USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges in which images are kept
+BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, KeyError)  # what a damaged file raises
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an array is, known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {self.dtype}"
+
+
+class Npz:
+    """An .npz file. Its headers and labels are read at once, an array of images when the first of them is asked for.
+
+    Arrays of images are [N, H, W], [N, H, W, 1 or 3] or [N, 1 or 3, H, W]. Bytes are taken as they are; other numbers by `range`:
+    the values that become black and white or, where it is null, those measured over the training images, which the log tells.
+    validation, test: shares of the training images to draw where the file has no such split, class by class where there are labels.
+    images, labels: keys of the two arrays, null for the usual ones. classes: names of the labels 0, 1, ..., null for the numbers.
+    """
+
+    def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, images: str | None = None,
+                 labels: str | None = None, range_: Sequence[float] | None = None, classes: Sequence[str] | None = None):
+        if range_ is not None and (len(range_) != 2 or range_[0] == range_[1]):
+            raise UserError(f"data.source.range={list(range_)}: two different numbers, the values that become black and white.")
+        self.path = Path(path).expanduser()
+        self.name = self.path.name
+        self.headers = read_headers(self.path, path)
+        self.keys = choose_keys(self.headers, images, labels, self.path)
+        self.layouts = {split: layout_of(self.headers[key], f"{self.path}: {key}") for split, (key, _) in self.keys.items()}
+        if len({self.headers[key].dtype for key, _ in self.keys.values()}) > 1:
+            raise UserError(f"{self.path}: {_listed({key: self.headers[key] for key, _ in self.keys.values()})}: of different types, so "
+                            "perhaps in different ranges. Save them in one type.")
+        self.counts = {split: self.headers[key].shape[0] for split, (key, _) in self.keys.items()}
+        self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
+        self.splits = self._split(validation, test)
+        self.range = None if range_ is None else (float(range_[0]), float(range_[1]))
+        self.fingerprint = hash_of("npz", 1, memory.sha256([self.path])[0], sorted(self.keys.items()), validation, test, self.range,
+                                   self.classes)
+        self._arrays: dict[str, np.ndarray | UserError] = {}
+        self._unread: dict[str, int] = {}
+        self._lock = threading.RLock()  # images are read on several threads
+
+    def __len__(self) -> int:
+        return sum(self.counts.values())
+
+    def read(self, item: int) -> Image.Image:
+        split, k = self._place(item)
+        image = self.layouts[split](self._image(split, k))
+        if image.dtype == np.uint8 and self.range is None:
+            return Image.fromarray(np.ascontiguousarray(image))
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise UserError("holds NaN or infinite values: replace them before saving, by numpy.nan_to_num for example")
+        return to_levels(image, *self._black_and_white())
+
+    def label_of(self, item: int) -> str:
+        """How a message calls this item."""
+        split, k = self._place(item)
+        return f"{self.path}: {self.keys[split][0]}[{k}]"
+
+    def _place(self, item: int) -> tuple[str, int]:
+        """The array in which an item lies, and its row there."""
+        for split, count in self.counts.items():
+            if item < count:
+                return split, item
+            item -= count
+        raise IndexError(item)
+
+    def _image(self, split: str, k: int) -> np.ndarray:
+        """Decoding reads each image once: with the last one the array is dropped, and not kept through the training."""
+        with self._lock:
+            image = self._array(split)[k]
+            if self.range is None and image.dtype != np.uint8:
+                self._black_and_white()  # while the training images are there
+            self._unread[split] -= 1
+            if self._unread[split] == 0:
+                del self._arrays[split]
+            return image
+
+    def _array(self, split: str) -> np.ndarray:
+        if split not in self._arrays:
+            self._unread[split] = self.counts[split]
+            try:
+                self._arrays[split] = read_array(self.path, self.keys[split][0])
+                if split == "train" and self.range is None and self._arrays[split].dtype == np.uint8:
+                    _warn_of_the_dark(self._arrays[split], self.path)
+            except UserError as error:
+                self._arrays[split] = error  # kept: reading the next image shall not decompress it all to fail again
+        array = self._arrays[split]
+        if isinstance(array, UserError):
+            raise array
+        return array
+
+    def _black_and_white(self) -> tuple[float, float]:
+        with self._lock:
+            if self.range is None:
+                self.range = measured_range(self._array("train"), f"{self.path}: {self.keys['train'][0]}")
+            return self.range
+
+    def _split(self, validation: float, test: float) -> dict[str, Sequence[int]]:
+        """The file's own splits, and what is missing of them drawn from train."""
+        given, start = {}, 0
+        for split, count in self.counts.items():
+            given[split] = range(start, start + count)
+            start += count
+        shares = 0 if "validation" in given else validation, 0 if "test" in given else test
+        train = given.pop("train")
+        drawn = stratified(train, [self.labels[k] for k in train], *shares) if self.classes else random_split(train, *shares, "npz")
+        return {split: given.get(split, drawn[split]) for split in SPLITS}
+
+
+# The file
+
+
+def read_headers(path: Path, given: str) -> dict[str, Header]:
+    """What arrays a file holds, without decompressing them."""
+    if not path.is_file():
+        beside = sorted(str(p) for p in (path if path.is_dir() else path.parent).glob("*.npz"))
+        raise UserError(f"data.source.path={given}: {'a folder' if path.is_dir() else 'no such file'}. Set data.source.path to the .npz "
+                        f"file ({', '.join(beside[:10]) if beside else 'there is none in that folder'}).")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist() if name.endswith(".npy")}
+    except BROKEN as error:
+        raise UserError(f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download it again.") from error
+    if not headers:
+        raise UserError(f"{path}: a zip file without arrays, so not of numpy.savez. Unpack images with unzip and use data=folder.")
+    return headers
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return Header(shape, dtype)
+
+
+def _instead(path: Path) -> str:
+    """What a file that is no zip seems to be."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"\x93NUMPY"):
+        return "it is a single .npy, which numpy.savez(FILE, images=numpy.load(IT)) turns into one"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page, saved in place of the file"
+    return "it is cut short or damaged" if start.startswith(b"PK") else "it is a file of another kind"
+
+
+def read_array(path: Path, key: str) -> np.ndarray:
+    """Never unpickles: a pickle can run code."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[key]
+    except MemoryError as error:
+        raise UserError(f"{path}: {key} does not fit into memory ({error}). Save it as uint8, or as files for data=folder.") from error
+    except BROKEN as error:
+        raise UserError(f"{path}: the array {key} is damaged or cut short ({error}). Make or download the file again.") from error
+
+
+def choose_keys(headers: dict[str, Header], images: str | None, labels: str | None, path: Path) -> Keys:
+    """Which arrays are the images and labels of which split: those that are named, or the first form that fits."""
+    for option, key in (("images", images), ("labels", labels)):
+        if key is not None and key not in headers:
+            raise UserError(f"data.source.{option}={key}: {path} has no such array; {near(key, headers)}")
+    form = next((form for form in FORMS if form["train"][0] in headers), None)
+    if images is not None:
+        keys: Keys = {"train": (images, labels)}
+    elif labels is not None:
+        raise UserError(f"data.source.labels={labels} needs data.source.images=KEY beside it; {path} holds {_listed(headers)}.")
+    elif form:
+        keys = {split: (image, label if label in headers else None) for split, (image, label) in form.items() if image in headers}
+    elif len(headers) == 1:
+        keys = {"train": (next(iter(headers)), None)}
+    else:
+        raise UserError(f"{path} holds {_listed(headers)}, none of them train_images, x_train, images or arr_0: name the array of images "
+                        "by data.source.images=KEY, and that of the labels, if there is one, by data.source.labels=KEY.")
+    unused = headers.keys() - {key for pair in keys.values() for key in pair}
+    if unused and images is None:
+        log.warning("%s: not used: %s", path, _listed({key: headers[key] for key in sorted(unused)}))
+    return keys
+
+
+def _listed(headers: dict[str, Header]) -> str:
+    shown = [f"{key} {header}" for key, header in list(headers.items())[:12]]
+    return ", ".join(shown) + (", ..." if len(headers) > 12 else "")
+
+
+# One array of images
+
+
+def gray(image: np.ndarray) -> np.ndarray:
+    return image
+
+
+def channels_last(image: np.ndarray) -> np.ndarray:
+    return image[..., 0] if image.shape[-1] == 1 else image
+
+
+def channels_first(image: np.ndarray) -> np.ndarray:
+    return channels_last(image.transpose(1, 2, 0))
+
+
+def layout_of(header: Header, where: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns a row of the array into [H, W] or [H, W, 3]; refuses what is no array of images, or could be two."""
+    shape, dtype = header.shape, header.dtype
+    if dtype.hasobject:
+        raise UserError(f"{where} holds Python objects, which are pickled; a pickle can run code, so it is not opened. Save the images "
+                        "as one array of numbers, all of one size: numpy.savez(FILE, images=numpy.stack(LIST)).")
+    if dtype.kind not in "uifb":
+        raise UserError(f"{where} is {header}, and images are numbers. Name another array by data.source.images=KEY.")
+    if 0 in shape:
+        raise UserError(f"{where} is {header}: there are no images in it.")
+    if len(shape) == 3 and shape[2] not in (1, 3, 4):
+        return gray
+    if len(shape) == 4:
+        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+        if first != last:
+            return channels_first if first else channels_last
+        if first:
+            raise UserError(f"{where} is {header}: which number is the channels. Save it in another size or as [N, H, W].")
+    raise UserError(f"{where} is {header}: {_no_images(shape)}.")
+
+
+def _no_images(shape: tuple[int, ...]) -> str:
+    """Why an array of this shape cannot be read, and what would be."""
+    if len(shape) == 3:
+        return "this is perhaps one image [H, W, channels]; save images as [N, H, W] or [N, H, W, 3]"
+    if len(shape) == 4 and 4 in (shape[1], shape[3]):
+        return "images of four channels; save three of them, such as images[..., :3], as [N, H, W, 3]"
+    if len(shape) == 4 and 2 in (shape[1], shape[3]):
+        return "images of two channels; save one of them as [N, H, W]"
+    if len(shape) in (4, 5):
+        return ("volumes [N, D, H, W], and this code learns images of two dimensions; save slices as [N, H, W], such as "
+                "volumes[:, D // 2] for the middle one of each, with the slices of one volume in one split")
+    return "images are [N, H, W], [N, H, W, 3] or [N, 3, H, W]; reshape it and save it again"
+
+
+def measured_range(images: np.ndarray, where: str) -> tuple[float, float]:
+    """The values that become black and white: the least and the greatest, or the usual range that these nearly fill. A few pixels
+    far from all others, such as hot ones, do not count."""
+    low, high = _extremes(images)
+    if not low < high:
+        raise UserError(f"{where}: all pixels are {low:g}, or none is finite: there is nothing to learn from.")
+    robust_low, robust_high = value_range(images)
+    usual = next(((a, b) for a, b in USUAL if a <= low and high <= b and high - low >= 0.9 * (b - a)), None)
+    if usual:
+        chosen = usual
+    elif high - low > 2 * (robust_high - robust_low) > 0:
+        chosen = robust_low, robust_high
+        log.warning("%s: a few pixels lie far outside of %g .. %g and are cut off there; data.source.range=[%g,%g] shows them too", where,
+                    *chosen, low, high)
+    else:
+        chosen = low, high
+    log.info("%s (%s): values %g .. %g; black is %g and white %g (data.source.range=[LOW,HIGH] sets others)", where, images.dtype,
+             low, high, *chosen)
+    return chosen
+
+
+def _warn_of_the_dark(images: np.ndarray, path: Path) -> None:
+    """Masks of 0 and 1, or 4 bits, are saved as bytes too."""
+    if (greatest := images.max()) < 64:
+        log.warning("%s: no training pixel is above %d of 255, so all will be dark; data.source.range=[0,%d] makes that white", path,
+                    greatest, greatest)
+
+
+def _extremes(images: np.ndarray) -> tuple[float, float]:
+    """Least and greatest finite value, (inf, -inf) where there is none; in blocks, so that no copy of the array is made."""
+    low, high = np.inf, -np.inf
+    for start in range(0, len(images), 256):
+        block = images[start : start + 256]
+        values = block[np.isfinite(block)]
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return low, high
+
+
+# Labels and splits
+
+
+def read_labels(path: Path, headers: dict[str, Header], keys: Keys, names: Sequence[str] | None) -> tuple[list[str], list[int]]:
+    """Names of the classes and the class of each image; ([], zeros) with a word in the log where the labels are no classes."""
+    for image, label in keys.values():
+        if label and headers[label].shape[:1] != headers[image].shape[:1]:
+            raise UserError(f"{path}: {image} is {headers[image]} and {label} {headers[label]}: not one label an image. Where {label} is "
+                            f"something else, data.source.images={image} alone reads the images without it.")
+        if label and headers[label].dtype.hasobject:
+            raise UserError(f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, so it is not opened. Save "
+                            "the labels as numbers or as texts: numpy.asarray(LABELS, dtype=str).")
+    found = [read_array(path, label) for _, label in keys.values() if label]
+    why = _no_classes(keys, found)
+    if not why:
+        return _numbered(np.concatenate([_flat(labels) for labels in found]), names, path)
+    if names is not None:
+        raise UserError(f"data.source.classes={list(names)}: {path} has no classes: {why}.")
+    if found:
+        log.info("%s: no classes: %s", path, why)
+    return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
+
+
+def _no_classes(keys: Keys, found: list[np.ndarray]) -> str | None:
+    """Why labels cannot be used as classes; None where they can."""
+    if not found:
+        return "there are no labels"
+    if len(found) < len(keys):
+        return f"{', '.join(image for image, label in keys.values() if not label)} without labels"
+    for labels in found:
+        columns = labels.size // len(labels)
+        if columns != 1 and not _one_hot(labels):
+            return f"the labels are a table of {columns} columns, several of which may hold for one image"
+        if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
+            return "the labels are not whole numbers"
+        if labels.dtype.kind not in "uifbUS":
+            return f"the labels are {labels.dtype}"
+    return None
+
+
+def _one_hot(labels: np.ndarray) -> bool:
+    return labels.ndim == 2 and labels.dtype.kind in "uifb" and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
+
+
+def _flat(labels: np.ndarray) -> np.ndarray:
+    """One label an image. [N]"""
+    if labels.size != len(labels):
+        return labels.argmax(1)
+    return labels.reshape(-1) if labels.dtype.kind in "US" else labels.reshape(-1).astype(np.int64)
+
+
+def _numbered(labels: np.ndarray, names: Sequence[str] | None, path: Path) -> tuple[list[str], list[int]]:
+    texts = [label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels.tolist()]
+    known = sorted(set(texts)) if names is None else list(names) if labels.dtype.kind in "US" else list(range(len(names)))
+    if unknown := sorted(set(texts) - set(known)):
+        raise UserError(f"data.source.classes={list(names)}: {path} has labels beside these: {', '.join(map(str, unknown[:10]))}. Name "
+                        "them all in the order of their numbers from 0, or leave data.source.classes=null.")
+    position = {label: k for k, label in enumerate(known)}
+    return [str(label) for label in known] if names is None else list(names), [position[label] for label in texts]
+
+
+def stratified(items: Sequence[int], labels: Sequence[int], validation: float, test: float) -> dict[str, list[int]]:
+    """Cuts items into the three splits so that each class gives its share to each, to within about one image."""
+    random_split([], validation, test, "npz")  # which refuses shares that are none
+    order = torch.randperm(len(items), generator=generator("split", "npz")).tolist()
+    order.sort(key=lambda k: labels[k])  # class by class, at random inside each
+    tested = _spread(order, test)
+    rest = [k for k in order if k not in tested]
+    validated = _spread(rest, validation / (1 - test))
+    cuts = {"train": set(rest) - validated, "validation": validated, "test": tested}
+    return {split: sorted(items[k] for k in cuts[split]) for split in SPLITS}
+
+
+def _spread(order: Sequence[int], share: float) -> set[int]:
+    """A share of order, at even distances."""
+    return {k for place, k in enumerate(order) if int((place + 1) * share + 0.5) > int(place * share + 0.5)}
