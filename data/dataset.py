@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data.memory import Memory
-from data.source import ImageSource, hash_of, to_array
+from data.source import ImageSource, TooSmall, hash_of, to_array
 from runtime.errors import UserError
-from runtime.files import locked, raise_if_full, sync_directory
+from runtime.files import locked, raise_if_full, sync_directory, write_atomically
 from runtime.randomness import generator
 
-DECODER = 1  # raise when to_array changes what it makes of a file
+DECODER = 2  # raise when to_array changes what it makes of a file
+SHOWN = 20  # files that a message names
+
+log = logging.getLogger("data")
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """source: which images. size: [height, width] or one number for both. channels: 1 or 3. flip: mirror at random while
-    training; off where left and right differ, as in radiographs. n_train: train on so many images, drawn by the run's seed;
-    null for all. upscale: enlarge images that are smaller than size."""
+    """source: which images. size: [height, width] or one number for both. channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray
+    is repeated). flip: mirror at random while training; off where left and right differ, as in radiographs. n_train: train on so
+    many images, drawn by the run's seed; null for all. upscale: enlarge images that are smaller than size. resample: the filter
+    that scales, antialiased in each case. skip_broken: leave out what is broken, foreign or too small, instead of stopping."""
 
     source: Callable[[Memory], ImageSource]
     size: int | Sequence[int]
@@ -44,6 +50,8 @@ class DataSettings:
     flip: bool
     n_train: int | None = None
     upscale: bool = False
+    resample: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
+    skip_broken: bool = False
 
     def __post_init__(self):
         if self.channels not in (1, 3):
@@ -57,39 +65,60 @@ class DataSettings:
 
 
 def open_dataset(settings: DataSettings, source: ImageSource, seed: int, cache: Path) -> Dataset:
-    """Decodes what is not decoded yet and draws the training subset."""
-    train = np.asarray(source.splits["train"])
+    """Decodes what is not decoded yet, takes out what cannot be used and draws the training subset."""
+    _check_subset(settings, source.splits["train"], source)  # before hours of decoding
+    images, broken = decoded(source, settings, cache)
+    splits = {split: np.asarray([row for row in rows if row not in broken], dtype=np.int64) for split, rows in source.splits.items()}
+    train = splits["train"]
+    if not len(train):
+        raise UserError(f"{source.name}: no image is left to train on" + (f"; {len(broken)} cannot be used." if broken else "."))
+    _check_subset(settings, train, source)
     if settings.n_train is not None:
-        if not 1 <= settings.n_train <= len(train):
-            raise UserError(f"data.n_train={settings.n_train}: {source.name} has {len(train)} training images.")
         order = torch.randperm(len(train), generator=generator(seed, "n_train")).numpy()
         train = np.sort(train[order[: settings.n_train]])
-    images = decoded(source, settings.height_width, settings.channels, settings.upscale, cache)
-    splits = {split: np.asarray(rows, dtype=np.int64) for split, rows in source.splits.items()}
     return Dataset(images, np.asarray(source.labels, dtype=np.int64), splits | {"train": train}, source.classes)
 
 
-def decoded(source: ImageSource, size: tuple[int, int], channels: int, upscale: bool, cache: Path) -> np.ndarray:
-    """The memory map of a source, built first where it is missing. Runs that need the same one wait for a single builder."""
-    key = hash_of(DECODER, source.fingerprint, size, channels, upscale)[:16]
+def _check_subset(settings: DataSettings, train: Sequence[int], source: ImageSource) -> None:
+    if settings.n_train is not None and not 1 <= settings.n_train <= len(train):
+        raise UserError(f"data.n_train={settings.n_train}: {source.name} has {len(train)} training images.")
+
+
+def decoded(source: ImageSource, settings: DataSettings, cache: Path) -> tuple[np.ndarray, dict[int, str]]:
+    """The memory map of a source, and why which of its items could not be used (none of them without skip_broken). Built first where
+    it is missing; runs that need the same one wait for a single builder."""
+    key = hash_of(DECODER, source.fingerprint, settings.height_width, settings.channels, settings.upscale, settings.resample)[:16]
     path = cache / f"{key}.npy"
-    if not path.exists():
+    if not _usable(path, settings):
         with locked(cache / f"{key}.lock"):
-            if not path.exists():
-                _decode(source, size, channels, upscale, path)
-    return np.load(path, mmap_mode="r")
+            if not _usable(path, settings):
+                _decode(source, settings, path)
+    broken = _broken(path)
+    if broken:
+        log.warning("%s\n(remembered in %s; delete it to try these again)", _listed(source, broken, "left out"), path.with_suffix(".json"))
+    return np.load(path, mmap_mode="r"), broken
 
 
-def _decode(source: ImageSource, size: tuple[int, int], channels: int, upscale: bool, path: Path) -> None:
+def _usable(path: Path, settings: DataSettings) -> bool:
+    """Whether the map is there, and whole where it has to be. One with gaps is built anew for a run that wants none: what it
+    takes to read them, a decoder say, may have been installed since."""
+    return path.exists() and path.with_suffix(".json").exists() and (settings.skip_broken or not _broken(path))
+
+
+def _broken(path: Path) -> dict[int, str]:
+    return {int(item): reason for item, reason in json.loads(path.with_suffix(".json").read_text())["broken"].items()}
+
+
+def _decode(source: ImageSource, settings: DataSettings, path: Path) -> None:
     aside = path.with_suffix(".partial")
-    shape = (len(source), *size, channels)
-    failures: dict[int, str] = {}
+    shape = (len(source), *settings.height_width, settings.channels)
+    failures: dict[int, UserError] = {}
 
     def decode(item: int) -> np.ndarray | None:
         try:
-            return to_array(source.read(item), size, channels, upscale)
+            return to_array(source.read(item), settings.height_width, settings.channels, settings.upscale, settings.resample)
         except UserError as error:
-            failures[item] = str(error)
+            failures[item] = error
 
     try:
         _reserve(aside, shape)
@@ -101,22 +130,31 @@ def _decode(source: ImageSource, size: tuple[int, int], channels: int, upscale: 
                     if image is not None:
                         images[item] = image
         images.flush()
-        if not failures:
+        if not failures or settings.skip_broken:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
-            path.with_suffix(".json").write_text(json.dumps({"source": source.name, "shape": shape}))  # for whoever finds the file
+            about = {"source": source.name, "shape": shape, "broken": {item: str(failures[item]) for item in sorted(failures)}}
+            write_atomically(path.with_suffix(".json"), json.dumps(about))
             os.replace(aside, path)
             sync_directory(path.parent)
-    except OSError as error:
+    except Exception as error:
         aside.unlink(missing_ok=True)
-        raise_if_full(error, path)
+        if isinstance(error, OSError):
+            raise_if_full(error, path)
         raise
-    if failures:
+    if failures and not settings.skip_broken:
         aside.unlink()
-        name = getattr(source, "label_of", lambda item: f"image {item}")
-        shown = [f"  {name(item)}: {failures[item]}" for item in sorted(failures)[:20]]
-        raise UserError(f"{len(failures)} of {len(source)} images of {source.name} cannot be used; mend or remove them:\n"
-                        + "\n".join(shown) + ("\n  ..." if len(failures) > 20 else ""))
+        small = any(isinstance(error, TooSmall) for error in failures.values())
+        raise UserError(_listed(source, {item: str(error) for item, error in failures.items()}, "cannot be used")
+                        + "\nMend or remove them, or leave them out with data.skip_broken=true."
+                        + (" What is too small is enlarged with data.upscale=true; or choose a smaller data.size." if small else ""))
+
+
+def _listed(source: ImageSource, broken: dict[int, str], verdict: str) -> str:
+    name = getattr(source, "label_of", lambda item: f"image {item}")
+    shown = [f"  {name(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
+    return (f"{len(broken)} of {len(source)} images of {source.name}: {verdict}\n" + "\n".join(shown)
+            + (f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""))
 
 
 def _reserve(path: Path, shape: Sequence[int]) -> None:

@@ -26,13 +26,14 @@ class Memory:
 
     def of(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> list[Any]:
         """[compute(path), ...], computed on threads for those files that are new or have changed since. compute returns what JSON
-        holds; what it computes, version included, is named by `what`."""
+        holds; what it computes, version included, is named by `what`. None is not remembered: the next start tries again."""
         if not paths:
             return []
-        root = os.path.commonpath([p.resolve().parent for p in paths])
+        real = _resolved(paths)
+        root = os.path.commonpath({os.path.dirname(path) for path in real})
         key = hashlib.sha256(f"{what}\n{root}".encode()).hexdigest()[:16]
-        store, stamps = self.folder / f"{key}.json", [_stamp(p) for p in paths]
-        names = [os.path.relpath(p.resolve(), root) for p in paths]
+        store, stamps = self.folder / f"{key}.json", [_stamp(path) for path in real]
+        names = [path[len(root):].lstrip("/") for path in real]
         known = json.loads(store.read_text()) if store.exists() else {}
         missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True)) if known.get(name, [None])[0] != stamp]
         if missing:
@@ -41,7 +42,8 @@ class Memory:
                 computed = list(tqdm(pool.map(compute, [paths[k] for k in missing]), desc=f"reading {root}: {what}", unit="file",
                                      total=len(missing), disable=len(missing) < 1000))
             fresh = {names[k]: [stamps[k], value] for k, value in zip(missing, computed, strict=True)}
-            self._add(store, {name: entry for name, entry in fresh.items() if started - entry[0][1] / 1e9 > FRESH})
+            self._add(store, {name: entry for name, entry in fresh.items()
+                              if entry[1] is not None and started - entry[0][1] / 1e9 > FRESH})
             known = known | fresh
         return [known[name][1] for name in names]
 
@@ -54,6 +56,13 @@ class Memory:
             write_atomically(store, json.dumps(known | entries))
 
 
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
+def _resolved(paths: Sequence[Path]) -> list[str]:
+    """Where they really lie. Folders are resolved once and not for each of their files: that is most of a second start's time."""
+    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
+    found = [os.path.join(folders[os.path.dirname(path)], os.path.basename(path)) for path in paths]
+    return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
+
+
+def _stamp(path: str) -> list[int]:
+    stat = os.stat(path)
     return [stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)]

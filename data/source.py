@@ -31,33 +31,49 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, item: int) -> Image.Image: ...
+    def read(self, item: int) -> Image.Image:
+        """Raises UserError where the image is broken. Called from several threads at once, item after item."""
+        ...
 
 
 def hash_of(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: bool) -> np.ndarray:
-    """[H, W, channels] uint8: the shorter side scaled to fit (Lanczos, antialiased), then the centre cut out.
+class TooSmall(UserError):
+    """An image has fewer pixels than are asked for. What mends it, data.upscale=true, is said once and not for each image."""
 
-    Mode "F" is gray in 0..255 (data.levels), rounded at the end.
+
+def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: bool, resample: str = "lanczos") -> np.ndarray:
+    """[H, W, channels] uint8: the shorter side scaled to fit (antialiased), then the centre cut out.
+
+    size: height, width. resample: one of Pillow's filters. What is transparent is laid on white; gray in 3 channels is repeated,
+    colour in 1 is luma (ITU-R 601, Pillow's L). Mode "F" is gray in 0..255 (data.levels), rounded at the end. Colour profiles are
+    not applied.
     """
     H, W = size
     if image.mode[0] == "I":  # Pillow would cut off all above 255
         raise UserError(f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the range of values that you want to see.")
     if image.mode != "F":
-        image = image.convert({1: "L", 3: "RGB"}[channels])
+        image = opaque(image).convert({1: "L", 3: "RGB"}[channels])
     scale = max(H / image.height, W / image.width)
     if scale > 1 and not upscale:
-        raise UserError(f"{image.width}x{image.height} pixels, smaller than data.size={W}x{H}: choose a smaller data.size, or "
-                        "data.upscale=true to enlarge such images.")
-    image = image.resize((max(W, round(image.width * scale)), max(H, round(image.height * scale))), Image.Resampling.LANCZOS)
+        raise TooSmall(f"{image.height} high and {image.width} wide, smaller than data.size=[{H}, {W}]")
+    fitted = max(W, round(image.width * scale)), max(H, round(image.height * scale))
+    image = image.resize(fitted, Image.Resampling[resample.upper()])
     left, top = (image.width - W) // 2, (image.height - H) // 2
     pixels = np.asarray(image.crop((left, top, left + W, top + H)))
     if image.mode == "F":
         pixels = np.repeat(pixels[..., None], channels, 2).clip(0, 255).round().astype(np.uint8)
     return pixels.reshape(H, W, channels)
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """In a mode that Pillow turns into gray and colour rightly: laid on white where it has transparency, of whatever kind."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode in ("1", "L", "P", "RGB") else image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
 
 
 def random_split(items: Sequence[int], validation: float, test: float, key: str) -> dict[str, list[int]]:

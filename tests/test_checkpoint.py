@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from data.bundled import Faces
-from data.dataset import decoded
+from data.dataset import DataSettings, decoded
 from data.memory import Memory
 from runtime import checkpoint
 from runtime.build import build
@@ -292,9 +292,10 @@ def test_a_full_disk_while_decoding(tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(UserError, match="the disk is full"):
-            decoded(Faces(Memory(tmp_path)), (8, 8), 1, False, tmp_path)
+            decoded(Faces(Memory(tmp_path)), DataSettings(Faces, 8, 1, False), tmp_path)
     assert [p.suffix for p in tmp_path.iterdir() if p.suffix != ".json"] == [".lock"]
-    assert decoded(Faces(Memory(tmp_path)), (8, 8), 1, False, tmp_path).shape == (100, 8, 8, 1)
+    images, broken = decoded(Faces(Memory(tmp_path)), DataSettings(Faces, 8, 1, False), tmp_path)
+    assert images.shape == (100, 8, 8, 1) and not broken
 
 
 # Losses that are not finite
