@@ -128,8 +128,8 @@ def _missing(root: Path, start: Path, given: str, found: int, others: int) -> st
     what = f"only {found} of CelebA's files, too few to split" if found else "CelebA is not there" if root.is_dir() else "no such folder"
     return (f"data.source.path={given}: {what} (looked for celeba/img_align_celeba/*.jpg, img_align_celeba/*.jpg and 000001.jpg at any "
             f"depth). Download {ARCHIVE} (1.4 GB, \"Align&Cropped Images\") from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; "
-            "torchvision.datasets.CelebA(ROOT, download=True) gets it from the same Google Drive, whose daily quota often fails: try "
-            f"again a day later. Then: unzip -q {ARCHIVE} -d {given}. {MEANWHILE}")
+            "torchvision.datasets.CelebA(ROOT, download=True), which needs gdown, gets it from the same Google Drive, whose daily quota "
+            f"often fails: try again a day later. Then: unzip -q {ARCHIVE} -d {given}. {MEANWHILE}")
 
 
 def _tell(numbers: Sequence[int], splits: dict[str, list[int]], root: Path) -> None:
