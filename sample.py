@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
+from models.pretrained import Trained, open_with
 from runtime import checkpoint
 from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved
@@ -43,6 +44,8 @@ class SampleSettings:
 
     checkpoint: str
     sampler: SamplerSettings
+    experiment: str | None = None
+    overrides: Sequence[str] = ()
     n: int = 16
     seed: int = 0
     out: str | None = None
@@ -79,16 +82,16 @@ def main(cfg: DictConfig) -> None:
 
 def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
-    found = checkpoint.find(settings.checkpoint)
+    found = open_with(settings.checkpoint, settings.experiment, settings.overrides)
     file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
     weights = found.weights(file)
-    out = Path(settings.out) if settings.out else found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
+    out = Path(settings.out) if settings.out else default_out(found, settings)
     claim(out, {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
                 "guidance": settings.guidance})
     denoiser = load(found.state["config"], weights, settings)
     classes = found.state["classes"] if denoiser.network.classes else []
     shape = image_shape(found.state["config"]["data"])
-    log.info("%s, step %d, %s weights -> %s", found.path, found.step, settings.weights, out)
+    log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
     device = denoiser.schedule.alpha_bar.device
     with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
@@ -99,6 +102,13 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     write_atomically(out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5))))
     log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, len(missing))
     return out
+
+
+def default_out(found: Trained, settings: SampleSettings) -> Path:
+    """Inside the run; of what is no run of ours, which may be a cache that others read, beside the others' images here."""
+    if found.step is None:
+        return Path("generated") / f"{Path(settings.checkpoint).resolve().name}_seed{settings.seed}"
+    return found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
 
 
 def make(images: list[int], denoiser: Denoiser, classes: Sequence[str], shape: Sequence[int], settings: SampleSettings, out: Path,
@@ -156,6 +166,8 @@ def load(config: dict[str, Any], weights: dict[str, torch.Tensor], settings: Sam
 
 def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:
     size = data["size"]
+    if size is None:
+        raise UserError("the config of this network does not say the size of its images: write it there, as sample_size.")
     return (data["channels"], *((size, size) if isinstance(size, int) else size))
 
 

@@ -17,6 +17,7 @@ from data.dataset import open_dataset
 from data.memory import Memory
 from data.source import ImageSource
 from diffusion.denoiser import Denoiser
+from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
 from runtime.config import check_overrides, composed, differences, digest, identity, options, resolved
@@ -31,7 +32,7 @@ from training.loop import Trainer
 from training.parts import TARGETS, Config, build_denoiser, check_config, check_network, rules_of, settings_of
 from transfer.fit import fit, summary
 from transfer.rules import ParameterPlan
-from transfer.source import Source, from_checkpoint
+from transfer.source import Source, from_pretrained, other_settings
 
 log = logging.getLogger("train")
 ALONE = "pretrain_demo"
@@ -99,10 +100,11 @@ def locate(config: Config) -> Source | None:
     if not settings.used:
         return None
     name = settings.from_
-    if Path(name).expanduser().is_dir():
-        return from_checkpoint(name, settings.weights)
+    if Path(name).expanduser().exists() or "/" in name:
+        return from_pretrained(name, settings.weights, config)
     if name not in options("experiment"):
-        raise UserError(f"source.from={name}: neither a folder nor an experiment; {near(name, options('experiment'))}")
+        raise UserError(f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face Hub, which is OWNER/NAME, nor "
+                        f"an experiment; {near(name, options('experiment'))}")
     own = composed("train", [f"+experiment={name}", *settings.overrides])
     own["run"] |= {key: config["run"][key] for key in ("root", "cache", "device")}
     own["wandb"] = config["wandb"]
@@ -113,7 +115,7 @@ def locate(config: Config) -> Source | None:
     return Source(name, {"run": digest(who), "steps": own["train"]["steps"]}, config=own, directory=directory)
 
 
-def source_weights(source: Source, config: Config) -> tuple[checkpoint.Checkpoint, dict[str, torch.Tensor]]:
+def source_weights(source: Source, config: Config) -> tuple[Trained, dict[str, torch.Tensor]]:
     """The source's checkpoint and weights; a small source that is missing is trained first."""
     found = source.found()
     if found is None:
@@ -164,8 +166,15 @@ def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> 
     found, tensors = weights
     for section in ("schedule", "parameterization"):
         if lines := differences(config[section], found.state["config"][section], section):
-            log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(lines))
-    state, rows = fit(tensors, denoiser.network.state_dict(), config["source"]["include"])
+            log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
+    other = "; ".join(other_settings(config["model"], found.state["config"]["model"]))
+    other = other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+    try:
+        state, rows = fit(tensors, denoiser.network.state_dict(), config["source"]["include"])
+    except UserError as error:
+        raise UserError(f"{error}\n{other}".strip()) from error
+    if other:
+        log.warning(other)
     denoiser.network.load_state_dict(state)
     log.info(summary(rows))
     file = checkpoint.EMA if config["source"]["weights"] == "ema" else checkpoint.MODEL

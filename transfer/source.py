@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.pretrained import Trained, open_pretrained
 from runtime import checkpoint
-from runtime.checkpoint import EMA, MODEL, Checkpoint
+from runtime.checkpoint import EMA, MODEL
 from runtime.errors import UserError
 
 SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
+FREE = ("in_channels", "out_channels", "classes", "dropout", "gradient_checkpointing")  # of a model: the weights fit all the same
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,11 @@ class Source:
 
     name: str
     identity: dict[str, Any]
-    checkpoint: Checkpoint | None = None
+    checkpoint: Trained | None = None
     config: dict[str, Any] | None = None
     directory: Path | None = None
 
-    def found(self) -> Checkpoint | None:
+    def found(self) -> Trained | None:
         """The checkpoint to start from: of an experiment, the one at its last step, or a later one where the run was continued."""
         if self.checkpoint:
             return self.checkpoint
@@ -42,7 +45,18 @@ class Source:
                 "source.from= a run directory or a checkpoint.")
 
 
-def from_checkpoint(path: str, weights: str) -> Source:
-    found = checkpoint.find(path)
+def from_pretrained(name: str, weights: str, config: dict[str, Any]) -> Source:
+    """A source that is there. config: the target's, whose settings a bare file of weights is read with."""
+    found = open_pretrained(name, config)
     file = EMA if weights == "ema" else MODEL
-    return Source(path, {"from": f"sha256 {found.state['sha256'][file][:16]}"}, checkpoint=found)
+    return Source(name, {"from": f"sha256 {found.state['sha256'][file][:16]}"}, checkpoint=found)
+
+
+def other_settings(target: dict[str, Any], source: dict[str, Any]) -> list[str]:
+    """The settings of the source's model that decide which tensors fit and that the target's has otherwise, as overrides."""
+    return [f"model.{key}={_short(target.get(key))} -> {_short(source.get(key))}" for key in (target | source)
+            if key not in FREE and target.get(key) != source.get(key)]
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value).replace(" ", "").strip('"')

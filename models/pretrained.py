@@ -1,0 +1,188 @@
+"""Trained weights from wherever a user has them, behind what Checkpoint offers: a run, a folder in diffusers' format, a name on the
+Hugging Face Hub, or a bare file of weights."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from models.diffusers_format import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, is_folder, read_folder
+from models.openai_format import from_openai, is_openai
+from models.unet import UNet
+from runtime import checkpoint
+from runtime.build import build
+from runtime.checkpoint import EMA, MODEL, STATE
+from runtime.config import composed, options
+from runtime.errors import UserError, near
+from runtime.files import sha256
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+NEW_ATTENTION_ORDER = "64x64_diffusion.pt"  # of what OpenAI published, the one checkpoint in that order; no shape tells
+SECTIONS = ("model", "schedule", "parameterization", "variance", "data")
+log = logging.getLogger(__name__)
+
+
+class Trained(Protocol):
+    """What train.py, sample.py and export.py ask of trained weights; runtime.checkpoint.Checkpoint is one.
+
+    path: of the checkpoint, folder or file. step: null where it is not known. state: "config" with the sections of SECTIONS (of data
+    only size and channels are read), "classes" (their names) and "sha256" of MODEL and EMA.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int | None: ...
+
+    def weights(self, which: str) -> dict[str, Tensor]:
+        """The tensors of MODEL or of EMA, under our names."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that are no checkpoint of ours: one set, which is the model and its average at once. file: where the tensors are."""
+
+    path: Path
+    file: Path
+    state: dict[str, Any]
+    step: None = None
+
+    def weights(self, which: str = EMA) -> dict[str, Tensor]:
+        """The tensors under our names, which network_of has all of, in its shapes. Raises UserError where they are other ones."""
+        try:
+            return _converted(read_weights(self.file), network_of(self.state["config"]), self.file)
+        except UserError as error:
+            raise UserError(f"{self.file}: {error}") from error
+
+
+def open_pretrained(name: str, config: dict[str, Any] | None = None) -> Trained:
+    """A run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, or one file of weights.
+
+    config: the settings of the network in a file, which carries none (guided-diffusion, improved-diffusion, DDIM, or ours).
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _file(path, config)
+    if path.is_dir():
+        if is_folder(path):
+            return _folder(path)
+        if not (path / STATE).is_file() and not (path / "checkpoints").is_dir():
+            raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME), one of its checkpoints/step_N, a "
+                            f"folder in diffusers' format (with {INDEX} or {UNET}), or a file of weights.")
+        return checkpoint.find(path)
+    if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).is_dir():  # runs/NAME misspelt is no name on the Hub
+        return _folder(download(name))
+    raise UserError(f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face Hub, which is OWNER/NAME.")
+
+
+def open_with(name: str, experiment: str | None, overrides: Sequence[str]) -> Trained:
+    """open_pretrained for a command line: experiment and overrides say the settings that a bare file of weights has."""
+    if experiment is None and not overrides:
+        return open_pretrained(name)
+    if not Path(name).expanduser().is_file():
+        raise UserError(f"experiment={experiment}, overrides={list(overrides)}: these are for a bare file of weights, and {name} is none: "
+                        "leave them out.")
+    if experiment is not None and experiment not in options("experiment"):
+        raise UserError(f"experiment={experiment}: no such experiment; {near(experiment, options('experiment'))}")
+    return open_pretrained(name, composed("train", [*([f"+experiment={experiment}"] if experiment else []), *overrides]))
+
+
+def network_of(config: dict[str, Any]) -> UNet:
+    """The network of a config, without memory: names and shapes."""
+    outputs = build(config["variance"], ["diffusion"], "variance").outputs
+    with torch.device("meta"):
+        return build(config["model"], ["models"], "model", out_channels=outputs * config["model"].get("in_channels", 3))
+
+
+def _folder(path: Path) -> Pretrained:
+    config, file = read_folder(path)
+    return _pretrained(path, file, config)
+
+
+def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
+    if path.suffix not in FILES:
+        raise UserError(f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a folder give the folder.")
+    if config is None:
+        beside = [name for name in (STATE, UNET, SCHEDULER) if (path.parent / name).is_file()]
+        raise UserError(f"{path}: a file of weights does not say its network. "
+                        + (f"{beside[0]} beside it does: give the folder {path.parent} instead." if beside else
+                           "Name the experiment of ours whose settings it has: experiment=NAME, or overrides=[model=..., ...]."))
+    return _pretrained(path, path, {section: config[section] for section in SECTIONS})
+
+
+def _pretrained(path: Path, file: Path, config: dict[str, Any]) -> Pretrained:
+    network_of(config)  # what is wrong with it shows here, before anything large is read
+    digest = sha256(file)
+    classes = [str(k) for k in range(config["model"].get("classes", 0))]
+    return Pretrained(path, file, {"step": None, "config": config, "classes": classes, "sha256": {MODEL: digest, EMA: digest}})
+
+
+def read_weights(path: Path) -> Any:
+    """What a file of weights holds: tensors in lists and dicts, and nothing that could run."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))  # torch below 1.6 wrote no zip files
+    except pickle.UnpicklingError as error:
+        raise UserError(f"refused: it holds more than tensors, which could run any code on opening ({_line(error)}). If you trust it, save "
+                        "its state dict alone as safetensors.") from error
+    except Exception as error:  # a damaged file ends in whatever error its bytes lead to
+        raise UserError(f"damaged, or no file of weights: {_line(error)}. Copy or download it again.") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _converted(found: Any, network: UNet, file: Path) -> dict[str, Tensor]:
+    """The tensors under our names, whosever they were."""
+    if is_openai(found):
+        return from_openai(found, network, new_attention_order=file.name == NEW_ATTENTION_ORDER)
+    if is_diffusers(found):
+        return from_diffusers(found, network)
+    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        shown = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
+        raise UserError(f"no state dict, but {shown or 'nothing'}: save the dict of the network's tensors alone.")
+    check_same(found, network.state_dict())
+    return found
+
+
+# --- the Hugging Face Hub ------------------------------------------------------------------------------------------------------------
+
+BY_HAND = ("Or download it on another machine (huggingface-cli download OWNER/NAME --local-dir DIR), copy DIR here and give that folder "
+           "instead of the name.")
+
+
+def download(name: str) -> Path:
+    """The folder of OWNER/NAME in the Hub's cache, with the configs and one file of weights, downloaded where it is not there yet."""
+    try:
+        import huggingface_hub  # not needed otherwise
+    except ImportError:
+        raise UserError(f"{name}: no such folder or file here, and a download from the Hugging Face Hub needs the package huggingface_hub: "
+                        f"pip install huggingface_hub. {BY_HAND}") from None
+    configs = [f"{folder}{file}" for folder in ("", "unet/", "scheduler/") for file in (INDEX, UNET, SCHEDULER)]
+    log.info("%s: no folder here, so it is taken from the Hugging Face Hub (or from its cache)", name)
+    try:
+        for suffix in ("safetensors", "bin"):  # .bin is code as well as weights, and only the second choice
+            files = [f"{folder}{WEIGHTS}.{suffix}" for folder in ("", "unet/")]
+            path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*configs, *files]))
+            if any((path / file).is_file() for file in files):
+                break
+    except Exception as error:  # of the network and of the Hub, from several packages
+        reason = {"RepositoryNotFoundError": "there is no such name, or it is private", "GatedRepoError": "its owner has to grant access"}
+        raise UserError(f"{name}: no such folder or file here, and the download from the Hugging Face Hub failed: "
+                        f"{reason.get(type(error).__name__, _line(error))}. {BY_HAND}") from error
+    return path
