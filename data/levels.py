@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
+from runtime.errors import UserError
+
+Range = Callable[[np.ndarray], tuple[float, float]]  # what of an image is black and what white; value_range is one
 TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not darken all the rest
 DRAWN = 1 << 20  # values that a quantile is taken from, where there are more
 
@@ -46,3 +50,29 @@ def joined(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """The range that holds all of these: the least low and the greatest high. At least one is needed."""
     lows, highs = zip(*ranges, strict=True)
     return float(min(lows)), float(max(highs))
+
+
+class Measured:
+    """The range of many images, measured when it is first asked for, by whichever thread asks first: where no image needs it, none
+    is read for it."""
+
+    def __init__(self, measure: Callable[[], tuple[float, float]]):
+        self._measure, self._range, self._lock = measure, None, threading.Lock()
+
+    def __call__(self, values: np.ndarray) -> tuple[float, float]:
+        with self._lock:
+            if self._range is None:
+                self._range = self._measure()
+            return self._range
+
+
+class Given:
+    """A range by setting."""
+
+    def __init__(self, low_high: Sequence[float], setting: str):
+        if len(low_high) != 2 or not low_high[0] < low_high[1]:
+            raise UserError(f"{setting}={list(low_high)}: two numbers are needed, [LOW, HIGH], what is shown black and what white.")
+        self._range = float(low_high[0]), float(low_high[1])
+
+    def __call__(self, values: np.ndarray) -> tuple[float, float]:
+        return self._range

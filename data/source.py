@@ -76,10 +76,14 @@ def opaque(image: Image.Image) -> Image.Image:
     return image if image.mode in ("1", "L", "P", "RGB") else image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
 
 
-def random_split(items: Sequence[int], validation: float, test: float, key: str) -> dict[str, list[int]]:
-    """Cuts items into the three splits, by a permutation that depends on their number and the key alone."""
+def check_shares(validation: float, test: float) -> None:
     if validation < 0 or test < 0 or validation + test >= 1:
         raise UserError(f"data.source: validation={validation} and test={test} must be shares that leave some for training.")
+
+
+def random_split(items: Sequence[int], validation: float, test: float, key: str) -> dict[str, list[int]]:
+    """Cuts items into the three splits, by a permutation that depends on their number and the key alone."""
+    check_shares(validation, test)
     import torch
 
     order = torch.randperm(len(items), generator=generator("split", key)).tolist()

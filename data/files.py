@@ -1,0 +1,214 @@
+"""What all folders of image files have in common: which files count, which split, class and patient each belongs to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.memory import Memory
+from data.source import SPLITS, check_shares, hash_of
+from runtime.errors import UserError
+from runtime.randomness import generator
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+               "test": "test", "testing": "test"}
+
+log = logging.getLogger("data")
+
+
+class Files:
+    """Files in a folder, at any depth, each of one or more frames: the items are (file, frame). Its subclasses know what is in a file.
+
+    Subfolders named train, val (valid, validation) and test are the splits; what is missing of validation and test is drawn
+    from train, by the shares given, in each class alike. With classes, the first level of folders below that gives them. A
+    patient's images are never drawn into two splits.
+
+    frames: for each file, which frames it has. patients: for each file, whose it is where the regular expression `patient` is null;
+    None where the file stands for itself. settings: what else changes pixels.
+    """
+
+    def __init__(self, memory: Memory, root: Path, files: Sequence[Path], frames: Sequence[Sequence[int]], patients: Sequence[str | None],
+                 validation: float, test: float, patient: str | None, classes: bool, settings: Sequence[Any]):
+        check_shares(validation, test)
+        kind = type(self).__name__.lower()
+        self.root, self.name = root, f"{kind} {root}"
+        names = [p.relative_to(root).as_posix() for p in files]
+        if patient is not None:
+            patients = patients_by(patient, names)
+        splits, class_names = layout(root, names, classes)
+        self.classes = sorted(set(class_names)) if classes and all(class_names) else []
+        label = {name: k for k, name in enumerate(self.classes)}
+        self.items = [(k, frame) for k in range(len(files)) for frame in frames[k]]
+        self.files = [files[k] for k, _ in self.items]  # one an item
+        self.labels = [label.get(class_names[k], 0) for k, _ in self.items]
+        hashes = memory.sha256(files)
+        self.fingerprint = hash_of(kind, 2, validation, test, patient, classes, *settings, list(zip(names, hashes, strict=True)))
+        groups = [names[k] if patients[k] is None else f"patient {patients[k]}" for k, _ in self.items]
+        self.splits = self._split([splits[k] for k, _ in self.items], groups, validation, test)
+        self._warn_of_shared("patients", [group if group.startswith("patient ") else None for group in groups])
+        self._warn_of_shared("files of the same content", [hashes[k] for k, _ in self.items])
+
+    def _split(self, given: list[str | None], groups: list[str], validation: float, test: float) -> dict[str, list[int]]:
+        found = {split: [i for i, s in enumerate(given) if s == split] for split in SPLITS}
+        shares = {"validation": 0 if found["validation"] else validation, "test": 0 if found["test"] else test}
+        drawn = self._drawn(found["train"] or list(range(len(given))), groups, shares)
+        splits = {split: found[split] if split != "train" and found[split] else drawn[split] for split in SPLITS}
+        for split in SPLITS:
+            if not splits[split] and shares.get(split, 1):
+                log.warning("%s: too few images for any in %s at data.source.%s=%s", self.name, split, split, shares.get(split))
+        if absent := {self.labels[i] for i in range(len(given))} - {self.labels[i] for i in splits["train"]}:
+            log.warning("%s: class %s has no training images", self.name, ", ".join(self.classes[k] for k in sorted(absent)))
+        return splits
+
+    def _drawn(self, items: list[int], groups: list[str], shares: dict[str, float]) -> dict[str, list[int]]:
+        """items cut into the splits. Class by class, its groups in random order go each to the split that is owed most, so that
+        shares hold within every class and over all of them; the first of a class goes to training."""
+        members: dict[str, list[int]] = {}
+        for item in items:
+            members.setdefault(groups[item], []).append(item)
+        strata: dict[int, list[str]] = {}
+        for group, inside in members.items():  # a patient may have images of several classes: the most frequent counts
+            counts = Counter(self.labels[i] for i in inside)
+            strata.setdefault(min(counts, key=lambda label: (-counts[label], label)), []).append(group)
+        if any(shares.values()):
+            self._check_drawable(items, members)
+        owed, splits = dict.fromkeys(SPLITS, 0.0), {split: [] for split in SPLITS}
+        shares = {"train": 1 - sum(shares.values()), **shares}
+        for label in sorted(strata):
+            order = torch.randperm(len(strata[label]), generator=generator("split", "folder", label)).tolist()
+            for place, k in enumerate(order):
+                inside = members[strata[label][k]]
+                for split in SPLITS:
+                    owed[split] += shares[split] * len(inside)
+                chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"  # ties: in the order of SPLITS
+                owed[chosen] -= len(inside)
+                splits[chosen] += inside
+        return {split: sorted(inside) for split, inside in splits.items()}
+
+    def _check_drawable(self, items: list[int], members: dict[str, list[int]]) -> None:
+        cure = "data.source.validation=0 data.source.test=0 draws no splits"
+        if self.classes:
+            counts = Counter(self.labels[i] for i in items)
+            if alone := [k for k in sorted(counts) if counts[k] == 1]:
+                raise UserError(f"{self.name}: class {self.classes[alone[0]]} has a single image"
+                                + (f" (and {len(alone) - 1} other classes)" if len(alone) > 1 else "")
+                                + ", which cannot be split: give it more, remove its folder, set data.source.classes=false for no "
+                                f"classes, or make the splits yourself, as folders train, val and test ({cure}).")
+        if len(members) == 1 and len(items) > 1:
+            raise UserError(f"{self.name}: all {len(items)} images are of one patient, and a patient is not split. "
+                            f"data.source.patient=REGEX says otherwise whose a file is, by its path; {cure}.")
+
+    def _warn_of_shared(self, what: str, keys: list[str | None]) -> None:
+        """A word on what stands in two splits. Drawn splits keep patients whole; given ones may not, nor copies of a file."""
+        first: dict[str, tuple[str, int]] = {}
+        shared: dict[str, tuple[int, int]] = {}
+        for split in SPLITS:
+            for item in self.splits[split]:
+                if keys[item] is not None and first.setdefault(keys[item], (split, item))[0] != split:
+                    shared.setdefault(keys[item], (first[keys[item]][1], item))
+        if shared:
+            one, other = next(iter(shared.values()))
+            log.warning("%s: %d %s are in more than one split, so held-out numbers will look better than they are; for one: %s and %s",
+                        self.name, len(shared), what, self.label_of(one), self.label_of(other))
+
+    def training_files(self) -> list[Path]:
+        return list(dict.fromkeys(self.files[item] for item in self.splits["train"]))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def label_of(self, item: int) -> str:
+        """How a message calls this item."""
+        return str(self.files[item])
+
+
+def existing_folder(path: str) -> Path:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.source.path={path}: there is no such folder. Set data.source.path to the folder of your images.")
+    return root
+
+
+def visible(root: Path) -> list[Path]:
+    """All files below root in the order of their names, but hidden ones, such as the ._x that macOS leaves. Links are followed."""
+
+    def refused(error: OSError):
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}).")
+
+    found = []
+    for folder, folders, names in os.walk(root, onerror=refused, followlinks=True):
+        here = os.path.realpath(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(os.path.join(folder, name), here)]
+        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    return [Path(path) for path in sorted(found, key=lambda path: path.split("/"))]
+
+
+def _leads_back(folder: str, here: str) -> bool:
+    return os.path.islink(folder) and f"{here}/".startswith(f"{os.path.realpath(folder)}/")
+
+
+def counted(names: Iterable[str]) -> str:
+    """"a 3, b 1", the most frequent first."""
+    return ", ".join(f"{name} {n}" for name, n in sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))[:12])
+
+
+def by_suffix(files: Iterable[Path]) -> str:
+    return counted(p.suffix.lower() or "without suffix" for p in files)
+
+
+def check_found(path: str, found: Sequence[Path], others: Sequence[Path], what: str, looked_for: str) -> None:
+    """Refuses a folder without the files that are looked for, and says what else lies beside them."""
+    if not found:
+        beside = f"; it has {len(others)} other files: {by_suffix(others)}" if others else ", and no other files"
+        raise UserError(f"data.source.path={path}: no {what} in it (looked for {looked_for}{beside}).")
+    if others:
+        log.info("%s: left out %d file%s that are no %s: %s", path, len(others), "s"[:len(others) > 1], what, by_suffix(others))
+
+
+def patients_by(pattern: str, names: Sequence[str]) -> list[str]:
+    """For each path, what the regular expression finds in it: its first group, or all that it matches."""
+    try:
+        matches = [re.search(pattern, name) for name in names]
+    except re.error as error:
+        raise UserError(f"data.source.patient={pattern}: not a regular expression ({error}).") from error
+    without = [name for name, match in zip(names, matches, strict=True) if not match or (match.re.groups and match[1] is None)]
+    if without:
+        raise UserError(f"data.source.patient={pattern} matches {'none' if len(without) == len(names) else 'not all'} of the paths: "
+                        f"{len(without)} of {len(names)} are without, such as {without[0]}. It is searched in the path below "
+                        "data.source.path, and its first group names the patient.")
+    return [match[1] if match.re.groups else match[0] for match in matches]
+
+
+def layout(root: Path, names: Sequence[str], classes: bool) -> tuple[list[str | None], list[str]]:
+    """For each path: the split that its first folder says, or None, and the class that the next one says, or ""."""
+    parts = [name.split("/") for name in names]
+    splits = [SPLIT_NAMES.get(p[0].lower()) if len(p) > 1 else None for p in parts]
+    if "train" not in splits:  # no such layout: "test" may then be a class like any other
+        splits = [None] * len(parts)
+    if any(splits) and not all(splits):
+        stray = root / names[splits.index(None)]
+        raise UserError(f"{root}: {stray} lies beside the folders train and test: move it into one of them.")
+    inside = [p[1:] if split else p for p, split in zip(parts, splits, strict=True)]
+    class_names = [p[0] if len(p) > 1 else "" for p in inside]
+    if classes:
+        _check_classes(root, names, splits, class_names)
+    return splits, class_names
+
+
+def _check_classes(root: Path, names: Sequence[str], splits: Sequence[str | None], class_names: Sequence[str]) -> None:
+    """Refuses images beside class folders, and splits without classes beside a train folder that has them."""
+    trained = next((name for name, split in zip(class_names, splits, strict=True) if name and split in (None, "train")), "")
+    for split in dict.fromkeys(splits):
+        inside = [k for k, s in enumerate(splits) if s == split]
+        named = next((class_names[k] for k in inside if class_names[k]), trained)
+        stray = [k for k in inside if not class_names[k]]
+        if named and stray:
+            raise UserError(f"{root}: {len(stray)} images lie beside class folders such as {named}, or where these should be; for one "
+                            f"{root / names[stray[0]]}. Move them into a class, or set data.source.classes=false for no classes.")
