@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import misfit
 from models.adm import ADMUNet, EvenDownsample
 from models.layers import Attention, ResBlock, Upsample
 from models.unet import UNet
@@ -25,7 +26,7 @@ ENDS = {"time_mlp.0": "time_embed.0", "time_mlp.2": "time_embed.2", "class_embed
 INSIDE = {ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
                      "conv2": "out_layers.3", "shortcut": "skip_connection"},
           Attention: {"norm": "norm", "qkv": "qkv", "out": "proj_out"}, EvenDownsample: {"conv": "op"}, Upsample: {"conv": "conv"}}
-SHOWN = 3  # names in a message
+UNSEEN = "model.heads or model.head_channels, model.timestep_scale and the attention order"
 
 
 def is_openai(state: Mapping[str, Any]) -> bool:
@@ -121,60 +122,11 @@ def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
                         "also where the shapes agree: set model to one of conf/model/improved_*.yaml and adm_*.yaml.")
     if not is_openai(state):
         raise UserError("not a checkpoint of improved-diffusion or guided-diffusion: it has no time_embed.0.weight and "
-                        f"input_blocks.0.0.weight, but {_some(list(state))}.")
+                        f"input_blocks.0.0.weight, but {misfit.some(list(state))}.")
     if not any(name.startswith("output_blocks.") for name in state):
         raise UserError("the checkpoint has no output_blocks: it is a classifier (as 64x64_classifier.pt is) and not a diffusion model.")
-    expected = {name: list(tensor.shape) for name, tensor in _expected(network).items()}
-    found = {name: list(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        raise UserError("\n".join(["the checkpoint does not fit the network.", *_settings_that_differ(state, network),
-                                   *_differences(found, expected)]))
-
-
-def _expected(network: UNet) -> dict[str, Tensor]:
-    return to_openai({name: torch.empty_like(tensor, device="meta") for name, tensor in network.state_dict().items()}, network)
-
-
-def _differences(found: dict[str, list[int]], expected: dict[str, list[int]]) -> Iterator[str]:
-    """The names, for those who want to see them."""
-    if missing := [name for name in expected if name not in found]:
-        yield f"The checkpoint lacks {len(missing)} tensors of the network: {_some(missing)}."
-    if extra := [name for name in found if name not in expected]:
-        yield f"The network has no place for {len(extra)} tensors of the checkpoint: {_some(extra)}."
-    if wrong := [f"{name} {found[name]} for {shape}" for name, shape in expected.items() if name in found and found[name] != shape]:
-        yield f"{len(wrong)} tensors have other shapes (the checkpoint's for the network's): {_some(wrong)}."
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
-
-
-def _settings_that_differ(state: Mapping[str, Tensor], network: UNet) -> Iterator[str]:
-    """As overrides of the config, the checkpoint's value first."""
-    theirs, ours = settings(state), settings(_expected(network))
-    different = [name for name in theirs if theirs[name] != ours[name]]
-    if not different:
-        yield "Every setting that shapes show agrees, so the file is incomplete, or of a network that was changed."
-        return
-    yield "By its shapes it was trained with these settings:"
-    for name in different:
-        yield f"  {_override(name, theirs)}   (now {_yaml(ours[name])})"
-    yield "No shape shows model.heads or model.head_channels, model.timestep_scale and the attention order: compare the publisher's flags."
-
-
-def _override(name: str, theirs: dict[str, Any]) -> str:
-    value = theirs[name]
-    if name == "out_channels":  # the builder's, who follows the variance
-        choice = "variance=learned_range" if value == 2 * theirs["in_channels"] else "variance=fixed_large, or another that is fixed"
-        return f"{choice}: {value} output channels for an image of {theirs['in_channels']}"
-    if name == "in_channels":
-        return f"data.channels={value}" + (" (or it is an upsampler, which no network here is)" if value == 6 else "")
-    return f"model.{name}={_yaml(value)}"
-
-
-def _yaml(value: Any) -> str:
-    """A value as Hydra reads it."""
-    return str(value).lower().replace(" ", "")
+    expected = {name: torch.empty_like(tensor, device="meta") for name, tensor in network.state_dict().items()}
+    misfit.check_fit(state, to_openai(expected, network), settings, UNSEEN)
 
 
 def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -185,8 +137,7 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = list(range(0, total, a_level))[::-1]  # those of level 0, 1, ...
     channels = state["time_embed.0.weight"].shape[1]
     widths = [state[f"output_blocks.{n}.0.out_layers.3.weight"].shape[0] for n in first]
-    multipliers = [w // channels if w % channels == 0 else w / channels for w in widths]
-    return {"channels": channels, "multipliers": multipliers, "blocks": a_level - 1,
+    return {"channels": channels, "multipliers": [misfit.whole(width / channels) for width in widths], "blocks": a_level - 1,
             "attention_levels": [level for level, n in enumerate(first) if f"output_blocks.{n}.1.qkv.weight" in state],
             "scale_shift": state["output_blocks.0.0.emb_layers.1.weight"].shape[0] == 2 * widths[-1],
             "resample_blocks": any("in_layers" in name for name in upsamples.values()),

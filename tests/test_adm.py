@@ -5,6 +5,8 @@ Parity with OpenAI's own formulas and names is in tests/test_openai_format.py.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,15 @@ def test_output_is_channels_last():
     for resample_blocks in (True, False):
         out = small(resample_blocks=resample_blocks)(*batch(), {})
         assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("resample_blocks", [True, False])
+def test_runs_in_bfloat16(resample_blocks):
+    """The whole network cast to a type computes in it, near float32's result; a copy of it is another network of the same weights."""
+    network, (x, timestep) = small(resample_blocks=resample_blocks).eval(), batch()
+    plain, cast = network(x, timestep, {}), copy.deepcopy(network).to(torch.bfloat16)(x.bfloat16(), timestep, {})
+    assert cast.dtype == torch.bfloat16 and network.conv_in.weight.dtype == torch.float32
+    assert (cast.float() - plain).abs().max() < 0.2 * plain.abs().max()
 
 
 # --- diffusers ---------------------------------------------------------------------------------------------------------------------

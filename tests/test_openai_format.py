@@ -170,4 +170,6 @@ def test_what_is_no_such_checkpoint():
         from_openai(state, UNet(16, [1, 2, 2], 3, [1, 2], groups=4, out_channels=6))
     with pytest.raises(UserError, match=r"incomplete.*\n.*lacks 1 tensors .*out.2.bias"):
         from_openai({name: tensor for name, tensor in state.items() if name != "out.2.bias"}, network)
+    with pytest.raises(UserError, match=r"incomplete.*\n.*lacks 1 tensors .*out.2.weight"):
+        from_openai({name: tensor for name, tensor in state.items() if name != "out.2.weight"}, network)
     assert is_openai(state) and not is_openai(network.state_dict())
