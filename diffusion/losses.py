@@ -97,7 +97,8 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
 
 def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """log of the mass that N(mean, exp(log_scale)^2) gives to x's bin of width 2/255, the outer bins open-ended; eq. 13 of Ho
-    et al. 2020, with the exact normal distribution function. nats.
+    et al. 2020, with the exact normal distribution function. nats. (The authors' code approximates that function by a tanh and cuts
+    the mass off at 1e-12, so a far x has no gradient there.)
 
     The mass is taken on the side of the mean where it does not cancel, in float64: far bins keep a finite log.
     """

@@ -7,7 +7,7 @@ noise like x; a sampler calls it once for each step that needs noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -107,7 +107,10 @@ def trailing_steps(total: int, count: int) -> list[int]:
 def inclusive_steps(total: int, count: int) -> list[int]:
     """count steps evenly from T to 1, both among them: Nichol and Dhariwal 2021, section 4; diffusers' "linspace"."""
     _check_count(total, count)
-    return [*(round(1 + k * (total - 1) / max(1, count - 1)) for k in reversed(range(count))), 0]
+    if count == 1:
+        return [total, 0]
+    evenly = accumulate([0.0] + (count - 1) * [(total - 1) / (count - 1)])  # summed, as in their code: so halves round alike
+    return [*sorted((1 + round(u) for u in evenly), reverse=True), 0]
 
 
 def _check_count(total: int, count: int) -> None:

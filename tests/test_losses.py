@@ -19,8 +19,11 @@ from diffusion.losses import (
     bound_term,
     discretized_gaussian_log_likelihood,
     gaussian_kl,
+    min_snr,
+    p2,
     prior_bits,
     simple_loss,
+    weighted_loss,
 )
 from diffusion.parameterization import PredictMean, PredictNoise, PredictVelocity, PredictX0
 from diffusion.timesteps import Uniform
@@ -305,3 +308,48 @@ def test_draw_timesteps_are_uniform_from_one_to_the_last():
     chi = ((torch.bincount(t)[1:] - count / total) ** 2 / (count / total)).sum()
     assert abs(chi - (total - 1)) < 5 * math.sqrt(2 * (total - 1))
     assert torch.equal(t, Uniform(total).draw(count, torch.Generator().manual_seed(0))[0])
+
+
+# Weights over t
+
+
+@pytest.mark.parametrize("parameterization", ALL, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("schedule", [LINEAR, schedules.cosine(50)], ids=["linear", "cosine"])
+def test_x0_weight_is_the_error_of_the_target_over_that_of_x0(parameterization, schedule):
+    """At a fixed x_t another x0 means another noise; how far does the target move?"""
+    t = torch.tensor([2, 7, 30, schedule.steps])
+    x0, noise, other = torch.randn(3, 4, 1, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_t = schedule.add_noise(x0, noise, t)
+    alpha, sigma = (v[:, None, None, None] for v in schedule.alpha_sigma(t))
+    target = parameterization.encode(schedule, x0, noise, t)
+    moved = parameterization.encode(schedule, other, (x_t - alpha * other) / sigma, t)
+    ratio = (moved - target).square().sum((1, 2, 3)) / (other - x0).square().sum((1, 2, 3))
+    np.testing.assert_allclose(parameterization.x0_weight(schedule, t), ratio, rtol=1e-7)
+
+
+def snr(t):
+    bar = LINEAR.alpha_bar[t].item()
+    return bar / (1 - bar)
+
+
+@pytest.mark.parametrize("t", [1, 120, 200, 500, 1000])
+@pytest.mark.parametrize(("parameterization", "expected"), [
+    (PredictNoise(), lambda s: min(s, 5) / s), (PredictVelocity(), lambda s: min(s, 5) / (s + 1)), (PredictX0(), lambda s: min(s, 5))],
+    ids=["noise", "velocity", "x0"])
+def test_min_snr_divides_by_what_the_target_already_weights(parameterization, expected, t):
+    """Hang et al. 2023, section 3.4: min(SNR, 5) of the error of x0, over SNR for the noise and over SNR + 1 for the velocity."""
+    denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), LINEAR, parameterization)
+    x0, noise = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([t, 300])
+    plain, weighted = simple_loss(denoiser, x0, t, noise), weighted_loss(denoiser, x0, t, noise, weight=min_snr)
+    np.testing.assert_allclose(weighted / plain, [expected(snr(k)) for k in t.tolist()], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("gamma", "k"), [(1.0, 1.0), (0.5, 1.0), (1.0, 3.0)])
+def test_p2_is_of_the_noises_error(gamma, k):
+    denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), LINEAR, PredictNoise())
+    x0, noise = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([30, 700])
+    weighted = weighted_loss(denoiser, x0, t, noise, weight=lambda s, t: p2(s, t, gamma=gamma, k=k))
+    expected = [1 / (k + snr(v)) ** gamma for v in t.tolist()]
+    np.testing.assert_allclose(weighted / simple_loss(denoiser, x0, t, noise), expected, rtol=1e-9)

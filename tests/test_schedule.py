@@ -329,3 +329,17 @@ def test_to_keeps_float64():
     moved = schedules.linear(10).to("cpu")
     assert isinstance(moved, NoiseSchedule) and moved.alpha_bar.dtype == torch.float64
     assert schedules.linear(10).to("meta").alpha_bar.device.type == "meta"
+
+
+@pytest.mark.parametrize("steps", [500, 1000, 4000])
+def test_rescaled_linear_scales_the_betas_with_the_number_of_steps(steps):
+    """Nichol and Dhariwal's code: 1e-4 .. 0.02 times 1000 / T; Ho's own at 1000. What is left at T stays of the same size."""
+    expected = products(np.linspace(0.1 / steps, 20 / steps, steps))
+    np.testing.assert_allclose(schedules.rescaled_linear(steps).alpha_bar.numpy(), expected, rtol=1e-12)
+    assert schedules.rescaled_linear(steps).alpha_bar[-1].item() == pytest.approx(np.exp(-10.05), rel=0.2)
+
+
+def test_snr_is_signal_over_noise():
+    bar = schedules.linear(1000).alpha_bar
+    np.testing.assert_allclose(schedules.linear(1000).snr(torch.tensor([1, 500, 1000])), [bar[k] / (1 - bar[k]) for k in (1, 500, 1000)])
+    assert schedules.linear(10).snr(0) == float("inf")
