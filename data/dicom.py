@@ -1,0 +1,211 @@
+"""DICOM files, shown as a viewer shows them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
+
+from data.files import Files, check_found, counted, existing_folder, visible
+from data.levels import Measured, joined, to_levels, value_range
+from data.memory import Memory
+from data.source import hash_of
+from runtime.errors import UserError
+
+SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they say so at byte 128
+TAGS = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows", "Columns", "NumberOfFrames"]
+MEASURED_FRAMES = 16  # of a file, for its range
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # a bad name or date is not ours to complain about
+log = logging.getLogger("data")
+
+
+class Dicom(Files):
+    """A folder of DICOM files, at any depth; splits and classes by its folders, see Files. One image a frame.
+
+    validation, test: shares that are drawn where no folders train, val and test are. patient: a regular expression on a file's path
+    below the folder, whose first group (or all that it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID
+    where that is empty. classes: the first level of folders are classes, and not patients or studies. window: [center, width] in
+    units of the modality, such as HU, by DICOM's linear function; null takes the first VOI LUT or window of each file, and where
+    none is, a range that is measured over the training files.
+    """
+
+    def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
+                 classes: bool = False, window: Sequence[float] | None = None):
+        if window is not None and (len(window) != 2 or window[1] < 1):
+            raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width of at least 1.")
+        self.memory, self.window, self.range = memory, window, Measured(self._measure)
+        root = existing_folder(path)
+        found = visible(root)
+        named = [p.suffix.lower() in SUFFIXES for p in found]
+        magic = iter(memory.of([p for p, by_name in zip(found, named, strict=True) if not by_name], "DICM at 128, 1", has_magic))
+        is_dicom = [by_name or next(magic) for by_name in named]
+        files = [p for p, yes in zip(found, is_dicom, strict=True) if yes]
+        check_found(path, files, [p for p, yes in zip(found, is_dicom, strict=True) if not yes], "DICOM files",
+                    "files named .dcm or with DICM at byte 128")
+        headers = memory.of(files, "DICOM header, 1", header)
+        if without := [(p, h["without pixels"]) for p, h in zip(files, headers, strict=True) if "without pixels" in h]:
+            log.info("%s: left out %d DICOM files without pixels: %s; for one %s", path, len(without),
+                     counted(what for _, what in without), without[0][0])
+        kept = [k for k, h in enumerate(headers) if "without pixels" not in h]
+        if not kept:
+            raise UserError(f"data.source.path={path}: none of its {len(files)} DICOM files has pixels.")
+        super().__init__(memory, root, [files[k] for k in kept], [range(headers[k].get("frames", 1)) for k in kept],
+                         [headers[k].get("patient") for k in kept], validation, test, patient, classes, [window])
+
+    def _measure(self) -> tuple[float, float]:
+        ranges = [r for r in self._ranges(self.training_files()) if r] or [r for r in self._ranges(list(dict.fromkeys(self.files))) if r]
+        low, high = joined(ranges)
+        log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to train on; "
+                 "data.source.window=[CENTER,WIDTH] sets another", self.name, low, high, len(ranges))
+        return low, high
+
+    def _ranges(self, files: Sequence[Path]) -> list[list[float] | None]:
+        return self.memory.of(files, "range of a DICOM file, 1", file_range)
+
+    def read(self, item: int) -> Image.Image:
+        path, (_, frame) = self.files[item], self.items[item]
+        try:
+            about = header_of_frame(path, frame)
+            values = pixels(path, frame, about)
+            if values.ndim == 3:
+                return to_levels(values, 0, 2 ** _colour_bits(about) - 1)
+            values = apply_modality_lut(values, about)
+            image = linear(values, *self.window) if self.window else by_own_window(values, about)
+            image = to_levels(values, *self.range(values)) if image is None else image
+            return Image.fromarray(255 - np.asarray(image)) if about.PhotometricInterpretation == "MONOCHROME1" else image
+        except UserError:
+            raise
+        except Exception as error:  # a broken file can raise anything
+            raise UserError(f"cannot be read as DICOM ({str(error) or type(error).__name__})") from error
+
+    def label_of(self, item: int) -> str:
+        frames = sum(1 for k in (item - 1, item + 1) if 0 <= k < len(self) and self.items[k][0] == self.items[item][0])
+        return f"{self.files[item]}, frame {self.items[item][1] + 1}" if frames else str(self.files[item])
+
+
+def has_magic(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def header(path: Path) -> dict[str, Any]:
+    """What a start needs of a file, for Memory: how many frames and, as a hash, whose. A broken file has one frame, which fails."""
+    try:
+        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+        if "Rows" not in found or "Columns" not in found:  # reports, presentation states, structures, DICOMDIR
+            return {"without pixels": found.file_meta.get("MediaStorageSOPClassUID", pydicom.uid.UID("")).name or "no image"}
+        patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "").strip()
+        return {"frames": int(found.get("NumberOfFrames") or 1), "patient": hash_of(patient)[:16] if patient else None}
+    except Exception:  # told when it is read
+        return {"frames": 1, "patient": None}
+
+
+def header_of_frame(path: Path, frame: int) -> Dataset:
+    """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at the top level."""
+    about = pydicom.dcmread(path, stop_before_pixels=True)
+    groups = [*(about.get("SharedFunctionalGroupsSequence") or [])[:1],
+              *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame:frame + 1]]
+    for group in groups:
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for inside in (group.get(name) or [])[:1]:
+                about.update(inside)
+    return about
+
+
+def pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
+    """Stored values [H, W], or colours [H, W, 3] with palettes applied and YBR turned to RGB."""
+    syntax = about.file_meta.TransferSyntaxUID
+    missing = []
+    if syntax.is_compressed and syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        decoder = get_decoder(syntax)
+        missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
+        if not decoder.is_available:
+            raise UserError(f"compressed as {syntax.name}, which needs a decoder: pip install {_packages(missing)}")
+    try:
+        values = pixel_array(path, index=frame)
+    except Exception as error:
+        if not missing or isinstance(error, AttributeError):  # no pixels at all
+            raise
+        raise UserError(f"compressed as {syntax.name}, which cannot be decoded here ({' '.join(str(error).split())}); "
+                        f"pip install {_packages(missing)} may help") from error
+    return apply_color_lut(values, about) if about.PhotometricInterpretation == "PALETTE COLOR" else values
+
+
+def _packages(missing: list[list[str]]) -> str:
+    return " ".join(next((names for names in missing if names[:1] in (["pylibjpeg"], ["pyjpegls"])), missing[0]))
+
+
+def _colour_bits(about: Dataset) -> int:
+    if about.PhotometricInterpretation == "PALETTE COLOR":
+        return 8 if about.RedPaletteColorLookupTableDescriptor[2] <= 8 else 16
+    return about.BitsStored
+
+
+def linear(values: np.ndarray, center: float, width: float) -> Image.Image:
+    """DICOM PS3.3 C.11.2.1.2.1."""
+    return to_levels(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+
+
+def linear_exact(values: np.ndarray, center: float, width: float) -> Image.Image:
+    """DICOM PS3.3 C.11.2.1.3.2."""
+    return to_levels(values, center - width / 2, center + width / 2)
+
+
+def sigmoid(values: np.ndarray, center: float, width: float) -> Image.Image:
+    """DICOM PS3.3 C.11.2.1.3.1."""
+    return to_levels(1 / (1 + np.exp(-4 * (values - center) / width)), 0, 1)
+
+
+FUNCTIONS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}
+
+
+def by_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
+    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched. None where the file does not say."""
+    if tables := about.get("VOILUTSequence"):
+        return to_levels(apply_voi(np.rint(values).astype(np.int64), about), 0, 2 ** tables[0].LUTDescriptor[2] - 1)
+    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
+    if center is not None and width:
+        return FUNCTIONS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
+    plain = "ModalityLUTSequence" not in about and (_first(about.get("RescaleSlope")) or 1, _first(about.get("RescaleIntercept")) or 0)
+    if about.get("BitsStored") == 8 and not about.get("PixelRepresentation") and plain == (1, 0):
+        return to_levels(values, 0, 255)
+    return None
+
+
+def _first(value: Any) -> float | None:
+    value = value[0] if isinstance(value, MultiValue | list) and len(value) else value
+    return None if value in (None, "") or isinstance(value, MultiValue | list) else float(value)
+
+
+def file_range(path: Path) -> list[float] | None:
+    """The range of a file for Memory: empty where it says itself how it is shown, None where it cannot be read."""
+    try:
+        about = header_of_frame(path, 0)
+        if about.get("SamplesPerPixel", 1) != 1 or about.PhotometricInterpretation == "PALETTE COLOR":
+            return []
+        frames = int(about.get("NumberOfFrames") or 1)
+        ranges = []
+        for frame in sorted({k * frames // MEASURED_FRAMES for k in range(MEASURED_FRAMES)}):
+            about = header_of_frame(path, frame)
+            stored = pixels(path, frame, about)
+            values = apply_modality_lut(stored, about)
+            if by_own_window(values, about) is not None:
+                return []
+            if (padding := _first(about.get("PixelPaddingValue"))) is not None:  # what lies outside of the scanner's circle
+                limit = _first(about.get("PixelPaddingRangeLimit"))
+                low, high = sorted((padding, padding if limit is None else limit))
+                values = values[(stored < low) | (stored > high)]
+            ranges.append(value_range(values))
+        return list(joined(ranges))
+    except Exception:  # told when it is read
+        return None

@@ -1,0 +1,130 @@
+"""Slices of NIfTI volumes, shown as a radiologist expects them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel
+import numpy as np
+from PIL import Image
+
+from data.files import Files, check_found, existing_folder, visible
+from data.levels import Given, to_levels, value_range
+from data.memory import Memory
+from runtime.errors import UserError
+
+SUFFIXES = (".nii", ".nii.gz")
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of a volume whose axes run to the right, to the front and up
+KEPT = 3  # volumes in memory while slices are decoded in their order
+
+_at_once = threading.Semaphore(4)  # volumes that are decoded at the same time, on however many threads: they are large
+log = logging.getLogger("data")
+
+
+class Nifti(Files):
+    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes by its folders, see Files.
+
+    axis: across which the slices lie, to the nearest axis of the scanner; nothing is resampled, so pixels are as wide and high as
+    voxels are. Slices are shown in radiological convention: the patient's right on the image's left; axial ones with the front
+    of the body up, coronal ones with the head up, sagittal ones with the head up and the front on the left. every: take slices 0,
+    n, 2n ... Slices that are constant are left out. range: [low, high], what is black and what is white, such as HU; null for each
+    volume's own range (MRI has no absolute units). Volumes of 4 dimensions are refused.
+
+    validation, test: shares that are drawn where no folders train, val and test are, whole volumes each. patient: a regular
+    expression on a file's path below the folder, whose first group (or all that it matches) is the patient; null: each file is one.
+    classes: the first level of folders are classes, and not patients.
+    """
+
+    def __init__(self, memory: Memory, path: str, axis: Literal["axial", "coronal", "sagittal"] = "axial", every: int = 1,
+                 range_: Sequence[float] | None = None, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
+                 classes: bool = False):
+        if every < 1:
+            raise UserError(f"data.source.every={every}: every n-th slice is taken, and n is at least 1.")
+        self.axis = AXES[axis]
+        root = existing_folder(path)
+        found = visible(root)
+        files = [p for p in found if p.name.lower().endswith(SUFFIXES)]
+        check_found(path, files, [p for p in found if not p.name.lower().endswith(SUFFIXES)], "NIfTI files", ", ".join(SUFFIXES))
+        abouts = memory.of(files, f"NIfTI volume across {axis}, 1", lambda file: about_volume(file, self.axis))
+        self.ranges = {file: about["range"] for file, about in zip(files, abouts, strict=True)}
+        self.given = None if range_ is None else Given(range_, "data.source.range")
+        frames = [[k for k in about["slices"] if k % every == 0] for about in abouts]
+        constant = sum(len(range(0, about["depth"], every)) for about in abouts) - sum(map(len, frames))
+        if not any(frames):
+            raise UserError(f"data.source.path={path}: all {constant} slices of its {len(files)} volumes are constant.")
+        if constant:
+            log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + sum(map(len, frames)))
+        self.volumes = Recent(lambda file: load(file, self.axis), KEPT)
+        super().__init__(memory, root, files, frames, [p.relative_to(root).as_posix() for p in files], validation, test, patient,
+                         classes, [axis, every, range_])
+
+    def read(self, item: int) -> Image.Image:
+        path, (_, k) = self.files[item], self.items[item]
+        volume = self.volumes(path)
+        low, high = self.given(volume) if self.given else self.ranges[path]
+        return to_levels(volume[k][::-1, ::-1].T, low, high)
+
+    def label_of(self, item: int) -> str:
+        return f"{self.files[item]}, slice {self.items[item][1]}"
+
+
+class Recent:
+    """The last few of what load gave, by key. Threads that want the same one wait for a single load."""
+
+    def __init__(self, load: Callable[[Path], np.ndarray], kept: int):
+        self.load, self.kept, self._lock = load, kept, threading.Lock()
+        self._futures: OrderedDict[Path, Future] = OrderedDict()
+
+    def __call__(self, key: Path) -> np.ndarray:
+        with self._lock:
+            ours = key not in self._futures
+            future = self._futures.setdefault(key, Future())
+            self._futures.move_to_end(key)
+            while len(self._futures) > self.kept:
+                self._futures.popitem(last=False)
+        if ours:
+            try:
+                future.set_result(self.load(key))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+
+def load(path: Path, axis: int) -> np.ndarray:
+    """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front or up, in this order."""
+    try:
+        with _at_once:
+            image = nibabel.load(path)
+            shape = image.shape
+            if image.get_data_dtype().names:
+                raise UserError("voxels of colours: save it as gray")
+            while len(shape) > 3 and shape[-1] == 1:
+                shape = shape[:-1]
+            if len(shape) > 3:
+                raise UserError(f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save each of its volumes as a file of "
+                                "its own, in one folder for each patient")
+            volume = image.get_fdata(dtype=np.float32, caching="unchanged").reshape([*shape, *[1] * (3 - len(shape))])
+            volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
+        return np.moveaxis(volume, axis, 0)
+    except UserError:
+        raise
+    except Exception as error:  # a broken file can raise anything
+        raise UserError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from error
+
+
+def about_volume(path: Path, axis: int) -> dict[str, Any]:
+    """What a start needs of a volume, for Memory: which of its slices are not constant, and its range. A broken file has one slice,
+    which fails where it is read."""
+    try:
+        volume = load(path, axis)
+    except UserError:
+        return {"slices": [0], "depth": 1, "range": [0, 0]}
+    flat = volume.reshape(len(volume), -1)
+    low, high = np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)  # NaN counts only where all is NaN, and is not below itself
+    return {"slices": np.flatnonzero(low < high).tolist(), "depth": len(volume), "range": list(value_range(volume))}
