@@ -66,28 +66,34 @@ def file_name(name: str, size: int) -> str:
 def fetch(name: str, size: int, path: Path) -> None:
     """Downloads a file through the medmnist package, which checks its md5. It appears whole or not at all."""
     aside = path.parent / f".{path.name}.{os.getpid()}"
-    with locked(path.parent / f".{path.name}.lock"):
-        if path.is_file():  # another process was faster
-            return
-        try:
-            aside.mkdir()
+    try:
+        with locked(path.parent / f".{path.name}.lock"):
+            if path.is_file():  # another process was faster
+                return
+            aside.mkdir(exist_ok=True)
             getattr(importlib.import_module("medmnist"), SETS[name][0])(split="val", download=True, root=str(aside), size=size)
             os.replace(aside / path.name, path)
-        except ImportError as error:
-            raise UserError(f"data.source.download=true needs the medmnist package ({error}): pip install medmnist. "
-                            + _missing(name, size, path)) from error
-        except Exception as error:  # the package turns whatever happens into a RuntimeError of many lines
-            raise UserError("the download through the medmnist package failed: no network, or a medmnist older than 3. "
-                            + _missing(name, size, path)) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    except ImportError as error:
+        raise UserError(f"data.source.download=true needs the medmnist package ({error}): pip install medmnist. Or by hand: "
+                        + _by_hand(name, size, path)) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): set data.source.root to a folder of yours.") from error
+    except Exception as error:  # the package turns whatever happens into a RuntimeError of many lines
+        raise UserError(f"{path.name}: the download through the medmnist package failed; there is no network, or its version is below 3. "
+                        "By hand: " + _by_hand(name, size, path)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _missing(name: str, size: int, path: Path) -> str:
     """What to do where a file is not there."""
+    return (f"{path} is not there. Where there is a network: pip install medmnist, then data.source.download=true. Or by hand: "
+            + _by_hand(name, size, path))
+
+
+def _by_hand(name: str, size: int, path: Path) -> str:
     others = [s for s in SIZES if (path.parent / file_name(name, s)).is_file()]
     beside = "".join(f" {path.parent / file_name(name, s)} is there: data.source.size={s} takes it"
                      + (f", with data.upscale=true up to data.size={size}." if s < size else ".") for s in others)
-    return (f"{path} is not there.{beside} Download {URL.format(file=path.name)} to {path}, or let the medmnist package do it, where there "
-            "is a network: pip install medmnist, then data.source.download=true. Meanwhile, with no download: "
+    return (f"download {URL.format(file=path.name)} to {path}.{beside} Meanwhile, with no download: "
             "python train.py +experiment=transfer_demo")

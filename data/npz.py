@@ -70,7 +70,7 @@ class Npz:
         self.splits = self._split(validation, test)
         self.range = None if range_ is None else (float(range_[0]), float(range_[1]))
         self.fingerprint = hash_of("npz", 1, memory.sha256([self.path])[0], sorted(self.keys.items()), validation, test, self.range,
-                                   self.classes)
+                                   self.labels)  # not the names of the classes, which change no number
         self._arrays: dict[str, np.ndarray | UserError] = {}
         self._unread: dict[str, int] = {}
         self._lock = threading.RLock()  # images are read on several threads

@@ -161,6 +161,8 @@ def test_a_download_that_fails_is_one_message_and_leaves_nothing(tmp_path, monke
     for part in ("no network", URL.format("pneumoniamnist.npz"), str(tmp_path / "pneumoniamnist.npz"), "transfer_demo"):
         assert part in message
     assert [p.name for p in tmp_path.iterdir()] == [".pneumoniamnist.npz.lock"]
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(tmp_path / "file", download=True)
     monkeypatch.setitem(sys.modules, "medmnist", None)
     assert re.search("needs the medmnist package.*pip install medmnist", refused(tmp_path, download=True))
 

@@ -394,6 +394,9 @@ def test_the_fingerprint_is_of_the_content_and_the_settings(tmp_path):
     assert opened(path).fingerprint == opened(moved).fingerprint
     settings = [{}, {"validation": 0.2}, {"test": 0.2}, {"images": "images"}, {"images": "more"}, {"range_": [0, 100]}]
     assert len({opened(path, **s).fingerprint for s in settings}) == len(settings)
+    assert opened(path, classes=["a", "b"]).fingerprint == opened(path).fingerprint  # a name changes no number
+    texts = save(tmp_path / "moved", images=BYTES, labels=["a", "b"] * 10)
+    assert opened(texts, classes=["b", "a"]).fingerprint != opened(texts).fingerprint
     changed = BYTES.copy()
     changed[3, 3, 3] ^= 1
     save(tmp_path, images=changed, more=BYTES, labels=np.arange(20) % 2)
