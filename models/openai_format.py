@@ -29,9 +29,9 @@ INSIDE = {ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj"
 UNSEEN = "model.heads or model.head_channels, model.timestep_scale and the attention order"
 
 
-def is_openai(state: Mapping[str, Any]) -> bool:
-    """Whether the names are those of improved-diffusion and guided-diffusion."""
-    return "time_embed.0.weight" in state and "input_blocks.0.0.weight" in state
+def is_openai(checkpoint: Any) -> bool:
+    """Whether a loaded file is a state dict with the names of improved-diffusion and guided-diffusion."""
+    return isinstance(checkpoint, Mapping) and "time_embed.0.weight" in checkpoint and "input_blocks.0.0.weight" in checkpoint
 
 
 def from_openai(state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False) -> dict[str, Tensor]:

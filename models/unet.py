@@ -94,7 +94,7 @@ class UNet(nn.Module):
     def heads_of(self, width: int) -> int:
         """Attention heads at a width."""
         if width % self.heads:
-            raise ValueError(f"every width must be divisible by heads={self.heads}, and {width} is not.")
+            raise ValueError(f"the width of every attention must be divisible by heads={self.heads}, and {width} is not.")
         return self.heads
 
     def attention(self, width: int) -> nn.Module:
@@ -123,7 +123,7 @@ class UNet(nn.Module):
         time = self.time_mlp(self.embed_timestep(timestep).to(self.conv_in.weight.dtype))
         if self.classes:
             label = condition.get("label")
-            time = time + self.class_embedding(torch.full_like(timestep, self.classes) if label is None else label)
+            time = time + self.class_embedding(torch.full_like(timestep, self.classes, dtype=torch.long) if label is None else label)
         return F.silu(time)
 
     def forward(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:

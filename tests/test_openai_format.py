@@ -172,4 +172,13 @@ def test_what_is_no_such_checkpoint():
         from_openai({name: tensor for name, tensor in state.items() if name != "out.2.bias"}, network)
     with pytest.raises(UserError, match=r"incomplete.*\n.*lacks 1 tensors .*out.2.weight"):
         from_openai({name: tensor for name, tensor in state.items() if name != "out.2.weight"}, network)
-    assert is_openai(state) and not is_openai(network.state_dict())
+    assert is_openai(state) and not any(is_openai(other) for other in (network.state_dict(), [state], None, 3))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_any_lost_tensor_is_named(name):
+    """Also one that the settings are read from."""
+    network, state = network_of(CONFIGURATIONS[name]), published(CONFIGURATIONS[name])
+    for lost in state:
+        with pytest.raises(UserError, match="not a checkpoint of" if lost in ("time_embed.0.weight", "input_blocks.0.0.weight") else lost):
+            from_openai({key: tensor for key, tensor in state.items() if key != lost}, network)
