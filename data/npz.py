@@ -85,7 +85,7 @@ class Npz:
             return Image.fromarray(np.ascontiguousarray(image))
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise UserError("holds NaN or infinite values: replace them before saving, by numpy.nan_to_num for example")
-        return to_levels(image, *self._black_and_white())
+        return to_levels(image, *self.range)
 
     def label_of(self, item: int) -> str:
         """How a message calls this item."""
@@ -105,7 +105,7 @@ class Npz:
         with self._lock:
             image = self._array(split)[k]
             if self.range is None and image.dtype != np.uint8:
-                self._black_and_white()  # while the training images are there
+                self._array("train")  # which sets the range
             self._unread[split] -= 1
             if self._unread[split] == 0:
                 del self._arrays[split]
@@ -116,20 +116,14 @@ class Npz:
             self._unread[split] = self.counts[split]
             try:
                 self._arrays[split] = read_array(self.path, self.keys[split][0])
-                if split == "train" and self.range is None and self._arrays[split].dtype == np.uint8:
-                    _warn_of_the_dark(self._arrays[split], self.path)
+                if split == "train" and self.range is None:
+                    self.range = range_of(self._arrays[split], f"{self.path}: {self.keys[split][0]}")
             except UserError as error:
-                self._arrays[split] = error  # kept: reading the next image shall not decompress it all to fail again
+                self._arrays[split] = error  # kept: reading the next image shall not do it all again, to fail again
         array = self._arrays[split]
         if isinstance(array, UserError):
             raise array
         return array
-
-    def _black_and_white(self) -> tuple[float, float]:
-        with self._lock:
-            if self.range is None:
-                self.range = measured_range(self._array("train"), f"{self.path}: {self.keys['train'][0]}")
-            return self.range
 
     def _split(self, validation: float, test: float) -> dict[str, Sequence[int]]:
         """The file's own splits, and what is missing of them drawn from train."""
@@ -270,6 +264,16 @@ def _no_images(shape: tuple[int, ...]) -> str:
     return "images are [N, H, W], [N, H, W, 3] or [N, 3, H, W]; reshape it and save it again"
 
 
+def range_of(images: np.ndarray, where: str) -> tuple[float, float] | None:
+    """The values that become black and white; None for bytes, which are levels already."""
+    if images.dtype != np.uint8:
+        return measured_range(images, where)
+    if (greatest := images.max()) < 64:  # masks of 0 and 1, or 4 bits, are saved as bytes too
+        log.warning("%s: no pixel is above %d of 255, so all will be dark; data.source.range=[0,%d] makes that white", where, greatest,
+                    greatest)
+    return None
+
+
 def measured_range(images: np.ndarray, where: str) -> tuple[float, float]:
     """The values that become black and white: the least and the greatest, or the usual range that these nearly fill. A few pixels
     far from all others, such as hot ones, do not count."""
@@ -289,13 +293,6 @@ def measured_range(images: np.ndarray, where: str) -> tuple[float, float]:
     log.info("%s (%s): values %g .. %g; black is %g and white %g (data.source.range=[LOW,HIGH] sets others)", where, images.dtype,
              low, high, *chosen)
     return chosen
-
-
-def _warn_of_the_dark(images: np.ndarray, path: Path) -> None:
-    """Masks of 0 and 1, or 4 bits, are saved as bytes too."""
-    if (greatest := images.max()) < 64:
-        log.warning("%s: no training pixel is above %d of 255, so all will be dark; data.source.range=[0,%d] makes that white", path,
-                    greatest, greatest)
 
 
 def _extremes(images: np.ndarray) -> tuple[float, float]:
