@@ -29,7 +29,7 @@ class SchedulerConfig:
     beta_end: float
     beta_schedule: str
     trained_betas: Sequence[float] | None = None
-    variance_type: str | None = "fixed_small"
+    variance_type: str = "fixed_small"
     prediction_type: str = "epsilon"
     rescale_betas_zero_snr: bool = False
     clip_sample: bool = True
@@ -59,6 +59,8 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
     if "predict_epsilon" in config:  # before diffusers 0.10
         config = {"prediction_type": "epsilon" if config["predict_epsilon"] else "sample", **config}
     known = {key: config[key] for key in (f.name for f in fields(SchedulerConfig)) if key in config}
+    if config.get("variance_type") is None:  # of DPM-Solver
+        known.pop("variance_type", None)
     check_arguments(SchedulerConfig, known, [], where)
     scheduler = SchedulerConfig(**known)
     if scheduler.variance_type == "learned":

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from models.ddim_format import from_ddim, is_ddim
 from models.diffusers_format import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, is_folder, read_folder
 from models.openai_format import from_openai, is_openai
 from models.unet import UNet
@@ -53,7 +54,8 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that are no checkpoint of ours: one set, which is the model and its average at once. file: where the tensors are."""
+    """Weights that are no checkpoint of ours: one set, which is the model and its average at once (a training checkpoint of DDIM's code
+    alone holds both). file: where the tensors are."""
 
     path: Path
     file: Path
@@ -63,7 +65,7 @@ class Pretrained:
     def weights(self, which: str = EMA) -> dict[str, Tensor]:
         """The tensors under our names, which network_of has all of, in its shapes. Raises UserError where they are other ones."""
         try:
-            return _converted(read_weights(self.file), network_of(self.state["config"]), self.file)
+            return _converted(read_weights(self.file), network_of(self.state["config"]), self.file.name, average=which == EMA)
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from error
 
@@ -126,8 +128,9 @@ def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
 def _pretrained(path: Path, file: Path, config: dict[str, Any]) -> Pretrained:
     network_of(config)  # what is wrong with it shows here, before anything large is read
     digest = sha256(file)
+    model = f"model in {digest}" if file == path else digest  # a bare file may hold the average beside it
     classes = [str(k) for k in range(config["model"].get("classes", 0))]
-    return Pretrained(path, file, {"step": None, "config": config, "classes": classes, "sha256": {MODEL: digest, EMA: digest}})
+    return Pretrained(path, file, {"step": None, "config": config, "classes": classes, "sha256": {MODEL: model, EMA: digest}})
 
 
 def read_weights(path: Path) -> Any:
@@ -147,10 +150,12 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _converted(found: Any, network: UNet, file: Path) -> dict[str, Tensor]:
-    """The tensors under our names, whosever they were."""
+def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str, Tensor]:
+    """The tensors under our names, whosever they were. average: of a file that holds both."""
+    if is_ddim(found):
+        return from_ddim(found, network, average)
     if is_openai(found):
-        return from_openai(found, network, new_attention_order=file.name == NEW_ATTENTION_ORDER)
+        return from_openai(found, network, new_attention_order=file == NEW_ATTENTION_ORDER)
     if is_diffusers(found):
         return from_diffusers(found, network)
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
