@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import tempfile
 import zipfile
@@ -14,7 +15,10 @@ import data.npz
 from data.dataset import DataSettings, open_dataset
 from data.memory import Memory
 from data.npz import Npz, stratified
+from runtime.build import resolve
+from runtime.config import CONF, check_overrides, composed
 from runtime.errors import UserError
+from training.parts import check_config, settings_of
 
 MEMORY = Memory(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
@@ -405,3 +409,20 @@ def test_the_fingerprint_is_of_the_content_and_the_settings(tmp_path):
     changed[3, 3, 3] ^= 1
     save(tmp_path, images=changed, more=BYTES, labels=np.arange(20) % 2)
     assert opened(path).fingerprint != opened(moved).fingerprint
+
+
+# The configs of the sources that need files
+
+
+@pytest.mark.parametrize("name", ["celeba", "cifar10", "npz", "medmnist"])
+def test_a_config_opens_with_a_command_and_has_every_option(name, tmp_path, monkeypatch):
+    command = (CONF / f"data/{name}.yaml").read_text().splitlines()[0].removeprefix("# python train.py ").split("  ")[0].split()
+    check_overrides("train", command)
+    config = composed("train", command)
+    check_config(config)
+    node = config["data"]["source"]
+    parameters = inspect.signature(resolve(node["_target_"], ["data"], "data.source")).parameters
+    assert {p.rstrip("_") for p in parameters} - {"memory"} == node.keys() - {"_target_", "_partial_"}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"datasets/|FILE\.npz"):  # and the files are looked for where it says
+        settings_of(config, "data").source(MEMORY)
