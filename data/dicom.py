@@ -12,8 +12,10 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, get_decoder, pixel_array
+from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data.files import Files, check_found, counted, existing_folder, visible
 from data.levels import Measured, joined, to_levels, value_range
@@ -26,6 +28,7 @@ TAGS = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows", "Columns", "Numb
 MEASURED_FRAMES = 16  # of a file, for its range
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # a bad name or date is not ours to complain about
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
 log = logging.getLogger("data")
 
 
@@ -78,13 +81,15 @@ class Dicom(Files):
             about = header_of_frame(path, frame)
             values = pixels(path, frame, about)
             if values.ndim == 3:
-                return to_levels(values, 0, 2 ** _colour_bits(about) - 1)
+                return to_levels(values, 0, 255 if about.PhotometricInterpretation == "PALETTE COLOR" else 2**about.BitsStored - 1)
             values = apply_modality_lut(values, about)
             image = linear(values, *self.window) if self.window else by_own_window(values, about)
             image = to_levels(values, *self.range(values)) if image is None else image
             return Image.fromarray(255 - np.asarray(image)) if about.PhotometricInterpretation == "MONOCHROME1" else image
         except UserError:
             raise
+        except InvalidDicomError as error:
+            raise UserError("no DICOM file: it has no DICM at byte 128") from error
         except Exception as error:  # a broken file can raise anything
             raise UserError(f"cannot be read as DICOM ({str(error) or type(error).__name__})") from error
 
@@ -103,7 +108,7 @@ def header(path: Path) -> dict[str, Any]:
     try:
         found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
         if "Rows" not in found or "Columns" not in found:  # reports, presentation states, structures, DICOMDIR
-            return {"without pixels": found.file_meta.get("MediaStorageSOPClassUID", pydicom.uid.UID("")).name or "no image"}
+            return {"without pixels": found.file_meta.get("MediaStorageSOPClassUID", UID("")).name or "no image"}
         patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "").strip()
         return {"frames": int(found.get("NumberOfFrames") or 1), "patient": hash_of(patient)[:16] if patient else None}
     except Exception:  # told when it is read
@@ -123,32 +128,53 @@ def header_of_frame(path: Path, frame: int) -> Dataset:
 
 
 def pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
-    """Stored values [H, W], or colours [H, W, 3] with palettes applied and YBR turned to RGB."""
-    syntax = about.file_meta.TransferSyntaxUID
-    missing = []
-    if syntax.is_compressed and syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
+    """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to RGB."""
+    syntax, missing = about.file_meta.TransferSyntaxUID, []
+    if syntax.is_encapsulated:
         decoder = get_decoder(syntax)
         missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
         if not decoder.is_available:
             raise UserError(f"compressed as {syntax.name}, which needs a decoder: pip install {_packages(missing)}")
     try:
-        values = pixel_array(path, index=frame)
+        deflated = syntax == DeflatedExplicitVRLittleEndian  # the only one in which a frame cannot be read alone
+        values = pixel_array(pydicom.dcmread(path) if deflated else path, index=frame)
     except Exception as error:
         if not missing or isinstance(error, AttributeError):  # no pixels at all
             raise
         raise UserError(f"compressed as {syntax.name}, which cannot be decoded here ({' '.join(str(error).split())}); "
                         f"pip install {_packages(missing)} may help") from error
-    return apply_color_lut(values, about) if about.PhotometricInterpretation == "PALETTE COLOR" else values
+    return palette(values, about) if about.PhotometricInterpretation == "PALETTE COLOR" else values
 
 
 def _packages(missing: list[list[str]]) -> str:
     return " ".join(next((names for names in missing if names[:1] in (["pylibjpeg"], ["pyjpegls"])), missing[0]))
 
 
-def _colour_bits(about: Dataset) -> int:
-    if about.PhotometricInterpretation == "PALETTE COLOR":
-        return 8 if about.RedPaletteColorLookupTableDescriptor[2] <= 8 else 16
-    return about.BitsStored
+def palette(values: np.ndarray, about: Dataset) -> np.ndarray:
+    """Colours [H, W, 3] in 0..255 of indices [H, W]."""
+    n, first, bits = about.RedPaletteColorLookupTableDescriptor
+    place = np.clip(values.astype(np.int64) - first, 0, (n or 65536) - 1)
+    if "RedPaletteColorLookupTableData" in about:
+        tables = [table_of(about[f"{colour}PaletteColorLookupTableData"].value, n or 65536, about) for colour in ("Red", "Green", "Blue")]
+        colours = np.stack([table[place] for table in tables], -1)
+    else:  # segmented
+        colours = apply_color_lut(place + first, about)[..., :3]
+    return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))  # 16 bits are claimed by some that use 8
+
+
+def by_table(values: np.ndarray, lut: Dataset, about: Dataset) -> Image.Image:
+    """The VOI LUT. pydicom's wraps around where a table of 8 bits has more than 256 entries."""
+    n, first, bits = lut.LUTDescriptor
+    table = table_of(lut.LUTData, n or 65536, about)
+    return to_levels(table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)], 0, 2**bits - 1)
+
+
+def table_of(data: Any, n: int, about: Dataset) -> np.ndarray:
+    """n entries, which pydicom hands out as bytes or as numbers."""
+    if not isinstance(data, bytes):
+        return np.asarray(data)[:n]
+    wide = "<u2" if about.original_encoding[1] else ">u2"
+    return np.frombuffer(data, np.uint8 if len(data) < 2 * n else wide)[:n]
 
 
 def linear(values: np.ndarray, center: float, width: float) -> Image.Image:
@@ -172,7 +198,7 @@ FUNCTIONS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}
 def by_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
     """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched. None where the file does not say."""
     if tables := about.get("VOILUTSequence"):
-        return to_levels(apply_voi(np.rint(values).astype(np.int64), about), 0, 2 ** tables[0].LUTDescriptor[2] - 1)
+        return by_table(values, tables[0], about)
     center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
     if center is not None and width:
         return FUNCTIONS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
