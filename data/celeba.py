@@ -125,7 +125,9 @@ def _missing(root: Path, start: Path, given: str, found: int, others: int) -> st
     if others:
         return (f"data.source.path={given}: {others} images in {start}, but {found or 'none'} named as CelebA's are (000001.jpg to "
                 f"{COUNT}.jpg). For other images, such as CelebA-HQ: data=folder data.source.path={given}.")
-    what = f"only {found} of CelebA's files, too few to split" if found else "CelebA is not there" if root.is_dir() else "no such folder"
+    what = "CelebA is not there" if root.is_dir() else "there is no such folder"
+    if found:
+        what = f"only {found} of CelebA's files, too few to split"
     return (f"data.source.path={given}: {what} (looked for celeba/img_align_celeba/*.jpg, img_align_celeba/*.jpg and 000001.jpg at any "
             f"depth). Download {ARCHIVE} (1.4 GB, \"Align&Cropped Images\") from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; "
             "torchvision.datasets.CelebA(ROOT, download=True), which needs gdown, gets it from the same Google Drive, whose daily quota "

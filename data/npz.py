@@ -143,9 +143,10 @@ class Npz:
 def read_headers(path: Path, given: str) -> dict[str, Header]:
     """What arrays a file holds, without decompressing them."""
     if not path.is_file():
-        beside = sorted(str(p) for p in (path if path.is_dir() else path.parent).glob("*.npz"))
-        raise UserError(f"data.source.path={given}: {'a folder' if path.is_dir() else 'no such file'}. Set data.source.path to the .npz "
-                        f"file ({', '.join(beside[:10]) if beside else 'there is none in that folder'}).")
+        state, folder = ("a folder", path) if path.is_dir() else ("there is no such file", path.parent)
+        beside = sorted(map(str, folder.glob("*.npz")))[:10]
+        raise UserError(f"data.source.path={given}: {state}. Set data.source.path to the .npz file "
+                        f"({', '.join(beside) if beside else 'there is none in that folder'}).")
     try:
         with zipfile.ZipFile(path) as archive:
             headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist() if name.endswith(".npy")}
