@@ -23,7 +23,7 @@ from runtime.build import build
 from runtime.config import check_overrides, composed, differences, digest, identity, options, resolved
 from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv, write_json
-from runtime.errors import UserError, near, one_message
+from runtime.errors import UserError, near, one_message, together
 from runtime.files import locked, remove_leftovers
 from runtime.log import RunLog, log_to_terminal
 from runtime.randomness import derive
@@ -57,8 +57,7 @@ def run(config: Config, wait: bool = False) -> Path:
     """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
     check_config(config)
     plan = check_network(config)
-    source = locate(config)
-    images = open_images(config)
+    source, images = together(lambda: locate(config), lambda: open_images(config))
     who, directory = place(config, images, source)
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
     with locked(directory / ".lock", None if wait else busy):
@@ -111,7 +110,12 @@ def locate(config: Config) -> Source | None:
     check_config(own)
     if own["source"]["from"] is not None:
         raise UserError(f"source.from={name}: that experiment has a source of its own. Train it first and give source.from= its directory.")
-    who, directory = place(own, open_images(own), None)
+    try:
+        who, directory = place(own, open_images(own), None)
+    except UserError as error:
+        raise UserError(f"source.from={name} needs its images, to be trained or to be found: {error}\nWithout them give source.from= a run "
+                        "directory of it or published weights (docs/pretrained.md), or say where they are: "
+                        "'source.overrides=[\"data.source.path=DIR\"]'") from error
     return Source(name, {"run": digest(who), "steps": own["train"]["steps"]}, config=own, directory=directory)
 
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from runtime.errors import UserError, near
 
@@ -55,6 +55,8 @@ def resolved(config) -> dict[str, Any]:
     """As plain dicts and lists, every interpolation and ??? filled in or refused."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} must be set: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).strip().replace("\n", "; ")) from error
 

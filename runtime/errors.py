@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
+from typing import Any
 
 USER_ERROR = 2  # exit code
 
@@ -21,6 +22,19 @@ def near(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     listed = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")
     return f"did you mean {' or '.join(close)}?" if close else f"known: {listed or 'none'}."
+
+
+def together(*steps: Callable[[], Any]) -> list[Any]:
+    """What the steps return, or one UserError with the messages of all that fail: what is missing is missing at once."""
+    results, messages = [], []
+    for step in steps:
+        try:
+            results.append(step())
+        except UserError as error:
+            messages.append(str(error))
+    if messages:
+        raise UserError("\n\nand ".join(messages))
+    return results
 
 
 def one_message(main: Callable) -> Callable:
