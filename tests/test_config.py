@@ -25,9 +25,12 @@ def refused(*arguments: str) -> str:
     return str(error.value)
 
 
+NOWHERE = ["data.source.path=nowhere"]  # must be set
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiments_compose_and_build(experiment):
-    config = composed("train", [f"+experiment={experiment}"])
+    config = composed("train", [f"+experiment={experiment}", *(NOWHERE if experiment == "transfer_folder" else [])])
     check_config(config)
     check_network(config)  # builds the network on the meta device
     assert config["experiment"] == experiment
@@ -37,7 +40,7 @@ def test_experiments_compose_and_build(experiment):
     "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "timesteps", "spacing", "wandb", "data")
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
-    more = {"folder": ["data.source.path=nowhere"], "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
+    more = {"folder": NOWHERE, "dicom": NOWHERE, "nifti": NOWHERE, "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
             "linear_zero_terminal": ["parameterization=velocity", "spacing=trailing"],
             "learned": ["loss=bound"], "learned_range": ["loss=hybrid"], "hybrid": ["variance=learned_range"]}
     config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
