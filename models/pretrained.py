@@ -128,7 +128,7 @@ def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
 def _pretrained(path: Path, file: Path, config: dict[str, Any]) -> Pretrained:
     network_of(config)  # what is wrong with it shows here, before anything large is read
     digest = sha256(file)
-    model = f"model in {digest}" if file == path else digest  # a bare file may hold the average beside it
+    model = f"{digest}, model" if file == path else digest  # a bare file may hold the average beside it
     classes = [str(k) for k in range(config["model"].get("classes", 0))]
     return Pretrained(path, file, {"step": None, "config": config, "classes": classes, "sha256": {MODEL: model, EMA: digest}})
 
@@ -154,13 +154,13 @@ def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str,
     """The tensors under our names, whosever they were. average: of a file that holds both."""
     if is_ddim(found):
         return from_ddim(found, network, average)
+    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        shown = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
+        raise UserError(f"no state dict, but {shown or 'nothing'}: save the dict of the network's tensors alone.")
     if is_openai(found):
         return from_openai(found, network, new_attention_order=file == NEW_ATTENTION_ORDER)
     if is_diffusers(found):
         return from_diffusers(found, network)
-    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        shown = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
-        raise UserError(f"no state dict, but {shown or 'nothing'}: save the dict of the network's tensors alone.")
     check_same(found, network.state_dict())
     return found
 

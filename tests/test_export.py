@@ -1,0 +1,224 @@
+"""export.py: what it writes, opened by diffusers.DDPMPipeline.from_pretrained, samples as we do from the same noise; and read again by
+us it is what it was. tests/test_diffusers_format.py says how the noise is matched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import runtime.torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.models.embeddings import get_timestep_embedding
+
+import export as script
+import models.adm
+import models.unet
+from diffusion import schedule as schedules
+from diffusion.samplers import ancestral, trailing_steps
+from models.pretrained import network_of, open_pretrained
+from runtime import checkpoint
+from runtime.checkpoint import EMA
+from runtime.config import composed
+from runtime.errors import UserError
+from tests.test_diffusers_format import assert_same, opened, our_trajectory, their_trajectory
+from tests.test_unet_diffusers import difference, randomize
+from training.parts import build_denoiser
+
+ROOT = Path(__file__).parent.parent
+UNET = ["data.size=[16,8]", "data.channels=3", "model.channels=16", "model.multipliers=[1,2]", "model.groups=8",
+        "model.attention_levels=[1]", "model.dropout=0.1"]
+ADM = ["model=adm_lsun256", "data.size=16", "data.channels=3", "model.channels=16", "model.multipliers=[1,1.5,2]", "model.groups=8",
+       "model.attention_levels=[1]", "model.head_channels=8"]
+RUNS = {
+    "noise, linear": (UNET, ["schedule=linear"]),
+    "velocity, cosine": (UNET, ["schedule=cosine", "parameterization=velocity", "variance=fixed_small"]),
+    "x0, sigmoid": (UNET, ["schedule=sigmoid", "parameterization=x0"]),
+    "noise, betas": (UNET, ["schedule=linear_rescaled", "schedule.steps=400"]),
+    "learned range, scaled linear": (ADM, ["schedule=scaled_linear", "variance=learned_range", "loss=hybrid"]),
+    "heads": ([*UNET, "model.heads=4", "model.attention_levels=[]"], []),
+}
+
+
+def run_of(directory: Path, overrides) -> Path:
+    """A run with random weights, the average's other than the model's: as good as a trained one here."""
+    config = composed("train", overrides)
+    network = build_denoiser(config).network
+    randomize(network)
+    average = {name: tensor + 0.01 for name, tensor in network.state_dict().items()}
+    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
+    checkpoint.save(directory / "checkpoints", network.state_dict(), average, {}, state)
+    return directory
+
+
+def exported(run: Path, out: Path, weights="ema"):
+    """The pipeline that diffusers opens."""
+    script.export(open_pretrained(str(run)), out, weights)
+    pipeline = DDPMPipeline.from_pretrained(str(out))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ddpm_pipeline_samples_as_we_do(name, tmp_path):
+    model, rest = RUNS[name]
+    run = run_of(tmp_path / "run", [*model, *rest])
+    pipeline = exported(run, tmp_path / "out")
+    theirs = their_trajectory(pipeline, 10, [3, 4])
+    assert_same(our_trajectory(*opened(run), ancestral, 10, [3, 4]), theirs, 2e-4, f"{name}, float32")
+
+
+@pytest.mark.parametrize("name", ["noise, linear", "learned range, scaled linear", "heads"])
+def test_the_network_in_float64(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(models.unet, "timestep_embedding", partial(get_timestep_embedding, downscale_freq_shift=1))
+    monkeypatch.setattr(models.adm, "cosine_first_embedding", partial(get_timestep_embedding, flip_sin_to_cos=True, downscale_freq_shift=0))
+    model, rest = RUNS[name]
+    run = run_of(tmp_path / "run", [*model, *rest])
+    theirs = torch.nn.Module.to(exported(run, tmp_path / "out").unet, torch.float64)
+    ours = opened(run)[0].network.double()
+    x, t = torch.randn(2, 3, 16, 8, dtype=torch.float64), torch.tensor([3, 900])
+    with torch.no_grad():
+        worst = difference(ours(x, t, {}), theirs(x, t).sample)
+    print(f"\n{name}, float64: {worst:.1e}")
+    assert worst < 1e-12
+
+
+def test_zero_terminal_snr(tmp_path):
+    """Trailing steps from no signal: all of them, since diffusers adds noise to the finished image of fewer, as
+    tests/test_samplers_diffusers.py says."""
+    run = run_of(tmp_path / "run", [*UNET, "schedule=linear_zero_terminal", "schedule.schedule.steps=20", "parameterization=velocity",
+                                    "spacing=trailing", "sampler.steps=5"])
+    pipeline = exported(run, tmp_path / "out")
+    assert pipeline.scheduler.betas[-1] == 1 and pipeline.scheduler.alphas_cumprod[-1] == 0
+    theirs = their_trajectory(pipeline, 20, [3])
+    assert_same(our_trajectory(*opened(run), ancestral, 20, [3], trailing_steps), theirs, 2e-4, "zero terminal SNR, float32")
+    assert open_pretrained(str(tmp_path / "out")).state["config"]["schedule"]["_target_"].endswith("from_betas")
+
+
+@pytest.mark.parametrize("name", ["noise, linear", "velocity, cosine", "learned range, scaled linear", "heads"])
+def test_there_and_back(name, tmp_path):
+    """The weights to the bit and the config."""
+    model, rest = RUNS[name]
+    run = run_of(tmp_path / "run", [*model, *rest])
+    script.export(open_pretrained(str(run)), tmp_path / "out")
+    before, after = (open_pretrained(str(path)) for path in (run, tmp_path / "out"))
+    a, b = before.weights(EMA), after.weights(EMA)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    config = before.state["config"]
+    assert after.state["config"] == {section: config[section] for section in ("model", "schedule", "parameterization", "variance")} | {
+        "data": {"size": config["data"]["size"], "channels": 3}}
+
+
+def test_the_last_iterate(tmp_path):
+    run = run_of(tmp_path / "run", UNET)
+    average, model = exported(run, tmp_path / "ema").unet, exported(run, tmp_path / "model", "model").unet
+    assert torch.allclose(average.conv_in.weight, model.conv_in.weight + 0.01)
+    assert not torch.equal(average.conv_in.weight, model.conv_in.weight)
+
+
+@pytest.mark.parametrize("schedule", [schedules.sigmoid(1000), schedules.linear(4000, 2.5e-5, 0.005), schedules.cosine(1000, max_beta=0.99),
+                                      schedules.zero_terminal(schedules.cosine(1000)), schedules.sigmoid(1000, -3, 3, 0.3)])
+def test_written_betas_are_as_near_as_float32_allows(schedule):
+    """At every step within the rounding of that step's beta alone, and of the product; betas written as they are drift away."""
+    exact = schedule.alpha_bar[1:]
+    alpha = exact / schedule.alpha_bar[:-1]
+    written, naive = (DDPMScheduler(schedule.steps, trained_betas=betas).alphas_cumprod.double() - exact
+                      for betas in (script.betas_for_float32(schedule), (1 - alpha).tolist()))
+    allowed = exact * (2**-24 / alpha + 2**-23)
+    shares = [(error.abs() / allowed)[exact > 0].max().item() for error in (written, naive)]
+    print("\nlargest error over what float32 allows: {:.2f}, of betas as they are {:.2f}".format(*shares))
+    assert shares[0] <= 1 and shares[0] < shares[1]
+    assert written[exact == 0].abs().sum() == 0
+
+
+def test_schedules_have_their_name_only_where_they_are_the_same():
+    assert script.named({"_target_": "diffusion.schedule.cosine", "steps": 10})["beta_schedule"] == "squaredcos_cap_v2"
+    assert script.named({"_target_": "diffusion.schedule.cosine", "steps": 10, "max_beta": 0.99}) is None
+    assert script.named({"_target_": "diffusion.schedule.sigmoid"}) is None
+    assert script.named({"_target_": "diffusion.schedule.linear"}) == {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ([*UNET, "parameterization=mean", "schedule.steps=100"], r"PredictMean.*parameterization=noise"),
+    ([*UNET, "variance=learned", "loss=bound"], r"variance Learned.*not for its log.*learned_range"),
+    ([*UNET, "model.classes=3"], r"model.classes=3.*no labels.*sample.py"),
+    ([*UNET, "model.heads=2", "model.attention_levels=[0]"], r"model.heads=2.*\[8, 16\] wide.*head_channels"),
+    ([*UNET, "model.multipliers=[2,2]"], r"width 32 beside model.channels=16.*begin with 1"),
+    ([*ADM, "model.timestep_scale=0.25"], r"model.timestep_scale=0.25"),
+])
+def test_what_diffusers_has_not(overrides, message, tmp_path):
+    run = run_of(tmp_path / "run", overrides)
+    with pytest.raises(UserError, match=message):
+        script.export(open_pretrained(str(run)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left(tmp_path):
+    run, out = run_of(tmp_path / "run", UNET), tmp_path / "out"
+    out.mkdir()  # an empty one is filled
+    script.export(open_pretrained(str(run)), out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    script.export(open_pretrained(str(run)), out)  # the same again is there already
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    with pytest.raises(UserError, match="holds something else"):
+        script.export(open_pretrained(str(run)), out, "model")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="holds something else"):
+        script.export(open_pretrained(str(run)), tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out", "run"]
+
+
+def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
+    run = run_of(tmp_path / "run", UNET)
+    monkeypatch.setattr(script, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        script.export(open_pretrained(str(run)), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_command_line(tmp_path):
+    """The three lines that it prints, run as they are; what it refuses is one message."""
+    run = run_of(tmp_path / "run", [*UNET, "schedule.steps=3", "sampler.steps=3"])
+
+    def command(*arguments):
+        return subprocess.run([sys.executable, "export.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    done = command(f"checkpoint={run}", f"out={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    code = "\n".join(line.strip() for line in (done.stdout + done.stderr).splitlines() if line.startswith("  "))
+    assert code.count("\n") == 2
+    exec(code.replace('"image.png"', f'"{tmp_path}/image.png"'), {})
+    assert (tmp_path / "image.png").exists()
+    assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    wrong = command(f"checkpoint={run}", f"out={tmp_path}/other", "weights=emma")
+    assert wrong.returncode == 2 and wrong.stderr == "error: weights must be ema or model, not emma.\n"
+
+
+def test_nothing_of_diffusers_is_imported():
+    code = "import sys, export; sys.exit(any(n.split('.')[0] == 'diffusers' for n in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_every_published_model_is_written_or_refused_by_name():
+    """What of conf/model diffusers can hold, told without memory for the network."""
+    found = {}
+    for name in sorted(p.stem for p in (ROOT / "conf/model").glob("*.yaml")):
+        config = composed("train", [f"model={name}", "data.channels=3", "data.size=64"])
+        try:
+            script.unet_config(config)
+            found[name] = "written"
+        except UserError as error:
+            found[name] = str(error).split(":")[0].removeprefix("diffusers has nothing for ").split("=")[0]
+        assert network_of(config).conv_in.weight.is_meta
+    written = {name for name, what in found.items() if what == "written"}
+    assert written >= {"demo", "ddpm_cifar10", "ddpm_celeba64", "ddpm_256", "adm_lsun256", "adm_imagenet256_uncond", "improved_lsun256"}
+    assert {what for name, what in found.items() if name not in written} == {"model.classes", "model.timestep_scale"}
