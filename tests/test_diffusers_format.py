@@ -34,6 +34,7 @@ from models.diffusers_format import read_folder
 from models.diffusers_scheduler import read_scheduler
 from models.pretrained import network_of, open_pretrained
 from runtime.build import build
+from runtime.config import composed
 from runtime.errors import UserError
 from tests.test_unet_diffusers import difference, randomize
 from training.parts import build_denoiser
@@ -167,6 +168,7 @@ def test_cifar10_at_full_size(tmp_path):
     assert_same(our_trajectory(*opened(tmp_path), ancestral, 5, [1]), theirs, 2e-4, "CIFAR-10, ancestral, float32")
     config = read_folder(tmp_path)[0]
     assert sum(p.numel() for p in network_of(config).parameters()) == 35_746_307
+    assert config["model"] == composed("train", ["model=ddpm_cifar10", "data.channels=3", "model.dropout=0"])["model"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,298 @@
+"""Trained weights from wherever they are: each kind of file and folder, the Hub without a network, and what cannot be opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import export
+import sample
+from models import pretrained
+from models.ddim_format import to_ddim
+from models.openai_format import to_openai
+from models.pretrained import Pretrained, network_of, open_pretrained, open_with
+from runtime import checkpoint
+from runtime.checkpoint import EMA, MODEL
+from runtime.config import composed
+from runtime.errors import UserError
+from runtime.randomness import derive
+from tests import runs
+from tests.test_unet_diffusers import randomize
+from training.parts import build_denoiser
+from transfer.source import other_settings
+
+ROOT = Path(__file__).parent.parent
+UNET = ["data.size=8", "data.channels=3", "model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]"]
+ADM = ["model=adm_lsun256", "data.size=8", "data.channels=3", "model.channels=16", "model.multipliers=[1,2]", "model.groups=8",
+       "model.attention_levels=[1]", "model.head_channels=8", "variance=learned_range", "loss=hybrid"]
+
+
+def network(overrides):
+    """(config, network with random weights)"""
+    config = composed("train", overrides)
+    made = build_denoiser(config).network
+    randomize(made)
+    return config, made
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    config, made = network(UNET)
+    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
+    average = {name: tensor + 1 for name, tensor in made.state_dict().items()}
+    checkpoint.save(tmp_path / "run" / "checkpoints", made.state_dict(), average, {}, state)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(run, tmp_path) -> Path:
+    """That run in diffusers' format."""
+    export.export(open_pretrained(str(run)), tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_a_checkpoint_and_a_folder(run, folder):
+    of_run, of_checkpoint, of_folder = (open_pretrained(str(p)) for p in (run, run / "checkpoints" / "step_7", folder))
+    assert of_run == of_checkpoint and of_run.step == 7 and of_folder.step is None
+    assert same(of_run.weights(EMA), of_folder.weights(EMA)) and same(of_folder.weights(EMA), of_folder.weights(MODEL))
+    assert not same(of_run.weights(EMA), of_run.weights(MODEL))
+    assert of_folder.state["sha256"] == {name: runs.sha256(folder / "unet/diffusion_pytorch_model.safetensors") for name in (MODEL, EMA)}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".ckpt", ".bin"])
+def test_a_bare_file_of_ours(tmp_path, suffix):
+    config, made = network(UNET)
+    file = tmp_path / f"weights{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(made.state_dict(), file)
+    found = open_pretrained(str(file), config)
+    assert same(found.weights(EMA), made.state_dict())
+    assert found.state["config"]["model"] == config["model"] and set(found.state["config"]) == set(pretrained.SECTIONS)
+    with pytest.raises(UserError, match=r"does not say its network. Name the experiment"):
+        open_pretrained(str(file))
+    with pytest.raises(UserError, match=rf"{file}: the weights are not those.*more"):
+        open_pretrained(str(file), composed("train", [*UNET, "model.channels=16"])).weights(EMA)
+
+
+@pytest.mark.parametrize(("name", "new_order"), [("lsun_bedroom.pt", False), ("64x64_diffusion.pt", True)])
+def test_openai(tmp_path, name, new_order):
+    config, made = network([*ADM, "model.classes=3"])
+    torch.save(to_openai(made.state_dict(), made, new_order), tmp_path / name)
+    found = open_pretrained(str(tmp_path / name), config)
+    weights = found.weights(EMA)
+    weights["class_embedding.weight"][-1] = made.class_embedding.weight[-1].detach()  # theirs has no null class
+    assert same(weights, made.state_dict())
+    assert found.state["classes"] == ["0", "1", "2"]
+
+
+def test_ddim_with_its_average(tmp_path):
+    config, made = network(UNET)
+    theirs = to_ddim(made.state_dict())
+    torch.save([theirs, {}, 1, 2, {name: tensor + 1 for name, tensor in theirs.items()}], tmp_path / "ckpt.pth")
+    found = open_pretrained(str(tmp_path / "ckpt.pth"), config)
+    model, average = found.weights(MODEL), found.weights(EMA)
+    assert same(model, made.state_dict()) and same(average, {k: v + 1 for k, v in model.items()})
+    assert found.state["sha256"][MODEL] != found.state["sha256"][EMA]  # or sample.py would take one for the other
+
+
+def test_diffusers_weights_without_their_config(folder, tmp_path):
+    file = shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "weights.safetensors")
+    assert same(open_pretrained(file, composed("train", UNET)).weights(EMA), open_pretrained(str(folder)).weights(EMA))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({"a": Path("x")}, "could run any code"), ({"epoch": 3, "net": {}}, "no state dict, but epoch, net"), (3, "no state dict, but int"),
+    ({}, "no state dict, but nothing"), (torch.zeros(3), "no state dict, but Tensor"), ([], "no state dict, but list")])
+def test_files_that_hold_something_else(tmp_path, content, message):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=message):
+        open_pretrained(str(tmp_path / "weights.pt"), composed("train", UNET)).weights(EMA)
+
+
+@pytest.mark.parametrize("data", [b"", b"no weights", b"PK\x03\x04" + bytes(100), pickle.dumps(print, protocol=2)[:5]])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_files(tmp_path, suffix, data):
+    (tmp_path / f"weights{suffix}").write_bytes(data)
+    with pytest.raises(UserError, match=r"weights.*: (damaged|refused)"):
+        open_pretrained(str(tmp_path / f"weights{suffix}"), composed("train", UNET)).weights(EMA)
+
+
+def test_what_is_none(run, folder, tmp_path, monkeypatch):
+    def no_download(*_, **__):
+        raise AssertionError("asked the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_download)
+    (tmp_path / "notes.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for name, message in [
+            ("nothing", "no such folder or file, and no name on the Hugging Face Hub, which is OWNER/NAME"),
+            ("run/misspelt", "no such folder or file"), ("/no/such/run", "no such folder"), ("a/b/c", "no such folder"),
+            (str(tmp_path), "no checkpoint there. Give a run directory"), ("notes.txt", "no file of weights, which ends in .safetensors"),
+            ("run/checkpoints/step_7/ema.safetensors", r"state.json beside it does: give the folder run/checkpoints/step_7"),
+            ("folder/unet/diffusion_pytorch_model.safetensors", r"config.json beside it does: give the folder folder/unet")]:
+        with pytest.raises(UserError, match=message):
+            open_pretrained(name)
+
+
+def test_settings_are_for_bare_files(run, tmp_path):
+    _, made = network(["+experiment=pretrain_demo"])
+    file = str(tmp_path / "weights.pt")
+    torch.save(made.state_dict(), file)
+    assert same(open_with(file, "pretrain_demo", []).weights(EMA), made.state_dict())
+    with pytest.raises(UserError, match=r"experiment=pretrain_demo.*bare file of weights, and .*run is none"):
+        open_with(str(run), "pretrain_demo", [])
+    with pytest.raises(UserError, match="did you mean pretrain_demo"):
+        open_with(file, "pretrain_dmo", [])
+    assert network_of(open_with(file, "pretrain_demo", ["model.channels=64"]).state["config"]).channels == 64
+
+
+# --- the Hub -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = open_pretrained("google/ddpm-celebahq-256")
+    assert isinstance(found, Pretrained) and found.path == folder
+    [(name, patterns)] = asked
+    assert name == "google/ddpm-celebahq-256"
+    assert {"model_index.json", "unet/config.json", "config.json", "scheduler_config.json", "unet/diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model.safetensors"} <= set(patterns) and not any(".bin" in p for p in patterns)
+
+
+def test_the_hub_has_only_a_pickle(folder, monkeypatch):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    file.unlink()
+
+    def snapshot_download(name, allow_patterns):
+        if "unet/diffusion_pytorch_model.bin" in allow_patterns:
+            torch.save(tensors, file.with_suffix(".bin"))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert open_pretrained("owner/name").file == file.with_suffix(".bin")
+
+
+def test_a_folder_comes_before_the_hub(folder, monkeypatch, tmp_path):
+    (tmp_path / "owner").mkdir()
+    folder.rename(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    assert open_pretrained("owner/name").path == Path("owner/name")
+
+
+class RepositoryNotFoundError(Exception):
+    """By the name that the message goes by."""
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (RepositoryNotFoundError("404 Client Error"), "there is no such name, or it is private"),
+    (ConnectionError("cannot reach huggingface.co\nmore"), "cannot reach huggingface.co. Or download"),
+    (huggingface_hub.errors.LocalEntryNotFoundError("not in the cache"), "not in the cache"),
+    (huggingface_hub.errors.OfflineModeIsEnabled("HF_HUB_OFFLINE"), "HF_HUB_OFFLINE")])
+def test_the_hub_cannot_be_reached(monkeypatch, error, message):
+    def snapshot_download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=message) as told:
+        open_pretrained("owner/name")
+    assert "copy DIR here and give that folder" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_the_hub_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="pip install huggingface_hub"):
+        open_pretrained("owner/name")
+
+
+# --- train.py and sample.py ----------------------------------------------------------------------------------------------------------
+
+TARGET = ["data.channels=3", "train.steps=1", "run.checkpoint_every=1", "run.samples=1", "run.held_out_draws=4"]
+
+
+def test_a_folder_is_a_source(folder, tmp_path):
+    code, text = runs.train(tmp_path / "all", [*TARGET, f"source.from={folder}"])
+    assert code == 0, text
+    assert "0 resized, 0 new, 0 dropped" in text and "other settings" not in text
+    told = json.loads((runs.directory_of(tmp_path / "all") / "source.json").read_text())
+    assert told["path"] == str(folder) and told["step"] is None and {row["status"] for row in told["tensors"]} == {"loaded"}
+
+
+def test_a_bare_file_is_a_source_with_the_targets_settings(folder, tmp_path):
+    file = shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "weights.safetensors")
+    code, text = runs.train(tmp_path / "bare", [*TARGET, f"source.from={file}"])
+    assert code == 0 and "0 resized, 0 new, 0 dropped" in text, text
+
+
+def test_other_settings_of_the_source_are_told(folder, tmp_path):
+    code, text = runs.train(tmp_path / "some", [*TARGET, f"source.from={folder}", "model.multipliers=[1,3]"])
+    assert code == 0 and "(here -> source): model.multipliers=[1,3] -> [1,2]" in text, text
+    code, text = runs.train(tmp_path / "none", [*TARGET, f"source.from={folder}", "model.channels=16", "source.include=['down.*']"])
+    assert code == 2 and "no tensor of the source fits" in text and "model.channels=16 -> 8" in text, text
+
+
+def test_a_source_that_is_none(tmp_path):
+    code, text = runs.train(tmp_path, [*TARGET, "source.from=pretrain_dmo"])
+    assert code == 2 and "source.from=pretrain_dmo: neither a folder or file here, nor a name on the Hugging Face Hub" in text
+    assert "did you mean pretrain_demo" in text
+
+
+def test_settings_that_no_tensor_depends_on_are_not_told():
+    ours, theirs = composed("train", UNET)["model"], composed("train", [*UNET, "model.dropout=0.3", "model.classes=4"])["model"]
+    assert other_settings(ours, theirs) == []
+    adm = composed("train", ADM)["model"]
+    assert "model._target_=models.unet.UNet -> models.adm.ADMUNet" in other_settings(ours, adm)
+    assert "model.head_channels=null -> 8" in other_settings(ours, adm)
+
+
+def test_sample_makes_the_pipelines_images(folder, tmp_path):
+    """The command itself, PNG by PNG, against diffusers' pipeline with the same noise."""
+    import runtime.torchvision  # noqa: F401  before anything that imports torchvision
+
+    # isort: split
+    from diffusers import DDIMScheduler, DDPMPipeline
+
+    done = subprocess.run([sys.executable, "sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5",
+                           f"out={tmp_path}/images"], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    pipeline = DDPMPipeline.from_pretrained(str(folder))
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(10)
+    x = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(derive(5, "image", k))) for k in range(3)])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipeline.unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+    theirs = ((x.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    ours = np.stack([np.asarray(Image.open(tmp_path / "images" / f"{k:06d}.png")).astype(float) for k in range(3)])
+    assert np.abs(ours - theirs).max() < 1 and ours.std() > 10
+
+
+def test_where_images_of_a_folder_go(run, folder):
+    """Not into the folder, which may be the Hub's cache."""
+    settings = sample.SampleSettings(str(folder), None, seed=3)
+    assert sample.default_out(open_pretrained(str(folder)), settings) == Path("generated/folder_seed3")
+    assert sample.default_out(open_pretrained(str(run)), settings) == run / "generated" / "step_7_seed3"
+    with pytest.raises(UserError, match="sample_size"):
+        sample.image_shape({"size": None, "channels": 3})
