@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID
 
 from data.files import Files, check_found, counted, existing_folder, visible
 from data.levels import Measured, joined, to_levels, value_range
@@ -136,8 +136,10 @@ def pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
         if not decoder.is_available:
             raise UserError(f"compressed as {syntax.name}, which needs a decoder: pip install {_packages(missing)}")
     try:
-        deflated = syntax == DeflatedExplicitVRLittleEndian  # the only one in which a frame cannot be read alone
-        values = pixel_array(pydicom.dcmread(path) if deflated else path, index=frame)
+        try:
+            values = pixel_array(pydicom.dcmread(path) if syntax.is_deflated else path, index=frame)  # a path: only this frame is read
+        except Exception:  # some that are not quite by the standard can be read as a whole
+            values = pixel_array(pydicom.dcmread(path), index=frame)
     except Exception as error:
         if not missing or isinstance(error, AttributeError):  # no pixels at all
             raise
