@@ -59,3 +59,21 @@ def test_a_file_that_changed_just_now_is_not_trusted(files, tmp_path):
     for _ in range(2):
         Memory(tmp_path / "memory").of(files, "size", counted(calls))
     assert len(calls) == 10
+
+
+def test_what_could_not_be_told_is_tried_again(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)
+    memory = Memory(tmp_path / "memory")
+    assert memory.of(files, "size", lambda path: None if path.stem in "13" else 7) == [7, None, 7, None, 7]
+    calls = []
+    assert memory.of(files, "size", counted(calls)) == [7, 100, 7, 100, 7] and sorted(calls) == ["1.bin", "3.bin"]
+
+
+def test_links_share_what_is_known_of_their_file(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)
+    (tmp_path / "images/folder").symlink_to(tmp_path / "images")
+    (tmp_path / "images/link.bin").symlink_to(files[2])
+    memory, calls = Memory(tmp_path / "memory"), []
+    memory.of(files, "size", counted(calls))
+    aliases = [tmp_path / "images/folder/0.bin", tmp_path / "images/link.bin", tmp_path / "images/../images/4.bin"]
+    assert memory.of(aliases, "size", counted(calls)) == [100] * 3 and len(calls) == 5
