@@ -120,7 +120,7 @@ class UNet2DConfig:
     center_input_sample: bool = False
     time_embedding_type: str = "positional"
     time_embedding_dim: int | None = None
-    freq_shift: int = 0
+    freq_shift: float = 0
     flip_sin_to_cos: bool = True
     down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
     mid_block_type: str | None = "UNetMidBlock2D"
