@@ -48,7 +48,8 @@ def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str
         if key in SPECIAL:
             continue
         if key not in parameters or key in given:
-            raise UserError(f"{where}.{key}: no such setting; {near(key, set(parameters) - set(given))}")
+            open_ones = {n for n, p in parameters.items() if not node.get("_partial_") or p.default is not p.empty or n in node}
+            raise UserError(f"{where}.{key}: no such setting; {near(key, open_ones - set(given))}")
         if isinstance(value, dict) and "_target_" in value:
             check(value, packages, f"{where}.{key}")
         elif not fits(value, hints.get(key, Any)):

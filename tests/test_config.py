@@ -49,6 +49,25 @@ def test_every_choice_composes_and_checks(group, choice):
         build(config[section], TARGETS[section], section)
 
 
+@pytest.mark.parametrize("data", ["folder", "dicom", "nifti", "npz", "medmnist", "celeba"])
+@pytest.mark.parametrize("experiment", ["transfer_celeba_to_medical", "transfer_folder"])
+def test_any_images_go_into_the_transfer_experiments(experiment, data):
+    more = NOWHERE if data in ("folder", "dicom", "nifti") else []
+    config = composed("train", [f"+experiment={experiment}", f"data={data}", *more])
+    check_config(config)
+
+
+def test_what_the_caller_gives_is_not_among_the_known_settings():
+    config = composed("train", ["data=folder", *NOWHERE])
+    config["data"]["source"]["pth"] = "x"
+    with pytest.raises(UserError, match="data.source.pth: no such setting; did you mean path"):
+        check_config(config)
+    config["data"]["source"]["zzzzzz"] = config["data"]["source"].pop("pth")
+    with pytest.raises(UserError) as raised:
+        check_config(config)
+    assert "memory" not in str(raised.value) and "validation" in str(raised.value)
+
+
 @pytest.mark.parametrize(("arguments", "names"), [
     (["variance=learned_range"], "loss=hybrid"), (["variance=learned", "loss=min_snr"], "loss=bound"),
     (["loss=hybrid"], "variance=learned_range")])
