@@ -15,22 +15,25 @@ from typing import Any, Protocol
 import safetensors
 import safetensors.torch
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from models.ddim_format import from_ddim, is_ddim
+from models.ddim_format import from_ddim, is_ddim, weights_of
 from models.diffusers_format import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, is_folder, read_folder
 from models.openai_format import from_openai, is_openai
 from models.unet import UNet
 from runtime import checkpoint
 from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, STATE
-from runtime.config import composed, options
+from runtime.config import CONF, composed, differences, options
 from runtime.errors import UserError, near
 from runtime.files import sha256
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 NEW_ATTENTION_ORDER = "64x64_diffusion.pt"  # of what OpenAI published, the one checkpoint in that order; no shape tells
+FIRST, LAST = ("input_blocks.0.0.weight", "conv_in.weight"), ("out.2.weight", "conv_out.weight")  # OpenAI's name, and all the others'
+TABLES = ("label_emb.weight", "class_embedding.weight")
 SECTIONS = ("model", "schedule", "parameterization", "variance", "data")
 log = logging.getLogger(__name__)
 
@@ -73,11 +76,12 @@ class Pretrained:
 def open_pretrained(name: str, config: dict[str, Any] | None = None) -> Trained:
     """A run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, or one file of weights.
 
-    config: the settings of the network in a file, which carries none (guided-diffusion, improved-diffusion, DDIM, or ours).
+    config: the settings of the network in a file, which carries none (guided-diffusion, improved-diffusion, DDIM, or ours), where
+    conf/published.yaml does not know it by its name.
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return _file(path, config)
+        return _file(path, published(path.name) or config)
     if path.is_dir():
         if is_folder(path):
             return _folder(path)
@@ -99,7 +103,13 @@ def open_with(name: str, experiment: str | None, overrides: Sequence[str]) -> Tr
                         "leave them out.")
     if experiment is not None and experiment not in options("experiment"):
         raise UserError(f"experiment={experiment}: no such experiment; {near(experiment, options('experiment'))}")
-    return open_pretrained(name, composed("train", [*([f"+experiment={experiment}"] if experiment else []), *overrides]))
+    return _file(Path(name).expanduser(), composed("train", [*([f"+experiment={experiment}"] if experiment else []), *overrides]))
+
+
+def published(file: str) -> dict[str, Any] | None:
+    """The settings of a file that its publisher gave this name."""
+    known = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))
+    return composed("train", known[file]) if file in known else None
 
 
 def network_of(config: dict[str, Any]) -> UNet:
@@ -121,8 +131,33 @@ def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
         beside = [name for name in (STATE, UNET, SCHEDULER) if (path.parent / name).is_file()]
         raise UserError(f"{path}: a file of weights does not say its network. "
                         + (f"{beside[0]} beside it does: give the folder {path.parent} instead." if beside else
-                           "Name the experiment of ours whose settings it has: experiment=NAME, or overrides=[model=..., ...]."))
-    return _pretrained(path, path, {section: config[section] for section in SECTIONS})
+                           "Name the experiment of ours whose settings it has: experiment=NAME, or overrides=[model=..., ...]. (Published "
+                           "files are known by the names in conf/published.yaml.)"))
+    try:
+        config = with_ends(read_weights(path), {section: config[section] for section in SECTIONS}, path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return _pretrained(path, path, config)
+
+
+def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config with the ends of the network as the file has them: channels of the image, variance, classes. A target may have other
+    ones than its source, and transfer.fit fits them; what else differs is an error later on."""
+    state = weights_of(found)
+    first, last, table = (next((state[name] for name in names if name in state), None) for names in (FIRST, LAST, TABLES))
+    if first is None or last is None or first.ndim != 4 or last.ndim != 4:
+        return config  # no network, which is said where it is converted
+    channels = first.shape[1]
+    classes = 0 if table is None else len(table) - (not is_openai(state) and not is_diffusers(state))  # ours ends with the null class
+    variance = config["variance"]
+    outputs = build(variance, ["diffusion"], "variance").outputs
+    if len(last) in (channels, 2 * channels) and len(last) != outputs * channels:
+        variance = {"_target_": f"diffusion.variance.{'FixedLarge' if outputs == 2 else 'LearnedRange'}"}
+    adapted = config | {"model": config["model"] | {"in_channels": channels, "classes": classes}, "variance": variance,
+                        "data": config["data"] | {"channels": channels}}
+    if lines := differences(adapted, config):
+        log.warning("%s: read with what the file itself shows (its settings -> the file's): %s", path, "; ".join(lines))
+    return adapted
 
 
 def _pretrained(path: Path, file: Path, config: dict[str, Any]) -> Pretrained:

@@ -89,11 +89,11 @@ def test_a_bare_file_of_ours(tmp_path, suffix):
         open_pretrained(str(file), composed("train", [*UNET, "model.channels=16"])).weights(EMA)
 
 
-@pytest.mark.parametrize(("name", "new_order"), [("lsun_bedroom.pt", False), ("64x64_diffusion.pt", True)])
+@pytest.mark.parametrize(("name", "new_order"), [("mine.pt", False), ("64x64_diffusion.pt", True)])
 def test_openai(tmp_path, name, new_order):
-    config, made = network([*ADM, "model.classes=3"])
+    _, made = network([*ADM, "model.classes=3"])
     torch.save(to_openai(made.state_dict(), made, new_order), tmp_path / name)
-    found = open_pretrained(str(tmp_path / name), config)
+    found = open_with(str(tmp_path / name), None, [*ADM, "model.classes=3"])  # what is said wins over what its name says
     weights = found.weights(EMA)
     weights["class_embedding.weight"][-1] = made.class_embedding.weight[-1].detach()  # theirs has no null class
     assert same(weights, made.state_dict())
@@ -108,6 +108,37 @@ def test_ddim_with_its_average(tmp_path):
     model, average = found.weights(MODEL), found.weights(EMA)
     assert same(model, made.state_dict()) and same(average, {k: v + 1 for k, v in model.items()})
     assert found.state["sha256"][MODEL] != found.state["sha256"][EMA]  # or sample.py would take one for the other
+
+
+@pytest.mark.parametrize("write", ["ours", "openai", "ddim"])
+def test_a_source_with_other_ends_than_the_target(tmp_path, caplog, write):
+    """A gray target without classes, from RGB weights with a learned variance, or with classes: the file's ends are the source's."""
+    overrides = {"ours": [*UNET, "model.classes=3", "variance=learned_range", "loss=hybrid"], "openai": [*ADM, "model.classes=3"],
+                 "ddim": UNET}[write]
+    _, made = network(overrides)
+    state = {"ours": dict, "openai": lambda s: to_openai(s, made), "ddim": to_ddim}[write](made.state_dict())
+    torch.save(state, tmp_path / "weights.pt")
+    target = [o for o in overrides if "classes" not in o and "variance" not in o and "loss" not in o]
+    found = open_pretrained(str(tmp_path / "weights.pt"), composed("train", [*target, "data.channels=1"]))
+    assert {k: v.shape for k, v in found.weights(EMA).items()} == {k: v.shape for k, v in made.state_dict().items()}
+    assert "data.channels: 1 -> 3" in caplog.text and ("LearnedRange" in caplog.text) == (write != "ddim")
+    assert ("model.classes: 0 -> 3" in caplog.text) == (write != "ddim")
+    assert other_settings(composed("train", target)["model"], found.state["config"]["model"]) == []
+    assert build_denoiser(found.state["config"]).network.conv_in.in_channels == 3
+
+
+def test_published_files_are_known_by_their_names(tmp_path, caplog):
+    """Their own settings, whatever the target's are."""
+    network = network_of(composed("train", ["model=improved_cifar10", "data.channels=3", "variance=learned_range", "loss=hybrid"]))
+    network.to_empty(device="cpu")
+    file = tmp_path / "cifar10_uncond_50M_500K.pt"
+    torch.save(to_openai(network.state_dict(), network), file)
+    for found in (open_pretrained(str(file)), open_pretrained(str(file), composed("train", UNET))):
+        schedule = found.state["config"]["schedule"]
+        assert schedule["_target_"] == "diffusion.schedule.cosine" and schedule["steps"] == 4000
+        assert found.state["config"]["model"]["timestep_scale"] == 0.25 and found.state["config"]["data"]["size"] == 32
+        assert found.weights(EMA).keys() == network.state_dict().keys()
+    assert not caplog.text
 
 
 def test_diffusers_weights_without_their_config(folder, tmp_path):
