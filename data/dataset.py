@@ -124,7 +124,7 @@ def _decode(source: ImageSource, settings: DataSettings, path: Path) -> None:
         _reserve(aside, shape)
         images = np.lib.format.open_memmap(aside, mode="r+")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in tqdm(range(0, len(source), 256), desc=f"decoding {source.name}", unit="x256", disable=len(source) < 1000):
+            for start in tqdm(range(0, len(source), 256), desc=f"decoding {source.name}", unit="x256", delay=2):
                 items = range(start, min(start + 256, len(source)))
                 for item, image in zip(items, pool.map(decode, items), strict=True):
                     if image is not None:

@@ -115,8 +115,8 @@ class Files:
                     shared.setdefault(keys[item], (first[keys[item]][1], item))
         if shared:
             one, other = next(iter(shared.values()))
-            log.warning("%s: %d %s are in more than one split, so held-out numbers will look better than they are; for one: %s and %s",
-                        self.name, len(shared), what, self.label_of(one), self.label_of(other))
+            log.warning("%s: %s in more than one split: %d, so held-out numbers will look better than they are; for one: %s and %s",
+                        self.name, what, len(shared), self.label_of(one), self.label_of(other))
 
     def training_files(self) -> list[Path]:
         return list(dict.fromkeys(self.files[item] for item in self.splits["train"]))
@@ -169,7 +169,8 @@ def check_found(path: str, found: Sequence[Path], others: Sequence[Path], what: 
         beside = f"; it has {len(others)} other files: {by_suffix(others)}" if others else ", and no other files"
         raise UserError(f"data.source.path={path}: no {what} in it (looked for {looked_for}{beside}).")
     if others:
-        log.info("%s: left out %d file%s that are no %s: %s", path, len(others), "s"[:len(others) > 1], what, by_suffix(others))
+        log.info("%s: left out %s: %s", path, f"{len(others)} files that are no {what}" if len(others) > 1 else
+                 f"1 file that is no {what.removesuffix('s')}", by_suffix(others))
 
 
 def patients_by(pattern: str, names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ tifffile or here; their values then become levels by a range (data.levels).
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ ORIENTATION = 274  # the tag of EXIF and TIFF
 UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises
+
 
 class Deep(NamedTuple):
     """An image of more than 8 bits: its values [H, W] or [H, W, 3], whether small ones are bright, how opaque it is (0..1, [H, W])."""
@@ -31,6 +34,10 @@ class Deep(NamedTuple):
     inverted: bool = False
     alpha: np.ndarray | None = None
     orientation: int = 1
+
+    @property
+    def visible(self) -> np.ndarray:
+        return self.values if self.alpha is None else self.values[self.alpha > 0]
 
 
 def read_image(path: Path, range_of: Range) -> Image.Image:
@@ -50,11 +57,11 @@ def deep_range(path: Path) -> list[float] | None:
         return None
     if not isinstance(found, Deep):
         return []
-    return list(value_range(found.values if found.alpha is None else found.values[found.alpha > 0]))
+    return list(value_range(found.visible))
 
 
 def shown(deep: Deep, range_of: Range) -> Image.Image:
-    low, high = range_of(deep.values)
+    low, high = range_of(deep.visible)
     image = to_levels(deep.values, high, low) if deep.inverted else to_levels(deep.values, low, high)
     if deep.alpha is not None:  # laid on white
         alpha = deep.alpha if image.mode == "F" else deep.alpha[..., None]

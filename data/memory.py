@@ -13,9 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime.errors import UserError
 from runtime.files import locked, sha256, write_atomically
 
 FRESH = 2.0  # seconds; a file changed so recently can change again without its time of change showing it
+KEPT_EVERY = 60.0  # seconds
 
 
 class Memory:
@@ -31,29 +33,33 @@ class Memory:
             return []
         real = _resolved(paths)
         root = os.path.commonpath({os.path.dirname(path) for path in real})
-        key = hashlib.sha256(f"{what}\n{root}".encode()).hexdigest()[:16]
-        store, stamps = self.folder / f"{key}.json", [_stamp(path) for path in real]
+        key = hashlib.sha256(f"{what}\n{root}".encode(errors="surrogateescape")).hexdigest()[:16]
+        store, stamps = self.folder / f"{key}.json", list(map(_told(_stamp), real))
         names = [path[len(root):].lstrip("/") for path in real]
         known = json.loads(store.read_text()) if store.exists() else {}
         missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True)) if known.get(name, [None])[0] != stamp]
         if missing:
-            started = time.time()
+            started, kept, fresh = time.time(), time.monotonic(), {}
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                computed = list(tqdm(pool.map(compute, [paths[k] for k in missing]), desc=f"reading {root}: {what}", unit="file",
-                                     total=len(missing), disable=len(missing) < 1000))
-            fresh = {names[k]: [stamps[k], value] for k, value in zip(missing, computed, strict=True)}
-            self._add(store, {name: entry for name, entry in fresh.items()
-                              if entry[1] is not None and started - entry[0][1] / 1e9 > FRESH})
+                computed = tqdm(pool.map(_told(compute), [paths[k] for k in missing]), desc=f"reading {root}: {what}", unit="file",
+                                total=len(missing), delay=2)
+                for k, value in zip(missing, computed, strict=True):
+                    fresh[names[k]] = [stamps[k], value]
+                    if time.monotonic() - kept > KEPT_EVERY:  # a start that is interrupted goes on from there
+                        self._add(store, fresh, started)
+                        kept = time.monotonic()
+            self._add(store, fresh, started)
             known = known | fresh
         return [known[name][1] for name in names]
 
     def sha256(self, paths: Sequence[Path]) -> list[str]:
         return self.of(paths, "sha256", sha256)
 
-    def _add(self, store: Path, entries: dict[str, Any]) -> None:
+    def _add(self, store: Path, entries: dict[str, Any], started: float) -> None:
+        lasting = {name: entry for name, entry in entries.items() if entry[1] is not None and started - entry[0][1] / 1e9 > FRESH}
         with locked(store.with_suffix(".lock")):
             known = json.loads(store.read_text()) if store.exists() else {}
-            write_atomically(store, json.dumps(known | entries))
+            write_atomically(store, json.dumps(known | lasting))
 
 
 def _resolved(paths: Sequence[Path]) -> list[str]:
@@ -61,6 +67,18 @@ def _resolved(paths: Sequence[Path]) -> list[str]:
     folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
     found = [os.path.join(folders[os.path.dirname(path)], os.path.basename(path)) for path in paths]
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
+
+
+def _told(compute: Callable) -> Callable:
+    """compute, with a message where the system does not give the file out: no permission, or a link to nothing."""
+
+    def told(path):
+        try:
+            return compute(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be opened ({error.strerror or error}). Mend it, or remove it from the folder.") from error
+
+    return told
 
 
 def _stamp(path: str) -> list[int]:

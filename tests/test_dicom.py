@@ -306,7 +306,7 @@ def test_files_without_suffix_are_known_by_their_magic(tmp_path, caplog):
     (tmp_path / "notes.txt").write_text("no image")
     source = Dicom(MEMORY, str(tmp_path), window=[0, 10])
     assert len(source) == 4 and list(source.classes) == []
-    assert any(record.message.endswith("left out 1 file that are no DICOM files: .txt 1") for record in caplog.records)
+    assert any(record.message.endswith("left out 1 file that is no DICOM file: .txt 1") for record in caplog.records)
 
 
 def test_files_without_pixels_are_counted_and_named(tmp_path, caplog):
@@ -378,7 +378,7 @@ def test_one_patient_and_shared_patients_are_told(tmp_path, caplog):
     for name in ("train/a", "train/b", "val/a", "test/a"):
         write(tmp_path / f"{name}.dcm", random(seed=len(name)), PatientID="same" if "a" in name[-1] else "other")
     Dicom(MEMORY, str(tmp_path))
-    assert any("1 patients are in more than one split" in record.message and "train/a.dcm" in record.message for record in caplog.records)
+    assert any("patients in more than one split: 1," in record.message and "train/a.dcm" in record.message for record in caplog.records)
     with pytest.raises(UserError, match="all 2 images are of one patient"):
         for k in range(2):
             write(tmp_path / "flat" / f"{k}.dcm", random(seed=k))

@@ -156,6 +156,18 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
     assert folder(moved).fingerprint == source.fingerprint
 
 
+def test_a_link_to_nothing_is_one_message(tmp_path):
+    write(tmp_path, [f"{k}.png" for k in range(5)])
+    os.symlink(tmp_path / "never/fetched.png", tmp_path / "link.png")
+    with pytest.raises(UserError, match=r"fetched.png: cannot be opened \(No such file"):
+        folder(tmp_path)
+
+
+def test_names_in_no_encoding(tmp_path):
+    write(tmp_path / os.fsdecode(b"caf\xe9"), ["a.png", os.fsdecode(b"\xff.png")])
+    assert len(Folder(Memory(tmp_path / "memory"), str(tmp_path / os.fsdecode(b"caf\xe9")))) == 2
+
+
 # Patients
 
 
@@ -200,7 +212,7 @@ def test_given_splits_that_share_a_patient_are_named(tmp_path, caplog):
     names = ["train/P1_a.png", "train/P2_a.png", "val/P3_a.png", "test/P1_b.png", "test/P2_b.png", "test/P4_b.png"]
     folder(tmp_path, names, patient=r"P\d")
     [line] = [record.message for record in caplog.records]
-    assert "2 patients are in more than one split" in line and "P1_a.png" in line and "P1_b.png" in line
+    assert "patients in more than one split: 2," in line and "P1_a.png" in line and "P1_b.png" in line
 
 
 def test_given_splits_that_share_a_file_are_named(tmp_path, caplog):
@@ -208,7 +220,7 @@ def test_given_splits_that_share_a_file_are_named(tmp_path, caplog):
     (tmp_path / "test/copy.png").write_bytes((tmp_path / "train/b.png").read_bytes())
     folder(tmp_path)
     [line] = [record.message for record in caplog.records]
-    assert "1 files of the same content" in line and "train/b.png" in line and "test/copy.png" in line
+    assert "files of the same content in more than one split: 1," in line and "train/b.png" in line and "test/copy.png" in line
 
 
 def test_all_that_changes_pixels_or_splits_is_in_the_fingerprint(tmp_path):

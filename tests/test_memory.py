@@ -9,6 +9,7 @@ import pytest
 
 import data.memory
 from data.memory import Memory
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -77,3 +78,26 @@ def test_links_share_what_is_known_of_their_file(files, tmp_path, monkeypatch):
     memory.of(files, "size", counted(calls))
     aliases = [tmp_path / "images/folder/0.bin", tmp_path / "images/link.bin", tmp_path / "images/../images/4.bin"]
     assert memory.of(aliases, "size", counted(calls)) == [100] * 3 and len(calls) == 5
+
+
+def test_an_interrupted_start_goes_on_from_there(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)
+    monkeypatch.setattr(data.memory, "KEPT_EVERY", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    memory = Memory(tmp_path / "memory")
+
+    def interrupted(path):
+        if path.stem == "3":
+            raise KeyboardInterrupt
+        return 7
+
+    with pytest.raises(KeyboardInterrupt):
+        memory.of(files, "size", interrupted)
+    calls = []
+    assert memory.of(files, "size", counted(calls)) == [7, 7, 7, 100, 100] and sorted(calls) == ["3.bin", "4.bin"]
+
+
+def test_a_file_that_is_gone_is_one_message(files, tmp_path):
+    files[2].unlink()
+    with pytest.raises(UserError, match="2.bin: cannot be opened"):
+        Memory(tmp_path / "memory").sha256(files)

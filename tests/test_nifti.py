@@ -247,7 +247,7 @@ def test_other_files_are_counted(tmp_path, caplog):
     (tmp_path / "._1.nii").write_text("of macOS")
     assert len(Nifti(MEMORY, str(tmp_path))) == 180
     [line] = [record.message for record in caplog.records]
-    assert "left out 1 file that are no NIfTI files: .json 1" in line
+    assert "left out 1 file that is no NIfTI file: .json 1" in line
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no NIfTI files in it"):
         Nifti(MEMORY, str(tmp_path / "none"))
