@@ -34,6 +34,7 @@ FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 NEW_ATTENTION_ORDER = "64x64_diffusion.pt"  # of what OpenAI published, the one checkpoint in that order; no shape tells
 FIRST, LAST = ("input_blocks.0.0.weight", "conv_in.weight"), ("out.2.weight", "conv_out.weight")  # OpenAI's name, and all the others'
 TABLES = ("label_emb.weight", "class_embedding.weight")
+NO_NULL_CLASS = "%s: the network never saw a null class, which is the mean of its classes here: sample it with label=..."
 SECTIONS = ("model", "schedule", "parameterization", "variance", "data")
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ def network_of(config: dict[str, Any]) -> UNet:
 
 def _folder(path: Path) -> Pretrained:
     config, file = read_folder(path)
+    if config["model"]["classes"]:
+        log.warning(NO_NULL_CLASS, path)
     return _pretrained(path, file, config)
 
 
@@ -148,7 +151,10 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         return config  # no network, which is said where it is converted
     channels = first.shape[1]
-    classes = 0 if table is None else len(table) - (not is_openai(state) and not is_diffusers(state))  # ours ends with the null class
+    has_null = not is_openai(state) and not is_diffusers(state)
+    classes = 0 if table is None else len(table) - has_null
+    if classes and not has_null:
+        log.warning(NO_NULL_CLASS, path)
     variance = config["variance"]
     outputs = build(variance, ["diffusion"], "variance").outputs
     if len(last) in (channels, 2 * channels) and len(last) != outputs * channels:

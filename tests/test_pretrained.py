@@ -90,14 +90,14 @@ def test_a_bare_file_of_ours(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("name", "new_order"), [("mine.pt", False), ("64x64_diffusion.pt", True)])
-def test_openai(tmp_path, name, new_order):
+def test_openai(tmp_path, caplog, name, new_order):
     _, made = network([*ADM, "model.classes=3"])
     torch.save(to_openai(made.state_dict(), made, new_order), tmp_path / name)
     found = open_with(str(tmp_path / name), None, [*ADM, "model.classes=3"])  # what is said wins over what its name says
     weights = found.weights(EMA)
     weights["class_embedding.weight"][-1] = made.class_embedding.weight[-1].detach()  # theirs has no null class
     assert same(weights, made.state_dict())
-    assert found.state["classes"] == ["0", "1", "2"]
+    assert found.state["classes"] == ["0", "1", "2"] and "never saw a null class" in caplog.text
 
 
 def test_ddim_with_its_average(tmp_path):
