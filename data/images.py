@@ -6,6 +6,7 @@ tifffile or here; their values then become levels by a range (data.levels).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -137,7 +138,9 @@ def _tiff(path: Path) -> Deep | None:
             raise UserError(f"a TIFF of {bits} bits whose colours are {page.photometric.name}: save it as gray or RGB")
         try:
             values = page.asarray()
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
+            if isinstance(error, ValueError) and "imagecodecs" not in str(error):
+                raise
             return _compressed_tiff(path, page, error)
         values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values[..., None] if page.axes == "YX" else values
         colours, orientation = kinds[page.photometric], page.tags.get(ORIENTATION)
@@ -153,13 +156,14 @@ def _tiff(path: Path) -> Deep | None:
         return Deep(values, page.photometric == tifffile.PHOTOMETRIC.MINISWHITE, alpha, orientation.value if orientation else 1)
 
 
-def _compressed_tiff(path: Path, page: tifffile.TiffPage, error: ValueError) -> Deep:
+def _compressed_tiff(path: Path, page: tifffile.TiffPage, error: Exception) -> Deep:
     """What tifffile needs another package for: Pillow reads some of it, gray of 16 bits and floats, whole and upright."""
-    with Image.open(path) as image:
-        image.load()
-        if image.mode[0] in "IF" and page.samplesperpixel == 1:
-            return Deep(np.asarray(image), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
-    raise UserError(f"a TIFF compressed by {page.compression.name}, which needs a package: pip install imagecodecs ({error})")
+    if page.samplesperpixel == 1:
+        with contextlib.suppress(Exception), Image.open(path) as image:
+            image.load()
+            if image.mode[0] in "IF":
+                return Deep(np.asarray(image), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
+    raise UserError(f"a TIFF compressed by {page.compression.name}: if it is whole, a package lacks: pip install imagecodecs ({error})")
 
 
 def _pnm(path: Path) -> Deep | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from data.dataset import DataSettings, decoded, open_dataset
 from data.folder import Folder
 from data.memory import Memory
+from runtime.build import check, resolve
+from runtime.config import CONF
 from runtime.errors import UserError
 
 MEMORY = Memory(Path(tempfile.mkdtemp()))
@@ -154,6 +158,19 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
     os.rename(tmp_path / "images", moved)
     (moved / "cat/around").unlink()
     assert folder(moved).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("name", ["folder", "dicom", "nifti"])
+def test_every_option_stands_in_its_yaml_with_its_default(name):
+    text = (CONF / "data" / f"{name}.yaml").read_text()
+    assert f"python train.py data={name} data.source.path=DIR" in text.splitlines()[0]
+    node = yaml.safe_load(text)
+    source = node.pop("source")
+    check(source, ["data"], "data.source", ["memory"])
+    target = resolve(source["_target_"], ["data"], "data.source")
+    options = {key.rstrip("_"): p.default for key, p in inspect.signature(target).parameters.items() if key not in ("memory", "path")}
+    assert options == {key: value for key, value in source.items() if key not in ("_target_", "_partial_", "path")}
+    assert {*node, "source"} == set(DataSettings.__dataclass_fields__)
 
 
 def test_a_link_to_nothing_is_one_message(tmp_path):

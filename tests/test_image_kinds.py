@@ -387,14 +387,14 @@ def _jpeg(image: np.ndarray) -> Image.Image:
     return Image.open(buffer)
 
 
-def test_a_tiff_that_needs_another_package_says_which(tmp_path):
-    data = colours(high=65536, kind=np.uint16)
-    tifffile.imwrite(tmp_path / "x.tif", data, photometric="rgb")
+@pytest.mark.parametrize("code, name", [(5, "LZW"), (50000, "ZSTD")])
+def test_a_tiff_that_needs_another_package_says_which(tmp_path, code, name):
+    tifffile.imwrite(tmp_path / "x.tif", colours(high=65536, kind=np.uint16), photometric="rgb")
     raw = bytearray((tmp_path / "x.tif").read_bytes())
-    at = raw.index(struct.pack("<HHIH", 259, 3, 1, 1))  # Compression: none becomes ZSTD
-    raw[at + 8 : at + 10] = struct.pack("<H", 50000)
+    at = raw.index(struct.pack("<HHIH", 259, 3, 1, 1))  # Compression: none becomes another
+    raw[at + 8 : at + 10] = struct.pack("<H", code)
     (tmp_path / "x.tif").write_bytes(raw)
-    with pytest.raises(UserError, match="imagecodecs|cannot be read"):
+    with pytest.raises(UserError, match=f"compressed by {name}.*pip install imagecodecs"):
         Folder(MEMORY, str(tmp_path)).read(0)
 
 
