@@ -130,12 +130,12 @@ def _folder(path: Path) -> Pretrained:
 def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
     if path.suffix not in FILES:
         raise UserError(f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a folder give the folder.")
+    says = STATE if path.name in (MODEL, EMA) else UNET if path.stem == WEIGHTS else None
+    if says and (path.parent / says).is_file():  # which is true, and other settings are not
+        raise UserError(f"{path}: {says} beside it says what its network is: give the folder {path.parent} instead of the file.")
     if config is None:
-        beside = [name for name in (STATE, UNET, SCHEDULER) if (path.parent / name).is_file()]
-        raise UserError(f"{path}: a file of weights does not say its network. "
-                        + (f"{beside[0]} beside it does: give the folder {path.parent} instead." if beside else
-                           "Name the experiment of ours whose settings it has: experiment=NAME, or overrides=[model=..., ...]. (Published "
-                           "files are known by the names in conf/published.yaml.)"))
+        raise UserError(f"{path}: a file of weights does not say its network. Name the experiment of ours whose settings it has: "
+                        "experiment=NAME, or overrides=[model=..., ...]. (Published files are known by the names in conf/published.yaml.)")
     try:
         config = with_ends(read_weights(path), {section: config[section] for section in SECTIONS}, path)
     except UserError as error:
@@ -179,12 +179,16 @@ def read_weights(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))  # torch below 1.6 wrote no zip files
+        found = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))  # torch below 1.6 wrote no zip
     except pickle.UnpicklingError as error:
         raise UserError(f"refused: it holds more than tensors, which could run any code on opening ({_line(error)}). If you trust it, save "
                         "its state dict alone as safetensors.") from error
     except Exception as error:  # a damaged file ends in whatever error its bytes lead to
         raise UserError(f"damaged, or no file of weights: {_line(error)}. Copy or download it again.") from error
+    parts = found if isinstance(found, list | tuple) else [found]
+    if any(not isinstance(name, str) for part in parts if isinstance(part, dict) for name in part):
+        raise UserError("no state dict: its tensors are not under names. Save the dict of the network's tensors alone.")
+    return found
 
 
 def _line(error: Exception) -> str:
@@ -219,7 +223,7 @@ def download(name: str) -> Path:
     except ImportError:
         raise UserError(f"{name}: no such folder or file here, and a download from the Hugging Face Hub needs the package huggingface_hub: "
                         f"pip install huggingface_hub. {BY_HAND}") from None
-    configs = [f"{folder}{file}" for folder in ("", "unet/", "scheduler/") for file in (INDEX, UNET, SCHEDULER)]
+    configs = [INDEX, UNET, SCHEDULER, f"unet/{UNET}", f"scheduler/{SCHEDULER}"]
     log.info("%s: no folder here, so it is taken from the Hugging Face Hub (or from its cache)", name)
     try:
         for suffix in ("safetensors", "bin"):  # .bin is code as well as weights, and only the second choice

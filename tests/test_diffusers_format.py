@@ -30,7 +30,7 @@ from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings, generate
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
-from models.diffusers_format import read_folder
+from models.diffusers_format import _multipliers, read_folder
 from models.diffusers_scheduler import read_scheduler
 from models.pretrained import network_of, open_pretrained
 from runtime.build import build
@@ -381,6 +381,19 @@ def test_damaged_folders(edited, tmp_path):
     (tmp_path / "unet" / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config.json of a UNet"):
         open_pretrained(path)
+
+
+def test_every_width_is_hit():
+    """int(channels * multiplier) is the width, also where the quotient falls short of it."""
+    pairs = [(c, w) for c in range(8, 400, 8) for w in range(8, 1200, 8)]
+    assert any(int(c * (w / c)) != w for c, w in pairs)
+    assert all(int(c * _multipliers([c, w], whole=False, where="")[1]) == w for c, w in pairs)
+
+
+def test_a_padding_that_nothing_has_is_not_asked_for(tmp_path):
+    """Residual blocks that halve the size have no downsample_padding."""
+    saved(tmp_path, ADM | {"downsample_padding": 0}, {"variance_type": "learned_range"})
+    assert read_folder(tmp_path)[0]["model"]["resample_blocks"]
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------------------------

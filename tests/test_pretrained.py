@@ -148,7 +148,8 @@ def test_diffusers_weights_without_their_config(folder, tmp_path):
 
 @pytest.mark.parametrize(("content", "message"), [
     ({"a": Path("x")}, "could run any code"), ({"epoch": 3, "net": {}}, "no state dict, but epoch, net"), (3, "no state dict, but int"),
-    ({}, "no state dict, but nothing"), (torch.zeros(3), "no state dict, but Tensor"), ([], "no state dict, but list")])
+    ({}, "no state dict, but nothing"), ({0: torch.zeros(3)}, "not under names"), ([{0: torch.zeros(3)}], "not under names"),
+    (torch.zeros(3), "no state dict, but Tensor"), ([], "no state dict, but list")])
 def test_files_that_hold_something_else(tmp_path, content, message):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=message):
@@ -174,10 +175,11 @@ def test_what_is_none(run, folder, tmp_path, monkeypatch):
             ("nothing", "no such folder or file, and no name on the Hugging Face Hub, which is OWNER/NAME"),
             ("run/misspelt", "no such folder or file"), ("/no/such/run", "no such folder"), ("a/b/c", "no such folder"),
             (str(tmp_path), "no checkpoint there. Give a run directory"), ("notes.txt", "no file of weights, which ends in .safetensors"),
-            ("run/checkpoints/step_7/ema.safetensors", r"state.json beside it does: give the folder run/checkpoints/step_7"),
-            ("folder/unet/diffusion_pytorch_model.safetensors", r"config.json beside it does: give the folder folder/unet")]:
-        with pytest.raises(UserError, match=message):
-            open_pretrained(name)
+            ("run/checkpoints/step_7/ema.safetensors", r"state.json beside it says.* give the folder run/checkpoints/step_7 instead"),
+            ("folder/unet/diffusion_pytorch_model.safetensors", r"config.json beside it says.* give the folder folder/unet instead")]:
+        for settings in (None, composed("train", UNET)):
+            with pytest.raises(UserError, match=message):
+                open_pretrained(name, settings)
 
 
 def test_settings_are_for_bare_files(run, tmp_path):
