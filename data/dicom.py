@@ -44,8 +44,8 @@ class Dicom(Files):
 
     def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = False, window: Sequence[float] | None = None):
-        if window is not None and (len(window) != 2 or window[1] < 1):
-            raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width of at least 1.")
+        if window is not None and (len(window) != 2 or window[1] <= 0):
+            raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
         self.memory, self.window, self.range = memory, window, Measured(self._measure)
         root = existing_folder(path)
         found = visible(root)
@@ -180,7 +180,9 @@ def table_of(data: Any, n: int, about: Dataset) -> np.ndarray:
 
 
 def linear(values: np.ndarray, center: float, width: float) -> Image.Image:
-    """DICOM PS3.3 C.11.2.1.2.1."""
+    """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1; files whose units are fractions have them all the same."""
+    if width < 1:
+        return linear_exact(values, center, width)
     return to_levels(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
 
 

@@ -79,6 +79,9 @@ class Files:
             strata.setdefault(min(counts, key=lambda label: (-counts[label], label)), []).append(group)
         if any(shares.values()):
             self._check_drawable(items, members)
+            if alone := [k for k in sorted(strata) if len(strata[k]) == 1 and len(strata) > 1]:
+                log.warning("%s: all images of class %s are of one patient, so they are to train on and in no other split", self.name,
+                            " and of class ".join(self.classes[k] for k in alone))
         owed, splits = dict.fromkeys(SPLITS, 0.0), {split: [] for split in SPLITS}
         shares = {"train": 1 - sum(shares.values()), **shares}
         for label in sorted(strata):
@@ -131,6 +134,8 @@ class Files:
 
 def existing_folder(path: str) -> Path:
     root = Path(path).expanduser()
+    if root.is_file():
+        raise UserError(f"data.source.path={path} is a file, and a folder is needed. Unpack it, or name the folder that it lies in.")
     if not root.is_dir():
         raise UserError(f"data.source.path={path}: there is no such folder. Set data.source.path to the folder of your images.")
     return root

@@ -127,6 +127,13 @@ def test_other_functions_of_windows(tmp_path):
     same(gray_of(tmp_path), 255 / (1 + np.exp(-4 * (stored.astype(float) - 2000) / 1000)))
 
 
+def test_windows_of_fractions(tmp_path):
+    """As of PET; DICOM's linear function would turn black and white around."""
+    stored = random(high=1000)
+    write(tmp_path / "x.dcm", stored, RescaleSlope=0.001, RescaleIntercept=0, WindowCenter=0.4, WindowWidth=0.5)
+    same(gray_of(tmp_path), between(stored / 1000, 0.15, 0.65))
+
+
 @pytest.mark.parametrize("bits, entries", [(8, 256), (8, 1000), (12, 4096), (16, 4096)])
 def test_a_voi_table(tmp_path, bits, entries):
     stored = random(high=4096)
@@ -177,7 +184,7 @@ def test_files_of_8_bits_are_not_stretched(tmp_path):
     same(gray_of(tmp_path), stored)
 
 
-@pytest.mark.parametrize("window", [[40], [40, 0], [40, 0.5], [1, 2, 3]])
+@pytest.mark.parametrize("window", [[40], [40, 0], [40, -1], [1, 2, 3]])
 def test_a_window_that_is_none_is_refused(tmp_path, window):
     with pytest.raises(UserError, match=r"data.source.window=.*\[CENTER, WIDTH\]"):
         Dicom(MEMORY, str(tmp_path), window=window)

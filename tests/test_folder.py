@@ -147,6 +147,12 @@ def test_a_folder_of_other_files_says_what_it_has(tmp_path):
         folder(tmp_path / "empty")
 
 
+def test_a_file_instead_of_a_folder(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"images.zip is a file.*Unpack it"):
+        folder(tmp_path / "images.zip")
+
+
 def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
     write(tmp_path / "elsewhere", [f"{k}.png" for k in range(6)])
     write(tmp_path / "images", [f"cat/{k}.png" for k in range(6)])
@@ -206,6 +212,14 @@ def test_a_patient_with_images_of_two_classes_is_in_one_split(tmp_path):
     found = split_of(folder(tmp_path, names, patient=r"/(\d+)"))
     assert all(found[f"left/{p:02d}.bmp"] == found[f"right/{p:02d}.bmp"] for p in range(30))
     assert set(found.values()) == set(SPLITS)
+
+
+def test_a_class_of_one_patient_is_named(tmp_path, caplog):
+    names = [*(f"common/P{p}_{k}.png" for p in range(20) for k in range(2)), *(f"rare/P99_{k}.png" for k in range(4))]
+    source = folder(tmp_path, names, patient=r"P\d+")
+    assert {split_of(source)[f"rare/P99_{k}.png"] for k in range(4)} == {"train"}
+    [line] = [record.message for record in caplog.records]
+    assert "class rare are of one patient" in line
 
 
 def test_a_pattern_that_does_not_match_is_refused(tmp_path):
