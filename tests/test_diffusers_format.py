@@ -396,6 +396,14 @@ def test_a_padding_that_nothing_has_is_not_asked_for(tmp_path):
     assert read_folder(tmp_path)[0]["model"]["resample_blocks"]
 
 
+def test_the_last_block_does_not_change_the_size(tmp_path):
+    """So its kind says nothing of how the others do."""
+    plain = {"down_block_types": (*ADM["down_block_types"][:2], "DownBlock2D"), "up_block_types": (*ADM["up_block_types"][:2], "UpBlock2D")}
+    pipeline = saved(tmp_path, ADM | plain, {"variance_type": "learned_range"})
+    theirs = their_trajectory(pipeline, 3, [3])
+    assert_same(our_trajectory(*opened(tmp_path), ancestral, 3, [3]), theirs, 2e-4, "adm with a plain last level, float32")
+
+
 # --- schedules -----------------------------------------------------------------------------------------------------------------------
 
 OPTIONS = [{"beta_schedule": "linear"}, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},

@@ -1,9 +1,11 @@
 """sample.py from a checkpoint: what it makes does not depend on how it is cut into batches."""
 
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +41,26 @@ def run_directory(tmp_path_factory) -> Path:
 
 
 def sample(*arguments: str, fails: bool = False) -> str:
-    done = subprocess.run([sys.executable, "sample.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert (done.returncode != 0) == fails, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr + done.stdout
+    """What the command prints. Forked from the server of tests/runs.py, which has imported torch."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.NamedTemporaryFile("r") as log:
+        process = multiprocessing.get_context("forkserver").Process(target=_child, args=(arguments, log.name), daemon=True)
+        process.start()
+        process.join(120)
+        text = log.read()
+    assert process.exitcode == (2 if fails else 0), text
+    assert "Traceback" not in text
+    return text
+
+
+def _child(arguments: tuple[str, ...], log: str) -> None:
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    sys.argv = ["sample.py", *arguments]
+    runpy.run_path("sample.py", run_name="__main__")
 
 
 def images(folder: Path) -> list[np.ndarray]:
