@@ -98,6 +98,7 @@ def test_zero_terminal_snr(tmp_path):
                                     "spacing=trailing", "sampler.steps=5"])
     pipeline = exported(run, tmp_path / "out")
     assert pipeline.scheduler.betas[-1] == 1 and pipeline.scheduler.alphas_cumprod[-1] == 0
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"  # of fewer steps leading ones would not begin at T
     theirs = their_trajectory(pipeline, 20, [3])
     assert_same(our_trajectory(*opened(run), ancestral, 20, [3], trailing_steps), theirs, 2e-4, "zero terminal SNR, float32")
     assert open_pretrained(str(tmp_path / "out")).state["config"]["schedule"]["_target_"].endswith("from_betas")
