@@ -133,6 +133,8 @@ def _tiff(path: Path) -> Deep | None:
         bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
         if bits <= 8 and page.sampleformat == tifffile.SAMPLEFORMAT.UINT:
             return None
+        if page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow has it; a broken header can say anything
+            raise UserError(f"{page.imagelength} high and {page.imagewidth} wide: too large, or the header is broken")
         kinds = {tifffile.PHOTOMETRIC.MINISWHITE: 1, tifffile.PHOTOMETRIC.MINISBLACK: 1, tifffile.PHOTOMETRIC.RGB: 3}
         if page.photometric not in kinds:
             raise UserError(f"a TIFF of {bits} bits whose colours are {page.photometric.name}: save it as gray or RGB")

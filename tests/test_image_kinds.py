@@ -424,6 +424,21 @@ def test_broken_deep_files_are_broken_and_not_errors(tmp_path):
     assert {p.suffix for p in source.files} <= SUFFIXES
 
 
+def test_images_without_pixels_and_beyond_all_size_are_broken(tmp_path):
+    (tmp_path / "none.pgm").write_bytes(b"P5 0 4 65535\n")
+    with pytest.raises(UserError, match="no pixels: 4 high and 0 wide"):
+        pixels(tmp_path)
+    (tmp_path / "none.pgm").unlink()
+    tifffile.imwrite(tmp_path / "x.tif", colours(shape=SHAPE, kind=np.uint16), photometric="minisblack")
+    raw = bytearray((tmp_path / "x.tif").read_bytes())
+    for code in (256, 257):  # width, height
+        at = max(raw.find(struct.pack("<HHI", code, kind, 1)) for kind in (3, 4))
+        raw[at + 2 : at + 12] = struct.pack("<HII", 4, 1, 50_000)
+    (tmp_path / "x.tif").write_bytes(raw)
+    with pytest.raises(UserError, match="50000 high and 50000 wide"):
+        pixels(tmp_path)
+
+
 def test_a_broken_file_does_not_hinder_the_measuring(tmp_path):
     values = colours(shape=(40, 50), high=4096, kind=np.uint16)
     for k in range(8):
