@@ -43,7 +43,7 @@ class ExportSettings:
     checkpoint: str
     out: str
     weights: str = "ema"
-    experiment: str | None = None
+    trained_as: str | None = None
     overrides: Sequence[str] = ()
 
 
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> None:
     settings = ExportSettings(**config)
     if settings.weights not in ("ema", "model"):
         raise UserError(f"weights must be ema or model, not {settings.weights}.")
-    export(open_with(settings.checkpoint, settings.experiment, settings.overrides), Path(settings.out).expanduser(), settings.weights)
+    export(open_with(settings.checkpoint, settings.trained_as, settings.overrides), Path(settings.out).expanduser(), settings.weights)
 
 
 def export(found: Trained, out: Path, weights: str = "ema") -> None:

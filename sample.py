@@ -44,7 +44,7 @@ class SampleSettings:
 
     checkpoint: str
     sampler: SamplerSettings
-    experiment: str | None = None
+    trained_as: str | None = None
     overrides: Sequence[str] = ()
     n: int = 16
     seed: int = 0
@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> None:
 
 def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
-    found = open_with(settings.checkpoint, settings.experiment, settings.overrides)
+    found = open_with(settings.checkpoint, settings.trained_as, settings.overrides)
     file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)

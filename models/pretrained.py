@@ -95,16 +95,16 @@ def open_pretrained(name: str, config: dict[str, Any] | None = None) -> Trained:
     raise UserError(f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face Hub, which is OWNER/NAME.")
 
 
-def open_with(name: str, experiment: str | None, overrides: Sequence[str]) -> Trained:
-    """open_pretrained for a command line: experiment and overrides say the settings that a bare file of weights has."""
-    if experiment is None and not overrides:
+def open_with(name: str, trained_as: str | None, overrides: Sequence[str]) -> Trained:
+    """open_pretrained for a command line: an experiment and overrides of it say the settings that a bare file of weights has."""
+    if trained_as is None and not overrides:
         return open_pretrained(name)
     if not Path(name).expanduser().is_file():
-        raise UserError(f"experiment={experiment}, overrides={list(overrides)}: these are for a bare file of weights, and {name} is none: "
+        raise UserError(f"trained_as={trained_as}, overrides={list(overrides)}: these are for a bare file of weights, and {name} is none: "
                         "leave them out.")
-    if experiment is not None and experiment not in options("experiment"):
-        raise UserError(f"experiment={experiment}: no such experiment; {near(experiment, options('experiment'))}")
-    return _file(Path(name).expanduser(), composed("train", [*([f"+experiment={experiment}"] if experiment else []), *overrides]))
+    if trained_as is not None and trained_as not in options("experiment"):
+        raise UserError(f"trained_as={trained_as}: no such experiment; {near(trained_as, options('experiment'))}")
+    return _file(Path(name).expanduser(), composed("train", [*([f"+experiment={trained_as}"] if trained_as else []), *overrides]))
 
 
 def published(file: str) -> dict[str, Any] | None:
@@ -135,7 +135,7 @@ def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
         raise UserError(f"{path}: {says} beside it says what its network is: give the folder {path.parent} instead of the file.")
     if config is None:
         raise UserError(f"{path}: a file of weights does not say its network. Name the experiment of ours whose settings it has: "
-                        "experiment=NAME, or overrides=[model=..., ...]. (Published files are known by the names in conf/published.yaml.)")
+                        "trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. (conf/published.yaml knows published files by their names.)")
     try:
         config = with_ends(read_weights(path), {section: config[section] for section in SECTIONS}, path)
     except UserError as error:

@@ -187,11 +187,31 @@ def test_settings_are_for_bare_files(run, tmp_path):
     file = str(tmp_path / "weights.pt")
     torch.save(made.state_dict(), file)
     assert same(open_with(file, "pretrain_demo", []).weights(EMA), made.state_dict())
-    with pytest.raises(UserError, match=r"experiment=pretrain_demo.*bare file of weights, and .*run is none"):
+    with pytest.raises(UserError, match=r"trained_as=pretrain_demo.*bare file of weights, and .*run is none"):
         open_with(str(run), "pretrain_demo", [])
     with pytest.raises(UserError, match="did you mean pretrain_demo"):
         open_with(file, "pretrain_dmo", [])
     assert network_of(open_with(file, "pretrain_demo", ["model.channels=64"]).state["config"]).channels == 64
+
+
+def test_settings_on_the_command_lines(tmp_path):
+    """sample.py and export.py take them (experiment=NAME would be Hydra's group of that name), and sample as much."""
+    _, made = network(["+experiment=pretrain_demo"])
+    file = tmp_path / "weights.pt"
+    torch.save(made.state_dict(), file)
+
+    def command(script, *arguments):
+        done = subprocess.run([sys.executable, script, f"checkpoint={file}", *arguments], cwd=ROOT, capture_output=True, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return done.returncode, done.stderr + done.stdout
+
+    code, text = command("sample.py", "trained_as=pretrain_demo", 'overrides=["data.size=16"]', "n=1", "sampler.steps=2",
+                         f"out={tmp_path}/images")
+    assert code == 0 and np.asarray(Image.open(tmp_path / "images" / "000000.png")).shape == (16, 16, 3), text
+    code, text = command("export.py", "trained_as=pretrain_demo", f"out={tmp_path}/out")
+    assert code == 0 and open_pretrained(str(tmp_path / "out")).state["config"]["schedule"]["_target_"].endswith("cosine"), text
+    code, text = command("sample.py", "n=1")
+    assert code == 2 and "trained_as=NAME" in text and "Traceback" not in text
 
 
 # --- the Hub -------------------------------------------------------------------------------------------------------------------------
