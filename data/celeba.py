@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from data.memory import Memory
-from data.source import SPLITS, hash_of
+from data.source import hash_of
+from data.splits import SPLITS
 from runtime.errors import UserError
 
 log = logging.getLogger("data")

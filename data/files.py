@@ -10,12 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.memory import Memory
-from data.source import SPLITS, check_shares, hash_of
+from data.source import hash_of
+from data.splits import SPLITS, check_shares, draw_splits, strata
 from runtime.errors import UserError
-from runtime.randomness import generator
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
                "test": "test", "testing": "test"}
@@ -58,7 +56,10 @@ class Files:
     def _split(self, given: list[str | None], groups: list[str], validation: float, test: float) -> dict[str, list[int]]:
         found = {split: [i for i, s in enumerate(given) if s == split] for split in SPLITS}
         shares = {"validation": 0 if found["validation"] else validation, "test": 0 if found["test"] else test}
-        drawn = self._drawn(found["train"] or list(range(len(given))), groups, shares)
+        cut = found["train"] or list(range(len(given)))
+        if any(shares.values()):
+            self._check_drawable(cut, groups)
+        drawn = draw_splits(cut, self.labels, groups, **shares)
         splits = {split: found[split] if split != "train" and found[split] else drawn[split] for split in SPLITS}
         for split in SPLITS:
             if not splits[split] and shares.get(split, 1):
@@ -67,35 +68,7 @@ class Files:
             log.warning("%s: class %s has no training images", self.name, ", ".join(self.classes[k] for k in sorted(absent)))
         return splits
 
-    def _drawn(self, items: list[int], groups: list[str], shares: dict[str, float]) -> dict[str, list[int]]:
-        """items cut into the splits. Class by class, its groups in random order go each to the split that is owed most, so that
-        shares hold within every class and over all of them; the first of a class goes to training."""
-        members: dict[str, list[int]] = {}
-        for item in items:
-            members.setdefault(groups[item], []).append(item)
-        strata: dict[int, list[str]] = {}
-        for group, inside in members.items():  # a patient may have images of several classes: the most frequent counts
-            counts = Counter(self.labels[i] for i in inside)
-            strata.setdefault(min(counts, key=lambda label: (-counts[label], label)), []).append(group)
-        if any(shares.values()):
-            self._check_drawable(items, members)
-            if alone := [k for k in sorted(strata) if len(strata[k]) == 1 and len(strata) > 1]:
-                log.warning("%s: all images of class %s are of one patient, so they are to train on and in no other split", self.name,
-                            " and of class ".join(self.classes[k] for k in alone))
-        owed, splits = dict.fromkeys(SPLITS, 0.0), {split: [] for split in SPLITS}
-        shares = {"train": 1 - sum(shares.values()), **shares}
-        for label in sorted(strata):
-            order = torch.randperm(len(strata[label]), generator=generator("split", "folder", label)).tolist()
-            for place, k in enumerate(order):
-                inside = members[strata[label][k]]
-                for split in SPLITS:
-                    owed[split] += shares[split] * len(inside)
-                chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"  # ties: in the order of SPLITS
-                owed[chosen] -= len(inside)
-                splits[chosen] += inside
-        return {split: sorted(inside) for split, inside in splits.items()}
-
-    def _check_drawable(self, items: list[int], members: dict[str, list[int]]) -> None:
+    def _check_drawable(self, items: list[int], groups: list[str]) -> None:
         cure = "data.source.validation=0 data.source.test=0 draws no splits"
         if self.classes:
             counts = Counter(self.labels[i] for i in items)
@@ -104,9 +77,13 @@ class Files:
                                 + (f" (and {len(alone) - 1} other classes)" if len(alone) > 1 else "")
                                 + ", which cannot be split: give it more, remove its folder, set data.source.classes=false for no "
                                 f"classes, or make the splits yourself, as folders train, val and test ({cure}).")
-        if len(members) == 1 and len(items) > 1:
+        if len(items) > 1 and len({groups[i] for i in items}) == 1:
             raise UserError(f"{self.name}: all {len(items)} images are of one patient, and a patient is not split. "
                             f"data.source.patient=REGEX says otherwise whose a file is, by its path; {cure}.")
+        found = strata(items, self.labels, groups)
+        if alone := [k for k in sorted(found) if len(found[k]) == 1 < len(found)]:
+            log.warning("%s: all images of class %s are of one patient, so they are to train on and in no other split", self.name,
+                        " and of class ".join(self.classes[k] for k in alone))
 
     def _warn_of_shared(self, what: str, keys: list[str | None]) -> None:
         """A word on what stands in two splits. Drawn splits keep patients whole; given ones may not, nor copies of a file."""
@@ -198,6 +175,9 @@ def layout(root: Path, names: Sequence[str], classes: bool) -> tuple[list[str | 
     splits = [SPLIT_NAMES.get(p[0].lower()) if len(p) > 1 else None for p in parts]
     if "train" not in splits:  # no such layout: "test" may then be a class like any other
         splits = [None] * len(parts)
+        if len({p[0] for p in parts}) == 1 and any(len(p) > 2 and SPLIT_NAMES.get(p[1].lower()) == "train" for p in parts):
+            raise UserError(f"{root}: all its images are in {parts[0][0]}, which holds the folders of the splits. Name that one: "
+                            f"data.source.path={root / parts[0][0]}")
     if any(splits) and not all(splits):
         stray = root / names[splits.index(None)]
         raise UserError(f"{root}: {stray} lies beside the folders train and test: move it into one of them.")

@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from data.levels import to_levels, value_range
 from data.memory import Memory
-from data.source import SPLITS, hash_of, random_split
-from runtime.errors import UserError, near
-from runtime.randomness import generator
+from data.npz_file import choose_keys, layout_of, listed, read_array, read_headers, read_labels
+from data.source import hash_of
+from data.splits import SPLITS, draw_splits
+from runtime.errors import UserError
 
 log = logging.getLogger("data")
 
-Keys = dict[str, tuple[str, str | None]]  # by split: the array of images and that of their labels
-FORMS: list[Keys] = [
-    {"train": ("train_images", "train_labels"), "validation": ("val_images", "val_labels"), "test": ("test_images", "test_labels")},
-    {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")},
-    {"train": ("images", "labels")},
-    {"train": ("arr_0", "arr_1")},  # numpy.savez(FILE, images, labels), as guided-diffusion writes its samples
-]
 USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges in which images are kept
-BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, KeyError)  # what a damaged file raises
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an array is, known without reading it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def __str__(self) -> str:
-        return f"{list(self.shape)} {self.dtype}"
 
 
 class Npz:
@@ -63,7 +41,7 @@ class Npz:
         self.keys = choose_keys(self.headers, images, labels, self.path)
         self.layouts = {split: layout_of(self.headers[key], f"{self.path}: {key}") for split, (key, _) in self.keys.items()}
         if len({self.headers[key].dtype for key, _ in self.keys.values()}) > 1:
-            raise UserError(f"{self.path}: {_listed({key: self.headers[key] for key, _ in self.keys.values()})}: of different types, so "
+            raise UserError(f"{self.path}: {listed({key: self.headers[key] for key, _ in self.keys.values()})}: of different types, so "
                             "perhaps in different ranges. Save them in one type.")
         self.counts = {split: self.headers[key].shape[0] for split, (key, _) in self.keys.items()}
         self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
@@ -133,136 +111,8 @@ class Npz:
             start += count
         shares = 0 if "validation" in given else validation, 0 if "test" in given else test
         train = given.pop("train")
-        drawn = stratified(train, [self.labels[k] for k in train], *shares) if self.classes else random_split(train, *shares, "npz")
+        drawn = draw_splits(train, self.labels, range(len(self)), *shares)
         return {split: given.get(split, drawn[split]) for split in SPLITS}
-
-
-# The file
-
-
-def read_headers(path: Path, given: str) -> dict[str, Header]:
-    """What arrays a file holds, without decompressing them."""
-    if not path.is_file():
-        state, folder = ("a folder", path) if path.is_dir() else ("there is no such file", path.parent)
-        beside = sorted(map(str, folder.glob("*.npz")))[:10]
-        raise UserError(f"data.source.path={given}: {state}. Set data.source.path to the .npz file "
-                        f"({', '.join(beside) if beside else 'there is none in that folder'}).")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist() if name.endswith(".npy")}
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download it again.") from error
-    if not headers:
-        raise UserError(f"{path}: a zip file without arrays, so not of numpy.savez. Unpack images with unzip and use data=folder.")
-    return headers
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> Header:
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    return Header(shape, dtype)
-
-
-def _instead(path: Path) -> str:
-    """What a file that is no zip seems to be."""
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start.startswith(b"\x93NUMPY"):
-        return "it is a single .npy, which numpy.savez(FILE, images=numpy.load(IT)) turns into one"
-    if start.lstrip().startswith(b"<"):
-        return "it is a web page, saved in place of the file"
-    return "it is cut short or damaged" if start.startswith(b"PK") else "it is a file of another kind"
-
-
-def read_array(path: Path, key: str) -> np.ndarray:
-    """Never unpickles: a pickle can run code."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[key]
-    except MemoryError as error:
-        raise UserError(f"{path}: {key} does not fit into memory ({error}). Save it as uint8, or as files for data=folder.") from error
-    except BROKEN as error:
-        raise UserError(f"{path}: the array {key} is damaged or cut short ({error}). Make or download the file again.") from error
-
-
-def choose_keys(headers: dict[str, Header], images: str | None, labels: str | None, path: Path) -> Keys:
-    """Which arrays are the images and labels of which split: those that are named, or the first form that fits."""
-    for option, key in (("images", images), ("labels", labels)):
-        if key is not None and key not in headers:
-            raise UserError(f"data.source.{option}={key}: {path} has no such array; {near(key, headers)}")
-    form = next((form for form in FORMS if form["train"][0] in headers), None)
-    if images is not None:
-        keys: Keys = {"train": (images, labels)}
-    elif labels is not None:
-        raise UserError(f"data.source.labels={labels} needs data.source.images=KEY beside it; {path} holds {_listed(headers)}.")
-    elif form:
-        keys = {split: (image, label if label in headers else None) for split, (image, label) in form.items() if image in headers}
-    elif len(headers) == 1:
-        keys = {"train": (next(iter(headers)), None)}
-    else:
-        raise UserError(f"{path} holds {_listed(headers)}, none of them train_images, x_train, images or arr_0: name the array of images "
-                        "by data.source.images=KEY, and that of the labels, if there is one, by data.source.labels=KEY.")
-    unused = headers.keys() - {key for pair in keys.values() for key in pair}
-    if unused and images is None:
-        log.warning("%s: not used: %s", path, _listed({key: headers[key] for key in sorted(unused)}))
-    return keys
-
-
-def _listed(headers: dict[str, Header]) -> str:
-    shown = [f"{key} {header}" for key, header in list(headers.items())[:12]]
-    return ", ".join(shown) + (", ..." if len(headers) > 12 else "")
-
-
-# One array of images
-
-
-def gray(image: np.ndarray) -> np.ndarray:
-    return image
-
-
-def channels_last(image: np.ndarray) -> np.ndarray:
-    return image[..., 0] if image.shape[-1] == 1 else image
-
-
-def channels_first(image: np.ndarray) -> np.ndarray:
-    return channels_last(image.transpose(1, 2, 0))
-
-
-def layout_of(header: Header, where: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns a row of the array into [H, W] or [H, W, 3]; refuses what is no array of images, or could be two."""
-    shape, dtype = header.shape, header.dtype
-    if dtype.hasobject:
-        raise UserError(f"{where} holds Python objects, which are pickled; a pickle can run code, so it is not opened. Save the images "
-                        "as one array of numbers, all of one size: numpy.savez(FILE, images=numpy.stack(LIST)).")
-    if dtype.kind not in "uifb":
-        raise UserError(f"{where} is {header}, and images are numbers. Name another array by data.source.images=KEY.")
-    if 0 in shape:
-        raise UserError(f"{where} is {header}: there are no images in it.")
-    if len(shape) == 3 and shape[2] not in (1, 3, 4):
-        return gray
-    if len(shape) == 4:
-        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-        if first != last:
-            return channels_first if first else channels_last
-        if first:
-            raise UserError(f"{where} is {header}: which number is the channels. Save it in another size or as [N, H, W].")
-    raise UserError(f"{where} is {header}: {_no_images(shape)}.")
-
-
-def _no_images(shape: tuple[int, ...]) -> str:
-    """Why an array of this shape cannot be read, and what would be."""
-    if len(shape) == 3:
-        return "this is perhaps one image [H, W, channels]; save images as [N, H, W] or [N, H, W, 3]"
-    if len(shape) == 4 and 4 in (shape[1], shape[3]):
-        return "images of four channels; save three of them, such as images[..., :3], as [N, H, W, 3]"
-    if len(shape) == 4 and 2 in (shape[1], shape[3]):
-        return "images of two channels; save one of them as [N, H, W]"
-    if len(shape) in (4, 5):
-        return ("volumes [N, D, H, W], and this code learns images of two dimensions; save slices as [N, H, W], such as "
-                "volumes[:, D // 2] for the middle one of each, with the slices of one volume in one split")
-    return "images are [N, H, W], [N, H, W, 3] or [N, 3, H, W]; reshape it and save it again"
 
 
 def range_of(images: np.ndarray, where: str) -> tuple[float, float] | None:
@@ -305,81 +155,3 @@ def _extremes(images: np.ndarray) -> tuple[float, float]:
         if values.size:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     return low, high
-
-
-# Labels and splits
-
-
-def read_labels(path: Path, headers: dict[str, Header], keys: Keys, names: Sequence[str] | None) -> tuple[list[str], list[int]]:
-    """Names of the classes and the class of each image; ([], zeros) with a word in the log where the labels are no classes."""
-    for image, label in keys.values():
-        if label and headers[label].shape[:1] != headers[image].shape[:1]:
-            raise UserError(f"{path}: {image} is {headers[image]} and {label} {headers[label]}: not one label an image. Where {label} is "
-                            f"something else, data.source.images={image} alone reads the images without it.")
-        if label and headers[label].dtype.hasobject:
-            raise UserError(f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, so it is not opened. Save "
-                            "the labels as numbers or as texts: numpy.asarray(LABELS, dtype=str).")
-    found = [read_array(path, label) for _, label in keys.values() if label]
-    why = _no_classes(keys, found)
-    if not why:
-        return _numbered(np.concatenate([_flat(labels) for labels in found]), names, path)
-    if names is not None:
-        raise UserError(f"data.source.classes={list(names)}: {path} has no classes: {why}.")
-    if found:
-        log.info("%s: no classes: %s", path, why)
-    return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
-
-
-def _no_classes(keys: Keys, found: list[np.ndarray]) -> str | None:
-    """Why labels cannot be used as classes; None where they can."""
-    if not found:
-        return "there are no labels"
-    if len(found) < len(keys):
-        return f"{', '.join(image for image, label in keys.values() if not label)} without labels"
-    for labels in found:
-        columns = labels.size // len(labels)
-        if columns != 1 and not _one_hot(labels):
-            return f"the labels are a table of {columns} columns, several of which may hold for one image"
-        if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
-            return "the labels are not whole numbers"
-        if labels.dtype.kind not in "uifbUS":
-            return f"the labels are {labels.dtype}"
-    return None
-
-
-def _one_hot(labels: np.ndarray) -> bool:
-    return labels.ndim == 2 and labels.dtype.kind in "uifb" and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
-
-
-def _flat(labels: np.ndarray) -> np.ndarray:
-    """One label an image. [N]"""
-    if labels.size != len(labels):
-        return labels.argmax(1)
-    return labels.reshape(-1) if labels.dtype.kind in "US" else labels.reshape(-1).astype(np.int64)
-
-
-def _numbered(labels: np.ndarray, names: Sequence[str] | None, path: Path) -> tuple[list[str], list[int]]:
-    texts = [label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels.tolist()]
-    known = sorted(set(texts)) if names is None else list(names) if labels.dtype.kind in "US" else list(range(len(names)))
-    if unknown := sorted(set(texts) - set(known)):
-        raise UserError(f"data.source.classes={list(names)}: {path} has labels beside these: {', '.join(map(str, unknown[:10]))}. Name "
-                        "them all in the order of their numbers from 0, or leave data.source.classes=null.")
-    position = {label: k for k, label in enumerate(known)}
-    return [str(label) for label in known] if names is None else list(names), [position[label] for label in texts]
-
-
-def stratified(items: Sequence[int], labels: Sequence[int], validation: float, test: float) -> dict[str, list[int]]:
-    """Cuts items into the three splits so that each class gives its share to each, to within about one image."""
-    random_split([], validation, test, "npz")  # which refuses shares that are none
-    order = torch.randperm(len(items), generator=generator("split", "npz")).tolist()
-    order.sort(key=lambda k: labels[k])  # class by class, at random inside each
-    tested = _spread(order, test)
-    rest = [k for k in order if k not in tested]
-    validated = _spread(rest, validation / (1 - test))
-    cuts = {"train": set(rest) - validated, "validation": validated, "test": tested}
-    return {split: sorted(items[k] for k in cuts[split]) for split in SPLITS}
-
-
-def _spread(order: Sequence[int], share: float) -> set[int]:
-    """A share of order, at even distances."""
-    return {k for place, k in enumerate(order) if int((place + 1) * share + 0.5) > int(place * share + 0.5)}

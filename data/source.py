@@ -11,9 +11,6 @@ import numpy as np
 from PIL import Image
 
 from runtime.errors import UserError
-from runtime.randomness import generator
-
-SPLITS = ("train", "validation", "test")
 
 
 class ImageSource(Protocol):
@@ -76,19 +73,3 @@ def opaque(image: Image.Image) -> Image.Image:
         image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode in ("1", "L", "P", "RGB") else image.convert("RGB")  # CMYK, YCbCr, LAB, HSV
-
-
-def check_shares(validation: float, test: float) -> None:
-    if validation < 0 or test < 0 or validation + test >= 1:
-        raise UserError(f"data.source: validation={validation} and test={test} must be shares that leave some for training.")
-
-
-def random_split(items: Sequence[int], validation: float, test: float, key: str) -> dict[str, list[int]]:
-    """Cuts items into the three splits, by a permutation that depends on their number and the key alone."""
-    check_shares(validation, test)
-    import torch
-
-    order = torch.randperm(len(items), generator=generator("split", key)).tolist()
-    n_validation, n_test = round(validation * len(items)), round(test * len(items))
-    cuts = {"test": order[:n_test], "validation": order[n_test:n_test + n_validation], "train": order[n_test + n_validation:]}
-    return {split: sorted(items[i] for i in cuts[split]) for split in SPLITS}

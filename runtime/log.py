@@ -48,7 +48,7 @@ class RunLog:
     def __init__(self, directory: Path, rows: int, wandb: WandbSettings, config: dict[str, Any]):
         self.directory = directory
         (directory / "samples").mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(directory / "log.txt")
+        self._handler = logging.FileHandler(directory / "log.txt", errors="backslashreplace")  # a file may have a name in no encoding
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(self._handler)
         self._path = directory / "metrics.jsonl"

@@ -37,7 +37,8 @@ def test_experiments_compose_and_build(experiment):
 
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in (
-    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "timesteps", "spacing", "wandb", "data")
+    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "timesteps", "spacing", "wandb",
+    "data")
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
     more = {"folder": NOWHERE, "dicom": NOWHERE, "nifti": NOWHERE, "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],

@@ -186,7 +186,8 @@ def test_a_link_to_nothing_is_one_message(tmp_path):
         folder(tmp_path)
 
 
-def test_names_in_no_encoding(tmp_path):
+def test_names_in_no_encoding(tmp_path, caplog):
+    caplog.set_level("CRITICAL")  # pytest-xdist cannot send such names to its other process
     write(tmp_path / os.fsdecode(b"caf\xe9"), ["a.png", os.fsdecode(b"\xff.png")])
     assert len(Folder(Memory(tmp_path / "memory"), str(tmp_path / os.fsdecode(b"caf\xe9")))) == 2
 
@@ -340,3 +341,11 @@ def test_long_lists_are_cut(tmp_path):
         (tmp_path / f"{k}.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"50 of 50(.|\n)*and 30 more"):
         open_dataset(settings(), folder(tmp_path), 0, tmp_path / "cache")
+
+
+def test_the_folder_above_the_splits_is_no_class(tmp_path):
+    """An archive unpacked into a folder of its own: its one folder would be the only class, and the splits lost."""
+    write(tmp_path, [f"faces/{split}/{k}.png" for split in ("train", "test") for k in range(5)])
+    with pytest.raises(UserError, match=f"data.source.path={tmp_path}/faces"):
+        Folder(Memory(tmp_path / "memory"), str(tmp_path))
+    assert len(Folder(Memory(tmp_path / "memory"), str(tmp_path / "faces")).splits["test"]) == 5

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import data.npz
+import data.npz_file
 from data.dataset import DataSettings, open_dataset
 from data.memory import Memory
-from data.npz import Npz, stratified
+from data.npz import Npz
 from runtime.build import resolve
 from runtime.config import CONF, check_overrides, composed
 from runtime.errors import UserError
@@ -296,27 +297,6 @@ def test_labels_of_another_length_are_refused(tmp_path, labels):
 # Splits
 
 
-@pytest.mark.parametrize("validation, test", [(0.1, 0.1), (0.2, 0.05), (0.0, 0.3), (0.25, 0.0), (0.0, 0.0), (0.29, 0.57)])
-def test_a_stratified_split_gives_each_class_its_share(validation, test):
-    sizes = [100, 40, 10, 1, 349]
-    labels = RANDOM.permutation(np.repeat(range(5), sizes)).tolist()
-    items = list(range(1000, 1500))
-    splits = stratified(items, labels, validation, test)
-    assert sorted(splits["train"] + splits["validation"] + splits["test"]) == items
-    assert stratified(items, labels, validation, test) == splits
-    for split, share in (("validation", validation), ("test", test)):
-        assert abs(len(splits[split]) - 500 * share) <= 1
-        for label, size in enumerate(sizes):
-            assert abs(sum(labels[item - 1000] == label for item in splits[split]) - size * share) < 2
-    if test:
-        assert splits["test"] != items[:len(splits["test"])]
-
-
-def test_many_small_classes_still_leave_something_to_judge_by():
-    splits = stratified(range(400), [k // 4 for k in range(400)], 0.1, 0.1)
-    assert [len(splits[split]) for split in SPLITS] == [320, 40, 40]
-
-
 @pytest.mark.parametrize("labels", [{}, {"labels": np.arange(12) % 2}])
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, labels):
     path = save(tmp_path, images=noise(12, 8, 8), **labels)
@@ -329,8 +309,9 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, labels):
 
 def test_nothing_is_decompressed_until_an_image_is_read(tmp_path, monkeypatch):
     path = save(tmp_path, np.savez_compressed, x_train=noise(12, 8, 8), y_train=np.arange(12) % 2, x_test=noise(3, 8, 8), y_test=[0, 1, 0])
-    read, real = [], data.npz.read_array
-    monkeypatch.setattr(data.npz, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
+    read, real = [], data.npz_file.read_array
+    for module in (data.npz, data.npz_file):
+        monkeypatch.setattr(module, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
     source = opened(path)
     assert read == ["y_train", "y_test"]
     open_dataset(DataSettings(Npz, 8, 1, False), source, 0, tmp_path / "cache")

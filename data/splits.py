@@ -1,0 +1,54 @@
+"""Training, validation and test images, drawn where nobody has separated them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from runtime.errors import UserError
+from runtime.randomness import generator
+
+SPLITS = ("train", "validation", "test")
+
+
+def check_shares(validation: float, test: float) -> None:
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise UserError(f"data.source: validation={validation} and test={test} must be shares that leave some for training.")
+
+
+def strata(items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable]) -> dict[int, dict[Hashable, list[int]]]:
+    """The items of each group, by class. A group, such as a patient, may have images of several: the most frequent counts."""
+    members: dict[Hashable, list[int]] = {}
+    for item in items:
+        members.setdefault(groups[item], []).append(item)
+    found: dict[int, dict[Hashable, list[int]]] = {}
+    for group, inside in members.items():
+        counts = Counter(labels[i] for i in inside)
+        found.setdefault(min(counts, key=lambda label: (-counts[label], label)), {})[group] = inside
+    return found
+
+
+def draw_splits(items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable], validation: float,
+                test: float) -> dict[str, list[int]]:
+    """Cuts items into the three splits: a function of what is given, the same at every start.
+
+    labels, groups: by item; a group, such as a patient, is never split. Class by class, its groups in random order go each to the
+    split that is owed most, so that shares hold within every class and over all of them; the first of a class goes to training.
+    """
+    check_shares(validation, test)
+    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
+    owed: dict[str, float] = dict.fromkeys(SPLITS, 0.0)
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for label, members in sorted(strata(items, labels, groups).items()):
+        order = torch.randperm(len(members), generator=generator("split", "folder", label)).tolist()
+        insides = list(members.values())
+        for place, k in enumerate(order):
+            inside = insides[k]
+            for split in SPLITS:
+                owed[split] += shares[split] * len(inside)
+            chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"  # ties: in the order of SPLITS
+            owed[chosen] -= len(inside)
+            splits[chosen] += inside
+    return {split: sorted(inside) for split, inside in splits.items()}
