@@ -192,7 +192,7 @@ def named(node: dict[str, Any]) -> dict[str, Any] | None:
     return {"beta_schedule": NAMED[node["_target_"]], **{k: settings[k] for k in ("beta_start", "beta_end") if k in settings}}
 
 
-SMALLEST_BETA = np.float32(2**-24)  # whose 1 - beta is not 1 in float32
+SMALLEST_BETA = np.float32(1e-12)  # betas are above 0; where float32 has the next alpha_bar already, its 1 - beta is 1
 
 
 def betas_for_float32(schedule: NoiseSchedule) -> list[float]:

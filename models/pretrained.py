@@ -135,7 +135,7 @@ def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
         raise UserError(f"{path}: {says} beside it says what its network is: give the folder {path.parent} instead of the file.")
     if config is None:
         raise UserError(f"{path}: a file of weights does not say its network. Name the experiment of ours whose settings it has: "
-                        "trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. (conf/published.yaml knows published files by their names.)")
+                        "trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. (conf/published.yaml knows published files by name.)")
     try:
         config = with_ends(read_weights(path), {section: config[section] for section in SECTIONS}, path)
     except UserError as error:

@@ -140,6 +140,14 @@ def test_written_betas_are_as_near_as_float32_allows(schedule):
     assert written[exact == 0].abs().sum() == 0
 
 
+def test_no_beta_is_written_as_zero():
+    """Nor below, where rounding has gone ahead of a schedule that falls less than float32 can tell. We would not read it either."""
+    schedule = schedules.from_betas([1e-9] * 100 + [0.5])
+    betas = script.betas_for_float32(schedule)
+    assert min(betas) > 0
+    torch.testing.assert_close(schedules.from_betas(betas).alpha_bar, schedule.alpha_bar, rtol=0, atol=1e-7)
+
+
 def test_schedules_have_their_name_only_where_they_are_the_same():
     assert script.named({"_target_": "diffusion.schedule.cosine", "steps": 10})["beta_schedule"] == "squaredcos_cap_v2"
     assert script.named({"_target_": "diffusion.schedule.cosine", "steps": 10, "max_beta": 0.99}) is None
