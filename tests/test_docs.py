@@ -1,0 +1,85 @@
+"""Every command that the documentation and the experiments print is one that the program understands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from models.pretrained import network_of
+from runtime.config import check_overrides, composed, options
+from runtime.errors import UserError
+from training.parts import build_denoiser, check_config
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ["README.md", "docs/pretrained.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml", 
+         *sorted(map(str, (ROOT / "conf/experiment").glob("*.yaml")))]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(script, arguments) of every `python SCRIPT.py ...` in the files, words in capitals standing for the reader's own."""
+    found = set()
+    for name in FILES:
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        for script, arguments in re.findall(r"python (train|sample|export)\.py((?: +[^\s`#()]*(?:'[^']*'|\"[^\"]*\")?)*)", text):
+            words = [w for w in shlex.split(re.split(r"\s{3,}", arguments.strip())[0]) if "=" in w and "..." not in w]
+            found.add((script, " ".join(map(shlex.quote, words))))
+    return sorted(found)
+
+
+def test_there_are_commands():
+    assert len(commands()) > 20, commands()
+
+
+@pytest.mark.parametrize(("script", "arguments"), commands())
+def test_the_command_line_is_understood(script, arguments):
+    check_overrides(script, shlex.split(arguments))
+
+
+@pytest.mark.parametrize(("file", "overrides"), yaml.safe_load((ROOT / "conf/published.yaml").read_text()).items())
+def test_published_files_have_settings_that_build(file, overrides):
+    config = composed("train", overrides)
+    check_config(config)
+    network = network_of(config)
+    assert network.conv_in.in_channels == 3 and network.conv_out.out_channels == 6
+    assert file in (ROOT / "docs/pretrained.md").read_text()
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_opens_with_its_command_its_hours_and_what_to_expect(experiment):
+    lines = (ROOT / f"conf/experiment/{experiment}.yaml").read_text().split("defaults:")[0]
+    assert f"python train.py +experiment={experiment}" in lines
+    assert re.search(r"hours|minute", lines) and "o expect:" in lines.replace("To\n# expect:", "To expect:")
+
+
+def test_improved_cifar10_is_the_published_model():
+    """Nichol and Dhariwal's flags for cifar10_uncond_50M_500K.pt, and the parameters of its file."""
+    config = composed("train", ["+experiment=pretrain_cifar10_improved"])
+    check_config(config)
+    with torch.device("meta"):
+        denoiser = build_denoiser(config)
+    assert sum(p.numel() for p in denoiser.network.parameters()) == 52_546_438
+    assert denoiser.schedule.steps == 4000 and denoiser.network.timestep_scale * 4000 == 1000
+    assert config["train"]["clip"] is None and config["train"]["warmup"] == 0 and config["optimizer"]["weight_decay"] == 0
+
+
+def test_what_is_missing_is_named_at_once(tmp_path, monkeypatch):
+    """Neither the source's images nor the target's: one message with both places, and what to run meanwhile."""
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        train.run(composed("train", ["+experiment=transfer_celeba_to_medical", "run.device=cpu"]))
+    message = str(raised.value)
+    for word in ("datasets/celeba", "img_align_celeba.zip", "pneumoniamnist_64.npz", "docs/pretrained.md", "+experiment=transfer_demo"):
+        assert word in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_must_be_named():
+    with pytest.raises(UserError, match="data.source.path must be set"):
+        composed("train", ["+experiment=transfer_folder"])
