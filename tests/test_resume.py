@@ -53,7 +53,7 @@ def test_killed_while_unfreezing(undisturbed, tmp_path, operation, when):
 def test_the_unfreezing_run_trains_and_freezes_what_its_rules_say(undisturbed):
     """Else the tests above would compare runs in which nothing changes."""
     expected = undisturbed(*runs.UNFREEZING)
-    states = [find(expected / f"checkpoints/step_{step}").optimizer()["state"] for step in (8, 12)]
+    states = [find(expected / f"checkpoints/step_{step}").optimizer()["optimizer"]["state"] for step in (8, 12)]
     before, after = ({key: int(moments["step"]) for key, moments in state.items()} for state in states)
     assert set(before.values()) == {2, 5, 8}  # unfrozen at 6, at 3, at 0
     assert set(after.values()) == {6, 9, 12}  # one part was frozen at 9

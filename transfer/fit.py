@@ -16,7 +16,8 @@ from transfer.rules import check_pattern
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """from: an experiment's name, a run directory or a checkpoint; null starts at random. include: globs of the parameters that
+    """from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format, OWNER/NAME on the Hugging Face Hub, or
+    a file of weights; null starts at random. include: globs of the parameters that
     are copied. weights: the running average or the last iterate. train: train a missing source even if that takes long.
     overrides: of the source experiment's own settings."""
 
