@@ -44,8 +44,8 @@ def source(files, tmp_path_factory) -> Path:
 
 
 def transfer(root: Path, source: Path, target: list[str], steps: int) -> str:
-    arguments = ["+experiment=transfer_celeba_to_medical", f"source.from={source}", *target, f"train.steps={steps}", "run.checkpoint_every=1",
-                 *SMALL]
+    arguments = ["+experiment=transfer_celeba_to_medical", f"source.from={source}", *target, f"train.steps={steps}",
+                 "run.checkpoint_every=1", *SMALL]
     code, text = runs.launch(root, arguments, tiny=[]).wait(900)
     assert code == 0, text
     return text
