@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from data.batches import Batches
-from data.dataset import open_dataset
+from data.dataset import Dataset, open_dataset
 from data.memory import Memory
 from data.source import ImageSource
 from diffusion.denoiser import Denoiser
@@ -24,8 +26,8 @@ from runtime.config import check_overrides, composed, differences, digest, ident
 from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv, write_json
 from runtime.errors import UserError, near, one_message, together
-from runtime.files import locked, remove_leftovers
-from runtime.log import RunLog, log_to_terminal
+from runtime.files import locked, remove_leftovers, write_atomically
+from runtime.log import RunLog, grid, log_to_terminal, png
 from runtime.randomness import derive
 from runtime.signals import PREEMPTED, Preempted
 from training.loop import Trainer
@@ -140,6 +142,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
     if (classes := config["model"].get("classes", 0)) and classes != len(dataset.classes):
         raise UserError(f"model.classes={classes}, but {images.name} has {len(dataset.classes)} classes: set model.classes to that.")
+    show_images(dataset, run_settings.samples, directory / "images.png")
     torch.manual_seed(derive(config["seed"], "weights"))
     denoiser = build_denoiser(config)
     if weights:
@@ -163,6 +166,15 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
         yield prepared
     finally:
         run_log.close()
+
+
+def show_images(dataset: Dataset, count: int, path: Path) -> None:
+    """A sheet of training images as the network will see them: where a wrong window, orientation or crop is noticed."""
+    if not path.exists():
+        train = dataset.splits["train"]
+        rows = train[np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(int)]
+        write_atomically(path, png(grid(dataset.images[rows], columns=math.ceil(len(rows) ** 0.5))))
+        log.info("training images as the network sees them: %s", path)
 
 
 def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -199,3 +200,11 @@ def test_precisions_agree_with_fp32(root, tmp_path, precision):
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
     environment = json.loads((tmp_path / precision / "environment.json").read_text())
     assert environment["precision"] == precision
+
+
+def test_a_run_shows_its_training_images(undisturbed):
+    """Two of them, the first and the last of the training split, as they lie in the memory map."""
+    directory = undisturbed()
+    sheet = np.asarray(Image.open(directory / "images.png"))[::12, ::12]  # enlarged 12 times
+    images = np.load(next((directory.parents[2] / "cache").glob("*.npy")))[..., 0]
+    assert (sheet[1:9, 1:9] == images[0]).all() and (sheet[1:9, 10:18] == images[89]).all()
