@@ -76,7 +76,11 @@ def open_dataset(settings: DataSettings, source: ImageSource, seed: int, cache: 
     if settings.n_train is not None:
         order = torch.randperm(len(train), generator=generator(seed, "n_train")).numpy()
         train = np.sort(train[order[: settings.n_train]])
-    return Dataset(images, np.asarray(source.labels, dtype=np.int64), splits | {"train": train}, source.classes)
+    labels = np.asarray(source.labels, dtype=np.int64)
+    if lost := sorted(set(labels[source.splits["train"]].tolist()) - set(labels[train].tolist())):
+        log.warning("%s: none of the %d training images is of class %s", source.name, len(train),
+                    ", ".join(source.classes[k] for k in lost))
+    return Dataset(images, labels, splits | {"train": train}, source.classes)
 
 
 def _check_subset(settings: DataSettings, train: Sequence[int], source: ImageSource) -> None:
@@ -89,9 +93,9 @@ def decoded(source: ImageSource, settings: DataSettings, cache: Path) -> tuple[n
     it is missing; runs that need the same one wait for a single builder."""
     key = hash_of(DECODER, source.fingerprint, settings.height_width, settings.channels, settings.upscale, settings.resample)[:16]
     path = cache / f"{key}.npy"
-    if not _usable(path, settings):
+    if not _usable(path, source, settings):
         with locked(cache / f"{key}.lock"):
-            if not _usable(path, settings):
+            if not _usable(path, source, settings):
                 _decode(source, settings, path)
     broken = _broken(path)
     if broken:
@@ -99,10 +103,11 @@ def decoded(source: ImageSource, settings: DataSettings, cache: Path) -> tuple[n
     return np.load(path, mmap_mode="r"), broken
 
 
-def _usable(path: Path, settings: DataSettings) -> bool:
+def _usable(path: Path, source: ImageSource, settings: DataSettings) -> bool:
     """Whether the map is there, and whole where it has to be. One with gaps is built anew for a run that wants none: what it
-    takes to read them, a decoder say, may have been installed since."""
-    return path.exists() and path.with_suffix(".json").exists() and (settings.skip_broken or not _broken(path))
+    takes to read them, a decoder say, may have been installed since; so is one of a start that could not read how many frames there are."""
+    return (path.exists() and path.with_suffix(".json").exists() and len(np.load(path, mmap_mode="r")) == len(source)
+            and (settings.skip_broken or not _broken(path)))
 
 
 def _broken(path: Path) -> dict[int, str]:
@@ -134,8 +139,9 @@ def _decode(source: ImageSource, settings: DataSettings, path: Path) -> None:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
             about = {"source": source.name, "shape": shape, "broken": {item: str(failures[item]) for item in sorted(failures)}}
+            os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
+            sync_directory(path.parent)
             write_atomically(path.with_suffix(".json"), json.dumps(about))
-            os.replace(aside, path)
             sync_directory(path.parent)
     except Exception as error:
         aside.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from runtime.errors import UserError
 
 SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they say so at byte 128
 TAGS = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows", "Columns", "NumberOfFrames"]
+BROKEN: dict[str, Any] = {"frames": 1, "patient": None}  # one frame, which fails where it is read
 MEASURED_FRAMES = 16  # of a file, for its range
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # a bad name or date is not ours to complain about
@@ -55,14 +56,14 @@ class Dicom(Files):
         files = [p for p, yes in zip(found, is_dicom, strict=True) if yes]
         check_found(path, files, [p for p, yes in zip(found, is_dicom, strict=True) if not yes], "DICOM files",
                     "files named .dcm or with DICM at byte 128")
-        headers = memory.of(files, "DICOM header, 1", header)
+        headers = [found or BROKEN for found in memory.of(files, "DICOM header, 2", header)]
         if without := [(p, h["without pixels"]) for p, h in zip(files, headers, strict=True) if "without pixels" in h]:
             log.info("%s: left out %d DICOM files without pixels: %s; for one %s", path, len(without),
                      counted(what for _, what in without), without[0][0])
         kept = [k for k, h in enumerate(headers) if "without pixels" not in h]
         if not kept:
             raise UserError(f"data.source.path={path}: none of its {len(files)} DICOM files has pixels.")
-        super().__init__(memory, root, [files[k] for k in kept], [range(headers[k].get("frames", 1)) for k in kept],
+        super().__init__(memory, root, [files[k] for k in kept], [range(headers[k]["frames"]) for k in kept],
                          [headers[k].get("patient") for k in kept], validation, test, patient, classes, [window])
 
     def _measure(self) -> tuple[float, float]:
@@ -103,8 +104,9 @@ def has_magic(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def header(path: Path) -> dict[str, Any]:
-    """What a start needs of a file, for Memory: how many frames and, as a hash, whose. A broken file has one frame, which fails."""
+def header(path: Path) -> dict[str, Any] | None:
+    """What a start needs of a file, for Memory: how many frames and, as a hash, whose. None of a broken file: the next start tries
+    again."""
     try:
         found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
         if "Rows" not in found or "Columns" not in found:  # reports, presentation states, structures, DICOMDIR
@@ -112,7 +114,7 @@ def header(path: Path) -> dict[str, Any]:
         patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "").strip()
         return {"frames": int(found.get("NumberOfFrames") or 1), "patient": hash_of(patient)[:16] if patient else None}
     except Exception:  # told when it is read
-        return {"frames": 1, "patient": None}
+        return None
 
 
 def header_of_frame(path: Path, frame: int) -> Dataset:

@@ -21,6 +21,7 @@ from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of a volume whose axes run to the right, to the front and up
+BROKEN = {"slices": [0], "depth": 1, "range": [0, 0]}  # one slice, which fails where it is read
 KEPT = 3  # volumes in memory while slices are decoded in their order
 
 _at_once = threading.Semaphore(4)  # volumes that are decoded at the same time, on however many threads: they are large
@@ -51,7 +52,8 @@ class Nifti(Files):
         found = visible(root)
         files = [p for p in found if p.name.lower().endswith(SUFFIXES)]
         check_found(path, files, [p for p in found if not p.name.lower().endswith(SUFFIXES)], "NIfTI files", ", ".join(SUFFIXES))
-        abouts = memory.of(files, f"NIfTI volume across {axis}, 1", lambda file: about_volume(file, self.axis))
+        abouts = [about or BROKEN for about in
+                  memory.of(files, f"NIfTI volume across {axis}, 2", lambda file: about_volume(file, self.axis))]
         self.ranges = {file: about["range"] for file, about in zip(files, abouts, strict=True)}
         self.given = None if range_ is None else Given(range_, "data.source.range")
         frames = [[k for k in about["slices"] if k % every == 0] for about in abouts]
@@ -118,13 +120,13 @@ def load(path: Path, axis: int) -> np.ndarray:
         raise UserError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from error
 
 
-def about_volume(path: Path, axis: int) -> dict[str, Any]:
-    """What a start needs of a volume, for Memory: which of its slices are not constant, and its range. A broken file has one slice,
-    which fails where it is read."""
+def about_volume(path: Path, axis: int) -> dict[str, Any] | None:
+    """What a start needs of a volume, for Memory: which of its slices are not constant, and its range. None of a broken file, or where
+    memory was short: the next start tries again."""
     try:
         volume = load(path, axis)
     except UserError:
-        return {"slices": [0], "depth": 1, "range": [0, 0]}
+        return None
     flat = volume.reshape(len(volume), -1)
     low, high = np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)  # NaN counts only where all is NaN, and is not below itself
     return {"slices": np.flatnonzero(low < high).tolist(), "depth": len(volume), "range": list(value_range(volume))}

@@ -16,6 +16,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+import data.dataset
 from data.batches import Batches, to_uint8, to_x0
 from data.bundled import Faces, Tissue
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
@@ -385,6 +386,34 @@ def test_what_is_decoded_is_not_decoded_again(tmp_path):
     assert len((tmp_path / "notes").read_text().split()) == 10
 
 
+def test_a_map_of_another_length_is_built_anew(tmp_path):
+    """As after a start that could not read how many frames a file has: the same files, and so the same key."""
+    short, whole = Counted(tmp_path / "notes", n=9), Counted(tmp_path / "notes")
+    short.fingerprint = whole.fingerprint
+    decoded(short, EIGHT, tmp_path / "cache")
+    assert np.array_equal(decoded(whole, EIGHT, tmp_path / "cache")[0], whole.expected())
+
+
+def test_a_map_with_gaps_is_never_taken_for_whole(tmp_path, monkeypatch):
+    """Killed between the two files that make a cache, while one with gaps is replaced."""
+    source = Counted(tmp_path / "notes")
+    good = source.read
+    source.read = lambda item: good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
+    decoded(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")
+    source.read = good
+    for name in ("write_atomically", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(data.dataset if name == "write_atomically" else os, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                decoded(source, EIGHT, tmp_path / "cache")
+        assert decoded(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")[1]
+    assert np.array_equal(decoded(source, EIGHT, tmp_path / "cache")[0], source.expected())
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
 def test_everything_that_makes_the_pixels_is_in_the_key(tmp_path):
     def keys(source=None, **change):
         decoded(source or Counted(tmp_path / "notes"), replace(EIGHT, **change), tmp_path / "cache")
@@ -421,6 +450,18 @@ def test_every_image_is_drawn_as_often(tmp_path):
         counts[subset(seed, 30, tmp_path).splits["train"]] += 1
     expected, deviation = 200 / 3, (200 * (1 / 3) * (2 / 3)) ** 0.5
     assert np.abs(counts[:90] - expected).max() < 5 * deviation and not counts[90:].any()
+
+
+def test_a_class_that_a_subset_lacks_is_told(tmp_path, caplog):
+    make_folder(tmp_path / "x", [f"{name}/{k}.png" for name in "ab" for k in range(4)])
+    settings = DataSettings(Folder, 8, 1, False, n_train=1)
+    source = Folder(MEMORY, str(tmp_path / "x"))
+    kept = open_dataset(settings, source, 0, tmp_path / "cache")
+    [row] = kept.splits["train"]
+    assert f"none of the 1 training images is of class {'ba'[kept.labels[row]]}" in caplog.text
+    caplog.clear()
+    open_dataset(replace(settings, n_train=None), source, 0, tmp_path / "cache")
+    assert "none of" not in caplog.text
 
 
 @pytest.mark.parametrize("n", [0, -1, 91])

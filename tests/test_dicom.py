@@ -351,6 +351,17 @@ def test_broken_files_are_listed(tmp_path):
     assert sum(map(len, kept.splits.values())) == 5
 
 
+def test_a_header_that_could_not_be_read_once_is_read_at_the_next_start(tmp_path, monkeypatch):
+    for k in range(3):
+        write(tmp_path / f"x/{k}.dcm", random((4, *SHAPE), seed=k), PatientID=str(k), NumberOfFrames=4)
+    memory = Memory(tmp_path / "memory")
+    monkeypatch.setattr("data.memory.FRESH", -1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(pydicom, "dcmread", None)
+        assert len(Dicom(memory, str(tmp_path / "x"))) == 3
+    assert len(Dicom(memory, str(tmp_path / "x"))) == 12
+
+
 def test_a_folder_without_dicom_is_refused(tmp_path):
     (tmp_path / "x.png").write_bytes(b"x")
     with pytest.raises(UserError, match="no DICOM files in it.*1 other files: .png 1"):

@@ -239,6 +239,22 @@ def test_broken_files_are_listed(tmp_path):
     assert sum(map(len, kept.splits.values())) == 45
 
 
+def test_what_could_not_be_read_once_is_read_at_the_next_start(tmp_path, monkeypatch):
+    """Memory was short, or the disk was away: the file is as it was, so its time of change does not tell."""
+    for k in range(3):
+        store(tmp_path / "x" / f"{k}.nii", body(k))
+    memory = Memory(tmp_path / "memory")
+    monkeypatch.setattr("data.memory.FRESH", -1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(data.nifti, "load", raise_user_error)
+        assert len(Nifti(memory, str(tmp_path / "x"))) == 3
+    assert len(Nifti(memory, str(tmp_path / "x"))) == 3 * SHAPE[2]
+
+
+def raise_user_error(*_):
+    raise UserError("cannot be read as NIfTI (MemoryError)")
+
+
 def test_other_files_are_counted(tmp_path, caplog):
     caplog.set_level("INFO")
     for k in range(20):
