@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
-from models.pretrained import Trained, open_with
+from models.pretrained import SECTIONS, Trained, open_with
 from runtime import checkpoint
 from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved
@@ -86,8 +86,13 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)
-    claim(out, {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
-                "guidance": settings.guidance})
+    what = {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
+            "guidance": settings.guidance}
+    if found.step is None:  # no run of ours, whose weights go with one config
+        config = found.state["config"]
+        shown = {key: config["data"][key] for key in ("size", "channels")}
+        what["network"] = {section: config[section] for section in SECTIONS} | {"data": shown}
+    claim(out, what)
     denoiser = load(found.state["config"], weights, settings)
     classes = found.state["classes"] if denoiser.network.classes else []
     shape = image_shape(found.state["config"]["data"])
@@ -146,9 +151,10 @@ def claim(out: Path, what: dict[str, Any]) -> None:
     """A folder holds the images of one set of settings."""
     path = out / SETTINGS
     out.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (lines := differences(what, json.loads(path.read_text()))):
+    made = any(out.glob("[0-9]*.png"))  # not by a command that failed before its first image
+    if made and path.exists() and (lines := differences(what, json.loads(path.read_text()))):
         raise UserError(f"{out} holds images made otherwise (there -> here):\n  " + "\n  ".join(lines) + "\nGive these their own out=DIR.")
-    if not path.exists() and any(out.glob("[0-9]*.png")):
+    if made and not path.exists():
         raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")
     write_json(path, what)
 

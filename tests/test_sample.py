@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -139,3 +140,23 @@ def test_images_made_otherwise_are_not_mixed(run_directory, tmp_path):
     sample(*command, "sampler.steps=3")
     assert "sampler.steps: 3 -> 4" in sample(*command, "sampler.steps=4", fails=True)
     assert json.loads((tmp_path / "sampling.json").read_text())["sampler"]["steps"] == 3
+
+
+def test_a_mistake_leaves_no_claim_on_the_folder(run_directory, tmp_path):
+    command = [f"checkpoint={run_directory}", f"out={tmp_path}", "n=1"]
+    sample(*command, "sampler.steps=2000", fails=True)
+    assert "1 of them new" in sample(*command, "sampler.steps=3")
+
+
+def test_bare_weights_with_other_settings_are_other_images(run_directory, tmp_path):
+    [weights] = run_directory.glob("checkpoints/step_7/ema.safetensors")
+    shutil.copy(weights, tmp_path / "bare.safetensors")
+
+    def command(*settings: str) -> list[str]:
+        overrides = ",".join(f"\"{setting}\"" for setting in [*TINY, "model.classes=3", *settings])
+        return [f"checkpoint={tmp_path}/bare.safetensors", f"overrides=[{overrides}]", f"out={tmp_path}/x", "sampler.steps=3"]
+
+    sample(*command(), "n=1")
+    assert "1 of them new" in sample(*command("data.source.path=elsewhere", "data=npz"), "n=2")
+    assert "network.data.size: [8, 12] -> 8" in sample(*command("data.size=8"), "n=3", fails=True)
+    assert "network.schedule._target_" in sample(*command("schedule=cosine"), "n=3", fails=True)
