@@ -91,8 +91,19 @@ def test_include_copies_some_layers_and_leaves_the_rest_as_they_were():
 def test_mistakes():
     with pytest.raises(UserError, match="source.include: dwn"):
         fit(unet().state_dict(), unet().state_dict(), ["dwn.*"])
-    with pytest.raises(UserError, match="no tensor of the source fits"):
+    with pytest.raises(UserError, match="no weight of the source fits"):
         fit({"other": torch.zeros(1)}, unet().state_dict())
+
+
+def test_a_bias_that_fits_by_chance_makes_no_source():
+    """The output's bias has one entry a channel in any network."""
+    torch.manual_seed(0)
+    other = UNet(16, [1, 2], 1, [1], groups=4)
+    with pytest.raises(UserError, match="no weight of the source fits"):
+        fit(other.state_dict(), unet().state_dict())
+    with pytest.raises(UserError, match="no weight of the source fits"):
+        fit(other.state_dict(), unet(in_channels=1, out_channels=1).state_dict())
+    fit(other.state_dict(), unet().state_dict(), ["conv_out.bias"])  # which is what was asked for
 
 
 def test_a_variance_that_is_learned_anew_starts_at_zero_beside_the_sources_prediction():

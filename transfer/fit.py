@@ -36,6 +36,9 @@ class SourceSettings:
         return self.from_ is not None and len(self.include) > 0
 
 
+NOT_INCLUDED = "not in source.include"
+
+
 class Fit(NamedTuple):
     """What became of one tensor. status: loaded, resized, new or dropped."""
 
@@ -96,7 +99,7 @@ RESIZE: dict[str, Callable[[Tensor, Tensor, int, int], tuple[Tensor, str] | None
 def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[str] = ("*",)) -> tuple[dict[str, Tensor], list[Fit]]:
     """Source weights in the target's shapes -> (a full state dict for the target, the table of what became of each tensor).
 
-    target: its freshly initialized state, which stays where nothing is copied. Raises UserError where no tensor fits or a
+    target: its freshly initialized state, which stays where nothing is copied. Raises UserError where no weight fits or a
     pattern of include matches none.
     """
     for pattern in include:
@@ -109,8 +112,10 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[
         if value is not None:
             state[name] = value.to(tensor.dtype)
     rows += [Fit(name, "dropped", "the target has no such tensor") for name in source if name not in target]
-    if include and all(row.status in ("new", "dropped") for row in rows):
-        raise UserError("source.from: no tensor of the source fits the target network; their architectures differ. Set model=... to "
+    wanted = [row for row in rows if row.name in target and row.how != NOT_INCLUDED]
+    weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
+    if weights and all(row.status == "new" for row in weights):
+        raise UserError("source.from: no weight of the source fits the target network; their architectures differ. Set model=... to "
                         "the source's.")
     return state, rows
 
@@ -118,7 +123,7 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[
 def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence[str],
              channels: Sequence[int]) -> tuple[Tensor | None, Fit]:
     if not any(fnmatchcase(name, pattern) for pattern in include):
-        return None, Fit(name, "new", "not in source.include")
+        return None, Fit(name, "new", NOT_INCLUDED)
     if source is None:
         return None, Fit(name, "new", "the source has no such tensor")
     if source.shape == target.shape:
