@@ -66,8 +66,8 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_args(arguments).overrides)
     except HydraException as error:
-        raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces or "
-                        "commas: 'checkpoint=\"my run\"'.") from error
+        raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces, "
+                        "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.source.patient=\"(P\\d+)_\"'.") from error
     ours = [o for o in overrides if o.key_or_group.split("/")[0].split(".")[0] != "hydra"]
     chosen = [o for o in ours if o.key_or_group in groups()]
     for override in chosen:

@@ -107,6 +107,8 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     ("train.batch_size=10 train.accumulation=3", "multiple of accumulation"),
     ("model.channels=36", "divisible by groups"),
     ("data.size=25", "divisible by 4"),
+    ("data.channels=3 model.in_channels=1", "model.in_channels=1, and images have data.channels=3"),
+    (r"data.source.patient=(P\d+)_", "brackets, twice"),
     ("transfer.rules=[{pattern: uq.*}]", "transfer.rules: uq.* matches no parameter; did you mean up"),
     ("transfer.rules=[{pattern: up.*, learning_rate_scale: 0}]", "train nothing"),
     ("transfer.rules=[{patern: up.*}]", "pattern"),

@@ -88,6 +88,10 @@ def build_denoiser(config: Config) -> Denoiser:
 
 def check_network(config: Config) -> ParameterPlan:
     """Builds the denoiser without memory and resolves the rules on it: what is wrong with either shows before data is read."""
+    channels = config["data"]["channels"]
+    if (takes := config["model"].get("in_channels", channels)) != channels:
+        raise UserError(f"model.in_channels={takes}, and images have data.channels={channels}: leave model.in_channels out, which follows "
+                        "from data.channels.")
     with torch.device("meta"):
         network = build_denoiser(config).network
     multiple = getattr(network, "multiple", 1)
