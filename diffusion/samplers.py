@@ -65,13 +65,14 @@ def dpm_solver(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequ
 
 def heun(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
     """Karras et al. 2022, algorithm 1, for the equation in x / alpha over sigma / alpha. Deterministic, two calls a step, of second
-    order; the last step, and one from a T without signal, are of first order (which is DDIM's)."""
-    without_signal = schedule.steps if schedule.zero_terminal_snr else None
+    order. Of first order (which is DDIM's) are the last step and one from hardly any signal: there the mean of two slopes would add
+    the change of x0 alpha_s^2 / (2 alpha_t) times, and from more than once on that is farther off."""
+    schedule = schedule.to("cpu")  # its numbers decide, and no step should wait for the device
     for t, s in _descend(steps, schedule):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         here = denoise(x, t)
         euler = expand(alpha_s, x) * here.x0 + expand(sigma_s, x) * here.noise
-        if s == 0 or t == without_signal:
+        if s == 0 or alpha_s**2 > 2 * alpha_t:
             x = euler
             continue
         there = denoise(euler, s)

@@ -81,7 +81,7 @@ class NoiseSchedule:
         At s = 0 the posterior's is -inf; Ho uses the value of the step above, here the next one of the same length.
         fraction: a number, or a tensor of x's shape; the result has the wider shape and is float64.
         """
-        s, t = (torch.as_tensor(v, device=self.alpha_bar.device) for v in (s, t))
+        s, t = torch.as_tensor(s), torch.as_tensor(t)  # a number on the CPU indexes without waiting for the device
         length = torch.where(s == 0, torch.minimum(t, self.steps - t), 0)  # 0 too where no step is above
         posterior, beta = self.posterior_variance(s + length, t + length), self.step_beta(s, t)
         lower = torch.where(posterior > 0, posterior, beta).log()

@@ -61,4 +61,4 @@ class Importance(nn.Module):
         row = torch.where(kept, t, 0)
         place = (self.seen[t] + nth) % self.history
         self.losses[row, place] = torch.where(kept, loss, 0.0)
-        self.seen += torch.bincount(t, minlength=self.steps + 1)
+        self.seen.index_add_(0, t, torch.ones_like(t))

@@ -44,6 +44,12 @@ def test_the_history_is_the_last_losses_of_each_t(history, batch):
     assert len({round(p, 6) for p in slow.probabilities()}) == 5  # it was past its start
 
 
+def test_an_update_does_not_wait_for_the_device():
+    """On the meta device whatever asks for a value raises."""
+    t = torch.ones(4, dtype=torch.int64, device="meta")
+    Importance(5).to("meta").update(t, t.float())
+
+
 def warmed(uniform=0.01):
     ours = Importance(5, 2, uniform)
     for t, loss in enumerate([1.0, 2.0, 4.0, 8.0, 16.0], 1):
