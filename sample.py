@@ -62,6 +62,9 @@ class SampleSettings:
             raise ValueError("n, batch_size and strip must be at least 1.")
         if self.weights not in ("ema", "model"):
             raise ValueError(f"weights must be ema or model, not {self.weights}.")
+        if self.guidance != 1 and self.label is None:
+            raise ValueError("guidance leads from the null class to a label, of a model with classes: give label=NAME or label=all, or "
+                             "leave guidance at 1.")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
@@ -165,8 +168,6 @@ def load(config: dict[str, Any], weights: dict[str, torch.Tensor], settings: Sam
     denoiser = build_denoiser(config)
     denoiser.network.load_state_dict(weights)
     denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    if settings.guidance != 1 and not denoiser.network.classes:
-        raise UserError("guidance needs a class-conditional model, and this one has no classes: leave guidance at 1.")
     return denoiser
 
 

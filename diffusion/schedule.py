@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     """Any schedule from its betas, beta_1 .. beta_T, each in (0, 1); the last may be 1, which leaves no signal at T."""
     betas = np.asarray(betas, dtype=np.float64)
     if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-        raise ValueError("schedule: betas must be a list of numbers in (0, 1), of which only the last may be 1.")
+        raise ValueError("betas must be a list of numbers in (0, 1), of which only the last may be 1.")
     return NoiseSchedule(torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)])))
 
 
@@ -114,6 +115,8 @@ def rescaled_linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float
     """Ho's line of betas for any number of steps: betas times 1000 / T, so that about as little signal is left at T; Nichol and
     Dhariwal's code (their paper does not say it)."""
     _check_steps(steps)
+    if steps < 1000 * beta_end:
+        raise ValueError(f"schedule.steps must be at least {math.ceil(1000 * beta_end)}, not {steps}: 1000 / steps * beta_end is a beta.")
     return from_betas(np.linspace(1000 / steps * beta_start, 1000 / steps * beta_end, steps))
 
 
@@ -146,7 +149,7 @@ def zero_terminal(schedule: NoiseSchedule) -> NoiseSchedule:
     """The schedule with no signal left at T: sqrt(alpha_bar) shifted to end at 0 and scaled to keep step 1; Lin et al. 2024,
     algorithm 1. Needs a parameterization other than the noise."""
     if schedule.steps < 2:
-        raise ValueError("schedule: zero terminal SNR needs at least 2 steps, as the first one keeps its signal.")
+        raise ValueError("zero terminal SNR needs at least 2 steps, as the first one keeps its signal.")
     root = schedule.alpha_bar.sqrt()
     first, last = root[1], root[-1]
     rescaled = (root - last) * first / (first - last)

@@ -54,7 +54,7 @@ class UNet(nn.Module):
         self.channels, self.classes, self.gradient_checkpointing = channels, classes, gradient_checkpointing
         self.dropout, self.heads, self.groups = dropout, heads, groups
         widths = [int(channels * m) for m in multipliers]
-        self._check(widths, attention_levels)
+        self._check(widths, blocks, attention_levels)
         self.multiple = 2 ** (len(widths) - 1)
 
         def attention(level, width):
@@ -110,7 +110,9 @@ class UNet(nn.Module):
         """[B] -> [B, channels]"""
         return timestep_embedding(timestep, self.channels)
 
-    def _check(self, widths: Sequence[int], attention_levels: Sequence[int]) -> None:
+    def _check(self, widths: Sequence[int], blocks: int, attention_levels: Sequence[int]) -> None:
+        if not widths or blocks < 1:
+            raise ValueError("multipliers must have at least one level and blocks be at least one block a level.")
         if bad := [w for w in [self.first_width(widths), *widths] if w % self.groups]:
             raise ValueError(f"every width must be divisible by groups={self.groups}, and {bad[0]} is not: change channels or groups.")
         if bad := [level for level in attention_levels if not 0 <= level < len(widths)]:

@@ -339,6 +339,13 @@ def test_rescaled_linear_scales_the_betas_with_the_number_of_steps(steps):
     assert schedules.rescaled_linear(steps).alpha_bar[-1].item() == pytest.approx(np.exp(-10.05), rel=0.2)
 
 
+def test_rescaled_linear_needs_enough_steps():
+    """1000 / 19 times 0.02 is more than 1; at 20 the last beta is 1, and no signal is left."""
+    with pytest.raises(ValueError, match="steps must be at least 20"):
+        schedules.rescaled_linear(19)
+    assert schedules.rescaled_linear(20).zero_terminal_snr
+
+
 def test_snr_is_signal_over_noise():
     bar = schedules.linear(1000).alpha_bar
     np.testing.assert_allclose(schedules.linear(1000).snr(torch.tensor([1, 500, 1000])), [bar[k] / (1 - bar[k]) for k in (1, 500, 1000)])

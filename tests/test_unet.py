@@ -106,7 +106,8 @@ def test_sizes_that_do_not_divide_are_refused(size):
 
 @pytest.mark.parametrize(("options", "match"), [({"channels": 20, "groups": 8}, "groups=8"), ({"heads": 3}, "heads=3"),
                                                 ({"attention_levels": [2]}, "no level 2"), ({"attention_levels": [-1]}, "no level -1"),
-                                                ({"channels": 3, "groups": 1}, "even"), ({"channels": 2, "groups": 1}, "even")])
+                                                ({"channels": 3, "groups": 1}, "even"), ({"channels": 2, "groups": 1}, "even"),
+                                                ({"multipliers": []}, "at least one level"), ({"blocks": 0}, "at least one block")])
 def test_impossible_networks_are_refused(options, match):
     """Each constructor mistake has its own message."""
     with pytest.raises(ValueError, match=match):

@@ -53,7 +53,6 @@ class RunSettings:
     directory: str | None = None
     cache: str = "cache"
     log_every: int = 20
-    evaluate_every: int = 1000
     sample_every: int = 5000
     checkpoint_every: int = 1000
     keep_last: int = 2
@@ -61,7 +60,7 @@ class RunSettings:
     samples: int = 64
 
     def __post_init__(self):
-        for name in ("log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep_last", "held_out_draws", "samples"):
+        for name in ("log_every", "sample_every", "checkpoint_every", "keep_last", "held_out_draws", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
 
