@@ -60,6 +60,8 @@ def run(config: Config, wait: bool = False) -> Path:
     check_config(config)
     plan = check_network(config)
     source, images = together(lambda: locate(config), lambda: open_images(config))
+    if (classes := config["model"].get("classes", 0)) and classes != len(images.classes):
+        raise UserError(f"model.classes={classes}, but {images.name} has {len(images.classes)} classes: set model.classes to that.")
     who, directory = place(config, images, source)
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
     with locked(directory / ".lock", None if wait else busy):
@@ -140,8 +142,6 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     device = pick_device(run_settings.device)
     precision = kept_precision(directory) if saved else pick_precision(settings.precision, device)
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
-    if (classes := config["model"].get("classes", 0)) and classes != len(dataset.classes):
-        raise UserError(f"model.classes={classes}, but {images.name} has {len(dataset.classes)} classes: set model.classes to that.")
     show_images(dataset, run_settings.samples, directory / "images.png")
     torch.manual_seed(derive(config["seed"], "weights"))
     denoiser = build_denoiser(config)
@@ -180,7 +180,8 @@ def show_images(dataset: Dataset, count: int, path: Path) -> None:
 def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> None:
     """Fits the source's weights to the network and keeps the table of what became of each tensor."""
     found, tensors = weights
-    for section in ("schedule", "parameterization"):
+    learned = all(build(c["variance"], TARGETS["variance"], "variance").outputs == 2 for c in (config, found.state["config"]))
+    for section in ("schedule", "parameterization", *(["variance"] if learned else [])):
         if lines := differences(config[section], found.state["config"][section], section):
             log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
     other = "; ".join(other_settings(config["model"], found.state["config"]["model"]))

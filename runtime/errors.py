@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 USER_ERROR = 2  # exit code
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # of a folder to write to, most often
 
 
 class UserError(ValueError):
@@ -38,7 +40,7 @@ def together(*steps: Callable[[], Any]) -> list[Any]:
 
 
 def one_message(main: Callable) -> Callable:
-    """Prints a UserError as its message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    """Prints a UserError, or what the system refuses, as its message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
     @wraps(main)
     def wrapped(*args, **kwargs):
@@ -48,6 +50,12 @@ def one_message(main: Callable) -> Callable:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(USER_ERROR)
+        except OSError as error:
+            if error.errno not in NOT_OURS or error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"error: {error.filename}: {error.strerror}. Where things are written is set by run.root, run.directory and "
+                  "run.cache of train.py, and by out of sample.py and export.py.", file=sys.stderr, flush=True)
             sys.exit(USER_ERROR)
 
     return wrapped

@@ -138,6 +138,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     (["sample.py", "chekpoint=nowhere"], "did you mean checkpoint"),
     (["sample.py"], "checkpoint"),
     (["report.py", "runs/nowhere"], "error: runs/nowhere: no such folder"),
+    (["train.py", "data=bundled_faces", "run.directory=README.md/run"], "error: README.md/run: Not a directory. Where things are"),
 ])
 def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
     overrides = [f"run.root={tmp_path}", f"run.cache={tmp_path}"] if arguments[0] == "train.py" else []

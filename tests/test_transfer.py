@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from runtime.config import composed
 from runtime.log import read_metrics
+from train import start_from
+from training.parts import build_denoiser
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "train.batch_size=4",
@@ -105,6 +109,18 @@ def test_another_parameterization_than_the_source_is_named(root):
         assert word in other and word not in same
 
 
+def test_another_kind_of_learned_variance_is_named(tmp_path, caplog):
+    """The shapes agree, and the second half is a fraction in one and a log variance in the other. What is fixed says nothing of weights."""
+    tiny = ["model.channels=8", "model.groups=4", "variance=learned", "loss=bound"]
+    ours, theirs = (composed("train", [*tiny, *more]) for more in ([], ["variance=learned_range"]))
+    denoiser = build_denoiser(ours)
+    for source in (theirs, ours, composed("train", ["variance=fixed_small"])):
+        caplog.clear()
+        found = SimpleNamespace(path=tmp_path, step=1, state={"config": source, "sha256": {"ema.safetensors": ""}})
+        start_from((found, denoiser.network.state_dict()), denoiser, ours, tmp_path)
+        assert ("another variance" in caplog.text) == (source is theirs)
+
+
 def test_scratch_copies_nothing_and_needs_no_source(tmp_path):
     text = transfer(tmp_path, "transfer=scratch")
     assert "source" not in text
@@ -188,6 +204,7 @@ def test_a_wrong_number_of_classes(folder, tmp_path):
     text = train(*TINY, "data=folder", f"data.source.path={folder}", "model.classes=3", f"run.root={tmp_path}", f"run.cache={tmp_path}",
                  code=2)
     assert "model.classes=3" in text and "has 2 classes" in text
+    assert not list(tmp_path.rglob("*.npy")) and not (tmp_path / "custom").exists()  # before hours of decoding
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
