@@ -183,6 +183,9 @@ def layout(root: Path, names: Sequence[str], classes: bool) -> tuple[list[str | 
         raise UserError(f"{root}: {stray} lies beside the folders train and test: move it into one of them.")
     inside = [p[1:] if split else p for p, split in zip(parts, splits, strict=True)]
     class_names = [p[0] if len(p) > 1 else "" for p in inside]
+    if classes and len(set(class_names)) == 1 and all(class_names) and not any(splits) and len({p[1] for p in parts if len(p) > 2}) > 1:
+        log.warning("%s: all its images are in %s, which is one class; data.source.path=%s takes the folders in it for classes", root,
+                    class_names[0], root / class_names[0])
     if classes:
         _check_classes(root, names, splits, class_names)
     return splits, class_names

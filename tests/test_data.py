@@ -136,6 +136,16 @@ def test_the_first_level_of_folders_gives_the_classes(tmp_path, prefix):
         assert file.relative_to(tmp_path / prefix).parts[0] == source.classes[source.labels[item]]
 
 
+def test_a_single_folder_above_the_classes_is_told(tmp_path, caplog):
+    make_folder(tmp_path, [f"test/{name}/{k}.png" for name in "ab" for k in range(4)])
+    assert Folder(MEMORY, str(tmp_path)).classes == ["test"]
+    assert f"data.source.path={tmp_path}/test takes the folders in it for classes" in caplog.text
+    caplog.clear()
+    assert Folder(MEMORY, str(tmp_path / "test")).classes == ["a", "b"]
+    Folder(MEMORY, str(tmp_path), classes=False)
+    assert "for classes" not in caplog.text
+
+
 def test_a_class_named_test_is_a_class_where_there_is_no_train(tmp_path):
     source = Folder(MEMORY, str(make_folder(tmp_path, [f"{name}/{k}.png" for name in ("test", "rest") for k in range(5)])), 0.2, 0.2)
     assert list(source.classes) == ["rest", "test"]
@@ -401,16 +411,15 @@ def test_a_map_with_gaps_is_never_taken_for_whole(tmp_path, monkeypatch):
     source.read = lambda item: good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
     decoded(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")
     source.read = good
-    for name in ("write_atomically", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(data.dataset if name == "write_atomically" else os, name, stop)
-            with pytest.raises(KeyboardInterrupt):
-                decoded(source, EIGHT, tmp_path / "cache")
-        assert decoded(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(data.dataset, "write_atomically", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            decoded(source, EIGHT, tmp_path / "cache")
     assert np.array_equal(decoded(source, EIGHT, tmp_path / "cache")[0], source.expected())
 
 
-def stop(*_):
+def write_and_stop(path: Path, content: str) -> None:
+    path.write_text(content)
     raise KeyboardInterrupt
 
 
