@@ -20,7 +20,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"run.device={name}: not usable here ({reason}). run.device=auto takes what is there.") from error
+        raise UserError(f"device={name}: not usable here ({reason}). auto takes what is there: run.device=auto of train.py, device=auto "
+                        "of sample.py.") from error
     return device
 
 

@@ -137,6 +137,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     (["sample.py", "checkpoint=nowhere"], "error: nowhere: no checkpoint there"),
     (["sample.py", "chekpoint=nowhere"], "did you mean checkpoint"),
     (["sample.py"], "checkpoint"),
+    (["train.py", "data=bundled_faces", "run.device=cuda:99"], "error: device=cuda:99: not usable here"),
     (["report.py", "runs/nowhere"], "error: runs/nowhere: no such folder"),
     (["train.py", "data=bundled_faces", "run.directory=README.md/run"], "error: README.md/run: Not a directory. Where things are"),
 ])
