@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class Dicom(Files):
 
     def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = False, window: Sequence[float] | None = None):
-        if window is not None and (len(window) != 2 or window[1] <= 0):
+        if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
             raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
         self.memory, self.window, self.range = memory, window, Measured(self._measure)
         root = existing_folder(path)

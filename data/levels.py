@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -70,7 +71,7 @@ class Given:
     """A range by setting."""
 
     def __init__(self, low_high: Sequence[float], setting: str):
-        if len(low_high) != 2 or not low_high[0] < low_high[1]:
+        if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
             raise UserError(f"{setting}={list(low_high)}: two numbers are needed, [LOW, HIGH], what is shown black and what white.")
         self._range = float(low_high[0]), float(low_high[1])
 

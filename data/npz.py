@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ class Npz:
 
     def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, images: str | None = None,
                  labels: str | None = None, range_: Sequence[float] | None = None, classes: Sequence[str] | None = None):
-        if range_ is not None and (len(range_) != 2 or range_[0] == range_[1]):
+        if range_ is not None and not (len(range_) == 2 and all(map(math.isfinite, range_)) and range_[0] != range_[1]):
             raise UserError(f"data.source.range={list(range_)}: two different numbers, the values that become black and white.")
         self.path = Path(path).expanduser()
         self.name = self.path.name

@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def check_shares(validation: float, test: float) -> None:
-    if validation < 0 or test < 0 or validation + test >= 1:
+    if not (validation >= 0 and test >= 0 and validation + test < 1):  # nor NaN
         raise UserError(f"data.source: validation={validation} and test={test} must be shares that leave some for training.")
 
 

@@ -168,7 +168,7 @@ def test_folders_without_images_are_refused(tmp_path):
         Folder(MEMORY, str(tmp_path))
 
 
-@pytest.mark.parametrize("validation, test", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0)])
+@pytest.mark.parametrize("validation, test", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0), (float("nan"), 0.1)])
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, validation, test):
     with pytest.raises(UserError, match="shares"):
         Folder(MEMORY, str(make_folder(tmp_path, ["1.png", "2.png"])), validation, test)

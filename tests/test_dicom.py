@@ -184,7 +184,7 @@ def test_files_of_8_bits_are_not_stretched(tmp_path):
     same(gray_of(tmp_path), stored)
 
 
-@pytest.mark.parametrize("window", [[40], [40, 0], [40, -1], [1, 2, 3]])
+@pytest.mark.parametrize("window", [[40], [40, 0], [40, -1], [1, 2, 3], [40, float("inf")], [float("nan"), 4]])
 def test_a_window_that_is_none_is_refused(tmp_path, window):
     with pytest.raises(UserError, match=r"data.source.window=.*\[CENTER, WIDTH\]"):
         Dicom(MEMORY, str(tmp_path), window=window)

@@ -87,7 +87,7 @@ def test_a_range_is_measured_once_and_only_when_it_is_needed():
     assert found == [(2.0, 3.0)] * 8 and calls == [1]
 
 
-@pytest.mark.parametrize("setting", [[1], [1, 2, 3], [2, 2], [3, 1]])
+@pytest.mark.parametrize("setting", [[1], [1, 2, 3], [2, 2], [3, 1], [0, float("inf")], [float("nan"), 1]])
 def test_a_given_range_needs_two_numbers_that_rise(setting):
     with pytest.raises(UserError, match=r"data.source.range=.*LOW, HIGH"):
         Given(setting, "data.source.range")

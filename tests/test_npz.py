@@ -392,6 +392,13 @@ def test_the_fingerprint_is_of_the_content_and_the_settings(tmp_path):
     assert opened(path).fingerprint != opened(moved).fingerprint
 
 
+def test_a_range_without_an_end_is_refused(tmp_path):
+    path = save(tmp_path, images=BYTES)
+    for setting in ([0, float("inf")], [float("nan"), 1], [1, 1], [1]):
+        with pytest.raises(UserError, match="two different numbers"):
+            opened(path, range_=setting)
+
+
 # The configs of the sources that need files
 
 
