@@ -48,7 +48,7 @@ class ParameterPlan:
         groups: dict[tuple[Rule, ...], list[str]] = {}
         for name in self.parameters:
             groups.setdefault(tuple(r for r in rules if fnmatchcase(name, r.pattern)), []).append(name)
-        # A group that never trains stays out of the optimizer.
+        # A group that every one of its rules freezes stays out of the optimizer.
         self.trained = {rules: names for rules, names in groups.items() if any(r.learning_rate_scale > 0 for r in rules)}
         self.moments = sorted({0} | {m for rule in rules for m in (rule.from_step, rule.until_step) if m is not None})
         if not any(self.scale(rules, m) for rules in self.trained for m in self.moments):
