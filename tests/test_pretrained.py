@@ -302,7 +302,7 @@ def test_other_settings_of_the_source_are_told(folder, tmp_path):
     code, text = runs.train(tmp_path / "some", [*TARGET, f"source.from={folder}", "model.multipliers=[1,3]"])
     assert code == 0 and "(here -> source): model.multipliers=[1,3] -> [1,2]" in text, text
     code, text = runs.train(tmp_path / "none", [*TARGET, f"source.from={folder}", "model.channels=16", "source.include=['down.*']"])
-    assert code == 2 and "no tensor of the source fits" in text and "model.channels=16 -> 8" in text, text
+    assert code == 2 and "no weight of the source fits" in text and "model.channels=16 -> 8" in text, text
 
 
 def test_a_source_that_is_none(tmp_path):
