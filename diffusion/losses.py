@@ -75,8 +75,10 @@ def bound_term(schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t:
     # At s = 0 the true posterior is a point: its log variance only stands in for where() below.
     true_log_variance = expand(Fraction(0.0).log(schedule, s, t), x_t)
     kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
-    decoder = -discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance).flatten(1).mean(1)
-    return torch.where(t == 1, decoder, kl) / math.log(2)
+    first = (t == 1).reshape(-1, *[1] * (x0.ndim - 1))
+    # Elsewhere the decoder sees what it cannot fail on: where() would let the NaN of a gradient through.
+    decoder = -discretized_gaussian_log_likelihood(x0, torch.where(first, mean, x0), torch.where(first, 0.5 * log_variance, 0.0))
+    return torch.where(t == 1, decoder.flatten(1).mean(1), kl) / math.log(2)
 
 
 TEACH_VARIANCE = (bound_loss, hybrid_loss)

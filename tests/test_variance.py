@@ -152,3 +152,12 @@ def test_ancestral_sampling_with_a_learned_range(s):
     mean = math.sqrt(BAR[s]) * beta / (1 - BAR[3]) * 1.0 + math.sqrt(1 - beta) * (1 - BAR[s]) / (1 - BAR[3]) * 0.8
     deviation = math.exp(0.5 * (0.6 * math.log(beta) + 0.4 * math.log(posterior))) if s else 0.0
     assert out == pytest.approx(mean + deviation * 1.5, rel=1e-10)
+
+
+@pytest.mark.parametrize("said", [30.0, -30.0, 200.0])
+def test_an_extreme_variance_elsewhere_leaves_no_nan_through_the_decoder(said):
+    """The decoder of t = 1 is masked out at all other t; a gradient of NaN times 0 would not be."""
+    network = Says(300.0, said)
+    loss = bound_loss(Denoiser(network, THREE, PredictX0(), LearnedRange()), pixel(0.4), torch.tensor([3]), pixel(-0.7))
+    loss.sum().backward()
+    assert network.image.grad.isfinite() and network.variance.grad.isfinite()
