@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv, write_json
 from runtime.errors import UserError, near, one_message, together
 from runtime.files import locked, remove_leftovers, write_atomically
-from runtime.log import RunLog, grid, log_to_terminal, png
+from runtime.log import RunLog, grid, log_to_terminal, logged_to, png, recorded
 from runtime.randomness import derive
 from runtime.signals import PREEMPTED, Preempted
 from training.loop import Trainer
@@ -59,7 +60,8 @@ def run(config: Config, wait: bool = False) -> Path:
     """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
     check_config(config)
     plan = check_network(config)
-    source, images = together(lambda: locate(config), lambda: open_images(config))
+    with recorded() as said:  # before it is known where the run's log is
+        source, images = together(lambda: locate(config), lambda: open_images(config))
     if (classes := config["model"].get("classes", 0)) and classes != len(images.classes):
         raise UserError(f"model.classes={classes}, but {images.name} has {len(images.classes)} classes: set model.classes to that.")
     who, directory = place(config, images, source)
@@ -75,7 +77,7 @@ def run(config: Config, wait: bool = False) -> Path:
             log.info("%s: %s, %.1f%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
                      100 * plan.share())
             weights = None if saved or source is None else source_weights(source, config)
-            with trainer(config, images, directory, saved, weights) as prepared:
+            with logged_to(directory / "log.txt", said), trainer(config, images, directory, saved, weights) as prepared:
                 prepared.train()
             log.info("finished: %s\n  samples: %s", directory, directory / "samples")
     return directory
@@ -147,6 +149,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     denoiser = build_denoiser(config)
     if weights:
         start_from(weights, denoiser, config, directory)
+        check_classes(weights[0].state["classes"], dataset.classes, denoiser.network.classes)
     denoiser.to(device, memory_format=torch.channels_last).train()
     plan = ParameterPlan(denoiser.network, rules_of(config))
     optimizer = build(config["optimizer"], TARGETS["optimizer"], "optimizer")(plan.groups())
@@ -198,6 +201,13 @@ def start_from(weights, denoiser: Denoiser, config: Config, directory: Path) -> 
     write_json(directory / "source.json", {
         "from": config["source"]["from"], "path": str(found.path), "step": found.step, "weights": file,
         "sha256": found.state["sha256"][file], "tensors": [row._asdict() for row in rows]})
+
+
+def check_classes(source: Sequence[str], target: Sequence[str], classes: int) -> None:
+    """Says where the rows of the source's class table went to classes of other names."""
+    if classes and len(source) == len(target) and list(source) != list(target):
+        log.warning("the source's classes have other names, and each starts as that of its number: %s",
+                    ", ".join(f"{theirs} -> {ours}" for theirs, ours in list(zip(source, target, strict=True))[:8]))
 
 
 def choose_something() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from data.memory import Memory
 from data.source import ImageSource, TooSmall, hash_of, to_array
 from runtime.errors import UserError
 from runtime.files import locked, raise_if_full, sync_directory, write_atomically
+from runtime.log import recorded
 from runtime.randomness import generator
 
-DECODER = 2  # raise when to_array changes what it makes of a file
+DECODER = 3  # raise when to_array changes what it makes of a file
 SHOWN = 20  # files that a message names
 
 log = logging.getLogger("data")
@@ -92,11 +93,14 @@ def decoded(source: ImageSource, settings: DataSettings, cache: Path) -> tuple[n
     """The memory map of a source, and why which of its items could not be used (none of them without skip_broken). Built first where
     it is missing; runs that need the same one wait for a single builder."""
     key = hash_of(DECODER, source.fingerprint, settings.height_width, settings.channels, settings.upscale, settings.resample)[:16]
-    path = cache / f"{key}.npy"
+    path, built = cache / f"{key}.npy", False
     if not _usable(path, source, settings):
         with locked(cache / f"{key}.lock"):
             if not _usable(path, source, settings):
                 _decode(source, settings, path)
+                built = True
+    for line in [] if built else _about(path)["said"]:  # such as a range that was measured
+        log.info("%s", line)
     broken = _broken(path)
     if broken:
         log.warning("%s\n(remembered in %s; delete it to try these again)", _listed(source, broken, "left out"), path.with_suffix(".json"))
@@ -110,8 +114,12 @@ def _usable(path: Path, source: ImageSource, settings: DataSettings) -> bool:
             and (settings.skip_broken or not _broken(path)))
 
 
+def _about(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_suffix(".json").read_text())
+
+
 def _broken(path: Path) -> dict[int, str]:
-    return {int(item): reason for item, reason in json.loads(path.with_suffix(".json").read_text())["broken"].items()}
+    return {int(item): reason for item, reason in _about(path)["broken"].items()}
 
 
 def _decode(source: ImageSource, settings: DataSettings, path: Path) -> None:
@@ -128,7 +136,7 @@ def _decode(source: ImageSource, settings: DataSettings, path: Path) -> None:
     try:
         _reserve(aside, shape)
         images = np.lib.format.open_memmap(aside, mode="r+")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with recorded() as said, ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in tqdm(range(0, len(source), 256), desc=f"decoding {source.name}", unit="x256", delay=2):
                 items = range(start, min(start + 256, len(source)))
                 for item, image in zip(items, pool.map(decode, items), strict=True):
@@ -138,7 +146,8 @@ def _decode(source: ImageSource, settings: DataSettings, path: Path) -> None:
         if not failures or settings.skip_broken:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
-            about = {"source": source.name, "shape": shape, "broken": {item: str(failures[item]) for item in sorted(failures)}}
+            about = {"source": source.name, "shape": shape, "broken": {item: str(failures[item]) for item in sorted(failures)},
+                     "said": [record.getMessage() for record in said if record.name == log.name]}
             os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
             sync_directory(path.parent)
             write_atomically(path.with_suffix(".json"), json.dumps(about))

@@ -96,7 +96,9 @@ class Npz:
             try:
                 self._arrays[split] = read_array(self.path, self.keys[split][0])
                 if split == "train" and self.range is None:
-                    self.range = range_of(self._arrays[split], f"{self.path}: {self.keys[split][0]}")
+                    rows = self.splits["train"]  # of the file's first array, whose others may be held out
+                    trained = self._arrays[split] if len(rows) == self.counts[split] else self._arrays[split][rows]
+                    self.range = range_of(trained, f"{self.path}: {self.keys[split][0]}")
             except UserError as error:
                 self._arrays[split] = error  # kept: reading the next image shall not do it all again, to fail again
         array = self._arrays[split]

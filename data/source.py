@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from runtime.config import canonical
 from runtime.errors import UserError
 
 
@@ -34,7 +35,7 @@ class ImageSource(Protocol):
 
 
 def hash_of(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(canonical(content), sort_keys=True).encode()).hexdigest()
 
 
 class TooSmall(UserError):

@@ -135,7 +135,16 @@ def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:
 
 
 def digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def canonical(content: Any) -> Any:
+    """The same in which 40.0 is 40: how a number is written makes no other run."""
+    if isinstance(content, dict):
+        return {key: canonical(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [canonical(value) for value in content]
+    return int(content) if isinstance(content, float) and content.is_integer() else content
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

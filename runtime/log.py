@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,45 @@ def log_to_terminal() -> None:
         root.setLevel(logging.INFO)
 
 
+class _Kept(logging.Handler):
+    """Keeps the records."""
+
+    def __init__(self):
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[logging.LogRecord]]:
+    """The records of what is logged inside, for those who want them later."""
+    with _attached(_Kept()) as handler:
+        yield handler.records
+
+
+@contextlib.contextmanager
+def logged_to(path: Path, said: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+    """What is logged inside goes to a file too, after what was said before the file was known."""
+    handler = logging.FileHandler(path, errors="backslashreplace")  # a file may have a name in no encoding
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for record in said:
+        handler.handle(record)
+    with _attached(handler):
+        yield
+
+
+@contextlib.contextmanager
+def _attached(handler: logging.Handler) -> Iterator[Any]:
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
 class RunLog:
     """metrics.jsonl is the truth, wandb a copy of it. rows: how many of its rows the checkpoint knows of; those after them, left
     by a run that was killed, are dropped: the file is that of a run that was never interrupted."""
@@ -48,9 +88,6 @@ class RunLog:
     def __init__(self, directory: Path, rows: int, wandb: WandbSettings, config: dict[str, Any]):
         self.directory = directory
         (directory / "samples").mkdir(exist_ok=True)
-        self._handler = logging.FileHandler(directory / "log.txt", errors="backslashreplace")  # a file may have a name in no encoding
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger().addHandler(self._handler)
         self._path = directory / "metrics.jsonl"
         kept = read_metrics(self._path)[:rows]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -90,8 +127,6 @@ class RunLog:
 
     def close(self) -> None:
         os.close(self._file)
-        logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
         if self._wandb:
             self._wandb.finish()
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data.source import hash_of
 from runtime.build import build, fits
-from runtime.config import check_overrides, composed, differences, identity, options
+from runtime.config import check_overrides, composed, differences, digest, identity, options
 from runtime.errors import UserError
 from training.parts import TARGETS, check_config, check_network
 
@@ -191,3 +192,11 @@ def test_differences_name_the_path():
     ([1, 2], list[int], True), ([1, "a"], list[int], False), (False, bool, True), (0, bool, False), ("a", int | str, True)])
 def test_types(value, hint, right):
     assert fits(value, hint) is right
+
+
+def test_how_a_number_is_written_makes_no_other_run():
+    def name(*overrides):
+        return digest(identity(composed("train", overrides), "x"))
+
+    assert name("train.clip=1", "optimizer.eps=1") == name("train.clip=1.0", "optimizer.eps=1.0") != name("train.clip=1.5", "optimizer.eps=1")
+    assert hash_of([40, 400], 0.1, True) == hash_of([40.0, 400.0], 0.1, True) != hash_of([40, 400], 0.1, 1)

@@ -225,3 +225,19 @@ def test_a_run_shows_its_training_images(undisturbed):
     sheet = np.asarray(Image.open(directory / "images.png"))[::12, ::12]  # enlarged 12 times
     images = np.load(next((directory.parents[2] / "cache").glob("*.npy")))[..., 0]
     assert (sheet[1:9, 1:9] == images[0]).all() and (sheet[1:9, 10:18] == images[89]).all()
+
+
+def test_the_log_of_a_run_says_what_was_found_of_its_images(tmp_path):
+    """Also at the second start, when nothing is measured any more: the range that 12 bits in 16 were shown in."""
+    folder, wide = tmp_path / "images", np.random.default_rng(0).integers(0, 4096, (20, 8, 8), dtype=np.uint16)
+    folder.mkdir()
+    for k, image in enumerate(wide):
+        Image.fromarray(image).save(folder / f"{k}.png")
+    (folder / "notes.txt").write_text("not an image")
+    for seed in (0, 1):
+        train(*TINY, "data=folder", f"data.source.path={folder}", "data.channels=1", f"seed={seed}", f"run.root={tmp_path}/runs",
+              f"run.cache={tmp_path}/cache")
+    for log in tmp_path.glob("runs/custom/*/log.txt"):
+        text = log.read_text()
+        assert "left out 1 file" in text and ".txt 1" in text and "data.source.range" in text and "held-out loss" in text
+    assert len(list(tmp_path.glob("runs/custom/*/log.txt"))) == 2 and len(list(tmp_path.glob("cache/*.npy"))) == 1

@@ -188,8 +188,8 @@ class Trainer:
         with self.autocast():
             values = held_out_loss(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check)
         values["ema_share_of_start"] = share_of_start(self.settings.ema_decay, self.steps_done)
-        log.info("step %d: held-out loss %.5f (lowest noise %.4f, highest %.4f)", self.steps_done, values["loss"],
-                 values.get("loss_t0", math.nan), values.get("loss_t9", math.nan))
+        by_noise = [f"{which} noise {values[key]:.4f}" for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9")) if key in values]
+        log.info("step %d: held-out loss %.5f%s", self.steps_done, values["loss"], f" ({', '.join(by_noise)})" if by_noise else "")
         return values
 
     def _sample(self):
