@@ -23,7 +23,8 @@ from models.adm import ADMUNet, ScaleShiftResBlock
 from models.diffusers_format import FAMILIES, INDEX, SCHEDULER, UNET, WEIGHTS, UNet2DConfig, to_diffusers
 from models.diffusers_scheduler import PARAMETERIZATIONS, VARIANCES
 from models.layers import Attention
-from models.pretrained import Trained, network_of, open_with
+from models.network import network_of
+from models.pretrained import Trained, open_with
 from models.unet import UNet
 from runtime.build import build, check_arguments, resolve
 from runtime.checkpoint import EMA, MODEL

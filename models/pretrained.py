@@ -20,6 +20,7 @@ from torch import Tensor
 
 from models.ddim_format import from_ddim, is_ddim, weights_of
 from models.diffusers_format import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, is_folder, read_folder
+from models.network import network_of
 from models.openai_format import from_openai, is_openai
 from models.unet import UNet
 from runtime import checkpoint
@@ -111,13 +112,6 @@ def published(file: str) -> dict[str, Any] | None:
     """The settings of a file that its publisher gave this name."""
     known = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))
     return composed("train", known[file]) if file in known else None
-
-
-def network_of(config: dict[str, Any]) -> UNet:
-    """The network of a config, without memory: names and shapes."""
-    outputs = build(config["variance"], ["diffusion"], "variance").outputs
-    with torch.device("meta"):
-        return build(config["model"], ["models"], "model", out_channels=outputs * config["model"].get("in_channels", 3))
 
 
 def _folder(path: Path) -> Pretrained:

@@ -32,7 +32,8 @@ from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
 from models.diffusers_format import _multipliers, read_folder
 from models.diffusers_scheduler import read_scheduler
-from models.pretrained import network_of, open_pretrained
+from models.network import network_of
+from models.pretrained import open_pretrained
 from runtime.build import build
 from runtime.config import composed
 from runtime.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from models.pretrained import network_of
+from models.network import network_of
 from runtime.config import check_overrides, composed, options
 from runtime.errors import UserError
 from training.parts import build_denoiser, check_config

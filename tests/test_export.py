@@ -24,7 +24,8 @@ import models.adm
 import models.unet
 from diffusion import schedule as schedules
 from diffusion.samplers import ancestral, trailing_steps
-from models.pretrained import network_of, open_pretrained
+from models.network import network_of
+from models.pretrained import open_pretrained
 from runtime import checkpoint
 from runtime.checkpoint import EMA
 from runtime.config import composed

@@ -21,8 +21,9 @@ import export
 import sample
 from models import pretrained
 from models.ddim_format import to_ddim
+from models.network import network_of
 from models.openai_format import to_openai
-from models.pretrained import Pretrained, network_of, open_pretrained, open_with
+from models.pretrained import Pretrained, open_pretrained, open_with
 from runtime import checkpoint
 from runtime.checkpoint import EMA, MODEL
 from runtime.config import composed

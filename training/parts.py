@@ -11,6 +11,7 @@ from data.dataset import DataSettings
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss
+from models.network import build_network
 from runtime.build import build, check, check_arguments, describe, fits
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
@@ -78,8 +79,7 @@ def rules_of(config: Config) -> list[Rule]:
 def build_denoiser(config: Config) -> Denoiser:
     """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
     schedule, parameterization, variance = (build(config[n], TARGETS[n], n) for n in ("schedule", "parameterization", "variance"))
-    check(config["model"], TARGETS["model"], "model", GIVEN["model"])
-    network = build(config["model"], TARGETS["model"], "model", out_channels=variance.outputs * config["model"].get("in_channels", 3))
+    network = build_network(config)
     try:
         return Denoiser(network, schedule, parameterization, variance)
     except ValueError as error:
