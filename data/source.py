@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from runtime.config import canonical
+from runtime.config import sha256_of
 from runtime.errors import UserError
 
 
@@ -35,7 +33,7 @@ class ImageSource(Protocol):
 
 
 def hash_of(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(canonical(content), sort_keys=True).encode()).hexdigest()
+    return sha256_of(content)
 
 
 class TooSmall(UserError):

@@ -135,7 +135,12 @@ def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:
 
 
 def digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
+    return sha256_of(identity)[:8]
+
+
+def sha256_of(content: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(canonical(content), sort_keys=True).encode()).hexdigest()
 
 
 def canonical(content: Any) -> Any:
