@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from data.files import visible
+from data.images import read_image
+from data.levels import value_range
 from data.memory import Memory
 from data.source import hash_of
 from data.splits import SPLITS
@@ -51,11 +53,7 @@ class CelebA:
         return len(self.files)
 
     def read(self, item: int) -> Image.Image:
-        try:
-            with Image.open(self.files[item]) as image:
-                image.load()
-        except Exception as error:  # a broken file can raise anything
-            raise UserError(f"cannot be read as an image ({error})") from error
+        image = read_image(self.files[item], value_range)
         if image.size != SIZE:
             raise UserError(_other_size(image.size))
         return image.crop(self.crop) if self.crop else image
@@ -96,21 +94,19 @@ def _find(root: Path, given: str) -> tuple[list[int], list[Path]]:
     found: dict[int, Path] = {}
     others = 0
     start = next((root / place for place in PLACES if (root / place).is_dir()), root)
-    for folder, folders, names in os.walk(start, followlinks=True):
-        folders.sort()
-        for name in names:
-            match = FILE.fullmatch(name)
-            if not match:
-                others += name.lower().endswith((".jpg", ".jpeg", ".png"))
-                continue
-            number, file = int(match[1]), Path(folder, name)
-            if not 1 <= number <= COUNT:
-                raise UserError(f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of images: use data=folder "
-                                f"data.source.path={given}.")
-            if number in found:
-                raise UserError(f"{found[number]} and {file} are the same file of CelebA: name the folder of one copy by "
-                                "data.source.path, or remove the other.")
-            found[number] = file
+    for file in visible(start) if start.is_dir() else []:
+        match = FILE.fullmatch(file.name)
+        if not match:
+            others += file.suffix.lower() in (".jpg", ".jpeg", ".png")
+            continue
+        number = int(match[1])
+        if not 1 <= number <= COUNT:
+            raise UserError(f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of images: use data=folder "
+                            f"data.source.path={given}.")
+        if number in found:
+            raise UserError(f"{found[number]} and {file} are the same file of CelebA: name the folder of one copy by "
+                            "data.source.path, or remove the other.")
+        found[number] = file
     if len(found) < 3:
         raise UserError(_missing(root, start, given, len(found), others))
     numbers = sorted(found)

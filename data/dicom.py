@@ -48,7 +48,7 @@ class Dicom(Files):
                  classes: bool = False, window: Sequence[float] | None = None):
         if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
             raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
-        self.memory, self.window, self.range = memory, window, Measured(self._measure)
+        self.window, self.range = window, Measured(self._measure)
         root = existing_folder(path)
         found = visible(root)
         named = [p.suffix.lower() in SUFFIXES for p in found]
@@ -68,14 +68,10 @@ class Dicom(Files):
                          [headers[k].get("patient") for k in kept], validation, test, patient, classes, [window])
 
     def _measure(self) -> tuple[float, float]:
-        ranges = [r for r in self._ranges(self.training_files()) if r] or [r for r in self._ranges(list(dict.fromkeys(self.files))) if r]
-        low, high = joined(ranges)
+        (low, high), count = self.measured("range of a DICOM file, 1", file_range)
         log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to train on; "
-                 "data.source.window=[CENTER,WIDTH] sets another", self.name, low, high, len(ranges))
+                 "data.source.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
         return low, high
-
-    def _ranges(self, files: Sequence[Path]) -> list[list[float] | None]:
-        return self.memory.of(files, "range of a DICOM file, 1", file_range)
 
     def read(self, item: int) -> Image.Image:
         path, (_, frame) = self.files[item], self.items[item]

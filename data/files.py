@@ -6,10 +6,11 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.levels import joined
 from data.memory import Memory
 from data.source import hash_of
 from data.splits import SPLITS, check_shares, draw_splits, strata
@@ -36,7 +37,7 @@ class Files:
                  validation: float, test: float, patient: str | None, classes: bool, settings: Sequence[Any]):
         check_shares(validation, test)
         kind = type(self).__name__.lower()
-        self.root, self.name = root, f"{kind} {root}"
+        self.root, self.name, self.memory = root, f"{kind} {root}", memory
         names = [p.relative_to(root).as_posix() for p in files]
         if patient is not None:
             patients = patients_by(patient, names)
@@ -98,8 +99,11 @@ class Files:
             log.warning("%s: %s in more than one split: %d, so held-out numbers will look better than they are; for one: %s and %s",
                         self.name, what, len(shared), self.label_of(one), self.label_of(other))
 
-    def training_files(self) -> list[Path]:
-        return list(dict.fromkeys(self.files[item] for item in self.splits["train"]))
+    def measured(self, what: str, range_of_file: Callable[[Path], list[float] | None]) -> tuple[tuple[float, float], int]:
+        """The range that holds those of the training files, or of all files where none of these has one; and of how many."""
+        training, every = (list(dict.fromkeys(self.files[item] for item in items)) for items in (self.splits["train"], range(len(self))))
+        ranges = next(found for files in (training, every) if (found := [r for r in self.memory.of(files, what, range_of_file) if r]))
+        return joined(ranges), len(ranges)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.files import Files, check_found, existing_folder, visible
 from data.images import SUFFIXES, deep_range, read_image
-from data.levels import Given, Measured, joined, value_range
+from data.levels import Given, Measured, value_range
 from data.memory import Memory
 
 log = logging.getLogger("data")
@@ -27,7 +27,6 @@ class Folder(Files):
 
     def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = True, range_: Sequence[float] | Literal["image"] | None = None):
-        self.memory = memory
         self.range = {"image": value_range, None: Measured(self._measure)}[range_] if range_ in ("image", None) \
             else Given(range_, "data.source.range")
         root = existing_folder(path)
@@ -37,14 +36,10 @@ class Folder(Files):
         super().__init__(memory, root, files, [(0,)] * len(files), [None] * len(files), validation, test, patient, classes, [range_])
 
     def _measure(self) -> tuple[float, float]:
-        ranges = [r for r in self._ranges(self.training_files()) if r] or [r for r in self._ranges(self.files) if r]
-        low, high = joined(ranges)
+        (low, high), count = self.measured("range of an image, 1", deep_range)
         log.info("%s: in images of more than 8 bits %g is black and %g white, measured over the %d of them to train on; "
-                 "data.source.range=[LOW,HIGH] sets it, data.source.range=image takes each image's own", self.name, low, high, len(ranges))
+                 "data.source.range=[LOW,HIGH] sets it, data.source.range=image takes each image's own", self.name, low, high, count)
         return low, high
-
-    def _ranges(self, files) -> list[list[float] | None]:
-        return self.memory.of(files, "range of an image, 1", deep_range)
 
     def read(self, item: int) -> Image.Image:
         return read_image(self.files[item], self.range)
