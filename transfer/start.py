@@ -1,0 +1,58 @@
+"""Where a transfer starts: what penalties, replay and other terms of a strategy are built from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from data.dataset import Dataset, DataSettings
+from diffusion.denoiser import Condition, Denoiser, Prediction
+from models.pretrained import Trained
+
+
+class Seen(NamedTuple):
+    """What a training step has just computed on a micro-batch of target images. x_t: [B, C, H, W]; t: [B] in 1..T; prediction: the
+    student's, with its gradient."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Condition
+    prediction: Prediction
+
+
+Penalty = Callable[[Seen], Tensor]  # -> what is added to the loss, a scalar
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run at its first step. denoiser: the one that will train, on its device, with the source's weights and injected parameters that
+    change nothing yet. trained: the source itself, with its own config. copied: the parameters that came from it. target: the images
+    that are trained on, and data their settings. first_kept: the label that the source's class 0 has in the target's class
+    table, None where its classes are not kept. cache: for what is costly and depends on the source alone.
+    """
+
+    denoiser: Denoiser
+    trained: Trained
+    copied: Collection[str]
+    target: Dataset
+    data: DataSettings
+    first_kept: int | None
+    seed: int
+    batch_size: int
+    cache: Path
+
+    def frozen(self) -> Denoiser:
+        """A copy of the start, which is the source in the target's shape: it never trains."""
+        return copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+
+    def labels_of(self, source: np.ndarray) -> np.ndarray:
+        """The source's labels [N] as the target's network knows them: its kept rows, or the null class."""
+        if self.first_kept is None:
+            return np.full_like(source, self.denoiser.network.classes)
+        return source + self.first_kept
