@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import numpy as np
@@ -33,6 +33,7 @@ from runtime.log import grid, log_to_terminal, png
 from runtime.randomness import derive
 from training.parts import build_denoiser
 from training.settings import Precision
+from transfer.trained import Laid, is_difference, open_difference, origin_of, plain, source_of, start_of
 
 log = logging.getLogger("sample")
 SETTINGS = "sampling.json"
@@ -52,6 +53,8 @@ class SampleSettings:
     batch_size: int = 64
     label: int | str | None = None
     guidance: float = 1.0
+    reference: Literal["null_class", "source"] = "null_class"
+    source: str | None = None
     weights: str = "ema"
     strip: int = 8
     device: str = "auto"
@@ -62,9 +65,11 @@ class SampleSettings:
             raise ValueError("n, batch_size and strip must be at least 1.")
         if self.weights not in ("ema", "model"):
             raise ValueError(f"weights must be ema or model, not {self.weights}.")
-        if self.guidance != 1 and self.label is None:
-            raise ValueError("guidance leads from the null class to a label, of a model with classes: give label=NAME or label=all, or "
-                             "leave guidance at 1.")
+        if self.guidance != 1 and self.label is None and self.reference == "null_class":
+            raise ValueError("guidance leads from the null class to a label, of a model with classes: give label=NAME or label=all; or "
+                             "from the source to what was made of it: reference=source; or leave guidance at 1.")
+        if self.guidance == 1 and self.reference == "source":
+            raise ValueError("reference=source needs a guidance other than 1, such as guidance=1.5 (domain guidance).")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
@@ -85,18 +90,20 @@ def main(cfg: DictConfig) -> None:
 
 def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
-    found = open_with(settings.checkpoint, settings.trained_as, settings.overrides)
+    found = (open_difference(settings.checkpoint, settings.source) if is_difference(settings.checkpoint)
+             else plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides)))
     file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)
     what = {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
-            "guidance": settings.guidance}
+            "guidance": settings.guidance} | ({"reference": "source"} if settings.reference == "source" else {})
     if found.step is None:  # no run of ours, whose weights go with one config
         config = found.state["config"]
         shown = {key: config["data"][key] for key in ("size", "channels")}
         what["network"] = {section: config[section] for section in SECTIONS} | {"data": shown}
     claim(out, what)
     denoiser = load(found.state["config"], weights, settings)
+    reference = denoiser if settings.reference == "null_class" else load(found.state["config"], start_weights(found, settings.source), settings)
     classes = found.state["classes"] if denoiser.network.classes else []
     shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
@@ -105,7 +112,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
             total=len(missing) * (len(steps_of(denoiser.schedule, settings.sampler)) - 1), unit="step", disable=not missing) as bar:
         for start in range(0, len(missing), settings.batch_size):
-            make(missing[start : start + settings.batch_size], denoiser, classes, shape, settings, out, bar)
+            make(missing[start : start + settings.batch_size], denoiser, reference, classes, shape, settings, out, bar)
     shown = [read(out / name_of(k)) for k in range(min(settings.n, 256))]
     write_atomically(out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5))))
     log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, len(missing))
@@ -119,10 +126,12 @@ def default_out(found: Trained, settings: SampleSettings) -> Path:
     return found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
 
 
-def make(images: list[int], denoiser: Denoiser, classes: Sequence[str], shape: Sequence[int], settings: SampleSettings, out: Path,
-         bar: tqdm) -> None:
+def make(images: list[int], denoiser: Denoiser, reference: Denoiser, classes: Sequence[str], shape: Sequence[int],
+         settings: SampleSettings, out: Path, bar: tqdm) -> None:
     """One batch: the images with these numbers, and the strip where the first of all is among them."""
-    denoise = conditional(denoiser, labels(settings.label, classes, images), settings.guidance)
+    denoise = conditional(denoiser, labels(settings.label, classes, images))
+    if settings.guidance != 1:
+        denoise = guide(denoise, reference, settings.guidance)  # the reference is given no label: the null class
     steps = steps_of(denoiser.schedule, settings.sampler)[:-1]
     picked = {steps[i] for i in np.linspace(0, len(steps) - 1, min(settings.strip, len(steps))).round().astype(int)}
     frames: list[torch.Tensor] = []
@@ -192,15 +201,20 @@ def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int
     return torch.full((len(images),), number)
 
 
-def conditional(denoiser: Denoiser, label: torch.Tensor | None, guidance: float) -> Denoise:
+def conditional(denoiser: Denoiser, label: torch.Tensor | None) -> Denoise:
     if label is None:
         return denoiser
     condition = {"label": label.to(denoiser.schedule.alpha_bar.device)}
+    return lambda x, t: denoiser(x, t, condition)
 
-    def with_label(x, t):
-        return denoiser(x, t, condition)
 
-    return with_label if guidance == 1 else guide(with_label, denoiser, guidance)
+def start_weights(found: Trained, elsewhere: str | None) -> dict[str, torch.Tensor]:
+    """Of the network that the run started from, for domain guidance (Zhong et al. 2025)."""
+    if isinstance(found, Laid):
+        return start_of(found.config, found.source)
+    if found.step is None:
+        raise UserError(f"reference=source: {found.path} is no run of this project, so what it was made from is unknown.")
+    return start_of(found.state["config"], source_of(origin_of(found.path.parent.parent), elsewhere))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ class Denoiser(nn.Module):
     def outputs(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """What the network says of the image, and of the variance where that is learned. float32 or wider, whatever the autocast."""
         t = t.expand(len(x_t)) if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
-        out = self.network(x_t, t - 1, condition or {})  # Ho's weights count timesteps from 0
+        return self.halves(self.network(x_t, t - 1, condition or {}))  # Ho's weights count timesteps from 0
+
+    def halves(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the network gave, as outputs() says it."""
         out = out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
         return out.chunk(2, dim=1) if self.variance.outputs == 2 else (out, None)
 

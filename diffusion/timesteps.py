@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
+
+
+class Timesteps(Protocol):
+    """A module, built for a schedule's number of steps."""
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(t [batch] integers in 1..T, the weight of each one's loss [batch]), on the generator's device, without waiting for it."""
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Told the losses [B] of each step, unweighted."""
 
 
 class Uniform(nn.Module):

@@ -50,8 +50,9 @@ def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str
         if key not in parameters or key in given:
             open_ones = {n for n, p in parameters.items() if not node.get("_partial_") or p.default is not p.empty or n in node}
             raise UserError(f"{where}.{key}: no such setting; {near(key, open_ones - set(given))}")
-        if isinstance(value, dict) and "_target_" in value:
-            check(value, packages, f"{where}.{key}")
+        if nodes := _nodes(value):
+            for place, node_inside in nodes:
+                check(node_inside, packages, f"{where}.{key}{place}")
         elif not fits(value, hints.get(key, Any)):
             raise UserError(f"{where}.{key}={value!r} is not {describe(hints[key])}.")
     if not node.get("_partial_"):
@@ -59,6 +60,15 @@ def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str
                    if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and n not in node and n not in given]
         if missing:
             raise UserError(f"{where}.{missing[0]} must be set.")
+
+
+def _nodes(value: Any) -> list[tuple[str, dict]]:
+    """The nodes that a value is or, as a list, holds, with their places in it."""
+    if isinstance(value, dict) and "_target_" in value:
+        return [("", value)]
+    if isinstance(value, list) and value and all(isinstance(v, dict) and "_target_" in v for v in value):
+        return [(f"[{k}]", v) for k, v in enumerate(value)]
+    return []
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -114,5 +124,9 @@ def build(node: dict, packages: Sequence[str], where: str, **given: Any) -> Any:
 def arguments_of(target: Any, node: dict, packages: Sequence[str], where: str) -> dict[str, Any]:
     """A node's settings as arguments of target: nested nodes built, keywords such as `from` spelled `from_`."""
     names = {name.rstrip("_"): name for name in inspect.signature(target).parameters}
-    return {names[key]: build(value, packages, f"{where}.{key}") if isinstance(value, dict) and "_target_" in value else value
-            for key, value in node.items() if key not in SPECIAL}
+    settings = {}
+    for key, value in node.items():
+        if key not in SPECIAL:
+            built = [build(inside, packages, f"{where}.{key}{place}") for place, inside in _nodes(value)]
+            settings[names[key]] = value if not built else built if isinstance(value, list) else built[0]
+    return settings

@@ -22,13 +22,6 @@ from runtime.errors import UserError, near
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def _multiply(a: float, b: float) -> float:
-    return a * b
-
-
-OmegaConf.register_new_resolver("multiply", _multiply, replace=True)  # ${multiply:a,b}, for stages of a strategy
-
-
 def options(group: str) -> list[str]:
     """The names that a config group offers."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))

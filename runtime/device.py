@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -44,6 +45,25 @@ def _seconds(dtype: torch.dtype) -> float:
         convolution(x).sum().backward()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def forget_peak(device: torch.device) -> None:
+    """Peak memory counts from here. On a CPU that is the process's, which Linux starts anew where it is asked to."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use since forget_peak: of the device, or of the process on a CPU; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, ValueError):
+        return None
+    return int(line.split()[1]) * 1024
 
 
 def arithmetic(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:

@@ -32,8 +32,8 @@ TINY = [
     "train.precision=fp32", "train.ema_decay=0.99", "train.steps=12", "run.device=cpu", "run.checkpoint_every=4", "run.log_every=3",
     "run.held_out_draws=16", "run.sample_every=8", "run.samples=2", "sampler.steps=2", "run.keep_last=2"]
 # What trains changes before, between and after the checkpoints at 4 and 8; one part is frozen again, the time embedding always is.
-UNFREEZING = ["transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {pattern: '*norm*', from_step: 3, "
-              "learning_rate_scale: 0.5}, {pattern: 'down.*', from_step: 6}, {pattern: 'up.1.*', learning_rate_scale: 0, from_step: 9}]"]
+UNFREEZING = ["transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {pattern: '*norm*', from: 3, "
+              "learning_rate_scale: 0.5}, {pattern: 'down.*', from: 6}, {pattern: 'up.1.*', learning_rate_scale: 0, from: 9}]"]
 TIMES = ("images_per_second", "seconds")  # what may differ between the rows of two equal runs
 
 _context = multiprocessing.get_context("forkserver")

@@ -303,7 +303,7 @@ def test_a_full_disk_while_decoding(tmp_path, monkeypatch, call):
 
 def explosion(step: int) -> list[str]:
     """From this step, counted from 0, a rate that throws the weights out of range."""
-    return [f"transfer.rules=[{{pattern: '*'}}, {{pattern: '*', from_step: {step}, learning_rate_scale: 1e30}}]", "run.log_every=4"]
+    return [f"transfer.rules=[{{pattern: '*'}}, {{pattern: '*', from: {step}, learning_rate_scale: 1e30}}]", "run.log_every=4"]
 
 
 def all_finite(found: checkpoint.Checkpoint) -> bool:

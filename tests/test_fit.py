@@ -5,7 +5,7 @@ import torch
 
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.fit import fit, summary
+from transfer.fit import SourceSettings, fit, summary
 
 
 def unet(**more) -> UNet:
@@ -17,7 +17,7 @@ def unet(**more) -> UNet:
 
 
 def fitted(source: UNet, target: UNet, include=("*",)) -> dict[str, str]:
-    state, rows = fit(source.state_dict(), target.state_dict(), include)
+    state, rows = fit(source.state_dict(), target.state_dict(), SourceSettings(include=include))
     target.load_state_dict(state)
     return {row.name: row.status for row in rows}
 
@@ -90,7 +90,7 @@ def test_include_copies_some_layers_and_leaves_the_rest_as_they_were():
 
 def test_mistakes():
     with pytest.raises(UserError, match="source.include: dwn"):
-        fit(unet().state_dict(), unet().state_dict(), ["dwn.*"])
+        fit(unet().state_dict(), unet().state_dict(), SourceSettings(include=["dwn.*"]))
     with pytest.raises(UserError, match="no weight of the source fits"):
         fit({"other": torch.zeros(1)}, unet().state_dict())
 
@@ -103,7 +103,7 @@ def test_a_bias_that_fits_by_chance_makes_no_source():
         fit(other.state_dict(), unet().state_dict())
     with pytest.raises(UserError, match="no weight of the source fits"):
         fit(other.state_dict(), unet(in_channels=1, out_channels=1).state_dict())
-    fit(other.state_dict(), unet().state_dict(), ["conv_out.bias"])  # which is what was asked for
+    fit(other.state_dict(), unet().state_dict(), SourceSettings(include=["conv_out.bias"]))  # which is what was asked for
 
 
 def test_a_variance_that_is_learned_anew_starts_at_zero_beside_the_sources_prediction():

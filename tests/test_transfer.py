@@ -16,7 +16,7 @@ from PIL import Image
 
 from runtime.config import composed
 from runtime.log import read_metrics
-from train import start_from
+from training.origin import start_from
 from training.parts import build_denoiser
 
 ROOT = Path(__file__).parent.parent
@@ -116,8 +116,9 @@ def test_another_kind_of_learned_variance_is_named(tmp_path, caplog):
     denoiser = build_denoiser(ours)
     for source in (theirs, ours, composed("train", ["variance=fixed_small"])):
         caplog.clear()
-        found = SimpleNamespace(path=tmp_path, step=1, state={"config": source, "sha256": {"ema.safetensors": ""}})
-        start_from((found, denoiser.network.state_dict()), denoiser, ours, tmp_path)
+        found = SimpleNamespace(path=tmp_path, step=1, weights=lambda file: denoiser.network.state_dict(),
+                                state={"config": source, "sha256": {"ema.safetensors": ""}, "classes": []})
+        start_from(found, denoiser, ours, tmp_path, [])
         assert ("another variance" in caplog.text) == (source is theirs)
 
 

@@ -8,21 +8,23 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.batches import Batch, Batches, to_uint8, to_x0
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Condition, Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.losses import Loss
-from diffusion.timesteps import Importance, Uniform
+from diffusion.timesteps import Timesteps
 from runtime import checkpoint
+from runtime.device import peak_memory
+from runtime.directory import device_name, write_json
 from runtime.errors import UserError
 from runtime.log import RunLog, grid
 from runtime.randomness import derive, generator
@@ -30,18 +32,40 @@ from runtime.signals import Preempted, StopRequest
 from training.ema import Ema, share_of_start
 from training.held_out import held_out_loss
 from training.settings import RunSettings, TrainSettings
+from transfer.inject import load, parameters
+from transfer.replay import Replay
 from transfer.rules import ParameterPlan
+from transfer.start import Penalty, Seen
 
 log = logging.getLogger(__name__)
 
 
+class Draw(NamedTuple):
+    """What a step is taken on. weight: [B], of each loss."""
+
+    x0: Tensor
+    t: Tensor
+    weight: Tensor
+    noise: Tensor
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a strategy adds to the loss of a step. loss: in place of the plain one, on the target's images."""
+
+    penalties: Sequence[Penalty] = ()
+    replay: Replay | None = None
+    loss: Loss | None = None
+
+
 @dataclass
 class Trainer:
-    """One run. Build the parts, call train()."""
+    """One run. Build the parts, call train(). facts: what result.json says besides what is measured."""
 
     denoiser: Denoiser
     loss: Loss
-    timesteps: Uniform | Importance
+    timesteps: Timesteps
     optimizer: torch.optim.Optimizer
     plan: ParameterPlan
     batches: Batches
@@ -52,6 +76,8 @@ class Trainer:
     directory: Path
     log: RunLog
     autocast: Callable[[], contextlib.AbstractContextManager]
+    terms: Terms
+    facts: dict[str, Any]
     ema: Ema = field(init=False)
     steps_done: int = 0
     seconds: float = 0.0
@@ -67,29 +93,28 @@ class Trainer:
         self.window_steps = 0
         self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss or gradient that is not finite
         self.pending = False  # stopped between the step and its evaluation
+        self.replay_seed = derive(self.seed, "replay")
+        if self.terms.penalties:
+            d.network.register_forward_hook(self._remember)
 
     # one step
 
-    def step(self, k: int, batch: Batch) -> Tensor:
-        """Step k, counted from 0. Returns the gradient's norm. Nothing here waits for the device."""
+    def step(self, k: int, batch: Batch, replayed: Batch | None = None) -> Tensor:
+        """Step k, counted from 0. replayed: images of the source, where the strategy wants them. Returns the gradient's norm. Nothing
+        here waits for the device."""
         if self.plan.at_change(k):
             self.plan.apply(k)
         warmup = min(1.0, (k + 1) / max(1, self.settings.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
             group["lr"] = self.base_rate * scale * warmup
-        x0, t, weight, noise, condition = self._draw(k, batch)
-        micro = len(x0) // self.settings.accumulation
-        total, losses = torch.zeros((), device=self.device), []
-        for m in range(self.settings.accumulation):
-            part = slice(m * micro, (m + 1) * micro)
-            torch.manual_seed(derive(self.seed, "dropout", k, m))
-            with self.autocast():
-                loss = self.loss(self.denoiser, x0[part], t[part], noise[part], {n: c[part] for n, c in condition.items()})
-            losses.append(loss.detach())
-            loss = (loss * weight[part]).mean() / self.settings.accumulation
-            loss.backward()
-            total += loss.detach()
-        self.timesteps.update(t, torch.cat(losses))
+        draw = self._draw(k, batch, self.timesteps, self.seed)
+        total, losses = self._backward(k, draw, self.terms.loss or self.loss, self.seed, penalties=self.terms.penalties)
+        self.timesteps.update(draw.t, losses)
+        if replay := self.terms.replay:
+            draw = self._draw(k, replayed, replay.timesteps, self.replay_seed)
+            more, losses = self._backward(k, draw, self.loss, self.replay_seed, scale=replay.weight)
+            replay.timesteps.update(draw.t, losses)
+            total = total + more
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), self.settings.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -99,16 +124,47 @@ class Trainer:
         self.first_bad = torch.where((self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad)
         return norm
 
-    def _draw(self, k: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """x0, t and its weight, noise and condition of step k: drawn for the whole batch, so that accumulation does not change them."""
+    def _draw(self, k: int, batch: Batch, timesteps: Timesteps, seed: int) -> Draw:
+        """What step k is taken on: drawn for the whole batch, so that accumulation does not change it."""
         images, label, flip = (x.to(self.device, non_blocking=True) for x in batch)
         x0 = to_x0(images, flip if self.batches.flip else None)
-        t, weight = self.timesteps.draw(len(x0), generator(self.seed, "t", k, device=self.device))
-        noise = torch.randn(images.shape, generator=generator(self.seed, "noise", k, device=self.device), device=self.device)
+        t, weight = timesteps.draw(len(x0), generator(seed, "t", k, device=self.device))
+        noise = torch.randn(images.shape, generator=generator(seed, "noise", k, device=self.device), device=self.device)
         if classes := self.denoiser.network.classes:
-            drop = torch.rand(len(label), generator=generator(self.seed, "label", k, device=self.device), device=self.device)
+            drop = torch.rand(len(label), generator=generator(seed, "label", k, device=self.device), device=self.device)
             label = torch.where(drop < self.settings.label_dropout, classes, label)
-        return x0, t, weight, noise.permute(0, 3, 1, 2), {"label": label}
+        return Draw(x0, t, weight, noise.permute(0, 3, 1, 2), {"label": label})
+
+    def _backward(self, k: int, draw: Draw, of: Loss, seed: int, scale: float = 1.0,
+                  penalties: Sequence[Penalty] = ()) -> tuple[Tensor, Tensor]:
+        """The gradient of scale x the mean loss, and of the penalties, micro-batch by micro-batch -> (the loss, each image's [B])."""
+        x0, t, weight, noise, condition = draw
+        micro = -(-len(x0) // self.settings.accumulation)
+        total, losses = torch.zeros((), device=self.device), []
+        for m, first in enumerate(range(0, len(x0), micro)):
+            part = slice(first, first + micro)
+            torch.manual_seed(derive(seed, "dropout", k, m))
+            with self.autocast():
+                loss = of(self.denoiser, x0[part], t[part], noise[part], {n: c[part] for n, c in condition.items()})
+                added = self._added(penalties)
+            losses.append(loss.detach())
+            loss = (scale * (loss * weight[part]).mean() + added) / (len(x0) / len(loss))
+            loss.backward()
+            total += loss.detach()
+        return total, torch.cat(losses)
+
+    def _added(self, penalties: Sequence[Penalty]) -> Tensor | float:
+        """The penalties on what the network was last given and what it said."""
+        if not penalties:
+            return 0.0
+        (x_t, timestep, condition), output = self.last
+        self.last = None  # let go of the graph
+        t = timestep + 1
+        seen = Seen(x_t, t, condition, self.denoiser.predict(*self.denoiser.halves(output), x_t, t))
+        return sum(penalty(seen) for penalty in penalties)
+
+    def _remember(self, network: nn.Module, arguments: tuple, output: Tensor) -> None:
+        self.last = arguments, output
 
     # all steps
 
@@ -118,12 +174,15 @@ class Trainer:
         with StopRequest() as self.stop, tqdm(total=steps, initial=self.steps_done, unit="step", mininterval=0.5 if interactive else 30,
                                               desc=self.directory.parent.name) as self.bar:
             self._clock = time.monotonic()
-            if self.pending:
+            if self.pending or steps == 0:
                 self._finish_step()
-            stream = self.batches.prefetched(self.steps_done, steps, pin=self.device.type == "cuda")
-            with contextlib.closing(stream):
-                for batch in stream:
-                    norm = self.step(self.steps_done, batch)
+            with contextlib.ExitStack() as stack:
+                streams = [batches.prefetched(self.steps_done, steps, pin=self.device.type == "cuda")
+                           for batches in [self.batches, *([self.terms.replay.batches] if self.terms.replay else [])]]
+                for stream in streams:
+                    stack.enter_context(contextlib.closing(stream))
+                for batch in zip(*streams, strict=True):
+                    norm = self.step(self.steps_done, *batch)
                     self.steps_done += 1
                     self.bar.update()
                     if self.steps_done % self.run.log_every == 0 or self.steps_done == steps:
@@ -172,10 +231,17 @@ class Trainer:
             raise
         self._check_finite(values.get("loss", 0.0))
         self.pending = False
+        write_json(self.directory / "result.json", self._result(values))
         self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
         if picture is not None:
             self.log.picture("samples", self.steps_done, picture)
         self._save(values.get("loss"))
+
+    def _result(self, values: dict[str, float]) -> dict[str, Any]:
+        """What the run came to so far, for report.py."""
+        return {"step": self.steps_done, "held_out_loss": values.get("loss"),
+                "ema_share_of_start": share_of_start(self.settings.ema_decay, self.steps_done), "hours": self._elapsed() / 3600,
+                "device": device_name(self.device), "peak_memory_bytes": peak_memory(self.device), **self.facts}
 
     def _sampling_is_due(self) -> bool:
         return self.steps_done % self.run.sample_every == 0 or self.steps_done == self.settings.steps
@@ -212,16 +278,21 @@ class Trainer:
                  "rows": self.log.rows, "window": [self.window.item(), self.window_steps],
                  "classes": list(self.batches.dataset.classes), "config": self.config}
         directory = self.directory / "checkpoints"
-        optimizer = {"optimizer": self.optimizer.state_dict(), "timesteps": self.timesteps.state_dict()}
-        checkpoint.save(directory, self.denoiser.network.state_dict(), self.ema.network.state_dict(), optimizer, state)
+        optimizer = {"optimizer": self.optimizer.state_dict()} | {name: part.state_dict() for name, part in self._histories().items()}
+        checkpoint.save(directory, parameters(self.denoiser.network), parameters(self.ema.network), optimizer, state)
         checkpoint.prune(directory, self.run.keep_last)
 
+    def _histories(self) -> dict[str, Timesteps]:
+        """What remembers losses by t."""
+        return {"timesteps": self.timesteps} | ({"replay": self.terms.replay.timesteps} if self.terms.replay else {})
+
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        self.denoiser.network.load_state_dict(saved.weights(checkpoint.MODEL))
-        self.ema.network.load_state_dict(saved.weights(checkpoint.EMA))
+        load(self.denoiser.network, saved.weights(checkpoint.MODEL))
+        load(self.ema.network, saved.weights(checkpoint.EMA))
         optimizer = saved.optimizer()
         self.optimizer.load_state_dict(optimizer["optimizer"])
-        self.timesteps.load_state_dict(optimizer["timesteps"])
+        for name, part in self._histories().items():
+            part.load_state_dict(optimizer[name])
         self.steps_done, self.pending, self.seconds = saved.step, saved.state["pending"], saved.state["seconds"]
         window, self.window_steps = saved.state["window"]
         self.window.fill_(window)

@@ -17,6 +17,8 @@ from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 from training.settings import RunSettings, TrainSettings, TransferSettings
 from transfer.fit import SourceSettings
+from transfer.inject import inject
+from transfer.penalties import EWC, L2SP
 from transfer.rules import ParameterPlan, Rule
 
 Config = dict[str, Any]
@@ -27,8 +29,8 @@ TARGETS = {"model": ["models"], "schedule": ["diffusion"], "parameterization": [
 GIVEN = {"model": ["out_channels"], "timesteps": ["steps"], "optimizer": ["params"]}  # arguments that do not come from the config
 # section: (what it holds, the packages of targets inside it)
 SETTINGS: dict[str, tuple[type, list[str]]] = {
-    "data": (DataSettings, ["data"]), "train": (TrainSettings, []), "transfer": (TransferSettings, []),
-    "source": (SourceSettings, []), "sampler": (SamplerSettings, ["diffusion"]), "run": (RunSettings, []),
+    "data": (DataSettings, ["data"]), "train": (TrainSettings, []), "transfer": (TransferSettings, ["transfer", "diffusion"]),
+    "source": (SourceSettings, ["transfer"]), "sampler": (SamplerSettings, ["diffusion"]), "run": (RunSettings, []),
     "wandb": (WandbSettings, [])}
 PLAIN = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict}
 
@@ -57,6 +59,25 @@ def check_config(config: Config) -> None:
     steps_of(schedule, sampler)  # refused here, and not at the first picture, hours later
     rules_of(config)
     check_variance(config)
+    check_penalties(config)
+    check_source(config)
+
+
+def check_source(config: Config) -> None:
+    """A strategy that is about the source needs one."""
+    strategy = settings_of(config, "transfer")
+    if (strategy.needs_source or not strategy.rules) and not settings_of(config, "source").used:
+        raise UserError(f"transfer={strategy.name} is about a source, and there is none: give source.from=, an experiment, a run or a "
+                        "checkpoint.")
+
+
+def check_penalties(config: Config) -> None:
+    """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other."""
+    penalties = [getattr(p, "func", p) for p in settings_of(config, "transfer").penalties]
+    decay = config["optimizer"].get("weight_decay", 0)
+    if decay and any(p in (L2SP, EWC) for p in penalties):
+        raise UserError(f"optimizer.weight_decay={decay:g} draws the weights to 0, and transfer={config['transfer']['name']} to where they "
+                        "started: set optimizer.weight_decay=0.")
 
 
 def check_variance(config: Config) -> None:
@@ -71,9 +92,28 @@ def check_variance(config: Config) -> None:
 
 
 def rules_of(config: Config) -> list[Rule]:
+    """The rules, with shares of the run as steps."""
     for k, rule in enumerate(config["transfer"]["rules"]):
         check_arguments(Rule, rule, [], f"transfer.rules[{k}]")
-    return [Rule(**rule) for rule in config["transfer"]["rules"]]
+    return [Rule(**{"from_" if key == "from" else key: value for key, value in rule.items()}).at(config["train"]["steps"])
+            for rule in config["transfer"]["rules"]]
+
+
+def complete(config: Config) -> Config:
+    """A strategy without rules trains nothing, so its run has no steps."""
+    return config if config["transfer"]["rules"] else config | {"train": config["train"] | {"steps": 0}}
+
+
+def with_classes(config: Config, new: int, kept: int = 0) -> Config:
+    """classes=auto and count=auto as numbers: new classes of the images, then those kept of the source. Images without classes are one
+    class of their own, where the strategy wants a class."""
+    def filled(node: Any, numbers: dict[str, int]) -> Any:
+        return {key: numbers[key] if value == "auto" and key in numbers else value for key, value in node.items()}
+
+    new = max(new, 1)
+    return config | {
+        "model": filled(config["model"], {"classes": new + kept}),
+        "transfer": config["transfer"] | {"inject": [filled(node, {"count": new}) for node in config["transfer"].get("inject", [])]}}
 
 
 def build_denoiser(config: Config) -> Denoiser:
@@ -94,9 +134,13 @@ def check_network(config: Config) -> ParameterPlan:
                         "from data.channels.")
     with torch.device("meta"):
         network = build_denoiser(config).network
+        inject(network, settings_of(config, "transfer").inject)
     multiple = getattr(network, "multiple", 1)
     size = config["data"]["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height % multiple or width % multiple:
         raise UserError(f"data.size={size}: this model needs height and width divisible by {multiple}.")
-    return ParameterPlan(network, rules_of(config))
+    plan = ParameterPlan(network, rules_of(config))
+    if config["train"]["steps"]:
+        plan.must_train()
+    return plan

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from diffusion.losses import Loss
+from transfer.inject import Injection
+from transfer.replay import Replay
+from transfer.start import Penalty, Start
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
@@ -13,10 +18,10 @@ Precision = Literal["auto", "fp32", "tf32", "bf16"]
 class TrainSettings:
     """Numbers that decide what the weights become.
 
-    batch_size: images a step, whatever the accumulation. accumulation: micro-batches a step. warmup: steps over which the rate
-    rises from 0. clip: largest norm of the gradient, null for none. ema_decay: of the running average, which warms up as
-    min(decay, (1 + n) / (10 + n)). label_dropout: share of labels replaced by the null class. precision auto: bf16 where the
-    device is faster with it, else fp32; decided once and kept with the run.
+    steps: 0 judges the start as it is. batch_size: images a step, whatever the accumulation. accumulation: micro-batches a step.
+    warmup: steps over which the rate rises from 0. clip: largest norm of the gradient, null for none. ema_decay: of the running
+    average, which warms up as min(decay, (1 + n) / (10 + n)). label_dropout: share of labels replaced by the null class. precision
+    auto: bf16 where the device is faster with it, else fp32; decided once and kept with the run.
     """
 
     steps: int
@@ -29,8 +34,8 @@ class TrainSettings:
     precision: Precision = "auto"
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1 or self.accumulation < 1 or self.warmup < 0:
-            raise ValueError("steps, batch_size and accumulation must be at least 1, warmup at least 0.")
+        if self.steps < 0 or self.batch_size < 1 or self.accumulation < 1 or self.warmup < 0:
+            raise ValueError("batch_size and accumulation must be at least 1, steps and warmup at least 0.")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}.")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.label_dropout <= 1:
@@ -67,9 +72,18 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """name: of the strategy, for the run's directory. rules: what trains when, see transfer.rules.Rule. stage_steps: length of a
-    stage, for strategies whose rules have stages."""
+    """A strategy. name: for the run's directory. rules: what trains when, see transfer.rules.Rule. inject: parameters that are put
+    into the network (transfer.inject). penalties: what is added to the loss. replay: source images that are trained on too. loss:
+    in place of the section loss. Those three are built from a transfer.start.Start."""
 
     name: str
     rules: Sequence[dict]
-    stage_steps: int | None = None
+    inject: Sequence[Injection] = ()
+    penalties: Sequence[Callable[[Start], Penalty]] = ()
+    replay: Callable[[Start], Replay] | None = None
+    loss: Callable[[Start], Loss] | None = None
+
+    @property
+    def needs_source(self) -> bool:
+        """While it trains, and not only at its start."""
+        return bool(self.penalties or self.replay or self.loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -11,18 +11,37 @@ import torch
 from torch import Tensor
 
 from runtime.errors import UserError
+from runtime.randomness import generator
 from transfer.rules import check_pattern
+
+Copy = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def values(source: Tensor, generator: torch.Generator) -> Tensor:
+    """The source's weights themselves."""
+    return source
+
+
+def mean_and_variance(source: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal, with the mean and the variance of the source's tensor: a control that keeps the scale of every layer and no feature;
+    Raghu et al. 2019 (Transfusion), section 5, "Mean Var"."""
+    spread = source.std(correction=0) if source.numel() > 1 else 0.0
+    return source.mean() + spread * torch.randn(source.shape, generator=generator)
 
 
 @dataclass(frozen=True)
 class SourceSettings:
     """from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format, OWNER/NAME on the Hugging Face Hub, or
-    a file of weights; null starts at random. include: globs of the parameters that
-    are copied. weights: the running average or the last iterate. train: train a missing source even if that takes long.
-    overrides: of the source experiment's own settings."""
+    a file of weights; null starts at random. include: globs of the parameters that are copied. depth: only the first so many parts
+    of the network, see depth_of; null for all. copy: the values, or what is drawn after them. keep_classes: the class table has the
+    source's classes after the target's. weights: the running average or the last iterate. train: train a missing source even if
+    that takes long. overrides: of the source experiment's own settings."""
 
     from_: str | None = None
     include: Sequence[str] = ("*",)
+    depth: int | None = None
+    copy: Copy = values
+    keep_classes: bool = False
     weights: str = "ema"
     train: bool = False
     overrides: Sequence[str] = ()
@@ -37,22 +56,53 @@ class SourceSettings:
 
 
 NOT_INCLUDED = "not in source.include"
+TOO_DEEP = "beyond source.depth"
+AT_ZERO = "the source has no classes: zero, so that the network starts as the source"
+TABLE = "class_embedding.weight"
+
+
+class Ends(NamedTuple):
+    """Where two networks may differ. source, target: channels of the image. kept: classes of the source in the target's class table."""
+
+    source: int
+    target: int
+    kept: int = 0
+
+
+def depth_of(name: str, levels: int) -> int:
+    """Which part of the network a tensor is in, counted from its input, as the drawing has it: 0 conv_in and what embeds time and class,
+    then levels down, the middle, levels up, and 2 levels + 2 norm_out and conv_out."""
+    part, _, rest = name.partition(".")
+    if part in ("down", "up"):
+        level = int(rest.split(".")[0])
+        return 1 + level if part == "down" else 2 * levels + 1 - level
+    return {"mid": levels + 1, "norm_out": 2 * levels + 2, "conv_out": 2 * levels + 2}.get(part, 0)
+
+
+def levels_of(names: Collection[str]) -> int:
+    return 1 + max(int(name.split(".")[1]) for name in names if name.startswith("down."))
+
+
+DRAWN = "at random, by source.copy"
+COPIED = ("loaded", "resized")
+STATUSES = (*COPIED, "drawn", "new", "dropped")
 
 
 class Fit(NamedTuple):
-    """What became of one tensor. status: loaded, resized, new or dropped."""
+    """What became of one tensor. status: loaded, resized, drawn, new or dropped."""
 
     name: str
     status: str
     how: str
 
 
-def input_channels(source: Tensor, target: Tensor, n_source: int, n_target: int) -> tuple[Tensor, str] | None:
+def input_channels(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str] | None:
     """conv_in [O, I, k, k] for another number of input channels.
 
     To gray: the sum over the inputs, exact for an image whose channels were equal. To more channels: repeated and scaled, so
     that equal channels give the source's response.
     """
+    n_source, n_target, _ = ends
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
         return None
     if n_target == 1:
@@ -61,10 +111,11 @@ def input_channels(source: Tensor, target: Tensor, n_source: int, n_target: int)
     return source[:, index] * (n_source / n_target), f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}"
 
 
-def output_channels(source: Tensor, target: Tensor, n_source: int, n_target: int) -> tuple[Tensor, str] | None:
+def output_channels(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str] | None:
     """conv_out (weight and bias) for images of another number of channels, n_source -> n_target: the mean for gray, repeated rows for
     more. Its second half is about the variance, where that is learned: one that is new starts at zero, in the middle of
     Nichol and Dhariwal's range; one that the target does not learn is left out."""
+    n_source, n_target, _ = ends
     if source.shape[1:] != target.shape[1:] or len(source) % n_source or len(target) % n_target:
         return None
     halves, wanted, how = source.unflatten(0, (-1, n_source)), len(target) // n_target, []
@@ -79,40 +130,53 @@ def output_channels(source: Tensor, target: Tensor, n_source: int, n_target: int
     return halves.flatten(0, 1), ", ".join(how)
 
 
-def class_rows(source: Tensor, target: Tensor, n_source: int, n_target: int) -> tuple[Tensor, str] | None:
-    """The class table for other classes: every new class starts as the mean of the source's, the null class stays itself."""
+def class_rows(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str] | None:
+    """The class table for other classes: every new class starts as the mean of the source's, whose own rows follow where they are kept;
+    the null class stays itself."""
     if source.shape[1:] != target.shape[1:]:
         return None
     classes, null = source[:-1], source[-1:]
-    return torch.cat([classes.mean(0, keepdim=True).expand(len(target) - 1, -1), null]), f"mean of {len(classes)} classes; null kept"
+    kept = classes[: ends.kept]
+    new = classes.mean(0, keepdim=True).expand(len(target) - 1 - len(kept), -1)
+    return torch.cat([new, kept, null]), f"mean of {len(classes)} classes; {f'{len(kept)} of them and ' if len(kept) else ''}null kept"
 
 
-# (source, target, channels of the source's images, of the target's) -> (the source in the target's shape, how), or None
-RESIZE: dict[str, Callable[[Tensor, Tensor, int, int], tuple[Tensor, str] | None]] = {
+# (source, target, where the networks differ) -> (the source in the target's shape, how), or None
+RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], tuple[Tensor, str] | None]] = {
     "conv_in.weight": input_channels,
     "conv_out.weight": output_channels,
     "conv_out.bias": output_channels,
-    "class_embedding.weight": class_rows,
+    TABLE: class_rows,
 }
 
 
-def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[str] = ("*",)) -> tuple[dict[str, Tensor], list[Fit]]:
+def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSettings = SourceSettings(), kept: int = 0,
+        seed: int = 0) -> tuple[dict[str, Tensor], list[Fit]]:
     """Source weights in the target's shapes -> (a full state dict for the target, the table of what became of each tensor).
 
-    target: its freshly initialized state, which stays where nothing is copied. Raises UserError where no weight fits or a
-    pattern of include matches none.
+    target: its freshly initialized state, which stays where nothing is copied. kept: classes of the source that stay in the class
+    table. seed: of what settings.copy draws. Raises UserError where no weight fits or a pattern of include matches none.
     """
-    for pattern in include:
+    for pattern in settings.include:
         check_pattern(pattern, list(target), "source.include")
+    levels = levels_of(target)
+    if settings.depth is not None and not 0 <= settings.depth <= 2 * levels + 2:
+        raise UserError(f"source.depth={settings.depth}: this network has the parts 0 (conv_in, the embedding of time) to {2 * levels + 2} "
+                        "(norm_out, conv_out), and null copies all.")
     state, rows = dict(target), []
-    channels = [weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0 for weights in (source, target)]
+    ends = Ends(*(weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0 for weights in (source, target)), kept)
     for name, tensor in target.items():
-        value, row = _fit_one(name, source.get(name), tensor, include, channels)
+        if left_out := _left_out(name, settings, levels):
+            rows.append(Fit(name, "new", left_out))
+            continue
+        value, row = _fit_one(name, source.get(name), tensor, ends)
+        if row.status in COPIED and getattr(settings.copy, "func", settings.copy) is not values:
+            value, row = settings.copy(value, generator(seed, "copy", name)), row._replace(status="drawn", how=DRAWN)
         rows.append(row)
         if value is not None:
             state[name] = value.to(tensor.dtype)
     rows += [Fit(name, "dropped", "the target has no such tensor") for name in source if name not in target]
-    wanted = [row for row in rows if row.name in target and row.how != NOT_INCLUDED]
+    wanted = [row for row in rows if row.name in target and row.how not in (NOT_INCLUDED, TOO_DEEP)]
     weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
     if weights and all(row.status == "new" for row in weights):
         raise UserError("source.from: no weight of the source fits the target network; their architectures differ. Set model=... to "
@@ -120,16 +184,22 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], include: Sequence[
     return state, rows
 
 
-def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence[str],
-             channels: Sequence[int]) -> tuple[Tensor | None, Fit]:
-    if not any(fnmatchcase(name, pattern) for pattern in include):
-        return None, Fit(name, "new", NOT_INCLUDED)
+def _left_out(name: str, settings: SourceSettings, levels: int) -> str | None:
+    if not any(fnmatchcase(name, pattern) for pattern in settings.include):
+        return NOT_INCLUDED
+    return TOO_DEEP if settings.depth is not None and depth_of(name, levels) > settings.depth else None
+
+
+def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tuple[Tensor | None, Fit]:
+    if source is None and name == TABLE:
+        return torch.zeros_like(target), Fit(name, "new", AT_ZERO)
     if source is None:
         return None, Fit(name, "new", "the source has no such tensor")
     if source.shape == target.shape:
         return source, Fit(name, "loaded", "")
     shapes = f"{list(source.shape)} -> {list(target.shape)}"
-    resized = RESIZE[name](source, target, *channels) if name in RESIZE and all(channels) and source.ndim == target.ndim else None
+    known = name in RESIZE and ends.source and ends.target and source.ndim == target.ndim
+    resized = RESIZE[name](source, target, ends) if known else None
     if resized is None:
         return None, Fit(name, "new", f"shapes differ: {shapes}")
     return resized[0], Fit(name, "resized", f"{resized[1]}, {shapes}")
@@ -137,12 +207,12 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, include: Sequence
 
 def summary(rows: Sequence[Fit]) -> str:
     """A line of counts, then what was not simply loaded; tensors of one part that share their fate share a line."""
-    counts = {status: sum(row.status == status for row in rows) for status in ("loaded", "resized", "new", "dropped")}
+    counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
     lines: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != "loaded":
             lines.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
     return "\n".join([
-        "source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items()),
+        "source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n or status != "drawn"),
         *(f"  {status} {names[0] if len(names) == 1 else f'{part}.* ({len(names)} tensors)'}: {how}"
           for (status, part, how), names in lines.items())])

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from runtime.errors import UserError, near
+from transfer.inject import parameters
 
 
 @dataclass(frozen=True)
 class Rule:
     """pattern: glob on the full name of a parameter (`*` also crosses dots). learning_rate_scale: times the optimizer's rate; 0
-    freezes. from_step, until_step: active while from_step <= step < until_step, steps counted from 0."""
+    freezes. from_, until: active while from_ <= step < until, steps counted from 0; each a step or a share of the run, "30%".
+    optional: the pattern may match nothing, such as the class table of a network without classes."""
 
     pattern: str
     learning_rate_scale: float = 1.0
-    from_step: int = 0
-    until_step: int | None = None
+    from_: int | str = 0
+    until: int | str | None = None
+    optional: bool = False
 
-    def __post_init__(self):
-        if self.learning_rate_scale < 0 or self.from_step < 0 or (self.until_step is not None and self.until_step <= self.from_step):
-            raise UserError(f"transfer.rules, pattern {self.pattern}: learning_rate_scale and from_step must not be negative, and "
-                            "until_step must come after from_step.")
+    def at(self, steps: int) -> Rule:
+        """The same with from_ and until as steps of a run of so many. Raises UserError where they make no sense."""
+        where = f"transfer.rules, pattern {self.pattern}"
+        from_, until = (_step(moment, steps, where) for moment in (self.from_, self.until))
+        if self.learning_rate_scale < 0 or from_ < 0 or (until is not None and until <= from_):
+            raise UserError(f"{where}: learning_rate_scale and from must not be negative, and until must come after from (they are "
+                            f"{self.learning_rate_scale:g}, {self.from_} and {self.until}).")
+        return replace(self, from_=from_, until=until)
 
     def active(self, step: int) -> bool:
-        return self.from_step <= step and (self.until_step is None or step < self.until_step)
+        return self.from_ <= step and (self.until is None or step < self.until)
+
+
+def _step(moment: int | str | None, steps: int, where: str) -> int | None:
+    if not isinstance(moment, str):
+        return moment
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", moment)
+    if not share or float(share[1]) > 100:
+        raise UserError(f"{where}: {moment} is neither a step nor a share of the run, such as 30%.")
+    return round(steps * float(share[1]) / 100)
 
 
 def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
@@ -42,18 +59,16 @@ class ParameterPlan:
     """The rules resolved on a network: parameters in groups that share their rules, and each group's rate at a step."""
 
     def __init__(self, network: nn.Module, rules: Sequence[Rule]):
-        self.parameters = dict(network.named_parameters())
+        self.parameters = parameters(network)
         for rule in rules:
-            check_pattern(rule.pattern, list(self.parameters), "transfer.rules")
+            if not rule.optional:
+                check_pattern(rule.pattern, list(self.parameters), "transfer.rules")
         groups: dict[tuple[Rule, ...], list[str]] = {}
         for name in self.parameters:
             groups.setdefault(tuple(r for r in rules if fnmatchcase(name, r.pattern)), []).append(name)
         # A group that every one of its rules freezes stays out of the optimizer.
         self.trained = {rules: names for rules, names in groups.items() if any(r.learning_rate_scale > 0 for r in rules)}
-        self.moments = sorted({0} | {m for rule in rules for m in (rule.from_step, rule.until_step) if m is not None})
-        if not any(self.scale(rules, m) for rules in self.trained for m in self.moments):
-            raise UserError("transfer.rules: these rules train nothing. Add one with a learning_rate_scale above 0, such as "
-                            "{pattern: 'up.*'}.")
+        self.moments = sorted({0} | {m for rule in rules for m in (rule.from_, rule.until) if m is not None})
         self._trains: dict[str, bool] | None = None
 
     @staticmethod
@@ -63,7 +78,7 @@ class ParameterPlan:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer."""
-        return [{"params": [self.parameters[n] for n in names]} for names in self.trained.values()]
+        return [{"params": [self.parameters[n] for n in names]} for names in self.trained.values()] or [{"params": []}]
 
     def rates(self, step: int) -> list[float]:
         """The scale of each of groups(), in order."""
@@ -87,11 +102,23 @@ class ParameterPlan:
         """Whether apply() could change anything at this step: all others need not call it."""
         return self._trains is None or step in self.moments
 
+    def trains(self) -> list[str]:
+        """The parameters that train at some step."""
+        return [n for rules, names in self.trained.items() if any(self.scale(rules, m) for m in self.moments) for n in names]
+
+    def must_train(self) -> None:
+        """Raises UserError where nothing ever trains."""
+        if not self.trains():
+            raise UserError("transfer.rules: these rules train nothing. Add one with a learning_rate_scale above 0, such as "
+                            "{pattern: 'up.*'}; the source as it is, untrained, is transfer=zero_shot.")
+
+    def count(self) -> int:
+        """Values that train at some step."""
+        return sum(self.parameters[n].numel() for n in self.trains())
+
     def share(self) -> float:
-        """Share of the parameters that train at some step."""
-        trained = sum(self.parameters[n].numel() for rules, names in self.trained.items() for n in names
-                      if any(self.scale(rules, m) for m in self.moments))
-        return trained / sum(p.numel() for p in self.parameters.values())
+        """Share of the values that train at some step, of all that there are with what was injected."""
+        return self.count() / sum(p.numel() for p in self.parameters.values())
 
     def rows(self, learning_rate: float) -> list[list[Any]]:
         """plan.csv: one row for each parameter and period in which its rate is the same; step "end" is open."""

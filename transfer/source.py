@@ -11,6 +11,7 @@ from models.pretrained import Trained, open_pretrained
 from runtime import checkpoint
 from runtime.checkpoint import EMA, MODEL
 from runtime.errors import UserError
+from transfer.trained import is_difference, open_difference, plain
 
 SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
 FREE = ("in_channels", "out_channels", "classes", "dropout", "gradient_checkpointing")  # of a model: the weights fit all the same
@@ -27,13 +28,18 @@ class Source:
     config: dict[str, Any] | None = None
     directory: Path | None = None
 
+    @property
+    def classes(self) -> int:
+        config = self.checkpoint.state["config"] if self.checkpoint else self.config
+        return config["model"].get("classes", 0)
+
     def found(self) -> Trained | None:
         """The checkpoint to start from: of an experiment, the one at its last step, or a later one where the run was continued."""
         if self.checkpoint:
             return self.checkpoint
         steps = self.config["train"]["steps"]
         candidates = [c for c in checkpoint.all_checkpoints(self.directory / "checkpoints") if c.step >= steps and not c.state["pending"]]
-        return candidates[0] if candidates else None
+        return plain(candidates[0]) if candidates else None
 
     def must_be_trainable(self, asked: bool) -> None:
         """Raises UserError, with the command and the hours, where a missing source is too large to train unasked."""
@@ -47,7 +53,7 @@ class Source:
 
 def from_pretrained(name: str, weights: str, config: dict[str, Any]) -> Source:
     """A source that is there. config: the target's, whose settings a bare file of weights is read with."""
-    found = open_pretrained(name, config)
+    found = open_difference(name, None) if is_difference(name) else plain(open_pretrained(name, config))
     file = EMA if weights == "ema" else MODEL
     return Source(name, {"from": f"sha256 {found.state['sha256'][file][:16]}"}, checkpoint=found)
 

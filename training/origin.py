@@ -1,0 +1,138 @@
+"""How a run starts from its source: its weights fitted to the target's network, and what a strategy goes on asking of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.dataset import Dataset
+from data.source import ImageSource
+from diffusion.denoiser import Denoiser
+from models.pretrained import Trained
+from runtime import checkpoint
+from runtime.build import build
+from runtime.config import differences
+from runtime.directory import write_json
+from runtime.errors import UserError
+from training.loop import Terms
+from training.parts import TARGETS, Config, settings_of
+from training.settings import TransferSettings
+from transfer.fit import AT_ZERO, COPIED, Fit, fit, summary
+from transfer.rules import ParameterPlan
+from transfer.source import Source, other_settings
+from transfer.start import Start
+from transfer.trained import SOURCE, file_of
+
+log = logging.getLogger(__name__)
+
+
+def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Path, classes: Sequence[str]) -> None:
+    """Fits the source's weights to the network and keeps the table of what became of each tensor."""
+    settings = settings_of(config, "source")
+    theirs = found.state["config"]
+    learned = all(build(c["variance"], TARGETS["variance"], "variance").outputs == 2 for c in (config, theirs))
+    for section in ("schedule", "parameterization", *(["variance"] if learned else [])):
+        if lines := differences(config[section], theirs[section], section):
+            log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
+    other = "; ".join(other_settings(config["model"], theirs["model"]))
+    other = other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+    file = file_of(settings)
+    origin = {"from": settings.from_, "path": str(found.path), "step": found.step, "weights": file, "sha256": found.state["sha256"][file]}
+    check_same_source(directory, origin)
+    kept = theirs["model"].get("classes", 0) if settings.keep_classes else 0
+    try:
+        state, rows = fit(found.weights(file), denoiser.network.state_dict(), settings, kept, config["seed"])
+    except UserError as error:
+        raise UserError(f"{error}\n{other}".strip()) from error
+    if other:
+        log.warning(other)
+    denoiser.network.load_state_dict(state)
+    log.info(summary(rows))
+    check_classes(found.state["classes"], classes, denoiser.network.classes)
+    write_json(directory / SOURCE, origin | {"tensors": [row._asdict() for row in rows]})
+
+
+def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
+    """A run that goes on needs the very source that it started from."""
+    path = directory / SOURCE
+    before = json.loads(path.read_text()) if path.exists() and checkpoint.latest(directory / "checkpoints") else origin
+    if before["sha256"] != origin["sha256"]:
+        raise UserError(f"{directory} started from {before['path']}, and {origin['path']} holds other weights now. Put the source back, "
+                        "or give this run another run.directory.")
+
+
+def check_classes(source: Sequence[str], target: Sequence[str], classes: int) -> None:
+    """Says where the rows of the source's class table went to classes of other names."""
+    if classes and len(source) == len(target) and list(source) != list(target):
+        log.warning("the source's classes have other names, and each starts as that of its number: %s",
+                    ", ".join(f"{theirs} -> {ours}" for theirs, ours in list(zip(source, target, strict=True))[:8]))
+
+
+def class_names(config: Config, images: Sequence[str], origin: Trained | None) -> list[str]:
+    """Of the rows of the class table, where there is one: the images' classes, or "new" for images that have none, then the source's that
+    are kept. Of a network without classes, the images'."""
+    if not config["model"].get("classes", 0):
+        return list(images)
+    kept = [f"source/{name}" for name in origin.state["classes"]] if origin and config["source"]["keep_classes"] else []
+    return [*(images or ["new"]), *kept]
+
+
+def kept_classes(config: Config, source: Source | None) -> int:
+    """How many classes of the source stay in the class table."""
+    return source.classes if source and config["source"]["keep_classes"] else 0
+
+
+def check_number_of_classes(config: Config, images: ImageSource, source: Source | None) -> None:
+    classes, kept = config["model"].get("classes", 0), kept_classes(config, source)
+    new = max(1, len(images.classes)) if classes else 0
+    if classes and classes != new + kept:
+        raise UserError(f"model.classes={classes}, but {images.name} has {len(images.classes)} classes"
+                        + (f" and {kept} of the source are kept" if kept else "") + ": set model.classes to that, or to auto.")
+
+
+def terms_of(strategy: TransferSettings, origin: Trained, denoiser: Denoiser, dataset: Dataset, config: Config, directory: Path) -> Terms:
+    """What the strategy adds to the loss, built from where the run starts."""
+    kept = origin.state["config"]["model"].get("classes", 0) if config["source"]["keep_classes"] else 0
+    first_kept = denoiser.network.classes - kept if denoiser.network.classes and kept else None
+    start = Start(denoiser, origin, copied(fit_table(directory)), dataset, settings_of(config, "data"), first_kept, config["seed"],
+                  config["train"]["batch_size"], Path(config["run"]["cache"]))
+    return Terms([penalty(start) for penalty in strategy.penalties], strategy.replay and strategy.replay(start),
+                 strategy.loss and strategy.loss(start))
+
+
+def copied(table: Sequence[Fit]) -> set[str]:
+    """The tensors that the source decides."""
+    return {row.name for row in table if row.status in COPIED}
+
+
+def to_store(plan: ParameterPlan, table: Sequence[Fit]) -> list[str]:
+    """The tensors that a target costs to store: all that do not follow from its source."""
+    followed = copied(table) - set(plan.trains())
+    return [name for name in plan.parameters if name not in followed]
+
+
+def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
+    """What result.json says that does not change in a run."""
+    path, stored = directory / SOURCE, to_store(plan, fit_table(directory))
+    return {"trained_parameters": plan.count(), "parameters": sum(p.numel() for p in plan.parameters.values()),
+            "trained_share": plan.share(),
+            "bytes_to_store": sum(plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored),
+            "source_sha256": json.loads(path.read_text())["sha256"] if path.exists() else None}
+
+
+def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
+    """What neither came from the source nor trains stays as it was drawn, which is hardly ever meant."""
+    known, trains = copied(fit_table(directory)), set(plan.trains())
+    random = [row.name for row in fit_table(directory) if row.status == "new" and row.how != AT_ZERO] or list(plan.parameters)
+    if stuck := [name for name in random if name not in known | trains]:
+        log.warning("%d tensors are random and frozen, so that they stay random (%s): the rules freeze what the source did not fill",
+                    len(stuck), ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""))
+
+
+def fit_table(directory: Path) -> list[Fit]:
+    """What became of the source's tensors, as source.json says it; empty without a source."""
+    path = directory / SOURCE
+    return [Fit(**row) for row in json.loads(path.read_text())["tensors"]] if path.exists() else []
