@@ -103,7 +103,9 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
         what["network"] = {section: config[section] for section in SECTIONS} | {"data": shown}
     claim(out, what)
     denoiser = load(found.state["config"], weights, settings)
-    reference = denoiser if settings.reference == "null_class" else load(found.state["config"], start_weights(found, settings.source), settings)
+    reference = denoiser
+    if settings.reference == "source":
+        reference = load(found.state["config"], start_weights(found, settings.source), settings)
     classes = found.state["classes"] if denoiser.network.classes else []
     shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)

@@ -1,4 +1,4 @@
-"""What trains when: the rules, the presets by their definition, and that a frozen weight does not move."""
+"""What trains when: the rules, and that a frozen weight does not move."""
 
 from fnmatch import fnmatchcase
 
@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from models.unet import UNet
-from runtime.build import build
-from runtime.config import composed, options
 from runtime.errors import UserError
 from training.ema import Ema, ema_decay, share_of_start
-from training.parts import TARGETS, rules_of
 from transfer.rules import ParameterPlan, Rule
 
 
@@ -21,10 +18,6 @@ def tiny(**more) -> UNet:
 def trained(plan: ParameterPlan, step: int) -> set[str]:
     plan.apply(step)
     return {name for name, p in plan.parameters.items() if p.requires_grad}
-
-
-def preset(name: str, network) -> ParameterPlan:
-    return ParameterPlan(network, rules_of(composed("train", [f"transfer={name}"])))
 
 
 def test_the_last_match_wins():
@@ -68,50 +61,22 @@ def test_a_rule_that_ends_before_it_begins():
         Rule("*", from_=5, until=5).at(10)
 
 
-@pytest.mark.parametrize(("model", "strategy", "share"), [
-    ("ddpm_celeba64", "full", 100), ("ddpm_celeba64", "freeze_encoder", 74.5), ("ddpm_celeba64", "norm_bias", 0.106),
-    ("ddpm_cifar10", "freeze_encoder", 70.6), ("ddpm_cifar10", "norm_bias", 0.154), ("ddpm_cifar10", "gradual_unfreezing", 100)])
-def test_trained_share_of_the_papers_networks(model, strategy, share):
-    """In percent, as tabulated for these networks by counting their layers by hand."""
-    config = composed("train", [f"model={model}", f"transfer={strategy}", "data.channels=3"])
-    with torch.device("meta"):
-        network = build(config["model"], TARGETS["model"], "model")
-    assert 100 * ParameterPlan(network, rules_of(config)).share() == pytest.approx(share, rel=6e-3)
+@pytest.mark.parametrize(("moment", "step"), [("30%", 60), ("0%", 0), ("100%", 200), ("12.5%", 25), (7, 7)])
+def test_a_share_of_the_run_is_a_step(moment, step):
+    assert Rule("*", from_=moment).at(200).from_ == step
 
 
-def test_freeze_encoder_freezes_time_input_and_the_way_down():
-    plan = preset("freeze_encoder", tiny())
-    frozen = {n for n in plan.parameters if n.split(".")[0] in ("time_mlp", "conv_in", "down")}
-    assert trained(plan, 0) == set(plan.parameters) - frozen and frozen
+@pytest.mark.parametrize("moment", ["30", "-3%", "101%", "half", "%"])
+def test_what_is_neither_a_step_nor_a_share(moment):
+    with pytest.raises(UserError, match="neither a step nor a share of the run, such as 30%"):
+        Rule("up.*", until=moment).at(200)
 
 
-def test_norm_bias_trains_norms_and_biases():
-    network = tiny()
-    modules = dict(network.named_modules())
-    expected = {n for n in dict(network.named_parameters())
-                if n.endswith(".bias") or isinstance(modules[n.rpartition(".")[0]], torch.nn.GroupNorm)}
-    assert trained(preset("norm_bias", network), 0) == expected
-
-
-def test_gradual_unfreezing_goes_from_the_output_inwards_at_falling_rates():
-    """Howard and Ruder 2018: one stage more at a time, each deeper one at a rate 2.6 times lower."""
-    network = tiny()
-    plan = preset("gradual_unfreezing", network)
-    stages = [("norm_out", "conv_out"), ("up",), ("mid",), ("down",), ("conv_in", "time_mlp")]
-    expected: set[str] = set()
-    for stage, parts in enumerate(stages):
-        new = {n for n in plan.parameters if n.split(".")[0] in parts}
-        expected |= new
-        for step in (50 * stage, 50 * stage + 49):
-            assert trained(plan, step) == expected
-        group = next(k for k, names in enumerate(plan.trained.values()) if next(iter(new)) in names)
-        assert plan.rates(1000)[group] == pytest.approx(2.6 ** -stage, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", options("transfer"))
-def test_presets_fit_every_network(name):
-    for more in ({}, {"classes": 3}, {"heads": 2}):
-        assert trained(preset(name, tiny(**more)), 10**6)
+def test_an_optional_pattern_may_match_nothing():
+    plan = ParameterPlan(tiny(), [Rule("conv_out.*"), Rule("class_embedding.*", optional=True)])
+    assert trained(plan, 0) == {"conv_out.weight", "conv_out.bias"}
+    with pytest.raises(UserError, match="class_embedding"):
+        ParameterPlan(tiny(), [Rule("class_embedding.*")])
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
