@@ -159,8 +159,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     elif saved:
         weights = saved.weights(checkpoint.MODEL)  # what is injected may be made of them
         denoiser.network.load_state_dict({name: weights[name] for name in denoiser.network.state_dict()})
-    torch.manual_seed(derive(config["seed"], "injected"))
-    inject(denoiser.network, strategy.inject)
+    inject(denoiser.network, strategy.inject, config["seed"])
     denoiser.to(device, memory_format=torch.channels_last).train()
     plan = ParameterPlan(denoiser.network, rules_of(config))
     warn_of_random(plan, directory)

@@ -139,7 +139,8 @@ def test_discriminative_rates_are_those_of_gradual_unfreezing_at_its_end():
 
 # Counted by other code than ours: (strategy, percent of the CelebA 64 UNet, of the CIFAR-10 UNet; None where it was not counted).
 SHARES = [("full", 100, 100), ("zero_shot", 0, 0), ("freeze_encoder", 74.5, 70.6), ("freeze_decoder", 39.5, 37.5),
-          ("middle_only", 14.0, 8.1), ("freeze_high_resolution", 84.4, None), ("freeze_low_resolution", 15.2, None), ("attention_only", 3.0, 4.43),
+          ("middle_only", 14.0, 8.1), ("freeze_high_resolution", 84.4, None), ("freeze_low_resolution", 15.2, None),
+          ("attention_only", 3.0, 4.43),
           ("bitfit", 0.078, 0.114), ("norm_bias", 0.106, 0.154), ("difffit", 0.119, 0.172), ("time_embedding", 0.42, None),
           ("time_conditioning", 5.67, None), ("linear_probe", 0.009, None), ("lora", 0.15, 0.28), ("locon", 2.7, None),
           ("svdiff", 0.105, None)]

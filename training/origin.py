@@ -117,7 +117,7 @@ def to_store(plan: ParameterPlan, table: Sequence[Fit]) -> list[str]:
 def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
     """What result.json says that does not change in a run."""
     path, stored = directory / SOURCE, to_store(plan, fit_table(directory))
-    return {"trained_parameters": plan.count(), "parameters": sum(p.numel() for p in plan.parameters.values()),
+    return {"trained_parameters": plan.count(), "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
             "trained_share": plan.share(),
             "bytes_to_store": sum(plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored),
             "source_sha256": json.loads(path.read_text())["sha256"] if path.exists() else None}

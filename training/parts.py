@@ -17,6 +17,7 @@ from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 from training.settings import RunSettings, TrainSettings, TransferSettings
 from transfer.fit import SourceSettings
+from transfer.inject import check as check_frozen
 from transfer.inject import inject
 from transfer.penalties import EWC, L2SP
 from transfer.rules import ParameterPlan, Rule
@@ -141,6 +142,7 @@ def check_network(config: Config) -> ParameterPlan:
     if height % multiple or width % multiple:
         raise UserError(f"data.size={size}: this model needs height and width divisible by {multiple}.")
     plan = ParameterPlan(network, rules_of(config))
+    check_frozen(network, plan.trains())
     if config["train"]["steps"]:
         plan.must_train()
     return plan

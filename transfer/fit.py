@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.randomness import generator
-from transfer.rules import check_pattern
+from transfer.patterns import check_pattern
 
 Copy = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from runtime.errors import UserError, near
-from transfer.inject import parameters
+from runtime.errors import UserError
+from transfer.inject import added, parameters
+from transfer.patterns import check_pattern
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,12 @@ def _step(moment: int | str | None, steps: int, where: str) -> int | None:
     return round(steps * float(share[1]) / 100)
 
 
-def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
-    """Raises UserError, with near names, where a glob matches no parameter."""
-    if not any(fnmatchcase(name, pattern) for name in names):
-        prefixes = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
-        raise UserError(f"{where}: {pattern} matches no parameter; {near(pattern.rstrip('.*'), prefixes | set(names))}")
-
-
 class ParameterPlan:
     """The rules resolved on a network: parameters in groups that share their rules, and each group's rate at a step."""
 
     def __init__(self, network: nn.Module, rules: Sequence[Rule]):
         self.parameters = parameters(network)
+        self.plain = self.parameters.keys() - added(network)
         for rule in rules:
             if not rule.optional:
                 check_pattern(rule.pattern, list(self.parameters), "transfer.rules")
@@ -117,8 +112,8 @@ class ParameterPlan:
         return sum(self.parameters[n].numel() for n in self.trains())
 
     def share(self) -> float:
-        """Share of the values that train at some step, of all that there are with what was injected."""
-        return self.count() / sum(p.numel() for p in self.parameters.values())
+        """The values that train at some step over those of the plain network, as papers count them."""
+        return self.count() / sum(self.parameters[n].numel() for n in self.plain)
 
     def rows(self, learning_rate: float) -> list[list[Any]]:
         """plan.csv: one row for each parameter and period in which its rate is the same; step "end" is open."""
