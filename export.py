@@ -1,4 +1,4 @@
-"""A checkpoint as a pipeline of diffusers: python export.py --help"""
+"""A checkpoint as a pipeline of diffusers, or as a small file on top of its source: python export.py --help"""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ from models.layers import Attention
 from models.network import network_of
 from models.pretrained import Trained, open_with
 from models.unet import UNet
+from runtime import checkpoint
 from runtime.build import build, check_arguments, resolve
 from runtime.checkpoint import EMA, MODEL
 from runtime.config import check_overrides, resolved
 from runtime.errors import UserError, one_message
 from runtime.files import sync_directory, write_atomically, write_directory
 from runtime.log import log_to_terminal
+from training.origin import fit_table, to_store
+from training.parts import check_network
+from transfer.trained import difference, is_difference, open_difference, origin_of, plain
 
 log = logging.getLogger("export")
 VERSION = "0.35.0"  # of diffusers, whose keys are written
@@ -46,6 +50,7 @@ class ExportSettings:
     weights: str = "ema"
     trained_as: str | None = None
     overrides: Sequence[str] = ()
+    source: str | None = None
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="export")
@@ -57,7 +62,26 @@ def main(cfg: DictConfig) -> None:
     settings = ExportSettings(**config)
     if settings.weights not in ("ema", "model"):
         raise UserError(f"weights must be ema or model, not {settings.weights}.")
-    export(open_with(settings.checkpoint, settings.trained_as, settings.overrides), Path(settings.out).expanduser(), settings.weights)
+    out = Path(settings.out).expanduser()
+    if out.suffix == ".safetensors":
+        export_difference(settings.checkpoint, out)
+        return
+    if is_difference(settings.checkpoint):
+        found = open_difference(settings.checkpoint, settings.source)
+    else:
+        found = plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides))
+    export(found, out, settings.weights)
+
+
+def export_difference(name: str, out: Path) -> None:
+    """Writes what a run's average adds to its source, a small file where little trained."""
+    found = checkpoint.find(name)
+    run = found.path.parent.parent
+    config = found.state["config"]
+    names = to_store(check_network(config), fit_table(run))
+    write_atomically(out, difference(found, origin_of(run), names))
+    log.info("%s -> %s: %d tensors, %d bytes, on top of %s. To sample from it:\n  python sample.py checkpoint=%s", found.path, out,
+             len(names), out.stat().st_size, origin_of(run)["path"], out)
 
 
 def export(found: Trained, out: Path, weights: str = "ema") -> None:

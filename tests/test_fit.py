@@ -5,7 +5,7 @@ import torch
 
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.fit import SourceSettings, fit, summary
+from transfer.fit import SourceSettings, fit, mean_and_variance, summary
 
 
 def unet(**more) -> UNet:
@@ -139,3 +139,60 @@ def test_gray_without_to_rgb_with_a_learned_variance():
     torch.testing.assert_close(out[:, :3], source(X, T, {}).expand(-1, 3, -1, -1), rtol=1e-5, atol=1e-5)
     assert not out[:, 3:].any()
     assert "repeated 1 -> 3" in summary(rows) and "variance's half starts at zero" in summary(rows)
+
+
+def test_a_new_class_table_starts_at_zero_so_that_the_network_starts_as_the_source():
+    source, target = unet(), unet(classes=2, seed=1)
+    fitted(source, target)
+    x = torch.randn(2, 3, 8, 8)
+    for label in (torch.tensor([0, 1]), torch.tensor([2, 2])):
+        assert torch.equal(target(x, T, {"label": label}), source(x, T, {}))
+
+
+def test_kept_classes_stand_after_the_new_ones():
+    """Two new classes, then the source's three, then the null class; each kept row gives the source's output of its class."""
+    source, target = unet(classes=3), unet(classes=5, seed=1)
+    state, rows = fit(source.state_dict(), target.state_dict(), kept=3)
+    target.load_state_dict(state)
+    x = torch.randn(2, 3, 8, 8)
+    for label in range(3):
+        ours, theirs = (network(x, T, {"label": torch.tensor([k, k])}) for network, k in ((target, label + 2), (source, label)))
+        assert torch.equal(ours, theirs)
+    assert torch.equal(target(x, T, {}), source(x, T, {}))
+    torch.testing.assert_close(state["class_embedding.weight"][:2], source.class_embedding.weight[:3].mean(0).expand(2, -1))
+    assert "3 of them and null kept" in summary(rows)
+
+
+ORDER = ["conv_in", "down.0", "down.1", "mid", "up.1", "up.0", "conv_out"]
+
+
+@pytest.mark.parametrize("depth", range(7))
+def test_depth_copies_the_first_parts_as_they_are_run(depth):
+    """With two levels: the input and the time, down, down, middle, up, up, the output."""
+    source, target, untouched = unet(), unet(seed=1), unet(seed=1).state_dict()
+    state, rows = fit(source.state_dict(), target.state_dict(), SourceSettings(depth=depth))
+    first = {"time_mlp": 0, "norm_out": 6} | {part: k for k, part in enumerate(ORDER)}
+    for name, tensor in state.items():
+        part = next(p for p in first if name.startswith(p + "."))
+        assert torch.equal(tensor, (source.state_dict() if first[part] <= depth else untouched)[name]), name
+    assert {row.how for row in rows if row.status == "new"} == ({"beyond source.depth"} if depth < 6 else set())
+
+
+def test_a_depth_that_no_network_has():
+    with pytest.raises(UserError, match=r"source.depth=7: this network has the parts 0 .* to 6"):
+        fit(unet().state_dict(), unet().state_dict(), SourceSettings(depth=7))
+
+
+def test_random_weights_with_the_mean_and_variance_of_the_sources():
+    """Raghu et al. 2019: every tensor keeps its own two moments and no value."""
+    source = {name: 3 + 2 * torch.randn(tensor.shape) if tensor.numel() > 1000 else tensor for name, tensor in unet().state_dict().items()}
+    state, rows = fit(source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=5)
+    assert {row.status for row in rows} == {"drawn"}
+    for name, tensor in source.items():
+        assert not (state[name] == tensor).any() or tensor.numel() == 1
+        if tensor.numel() > 1000:
+            assert state[name].mean().item() == pytest.approx(tensor.mean().item(), abs=4 * 2 / tensor.numel() ** 0.5)
+            assert state[name].std().item() == pytest.approx(tensor.std().item(), rel=4 / (2 * tensor.numel()) ** 0.5)
+    again, _ = fit(source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=5)
+    other, _ = fit(source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=6)
+    assert all(torch.equal(again[n], state[n]) for n in state) and not any(torch.equal(other[n], state[n]) for n in state)
