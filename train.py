@@ -20,6 +20,7 @@ from data.dataset import Dataset, open_dataset
 from data.memory import Memory
 from data.source import ImageSource
 from diffusion.denoiser import Denoiser
+from models.network import build_denoiser
 from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
@@ -32,7 +33,7 @@ from runtime.log import RunLog, grid, log_to_terminal, logged_to, png, recorded
 from runtime.randomness import derive
 from runtime.signals import PREEMPTED, Preempted
 from training.loop import Trainer
-from training.parts import TARGETS, Config, build_denoiser, check_config, check_network, rules_of, settings_of
+from training.parts import TARGETS, Config, check_config, check_network, rules_of, settings_of
 from transfer.fit import fit, summary
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained, other_settings

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from data.dataset import DataSettings
-from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss
-from models.network import build_network
+from models.network import build_denoiser
 from runtime.build import build, check, check_arguments, describe, fits
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
@@ -74,16 +73,6 @@ def rules_of(config: Config) -> list[Rule]:
     for k, rule in enumerate(config["transfer"]["rules"]):
         check_arguments(Rule, rule, [], f"transfer.rules[{k}]")
     return [Rule(**rule) for rule in config["transfer"]["rules"]]
-
-
-def build_denoiser(config: Config) -> Denoiser:
-    """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
-    schedule, parameterization, variance = (build(config[n], TARGETS[n], n) for n in ("schedule", "parameterization", "variance"))
-    network = build_network(config)
-    try:
-        return Denoiser(network, schedule, parameterization, variance)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def check_network(config: Config) -> ParameterPlan:
