@@ -61,7 +61,7 @@ def begun(cache: Path, target: Sequence[str] = (), source: Any = None, images: D
     torch.manual_seed(1)
     denoiser = build_denoiser(config).to(memory_format=torch.channels_last)
     state, rows = fit(source.weights(EMA), denoiser.network.state_dict())
-    source.opened.clear()
+    getattr(source, "opened", []).clear()
     denoiser.network.load_state_dict(state)
     start = Start(denoiser, source, {r.name for r in rows if r.status in ("loaded", "resized")},
                   images or pictures(12, data.height_width, data.channels), data, None, config["seed"], 8, cache)

@@ -3,6 +3,7 @@ against torch.func, and what of it is kept."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -126,10 +127,10 @@ def test_the_fused_gradient_is_that_of_autograd(with_importance):
 def test_a_penalty_waits_for_no_device(tmp_path):
     """On the meta device whatever asks for a value raises."""
     penalty = L2SP(scaled(tmp_path), weight=1)
-    penalty.parameters = {name: nn.Parameter(w.to("meta")) for name, w in penalty.parameters.items()}
-    penalty.start = {name: w.to("meta") for name, w in penalty.start.items()}
+    penalty.w = {name: nn.Parameter(w.to("meta")) for name, w in penalty.w.items()}
+    penalty.w0 = {name: w.to("meta") for name, w in penalty.w0.items()}
     penalty(SEEN).backward()
-    penalty.importance = penalty.start
+    penalty.importance = penalty.w0
     penalty(SEEN).backward()
 
 
@@ -138,7 +139,7 @@ def test_l2sp_pulls_back_to_the_source(tmp_path):
     start = begun(tmp_path)
     penalty = L2SP(start, weight=10.0)
     before = {name: w.detach().clone() for name, w in start.denoiser.network.named_parameters()}
-    assert set(penalty.parameters) == set(before)
+    assert set(penalty.w) == set(before)
     with torch.no_grad():
         for w in start.denoiser.network.parameters():
             w += 0.1
@@ -290,6 +291,27 @@ def test_it_is_measured_once(tmp_path, counted):
     assert all(torch.equal(f, again.importance[name]) for name, f in first.importance.items())
     (path,) = tmp_path.glob("fisher-*.safetensors")
     assert safetensors.torch.load_file(path).keys() == first.importance.keys()
+
+
+def test_two_processes_measure_it_once(tmp_path):
+    """The second one waits for the first."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_both, args=(tmp_path, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    got = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sorted(measured for measured, _ in got) == [0, 1] and got[0][1] == got[1][1]
+
+
+def _both(cache, results) -> None:
+    torch.set_num_threads(1)
+    made, measure = [], penalties.fisher
+    penalties.fisher = lambda *a: (made.append(1), measure(*a))[1]
+    known = known_fisher(begun(cache), pictures(4), 8)
+    results.put((len(made), known["conv_in.weight"].numpy().tobytes()))
 
 
 CHANGES = {"n": {}, "seed": {"seed": 1}, "copied": {}, "weights": {}, "images": {}, "labels": {}, "version": {},

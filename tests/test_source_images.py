@@ -18,6 +18,7 @@ from data.source import to_array
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import NoisePerImage, even_steps
 from models.network import build_denoiser
+from models.pretrained import open_pretrained
 from runtime.errors import UserError
 from runtime.randomness import derive
 from tests.starts import begun, trained
@@ -122,6 +123,17 @@ def test_the_sources_config_builds_nothing_but_data(tmp_path, target):
     source.state["config"]["data"]["source"] = {"_target_": target, "_partial_": True}
     with pytest.raises(UserError, match="nothing else is built"):
         real(begun(tmp_path, source=source))
+
+
+def test_a_finished_run_is_such_a_source(undisturbed, tmp_path):
+    """With its own checkpoint in place of the fake: its config, its labels, its weights."""
+    directory = undisturbed()
+    (own,) = (directory.parents[2] / "cache").glob("*.npy")
+    start = begun(tmp_path, source=open_pretrained(str(directory)))
+    ours = real(start)
+    np.testing.assert_array_equal(ours.images, np.load(own))
+    assert ours.splits["train"].tolist() == list(range(90)) and set(ours.labels) == {0}
+    assert generated(start, n=3, steps=2, batch_size=2).images.shape == (3, 8, 8, 1)
 
 
 # --- generated -----------------------------------------------------------------------------------------------------------------------
@@ -298,6 +310,15 @@ def test_labels_of_generated_images(tmp_path):
 def test_settings_that_cannot_be(tmp_path, settings, says):
     with pytest.raises(UserError, match=f"transfer.source_images.generated.*{says}"):
         generated(begun(tmp_path), **{"n": 2, "steps": 2, "batch_size": 2} | settings)
+
+
+def test_a_batch_too_large_for_the_device(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory, tried to allocate\n more")
+
+    monkeypatch.setattr(source_images, "generate", full)
+    with pytest.raises(UserError, match="batch_size=64: .*tried to allocate.. A smaller one"):
+        generated(begun(tmp_path), n=100, steps=2, batch_size=64)
 
 
 def test_a_published_network_of_unknown_size(tmp_path):

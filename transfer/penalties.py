@@ -39,16 +39,16 @@ class L2SP:
         if not weight > 0:
             raise UserError(f"{type(self).__name__}: weight={weight} must be above 0; without a penalty leave it out.")
         self.weight = weight
-        self.parameters = copied_parameters(start.denoiser.network, start)
-        self.start = {name: w.detach().clone() for name, w in self.parameters.items()}
+        self.w = copied_parameters(start.denoiser.network, start)
+        self.w0 = {name: w.detach().clone() for name, w in self.w.items()}
         self.importance: dict[str, Tensor] | None = None  # None: 1 for each
 
     def __call__(self, seen: Seen) -> Tensor:
-        names = [name for name, w in self.parameters.items() if w.requires_grad]
+        names = [name for name, w in self.w.items() if w.requires_grad]
         if not names:
             return torch.zeros((), device=seen.x_t.device)
         importance = self.importance and [self.importance[name] for name in names]
-        return self.weight * HalfSquare.apply([self.start[name] for name in names], importance, *(self.parameters[name] for name in names))
+        return self.weight * HalfSquare.apply([self.w0[name] for name in names], importance, *(self.w[name] for name in names))
 
 
 class EWC(L2SP):
@@ -63,12 +63,12 @@ class EWC(L2SP):
         if n < 1:
             raise UserError(f"EWC: n={n} must be at least 1.")
         measured = known_fisher(start, images(start), n)
-        self.importance = {name: torch.empty_like(w).copy_(measured[name]) for name, w in self.start.items()}  # strides of w too
+        self.importance = {name: torch.empty_like(w).copy_(measured[name]) for name, w in self.w0.items()}  # strides of w too
 
 
 class HalfSquare(torch.autograd.Function):
-    """sum F (w - w0)^2 / 2 over lists of tensors, float32 []. Its gradient is F (w - w0), which is said here: a few fused kernels in
-    place of some for each parameter. F: a list, or None for 1."""
+    """sum F (w - w0)^2 / 2 over lists of tensors, []. Its gradient is F (w - w0), which is said here: on a GPU a few fused kernels in place
+    of several for each parameter. F: a list, or None for 1."""
 
     @staticmethod
     def forward(ctx, w0: list[Tensor], F: list[Tensor] | None, *w: Tensor) -> Tensor:
