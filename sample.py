@@ -21,6 +21,7 @@ from tqdm import tqdm
 from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
+from models.network import build_denoiser, image_shape
 from models.pretrained import SECTIONS, Trained, open_with
 from runtime import checkpoint
 from runtime.build import build, check_arguments
@@ -31,7 +32,6 @@ from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import grid, log_to_terminal, png
 from runtime.randomness import derive
-from training.parts import build_denoiser
 from training.settings import Precision
 from transfer.trained import Laid, is_difference, open_difference, origin_of, plain, source_of, start_of
 
@@ -180,13 +180,6 @@ def load(config: dict[str, Any], weights: dict[str, torch.Tensor], settings: Sam
     denoiser.network.load_state_dict(weights)
     denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return denoiser
-
-
-def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:
-    size = data["size"]
-    if size is None:
-        raise UserError("the config of this network does not say the size of its images: write it there, as sample_size.")
-    return (data["channels"], *((size, size) if isinstance(size, int) else size))
 
 
 def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int]) -> torch.Tensor | None:

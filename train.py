@@ -19,6 +19,7 @@ from data.batches import Batches
 from data.dataset import Dataset, open_dataset
 from data.memory import Memory
 from data.source import ImageSource
+from models.network import build_denoiser
 from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
@@ -32,7 +33,7 @@ from runtime.randomness import derive
 from runtime.signals import PREEMPTED, Preempted
 from training.loop import Terms, Trainer
 from training.origin import check_number_of_classes, class_names, facts, kept_classes, start_from, terms_of, warn_of_random
-from training.parts import TARGETS, Config, build_denoiser, check_config, check_network, complete, rules_of, settings_of, with_classes
+from training.parts import TARGETS, Config, check_config, check_network, complete, rules_of, settings_of, with_classes
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained
@@ -149,6 +150,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     device = pick_device(run_settings.device)
     forget_peak(device)
     precision = kept_precision(directory) if saved else pick_precision(settings.precision, device)
+    autocast = arithmetic(precision, device)
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
     show_images(dataset, run_settings.samples, directory / "images.png")
     dataset = replace(dataset, classes=saved.state["classes"] if saved else class_names(config, dataset.classes, origin))
@@ -172,7 +174,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
         timesteps = build(config["timesteps"], TARGETS["timesteps"], "timesteps", steps=denoiser.schedule.steps).to(device)
         prepared = Trainer(denoiser, build(config["loss"], TARGETS["loss"], "loss"), timesteps, optimizer, plan,
                            Batches(dataset, settings.batch_size, data.flip, config["seed"]), settings_of(config, "sampler"), settings,
-                           run_settings, config, directory, run_log, arithmetic(precision, device), terms, facts(plan, directory))
+                           run_settings, config, directory, run_log, autocast, terms, facts(plan, directory))
         if saved:
             prepared.restore(saved)
         log.info("%s, %s, %d training images, %.2fM parameters", device, precision, len(dataset.splits["train"]),

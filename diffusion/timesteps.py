@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -18,7 +19,14 @@ class Timesteps(Protocol):
         """Told the losses [B] of each step, unweighted."""
 
 
-class Uniform(nn.Module):
+class Memoryless(nn.Module):
+    """A distribution that no loss changes: it leaves nothing in a checkpoint."""
+
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """As Timesteps.update."""
+
+
+class Uniform(Memoryless):
     """t uniform in 1..T; Ho et al. 2020, algorithm 1."""
 
     def __init__(self, steps: int):
@@ -26,12 +34,62 @@ class Uniform(nn.Module):
         self.steps = steps
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(t [batch] integers, the weight of each one's loss [batch]), on the generator's device."""
+        """As Timesteps.draw."""
         t = torch.randint(1, self.steps + 1, (batch,), generator=generator, device=generator.device)
         return t, torch.ones(batch, device=t.device)
 
-    def update(self, t: Tensor, loss: Tensor) -> None:
-        """Told the losses [B] of each step."""
+
+class Tabulated(Memoryless):
+    """t by fixed probabilities. The loss is not weighted against them: what is seen more often counts more.
+
+    likelihood: [T] of t = 1..T, in any scale.
+    """
+
+    def __init__(self, likelihood: Tensor):
+        super().__init__()
+        cumulative = likelihood.double().cumsum(0)
+        self.register_buffer("cumulative", cumulative / cumulative[-1], persistent=False)  # P(at most t), by t - 1
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As Timesteps.draw. The first t whose cumulative probability exceeds a uniform number in [0, 1): unlike torch.multinomial it
+        never waits for the device."""
+        u = torch.rand(batch, dtype=torch.float64, generator=generator, device=generator.device)
+        return torch.searchsorted(self.cumulative, u, right=True) + 1, torch.ones(batch, device=u.device)
+
+
+class Power(Tabulated):
+    """p(t) in proportion to t^exponent: the target's t in Diff-Tuning (Zhong et al. 2024; exponent 1 in their code), where the noisy
+    end is what a new domain has to learn."""
+
+    def __init__(self, steps: int, exponent: float):
+        super().__init__((torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** _exponent(exponent))
+
+
+class MirroredPower(Tabulated):
+    """p(t) in proportion to (T + 1 - t)^exponent: the same from the other end, for the source's images in Diff-Tuning, whose clean
+    end is to be kept."""
+
+    def __init__(self, steps: int, exponent: float):
+        super().__init__((torch.arange(steps, 0, -1, dtype=torch.float64) / steps) ** _exponent(exponent))
+
+
+def _exponent(exponent: float) -> float:
+    if not 0 <= exponent < math.inf:
+        raise ValueError(f"exponent must be 0 or more, not {exponent}. (MirroredPower falls with t.)")
+    return exponent
+
+
+class Range(Tabulated):
+    """t uniform among those with low < t / T <= high: one part of the chain, such as its noisy half."""
+
+    def __init__(self, steps: int, low: float, high: float):
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"low and high are shares of T with 0 <= low < high <= 1, not {low} and {high}.")
+        share = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        inside = (low < share) & (share <= high)
+        if not inside.any():
+            raise ValueError(f"of T = {steps} steps none has {low} < t / T <= {high}: move low and high farther apart.")
+        super().__init__(inside)
 
 
 class Importance(nn.Module):
@@ -57,13 +115,13 @@ class Importance(nn.Module):
         return torch.where(known, p, 1 / self.steps)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """As Uniform.draw."""
+        """As Timesteps.draw."""
         p = self.probabilities()
         index = torch.multinomial(p, batch, replacement=True, generator=generator)
         return index + 1, (1 / (self.steps * p[index])).float()
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """The losses [B], unweighted, take the places of the oldest ones of their t, without waiting for the device."""
+        """As Timesteps.update: the losses take the places of the oldest ones of their t, without waiting for the device."""
         t, order = t.sort(stable=True)
         loss = loss[order].double().nan_to_num(0, 0, 0)
         rank = torch.arange(len(t), device=t.device)

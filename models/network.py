@@ -1,4 +1,4 @@
-"""The network of a config."""
+"""The network of a config, and the denoiser around it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from diffusion.denoiser import Denoiser
 from models.unet import UNet
 from runtime.build import build, check
+from runtime.errors import UserError
 
 
 def build_network(config: dict[str, Any]) -> UNet:
@@ -22,3 +24,21 @@ def network_of(config: dict[str, Any]) -> UNet:
     """The same without memory: names and shapes."""
     with torch.device("meta"):
         return build_network(config)
+
+
+def build_denoiser(config: dict[str, Any]) -> Denoiser:
+    """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
+    schedule, parameterization, variance = (build(config[n], ["diffusion"], n) for n in ("schedule", "parameterization", "variance"))
+    network = build_network(config)
+    try:
+        return Denoiser(network, schedule, parameterization, variance)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:
+    """C, H, W of the images that a network was made for, by the section data of its config."""
+    size = data["size"]
+    if size is None:
+        raise UserError("the config of this network does not say the size of its images: write it there, as sample_size.")
+    return (data["channels"], *((size, size) if isinstance(size, int) else size))

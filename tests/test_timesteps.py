@@ -1,4 +1,5 @@
-"""Importance sampling of t: its probabilities, weights and history against plain Python, and its unbiasedness."""
+"""Which t a step sees. Importance sampling: its probabilities, weights and history against plain Python, and its unbiasedness. Fixed
+distributions: against their formulas."""
 
 from __future__ import annotations
 
@@ -7,8 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
-from diffusion.timesteps import Importance, Uniform
+from diffusion.timesteps import Importance, MirroredPower, Power, Range, Uniform
+from runtime.build import build
+from runtime.config import composed
+from runtime.errors import UserError
 from tests import runs
+from training.parts import TARGETS, check_config
 
 
 class Slow:
@@ -116,3 +121,99 @@ def test_a_run_with_importance_sampling_resumes_to_the_bit(tmp_path, undisturbed
     runs.assert_same_weights(directory, whole, 12)
     saved = torch.load(directory / "checkpoints/step_8" / runs.OPTIMIZER, weights_only=True)["timesteps"]
     assert (saved["seen"][1:] >= 2).all() and saved["losses"][1:].std() > 0
+
+
+# --- fixed distributions -------------------------------------------------------------------------------------------------------------
+
+FIXED = [
+    (Power(6, 1), [1 / 21, 2 / 21, 3 / 21, 4 / 21, 5 / 21, 6 / 21]),
+    (Power(4, 2.5), np.array([1.0, 2.0, 3.0, 4.0]) ** 2.5 / sum(k**2.5 for k in (1, 2, 3, 4))),
+    (Power(3, 0), [1 / 3, 1 / 3, 1 / 3]),
+    (MirroredPower(6, 1), [6 / 21, 5 / 21, 4 / 21, 3 / 21, 2 / 21, 1 / 21]),
+    (MirroredPower(4, 2.5), np.array([4.0, 3.0, 2.0, 1.0]) ** 2.5 / sum(k**2.5 for k in (1, 2, 3, 4))),
+    (Range(8, 0.25, 0.75), [0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0]),  # t / T = 0.25 is out, 0.75 is in
+    (Range(5, 0.0, 1.0), [0.2] * 5),
+    (Range(7, 0.9, 1.0), [0, 0, 0, 0, 0, 0, 1]),
+]
+
+
+@pytest.mark.parametrize(("timesteps", "expected"), FIXED)
+def test_a_fixed_distribution_is_its_formula(timesteps, expected):
+    """By chi-square over 100,000 draws; a t without probability is never drawn. Each loss counts as it is."""
+    t, weight = timesteps.draw(100_000, torch.Generator().manual_seed(1))
+    assert t.dtype == torch.int64 and weight.dtype == torch.float32 and (weight == 1).all()
+    counts, expected = np.bincount(t.numpy(), minlength=len(expected) + 1), np.asarray(expected)
+    assert counts.sum() == 100_000 and counts[0] == 0 and len(counts) == len(expected) + 1
+    possible = expected > 0
+    assert (counts[1:][~possible] == 0).all()
+    if possible.sum() > 1:
+        assert stats.chisquare(counts[1:][possible], 100_000 * expected[possible]).pvalue > 1e-3
+
+
+def test_a_thousand_steps_have_their_probabilities_to_rounding():
+    """What 100,000 draws could not tell: the differences of the table are t / (1 + .. + T), and the other way round."""
+    t = np.arange(1, 1001)
+    for timesteps, expected in ((Power(1000, 1), t / 500_500), (MirroredPower(1000, 1), t[::-1] / 500_500)):
+        np.testing.assert_allclose(np.diff(timesteps.cumulative.numpy(), prepend=0), expected, rtol=1e-9)
+        assert timesteps.cumulative[-1] == 1
+
+
+class Dial:
+    """Stands in for torch.rand: these numbers."""
+
+    def __init__(self, *values):
+        self.values = torch.tensor(values, dtype=torch.float64)
+
+    def __call__(self, *_, **__):
+        return self.values
+
+
+def test_the_ends_of_the_uniform_numbers(monkeypatch):
+    """0 and the largest number below 1 are the first and the last t that can be; an edge belongs to the t above it."""
+    monkeypatch.setattr(torch, "rand", Dial(0.0, 0.25, 0.49, 0.75, 1 - 2**-53))
+    generator = torch.Generator()
+    assert Range(8, 0.25, 0.75).draw(5, generator)[0].tolist() == [3, 4, 4, 6, 6]
+    assert Power(3, 1).draw(5, generator)[0].tolist() == [1, 2, 2, 3, 3]  # cumulative 1/6, 1/2, 1
+    assert MirroredPower(3, 1).draw(5, generator)[0].tolist() == [1, 1, 1, 2, 3]  # 1/2, 5/6, 1
+
+
+@pytest.mark.parametrize(("steps", "low", "high"), [(100, 0.29, 0.57), (1000, 0.3, 0.7), (10, 0.1, 0.7), (7, 1 / 7, 3 / 7)])
+def test_a_range_is_exact_where_shares_round(steps, low, high):
+    """0.29 * 100 is 28.999...; t / T = 0.29 is out all the same, and 0.57 in."""
+    t, _ = Range(steps, low, high).draw(20_000, torch.Generator().manual_seed(0))
+    assert t.min() == round(low * steps) + 1 and t.max() == round(high * steps)
+
+
+@pytest.mark.parametrize("timesteps", [Power(50, 2), MirroredPower(50, 2), Range(50, 0.2, 0.4)])
+def test_the_same_generator_draws_the_same_t_and_nothing_is_kept(timesteps):
+    first, again = (timesteps.draw(64, torch.Generator().manual_seed(5))[0] for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, timesteps.draw(64, torch.Generator().manual_seed(6))[0])
+    timesteps.update(first, torch.rand(64))
+    assert torch.equal(first, timesteps.draw(64, torch.Generator().manual_seed(5))[0])
+    assert not timesteps.state_dict()  # a checkpoint of any T would load
+    timesteps.load_state_dict({})
+
+
+@pytest.mark.parametrize("make", [
+    lambda: Power(5, -1), lambda: Power(5, float("nan")), lambda: MirroredPower(5, float("inf")), lambda: MirroredPower(5, -0.5),
+    lambda: Range(5, -0.1, 0.5), lambda: Range(5, 0.5, 1.1), lambda: Range(5, 0.5, 0.5), lambda: Range(5, 0.6, 0.5),
+    lambda: Range(5, float("nan"), 0.5), lambda: Range(5, 0.61, 0.79)])
+def test_distributions_that_cannot_be(make):
+    with pytest.raises(ValueError, match="exponent must be|shares of T|farther apart"):
+        make()
+
+
+@pytest.mark.parametrize(("overrides", "kind"), [
+    (["timesteps=power", "timesteps.exponent=2"], Power), (["timesteps=mirrored_power"], MirroredPower),
+    (["timesteps=range", "timesteps.low=0.1", "timesteps.high=0.3"], Range)])
+def test_a_config_picks_them(overrides, kind):
+    config = composed("train", overrides)
+    check_config(config)
+    built = build(config["timesteps"], TARGETS["timesteps"], "timesteps", steps=10)
+    assert type(built) is kind and len(built.cumulative) == 10
+
+
+def test_a_range_that_cannot_be_is_said_as_a_setting():
+    config = composed("train", ["timesteps=range", "timesteps.low=0.9", "timesteps.high=0.3"])
+    with pytest.raises(UserError, match="timesteps: low and high"):
+        build(config["timesteps"], TARGETS["timesteps"], "timesteps", steps=10)

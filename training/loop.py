@@ -107,11 +107,11 @@ class Trainer:
         warmup = min(1.0, (k + 1) / max(1, self.settings.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
             group["lr"] = self.base_rate * scale * warmup
-        draw = self._draw(k, batch, self.timesteps, self.seed)
+        draw = self._draw(k, batch, self.batches.flip, self.timesteps, self.seed)
         total, losses = self._backward(k, draw, self.terms.loss or self.loss, self.seed, penalties=self.terms.penalties)
         self.timesteps.update(draw.t, losses)
         if replay := self.terms.replay:
-            draw = self._draw(k, replayed, replay.timesteps, self.replay_seed)
+            draw = self._draw(k, replayed, replay.batches.flip, replay.timesteps, self.replay_seed)
             more, losses = self._backward(k, draw, self.loss, self.replay_seed, scale=replay.weight)
             replay.timesteps.update(draw.t, losses)
             total = total + more
@@ -124,10 +124,10 @@ class Trainer:
         self.first_bad = torch.where((self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad)
         return norm
 
-    def _draw(self, k: int, batch: Batch, timesteps: Timesteps, seed: int) -> Draw:
+    def _draw(self, k: int, batch: Batch, flips: bool, timesteps: Timesteps, seed: int) -> Draw:
         """What step k is taken on: drawn for the whole batch, so that accumulation does not change it."""
         images, label, flip = (x.to(self.device, non_blocking=True) for x in batch)
-        x0 = to_x0(images, flip if self.batches.flip else None)
+        x0 = to_x0(images, flip if flips else None)
         t, weight = timesteps.draw(len(x0), generator(seed, "t", k, device=self.device))
         noise = torch.randn(images.shape, generator=generator(seed, "noise", k, device=self.device), device=self.device)
         if classes := self.denoiser.network.classes:
@@ -146,21 +146,21 @@ class Trainer:
             torch.manual_seed(derive(seed, "dropout", k, m))
             with self.autocast():
                 loss = of(self.denoiser, x0[part], t[part], noise[part], {n: c[part] for n, c in condition.items()})
-                added = self._added(penalties)
+                added = self._added(x0[part], penalties)
             losses.append(loss.detach())
             loss = (scale * (loss * weight[part]).mean() + added) / (len(x0) / len(loss))
             loss.backward()
             total += loss.detach()
         return total, torch.cat(losses)
 
-    def _added(self, penalties: Sequence[Penalty]) -> Tensor | float:
+    def _added(self, x0: Tensor, penalties: Sequence[Penalty]) -> Tensor | float:
         """The penalties on what the network was last given and what it said."""
         if not penalties:
             return 0.0
         (x_t, timestep, condition), output = self.last
         self.last = None  # let go of the graph
         t = timestep + 1
-        seen = Seen(x_t, t, condition, self.denoiser.predict(*self.denoiser.halves(output), x_t, t))
+        seen = Seen(x_t, t, condition, self.denoiser.predict(*self.denoiser.halves(output), x_t, t), x0)
         return sum(penalty(seen) for penalty in penalties)
 
     def _remember(self, network: nn.Module, arguments: tuple, output: Tensor) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from data.dataset import DataSettings
-from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss
-from models.network import build_network
+from models.network import build_denoiser
 from runtime.build import build, check, check_arguments, describe, fits
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
@@ -19,7 +18,7 @@ from training.settings import RunSettings, TrainSettings, TransferSettings
 from transfer.fit import SourceSettings
 from transfer.inject import check as check_frozen
 from transfer.inject import inject
-from transfer.penalties import EWC, L2SP
+from transfer.penalties import L2SP
 from transfer.rules import ParameterPlan, Rule
 
 Config = dict[str, Any]
@@ -74,9 +73,9 @@ def check_source(config: Config) -> None:
 
 def check_penalties(config: Config) -> None:
     """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other."""
-    penalties = [getattr(p, "func", p) for p in settings_of(config, "transfer").penalties]
+    penalties = [p.func for p in settings_of(config, "transfer").penalties]
     decay = config["optimizer"].get("weight_decay", 0)
-    if decay and any(p in (L2SP, EWC) for p in penalties):
+    if decay and any(issubclass(p, L2SP) for p in penalties):
         raise UserError(f"optimizer.weight_decay={decay:g} draws the weights to 0, and transfer={config['transfer']['name']} to where they "
                         "started: set optimizer.weight_decay=0.")
 
@@ -115,16 +114,6 @@ def with_classes(config: Config, new: int, kept: int = 0) -> Config:
     return config | {
         "model": filled(config["model"], {"classes": new + kept}),
         "transfer": config["transfer"] | {"inject": [filled(node, {"count": new}) for node in config["transfer"].get("inject", [])]}}
-
-
-def build_denoiser(config: Config) -> Denoiser:
-    """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
-    schedule, parameterization, variance = (build(config[n], TARGETS[n], n) for n in ("schedule", "parameterization", "variance"))
-    network = build_network(config)
-    try:
-        return Denoiser(network, schedule, parameterization, variance)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def check_network(config: Config) -> ParameterPlan:
