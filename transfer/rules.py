@@ -31,11 +31,11 @@ class Rule:
         return self.from_step <= step and (self.until_step is None or step < self.until_step)
 
 
-def check_pattern(pattern: str, names: Sequence[str], where: str) -> None:
-    """Raises UserError, with near names, where a glob matches no parameter."""
+def check_pattern(pattern: str, names: Sequence[str], where: str, kind: str = "parameter") -> None:
+    """Raises UserError, with near names, where a glob matches none of the names. kind: what they name."""
     if not any(fnmatchcase(name, pattern) for name in names):
         prefixes = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
-        raise UserError(f"{where}: {pattern} matches no parameter; {near(pattern.rstrip('.*'), prefixes | set(names))}")
+        raise UserError(f"{where}: {pattern} matches no {kind}; {near(pattern.rstrip('.*'), prefixes | set(names))}")
 
 
 class ParameterPlan:

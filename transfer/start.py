@@ -17,13 +17,14 @@ from models.pretrained import Trained
 
 
 class Seen(NamedTuple):
-    """What a training step has just computed on a micro-batch of target images. x_t: [B, C, H, W]; t: [B] in 1..T; prediction: the
-    student's, with its gradient."""
+    """What a training step has just computed on a micro-batch of target images. x_t: [B, C, H, W], the tensor that the network was
+    given and no copy; t: [B] in 1..T; prediction: the student's, with its gradient; x0: the images, in [-1, 1]."""
 
     x_t: Tensor
     t: Tensor
     condition: Condition
     prediction: Prediction
+    x0: Tensor
 
 
 Penalty = Callable[[Seen], Tensor]  # -> what is added to the loss, a scalar
