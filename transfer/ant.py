@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ class Classifier(nn.Module):
         self.time_mlp = nn.Sequential(linear(first, time), nn.SiLU(), linear(time, time), nn.SiLU())
         self.conv_in = conv(channels, first, 3)
         self.down = nn.ModuleList(ResBlock(a, b, time, groups=8, dropout=0.0, resample=halve)
-                                  for a, b in zip((first, *self.WIDTHS), self.WIDTHS, strict=False))
+                                  for a, b in pairwise((first, *self.WIDTHS)))
         self.norm_out = GroupNorm(8, last)
         self.out = linear(last, 1)
 
@@ -143,7 +144,7 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
     T, accuracy = schedule.steps, content.pop("accuracy").tolist()
     log.info("classifier of source and target: right on %s of the images it was trained on",
              ", ".join(f"{a:.0%} at t={t}" for t, a in zip(_levels(T), accuracy, strict=True)))
-    classifier = Classifier(source.images.shape[3])
+    classifier = _untrained(start)
     classifier.load_state_dict(content)
     return classifier.to(schedule.alpha_bar.device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
@@ -162,12 +163,16 @@ def _levels(T: int) -> list[int]:
     return [max(1, T // 10), max(1, T // 2), T]
 
 
+def _untrained(start: Start) -> Classifier:
+    """On the CPU, weights by the seed; the global stream stays where it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(start.seed, "classifier"))
+        return Classifier(start.target.images.shape[3])
+
+
 def _train_to(path: Path, start: Start, source: Dataset, steps: int) -> None:
     schedule, device = start.denoiser.schedule, start.denoiser.schedule.alpha_bar.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(start.seed, "classifier"))
-        classifier = Classifier(source.images.shape[3])
-    classifier.to(device, memory_format=torch.channels_last)
+    classifier = _untrained(start).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=RATE)
     is_target = torch.arange(2 * HALF_BATCH, device=device).ge(HALF_BATCH).float()
     for k in tqdm(range(steps), desc="classifier of source and target", unit="step", delay=2):
@@ -203,9 +208,10 @@ def _accuracy(classifier: Classifier, start: Start, source: Dataset, level: int,
     """At t = level: the mean of the share of source images and of target images that are told right."""
     shares = []
     for side, (data, sign) in enumerate(((source, -1), (start.target, 1))):
-        rows = data.splits["train"][:JUDGED]
-        x0 = to_x0(torch.from_numpy(data.images[rows]))
-        t = torch.full((len(x0),), level)
-        log_odds = _of_noisy(classifier, start.denoiser.schedule, x0, t, generator(start.seed, "accuracy", side, level), device)
-        shares.append((log_odds * sign > 0).float().mean().item())
+        rows, draw, right = data.splits["train"][:JUDGED], generator(start.seed, "accuracy", side, level), []
+        for chunk in range(0, len(rows), HALF_BATCH):
+            x0 = to_x0(torch.from_numpy(data.images[rows[chunk : chunk + HALF_BATCH]]))
+            t = torch.full((len(x0),), level)
+            right.append(_of_noisy(classifier, start.denoiser.schedule, x0, t, draw, device) * sign > 0)
+        shares.append(torch.cat(right).float().mean().item())
     return sum(shares) / 2
