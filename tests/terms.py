@@ -28,6 +28,11 @@ def dataset(pictures: np.ndarray) -> Dataset:
     return Dataset(pictures, np.zeros(len(pictures), dtype=np.int64), {"train": rows, "validation": rows[:0], "test": rows[:0]}, [])
 
 
+def source_images(start: Start, n: int) -> Dataset:
+    """What a config names as the images of the source."""
+    return dataset(images(n, *start.target.images.shape[1:], seed=1))
+
+
 def start_of(network: nn.Module, target: Dataset | None = None, cache: Path = Path("nowhere"), seed: int = 0, flip: bool = False,
              parameterization: Parameterization | None = None, schedule: NoiseSchedule = SCHEDULE) -> Start:
     target = target or dataset(images(4))

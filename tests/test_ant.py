@@ -17,6 +17,8 @@ from data.batches import to_x0
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise, PredictVelocity, PredictX0
+from runtime.build import build
+from runtime.errors import UserError
 from tests.terms import SCHEDULE, batch, dataset, images, start_of, unet
 from transfer import ant
 from transfer.ant import AdversarialNoise, Classifier, classifier_of, evaluating, normalized, towards_target
@@ -132,6 +134,15 @@ def test_the_ascent_leaves_the_parameters_without_a_gradient_and_the_target_is_a
     torch.testing.assert_close(denoiser.network.A.grad, 2 / VALUES * (x @ denoiser.network.A.detach().T - target).T @ x)
 
 
+def test_it_is_built_from_a_config(tmp_path):
+    node = {"_target_": "transfer.ant.AdversarialNoise", "_partial_": True, "guidance": 2, "classifier_steps": 0,
+            "images": {"_target_": "tests.terms.source_images", "_partial_": True, "n": 6}}
+    loss = build(node, ["transfer", "tests"], "transfer.loss")(start_of(Linear(), cache=tmp_path))
+    assert (loss.guidance, loss.ascent_steps) == (2, 10)
+    with pytest.raises(UserError, match=r"transfer\.loss\.guidence: no such setting; did you mean guidance"):
+        build(node | {"guidence": 1.0}, ["transfer", "tests"], "transfer.loss")
+
+
 def test_the_condition_reaches_each_pass(tmp_path):
     seen = []
 
@@ -222,8 +233,10 @@ def test_guidance_is_the_gradient_of_the_log_probability_of_the_target():
     torch.testing.assert_close(towards_target(classifier, x, t), ((1 - p)[:, None] * classifier.w).view_as(x))
     with torch.no_grad():
         torch.testing.assert_close(towards_target(classifier, x, t), ((1 - p)[:, None] * classifier.w).view_as(x))
-    with torch.autocast("cpu", torch.bfloat16):  # the classifier stays in its own precision
-        torch.testing.assert_close(towards_target(classifier, x, t), ((1 - p)[:, None] * classifier.w).view_as(x))
+    classifier = Classifier(3)
+    outside = towards_target(classifier, x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(towards_target(classifier, x, t), outside)  # in its own precision
 
 
 def test_the_classifier_is_asked_of_images_of_any_size_and_channels_and_knows_t():
@@ -265,19 +278,12 @@ def test_the_classifier_tells_bright_from_dark_at_low_noise_and_not_in_pure_nois
 
     assert right(10) > 0.95
     assert 0.35 < right(100) < 0.65
-    assert re.search(r"classifier of source and target: right on 100% at t=10, \d+% at t=50, \d+% at t=100", caplog.text)
+    said = re.search(r"classifier of source and target: right on 100% at t=10, \d+% at t=50, (\d+)% at t=100", caplog.text)
+    assert 30 < int(said[1]) < 70
     t = torch.full((64,), 10)
     x_t = COSINE.add_noise(fresh[0], noise[0], t)
     step = x_t + 1e-2 * F.normalize(towards_target(classifier, x_t, t).flatten(1)).view_as(x_t)
     assert (classifier(step, t) > classifier(x_t, t)).float().mean() > 0.9
-
-
-def test_the_accuracy_at_full_noise_is_near_chance(tmp_path, caplog):
-    """Random images, so that nothing but the images themselves tells the sides apart, and at t = T not even they."""
-    with caplog.at_level(logging.INFO):
-        trained(tmp_path, dataset(images(128, seed=4)), dataset(images(128, seed=5)), steps=10)
-    full = float(caplog.text.rsplit("% at t=100", 1)[0].rsplit(" ", 1)[1])
-    assert 35 < full < 65
 
 
 def test_the_classifier_is_a_function_of_the_seed_and_of_nothing_around_it(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -179,13 +180,28 @@ def test_what_is_recorded_is_not_kept_beyond_its_step():
     assert len(penalty.of_student) == len(penalty.of_source) == 0
     x0, t, noise = batch(seed=7)
     start.denoiser(noise, t).noise.sum().backward()
-    assert len(penalty.of_student) == 1
-    del noise
+    (features,) = penalty.of_student.values()
+    feature = weakref.ref(features["mid.block.1"])
+    del noise, features
     gc.collect()
-    assert len(penalty.of_student) == 0
+    assert len(penalty.of_student) == 0 and feature() is None
     with torch.no_grad():
         start.denoiser(x0, t)
+    start.denoiser.eval()(x0, t)
     assert len(penalty.of_student) == 0
+
+
+def test_a_pass_that_fails_leaves_nothing_under_way():
+    start = start_of(unet().double())
+    source = copy.deepcopy(start.denoiser.network)
+    penalty = FeatureDistillation(start, weight=1.0, layers=LAYERS)
+    changed(start.denoiser.network)
+    x0, t, _ = batch(dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        start.denoiser(x0.float(), t)
+    start.denoiser.network.mid.block[1](torch.zeros(4, 16, 4, 4, dtype=torch.float64), torch.zeros(4, 32, dtype=torch.float64))
+    seen = seen_by(start.denoiser, dtype=torch.float64)
+    torch.testing.assert_close(penalty(seen), penalty_by_hand(source, start.denoiser.network, seen, blocks_of(source)))
 
 
 def test_a_class_condition_reaches_the_source():

@@ -55,7 +55,7 @@ def matching(network: nn.Module, layers: Sequence[str]) -> list[str]:
 
 def recorded(network: nn.Module, names: Sequence[str], when: Callable[[nn.Module], bool]) -> MutableMapping[Tensor, Features]:
     """A mapping that fills itself: from the x_t of a pass through network, by identity and as long as that tensor lives, to what the
-    named modules returned. when: which passes count.
+    named modules returned. when: which passes count; those of an evaluation and of an adversary (transfer.ant) don't.
 
     Hooks are plain functions: a copy of the network shares them and does not copy what they hold. What runs outside a pass does not
     count, such as the blocks that gradient checkpointing repeats in the backward pass.
@@ -64,7 +64,6 @@ def recorded(network: nn.Module, names: Sequence[str], when: Callable[[nn.Module
     under_way: list[Features] = []
 
     def begin(module, inputs):
-        under_way.clear()
         if when(module):
             passes[inputs[0]] = {}
             under_way.append(passes[inputs[0]])
