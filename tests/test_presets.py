@@ -13,9 +13,9 @@ from training.parts import check_config, check_network, complete, rules_of, sett
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 
-TINY = ["model.channels=8", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8",
+TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8",
         "source.from=somewhere"]
-ADM = ["model=improved_cifar10", "model.channels=8", "model.groups=4", "model.multipliers=[1,1,2]", "model.heads=1"]
+ADM = ["model=improved_cifar10", "model.channels=16", "model.groups=4", "model.multipliers=[1,1,2]", "model.heads=1"]
 
 
 def preset(name: str, *overrides: str, new: int = 0, kept: int = 0) -> tuple[nn.Module, ParameterPlan]:
@@ -143,7 +143,7 @@ SHARES = [("full", 100, 100), ("zero_shot", 0, 0), ("freeze_encoder", 74.5, 70.6
           ("attention_only", 3.0, 4.43),
           ("bitfit", 0.078, 0.114), ("norm_bias", 0.106, 0.154), ("difffit", 0.119, 0.172), ("time_embedding", 0.42, None),
           ("time_conditioning", 5.67, None), ("linear_probe", 0.009, None), ("lora", 0.15, 0.28), ("locon", 2.7, None),
-          ("svdiff", 0.105, None)]
+          ("svdiff", 0.105, None), ("ant", 4.8, None)]
 
 
 @pytest.mark.parametrize(("model", "name", "share"), [

@@ -3,6 +3,7 @@ input."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def check_config(config: Config) -> None:
     steps_of(schedule, sampler)  # refused here, and not at the first picture, hours later
     rules_of(config)
     check_variance(config)
+    check_terms(config)
     check_penalties(config)
     check_source(config)
 
@@ -69,6 +71,18 @@ def check_source(config: Config) -> None:
     if (strategy.needs_source or not strategy.rules) and not settings_of(config, "source").used:
         raise UserError(f"transfer={strategy.name} is about a source, and there is none: give source.from=, an experiment, a run or a "
                         "checkpoint.")
+
+
+def check_terms(config: Config) -> None:
+    """A term of a strategy is built later, from where the run starts: what its settings lack shows here."""
+    strategy = settings_of(config, "transfer")
+    terms = [(f"penalties[{k}]", penalty) for k, penalty in enumerate(strategy.penalties)]
+    for where, term in [*terms, ("replay", strategy.replay), ("loss", strategy.loss)]:
+        try:
+            if term is not None:
+                inspect.signature(term).bind(None)
+        except TypeError as error:
+            raise UserError(f"transfer.{where}: {error}.") from error
 
 
 def check_penalties(config: Config) -> None:

@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from runtime.errors import UserError, near
 
 
-def check_pattern(pattern: str, names: Sequence[str], where: str, what: str = "parameter") -> None:
-    """Raises UserError, with near names, where a glob matches none. what: they are names of."""
+def check_pattern(pattern: str, names: Sequence[str], where: str, kind: str = "parameter") -> None:
+    """Raises UserError, with near names, where a glob matches none. kind: what they name."""
     if not any(fnmatchcase(name, pattern) for name in names):
         prefixes = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
-        raise UserError(f"{where}: {pattern} matches no {what}; {near(pattern.rstrip('.*'), prefixes | set(names))}")
+        raise UserError(f"{where}: {pattern} matches no {kind}; {near(pattern.rstrip('.*'), prefixes | set(names))}")

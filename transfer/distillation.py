@@ -1,0 +1,85 @@
+"""Features of the source that the target keeps: a penalty on what chosen layers say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from transfer.patterns import check_pattern
+from transfer.start import Seen, Start
+
+Features = dict[str, Tensor]  # output by the name of its module
+
+
+class FeatureDistillation:
+    """weight times the mean squared difference of student and source in what some layers say of the same (x_t, t, condition), averaged
+    over the layers. Hints in the sense of Romero et al. 2015 (FitNets, eq. 3, there 1/2 of the sum of squares and through a regressor,
+    which equal shapes don't need); against the source's own features as in Li et al. 2019 (DELTA), here without its weights by channel.
+
+    layers: globs on module names, as "mid.block.1" or "down.*.block.*" (`*` also crosses dots: "down.*" are all modules inside). The
+    student's features come from the pass that trains; its dropout, which the frozen source does not have, counts as a difference.
+    """
+
+    def __init__(self, start: Start, *, weight: float, layers: Sequence[str]):
+        self.weight, self.source = weight, start.frozen()
+        names = matching(start.denoiser.network, layers)
+        self.of_student = recorded(start.denoiser.network, names, lambda network: network.training and torch.is_grad_enabled())
+        self.of_source = recorded(self.source.network, names, lambda network: True)
+
+    def __call__(self, seen: Seen) -> Tensor:
+        student = self.of_student.pop(seen.x_t)
+        self.of_student.clear()  # of passes over other images
+        with torch.no_grad():
+            self.source.outputs(seen.x_t, seen.t, seen.condition)
+        source = self.of_source.pop(seen.x_t)
+        differences = [(full(student[name]) - full(source[name])).square().mean() for name in source]
+        return self.weight * torch.stack(differences).mean()
+
+
+def full(x: Tensor) -> Tensor:
+    """float32 or wider."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def matching(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """The modules that run (a list of modules does not) whose names match a glob. Raises UserError where one matches none."""
+    running = [name for name, module in network.named_modules() if name and type(module).forward is not nn.Module.forward]
+    for pattern in layers:
+        check_pattern(pattern, running, "layers of FeatureDistillation", "module")
+    return [name for name in running if any(fnmatchcase(name, pattern) for pattern in layers)]
+
+
+def recorded(network: nn.Module, names: Sequence[str], when: Callable[[nn.Module], bool]) -> MutableMapping[Tensor, Features]:
+    """A mapping that fills itself: from the x_t of a pass through network, by identity and as long as that tensor lives, to what the
+    named modules returned. when: which passes count; those of an evaluation and of an adversary (transfer.ant) don't.
+
+    Hooks are plain functions: a copy of the network shares them and does not copy what they hold. What runs outside a pass does not
+    count, such as the blocks that gradient checkpointing repeats in the backward pass.
+    """
+    passes = WeakTensorKeyDictionary()
+    under_way: list[Features] = []
+
+    def begin(module, inputs):
+        if when(module):
+            passes[inputs[0]] = {}
+            under_way.append(passes[inputs[0]])
+
+    def end(module, inputs, output):
+        under_way.clear()
+
+    def keep(name):
+        def hook(module, inputs, output):
+            if under_way:
+                under_way[0][name] = output
+
+        return hook
+
+    for name in names:
+        network.get_submodule(name).register_forward_hook(keep(name))
+    network.register_forward_pre_hook(begin)
+    network.register_forward_hook(end, always_call=True)
+    return passes
