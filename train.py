@@ -60,8 +60,8 @@ def main(cfg: DictConfig) -> None:
 def run(config: Config, wait: bool = False) -> Path:
     """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
     config = complete(config)
-    check_config(with_classes(config, 1))
-    plan = check_network(with_classes(config, 1))
+    check_config(config)
+    plan = check_network(config)
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: locate(config), lambda: open_images(config))
     config = with_classes(config, len(images.classes), kept_classes(config, source))
@@ -117,7 +117,7 @@ def locate(config: Config) -> Source | None:
     own = complete(composed("train", [f"+experiment={name}", *settings.overrides]))
     own["run"] |= {key: config["run"][key] for key in ("root", "cache", "device")}
     own["wandb"] = config["wandb"]
-    check_config(with_classes(own, 1))
+    check_config(own)
     if own["source"]["from"] is not None:
         raise UserError(f"source.from={name}: that experiment has a source of its own. Train it first and give source.from= its directory.")
     try:

@@ -39,13 +39,14 @@ def test_experiments_compose_and_build(experiment):
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in (
     "model", "schedule", "parameterization", "variance", "loss", "optimizer", "transfer", "sampler", "timesteps", "spacing", "wandb",
-    "data")
+    "data", "copy")
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
     more = {"folder": NOWHERE, "dicom": NOWHERE, "nifti": NOWHERE, "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
             "linear_zero_terminal": ["parameterization=velocity", "spacing=trailing"],
             "learned": ["loss=bound"], "learned_range": ["loss=hybrid"], "hybrid": ["variance=learned_range"]}
-    config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
+    source = ["source.from=somewhere"] if group == "transfer" else []
+    config = composed("train", [f"{group}={choice}", *source, *more.get(choice, [])])
     check_config(config)
     for section in ("schedule", "parameterization", "variance", "loss"):
         build(config[section], TARGETS[section], section)

@@ -27,7 +27,7 @@ from transfer import penalties
 from transfer.penalties import EWC, L2SP, HalfSquare, fisher, known_fisher
 from transfer.start import Seen
 
-SEEN = Seen(torch.zeros(1), torch.ones(1), {}, None)
+SEEN = Seen(torch.zeros(1), torch.ones(1), {}, None, torch.zeros(1))
 
 
 class Scaled(nn.Module):

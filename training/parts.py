@@ -45,6 +45,7 @@ def settings_of(config: Config, section: str) -> Any:
 
 def check_config(config: Config) -> None:
     """Raises UserError at the first wrong key or type, before any data is read and anything large is built."""
+    config = with_classes(config, 1)  # how many there are is not known yet
     known = {*TARGETS, *SETTINGS, *PLAIN}
     if unknown := [key for key in config if key not in known]:
         raise UserError(f"{unknown[0]}: no such setting; {near(unknown[0], known)}")
@@ -132,6 +133,7 @@ def with_classes(config: Config, new: int, kept: int = 0) -> Config:
 
 def check_network(config: Config) -> ParameterPlan:
     """Builds the denoiser without memory and resolves the rules on it: what is wrong with either shows before data is read."""
+    config = with_classes(config, 1)
     channels = config["data"]["channels"]
     if (takes := config["model"].get("in_channels", channels)) != channels:
         raise UserError(f"model.in_channels={takes}, and images have data.channels={channels}: leave model.in_channels out, which follows "
