@@ -188,6 +188,9 @@ def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     if variance not in VARIANCES.values():
         refuse(f"variance {variance}", "its variance_type=learned takes the output for the variance itself and not for its log. Sample "
                "with sample.py, or train with variance=learned_range.")
+    if config.get("network_schedule"):
+        refuse("a network that knows the timesteps of another schedule than its own", "DDPMScheduler gives it its own. Sample with "
+               "sample.py, or transfer with the source's schedule.")
     schedule = build(config["schedule"], ["diffusion"], "schedule")
     return {"num_train_timesteps": schedule.steps, "beta_start": 1e-4, "beta_end": 0.02, "trained_betas": None,
             **(named(config["schedule"]) or {"beta_schedule": "linear", "trained_betas": betas_for_float32(schedule)}),

@@ -33,7 +33,7 @@ from runtime.randomness import derive
 from runtime.signals import PREEMPTED, Preempted
 from training.loop import Terms, Trainer
 from training.origin import check_number_of_classes, class_names, facts, kept_classes, start_from, terms_of, warn_of_random
-from training.parts import TARGETS, Config, check_config, check_network, complete, rules_of, settings_of, with_classes
+from training.parts import TARGETS, Config, check_config, check_network, complete, rules_of, settings_of, with_classes, with_schedule
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained
@@ -64,7 +64,7 @@ def run(config: Config, wait: bool = False) -> Path:
     plan = check_network(config)
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: locate(config), lambda: open_images(config))
-    config = with_classes(config, len(images.classes), kept_classes(config, source))
+    config = with_schedule(with_classes(config, len(images.classes), kept_classes(config, source)), source and source.own)
     check_number_of_classes(config, images, source)
     who, directory = place(config, images, source)
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."

@@ -30,27 +30,42 @@ class Denoiser(nn.Module):
     """A network, a schedule, what the network predicts and the variance of a reverse step.
 
     network(x [B, C, H, W], timestep [B] in 0..T-1, condition) -> [B, variance.outputs C, H, W]
+    known: the schedule whose timesteps the network knows, where that is another one: at t it is then given the timestep of equal
+    signal-to-noise ratio there, which may lie between two.
+    on_output: told (x_t, t, condition, the network's output) of each call, where it is set.
     """
 
+    on_output: Callable[[Tensor, Tensor, Condition, Tensor], object] | None = None
+
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, parameterization: Parameterization,
-                 variance: Variance | None = None):
+                 variance: Variance | None = None, known: NoiseSchedule | None = None):
         super().__init__()
         if schedule.zero_terminal_snr and isinstance(parameterization, PredictNoise):
             raise ValueError("A schedule with zero terminal SNR has no signal at T, where predicting the noise divides by "
                              "zero: choose parameterization=velocity or parameterization=x0.")
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.variance = variance or FixedLarge()
+        self.known = known
+        counted = torch.arange(schedule.steps + 1, device=schedule.alpha_bar.device) if known is None else known.equal_snr(schedule)
+        self.timestep = counted - 1  # [T + 1]: Ho's weights count from 0
+
+    def around(self, network: nn.Module) -> Denoiser:
+        """The same around another network."""
+        return Denoiser(network, self.schedule, self.parameterization, self.variance, self.known)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        moved = fn(self.schedule.alpha_bar)
-        self.schedule = self.schedule.to(moved.device)  # follows the device, stays float64
+        device = fn(self.schedule.alpha_bar).device
+        self.schedule, self.timestep = self.schedule.to(device), self.timestep.to(device)  # they follow the device and stay float64
         return self
 
     def outputs(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """What the network says of the image, and of the variance where that is learned. float32 or wider, whatever the autocast."""
         t = t.expand(len(x_t)) if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
-        return self.halves(self.network(x_t, t - 1, condition or {}))  # Ho's weights count timesteps from 0
+        out = self.network(x_t, self.timestep[t], condition or {})
+        if self.on_output:
+            self.on_output(x_t, t, condition or {}, out)
+        return self.halves(out)
 
     def halves(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the network gave, as outputs() says it."""

@@ -49,6 +49,13 @@ class NoiseSchedule:
         """Signal-to-noise ratio alpha^2 / sigma^2, float64; infinite at t = 0."""
         return self.alpha_bar[t] / (1 - self.alpha_bar[t])
 
+    def equal_snr(self, other: NoiseSchedule) -> Tensor:
+        """For each t = 0..T of another schedule, the time of this one with the same signal-to-noise ratio, float64 in 1..T of this one:
+        between two of its times by their log ratios, and at the ends where it has none as low or as high."""
+        ours, theirs = (torch.logit(s.alpha_bar).clamp(-1e3, 1e3).cpu().numpy() for s in (self, other))  # -inf where no signal is left
+        t = np.interp(theirs, ours[:0:-1], np.arange(self.steps, 0, -1))
+        return torch.from_numpy(t).to(self.alpha_bar.device)
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         """A draw of q(x_t | x_0). x0, noise: [B, ...]."""
         alpha, sigma = self.alpha_sigma(t)

@@ -29,9 +29,10 @@ def network_of(config: dict[str, Any]) -> UNet:
 def build_denoiser(config: dict[str, Any]) -> Denoiser:
     """The network (on the current default device, weights by the global seed) inside its schedule and parameterization."""
     schedule, parameterization, variance = (build(config[n], ["diffusion"], n) for n in ("schedule", "parameterization", "variance"))
+    known = config.get("network_schedule")
     network = build_network(config)
     try:
-        return Denoiser(network, schedule, parameterization, variance)
+        return Denoiser(network, schedule, parameterization, variance, known and build(known, ["diffusion"], "network_schedule"))
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -113,8 +113,8 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
 
 
 # What a run is: everything that changes its numbers, and nothing else.
-NUMBERS = ("seed", "data", "model", "schedule", "parameterization", "variance", "loss", "timesteps", "optimizer", "train", "transfer",
-           "source")
+NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance", "loss", "timesteps", "optimizer",
+           "train", "transfer", "source")
 
 
 def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:

@@ -149,6 +149,29 @@ def test_denoiser_counts_the_networks_timesteps_from_zero():
     assert torch.equal(network.calls[0][0], x_t)
 
 
+def test_a_network_that_knows_another_schedule_is_told_the_timestep_of_equal_noise():
+    """The target's schedule is every second step of the source's: there the source's network must be asked exactly what it was asked."""
+    source = schedules.cosine(1000)
+    target = schedules.NoiseSchedule(source.alpha_bar[::2])
+    network = Constant(torch.zeros(3, 3, 2, 2, dtype=torch.float64))
+    x, t = images(3)[0], torch.tensor([1, 250, 500])
+    Denoiser(network, source, PredictVelocity())(x, 2 * t)
+    told = Denoiser(network, target, PredictVelocity(), known=source)
+    for denoiser in (told, told.around(network)):
+        denoiser(x, t)
+        torch.testing.assert_close(network.calls[-1][1], network.calls[0][1].double(), rtol=0, atol=1e-9)
+
+
+def test_a_denoiser_tells_what_its_network_said():
+    network, told = Constant(torch.zeros(2, 3, 2, 2, dtype=torch.float64)), []
+    denoiser = Denoiser(network, schedules.linear(10), PredictNoise())
+    denoiser.on_output = lambda *what: told.append(what)
+    x, t = images(2)[0], torch.tensor([3, 7])
+    denoiser(x, t, {"label": t})
+    ((x_t, at, condition, output),) = told
+    assert x_t is x and torch.equal(at, t) and condition["label"] is t and output is network.output
+
+
 @pytest.mark.parametrize("parameterization", ALL, ids=name_of)
 def test_denoiser_recovers_x0_and_noise_from_the_target(parameterization):
     """A network that outputs the training target makes the Denoiser return the truth, with the variance asked for."""

@@ -350,3 +350,25 @@ def test_snr_is_signal_over_noise():
     bar = schedules.linear(1000).alpha_bar
     np.testing.assert_allclose(schedules.linear(1000).snr(torch.tensor([1, 500, 1000])), [bar[k] / (1 - bar[k]) for k in (1, 500, 1000)])
     assert schedules.linear(10).snr(0) == float("inf")
+
+
+def test_equal_snr_of_a_schedule_with_itself_is_t():
+    for schedule in (schedules.linear(), schedules.cosine(), schedules.zero_terminal(schedules.linear())):
+        t = schedule.equal_snr(schedule)
+        np.testing.assert_allclose(t[1:], np.arange(1, schedule.steps + 1), rtol=0, atol=1e-9)
+
+
+def test_equal_snr_finds_the_time_of_the_same_ratio():
+    """Between two times linear in the log of the ratio; beyond the ends, the end."""
+    ours, theirs = schedules.cosine(), schedules.linear()
+    t = ours.equal_snr(theirs)
+    assert t.dtype == torch.float64 and (t[1:].diff() >= 0).all() and t.min() >= 1 and t.max() <= 1000
+    log_ratio = ours.snr(torch.arange(1, 1001)).log()
+    inside = (theirs.snr(torch.arange(1001)) < ours.snr(1)) & (theirs.snr(torch.arange(1001)) > ours.snr(1000))
+    assert inside.sum() > 900
+    for k in inside.nonzero().flatten().tolist():
+        low = math.floor(t[k])
+        share = t[k] - low
+        between = log_ratio[low - 1] * (1 - share) + (log_ratio[low] * share if share else 0)
+        assert between.item() == pytest.approx(theirs.snr(k).log().item(), abs=1e-9)
+    assert theirs.equal_snr(schedules.zero_terminal(schedules.linear()))[-1] == 1000  # no signal: as little as there is

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import Batch, Batches, to_uint8, to_x0
@@ -88,14 +88,14 @@ class Trainer:
         self.seed: int = self.config["seed"]
         self.base_rate: float = self.optimizer.defaults["lr"]
         self.ema = Ema(d.network, self.settings.ema_decay)
-        self.averaged = Denoiser(self.ema.network, d.schedule, d.parameterization, d.variance).eval()
+        self.averaged = d.around(self.ema.network).eval()
         self.window = torch.zeros((), device=self.device)  # summed loss since the last row of the log
         self.window_steps = 0
         self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss or gradient that is not finite
         self.pending = False  # stopped between the step and its evaluation
         self.replay_seed = derive(self.seed, "replay")
         if self.terms.penalties:
-            d.network.register_forward_hook(self._remember)
+            d.on_output = self._remember
 
     # one step
 
@@ -157,14 +157,13 @@ class Trainer:
         """The penalties on what the network was last given and what it said."""
         if not penalties:
             return 0.0
-        (x_t, timestep, condition), output = self.last
+        x_t, t, condition, output = self.last
         self.last = None  # let go of the graph
-        t = timestep + 1
         seen = Seen(x_t, t, condition, self.denoiser.predict(*self.denoiser.halves(output), x_t, t), x0)
         return sum(penalty(seen) for penalty in penalties)
 
-    def _remember(self, network: nn.Module, arguments: tuple, output: Tensor) -> None:
-        self.last = arguments, output
+    def _remember(self, *what: Any) -> None:
+        self.last = what
 
     # all steps
 

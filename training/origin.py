@@ -34,7 +34,10 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
     settings = settings_of(config, "source")
     theirs = found.state["config"]
     learned = all(build(c["variance"], TARGETS["variance"], "variance").outputs == 2 for c in (config, theirs))
-    for section in ("schedule", "parameterization", *(["variance"] if learned else [])):
+    if lines := differences(config["schedule"], theirs["schedule"], "schedule"):
+        log.info("the source was trained with another schedule (source -> here), so its network is given the timestep of equal "
+                 "signal-to-noise ratio: %s", "; ".join(f"{line:.200}" for line in lines))
+    for section in ("parameterization", *(["variance"] if learned else [])):
         if lines := differences(config[section], theirs[section], section):
             log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
     other = "; ".join(other_settings(config["model"], theirs["model"]))
@@ -82,7 +85,7 @@ def class_names(config: Config, images: Sequence[str], origin: Trained | None) -
 
 def kept_classes(config: Config, source: Source | None) -> int:
     """How many classes of the source stay in the class table."""
-    return source.classes if source and config["source"]["keep_classes"] else 0
+    return source.own["model"].get("classes", 0) if source and config["source"]["keep_classes"] else 0
 
 
 def check_number_of_classes(config: Config, images: ImageSource, source: Source | None) -> None:

@@ -13,6 +13,7 @@ from diffusion.generate import SamplerSettings, steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss
 from models.network import build_denoiser
 from runtime.build import build, check, check_arguments, describe, fits
+from runtime.config import canonical
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 from training.settings import RunSettings, TrainSettings, TransferSettings
@@ -33,7 +34,7 @@ SETTINGS: dict[str, tuple[type, list[str]]] = {
     "data": (DataSettings, ["data"]), "train": (TrainSettings, []), "transfer": (TransferSettings, ["transfer", "diffusion"]),
     "source": (SourceSettings, ["transfer"]), "sampler": (SamplerSettings, ["diffusion"]), "run": (RunSettings, []),
     "wandb": (WandbSettings, [])}
-PLAIN = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict}
+PLAIN = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict, "network_schedule": dict | None}
 
 
 def settings_of(config: Config, section: str) -> Any:
@@ -117,6 +118,14 @@ def rules_of(config: Config) -> list[Rule]:
 def complete(config: Config) -> Config:
     """A strategy without rules trains nothing, so its run has no steps."""
     return config if config["transfer"]["rules"] else config | {"train": config["train"] | {"steps": 0}}
+
+
+def with_schedule(config: Config, source: Config | None) -> Config:
+    """The network of a source knows the timesteps of the source's schedule, and goes on being given those."""
+    if source is None or config["network_schedule"]:
+        return config
+    known = source.get("network_schedule") or source["schedule"]
+    return config if canonical(known) == canonical(config["schedule"]) else config | {"network_schedule": known}
 
 
 def with_classes(config: Config, new: int, kept: int = 0) -> Config:

@@ -29,9 +29,9 @@ class Source:
     directory: Path | None = None
 
     @property
-    def classes(self) -> int:
-        config = self.checkpoint.state["config"] if self.checkpoint else self.config
-        return config["model"].get("classes", 0)
+    def own(self) -> dict[str, Any]:
+        """Its own config."""
+        return self.checkpoint.state["config"] if self.checkpoint else self.config
 
     def found(self) -> Trained | None:
         """The checkpoint to start from: of an experiment, the one at its last step, or a later one where the run was continued."""
