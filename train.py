@@ -30,7 +30,8 @@ from runtime.errors import UserError, near, one_message, together
 from runtime.files import locked, remove_leftovers, write_atomically
 from runtime.log import RunLog, grid, log_to_terminal, logged_to, png, recorded
 from runtime.randomness import derive
-from runtime.signals import PREEMPTED, Preempted
+from runtime.signals import Preempted, leave
+from runtime.sweep import cell, sweeping
 from training.loop import Trainer
 from training.parts import TARGETS, Config, build_denoiser, check_config, check_network, rules_of, settings_of
 from transfer.fit import fit, summary
@@ -45,12 +46,17 @@ ALONE = "pretrain_demo"
 @one_message
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
-    config = resolved(cfg)
     try:
-        run(config)
+        cell(lambda: attempt(resolved(cfg)))
     except Preempted as signal:
         log.info("stopped by %s; everything is saved, the same command continues", signal)
-        sys.exit(PREEMPTED)
+        leave(signal.number)
+
+
+def attempt(config: Config) -> Path:
+    """The run, with a cure for a device that it does not fit on."""
+    try:
+        return run(config)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the device is out of memory ({str(error).splitlines()[0]}). train.accumulation=2 (or 4, 8) needs less for the "
                         "same result; model.gradient_checkpointing=true less still.") from error
@@ -217,8 +223,14 @@ def choose_something() -> None:
     sys.argv.append(f"+experiment={ALONE}")
 
 
+@one_message
+def start() -> None:
+    check_overrides("train", sys.argv[1:])
+    with sweeping("train", sys.argv):
+        main()
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         choose_something()
-    one_message(check_overrides)("train", sys.argv[1:])
-    main()
+    start()
