@@ -23,7 +23,7 @@ from diffusion.denoiser import Denoiser
 from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
-from runtime.config import check_overrides, composed, differences, digest, identity, options, resolved
+from runtime.config import CONF, check_overrides, composed, differences, digest, identity, options, resolved
 from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv, write_json
 from runtime.errors import UserError, near, one_message, together
@@ -42,7 +42,6 @@ log = logging.getLogger("train")
 ALONE = "pretrain_demo"
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @one_message
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
@@ -225,12 +224,14 @@ def choose_something() -> None:
 
 @one_message
 def start() -> None:
+    if len(sys.argv) == 1:
+        choose_something()
     check_overrides("train", sys.argv[1:])
     with sweeping("train", sys.argv):
-        main()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        choose_something()
-    start()
+    import train  # main of that name, and not of __main__, is what a job on a cluster can import
+
+    train.start()
