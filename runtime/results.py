@@ -85,7 +85,8 @@ def varied(results: Sequence[Result]) -> list[str]:
     for path in sorted({path for _, s in settings for path in s}):
         values: dict[str, set[str]] = {}
         for strategy, s in settings:
-            values.setdefault(strategy, set()).add(json.dumps(s.get(path)))
+            if path in s:  # a run that has not begun knows less of itself
+                values.setdefault(strategy, set()).add(json.dumps(s[path]))
         comes_along = path.split(".")[0] in ("transfer", "source")
         if any(len(v) > 1 for v in values.values()) or (not comes_along and len(set().union(*values.values())) > 1):
             found.append(path)
@@ -94,7 +95,7 @@ def varied(results: Sequence[Result]) -> list[str]:
 
 def settings_text(result: Result, paths: Sequence[str]) -> str:
     settings = result.settings()
-    return " ".join(f"{path}={settings.get(path)}" for path in paths)
+    return " ".join(f"{path}={settings[path]}" for path in paths if path in settings)
 
 
 def averages(results: Sequence[Result]) -> list[dict[str, str]]:
