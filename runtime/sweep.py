@@ -7,9 +7,11 @@ its jobs print)."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -25,7 +27,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
 from runtime.config import CONF, composed, sha256_of, task_overrides
@@ -91,7 +93,10 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
         logging.getLogger(launcher).setLevel(logging.WARNING)
     log.info("sweep: %d cells, %s", len(sweep.cells), sweep.folder)
     try:
-        with told_of_cells(sweep) if elsewhere else contextlib.nullcontext():
+        with contextlib.ExitStack() as around:
+            if elsewhere:
+                around.enter_context(told_of_cells(sweep))
+                around.enter_context(dead_jobs_noted(sweep))
             yield
     except KeyboardInterrupt:
         log.info("interrupted; %s", "its jobs go on without this process" if elsewhere else "the same command continues")
@@ -126,7 +131,7 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     if "run.directory" in [o.key_or_group for o in overrides if o.get_key_element() not in own]:
         raise UserError("run.directory is that of one run: leave it out of a sweep, or give run.root.")
     first = composed(config_name, cells[0])
-    name = next((chosen_name(o) for o in overrides if o.key_or_group == "sweep"), "grid")
+    name = next((o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid")
     folder = Path(first["run"]["root"]) / first["experiment"] / "sweeps" / f"{name}-{sha256_of(cells)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     for record in folder.glob("[0-9]*.json"):
@@ -134,10 +139,6 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     names = [" ".join(e for e in cell if e.split("=", 1)[0] in own) or name for cell in cells]
     write_json(folder / SWEEP, {"command": " ".join(arguments), "cells": names})
     return Sweep(folder, names), launcher != "basic"
-
-
-def chosen_name(override: Override) -> str:
-    return override.get_value_element_as_str()
 
 
 def check_slurm() -> None:
@@ -178,6 +179,35 @@ def told_of_cells(sweep: Sweep) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
+    """A job that dies (killed for memory, cancelled) is a cell that failed. submitit raises for the first of them, and Hydra's
+    launcher, which asks for the results in the order of the cells, would then wait for no other."""
+    from submitit import Job
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    results, numbers = Job.results, itertools.count()
+
+    def noted(job: Job) -> list[JobReturn]:
+        number = next(numbers)
+        try:
+            return results(job)
+        except (UncompletedJobError, FailedJobError) as error:
+            path = sweep.folder / f"{number}.json"
+            if not path.exists():
+                state = re.search(r"state: ([^)]*)", str(error))  # of an UncompletedJobError; the other ends as a traceback does
+                why = state.group(1) if state else str(error).strip().splitlines()[-1]
+                message = f"its job {job.job_id} ended without a result, {why}. What it printed: {job.paths.stdout}"
+                write_json(path, {"status": "failed", "message": message, "seconds": 0})
+            return [JobReturn(status=JobStatus.COMPLETED)]
+
+    Job.results = noted
+    try:
+        yield
+    finally:
+        Job.results = results
 
 
 def report_failures(sweep: Sweep) -> bool:

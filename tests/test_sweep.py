@@ -141,6 +141,30 @@ def test_cells_elsewhere_are_told_of_as_they_end(as_cell, caplog):
     assert caplog.messages[1:] == ["[2/3] seed=0: failed, no images, 1:01:40"]
 
 
+def test_a_job_that_dies_is_a_cell_that_failed_and_the_others_are_waited_for(as_cell, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    def results(job):
+        if isinstance(job.outcome, Exception):
+            raise job.outcome
+        return [job.outcome]
+
+    monkeypatch.setattr(submitit.Job, "results", results)
+    outcomes = [UncompletedJobError("Job 7_0 (task: 0) has no output (state: OUT_OF_MEMORY)\nlog"), "ended by itself",
+                FailedJobError("Traceback ...\nImportError: no module torch\n")]
+    (as_cell / "1.json").write_text(json.dumps({"status": "finished", "run": "x", "seconds": 1}))
+    with sweep.dead_jobs_noted(sweep.read_sweep(as_cell)):
+        jobs = [SimpleNamespace(outcome=o, job_id=f"7_{n}", paths=SimpleNamespace(stdout=f"/log{n}")) for n, o in enumerate(outcomes)]
+        returned = [submitit.Job.results(job)[0] for job in jobs]
+    assert returned[1] == "ended by itself" and returned[0].return_value is None and returned[2].return_value is None
+    records = sweep.read_sweep(as_cell).records()
+    assert [r["status"] for r in records] == ["failed", "finished", "failed"]
+    assert records[0]["message"] == "its job 7_0 ended without a result, OUT_OF_MEMORY. What it printed: /log0"
+    assert records[2]["message"] == "its job 7_2 ended without a result, ImportError: no module torch. What it printed: /log2"
+    assert submitit.Job.results is results
+
+
 # before the first cell
 
 def planned(tmp_path, *arguments: str) -> sweep.Sweep:
