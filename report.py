@@ -116,22 +116,27 @@ def samples(results: Sequence[Result]) -> list[tuple[str, Path]]:
 
 def side_by_side(pictures: Sequence[tuple[str, Path]]) -> bytes:
     """Each picture under its name, in rows of up to six, as a PNG file."""
-    columns = min(6, len(pictures))
-    columns = math.ceil(len(pictures) / math.ceil(len(pictures) / columns))  # rows of equal length
-    height, width = SIDE + TEXT + GAP, SIDE + GAP
-    sheet = Image.new("RGB", (GAP + columns * width, GAP + math.ceil(len(pictures) / columns) * height), "white")
+    rows = math.ceil(len(pictures) / 6)
+    columns = math.ceil(len(pictures) / rows)  # rows of equal length
+    named = [(name, fitted(path)) for name, path in pictures]
+    height, width = max(picture.height for _, picture in named) + TEXT + GAP, SIDE + GAP
+    sheet = Image.new("RGB", (GAP + columns * width, GAP + rows * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=TEXT - 6)
-    for n, (name, path) in enumerate(pictures):
+    for n, (name, picture) in enumerate(named):
         x, y = GAP + n % columns * width, GAP + n // columns * height
         fits = max(k for k in range(len(name) + 1) if draw.textlength(name[:k], font) <= SIDE)
         draw.text((x, y), name[:fits], "black", font)
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB")
-        scale = SIDE / max(picture.size)
-        sheet.paste(picture.resize([max(1, round(scale * side)) for side in picture.size]), (x, y + TEXT))
+        sheet.paste(picture, (x, y + TEXT))
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     return buffer.getvalue()
+
+
+def fitted(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    scale = SIDE / max(picture.size)
+    return picture.resize([max(1, round(scale * side)) for side in picture.size])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
-from runtime.config import CONF, composed, sha256_of, task_overrides
+from runtime.config import CONF, composed, composed_keys, sha256_of, task_overrides
 from runtime.device import free_memory
 from runtime.directory import write_json
 from runtime.errors import UserError, message_of
@@ -110,6 +110,8 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
 
 def is_sweep(config_name: str, asked) -> bool:
     """Whether this runs as a sweep. Raises UserError for one that is asked for without -m, which Hydra would ignore."""
+    if asked.multirun and (asked.cfg or asked.info):
+        raise UserError("--cfg and --info show one run: leave -m out, and give one value of each setting.")
     if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
         return False
     if asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides:
@@ -122,9 +124,11 @@ def is_sweep(config_name: str, asked) -> bool:
 
 def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     """The sweep with its folder made and emptied of records, and whether its cells run in other processes."""
-    launcher = next((o.split("=")[1] for o in reversed(arguments) if o.startswith("hydra/launcher=")), "basic")
+    of_hydra = [o for o in arguments if o.lstrip("+~").startswith("hydra")]
+    launcher = next((o.split("=")[1] for o in reversed(of_hydra) if o.startswith("hydra/launcher=")), "basic")
     if launcher == "slurm":
         check_slurm()
+    composed_keys(config_name, of_hydra, hydra=True)  # raises where they are wrong
     overrides = task_overrides(config_name, arguments)
     cells = BasicSweeper.split_arguments(overrides, None)[0]
     own = [o.get_key_element() for o in overrides if o.is_sweep_override()]

@@ -214,6 +214,9 @@ def test_what_a_sweep_varies_is_checked_as_the_command_line_is(own_sweeps, param
     (["-m", "+sweep=shots,own"], "one sweep at a time"),
     (["+experiment=transfer_demo", "+sweep=own"], "add -m, python train.py -m +experiment=transfer_demo +sweep=own"),
     (["hydra/launcher=slurm"], "add -m"),
+    (["-m", "--cfg", "job", "seed=0,1"], "leave -m out"),
+    (["-m", "seed=0,1", "hydra/launcher=slrm"], "Could not find 'hydra/launcher/slrm'"),
+    (["-m", "seed=0,1", "hydra.sweeper.max_batch=3"], "max_batch"),
     (["-m", "seed=0,1", "run.directory=x"], "run.directory is that of one run"),
     (["-m", "seed=0,1", "hydra/launcher=slurm"], "there is no Slurm here")])
 def test_a_sweep_that_cannot_run_is_refused(own_sweeps, monkeypatch, arguments, message):
