@@ -50,10 +50,13 @@ class Sweep:
     folder: Path
     cells: Sequence[str]
 
+    def record(self, number: int) -> dict[str, Any] | None:
+        """How a cell ended: status, message or run, seconds (since it was last started). None where it has not."""
+        path = self.folder / f"{number}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
     def records(self) -> list[dict[str, Any] | None]:
-        """How the cells ended: status, message or run, seconds. None where one has not."""
-        paths = [self.folder / f"{n}.json" for n in range(len(self.cells))]
-        return [json.loads(path.read_text()) if path.exists() else None for path in paths]
+        return [self.record(number) for number in range(len(self.cells))]
 
     def line(self, number: int, record: dict[str, Any], count: int) -> str:
         if record["status"] == "failed":
@@ -167,14 +170,13 @@ def told_of_cells(sweep: Sweep) -> Iterator[None]:
     end = threading.Event()
 
     def watch() -> None:
-        told: set[int] = set()
-        last = False
+        left, last = list(range(len(sweep.cells))), False
         while not last:
             last = end.wait(1)
-            for n, record in enumerate(sweep.records()):
-                if record and n not in told:
-                    told.add(n)
-                    log.info(sweep.line(n, record, len(told)))
+            for n in list(left):
+                if record := sweep.record(n):
+                    left.remove(n)
+                    log.info(sweep.line(n, record, len(sweep.cells) - len(left)))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -199,12 +201,11 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
         try:
             return results(job)
         except (UncompletedJobError, FailedJobError) as error:
-            path = sweep.folder / f"{number}.json"
-            if not path.exists():
+            if sweep.record(number) is None:
                 state = re.search(r"state: ([^)]*)", str(error))  # of an UncompletedJobError; the other ends as a traceback does
                 why = state.group(1) if state else str(error).strip().splitlines()[-1]
                 message = f"its job {job.job_id} ended without a result, {why}. What it printed: {job.paths.stdout}"
-                write_json(path, {"status": "failed", "message": message, "seconds": 0})
+                write_json(sweep.folder / f"{number}.json", {"status": "failed", "message": message, "seconds": 0})
             return [JobReturn(status=JobStatus.COMPLETED)]
 
     Job.results = noted
