@@ -23,14 +23,15 @@ from models.network import build_denoiser
 from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
-from runtime.config import check_overrides, composed, digest, identity, options, resolved
+from runtime.config import CONF, check_overrides, composed, digest, identity, options, resolved
 from runtime.device import arithmetic, forget_peak, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv
 from runtime.errors import UserError, near, one_message, together
 from runtime.files import locked, remove_leftovers, write_atomically
 from runtime.log import RunLog, grid, log_to_terminal, logged_to, png, recorded
 from runtime.randomness import derive
-from runtime.signals import PREEMPTED, Preempted
+from runtime.signals import Preempted, leave
+from runtime.sweep import cell, sweeping
 from training.loop import Terms, Trainer
 from training.origin import check_number_of_classes, class_names, facts, kept_classes, start_from, terms_of, warn_of_random
 from training.parts import TARGETS, Config, check_config, check_network, complete, rules_of, settings_of, with_classes, with_schedule
@@ -42,16 +43,20 @@ log = logging.getLogger("train")
 ALONE = "pretrain_demo"
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @one_message
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
-    config = resolved(cfg)
     try:
-        run(config)
+        cell(lambda: attempt(resolved(cfg)))
     except Preempted as signal:
         log.info("stopped by %s; everything is saved, the same command continues", signal)
-        sys.exit(PREEMPTED)
+        leave(signal.number)
+
+
+def attempt(config: Config) -> Path:
+    """The run, with a cure for a device that it does not fit on."""
+    try:
+        return run(config)
     except torch.OutOfMemoryError as error:
         raise UserError(f"the device is out of memory ({str(error).splitlines()[0]}). train.accumulation=2 (or 4, 8) needs less for the "
                         "same result; model.gradient_checkpointing=true less still.") from error
@@ -200,8 +205,16 @@ def choose_something() -> None:
     sys.argv.append(f"+experiment={ALONE}")
 
 
-if __name__ == "__main__":
+@one_message
+def start() -> None:
     if len(sys.argv) == 1:
         choose_something()
-    one_message(check_overrides)("train", sys.argv[1:])
-    main()
+    check_overrides("train", sys.argv[1:])
+    with sweeping("train", sys.argv):
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
+
+
+if __name__ == "__main__":
+    import train  # main of that name, and not of __main__, is what a job on a cluster can import
+
+    train.start()

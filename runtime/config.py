@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser  # tells overrides from Hydra's own flags
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser  # the latter tells overrides from Hydra's own flags
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -20,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from runtime.errors import UserError, near
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+ADDED = ("experiment", "sweep")  # groups that are not among the defaults
 
 
 def options(group: str) -> list[str]:
@@ -55,13 +57,9 @@ def resolved(config) -> dict[str, Any]:
 
 
 def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
-    """Raises UserError, with near names, for a command line that names a group, a choice or a key that is not there."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(get_args_parser().parse_args(arguments).overrides)
-    except HydraException as error:
-        raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces, "
-                        "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.source.patient=\"(P\\d+)_\"'.") from error
-    ours = [o for o in overrides if o.key_or_group.split("/")[0].split(".")[0] != "hydra"]
+    """Raises UserError, with near names, for a command line that names a group, a choice or a key that is not there, itself or in
+    the sweep that it asks for."""
+    ours = task_overrides(config_name, arguments)
     chosen = [o for o in ours if o.key_or_group in groups()]
     for override in chosen:
         _check_choice(override)
@@ -72,10 +70,36 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
             _check_key(override, base)
 
 
-def composed_keys(config_name: str, overrides: list[str]) -> dict[str, Any]:
+def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]:
+    """What +sweep=NAME varies and then what the command line sets, without Hydra's own settings; of the same key the later counts,
+    as it does in Hydra's sweeper."""
+    overrides = parsed(get_args_parser().parse_args(arguments).overrides)
+    ours = [o for o in overrides if o.key_or_group.split("/")[0].split(".")[0] != "hydra"]
+    sweeps = [o for o in ours if o.key_or_group == "sweep"]
+    for override in sweeps:
+        _check_choice(override)
+        if override.is_sweep_override():
+            raise UserError(f"+sweep={','.join(_values(override))}: one sweep at a time.")
+    about = [o.input_line for o in overrides if o in sweeps or "hydra.sweeper.params" in o.key_or_group]
+    params = composed_keys(config_name, about, hydra=True)["hydra"]["sweeper"]["params"] if about else None
+    varied = parsed([f"{key}={value}" for key, value in (params or {}).items()])
+    return list({o.get_key_element(): o for o in [*varied, *ours]}.values())
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))  # for transfer=glob(*)
+    try:
+        return OverridesParser.create(loader).parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces, "
+                        "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.source.patient=\"(P\\d+)_\"'.") from error
+
+
+def composed_keys(config_name: str, overrides: list[str], hydra: bool = False) -> dict[str, Any]:
+    """A config that may still lack values; hydra: with Hydra's own settings."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(compose(config_name, overrides))
+            return OmegaConf.to_container(compose(config_name, overrides, return_hydra_config=hydra))
     except HydraException as error:
         raise UserError(str(error)) from error
 
@@ -88,7 +112,7 @@ def _check_choice(override: Override) -> None:
     group = override.key_or_group
     if override.is_delete() or isinstance(override.value(), dict):
         return
-    in_defaults = group not in ("experiment", "sweep")
+    in_defaults = group not in ADDED
     if not in_defaults and not override.is_add():
         raise UserError(f"write +{group}={_values(override)[0]}, with a plus: {group} is added to the defaults.")
     if in_defaults and override.is_add():
@@ -107,7 +131,7 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
         if not isinstance(node, dict):
             return  # inside a list or a value: Hydra's to judge
         if part not in node:
-            known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ("experiment",)] if depth == 0 else [])
+            known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ADDED] if depth == 0 else [])
             raise UserError(f"{override.key_or_group}: there is no such setting; {near('.'.join(parts[: depth + 1]), known)}")
         node = node[part]
 

@@ -39,6 +39,16 @@ def together(*steps: Callable[[], Any]) -> list[Any]:
     return results
 
 
+def message_of(error: BaseException) -> str | None:
+    """What to tell the user of an error, or None where it is no mistake of the user's and the traceback tells more."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in NOT_OURS and error.filename is not None:
+        return (f"{error.filename}: {error.strerror}. Where things are written is set by run.root, run.directory and run.cache of "
+                "train.py, and by out of sample.py and export.py.")
+    return None
+
+
 def one_message(main: Callable) -> Callable:
     """Prints a UserError, or what the system refuses, as its message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
@@ -46,16 +56,11 @@ def one_message(main: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        except (UserError, OSError) as error:
+            message = message_of(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(USER_ERROR)
-        except OSError as error:
-            if error.errno not in NOT_OURS or error.filename is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            print(f"error: {error.filename}: {error.strerror}. Where things are written is set by run.root, run.directory and "
-                  "run.cache of train.py, and by out of sample.py and export.py.", file=sys.stderr, flush=True)
+            print(f"error: {message}", file=sys.stderr, flush=True)
             sys.exit(USER_ERROR)
 
     return wrapped

@@ -1,17 +1,23 @@
-"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1) or by Ctrl-C (SIGINT)."""
+"""Being asked to stop: by a scheduler (SIGTERM, SIGUSR1, SIGUSR2) or by Ctrl-C (SIGINT)."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 PREEMPTED = 75  # exit code: saved, run the same command again (EX_TEMPFAIL)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved what it did. train.py leaves with PREEMPTED; a launcher that must stay until it is
-    killed, so that its scheduler requeues the job, catches this and waits."""
+    """The run was asked to stop by this signal and has saved what it did. train.py then calls leave."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.number = number
 
 
 class StopRequest:
@@ -35,4 +41,21 @@ class StopRequest:
     def check(self) -> None:
         """Raises Preempted once a signal has come."""
         if self.received:
-            raise Preempted(self.received.name)
+            raise Preempted(self.received)
+
+
+def is_job() -> bool:
+    """Whether submitit started this process, on a cluster, and will start it again where it is requeued."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def leave(number: signal.Signals) -> NoReturn:
+    """Ends a process that was asked to stop and has saved. A job of submitit hands the signal on to submitit's handler: after
+    its own signal (SIGUSR2: the time is up, or the place is needed) that one requeues the job and exits; after SIGTERM it does
+    nothing, and the job waits to be killed, because Slurm takes one that leaves by itself for completed and does not requeue it."""
+    handler = signal.getsignal(number)
+    if is_job() and callable(handler):
+        handler(number, None)
+        while True:
+            signal.pause()
+    sys.exit(PREEMPTED)

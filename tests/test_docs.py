@@ -17,7 +17,8 @@ from training.parts import build_denoiser, check_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["README.md", "docs/pretrained.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml", 
-         *sorted(map(str, (ROOT / "conf/experiment").glob("*.yaml")))]
+         "conf/hydra/launcher/slurm.yaml",
+         *(str(p) for folder in ("experiment", "sweep") for p in sorted((ROOT / "conf" / folder).glob("*.yaml")))]
 
 
 def commands() -> list[tuple[str, str]]:

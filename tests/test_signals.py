@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.checkpoint import find
-from runtime.signals import PREEMPTED, Preempted, StopRequest
+from runtime.signals import PREEMPTED, Preempted, StopRequest, leave
 from tests import runs
 
 LONGER = ["train.steps=24", "run.checkpoint_every=20"]
@@ -35,7 +35,7 @@ def stop(run: runs.Launched, number: signal.Signals) -> tuple[str, float]:
     return text, time.monotonic() - start
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_stopped_at_a_random_moment(undisturbed, tmp_path, number):
     run = runs.launch(tmp_path, LONGER)
     run.until(r"0/24")
@@ -102,7 +102,7 @@ def test_stopped_in_the_evaluation_that_ends_the_run(undisturbed, tmp_path):
     runs.assert_same_run(directory, undisturbed())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_request_is_noted_once_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
     with StopRequest() as request:
@@ -120,3 +120,52 @@ def test_a_second_interrupt_acts_at_once():
         signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread, and two at once would be one
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+# leaving
+
+@pytest.fixture
+def handed(monkeypatch):
+    """The signals that reach the handler that stood before StopRequest, as submitit's does in its jobs."""
+    received = []
+    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR2)}
+    monkeypatch.setattr(signal, "pause", lambda: (_ for _ in ()).throw(TimeoutError("waits to be killed")))
+    yield received
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+def preempted(number: signal.Signals) -> Preempted:
+    with pytest.raises(Preempted) as raised, StopRequest() as request:
+        signal.raise_signal(number)
+        request.check()
+    return raised.value
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_process_of_its_own_leaves_with_75(handed, monkeypatch, number):
+    monkeypatch.delenv("SUBMITIT_EXECUTOR", raising=False)
+    with pytest.raises(SystemExit) as left:
+        leave(preempted(number).number)
+    assert left.value.code == PREEMPTED and handed == []
+
+
+def test_a_job_waits_to_be_killed_after_sigterm(handed, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    stop = preempted(signal.SIGTERM)
+    assert handed == []  # not before everything is saved
+    with pytest.raises(TimeoutError, match="waits to be killed"):
+        leave(stop.number)
+    assert handed == [signal.SIGTERM]
+
+
+def test_submitits_own_signal_goes_on_to_it_which_requeues_and_exits(handed, monkeypatch):
+    def requeue(number, frame):
+        handed.append("requeued")
+        raise SystemExit(-1)
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    signal.signal(signal.SIGUSR2, requeue)
+    with pytest.raises(SystemExit) as left:
+        leave(preempted(signal.SIGUSR2).number)
+    assert handed == ["requeued"] and left.value.code == -1

@@ -28,6 +28,7 @@ from runtime.directory import device_name, write_json
 from runtime.errors import UserError
 from runtime.log import RunLog, grid
 from runtime.randomness import derive, generator
+from runtime.results import RESULT
 from runtime.signals import Preempted, StopRequest
 from training.ema import Ema, share_of_start
 from training.held_out import held_out_loss
@@ -230,10 +231,10 @@ class Trainer:
             raise
         self._check_finite(values.get("loss", 0.0))
         self.pending = False
-        write_json(self.directory / "result.json", self._result(values))
         self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
         if picture is not None:
             self.log.picture("samples", self.steps_done, picture)
+        write_json(self.directory / RESULT, self._result(values))
         self._save(values.get("loss"))
 
     def _result(self, values: dict[str, float]) -> dict[str, Any]:

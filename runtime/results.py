@@ -1,0 +1,141 @@
+"""What a run came to, read from its directory: a line in the tables of report.py and of a sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from runtime.config import CONF, NUMBERS, canonical
+from runtime.directory import IDENTITY
+
+RESULT = "result.json"  # written at each evaluation
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Result:
+    """config: of the run, or its identity where it has not begun. values: of result.json, {} where there is none yet."""
+
+    directory: Path
+    config: dict[str, Any]
+    values: dict[str, Any]
+
+    @property
+    def strategy(self) -> str:
+        return self.config.get("transfer", {}).get("name", MISSING)
+
+    @property
+    def seed(self) -> int | str:
+        return self.config.get("seed", MISSING)
+
+    @property
+    def loss(self) -> float | None:
+        return self.values.get("held_out_loss")
+
+    @property
+    def finished(self) -> bool:
+        return self.values.get("step") is not None and self.values["step"] >= self.config.get("train", {}).get("steps", float("inf"))
+
+    def settings(self) -> dict[str, Any]:
+        """Path -> value of all that decides the numbers, but for the seed."""
+        sections = [s for s in NUMBERS if s != "seed"]
+        return dict(_leaves(canonical({s: self.config[s] for s in sections if s in self.config})))
+
+    def cells(self) -> dict[str, str]:
+        """Column -> text, without the settings."""
+        v, steps = self.values, self.config.get("train", {}).get("steps")
+        step = v.get("step")
+        return {
+            "strategy": self.strategy, "seed": str(self.seed),
+            "steps": MISSING if step is None else str(step) if self.finished or steps is None else f"{step} of {steps}",
+            "held-out loss": loss_text(self.loss),
+            "trained": percent(v.get("trained_share")),
+            "EMA on source": percent(v.get("ema_share_of_start")),
+            "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu"),
+            "memory": size(v.get("peak_memory_bytes")), "to store": size(v.get("bytes_to_store")), "run": self.directory.name}
+
+
+def read_result(directory: Path) -> Result:
+    config = {}
+    if (path := directory / IDENTITY).exists():
+        config = json.loads(path.read_text())
+    if (path := directory / "config.yaml").exists():
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    path = directory / RESULT
+    return Result(directory, config, json.loads(path.read_text()) if path.exists() else {})
+
+
+def by_loss(results: Sequence[Result]) -> list[Result]:
+    """The lowest held-out loss first, those without one last."""
+    return sorted(results, key=lambda r: (r.loss is None, r.loss or 0.0, r.strategy, str(r.seed), r.directory.name))
+
+
+def varied(results: Sequence[Result]) -> list[str]:
+    """The settings in which these runs differ, but for those that come with their strategies: what differs within one strategy, or
+    between strategies that do not set it themselves."""
+    values: dict[str, dict[str, set[str]]] = {}
+    for r in results:
+        for path, value in r.settings().items():  # a run that has not begun knows less of itself
+            values.setdefault(path, {}).setdefault(r.strategy, set()).add(json.dumps(value))
+    own = {r.strategy: set_by(r.strategy) for r in results}
+    return [path for path, by_strategy in sorted(values.items())
+            if any(len(v) > 1 for v in by_strategy.values())
+            or len(set().union(*(v for strategy, v in by_strategy.items() if not path.startswith(own[strategy])))) > 1]
+
+
+def set_by(strategy: str) -> tuple[str, ...]:
+    """What the paths begin with that a preset sets: its own section, and others that its YAML names."""
+    path = CONF / "transfer" / f"{strategy}.yaml"
+    content = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    untrained = ("train.steps",) if content.get("rules") == [] else ()
+    return ("transfer.", *untrained, *(path for path, _ in _leaves(content) if path.split(".")[0] in NUMBERS))
+
+
+def settings_text(result: Result, paths: Sequence[str]) -> str:
+    settings = result.settings()
+    return " ".join(f"{path}={settings[path]}" for path in paths if path in settings)
+
+
+def averages(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Over the seeds of each strategy and each of the settings that vary; of the finished runs that have a loss."""
+    paths, groups = varied(results), {}
+    for r in results:
+        if r.finished and r.loss is not None:
+            groups.setdefault((r.strategy, settings_text(r, paths)), []).append(r.loss)
+    rows = []
+    for (strategy, settings), losses in sorted(groups.items(), key=lambda item: statistics.fmean(item[1])):
+        spread = f"{loss_text(min(losses))} to {loss_text(max(losses))}"
+        rows.append({"strategy": strategy} | ({"settings": settings} if paths else {}) | {
+            "held-out loss, mean": loss_text(statistics.fmean(losses)), "n": str(len(losses)), "min to max": spread})
+    return rows
+
+
+def loss_text(loss: float | None) -> str:
+    return MISSING if loss is None else f"{loss:.4f}"
+
+
+def percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.3g}%"
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units, as disks and memory are sold."""
+    if count is None:
+        return MISSING
+    power = min(3, int(math.log10(max(1, count)) // 3))
+    return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, node

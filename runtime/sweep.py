@@ -1,0 +1,253 @@
+"""A sweep: one command, many runs. Hydra composes and launches the cells; here is what it leaves out: a check before the first of
+them, a cell that fails alone, progress, a table at the end. The cells' runs resume and are skipped as those of single commands are.
+
+runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (how cell N ended; absent until it has), slurm/ (what
+its jobs print)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+
+from runtime.config import CONF, composed, composed_keys, sha256_of, task_overrides
+from runtime.device import free_memory
+from runtime.directory import write_json
+from runtime.errors import UserError, message_of
+from runtime.log import log_to_terminal, table
+from runtime.results import MISSING, loss_text, read_result
+from runtime.signals import PREEMPTED, Preempted, is_job
+
+log = logging.getLogger(__name__)
+SWEEP = "sweep.json"
+COLUMNS = ("strategy", "seed", "trained", "steps", "held-out loss", "GPU-hours")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """cells: what each sets on its own, such as "transfer=lora seed=0"."""
+
+    folder: Path
+    cells: Sequence[str]
+
+    def record(self, number: int) -> dict[str, Any] | None:
+        """How a cell ended: status, message or run, seconds (since it was last started). None where it has not."""
+        path = self.folder / f"{number}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def records(self) -> list[dict[str, Any] | None]:
+        return [self.record(number) for number in range(len(self.cells))]
+
+    def line(self, number: int, record: dict[str, Any], count: int) -> str:
+        if record["status"] == "failed":
+            what = record["message"].split("\n")[0]
+        else:
+            what = f"held-out loss {loss_text(read_result(Path(record['run'])).loss)}"
+        spent = timedelta(seconds=round(record["seconds"]))
+        return f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
+
+    def table(self) -> str:
+        rows = [["cell", *COLUMNS, "status"]]
+        for name, record in zip(self.cells, self.records(), strict=True):
+            values = read_result(Path(record["run"])).cells() if record and "run" in record else {}
+            rows.append([name, *(values.get(column, MISSING) for column in COLUMNS), record["status"] if record else "not finished"])
+        return table(rows)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    return Sweep(folder, json.loads((folder / SWEEP).read_text())["cells"])
+
+
+# in the process that was started
+
+@contextlib.contextmanager
+def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
+    """Around Hydra's main, for a command line that may ask for a sweep. Raises UserError before anything runs; exits with 1 where
+    cells failed, and with what Hydra exits with where a signal stopped it."""
+    asked = get_args_parser().parse_args(argv[1:])
+    if not is_sweep(config_name, asked):
+        yield
+        return
+    sweep, elsewhere = plan(config_name, argv[1:])
+    argv.append(f"hydra.sweep.dir={quoted(sweep.folder)}")  # how cells find it
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))  # of jobs
+    log_to_terminal()
+    for launcher in ("hydra", "hydra_plugins"):
+        logging.getLogger(launcher).setLevel(logging.WARNING)
+    log.info("sweep: %d cells, %s", len(sweep.cells), sweep.folder)
+    try:
+        with contextlib.ExitStack() as around:
+            if elsewhere:
+                around.enter_context(told_of_cells(sweep))
+                around.enter_context(dead_jobs_noted(sweep))
+            yield
+    except KeyboardInterrupt:
+        log.info("interrupted; %s", "its jobs go on without this process" if elsewhere else "the same command continues")
+        sys.exit(PREEMPTED)
+    finally:
+        print(f"\n{sweep.table()}", flush=True)
+        failed = report_failures(sweep)
+    if failed:
+        sys.exit(1)
+
+
+def is_sweep(config_name: str, asked) -> bool:
+    """Whether this runs as a sweep. Raises UserError for one that is asked for without -m, which Hydra would ignore."""
+    if asked.multirun and (asked.cfg or asked.info):
+        raise UserError("--cfg and --info show one run: leave -m out, and give one value of each setting.")
+    if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
+        return False
+    if asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides:
+        return True
+    for override in asked.overrides:
+        if override.startswith(("+sweep=", "hydra/launcher=")):
+            raise UserError(f"{override} is for many runs: add -m, python {config_name}.py -m {' '.join(asked.overrides)}")
+    return False
+
+
+def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
+    """The sweep with its folder made and emptied of records, and whether its cells run in other processes."""
+    of_hydra = [o for o in arguments if o.lstrip("+~").startswith("hydra")]
+    launcher = next((o.split("=")[1] for o in reversed(of_hydra) if o.startswith("hydra/launcher=")), "basic")
+    if launcher == "slurm":
+        check_slurm()
+    composed_keys(config_name, of_hydra, hydra=True)  # raises where they are wrong
+    overrides = task_overrides(config_name, arguments)
+    cells = BasicSweeper.split_arguments(overrides, None)[0]
+    own = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+    if "run.directory" in [o.key_or_group for o in overrides if o.get_key_element() not in own]:
+        raise UserError("run.directory is that of one run: leave it out of a sweep, or give run.root.")
+    first = composed(config_name, cells[0])
+    name = next((o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid")
+    folder = Path(first["run"]["root"]) / first["experiment"] / "sweeps" / f"{name}-{sha256_of(cells)[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in folder.glob("[0-9]*.json"):
+        record.unlink()
+    names = [" ".join(e for e in cell if e.split("=", 1)[0] in own) or name for cell in cells]
+    write_json(folder / SWEEP, {"command": " ".join(arguments), "cells": names})
+    return Sweep(folder, names), launcher != "basic"
+
+
+def check_slurm() -> None:
+    """Raises UserError where jobs cannot be sent from here."""
+    try:
+        metadata.version("hydra-submitit-launcher")
+    except metadata.PackageNotFoundError as error:
+        raise UserError("hydra/launcher=slurm needs two packages: pip install hydra-submitit-launcher submitit") from error
+    if shutil.which("srun") is None:
+        raise UserError("hydra/launcher=slurm: there is no Slurm here (no srun on PATH). Start the sweep on a login node of the cluster, "
+                        "or without hydra/launcher=slurm: its cells then run here, one after the other.")
+
+
+def quoted(path: Path) -> str:
+    """As a value in Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@contextlib.contextmanager
+def told_of_cells(sweep: Sweep) -> Iterator[None]:
+    """Tells of cells as they end in other processes, while inside."""
+    end = threading.Event()
+
+    def watch() -> None:
+        left, last = list(range(len(sweep.cells))), False
+        while not last:
+            last = end.wait(1)
+            for n in list(left):
+                if record := sweep.record(n):
+                    left.remove(n)
+                    log.info(sweep.line(n, record, len(sweep.cells) - len(left)))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
+    """A job that dies (killed for memory, cancelled) is a cell that failed. submitit raises for the first of them, and Hydra's
+    launcher, which asks for the results in the order of the cells, would then wait for no other."""
+    from submitit import Job
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    results, numbers = Job.results, itertools.count()
+
+    def noted(job: Job) -> list[JobReturn]:
+        number = next(numbers)
+        try:
+            return results(job)
+        except (UncompletedJobError, FailedJobError) as error:
+            if sweep.record(number) is None:
+                state = re.search(r"state: ([^)]*)", str(error))  # of an UncompletedJobError; the other ends as a traceback does
+                why = state.group(1) if state else str(error).strip().splitlines()[-1]
+                message = f"its job {job.job_id} ended without a result, {why}. What it printed: {job.paths.stdout}"
+                write_json(sweep.folder / f"{number}.json", {"status": "failed", "message": message, "seconds": 0})
+            return [JobReturn(status=JobStatus.COMPLETED)]
+
+    Job.results = noted
+    try:
+        yield
+    finally:
+        Job.results = results
+
+
+def report_failures(sweep: Sweep) -> bool:
+    """Names the cells that failed, each with its message. Whether there are any."""
+    records = sweep.records()
+    failed = [f"{name}: {r['message']}" for name, r in zip(sweep.cells, records, strict=True) if r and r["status"] == "failed"]
+    if failed:
+        print(f"error: {len(failed)} of {len(records)} cells failed:\n  " + "\n  ".join(failed), file=sys.stderr, flush=True)
+    if left := sum(r is None for r in records):
+        print(f"{left} of {len(records)} cells are not finished; the same command continues.", file=sys.stderr, flush=True)
+    return bool(failed)
+
+
+# in the process of a cell
+
+def cell(train: Callable[[], Path]) -> None:
+    """Trains and, as a cell of a sweep, notes how that ended: whatever is wrong with this one, the others go on. A stop signal
+    (Preempted, KeyboardInterrupt) is for all of them."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        train()
+        return
+    sweep, number, start = read_sweep(Path(hydra.sweep.dir)), hydra.job.num, time.monotonic()
+    try:
+        record = {"status": "finished", "run": str(train())}
+    except Preempted:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and is_job():
+            raise  # so submitit leaves a job that it has requeued
+        message = message_of(error)
+        if message is None:
+            traceback.print_exc()
+        record = {"status": "failed", "message": message or f"{type(error).__name__}: {error}"}
+    free_memory()
+    record["seconds"] = time.monotonic() - start
+    write_json(sweep.folder / f"{number}.json", record)
+    log.info(sweep.line(number, record, number + 1))
