@@ -21,7 +21,7 @@ class TrainSettings:
     steps: 0 judges the start as it is. batch_size: images a step, whatever the accumulation. accumulation: micro-batches a step.
     warmup: steps over which the rate rises from 0. clip: largest norm of the gradient, null for none. ema_decay: of the running
     average, which warms up as min(decay, (1 + n) / (10 + n)). label_dropout: share of labels replaced by the null class. precision
-    auto: bf16 where the device is faster with it, else fp32; decided once and kept with the run.
+    auto: bf16 on a GPU that has it, else fp32; decided once and kept with the run.
     """
 
     steps: int
