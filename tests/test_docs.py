@@ -16,7 +16,7 @@ from runtime.errors import UserError
 from training.parts import build_denoiser, check_config
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["README.md", "docs/pretrained.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml", 
+FILES = ["README.md", "docs/pretrained.md", "docs/strategies.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml",
          *sorted(map(str, (ROOT / "conf/experiment").glob("*.yaml")))]
 
 
