@@ -107,6 +107,8 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     if settings.reference == "source":
         reference = load(found.state["config"], start_weights(found, settings.source), settings)
     classes = found.state["classes"] if denoiser.network.classes else []
+    if classes and settings.label is None:
+        log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, classes[:12])))
     shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]

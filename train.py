@@ -81,7 +81,7 @@ def run(config: Config, wait: bool = False) -> Path:
         if saved and saved.step >= config["train"]["steps"] and not saved.state["pending"]:
             log.info("finished: %s has %d steps (a larger train.steps continues it)", directory, saved.step)
         else:
-            log.info("%s: %s, %.1f%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
+            log.info("%s: %s, %.3g%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
                      100 * plan.share())
             needed = source and (saved is None or settings_of(config, "transfer").needs_source)
             origin = source_weights(source, config) if needed else None

@@ -16,7 +16,7 @@ from runtime.errors import UserError
 from training.parts import build_denoiser, check_config
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["README.md", "docs/pretrained.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml", 
+FILES = ["README.md", "docs/pretrained.md", "docs/strategies.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml",
          "conf/hydra/launcher/slurm.yaml",
          *(str(p) for folder in ("experiment", "sweep") for p in sorted((ROOT / "conf" / folder).glob("*.yaml")))]
 

@@ -129,7 +129,7 @@ def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
 def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
     """What neither came from the source nor trains stays as it was drawn, which is hardly ever meant."""
     table, trains = fit_table(directory), plan.trains()
-    random = [row.name for row in table if row.status == "new" and row.how != AT_ZERO] if table else plan.plain
+    random = [row.name for row in table if row.status in ("new", "drawn") and row.how != AT_ZERO] if table else plan.plain
     if stuck := [name for name in random if name not in trains]:
         log.warning("%d tensors are random and frozen, so that they stay random (%s): the rules freeze what the source did not fill",
                     len(stuck), ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""))

@@ -17,7 +17,7 @@ from runtime.config import canonical
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 from training.settings import RunSettings, TrainSettings, TransferSettings
-from transfer.fit import SourceSettings
+from transfer.fit import SourceSettings, values
 from transfer.inject import check as check_frozen
 from transfer.inject import inject
 from transfer.penalties import L2SP
@@ -79,6 +79,8 @@ def check_terms(config: Config) -> None:
     """A term of a strategy is built later, from where the run starts: what its settings lack shows here."""
     strategy = settings_of(config, "transfer")
     terms = [(f"penalties[{k}]", penalty) for k, penalty in enumerate(strategy.penalties)]
+    if strategy.loss and config["loss"] != {"_target_": "diffusion.losses.simple_loss", "_partial_": True}:
+        raise UserError(f"transfer={strategy.name} has a loss of its own, in place of the section loss: leave loss=simple.")
     for where, term in [*terms, ("replay", strategy.replay), ("loss", strategy.loss)]:
         try:
             if term is not None:
@@ -89,9 +91,12 @@ def check_terms(config: Config) -> None:
 
 def check_penalties(config: Config) -> None:
     """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other."""
-    penalties = [p.func for p in settings_of(config, "transfer").penalties]
-    decay = config["optimizer"].get("weight_decay", 0)
-    if decay and any(issubclass(p, L2SP) for p in penalties):
+    if not any(issubclass(p.func, L2SP) for p in settings_of(config, "transfer").penalties):
+        return
+    if settings_of(config, "source").copy.func is not values:
+        raise UserError(f"transfer={config['transfer']['name']} holds the weights near the source's, and with this copy= none is the "
+                        "source's: leave copy=values.")
+    if decay := config["optimizer"].get("weight_decay", 0):
         raise UserError(f"optimizer.weight_decay={decay:g} draws the weights to 0, and transfer={config['transfer']['name']} to where they "
                         "started: set optimizer.weight_decay=0.")
 
