@@ -26,8 +26,8 @@ from models.network import build_network, network_of
 from runtime.checkpoint import EMA, MODEL, find
 from runtime.config import options
 from tests import runs
-from tests.test_presets import INJECTED, OVER_TIME, SUBSETS, bias, inside_attention, norm, owners, part
-from tests.transfers import Transfers, denoiser_of, folders, moved, weights
+from tests.test_presets import INJECTED, SUBSETS, bias, inside_attention, norm, owners, part
+from tests.transfers import Transfers, denoiser_of, moved, weights
 from training.parts import settings_of
 from transfer.ant import Classifier, towards_target
 from transfer.inject import inject, parameters
@@ -267,5 +267,4 @@ def test_without_its_term_nothing_is_left_of_a_strategy(transfers, steps, name):
     term = TERMS[name]
     without, other = run(transfers, name, steps, *term.without), run(transfers, term.left[0], steps, *term.left[1:])
     runs.assert_same_weights(without, other, steps)
-    with_it = run(transfers, name, steps)
-    assert moved(weights(without), weights(with_it)) >= trained(with_it, name)
+    assert moved(weights(without), weights(run(transfers, name, steps)))

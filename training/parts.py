@@ -21,6 +21,7 @@ from transfer.inject import check as check_frozen
 from transfer.inject import inject
 from transfer.penalties import L2SP
 from transfer.rules import ParameterPlan, Rule
+from transfer.similarity import PairwiseSimilarity, check_images
 
 Config = dict[str, Any]
 
@@ -87,12 +88,15 @@ def check_terms(config: Config) -> None:
 
 
 def check_penalties(config: Config) -> None:
-    """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other."""
+    """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other; and one that
+    compares images needs some."""
     penalties = [p.func for p in settings_of(config, "transfer").penalties]
     decay = config["optimizer"].get("weight_decay", 0)
     if decay and any(issubclass(p, L2SP) for p in penalties):
         raise UserError(f"optimizer.weight_decay={decay:g} draws the weights to 0, and transfer={config['transfer']['name']} to where they "
                         "started: set optimizer.weight_decay=0.")
+    if any(issubclass(p, PairwiseSimilarity) for p in penalties):
+        check_images(config["train"]["batch_size"] // config["train"]["accumulation"])
 
 
 def check_variance(config: Config) -> None:
