@@ -19,7 +19,7 @@ from models.network import build_denoiser
 from models.pretrained import open_pretrained
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
-from tests.transfers import Transfers, denoiser_of, weights
+from tests.transfers import TISSUE, Transfers, denoiser_of, weights
 from training.parts import settings_of
 from transfer.inject import inject, load
 from transfer.trained import is_difference, open_difference, plain
@@ -116,3 +116,83 @@ def test_the_same_images(transfers, tmp_path, strategy):
     of_run = sampled(run(transfers, strategy), tmp_path / "run", **label)
     assert of_run == sampled(difference_of(transfers, strategy), tmp_path / "file", **label) and len(set(of_run)) == 2
     assert of_run != sampled(transfers.source, tmp_path / "source")
+
+
+# --- where the source went -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(transfers, tmp_path) -> Path:
+    """A place where a copy of the source is."""
+    shutil.copytree(transfers.source, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+@pytest.fixture
+def hidden(transfers):
+    """The source is not where it was."""
+    aside = transfers.source.with_name("aside")
+    transfers.source.rename(aside)
+    yield
+    aside.rename(transfers.source)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "freeze_encoder"])
+def test_a_source_that_moved(transfers, tmp_path, moved, hidden, strategy):
+    file = difference_of(transfers, strategy)
+    with pytest.raises(UserError, match=f"the source of this run is needed, and was in {transfers.source}.*no checkpoint there(.|\n)*"
+                                        "source=PATH"):
+        open_difference(str(file), None)
+    found = open_difference(str(file), str(moved))
+    assert_says(found.state["config"], found.weights(EMA), reference(run(transfers, strategy)))
+    assert sampled(file, tmp_path / "file", source=str(moved)) == sampled(run(transfers, strategy), tmp_path / "run")
+
+
+def test_another_source_in_its_place(transfers):
+    file, other = difference_of(transfers, "lora"), run(transfers, "full")
+    with pytest.raises(UserError, match=f"{other} is not the source of this run: its weights have another sha256.*source=PATH"):
+        open_difference(str(file), str(other))
+
+
+def damaged(content: bytes) -> dict[str, bytes]:
+    """Cut off at the end and in the header; a bit of a weight turned over; nothing at all."""
+    turned = bytearray(content)
+    turned[-1] ^= 1
+    return {"end": content[:-10], "header": content[:40], "weight": bytes(turned), "nothing": b""}
+
+
+@pytest.mark.parametrize("how", ["end", "header", "weight", "nothing"])
+def test_a_damaged_file(transfers, tmp_path, how):
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(damaged(difference_of(transfers, "lora").read_bytes())[how])
+    with pytest.raises(UserError, match="lora.safetensors: damaged"):
+        sampled(path, tmp_path / "out")
+
+
+def test_a_file_of_weights_is_no_difference(transfers):
+    assert not is_difference(str(transfers.source / "checkpoints/step_20/ema.safetensors")) and not is_difference(str(transfers.source))
+    assert is_difference(str(difference_of(transfers, "lora")))
+
+
+def test_only_a_run_with_a_source_has_a_difference(transfers, tmp_path):
+    with pytest.raises(UserError, match="was not started from a source"):
+        export.export_difference(str(transfers.source), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["bare", "folder", "difference", "injected"])
+def test_other_kinds_of_sources(transfers, tmp_path, kind):
+    """A file on top of each of them, and the reference of domain guidance."""
+    source = {"bare": tmp_path / "bare.safetensors", "folder": tmp_path / "folder", "difference": difference_of(transfers, "lora"),
+              "injected": run(transfers, "lora")}[kind]
+    if kind == "bare":
+        shutil.copy(transfers.source / "checkpoints/step_20/ema.safetensors", source)
+    if kind == "folder":
+        export.export(open_pretrained(str(transfers.source)), source)
+    target = transfers.run(*TISSUE, "transfer=freeze_encoder", f"source.from={source}", "train.steps=3")
+    file = tmp_path / "x.safetensors"
+    export.export_difference(str(target), file)
+    found = open_difference(str(file), None)
+    assert_says(found.state["config"], found.weights(EMA), reference(target))
+    start = sample.start_weights(open_pretrained(str(target)), None)
+    begun = weights(transfers.run(*TISSUE, "transfer=zero_shot", f"source.from={source}"))
+    assert start.keys() == begun.keys() and all(torch.equal(start[name], begun[name]) for name in start)

@@ -25,8 +25,8 @@ SOURCE_STEPS = 250
 # What is made or measured once, in small numbers.
 FEW = {"dreambooth": ["transfer.replay.images.n=48", "transfer.replay.images.steps=10"],
        "diff_tuning": ["transfer.replay.images.n=48", "transfer.replay.images.steps=10"],
-       "ewc": ["transfer.penalties.0.n=24", "transfer.penalties.0.images.n=24", "transfer.penalties.0.images.steps=5"],
-       "ant": ["transfer.loss.images.n=16", "transfer.loss.images.steps=5", "transfer.loss.classifier_steps=40",
+       "ewc": ["transfer.penalties.0.n=24", "transfer.penalties.0.images.n=24", "transfer.penalties.0.images.steps=10"],
+       "ant": ["transfer.loss.images.n=16", "transfer.loss.images.steps=10", "transfer.loss.classifier_steps=40",
                "transfer.loss.ascent_steps=2"]}
 
 
