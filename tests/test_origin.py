@@ -68,7 +68,9 @@ def test_random_and_frozen(transfers):
     directory = transfers.target("middle_only", "source.include=[down.*]", "train.steps=2")
     stuck = [n for n in transfers.started() if n.split(".")[0] not in ("down", "mid")]
     assert f"{len(stuck)} tensors are random and frozen" in said(directory) and "(time_mlp.0.weight, " in said(directory)
-    for name, more in {"middle_only": [], "full": ["source.include=[down.*]"], "lora": [], "class_embedding": [], "scratch": []}.items():
+    # a class table that the source lacks is zero, and not random
+    for name, more in {"middle_only": [], "full": ["source.include=[down.*]"], "lora": [], "norm_only": ["model.classes=auto"],
+                       "scratch": []}.items():
         assert "random and frozen" not in said(transfers.target(name, "train.steps=2", *more)), name
 
 

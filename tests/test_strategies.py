@@ -87,9 +87,9 @@ def test_what_moves(transfers, steps, name):
             assert moved(before, after) == set(before)
             continue
         assert moved(before, after) == trained(directory, name), file
-        assert bool(after.keys() - before.keys()) == (name in INJECTED)
         injected = injected_at_start(before, directory)
-        assert injected.keys() == after.keys() - before.keys() and moved(injected, after) == set(injected)
+        assert injected.keys() == after.keys() - before.keys() and bool(injected) == (name in INJECTED)
+        assert moved(injected, after) == set(injected), file
 
 
 @pytest.mark.timeout(600)

@@ -196,3 +196,16 @@ def test_other_kinds_of_sources(transfers, tmp_path, kind):
     start = sample.start_weights(open_pretrained(str(target)), None)
     begun = weights(transfers.run(*TISSUE, "transfer=zero_shot", f"source.from={source}"))
     assert start.keys() == begun.keys() and all(torch.equal(start[name], begun[name]) for name in start)
+
+
+@pytest.mark.parametrize("more", [["source.include=[down.*,mid.*]"], ["source.depth=2"], ["copy=mean_and_variance"],
+                                  ["model.classes=auto", "source.weights=model"]], ids=["include", "depth", "copy", "classes"])
+def test_the_start_of_a_run_is_made_again_to_the_bit(transfers, tmp_path, more):
+    """With what was drawn at random, and so the whole of a run from its small file."""
+    begun = weights(transfers.target("zero_shot", *more), 0)
+    directory = transfers.target("full", "train.steps=2", "transfer.rules=[{pattern: 'conv_out.*'}]", *more)
+    start = sample.start_weights(open_pretrained(str(directory)), None)
+    assert start.keys() == begun.keys() and all(torch.equal(start[name], begun[name]) for name in start)
+    export.export_difference(str(directory), tmp_path / "x.safetensors")
+    laid, expected = open_difference(str(tmp_path / "x.safetensors"), None).weights(EMA), weights(directory, file=EMA)
+    assert laid.keys() == expected.keys() and all(torch.equal(laid[name], expected[name]) for name in laid)
