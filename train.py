@@ -33,7 +33,17 @@ from runtime.randomness import derive
 from runtime.signals import Preempted, leave
 from runtime.sweep import cell, sweeping
 from training.loop import Terms, Trainer
-from training.origin import check_number_of_classes, class_names, facts, kept_classes, start_from, terms_of, warn_of_random
+from training.origin import (
+    check_fits,
+    check_images_known,
+    check_number_of_classes,
+    class_names,
+    facts,
+    kept_classes,
+    start_from,
+    terms_of,
+    warn_of_random,
+)
 from training.parts import TARGETS, Config, check_config, check_network, complete, rules_of, settings_of, with_classes, with_schedule
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
@@ -115,7 +125,10 @@ def locate(config: Config) -> Source | None:
         return None
     name = settings.from_
     if Path(name).expanduser().exists() or "/" in name:
-        return from_pretrained(name, settings.weights, config)
+        source = from_pretrained(name, settings.weights, config)
+        check_fits(config, source.checkpoint.state["config"])
+        check_images_known(config, source.checkpoint)
+        return source
     if name not in options("experiment"):
         raise UserError(f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face Hub, which is OWNER/NAME, nor "
                         f"an experiment; {near(name, options('experiment'))}")
@@ -125,6 +138,7 @@ def locate(config: Config) -> Source | None:
     check_config(own)
     if own["source"]["from"] is not None:
         raise UserError(f"source.from={name}: that experiment has a source of its own. Train it first and give source.from= its directory.")
+    check_fits(config, own)
     try:
         images = open_images(own)
         own = with_classes(own, len(images.classes))

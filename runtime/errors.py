@@ -18,6 +18,10 @@ class UserError(ValueError):
     """A mistake of the user's, or of the data's. Its text is all that is shown."""
 
 
+class Misfit(UserError):
+    """Of settings that cannot go together: told at once, whatever else is missing."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """"Did you mean ..." with the nearest known names, or a list of them."""
     known = sorted(known)
@@ -27,11 +31,14 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def together(*steps: Callable[[], Any]) -> list[Any]:
-    """What the steps return, or one UserError with the messages of all that fail: what is missing is missing at once."""
+    """What the steps return, or one UserError with the messages of all that fail: what is missing is missing at once. A
+    Misfit ends it: the steps after it are not taken."""
     results, messages = [], []
     for step in steps:
         try:
             results.append(step())
+        except Misfit:
+            raise
         except UserError as error:
             messages.append(str(error))
     if messages:

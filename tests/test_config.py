@@ -135,7 +135,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     (["train.py", "train.steps=abc"], "error: train.steps='abc' is not a whole number."),
     (["train.py", "+experiment=pretrain_cifar10"], "error: data.source.path=datasets/cifar10: there is no such folder"),
     (["train.py", "source.from=pretrain_demoo"], "error: source.from=pretrain_demoo"),
-    (["train.py", "source.from=pretrain_celeba", "data=bundled_tissue"], "datasets/celeba"),
+    (["train.py", "source.from=pretrain_celeba", "data=bundled_tissue", "model=ddpm_celeba64", "data.size=32"], "datasets/celeba"),
     (["sample.py", "checkpoint=nowhere"], "error: nowhere: no checkpoint there"),
     (["sample.py", "chekpoint=nowhere"], "did you mean checkpoint"),
     (["sample.py"], "checkpoint"),

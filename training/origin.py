@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data.dataset import Dataset
 from data.source import ImageSource
 from diffusion.denoiser import Denoiser
+from models.network import network_of
 from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
 from runtime.config import differences
 from runtime.directory import write_json
-from runtime.errors import UserError
+from runtime.errors import Misfit, UserError
 from training.loop import Terms
 from training.parts import TARGETS, Config, settings_of
 from training.settings import TransferSettings
-from transfer.fit import AT_ZERO, COPIED, Fit, fit, summary
+from transfer.fit import AT_ZERO, COPIED, Fit, fit, summary, values
 from transfer.rules import ParameterPlan
 from transfer.source import Source, other_settings
+from transfer.source_images import check_known, real
 from transfer.start import Start
 from transfer.trained import SOURCE, file_of
 
@@ -40,22 +45,45 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
     for section in ("parameterization", *(["variance"] if learned else [])):
         if lines := differences(config[section], theirs[section], section):
             log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
-    other = "; ".join(other_settings(config["model"], theirs["model"]))
-    other = other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+    other = other_network(config, theirs)
     file = file_of(settings)
     origin = {"from": settings.from_, "path": str(found.path), "step": found.step, "weights": file, "sha256": found.state["sha256"][file]}
     check_same_source(directory, origin)
     kept = theirs["model"].get("classes", 0) if settings.keep_classes else 0
-    try:
-        state, rows = fit(found.weights(file), denoiser.network.state_dict(), settings, kept, config["seed"])
-    except UserError as error:
-        raise UserError(f"{error}\n{other}".strip()) from error
+    state, rows = fit(found.weights(file), denoiser.network.state_dict(), settings, kept, config["seed"])
     if other:
         log.warning(other)
     denoiser.network.load_state_dict(state)
     log.info(summary(rows))
     check_classes(found.state["classes"], classes, denoiser.network.classes)
     write_json(directory / SOURCE, origin | {"tensors": [row._asdict() for row in rows]})
+
+
+def other_network(config: Config, theirs: Config) -> str:
+    other = "; ".join(other_settings(config["model"], theirs["model"]))
+    return other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+
+
+def check_fits(config: Config, theirs: Config) -> None:
+    """Fits the weights of a source with that config without memory: that none fits shows before data is read. The classes that both
+    have count later."""
+    settings = replace(settings_of(config, "source"), copy=values)
+    one = {"classes": 1}
+    ours, source = (c | {"model": c["model"] | (one if c["model"].get("classes", 0) else {})} for c in (config, theirs))
+    try:
+        with torch.device("meta"):
+            fit(network_of(source).state_dict(), network_of(ours).state_dict(), settings)
+    except UserError as error:
+        raise Misfit(f"{error}\n{other_network(config, theirs)}".strip()) from error
+
+
+def check_images_known(config: Config, source: Trained) -> None:
+    """Raises UserError where a term takes the images that the source was trained on, and the source does not say them."""
+    strategy = settings_of(config, "transfer")
+    for term in filter(None, [*strategy.penalties, strategy.replay, strategy.loss]):
+        images = term.keywords.get("images")
+        if getattr(images, "func", images) is real:
+            check_known(source)
 
 
 def check_same_source(directory: Path, origin: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from transfer.inject import check as check_frozen
 from transfer.inject import inject
 from transfer.penalties import L2SP
 from transfer.rules import ParameterPlan, Rule
+from transfer.similarity import PairwiseSimilarity, check_images
 
 Config = dict[str, Any]
 
@@ -90,8 +91,12 @@ def check_terms(config: Config) -> None:
 
 
 def check_penalties(config: Config) -> None:
-    """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other."""
-    if not any(issubclass(p.func, L2SP) for p in settings_of(config, "transfer").penalties):
+    """Terms that the rest of the config leaves no room for: one that draws weights to where they started, beside weight decay, which draws
+    them to 0, or with weights that are not the source's; and one that compares images, with too few of them."""
+    penalties = [p.func for p in settings_of(config, "transfer").penalties]
+    if any(issubclass(p, PairwiseSimilarity) for p in penalties):
+        check_images(config["train"]["batch_size"] // config["train"]["accumulation"])
+    if not any(issubclass(p, L2SP) for p in penalties):
         return
     if settings_of(config, "source").copy.func is not values:
         raise UserError(f"transfer={config['transfer']['name']} holds the weights near the source's, and with this copy= none is the "

@@ -29,9 +29,7 @@ class PairwiseSimilarity:
         self.source = start.frozen()
 
     def __call__(self, seen: Seen) -> Tensor:
-        if len(seen.x_t) < 3:
-            raise UserError(f"PairwiseSimilarity compares images within a micro-batch, which has {len(seen.x_t)}: at least 3 are needed. "
-                            "Raise train.batch_size or lower train.accumulation (a micro-batch has batch_size / accumulation images).")
+        check_images(len(seen.x_t))
         with torch.no_grad():
             source = self.source(seen.x_t, seen.t, seen.condition).x0
         student = seen.prediction.x0
@@ -39,6 +37,13 @@ class PairwiseSimilarity:
             return (self.weight * similarity_kl(source, student)
                     + self.high_frequency_weight * similarity_kl(high_frequencies(source), high_frequencies(student))
                     + self.reconstruction_weight * F.mse_loss(high_frequencies(student), high_frequencies(seen.x0)))
+
+
+def check_images(n: int) -> None:
+    """Raises UserError for a micro-batch of so few."""
+    if n < 3:
+        raise UserError(f"PairwiseSimilarity compares images within a micro-batch, which has {n}: at least 3 are needed. "
+                        "Raise train.batch_size or lower train.accumulation (a micro-batch has batch_size / accumulation images).")
 
 
 def log_similarity(x: Tensor) -> Tensor:

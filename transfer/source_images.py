@@ -21,10 +21,11 @@ from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, even_steps, trailing_steps
 from models.network import build_denoiser, image_shape
+from models.pretrained import Trained
 from runtime.build import build
 from runtime.checkpoint import EMA
 from runtime.config import sha256_of
-from runtime.errors import UserError
+from runtime.errors import Misfit, UserError
 from runtime.files import locked, remove_leftovers, write_atomically
 from runtime.randomness import derive, generator
 from transfer.start import Start
@@ -39,9 +40,8 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
 
     splits["train"] are their rows of the memory map. Raises UserError for published weights, which do not say their images.
     """
+    check_known(start.trained)
     config = start.trained.state["config"]
-    if start.trained.step is None or "source" not in config["data"]:  # a bare file's config names images of ours
-        raise UserError(f"{start.trained.path}: published weights come without the images that they were trained on. {CURE}")
     try:
         node = {"_target_": "data.dataset.DataSettings", **config["data"]}
         own: DataSettings = build(node, ["data"], "the source's data")
@@ -55,6 +55,12 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
         rows = np.sort(rows[torch.randperm(len(rows), generator=generator(start.seed, "source images")).numpy()[:n]])
     pixels, _ = decoded(images, _at_target(start, own), start.cache)
     return Dataset(pixels, start.labels_of(np.asarray(images.labels, dtype=np.int64)), {"train": rows}, images.classes)
+
+
+def check_known(source: Trained) -> None:
+    """Raises Misfit where a source cannot say what it was trained on."""
+    if source.step is None or "source" not in source.state["config"]["data"]:  # a bare file's config names images of ours
+        raise Misfit(f"{source.path}: published weights come without the images that they were trained on. {CURE}")
 
 
 def _at_target(start: Start, own: DataSettings) -> DataSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -78,12 +79,18 @@ def file_of(settings: SourceSettings) -> str:
     return EMA if settings.weights == "ema" else MODEL
 
 
-def source_of(origin: dict[str, Any], elsewhere: str | None) -> Trained:
-    """The source that a run started from, at its path or elsewhere. origin: the run's source.json. Raises UserError where it is gone or
-    is another one."""
+def open_source(name: str, config: dict[str, Any], elsewhere: str | None = None) -> Trained:
+    """Trained weights wherever they are, as a plain network has them. config: the target's, whose settings a bare file is read with.
+    elsewhere: as in open_difference."""
+    return open_difference(name, elsewhere) if is_difference(name) else plain(open_pretrained(name, config))
+
+
+def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | None) -> Trained:
+    """The source that a run with this config started from, at its path or elsewhere. origin: the run's source.json. Raises UserError where
+    it is gone or is another one."""
     where = elsewhere or origin["path"]
     try:
-        found = plain(open_pretrained(where))
+        found = open_source(where, config)
     except UserError as error:
         raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, say where to: "
                         "source=PATH.") from error
@@ -102,21 +109,27 @@ def origin_of(run: Path) -> dict[str, Any]:
 
 def difference(found: Trained, origin: dict[str, Any], names: Collection[str]) -> bytes:
     """A file of the tensors `names`, the average, with all that it takes to lay them on the source again."""
-    about = {"config": found.state["config"], "step": found.step, "classes": list(found.state["classes"]),
+    average = found.weights(EMA)
+    tensors = {name: average[name].contiguous() for name in names}
+    about = {"config": found.state["config"], "step": found.step, "classes": list(found.state["classes"]), "sha256": _digest(tensors),
              "source": {key: value for key, value in origin.items() if key != "tensors"}}
-    tensors = found.weights(EMA)
-    return safetensors.torch.save({name: tensors[name].contiguous() for name in names}, {DIFFERENCE: json.dumps(about, sort_keys=True)})
+    return safetensors.torch.save(tensors, {DIFFERENCE: json.dumps(about, sort_keys=True)})
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
 
 
 def is_difference(name: str) -> bool:
+    """Raises UserError for a damaged file of tensors, which may be one."""
     path = Path(name).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
         with safetensors.safe_open(path, "pt") as file:
             return DIFFERENCE in (file.metadata() or {})
-    except safetensors.SafetensorError:
-        return False
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: damaged, or no file of weights: {error}. Copy or download it again.") from error
 
 
 @dataclass(frozen=True)
@@ -126,11 +139,18 @@ class Laid:
     path: Path
     source: Trained
     state: dict[str, Any]
-    config: dict[str, Any]
+    about: dict[str, Any]
     step: None = None
 
     def weights(self, which: str = EMA) -> dict[str, Tensor]:
-        return merged(self.config, start_of(self.config, self.source) | safetensors.torch.load_file(self.path))
+        tensors, config = safetensors.torch.load_file(self.path), self.about["config"]
+        if _digest(tensors) != self.about["sha256"]:
+            raise UserError(f"{self.path}: damaged: its tensors do not have the sha256 that it says. Copy or make it again.")
+        return merged(config, self.start() | tensors)
+
+    def start(self) -> dict[str, Tensor]:
+        """What its run started from."""
+        return start_of(self.about["config"], self.source)
 
 
 def open_difference(name: str, elsewhere: str | None) -> Laid:
@@ -141,4 +161,4 @@ def open_difference(name: str, elsewhere: str | None) -> Laid:
     config, digest = about["config"], sha256(path)
     state = {"step": about["step"], "classes": about["classes"], "sha256": {MODEL: digest, EMA: digest},
              "config": config | {"transfer": config["transfer"] | {"inject": []}}}
-    return Laid(path, source_of(about["source"], elsewhere), state, config)
+    return Laid(path, source_of(about["source"], config, elsewhere), state, about)
