@@ -211,7 +211,8 @@ def start_weights(found: Trained, elsewhere: str | None) -> dict[str, torch.Tens
         return start_of(found.config, found.source)
     if found.step is None:
         raise UserError(f"reference=source: {found.path} is no run of this project, so what it was made from is unknown.")
-    return start_of(found.state["config"], source_of(origin_of(found.path.parent.parent), elsewhere))
+    config = found.state["config"]
+    return start_of(config, source_of(origin_of(found.path.parent.parent), config, elsewhere))
 
 
 if __name__ == "__main__":

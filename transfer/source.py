@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.pretrained import Trained, open_pretrained
+from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.checkpoint import EMA, MODEL
 from runtime.errors import UserError
-from transfer.trained import is_difference, open_difference, plain
+from transfer.trained import open_plain, plain
 
 SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
 FREE = ("in_channels", "out_channels", "classes", "dropout", "gradient_checkpointing")  # of a model: the weights fit all the same
@@ -53,7 +53,7 @@ class Source:
 
 def from_pretrained(name: str, weights: str, config: dict[str, Any]) -> Source:
     """A source that is there. config: the target's, whose settings a bare file of weights is read with."""
-    found = open_difference(name, None) if is_difference(name) else plain(open_pretrained(name, config))
+    found = open_plain(name, config)
     file = EMA if weights == "ema" else MODEL
     return Source(name, {"from": f"sha256 {found.state['sha256'][file][:16]}"}, checkpoint=found)
 

@@ -27,6 +27,11 @@ SOURCE = "source.json"  # of a run: where its weights came from, and what became
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
 
 
+def open_plain(name: str, config: dict[str, Any] | None = None) -> Trained:
+    """open_pretrained, and what export.py writes, as a plain network has them."""
+    return open_difference(name, None) if is_difference(name) else plain(open_pretrained(name, config))
+
+
 def plain(found: Trained) -> Trained:
     """The same with its injected parameters merged, where it has some."""
     return Merged(found) if found.state["config"].get("transfer", {}).get("inject") else found
@@ -78,12 +83,12 @@ def file_of(settings: SourceSettings) -> str:
     return EMA if settings.weights == "ema" else MODEL
 
 
-def source_of(origin: dict[str, Any], elsewhere: str | None) -> Trained:
-    """The source that a run started from, at its path or elsewhere. origin: the run's source.json. Raises UserError where it is gone or
-    is another one."""
+def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | None) -> Trained:
+    """The source that a run with this config started from, at its path or elsewhere. origin: the run's source.json. Raises UserError where
+    it is gone or is another one."""
     where = elsewhere or origin["path"]
     try:
-        found = plain(open_pretrained(where))
+        found = open_plain(where, config)
     except UserError as error:
         raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, say where to: "
                         "source=PATH.") from error
@@ -141,4 +146,4 @@ def open_difference(name: str, elsewhere: str | None) -> Laid:
     config, digest = about["config"], sha256(path)
     state = {"step": about["step"], "classes": about["classes"], "sha256": {MODEL: digest, EMA: digest},
              "config": config | {"transfer": config["transfer"] | {"inject": []}}}
-    return Laid(path, source_of(about["source"], elsewhere), state, config)
+    return Laid(path, source_of(about["source"], config, elsewhere), state, config)
