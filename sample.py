@@ -55,7 +55,7 @@ class SampleSettings:
     guidance: float = 1.0
     reference: Literal["null_class", "source"] = "null_class"
     source: str | None = None
-    weights: str = "ema"
+    weights: checkpoint.Which = "ema"
     strip: int = 8
     device: str = "auto"
     precision: Precision = "fp32"
@@ -63,8 +63,6 @@ class SampleSettings:
     def __post_init__(self):
         if self.n < 1 or self.batch_size < 1 or self.strip < 1:
             raise ValueError("n, batch_size and strip must be at least 1.")
-        if self.weights not in ("ema", "model"):
-            raise ValueError(f"weights must be ema or model, not {self.weights}.")
         if self.guidance != 1 and self.label is None and self.reference == "null_class":
             raise ValueError("guidance leads from the null class to a label, of a model with classes: give label=NAME or label=all; or "
                              "from the source to what was made of it: reference=source; or leave guidance at 1.")
@@ -92,7 +90,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
     found = (open_difference(settings.checkpoint, settings.source) if is_difference(settings.checkpoint)
              else plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides)))
-    file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
+    file = checkpoint.FILES[settings.weights]
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)
     what = {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,

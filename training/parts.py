@@ -17,7 +17,7 @@ from runtime.config import canonical
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 from training.settings import RunSettings, TrainSettings, TransferSettings
-from transfer.fit import SourceSettings, values
+from transfer.fit import SourceSettings
 from transfer.inject import check as check_frozen
 from transfer.inject import inject
 from transfer.penalties import L2SP
@@ -93,7 +93,7 @@ def check_penalties(config: Config) -> None:
     """A penalty that draws weights to where they started, and weight decay, which draws them to 0, pull against each other."""
     if not any(issubclass(p.func, L2SP) for p in settings_of(config, "transfer").penalties):
         return
-    if settings_of(config, "source").copy.func is not values:
+    if settings_of(config, "source").draws:
         raise UserError(f"transfer={config['transfer']['name']} holds the weights near the source's, and with this copy= none is the "
                         "source's: leave copy=values.")
     if decay := config["optimizer"].get("weight_decay", 0):

@@ -16,11 +16,11 @@ from torch import Tensor
 from models.network import build_network
 from models.pretrained import Trained, open_pretrained
 from runtime.build import build
-from runtime.checkpoint import EMA, MODEL
+from runtime.checkpoint import EMA, FILES, MODEL
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.randomness import derive
-from transfer.fit import SourceSettings, fit
+from transfer.fit import fit
 from transfer.inject import inject, load, merge
 
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
@@ -75,12 +75,8 @@ def start_of(config: dict[str, Any], source: Trained) -> dict[str, Tensor]:
     settings = build({"_target_": "transfer.fit.SourceSettings", **config["source"]}, ["transfer"], "source")
     torch.manual_seed(derive(config["seed"], "weights"))
     network = build_network(config)
-    kept = source.state["config"]["model"].get("classes", 0) if settings.keep_classes else 0
-    return fit(source.weights(file_of(settings)), network.state_dict(), settings, kept, config["seed"])[0]
-
-
-def file_of(settings: SourceSettings) -> str:
-    return EMA if settings.weights == "ema" else MODEL
+    kept = settings.kept(source.state["config"])
+    return fit(source.weights(FILES[settings.weights]), network.state_dict(), settings, kept, config["seed"])[0]
 
 
 def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | None) -> Trained:
