@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
-from models.network import build_denoiser, image_shape
+from models.network import frozen_denoiser, image_shape
 from models.pretrained import SECTIONS, Trained, open_with
 from runtime import checkpoint
 from runtime.build import build, check_arguments
@@ -100,17 +100,17 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
         shown = {key: config["data"][key] for key in ("size", "channels")}
         what["network"] = {section: config[section] for section in SECTIONS} | {"data": shown}
     claim(out, what)
-    denoiser = load(found.state["config"], weights, settings)
+    device = pick_device(settings.device)
+    denoiser = frozen_denoiser(found.state["config"], weights, device)
     reference = denoiser
     if settings.reference == "source":
-        reference = load(found.state["config"], start_weights(found, settings.source), settings)
+        reference = frozen_denoiser(found.state["config"], start_weights(found, settings.source), device)
     classes = found.state["classes"] if denoiser.network.classes else []
     if classes and settings.label is None:
         log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, classes[:12])))
     shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
-    device = denoiser.schedule.alpha_bar.device
     with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
             total=len(missing) * (len(steps_of(denoiser.schedule, settings.sampler)) - 1), unit="step", disable=not missing) as bar:
         for start in range(0, len(missing), settings.batch_size):
@@ -171,15 +171,6 @@ def claim(out: Path, what: dict[str, Any]) -> None:
     if made and not path.exists():
         raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")
     write_json(path, what)
-
-
-def load(config: dict[str, Any], weights: dict[str, torch.Tensor], settings: SampleSettings) -> Denoiser:
-    """The denoiser of a checkpoint, from the config that it carries."""
-    device = pick_device(settings.device)
-    denoiser = build_denoiser(config)
-    denoiser.network.load_state_dict(weights)
-    denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return denoiser
 
 
 def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int]) -> torch.Tensor | None:
