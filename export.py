@@ -24,7 +24,7 @@ from models.diffusers_format import FAMILIES, INDEX, SCHEDULER, UNET, WEIGHTS, U
 from models.diffusers_scheduler import PARAMETERIZATIONS, VARIANCES
 from models.layers import Attention
 from models.network import network_of
-from models.pretrained import Trained, open_with
+from models.pretrained import Trained
 from models.unet import UNet
 from runtime import checkpoint
 from runtime.build import build, check_arguments, resolve
@@ -34,7 +34,7 @@ from runtime.files import sync_directory, write_atomically, write_directory
 from runtime.log import log_to_terminal
 from training.origin import fit_table, to_store
 from training.parts import check_network
-from transfer.trained import difference, is_difference, open_difference, origin_of, plain
+from transfer.trained import difference, open_named, origin_of
 
 log = logging.getLogger("export")
 VERSION = "0.35.0"  # of diffusers, whose keys are written
@@ -63,11 +63,7 @@ def main(cfg: DictConfig) -> None:
     if out.suffix == ".safetensors":
         export_difference(settings.checkpoint, out)
         return
-    if is_difference(settings.checkpoint):
-        found = open_difference(settings.checkpoint, settings.source)
-    else:
-        found = plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides))
-    export(found, out, settings.weights)
+    export(open_named(settings.checkpoint, settings.trained_as, settings.overrides, settings.source), out, settings.weights)
 
 
 def export_difference(name: str, out: Path) -> None:

@@ -22,7 +22,7 @@ from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
 from models.network import frozen_denoiser, image_shape
-from models.pretrained import SECTIONS, Trained, open_with
+from models.pretrained import SECTIONS, Trained
 from runtime import checkpoint
 from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved
@@ -33,7 +33,7 @@ from runtime.files import write_atomically
 from runtime.log import grid, log_to_terminal, png
 from runtime.randomness import derive
 from training.settings import Precision
-from transfer.trained import Laid, is_difference, open_difference, origin_of, plain, source_of, start_of
+from transfer.trained import Laid, open_named, origin_of, source_of, start_of
 
 log = logging.getLogger("sample")
 SETTINGS = "sampling.json"
@@ -88,8 +88,7 @@ def main(cfg: DictConfig) -> None:
 
 def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
-    found = (open_difference(settings.checkpoint, settings.source) if is_difference(settings.checkpoint)
-             else plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides)))
+    found = open_named(settings.checkpoint, settings.trained_as, settings.overrides, settings.source)
     file = checkpoint.FILES[settings.weights]
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)

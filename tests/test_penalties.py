@@ -315,7 +315,8 @@ def _both(cache, results) -> None:
 
 
 CHANGES = {"n": {}, "seed": {"seed": 1}, "copied": {}, "weights": {}, "images": {}, "labels": {}, "version": {},
-           "schedule": ["schedule.beta_end=0.03"], "parameterization": ["parameterization=x0"], "heads": ["model.heads=2"]}
+           "schedule": ["schedule.beta_end=0.03"], "parameterization": ["parameterization=x0"], "heads": ["model.heads=2"],
+           "network_schedule": ["network_schedule={_target_: diffusion.schedule.cosine, steps: 20}"]}
 
 
 @pytest.mark.parametrize("change", CHANGES)

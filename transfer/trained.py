@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.network import build_network
-from models.pretrained import Trained, open_pretrained
+from models.pretrained import Trained, open_pretrained, open_with
 from runtime.build import build
 from runtime.checkpoint import EMA, FILES, MODEL
 from runtime.errors import UserError
@@ -30,6 +30,11 @@ DIFFERENCE = "difference from a source"  # the one metadata key of such a file
 def open_plain(name: str, config: dict[str, Any] | None = None) -> Trained:
     """open_pretrained, and what export.py writes, as a plain network has them."""
     return open_difference(name, None) if is_difference(name) else plain(open_pretrained(name, config))
+
+
+def open_named(name: str, trained_as: str | None, overrides: Sequence[str], source: str | None) -> Trained:
+    """open_plain for a command line: open_with, or open_difference."""
+    return open_difference(name, source) if is_difference(name) else plain(open_with(name, trained_as, overrides))
 
 
 def plain(found: Trained) -> Trained:
