@@ -24,18 +24,17 @@ from models.diffusers_format import FAMILIES, INDEX, SCHEDULER, UNET, WEIGHTS, U
 from models.diffusers_scheduler import PARAMETERIZATIONS, VARIANCES
 from models.layers import Attention
 from models.network import network_of
-from models.pretrained import Trained, open_with
+from models.pretrained import Trained
 from models.unet import UNet
 from runtime import checkpoint
 from runtime.build import build, check_arguments, resolve
-from runtime.checkpoint import EMA, MODEL
 from runtime.config import check_overrides, resolved
 from runtime.errors import UserError, one_message
 from runtime.files import sync_directory, write_atomically, write_directory
 from runtime.log import log_to_terminal
 from training.origin import fit_table, to_store
 from training.parts import check_network
-from transfer.trained import difference, is_difference, open_difference, origin_of, plain
+from transfer.trained import difference, open_named, origin_of
 
 log = logging.getLogger("export")
 VERSION = "0.35.0"  # of diffusers, whose keys are written
@@ -47,7 +46,7 @@ class ExportSettings:
 
     checkpoint: str
     out: str
-    weights: str = "ema"
+    weights: checkpoint.Which = "ema"
     trained_as: str | None = None
     overrides: Sequence[str] = ()
     source: str | None = None
@@ -60,17 +59,11 @@ def main(cfg: DictConfig) -> None:
     config = resolved(cfg)
     check_arguments(ExportSettings, config, [], "export")
     settings = ExportSettings(**config)
-    if settings.weights not in ("ema", "model"):
-        raise UserError(f"weights must be ema or model, not {settings.weights}.")
     out = Path(settings.out).expanduser()
     if out.suffix == ".safetensors":
         export_difference(settings.checkpoint, out)
         return
-    if is_difference(settings.checkpoint):
-        found = open_difference(settings.checkpoint, settings.source)
-    else:
-        found = plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides))
-    export(found, out, settings.weights)
+    export(open_named(settings.checkpoint, settings.trained_as, settings.overrides, settings.source), out, settings.weights)
 
 
 def export_difference(name: str, out: Path) -> None:
@@ -84,11 +77,11 @@ def export_difference(name: str, out: Path) -> None:
              len(names), out.stat().st_size, origin_of(run)["path"], out)
 
 
-def export(found: Trained, out: Path, weights: str = "ema") -> None:
+def export(found: Trained, out: Path, weights: checkpoint.Which = "ema") -> None:
     """Writes the folder out, and says how to sample from it."""
     config = found.state["config"]
     unet, scheduler = unet_config(config), scheduler_config(config)  # refused before anything is read or written
-    state = to_diffusers(found.weights(EMA if weights == "ema" else MODEL), network_of(config))
+    state = to_diffusers(found.weights(checkpoint.FILES[weights]), network_of(config))
     index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     write_pipeline(out, {
         INDEX: as_json(index), f"unet/{UNET}": as_json({"_class_name": "UNet2DModel", **unet}),

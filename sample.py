@@ -21,8 +21,8 @@ from tqdm import tqdm
 from data.batches import to_uint8
 from diffusion.denoiser import Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
-from models.network import build_denoiser, image_shape
-from models.pretrained import SECTIONS, Trained, open_with
+from models.network import frozen_denoiser, image_shape
+from models.pretrained import SECTIONS, Trained
 from runtime import checkpoint
 from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved
@@ -33,7 +33,7 @@ from runtime.files import write_atomically
 from runtime.log import grid, log_to_terminal, png
 from runtime.randomness import derive
 from training.settings import Precision
-from transfer.trained import Laid, is_difference, open_difference, origin_of, plain, source_of, start_of
+from transfer.trained import Laid, open_named, origin_of, source_of, start_of
 
 log = logging.getLogger("sample")
 SETTINGS = "sampling.json"
@@ -55,7 +55,7 @@ class SampleSettings:
     guidance: float = 1.0
     reference: Literal["null_class", "source"] = "null_class"
     source: str | None = None
-    weights: str = "ema"
+    weights: checkpoint.Which = "ema"
     strip: int = 8
     device: str = "auto"
     precision: Precision = "fp32"
@@ -63,8 +63,6 @@ class SampleSettings:
     def __post_init__(self):
         if self.n < 1 or self.batch_size < 1 or self.strip < 1:
             raise ValueError("n, batch_size and strip must be at least 1.")
-        if self.weights not in ("ema", "model"):
-            raise ValueError(f"weights must be ema or model, not {self.weights}.")
         if self.guidance != 1 and self.label is None and self.reference == "null_class":
             raise ValueError("guidance leads from the null class to a label, of a model with classes: give label=NAME or label=all; or "
                              "from the source to what was made of it: reference=source; or leave guidance at 1.")
@@ -90,9 +88,8 @@ def main(cfg: DictConfig) -> None:
 
 def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
-    found = (open_difference(settings.checkpoint, settings.source) if is_difference(settings.checkpoint)
-             else plain(open_with(settings.checkpoint, settings.trained_as, settings.overrides)))
-    file = checkpoint.EMA if settings.weights == "ema" else checkpoint.MODEL
+    found = open_named(settings.checkpoint, settings.trained_as, settings.overrides, settings.source)
+    file = checkpoint.FILES[settings.weights]
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)
     what = {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
@@ -102,17 +99,17 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
         shown = {key: config["data"][key] for key in ("size", "channels")}
         what["network"] = {section: config[section] for section in SECTIONS} | {"data": shown}
     claim(out, what)
-    denoiser = load(found.state["config"], weights, settings)
+    device = pick_device(settings.device)
+    denoiser = frozen_denoiser(found.state["config"], weights, device)
     reference = denoiser
     if settings.reference == "source":
-        reference = load(found.state["config"], start_weights(found, settings.source), settings)
+        reference = frozen_denoiser(found.state["config"], start_weights(found, settings.source), device)
     classes = found.state["classes"] if denoiser.network.classes else []
     if classes and settings.label is None:
         log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, classes[:12])))
     shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
-    device = denoiser.schedule.alpha_bar.device
     with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
             total=len(missing) * (len(steps_of(denoiser.schedule, settings.sampler)) - 1), unit="step", disable=not missing) as bar:
         for start in range(0, len(missing), settings.batch_size):
@@ -173,15 +170,6 @@ def claim(out: Path, what: dict[str, Any]) -> None:
     if made and not path.exists():
         raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")
     write_json(path, what)
-
-
-def load(config: dict[str, Any], weights: dict[str, torch.Tensor], settings: SampleSettings) -> Denoiser:
-    """The denoiser of a checkpoint, from the config that it carries."""
-    device = pick_device(settings.device)
-    denoiser = build_denoiser(config)
-    denoiser.network.load_state_dict(weights)
-    denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return denoiser
 
 
 def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int]) -> torch.Tensor | None:

@@ -44,7 +44,18 @@ from training.origin import (
     terms_of,
     warn_of_random,
 )
-from training.parts import TARGETS, Config, check_config, check_network, complete, rules_of, settings_of, with_classes, with_schedule
+from training.parts import (
+    TARGETS,
+    Config,
+    check_config,
+    check_network,
+    complete,
+    optimizer_of,
+    rules_of,
+    settings_of,
+    with_classes,
+    with_schedule,
+)
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained
@@ -184,7 +195,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     denoiser.to(device, memory_format=torch.channels_last).train()
     plan = ParameterPlan(denoiser.network, rules_of(config))
     warn_of_random(plan, directory)
-    optimizer = build(config["optimizer"], TARGETS["optimizer"], "optimizer")(plan.groups())
+    optimizer = optimizer_of(config, plan.groups())
     describe(directory, config, precision, device)
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
     run_log = RunLog(directory, saved.state["rows"] if saved else 0, settings_of(config, "wandb"), config)

@@ -54,7 +54,7 @@ class NoiseSchedule:
         between two of its times by their log ratios, and at the ends where it has none as low or as high."""
         ours, theirs = (torch.logit(s.alpha_bar).clamp(-1e3, 1e3).cpu().numpy() for s in (self, other))  # -inf where no signal is left
         t = np.interp(theirs, ours[:0:-1], np.arange(self.steps, 0, -1))
-        return torch.from_numpy(t).to(self.alpha_bar.device)
+        return torch.from_numpy(t).to(other.alpha_bar.device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         """A draw of q(x_t | x_0). x0, noise: [B, ...]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffusion.denoiser import Denoiser
 from models.unet import UNet
@@ -35,6 +36,14 @@ def build_denoiser(config: dict[str, Any]) -> Denoiser:
         return Denoiser(network, schedule, parameterization, variance, known and build(known, ["diffusion"], "network_schedule"))
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def frozen_denoiser(config: dict[str, Any], weights: dict[str, Tensor], device: torch.device) -> Denoiser:
+    """The same with trained weights, to be asked and not trained. The global random stream is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        denoiser = build_denoiser(config)
+    denoiser.network.load_state_dict(weights)
+    return denoiser.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def image_shape(data: dict[str, Any]) -> tuple[int, int, int]:

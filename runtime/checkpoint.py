@@ -10,7 +10,7 @@ import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -21,6 +21,8 @@ from runtime.errors import UserError
 from runtime.files import remove_directory, sha256, write_directory
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
+Which = Literal["ema", "model"]  # of the two sets of weights, as settings say it
+FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}
 OWN = "sha256 of the rest"  # in state.json
 log = logging.getLogger(__name__)
 

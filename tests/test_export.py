@@ -211,7 +211,7 @@ def test_the_command_line(tmp_path):
     assert (tmp_path / "image.png").exists()
     assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/other", "weights=emma")
-    assert wrong.returncode == 2 and wrong.stderr == "error: weights must be ema or model, not emma.\n"
+    assert wrong.returncode == 2 and wrong.stderr == "error: export.weights='emma' is not one of ema, model.\n"
 
 
 def test_nothing_of_diffusers_is_imported():

@@ -20,9 +20,11 @@ from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.schedule import from_betas
 from runtime.build import build
+from runtime.config import composed
 from runtime.errors import UserError
 from runtime.randomness import derive, generator
 from tests.starts import begun, given, pictures, trained
+from training.parts import check_config
 from transfer import penalties
 from transfer.penalties import EWC, L2SP, HalfSquare, fisher, known_fisher
 from transfer.start import Seen
@@ -315,7 +317,8 @@ def _both(cache, results) -> None:
 
 
 CHANGES = {"n": {}, "seed": {"seed": 1}, "copied": {}, "weights": {}, "images": {}, "labels": {}, "version": {},
-           "schedule": ["schedule.beta_end=0.03"], "parameterization": ["parameterization=x0"], "heads": ["model.heads=2"]}
+           "schedule": ["schedule.beta_end=0.03"], "parameterization": ["parameterization=x0"], "heads": ["model.heads=2"],
+           "network_schedule": ["network_schedule={_target_: diffusion.schedule.cosine, steps: 20}"]}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -367,3 +370,13 @@ def test_configs_build_them(tmp_path):
         ["transfer"], "transfer.penalties[1]")(start)
     assert l2sp.weight == 0.01 and ewc.weight == 100 and l2sp(SEEN).item() == ewc(SEEN).item() == 0
     assert SimpleNamespace(**ewc.importance)
+
+
+def test_weight_decay_that_the_optimizer_has_of_its_own_is_refused_too():
+    with pytest.raises(UserError, match="weight_decay=0.01 draws the weights to 0"):
+        check_config(composed("train", ["transfer=l2_sp", "optimizer=adamw", "~optimizer.weight_decay", "source.from=pretrain_demo"]))
+
+
+def test_a_setting_that_the_optimizer_refuses_is_named_at_once():
+    with pytest.raises(UserError, match="optimizer: Invalid learning rate: -1"):
+        check_config(composed("train", ["optimizer.lr=-1"]))

@@ -14,10 +14,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from runtime import checkpoint
 from runtime.config import composed
+from runtime.files import sha256
 from runtime.log import read_metrics
 from training.origin import start_from
 from training.parts import build_denoiser
+from transfer.trained import difference, origin_of, source_of
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "train.batch_size=4",
@@ -100,6 +103,20 @@ def test_a_run_directory_and_a_checkpoint_are_sources_too(root):
         expected = weights(only(root, "transfer_demo/freeze_encoder-*"))
         for name, tensor in weights(root / "named" / origin.name).items():
             assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_a_run_started_from_is_found_again_whatever_it_was(root, tmp_path):
+    """A bare file, which only the run's config can read, and a difference, which is laid on its own source."""
+    run = only(root, "transfer_demo/freeze_encoder-*")
+    saved, bare, small = checkpoint.find(str(run)), tmp_path / "bare.safetensors", tmp_path / "small.safetensors"
+    average = saved.weights(checkpoint.EMA)
+    safetensors.torch.save_file(average, bare)
+    trained = [name for name in average if not name.startswith(("time_mlp.", "conv_in.", "down."))]
+    small.write_bytes(difference(saved, origin_of(run), trained))
+    for path in (bare, small):
+        origin = {"path": str(path), "weights": checkpoint.EMA, "sha256": sha256(path)}
+        found = source_of(origin, saved.state["config"], None).weights(checkpoint.EMA)
+        assert found.keys() == average.keys() and all(torch.equal(found[name], average[name]) for name in average)
 
 
 def test_another_parameterization_than_the_source_is_named(root):

@@ -95,6 +95,7 @@ class Trainer:
         self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss or gradient that is not finite
         self.pending = False  # stopped between the step and its evaluation
         self.replay_seed = derive(self.seed, "replay")
+        self.last: tuple[Any, ...] = ()
         if self.terms.penalties:
             d.on_output = self._remember
 
@@ -156,10 +157,10 @@ class Trainer:
 
     def _added(self, x0: Tensor, penalties: Sequence[Penalty]) -> Tensor | float:
         """The penalties on what the network was last given and what it said."""
+        last, self.last = self.last, ()  # let go of the graph
         if not penalties:
             return 0.0
-        x_t, t, condition, output = self.last
-        self.last = None  # let go of the graph
+        x_t, t, condition, output = last
         seen = Seen(x_t, t, condition, self.denoiser.predict(*self.denoiser.halves(output), x_t, t), x0)
         return sum(penalty(seen) for penalty in penalties)
 

@@ -29,7 +29,7 @@ from transfer.rules import ParameterPlan
 from transfer.source import Source, other_settings
 from transfer.source_images import check_known, real
 from transfer.start import Start
-from transfer.trained import SOURCE, file_of
+from transfer.trained import SOURCE
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,10 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
         if lines := differences(config[section], theirs[section], section):
             log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
     other = other_network(config, theirs)
-    file = file_of(settings)
+    file = checkpoint.FILES[settings.weights]
     origin = {"from": settings.from_, "path": str(found.path), "step": found.step, "weights": file, "sha256": found.state["sha256"][file]}
     check_same_source(directory, origin)
-    kept = theirs["model"].get("classes", 0) if settings.keep_classes else 0
-    state, rows = fit(found.weights(file), denoiser.network.state_dict(), settings, kept, config["seed"])
+    state, rows = fit(found.weights(file), denoiser.network.state_dict(), settings, settings.kept(theirs), config["seed"])
     if other:
         log.warning(other)
     denoiser.network.load_state_dict(state)
@@ -113,7 +112,7 @@ def class_names(config: Config, images: Sequence[str], origin: Trained | None) -
 
 def kept_classes(config: Config, source: Source | None) -> int:
     """How many classes of the source stay in the class table."""
-    return source.own["model"].get("classes", 0) if source and config["source"]["keep_classes"] else 0
+    return settings_of(config, "source").kept(source.own) if source else 0
 
 
 def check_number_of_classes(config: Config, images: ImageSource, source: Source | None) -> None:
@@ -126,7 +125,7 @@ def check_number_of_classes(config: Config, images: ImageSource, source: Source 
 
 def terms_of(strategy: TransferSettings, origin: Trained, denoiser: Denoiser, dataset: Dataset, config: Config, directory: Path) -> Terms:
     """What the strategy adds to the loss, built from where the run starts."""
-    kept = origin.state["config"]["model"].get("classes", 0) if config["source"]["keep_classes"] else 0
+    kept = settings_of(config, "source").kept(origin.state["config"])
     first_kept = denoiser.network.classes - kept if denoiser.network.classes and kept else None
     start = Start(denoiser, origin, copied(fit_table(directory)), dataset, settings_of(config, "data"), first_kept, config["seed"],
                   config["train"]["batch_size"], Path(config["run"]["cache"]))

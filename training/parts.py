@@ -17,7 +17,7 @@ from runtime.config import canonical
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 from training.settings import RunSettings, TrainSettings, TransferSettings
-from transfer.fit import SourceSettings, values
+from transfer.fit import SourceSettings
 from transfer.inject import check as check_frozen
 from transfer.inject import inject
 from transfer.penalties import L2SP
@@ -35,6 +35,7 @@ SETTINGS: dict[str, tuple[type, list[str]]] = {
     "data": (DataSettings, ["data"]), "train": (TrainSettings, []), "transfer": (TransferSettings, ["transfer", "diffusion"]),
     "source": (SourceSettings, ["transfer"]), "sampler": (SamplerSettings, ["diffusion"]), "run": (RunSettings, []),
     "wandb": (WandbSettings, [])}
+ANY = [torch.zeros(1, requires_grad=True)]  # for an optimizer that is only looked at
 PLAIN = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict, "network_schedule": dict | None}
 
 
@@ -43,6 +44,14 @@ def settings_of(config: Config, section: str) -> Any:
     kind, packages = SETTINGS[section]
     node = {"_target_": f"{kind.__module__}.{kind.__name__}", **config[section]}
     return build(node, [kind.__module__, *packages], section)
+
+
+def optimizer_of(config: Config, groups: list[Any]) -> torch.optim.Optimizer:
+    """Of these parameters, or groups of them. Raises UserError at a setting that it refuses."""
+    try:
+        return build(config["optimizer"], TARGETS["optimizer"], "optimizer")(groups)
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}.") from error
 
 
 def check_config(config: Config) -> None:
@@ -62,6 +71,7 @@ def check_config(config: Config) -> None:
     sampler, schedule = settings_of(config, "sampler"), build(config["schedule"], TARGETS["schedule"], "schedule")
     steps_of(schedule, sampler)  # refused here, and not at the first picture, hours later
     rules_of(config)
+    optimizer_of(config, ANY)
     check_variance(config)
     check_terms(config)
     check_penalties(config)
@@ -98,10 +108,10 @@ def check_penalties(config: Config) -> None:
         check_images(config["train"]["batch_size"] // config["train"]["accumulation"])
     if not any(issubclass(p, L2SP) for p in penalties):
         return
-    if settings_of(config, "source").copy.func is not values:
+    if settings_of(config, "source").draws:
         raise UserError(f"transfer={config['transfer']['name']} holds the weights near the source's, and with this copy= none is the "
                         "source's: leave copy=values.")
-    if decay := config["optimizer"].get("weight_decay", 0):
+    if decay := optimizer_of(config, ANY).defaults.get("weight_decay", 0):  # AdamW has one of its own, where the config has none
         raise UserError(f"optimizer.weight_decay={decay:g} draws the weights to 0, and transfer={config['transfer']['name']} to where they "
                         "started: set optimizer.weight_decay=0.")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from runtime.checkpoint import Which
 from runtime.errors import UserError
 from runtime.randomness import generator
 from transfer.patterns import check_pattern
@@ -42,17 +43,22 @@ class SourceSettings:
     depth: int | None = None
     copy: Copy = values
     keep_classes: bool = False
-    weights: str = "ema"
+    weights: Which = "ema"
     train: bool = False
     overrides: Sequence[str] = ()
-
-    def __post_init__(self):
-        if self.weights not in ("ema", "model"):
-            raise ValueError(f"weights must be ema or model, not {self.weights}.")
 
     @property
     def used(self) -> bool:
         return self.from_ is not None and len(self.include) > 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether what is copied is drawn after the source's values, and not these themselves."""
+        return getattr(self.copy, "func", self.copy) is not values
+
+    def kept(self, source: dict[str, Any]) -> int:
+        """How many classes of a source with this config stay in the class table."""
+        return source["model"].get("classes", 0) if self.keep_classes else 0
 
 
 NOT_INCLUDED = "not in source.include"
@@ -170,7 +176,7 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSe
             rows.append(Fit(name, "new", left_out))
             continue
         value, row = _fit_one(name, source.get(name), tensor, ends)
-        if row.status in COPIED and getattr(settings.copy, "func", settings.copy) is not values:
+        if row.status in COPIED and settings.draws:
             value, row = settings.copy(value, generator(seed, "copy", name)), row._replace(status="drawn", how=DRAWN)
         rows.append(row)
         if value is not None:

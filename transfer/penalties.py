@@ -95,8 +95,8 @@ def fisher(denoiser: Denoiser, w: Sequence[Tensor], batches: Batches, n: int, se
     """The mean over n (image, t, noise) triples of the squared gradient of L_simple (eq. 14 of Ho et al. 2020) with respect to each of w.
 
     t lies evenly over 1..T, images come one a batch in their stream's order, noise by (seed, k). Nothing is rescaled. L_simple is a
-    mean over the D values of an image, so this is (2 / D)^2 times the Fisher information of a Gaussian of variance 1 around the output.
-    denoiser: in eval mode, in which w need gradients.
+    mean over the D values of an image, so this is (2 / D)^2 times the empirical Fisher information of a Gaussian of variance 1 around
+    the output: the one at the data, and not at draws of the model's own. denoiser: in eval mode, in which w need gradients.
     """
     T, device = denoiser.schedule.steps, denoiser.schedule.alpha_bar.device
     total = [torch.zeros_like(v) for v in w]
@@ -128,7 +128,7 @@ def known_fisher(start: Start, images: Dataset, n: int) -> dict[str, Tensor]:
 def _measured_on(start: Start, batches: Batches, n: int) -> str:
     """A hash of all that decides the numbers: weights, what the network and the rest of the denoiser are, images, triples."""
     denoiser, content = start.denoiser, hashlib.sha256()
-    for tensor in (*denoiser.network.state_dict().values(), denoiser.schedule.alpha_bar):
+    for tensor in (*denoiser.network.state_dict().values(), denoiser.schedule.alpha_bar, denoiser.timestep):
         content.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     for k in range(n):
         batch = batches.batch(k)

@@ -9,9 +9,8 @@ from typing import Any
 
 from models.pretrained import Trained
 from runtime import checkpoint
-from runtime.checkpoint import EMA, MODEL
 from runtime.errors import UserError
-from transfer.trained import open_source, plain
+from transfer.trained import open_plain, plain
 
 SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
 FREE = ("in_channels", "out_channels", "classes", "dropout", "gradient_checkpointing")  # of a model: the weights fit all the same
@@ -51,11 +50,10 @@ class Source:
                 "source.from= a run directory or a checkpoint.")
 
 
-def from_pretrained(name: str, weights: str, config: dict[str, Any]) -> Source:
+def from_pretrained(name: str, weights: checkpoint.Which, config: dict[str, Any]) -> Source:
     """A source that is there. config: the target's, whose settings a bare file of weights is read with."""
-    found = open_source(name, config)
-    file = EMA if weights == "ema" else MODEL
-    return Source(name, {"from": f"sha256 {found.state['sha256'][file][:16]}"}, checkpoint=found)
+    found = open_plain(name, config)
+    return Source(name, {"from": f"sha256 {found.state['sha256'][checkpoint.FILES[weights]][:16]}"}, checkpoint=found)
 
 
 def other_settings(target: dict[str, Any], source: dict[str, Any]) -> list[str]:

@@ -17,10 +17,9 @@ from tqdm import tqdm
 from data.batches import to_uint8
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
 from data.memory import Memory
-from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, even_steps, trailing_steps
-from models.network import build_denoiser, image_shape
+from models.network import frozen_denoiser, image_shape
 from models.pretrained import Trained
 from runtime.build import build
 from runtime.checkpoint import EMA
@@ -31,7 +30,7 @@ from runtime.randomness import derive, generator
 from transfer.start import Start
 
 GENERATOR = 1  # raise when the same settings make other images
-SECTIONS = ("model", "schedule", "parameterization", "variance")
+SECTIONS = ("model", "schedule", "network_schedule", "parameterization", "variance")
 CURE = "Take images that the source makes itself: _target_: transfer.source_images.generated in place of transfer.source_images.real."
 
 
@@ -103,7 +102,7 @@ class SelfMade:
         """All that decides the bits of an image."""
         config = start.trained.state["config"]
         return {"version": GENERATOR, "weights": start.trained.state["sha256"][EMA], "shape": image_shape(config["data"]),
-                "steps": steps, "seed": start.seed} | {section: config[section] for section in SECTIONS}
+                "steps": steps, "seed": start.seed} | {section: config[section] for section in SECTIONS if config.get(section)}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -130,7 +129,7 @@ def _labels(config: dict[str, Any], images: Sequence[int]) -> list[int]:
 def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Path) -> None:
     """Generates the images with these numbers, a batch at a time, and keeps each batch when it is whole."""
     config = start.trained.state["config"]
-    denoiser = source_denoiser(start)
+    denoiser = frozen_denoiser(config, start.trained.weights(EMA), start.denoiser.schedule.alpha_bar.device)
     schedule = denoiser.schedule
     sampler = SamplerSettings(ddim, trailing_steps if schedule.zero_terminal_snr else even_steps, steps)
     if steps > schedule.steps:
@@ -153,11 +152,3 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
 
 def _count(bar: tqdm, images: int, *_: Any) -> None:
     bar.update(images)
-
-
-def source_denoiser(start: Start) -> Denoiser:
-    """The source itself, from its own config, with its averaged weights, on the run's device. The global random stream is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        denoiser = build_denoiser(start.trained.state["config"])
-    denoiser.network.load_state_dict(start.trained.weights(EMA))
-    return denoiser.to(start.denoiser.schedule.alpha_bar.device, memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,27 @@ import torch
 from torch import Tensor
 
 from models.network import build_network
-from models.pretrained import Trained, open_pretrained
+from models.pretrained import Trained, open_pretrained, open_with
 from runtime.build import build
-from runtime.checkpoint import EMA, MODEL
+from runtime.checkpoint import EMA, FILES, MODEL
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.randomness import derive
-from transfer.fit import SourceSettings, fit
+from transfer.fit import fit
 from transfer.inject import inject, load, merge
 
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
+
+
+def open_plain(name: str, config: dict[str, Any] | None = None) -> Trained:
+    """open_pretrained, and what export.py writes, as a plain network has them."""
+    return open_difference(name, None) if is_difference(name) else plain(open_pretrained(name, config))
+
+
+def open_named(name: str, trained_as: str | None, overrides: Sequence[str], source: str | None) -> Trained:
+    """open_plain for a command line: open_with, or open_difference."""
+    return open_difference(name, source) if is_difference(name) else plain(open_with(name, trained_as, overrides))
 
 
 def plain(found: Trained) -> Trained:
@@ -71,18 +81,8 @@ def start_of(config: dict[str, Any], source: Trained) -> dict[str, Tensor]:
     settings = build({"_target_": "transfer.fit.SourceSettings", **config["source"]}, ["transfer"], "source")
     torch.manual_seed(derive(config["seed"], "weights"))
     network = build_network(config)
-    kept = source.state["config"]["model"].get("classes", 0) if settings.keep_classes else 0
-    return fit(source.weights(file_of(settings)), network.state_dict(), settings, kept, config["seed"])[0]
-
-
-def file_of(settings: SourceSettings) -> str:
-    return EMA if settings.weights == "ema" else MODEL
-
-
-def open_source(name: str, config: dict[str, Any], elsewhere: str | None = None) -> Trained:
-    """Trained weights wherever they are, as a plain network has them. config: the target's, whose settings a bare file is read with.
-    elsewhere: as in open_difference."""
-    return open_difference(name, elsewhere) if is_difference(name) else plain(open_pretrained(name, config))
+    kept = settings.kept(source.state["config"])
+    return fit(source.weights(FILES[settings.weights]), network.state_dict(), settings, kept, config["seed"])[0]
 
 
 def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | None) -> Trained:
@@ -90,7 +90,7 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
     it is gone or is another one."""
     where = elsewhere or origin["path"]
     try:
-        found = open_source(where, config)
+        found = open_plain(where, config)
     except UserError as error:
         raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, say where to: "
                         "source=PATH.") from error
