@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,6 +213,8 @@ def test_the_command_line(tmp_path):
     assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/other", "weights=emma")
     assert wrong.returncode == 2 and wrong.stderr == "error: weights must be ema or model, not emma.\n"
+    wrong = command(f"checkpoint={run}", f"out={tmp_path}/small.safetensors", "weights=model")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: weights=model: a small file has the average"), wrong.stderr
 
 
 def test_nothing_of_diffusers_is_imported():
@@ -233,3 +236,19 @@ def test_every_published_model_is_written_or_refused_by_name():
     written = {name for name, what in found.items() if what == "written"}
     assert written >= {"demo", "ddpm_cifar10", "ddpm_celeba64", "ddpm_256", "adm_lsun256", "adm_imagenet256_uncond", "improved_lsun256"}
     assert {what for name, what in found.items() if name not in written} == {"model.classes", "model.timestep_scale"}
+
+
+def test_a_small_file_is_put_where_it_is_asked_for_and_overwrites_nothing(tmp_path, monkeypatch):
+    """A folder that is missing is made."""
+    monkeypatch.setattr(script, "difference", lambda *_: b"small")
+    monkeypatch.setattr(script.checkpoint, "find", lambda _: SimpleNamespace(path=tmp_path / "run/checkpoints/step_1",
+                                                                             state={"config": composed("train", [])}))
+    monkeypatch.setattr(script, "origin_of", lambda _: {"path": "x"})
+    out = tmp_path / "new/folder/lora.safetensors"
+    for _ in range(2):
+        script.export_difference("run", out)
+        assert out.read_bytes() == b"small"
+    out.write_bytes(b"something else")
+    with pytest.raises(UserError, match="not overwritten"):
+        script.export_difference("run", out)
+    assert out.read_bytes() == b"something else"
