@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from runtime.errors import UserError, near
 
@@ -100,7 +101,7 @@ def composed_keys(config_name: str, overrides: list[str], hydra: bool = False) -
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return OmegaConf.to_container(compose(config_name, overrides, return_hydra_config=hydra))
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         raise UserError(str(error)) from error
 
 
@@ -128,8 +129,14 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
     for depth, part in enumerate(parts):
         if override.is_add() and depth == len(parts) - 1 and isinstance(node, dict):
             return  # new keys are judged by the schema
+        if isinstance(node, list):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise UserError(f"{override.key_or_group}: {'.'.join(parts[:depth])} is a list, whose {len(node)} elements are named by "
+                                "their numbers, from 0 on.")
+            node = node[int(part)]
+            continue
         if not isinstance(node, dict):
-            return  # inside a list or a value: Hydra's to judge
+            return  # inside a value: Hydra's to judge
         if part not in node:
             known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ADDED] if depth == 0 else [])
             raise UserError(f"{override.key_or_group}: there is no such setting; {near('.'.join(parts[: depth + 1]), known)}")
