@@ -10,7 +10,7 @@ import pytest
 
 from data.source import hash_of
 from runtime.build import build, fits
-from runtime.config import CONF, check_overrides, composed, differences, digest, identity, options
+from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed
 from runtime.errors import UserError
 from training.parts import TARGETS, check_config, check_network
 
@@ -169,6 +169,17 @@ def test_a_strategy_that_is_no_strategy(text, message, tmp_path, monkeypatch):
 def test_a_sweep_is_checked_value_by_value():
     assert "did you mean full" in refused("transfer=scratch,ful")
     check_overrides("train", ["transfer=scratch,full", "train.steps=1,2"])
+    message = refused("transfer=l2_sp,full", "transfer.penalties.0.weight=1,2")
+    assert message.startswith("transfer.penalties.0.weight: there is no such setting") and message.endswith("(with transfer=full)")
+    check_overrides("train", ["transfer=lora,locon", "transfer.inject.0.rank=1,2"])
+
+
+def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
+    shutil.copytree(CONF / "transfer", tmp_path / "transfer")
+    (tmp_path / "transfer/own.yaml").write_text("rules: [")
+    monkeypatch.setattr("runtime.config.CONF", tmp_path)
+    with pytest.raises(UserError, match="transfer=own: while parsing"):
+        _check_choice(parsed(["transfer=full,own"])[0])
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

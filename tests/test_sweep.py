@@ -70,6 +70,12 @@ def test_a_signal_stops_the_sweep_and_the_same_command_continues(undisturbed, tm
         runs.assert_same_run(cells_of(tmp_path)[f"full-seed{seed}"], undisturbed(*command[1:], f"seed={seed}"), 24)
 
 
+def test_the_number_of_steps_is_no_axis(tmp_path):
+    """Its cells would be one run, which goes on, and the table would give its last loss to each."""
+    code, text = runs.train(tmp_path, ["train.steps=2,4"], tiny=["-m", *(o for o in runs.TINY if "train.steps" not in o)])
+    assert code == 2 and "train.steps is no axis of a sweep" in text and not (tmp_path / "runs").exists(), text
+
+
 def test_cells_that_fail_fail_alone_and_are_named(tmp_path):
     code, text = runs.train(tmp_path, ["data.n_train=100000,40", "train.batch_size=8,7"], tiny=SWEEP)
     assert code == 1, text
