@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
 import runtime.torchvision  # noqa: F401  before anything that imports torchvision
@@ -34,6 +35,7 @@ from runtime.errors import UserError
 from tests.test_diffusers_format import assert_same, opened, our_trajectory, their_trajectory
 from tests.test_unet_diffusers import difference, randomize
 from training.parts import build_denoiser
+from transfer.trained import DIFFERENCE, is_difference
 
 ROOT = Path(__file__).parent.parent
 UNET = ["data.size=[16,8]", "data.channels=3", "model.channels=16", "model.multipliers=[1,2]", "model.groups=8",
@@ -236,6 +238,16 @@ def test_every_published_model_is_written_or_refused_by_name():
     written = {name for name, what in found.items() if what == "written"}
     assert written >= {"demo", "ddpm_cifar10", "ddpm_celeba64", "ddpm_256", "adm_lsun256", "adm_imagenet256_uncond", "improved_lsun256"}
     assert {what for name, what in found.items() if name not in written} == {"model.classes", "model.timestep_scale"}
+
+
+def test_a_small_file_that_is_cut_short_is_named_as_such(tmp_path):
+    whole = safetensors.torch.save({"a": torch.zeros(9)}, {DIFFERENCE: "{}"})
+    for content, expected in ((whole, True), (safetensors.torch.save({"a": torch.zeros(9)}), False)):
+        (tmp_path / "lora.safetensors").write_bytes(content)
+        assert is_difference(str(tmp_path / "lora.safetensors")) is expected
+    (tmp_path / "lora.safetensors").write_bytes(whole[:-4])
+    with pytest.raises(UserError, match="lora.safetensors: damaged"):
+        is_difference(str(tmp_path / "lora.safetensors"))
 
 
 def test_a_small_file_is_put_where_it_is_asked_for_and_overwrites_nothing(tmp_path, monkeypatch):

@@ -85,8 +85,8 @@ def source_of(origin: dict[str, Any], elsewhere: str | None) -> Trained:
     try:
         found = plain(open_pretrained(where))
     except UserError as error:
-        raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, say where to: "
-                        "source=PATH.") from error
+        raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, move "
+                        "it back, or say where to: source=PATH, of sample.py and export.py.") from error
     if found.state["sha256"][origin["weights"]] != origin["sha256"]:
         raise UserError(f"{where} is not the source of this run: its weights have another sha256. Say where that one is: source=PATH.")
     return found
@@ -109,14 +109,15 @@ def difference(found: Trained, origin: dict[str, Any], names: Collection[str]) -
 
 
 def is_difference(name: str) -> bool:
+    """Whether difference() made this file. Raises UserError where it is cut short."""
     path = Path(name).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
         with safetensors.safe_open(path, "pt") as file:
             return DIFFERENCE in (file.metadata() or {})
-    except safetensors.SafetensorError:
-        return False
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path}: damaged, or no file of weights: {error}. Copy or download it again.") from error
 
 
 @dataclass(frozen=True)
