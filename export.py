@@ -61,6 +61,8 @@ def main(cfg: DictConfig) -> None:
     settings = ExportSettings(**config)
     out = Path(settings.out).expanduser()
     if out.suffix == ".safetensors":
+        if settings.weights != "ema":
+            raise UserError(f"weights={settings.weights}: a small file has the average of a run: leave weights=ema, or give out= a folder.")
         export_difference(settings.checkpoint, out)
         return
     export(open_named(settings.checkpoint, settings.trained_as, settings.overrides, settings.source), out, settings.weights)
@@ -72,7 +74,11 @@ def export_difference(name: str, out: Path) -> None:
     run = found.path.parent.parent
     config = found.state["config"]
     names = to_store(check_network(config), fit_table(run))
-    write_atomically(out, difference(found, origin_of(run), names))
+    content = difference(found, origin_of(run), names)
+    if out.exists() and not (out.is_file() and out.read_bytes() == content):
+        raise UserError(f"{out} holds something else, which is not overwritten: give another out=FILE.safetensors, or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content)
     log.info("%s -> %s: %d tensors, %d bytes, on top of %s. To sample from it:\n  python sample.py checkpoint=%s", found.path, out,
              len(names), out.stat().st_size, origin_of(run)["path"], out)
 

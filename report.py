@@ -27,7 +27,7 @@ VALUES = ("step", "held_out_loss", "trained_parameters", "parameters", "trained_
 
 @one_message
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("usage: python report.py runs/EXPERIMENT")
     folder = Path(arguments[0])
     if not folder.is_dir():

@@ -30,7 +30,7 @@ from runtime.errors import UserError, near, one_message, together
 from runtime.files import locked, remove_leftovers, write_atomically
 from runtime.log import RunLog, grid, log_to_terminal, logged_to, png, recorded
 from runtime.randomness import derive
-from runtime.signals import Preempted, leave
+from runtime.signals import Preempted, leave, stops_at_once
 from runtime.sweep import cell, sweeping
 from training.loop import Terms, Trainer
 from training.origin import (
@@ -85,8 +85,8 @@ def attempt(config: Config) -> Path:
 
 def run(config: Config, wait: bool = False) -> Path:
     """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
-    config = complete(config)
     check_config(config)
+    config = complete(config)
     plan = check_network(config)
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: locate(config), lambda: open_images(config))
@@ -106,7 +106,10 @@ def run(config: Config, wait: bool = False) -> Path:
                      100 * plan.share())
             needed = source and (saved is None or settings_of(config, "transfer").needs_source)
             origin = source_weights(source, config) if needed else None
-            with logged_to(directory / "log.txt", said), trainer(config, images, directory, saved, origin) as prepared:
+            with contextlib.ExitStack() as around:
+                with stops_at_once():
+                    around.enter_context(logged_to(directory / "log.txt", said))
+                    prepared = around.enter_context(trainer(config, images, directory, saved, origin))
                 prepared.train()
             log.info("finished: %s\n  samples: %s", directory, directory / "samples")
     return directory
@@ -143,10 +146,11 @@ def locate(config: Config) -> Source | None:
     if name not in options("experiment"):
         raise UserError(f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face Hub, which is OWNER/NAME, nor "
                         f"an experiment; {near(name, options('experiment'))}")
-    own = complete(composed("train", [f"+experiment={name}", *settings.overrides]))
+    own = composed("train", [f"+experiment={name}", *settings.overrides])
     own["run"] |= {key: config["run"][key] for key in ("root", "cache", "device")}
     own["wandb"] = config["wandb"]
     check_config(own)
+    own = complete(own)
     if own["source"]["from"] is not None:
         raise UserError(f"source.from={name}: that experiment has a source of its own. Train it first and give source.from= its directory.")
     check_fits(config, own)

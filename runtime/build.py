@@ -51,6 +51,9 @@ def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str
             open_ones = {n for n, p in parameters.items() if not node.get("_partial_") or p.default is not p.empty or n in node}
             raise UserError(f"{where}.{key}: no such setting; {near(key, open_ones - set(given))}")
         if nodes := _nodes(value):
+            if isinstance(value, list) != _takes_list(hints.get(key)):
+                found = "a list" if isinstance(value, list) else "one group"
+                raise UserError(f"{where}.{key} must be {describe(hints[key])}, and is {found} here: {value}")
             for place, node_inside in nodes:
                 check(node_inside, packages, f"{where}.{key}{place}")
         elif not fits(value, hints.get(key, Any)):
@@ -69,6 +72,11 @@ def _nodes(value: Any) -> list[tuple[str, dict]]:
     if isinstance(value, list) and value and all(isinstance(v, dict) and "_target_" in v for v in value):
         return [(f"[{k}]", v) for k, v in enumerate(value)]
     return []
+
+
+def _takes_list(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return inspect.isclass(origin) and issubclass(origin, Sequence)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from runtime.errors import UserError, near
 
@@ -63,11 +65,25 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     chosen = [o for o in ours if o.key_or_group in groups()]
     for override in chosen:
         _check_choice(override)
-    # A sweep composes with the first of its values: which keys exist does not depend on more than that.
-    base = composed_keys(config_name, [f"{'+' if o.is_add() else ''}{o.key_or_group}={_values(o)[0]}" for o in chosen])
-    for override in ours:
-        if override.key_or_group not in groups() and "@" not in (override.input_line or ""):
-            _check_key(override, base)
+    keys = [o for o in ours if o.key_or_group not in groups() and "@" not in (o.input_line or "")]
+    base = _keys_with(config_name, chosen)  # of a sweep, with the first of its choices
+    for override in keys:
+        _check_key(override, base)
+    for choice in chosen:
+        inside = [o for o in keys if o.key_or_group.startswith(f"{choice.key_or_group}.")]
+        for value in _values(choice)[1:] if inside else []:
+            base = _keys_with(config_name, chosen, {choice.key_or_group: value})
+            for override in inside:
+                try:
+                    _check_key(override, base)
+                except UserError as error:
+                    raise UserError(f"{error} (with {choice.key_or_group}={value})") from error
+
+
+def _keys_with(config_name: str, chosen: Sequence[Override], other: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Which keys there are with the first value of each choice, or with another."""
+    return composed_keys(config_name, [f"{'+' if o.is_add() else ''}{o.key_or_group}={other.get(o.key_or_group, _values(o)[0])}"
+                                       for o in chosen])
 
 
 def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]:
@@ -100,7 +116,7 @@ def composed_keys(config_name: str, overrides: list[str], hydra: bool = False) -
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return OmegaConf.to_container(compose(config_name, overrides, return_hydra_config=hydra))
-    except HydraException as error:
+    except (HydraException, YAMLError) as error:
         raise UserError(str(error)) from error
 
 
@@ -120,6 +136,10 @@ def _check_choice(override: Override) -> None:
     for value in _values(override):
         if value not in options(group):
             raise UserError(f"{group}={value}: there is no such {group}; {near(value, options(group))}")
+        try:
+            OmegaConf.load(CONF / group / f"{value}.yaml")  # each, as of a sweep only the first cell is composed here
+        except YAMLError as error:
+            raise UserError(f"{group}={value}: {error}") from error
 
 
 def _check_key(override: Override, base: dict[str, Any]) -> None:
@@ -128,8 +148,14 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
     for depth, part in enumerate(parts):
         if override.is_add() and depth == len(parts) - 1 and isinstance(node, dict):
             return  # new keys are judged by the schema
+        if isinstance(node, list):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise UserError(f"{override.key_or_group}: {'.'.join(parts[:depth])} is a list, whose {len(node)} elements are named by "
+                                "their numbers, from 0 on.")
+            node = node[int(part)]
+            continue
         if not isinstance(node, dict):
-            return  # inside a list or a value: Hydra's to judge
+            return  # inside a value: Hydra's to judge
         if part not in node:
             known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ADDED] if depth == 0 else [])
             raise UserError(f"{override.key_or_group}: there is no such setting; {near('.'.join(parts[: depth + 1]), known)}")

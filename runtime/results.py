@@ -66,6 +66,7 @@ def read_result(directory: Path) -> Result:
     config = {}
     if (path := directory / IDENTITY).exists():
         config = json.loads(path.read_text())
+        config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
         config = OmegaConf.to_container(OmegaConf.load(path))
     path = directory / RESULT
@@ -134,6 +135,8 @@ def size(count: int | None) -> str:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, list) and any(isinstance(value, dict) for value in node):
+        node = dict(enumerate(node))  # as transfer.penalties.0.weight, by which the command line sets it
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _leaves(value, f"{path}.{key}".lstrip("."))

@@ -137,6 +137,9 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     own = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     if "run.directory" in [o.key_or_group for o in overrides if o.get_key_element() not in own]:
         raise UserError("run.directory is that of one run: leave it out of a sweep, or give run.root.")
+    if "train.steps" in own:
+        raise UserError("train.steps is no axis of a sweep: a larger one continues the same run, so that its cells would be one. Take the "
+                        "largest; metrics.jsonl of its run has the held-out loss after each run.checkpoint_every steps.")
     first = composed(config_name, cells[0])
     name = next((o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid")
     folder = Path(first["run"]["root"]) / first["experiment"] / "sweeps" / f"{name}-{sha256_of(cells)[:8]}"

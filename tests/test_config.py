@@ -1,6 +1,7 @@
 """The command line: what composes, and what is refused with one message before any data is read."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from data.source import hash_of
 from runtime.build import build, fits
-from runtime.config import check_overrides, composed, differences, digest, identity, options
+from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed
 from runtime.errors import UserError
 from training.parts import TARGETS, check_config, check_network
 
@@ -115,15 +116,70 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     ("transfer.rules=[{pattern: up.*, learning_rate_scale: 0}]", "train nothing"),
     ("transfer.rules=[{patern: up.*}]", "pattern"),
     ("schedule._target_=os.system", "is not defined in diffusion"),
+    ("transfer=l2_sp transfer.penalties.weight=1", "transfer.penalties is a list, whose 1 elements"),
+    ("transfer=l2_sp transfer.penalties.1.weight=1", "transfer.penalties is a list, whose 1 elements"),
+    ("transfer=l2_sp transfer.penalties.0.wieght=1", "did you mean transfer.penalties.0.weight"),
+    ("transfer.name=a/b", "no slash"),
+    ("transfer=lp_ft train.steps=1", "train.steps=1 they are the steps 0 (until: 50%) and 0 (from: 0). Train longer"),
+    ("transfer.rules=[{pattern: up.*, from: 3}]", "nothing trains at step 0"),
+    ("transfer.rules=[{pattern: up.*, until: 3}]", "nothing trains at step 3"),
 ])
 def test_mistakes_are_named_with_what_was_meant(argument, names):
     parts = [argument] if "{" in argument else argument.split()
     assert names in refused(*parts)
 
 
+RULES = 'rules: [{pattern: "*"}]\n'
+LORA = "{_target_: transfer.lora.LoRA, patterns: ['*.qkv.weight'], rank: 2%s}"
+GENERATED = "{_target_: transfer.source_images.generated, _partial_: true%s}"
+REPLAY = "replay: {_target_: transfer.replay.Replay, _partial_: true, weight: 1%s}\n"
+TIMES = "timesteps: {_target_: diffusion.timesteps.Uniform, _partial_: true}"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "transfer.name must be set"),
+    ("name: x\n", "transfer.rules must be set"),
+    ("name: x\nrules: null\n", "transfer.rules=None is not a list"),
+    ("- a\n", "is not a mapping"),
+    ("# @package _global_\nname: x\n" + RULES, "no such setting"),
+    ("# @package _global_\nmodel: {classes: auto}\n", "transfer=None is not a mapping"),
+    ("name: x\nrules: [\n", "expected the node content"),
+    ("name: x\nrules:\n\t- {pattern: '*'}\n", "cannot start any token"),
+    ("name: x\n" + RULES + "inject: " + LORA % "", "transfer.inject must be a list"),
+    ("name: x\n" + RULES + "inject: null\n", "transfer.inject=None is not a list"),
+    ("name: x\n" + RULES + "inject: [" + LORA % ", _partial_: true" + "]\n", "transfer.inject[0]: transfer.lora.LoRA is built to nothing"),
+    ("name: x\n" + RULES + "inject: [{_target_: transfer.rules.Rule, pattern: a}]\n", "transfer.inject[0]: transfer.rules.Rule is built"),
+    ("name: x\n" + RULES + "penalties: {_target_: transfer.penalties.L2SP, _partial_: true, weight: 1}\n", "must be a list"),
+    ("name: x\n" + RULES + "penalties: [{_target_: transfer.replay.Replay, _partial_: true, weight: 1, images: null, timesteps: null}]\n",
+     "transfer.penalties[0].images=None"),
+    ("name: x\n" + RULES + "penalties: [{_target_: transfer.ant.AdversarialNoise, _partial_: true, images: " + GENERATED
+     % ", n: 1, steps: 1, batch_size: 1" + "}]\n", "transfer.ant.AdversarialNoise builds cannot stand in transfer.penalties"),
+    ("name: x\n" + RULES + "loss: {_target_: transfer.penalties.L2SP, _partial_: true, weight: 1}\n", "cannot stand in transfer.loss"),
+    ("name: x\n" + RULES + REPLAY % ("," + TIMES), "transfer.replay: missing a required argument: 'images'"),
+    ("name: x\n" + RULES + REPLAY % (f", {TIMES}, images: {GENERATED % ''}"), "transfer.replay.images: missing a required argument: 'n'"),
+    ("name: x\n" + RULES + "replay: [" + REPLAY[8:-1] % f", {TIMES}" + "]\n", "transfer.replay must be"),
+])
+def test_a_strategy_that_is_no_strategy(text, message, tmp_path, monkeypatch):
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf/transfer/own.yaml").write_text(text)
+    monkeypatch.setattr("runtime.config.CONF", tmp_path / "conf")
+    assert message in refused("transfer=own", "source.from=x")
+
+
 def test_a_sweep_is_checked_value_by_value():
     assert "did you mean full" in refused("transfer=scratch,ful")
     check_overrides("train", ["transfer=scratch,full", "train.steps=1,2"])
+    message = refused("transfer=l2_sp,full", "transfer.penalties.0.weight=1,2")
+    assert message.startswith("transfer.penalties.0.weight: there is no such setting") and message.endswith("(with transfer=full)")
+    check_overrides("train", ["transfer=lora,locon", "transfer.inject.0.rank=1,2"])
+
+
+def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
+    shutil.copytree(CONF / "transfer", tmp_path / "transfer")
+    (tmp_path / "transfer/own.yaml").write_text("rules: [")
+    monkeypatch.setattr("runtime.config.CONF", tmp_path)
+    with pytest.raises(UserError, match="transfer=own: while parsing"):
+        _check_choice(parsed(["transfer=full,own"])[0])
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -140,6 +196,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     (["sample.py", "chekpoint=nowhere"], "did you mean checkpoint"),
     (["sample.py"], "checkpoint"),
     (["train.py", "data=bundled_faces", "run.device=cuda:99"], "error: device=cuda:99: not usable here"),
+    (["report.py", "--help"], "usage: python report.py runs/EXPERIMENT"),
     (["report.py", "runs/nowhere"], "error: runs/nowhere: no such folder"),
     (["train.py", "data=bundled_faces", "run.directory=README.md/run"], "error: README.md/run: Not a directory. Where things are"),
 ])

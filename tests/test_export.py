@@ -9,8 +9,10 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 
 import runtime.torchvision  # noqa: F401  before anything that imports torchvision
@@ -33,6 +35,7 @@ from runtime.errors import UserError
 from tests.test_diffusers_format import assert_same, opened, our_trajectory, their_trajectory
 from tests.test_unet_diffusers import difference, randomize
 from training.parts import build_denoiser
+from transfer.trained import DIFFERENCE, is_difference
 
 ROOT = Path(__file__).parent.parent
 UNET = ["data.size=[16,8]", "data.channels=3", "model.channels=16", "model.multipliers=[1,2]", "model.groups=8",
@@ -212,6 +215,8 @@ def test_the_command_line(tmp_path):
     assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/other", "weights=emma")
     assert wrong.returncode == 2 and wrong.stderr == "error: export.weights='emma' is not one of ema, model.\n"
+    wrong = command(f"checkpoint={run}", f"out={tmp_path}/small.safetensors", "weights=model")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: weights=model: a small file has the average"), wrong.stderr
 
 
 def test_nothing_of_diffusers_is_imported():
@@ -233,3 +238,29 @@ def test_every_published_model_is_written_or_refused_by_name():
     written = {name for name, what in found.items() if what == "written"}
     assert written >= {"demo", "ddpm_cifar10", "ddpm_celeba64", "ddpm_256", "adm_lsun256", "adm_imagenet256_uncond", "improved_lsun256"}
     assert {what for name, what in found.items() if name not in written} == {"model.classes", "model.timestep_scale"}
+
+
+def test_a_small_file_that_is_cut_short_is_named_as_such(tmp_path):
+    whole = safetensors.torch.save({"a": torch.zeros(9)}, {DIFFERENCE: "{}"})
+    for content, expected in ((whole, True), (safetensors.torch.save({"a": torch.zeros(9)}), False)):
+        (tmp_path / "lora.safetensors").write_bytes(content)
+        assert is_difference(str(tmp_path / "lora.safetensors")) is expected
+    (tmp_path / "lora.safetensors").write_bytes(whole[:-4])
+    with pytest.raises(UserError, match="lora.safetensors: damaged"):
+        is_difference(str(tmp_path / "lora.safetensors"))
+
+
+def test_a_small_file_is_put_where_it_is_asked_for_and_overwrites_nothing(tmp_path, monkeypatch):
+    """A folder that is missing is made."""
+    monkeypatch.setattr(script, "difference", lambda *_: b"small")
+    monkeypatch.setattr(script.checkpoint, "find", lambda _: SimpleNamespace(path=tmp_path / "run/checkpoints/step_1",
+                                                                             state={"config": composed("train", [])}))
+    monkeypatch.setattr(script, "origin_of", lambda _: {"path": "x"})
+    out = tmp_path / "new/folder/lora.safetensors"
+    for _ in range(2):
+        script.export_difference("run", out)
+        assert out.read_bytes() == b"small"
+    out.write_bytes(b"something else")
+    with pytest.raises(UserError, match="not overwritten"):
+        script.export_difference("run", out)
+    assert out.read_bytes() == b"something else"

@@ -172,3 +172,9 @@ def test_a_preset_names_its_paper(name):
     assert name in controls or any("arXiv:" in line for line in head), head
 
 
+
+
+@pytest.mark.parametrize("name", ["lora", "locon", "ant"])
+def test_one_number_on_the_command_line_is_every_rank(name):
+    config = composed("train", [f"transfer={name}", "transfer.inject.0.rank=3"])
+    assert [node["rank"] for node in config["transfer"]["inject"]] == [3, 3]

@@ -79,6 +79,20 @@ def test_what_else_differs_is_named_and_not_averaged_over(tmp_path):
     assert [row["data.n_train"] for row in csv.DictReader((tmp_path / "report.csv").open())] == ["100", "100", "10", "10", ""]
 
 
+def test_a_setting_inside_a_list_is_named_by_its_own_path(tmp_path, capsys):
+    """And a run that failed at its start, which has an identity alone, makes no setting differ."""
+    for weight, loss in ((0.1, 0.3), (1, 0.2)):
+        penalties = [{"_target_": "transfer.penalties.L2SP", "weight": weight}]
+        write_run(tmp_path, "l2_sp", settings={"transfer.penalties": penalties}, held_out_loss=loss)
+    failed = write_run(tmp_path, "l2_sp", settings={"transfer.penalties": penalties})
+    identity = json.loads((failed / "identity.json").read_text())
+    identity["transfer"]["rules"] = [{"pattern": "l2_sp", "learning_rate_scale": 1.0, "from_": 0}]
+    (failed / "identity.json").write_text(json.dumps(identity))
+    assert varied(results_of(tmp_path)) == ["transfer.penalties.0.weight"]
+    report.main([str(tmp_path)])
+    assert "transfer.penalties.0.weight=0.1" in capsys.readouterr().out
+
+
 def test_one_setting_of_two_strategies_is_named_too(tmp_path):
     write_run(tmp_path, "full", settings={"optimizer.lr": 1e-4}, held_out_loss=0.1)
     write_run(tmp_path, "bitfit", settings={"optimizer.lr": 1e-2}, held_out_loss=0.2)

@@ -59,6 +59,18 @@ def test_the_step_that_was_reached_is_saved(undisturbed, tmp_path):
     runs.assert_same_run(runs.finish(tmp_path), undisturbed())
 
 
+def test_stopped_while_a_strategy_makes_what_it_needs(undisturbed, tmp_path):
+    """Before the first step, too: exit code 75, and what the cache has so far is whole."""
+    run = runs.launch(tmp_path, [f"source.from={undisturbed()}", "transfer=dreambooth", "transfer.replay.images.n=100000",
+                                 "transfer.replay.images.batch_size=1"])
+    run.until("source weights")
+    while not list(tmp_path.glob("cache/generated/*/00000001.npy")):
+        time.sleep(0.01)
+    _, seconds = stop(run, signal.SIGTERM)
+    assert seconds < SOON
+    assert not list(tmp_path.rglob("cache/generated/*/.0*"))
+
+
 def test_stopped_while_saving(undisturbed, tmp_path):
     number = runs.number_of(runs.operations(undisturbed().parents[2]), r"write \.step_8/ema")
     directory = stopped(tmp_path, [], f"{number}=TERM")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import time
@@ -68,6 +69,12 @@ def test_a_signal_stops_the_sweep_and_the_same_command_continues(undisturbed, tm
     assert code == 0 and f"resuming at step {reached}:" in text, text
     for seed in range(2):
         runs.assert_same_run(cells_of(tmp_path)[f"full-seed{seed}"], undisturbed(*command[1:], f"seed={seed}"), 24)
+
+
+def test_the_number_of_steps_is_no_axis(tmp_path):
+    """Its cells would be one run, which goes on, and the table would give its last loss to each."""
+    code, text = runs.train(tmp_path, ["train.steps=2,4"], tiny=["-m", *(o for o in runs.TINY if "train.steps" not in o)])
+    assert code == 2 and "train.steps is no axis of a sweep" in text and not (tmp_path / "runs").exists(), text
 
 
 def test_cells_that_fail_fail_alone_and_are_named(tmp_path):
@@ -235,11 +242,11 @@ def test_missing_packages_are_named(monkeypatch):
 
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_sweep_varies_what_there_is(name, tmp_path):
-    check_overrides("train", ["-m", "+experiment=transfer_demo", f"+sweep={name}"])
     described = (config.CONF / f"sweep/{name}.yaml").read_text()
-    assert f"python train.py -m +experiment=transfer_demo +sweep={name}\n" in described
+    experiment = re.search(rf"python train.py -m (\+experiment=transfer_\w+) \+sweep={name}\n", described)[1]
+    check_overrides("train", ["-m", experiment, f"+sweep={name}"])
     if "runs" in described:
-        assert f" {len(planned(tmp_path, '+experiment=transfer_demo', f'+sweep={name}').cells)} runs" in described
+        assert f" {len(planned(tmp_path, experiment, f'+sweep={name}').cells)} runs" in described
 
 
 def test_the_slurm_launcher_composes():

@@ -16,9 +16,10 @@ from PIL import Image
 
 from runtime import checkpoint
 from runtime.config import composed
+from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.log import read_metrics
-from training.origin import start_from
+from training.origin import check_number_of_classes, start_from
 from training.parts import build_denoiser
 from transfer.trained import difference, origin_of, source_of
 
@@ -221,8 +222,21 @@ def test_classes_of_a_folder(folder, tmp_path):
 def test_a_wrong_number_of_classes(folder, tmp_path):
     text = train(*TINY, "data=folder", f"data.source.path={folder}", "model.classes=3", f"run.root={tmp_path}", f"run.cache={tmp_path}",
                  code=2)
-    assert "model.classes=3" in text and "has 2 classes" in text
+    assert "model.classes=3" in text and "has 2 classes: set model.classes to 2, or to auto" in text
     assert not list(tmp_path.rglob("*.npy")) and not (tmp_path / "custom").exists()  # before hours of decoding
+
+
+def test_classes_that_no_table_can_keep():
+    config = composed("train", ["source.keep_classes=true", "source.from=x"])
+    images = SimpleNamespace(name="folder", classes=["a", "b"])
+    source = SimpleNamespace(own={"model": {"classes": 4}})
+    with pytest.raises(UserError, match="model.classes=0 has none"):
+        check_number_of_classes(config, images, source)
+    config["model"]["classes"] = 5
+    with pytest.raises(UserError, match="4 of the source are kept: set model.classes to 6, or to auto"):
+        check_number_of_classes(config, images, source)
+    config["model"]["classes"] = 6
+    check_number_of_classes(config, images, source)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])

@@ -120,7 +120,11 @@ def check_number_of_classes(config: Config, images: ImageSource, source: Source 
     new = max(1, len(images.classes)) if classes else 0
     if classes and classes != new + kept:
         raise UserError(f"model.classes={classes}, but {images.name} has {len(images.classes)} classes"
-                        + (f" and {kept} of the source are kept" if kept else "") + ": set model.classes to that, or to auto.")
+                        + (f" and {kept} of the source are kept" if kept else "")
+                        + f": set model.classes to {new + kept if images.classes or kept else 0}, or to auto.")
+    if kept and not classes:
+        raise UserError(f"source.keep_classes=true keeps the {kept} classes of the source in a class table, and a network with "
+                        "model.classes=0 has none: set model.classes=auto, or source.keep_classes=false.")
 
 
 def terms_of(strategy: TransferSettings, origin: Trained, denoiser: Denoiser, dataset: Dataset, config: Config, directory: Path) -> Terms:

@@ -3,6 +3,7 @@ input."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -56,10 +57,13 @@ def optimizer_of(config: Config, groups: list[Any]) -> torch.optim.Optimizer:
 
 def check_config(config: Config) -> None:
     """Raises UserError at the first wrong key or type, before any data is read and anything large is built."""
-    config = with_classes(config, 1)  # how many there are is not known yet
     known = {*TARGETS, *SETTINGS, *PLAIN}
     if unknown := [key for key in config if key not in known]:
         raise UserError(f"{unknown[0]}: no such setting; {near(unknown[0], known)}")
+    for section in (*TARGETS, *SETTINGS):
+        if not isinstance(config.get(section), dict):
+            raise UserError(f"{section}={config.get(section)} is not a mapping. What a file in conf/{section} says stands below its keys.")
+    config = with_classes(config, 1)  # how many there are is not known yet
     for key, kind in PLAIN.items():
         if not fits(config[key], kind):
             raise UserError(f"{key}={config[key]!r} is not {describe(kind)}.")
@@ -89,15 +93,42 @@ def check_source(config: Config) -> None:
 def check_terms(config: Config) -> None:
     """A term of a strategy is built later, from where the run starts: what its settings lack shows here."""
     strategy = settings_of(config, "transfer")
+    for k, injection in enumerate(strategy.inject):
+        if not hasattr(injection, "on"):
+            raise UserError(f"transfer.inject[{k}]: {config['transfer']['inject'][k]['_target_']} is built to nothing that goes into a "
+                            "network, as transfer.lora.LoRA is (without _partial_).")
     terms = [(f"penalties[{k}]", penalty) for k, penalty in enumerate(strategy.penalties)]
     if strategy.loss and config["loss"] != {"_target_": "diffusion.losses.simple_loss", "_partial_": True}:
         raise UserError(f"transfer={strategy.name} has a loss of its own, in place of the section loss: leave loss=simple.")
     for where, term in [*terms, ("replay", strategy.replay), ("loss", strategy.loss)]:
-        try:
-            if term is not None:
-                inspect.signature(term).bind(None)
-        except TypeError as error:
-            raise UserError(f"transfer.{where}: {error}.") from error
+        if term is not None:
+            check_bound(term, f"transfer.{where}")
+            check_called(term, where)
+
+
+def check_bound(term: Any, where: str) -> None:
+    """A node that is built with one argument lacks no other, nor do the nodes inside it."""
+    try:
+        inspect.signature(term).bind(None)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}.") from error
+    for key, inside in getattr(term, "keywords", {}).items():
+        if isinstance(inside, functools.partial):
+            check_bound(inside, f"{where}.{key}")
+
+
+def check_called(term: Any, where: str) -> None:
+    """What a class builds is called as a penalty, (Seen), or as a loss, (denoiser, x0, t, noise, condition)."""
+    kind, made = where.partition("[")[0], getattr(term, "func", term)
+    arguments = {"penalties": 1, "loss": 5}.get(kind)
+    if arguments is None or not inspect.isclass(made):
+        return
+    call = next((vars(base)["__call__"] for base in made.__mro__ if "__call__" in vars(base)), None)
+    try:
+        inspect.signature(call).bind(*[None] * (1 + arguments))
+    except TypeError as error:
+        raise UserError(f"transfer.{where}: what {made.__module__}.{made.__name__} builds cannot stand in transfer.{kind} "
+                        f"({error}).") from error
 
 
 def check_penalties(config: Config) -> None:
@@ -152,12 +183,16 @@ def with_classes(config: Config, new: int, kept: int = 0) -> Config:
     """classes=auto and count=auto as numbers: new classes of the images, then those kept of the source. Images without classes are one
     class of their own, where the strategy wants a class."""
     def filled(node: Any, numbers: dict[str, int]) -> Any:
+        if isinstance(node, list):
+            return [filled(inside, numbers) for inside in node]
+        if not isinstance(node, dict):
+            return node  # refused by check_config
         return {key: numbers[key] if value == "auto" and key in numbers else value for key, value in node.items()}
 
     new = max(new, 1)
     return config | {
         "model": filled(config["model"], {"classes": new + kept}),
-        "transfer": config["transfer"] | {"inject": [filled(node, {"count": new}) for node in config["transfer"].get("inject", [])]}}
+        "transfer": config["transfer"] | {"inject": filled(config["transfer"].get("inject", []), {"count": new})}}
 
 
 def check_network(config: Config) -> ParameterPlan:
@@ -178,5 +213,5 @@ def check_network(config: Config) -> ParameterPlan:
     plan = ParameterPlan(network, rules_of(config))
     check_frozen(network, plan.trains())
     if config["train"]["steps"]:
-        plan.must_train()
+        plan.must_train(config["train"]["steps"])
     return plan

@@ -83,6 +83,10 @@ class TransferSettings:
     replay: Callable[[Start], Replay] | None = None
     loss: Callable[[Start], Loss] | None = None
 
+    def __post_init__(self):
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name={self.name!r} begins the name of a directory: it must have letters, and no slash.")
+
     @property
     def needs_source(self) -> bool:
         """While it trains, and not only at its start."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from runtime.errors import UserError
 from transfer.patterns import check_pattern
 from transfer.start import Seen, Start
 
@@ -27,6 +28,8 @@ class FeatureDistillation:
     def __init__(self, start: Start, *, weight: float, layers: Sequence[str]):
         self.weight, self.source = weight, start.frozen()
         names = matching(start.denoiser.network, layers)
+        if not names or not weight > 0:
+            raise UserError(f"FeatureDistillation: weight={weight} must be above 0, and layers={list(layers)} must name one at least.")
         self.of_student = recorded(start.denoiser.network, names, lambda network: network.training and torch.is_grad_enabled())
         self.of_source = recorded(self.source.network, names, lambda network: True)
 

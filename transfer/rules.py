@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +32,12 @@ class Rule:
         """The same with from_ and until as steps of a run of so many. Raises UserError where they make no sense."""
         where = f"transfer.rules, pattern {self.pattern}"
         from_, until = (_step(moment, steps, where) for moment in (self.from_, self.until))
-        if self.learning_rate_scale < 0 or from_ < 0 or (until is not None and until <= from_):
-            raise UserError(f"{where}: learning_rate_scale and from must not be negative, and until must come after from (they are "
-                            f"{self.learning_rate_scale:g}, {self.from_} and {self.until}).")
+        if not self.learning_rate_scale >= 0 or from_ < 0:
+            raise UserError(f"{where}: learning_rate_scale and from must not be negative (they are {self.learning_rate_scale:g} and "
+                            f"{self.from_}).")
+        if until is not None and until <= from_:
+            raise UserError(f"{where}: until must come after from, and in a run of train.steps={steps} they are the steps {until} "
+                            f"(until: {self.until}) and {from_} (from: {self.from_}). Train longer, or give other moments.")
         return replace(self, from_=from_, until=until)
 
     def active(self, step: int) -> bool:
@@ -101,11 +105,14 @@ class ParameterPlan:
         """The parameters that train at some step."""
         return [n for rules, names in self.trained.items() if any(self.scale(rules, m) for m in self.moments) for n in names]
 
-    def must_train(self) -> None:
-        """Raises UserError where nothing ever trains."""
+    def must_train(self, steps: float = math.inf) -> None:
+        """Raises UserError where nothing ever trains, or nothing at some step of so many."""
         if not self.trains():
             raise UserError("transfer.rules: these rules train nothing. Add one with a learning_rate_scale above 0, such as "
                             "{pattern: 'up.*'}; the source as it is, untrained, is transfer=zero_shot.")
+        if idle := [m for m in self.moments if m < steps and not any(self.rates(m))]:
+            raise UserError(f"transfer.rules: nothing trains at step {idle[0]}, where no rule with a learning_rate_scale above 0 is "
+                            "active. Add one, or change a from or an until.")
 
     def count(self) -> int:
         """Values that train at some step."""

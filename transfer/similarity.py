@@ -24,6 +24,9 @@ class PairwiseSimilarity:
     """
 
     def __init__(self, start: Start, *, weight: float, high_frequency_weight: float, reconstruction_weight: float):
+        if not min(weight, high_frequency_weight, reconstruction_weight) >= 0:
+            raise UserError(f"PairwiseSimilarity: weight={weight}, high_frequency_weight={high_frequency_weight} and reconstruction_weight="
+                            f"{reconstruction_weight} must not be negative.")
         self.weight, self.high_frequency_weight = weight, high_frequency_weight
         self.reconstruction_weight = reconstruction_weight
         self.source = start.frozen()
