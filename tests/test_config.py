@@ -12,7 +12,7 @@ from data.source import hash_of
 from runtime.build import build, fits
 from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed
 from runtime.errors import UserError
-from training.parts import TARGETS, check_config, check_network
+from training.parts import TARGETS, check_config, check_network, with_schedule
 
 ROOT = Path(__file__).parent.parent
 
@@ -259,3 +259,17 @@ def test_how_a_number_is_written_makes_no_other_run():
     assert name("train.clip=1", "optimizer.eps=1") == name("train.clip=1.0", "optimizer.eps=1.0")
     assert name("train.clip=1", "optimizer.eps=1") != name("train.clip=1.5", "optimizer.eps=1")
     assert hash_of([40, 400], 0.1, True) == hash_of([40.0, 400.0], 0.1, True) != hash_of([40, 400], 0.1, 1)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (["parameterization=mean"], "parameterization=PredictMean"), (["variance=learned", "loss=bound"], "variance=Learned"),
+    (["parameterization=velocity", "variance=learned_range", "loss=hybrid"], None)])
+def test_a_network_that_speaks_of_its_own_schedules_steps_goes_to_no_other(settings, message):
+    """The mean of q(x_{t-1} | x_t) and its variance are those of one schedule; noise, x0 and a share of a range are of any."""
+    source, target = (composed("train", [*settings, f"schedule={schedule}"]) for schedule in ("cosine", "linear"))
+    assert with_schedule(target, None)["network_schedule"] is None and with_schedule(source, source)["network_schedule"] is None
+    if message:
+        with pytest.raises(UserError, match=f"{message} is about the steps of the source's schedule.*take the source's schedule"):
+            with_schedule(target, source)
+    else:
+        assert with_schedule(target, source)["network_schedule"] == source["schedule"]

@@ -172,11 +172,18 @@ def complete(config: Config) -> Config:
 
 
 def with_schedule(config: Config, source: Config | None) -> Config:
-    """The network of a source knows the timesteps of the source's schedule, and goes on being given those."""
+    """The network of a source knows the timesteps of the source's schedule, and goes on being given those. Raises UserError where what it
+    says means something in its own schedule only."""
     if source is None or config["network_schedule"]:
         return config
     known = source.get("network_schedule") or source["schedule"]
-    return config if canonical(known) == canonical(config["schedule"]) else config | {"network_schedule": known}
+    if canonical(known) == canonical(config["schedule"]):
+        return config
+    for section, target in (("parameterization", "PredictMean"), ("variance", "Learned")):
+        if config[section]["_target_"].endswith(f".{target}") and config[section] == source[section]:
+            raise UserError(f"{section}={target} is about the steps of the source's schedule, and schedule= is another one: take the "
+                            f"source's schedule, or another {section}.")
+    return config | {"network_schedule": known}
 
 
 def with_classes(config: Config, new: int, kept: int = 0) -> Config:
