@@ -134,7 +134,7 @@ def check_called(term: Any, where: str) -> None:
 def check_penalties(config: Config) -> None:
     """Terms that the rest of the config leaves no room for: one that draws weights to where they started, beside weight decay, which draws
     them to 0, or with weights that are not the source's; and one that compares images, with too few of them."""
-    penalties = [p.func for p in settings_of(config, "transfer").penalties]
+    penalties = [p.func for p in settings_of(config, "transfer").penalties if inspect.isclass(p.func)]
     if any(issubclass(p, PairwiseSimilarity) for p in penalties):
         check_images(config["train"]["batch_size"] // config["train"]["accumulation"])
     if not any(issubclass(p, L2SP) for p in penalties):
