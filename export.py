@@ -72,15 +72,14 @@ def export_difference(name: str, out: Path) -> None:
     """Writes what a run's average adds to its source, a small file where little trained."""
     found = checkpoint.find(name)
     run = found.path.parent.parent
-    config = found.state["config"]
-    names = to_store(check_network(config), fit_table(run))
-    content = difference(found, origin_of(run), names)
+    origin, names = origin_of(run), to_store(check_network(found.state["config"]), fit_table(run))
+    content = difference(found, origin, names)
     if out.exists() and not (out.is_file() and out.read_bytes() == content):
         raise UserError(f"{out} holds something else, which is not overwritten: give another out=FILE.safetensors, or remove it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     log.info("%s -> %s: %d tensors, %d bytes, on top of %s. To sample from it:\n  python sample.py checkpoint=%s", found.path, out,
-             len(names), out.stat().st_size, origin_of(run)["path"], out)
+             len(names), out.stat().st_size, origin["path"], out)
 
 
 def export(found: Trained, out: Path, weights: checkpoint.Which = "ema") -> None:

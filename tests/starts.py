@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -77,3 +78,16 @@ def pictures(n: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: in
 def given(images: Dataset) -> Callable[[Start], Dataset]:
     """Where a term asks for images of the source: these."""
     return lambda start: images
+
+
+def in_two_processes(work: Callable[..., None], cache: Path) -> list[Any]:
+    """What work(cache, results) puts into results, run twice at once."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=work, args=(cache, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    got = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    return got

@@ -3,7 +3,6 @@ against torch.func, and what of it is kept."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from runtime.build import build
 from runtime.config import composed
 from runtime.errors import UserError
 from runtime.randomness import derive, generator
-from tests.starts import begun, given, pictures, trained
+from tests.starts import begun, given, in_two_processes, pictures, trained
 from training.parts import check_config
 from transfer import penalties
 from transfer.penalties import EWC, L2SP, HalfSquare, fisher, known_fisher
@@ -297,14 +296,7 @@ def test_it_is_measured_once(tmp_path, counted):
 
 def test_two_processes_measure_it_once(tmp_path):
     """The second one waits for the first."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=_both, args=(tmp_path, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    got = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join(60)
+    got = in_two_processes(_both, tmp_path)
     assert sorted(measured for measured, _ in got) == [0, 1] and got[0][1] == got[1][1]
 
 

@@ -21,7 +21,7 @@ from models.network import build_denoiser
 from models.pretrained import open_pretrained
 from runtime.errors import UserError
 from runtime.randomness import derive
-from tests.starts import begun, trained
+from tests.starts import begun, in_two_processes, trained
 from training.parts import settings_of
 from transfer import source_images
 from transfer.source_images import generated, real
@@ -261,14 +261,7 @@ def test_a_batch_that_someone_deleted_is_made_again(tmp_path):
 
 def test_two_processes_make_them_once(tmp_path):
     """The second one waits for the first; both see the same images."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=_both, args=(tmp_path, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    got = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join(60)
+    got = in_two_processes(_both, tmp_path)
     assert got[0][1] == got[1][1] and sorted(loads for loads, _ in got) == [0, 1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from transfer.rules import ParameterPlan
 from transfer.source import Source, other_settings
 from transfer.source_images import check_known, real
 from transfer.start import Start
-from transfer.trained import SOURCE
+from transfer.trained import SOURCE, fitted, read_origin
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
     file = checkpoint.FILES[settings.weights]
     origin = {"from": settings.from_, "path": str(found.path), "step": found.step, "weights": file, "sha256": found.state["sha256"][file]}
     check_same_source(directory, origin)
-    state, rows = fit(found.weights(file), denoiser.network.state_dict(), settings, settings.kept(theirs), config["seed"])
+    state, rows = fitted(config, denoiser.network, found)
     if other:
         log.warning(other)
     denoiser.network.load_state_dict(state)
@@ -87,9 +86,8 @@ def check_images_known(config: Config, source: Trained) -> None:
 
 def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
     """A run that goes on needs the very source that it started from."""
-    path = directory / SOURCE
-    before = json.loads(path.read_text()) if path.exists() and checkpoint.latest(directory / "checkpoints") else origin
-    if before["sha256"] != origin["sha256"]:
+    before = read_origin(directory)
+    if before and before["sha256"] != origin["sha256"] and checkpoint.latest(directory / "checkpoints"):
         raise UserError(f"{directory} started from {before['path']}, and {origin['path']} holds other weights now. Put the source back, "
                         "or give this run another run.directory.")
 
@@ -150,11 +148,11 @@ def to_store(plan: ParameterPlan, table: Sequence[Fit]) -> list[str]:
 
 def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
     """What result.json says that does not change in a run."""
-    path, stored = directory / SOURCE, to_store(plan, fit_table(directory))
+    origin, stored = read_origin(directory), to_store(plan, fit_table(directory))
     return {"trained_parameters": plan.count(), "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
             "trained_share": plan.share(),
             "bytes_to_store": sum(plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored),
-            "source_sha256": json.loads(path.read_text())["sha256"] if path.exists() else None}
+            "source_sha256": origin["sha256"] if origin else None}
 
 
 def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
@@ -168,5 +166,5 @@ def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
 
 def fit_table(directory: Path) -> list[Fit]:
     """What became of the source's tensors, as source.json says it; empty without a source."""
-    path = directory / SOURCE
-    return [Fit(**row) for row in json.loads(path.read_text())["tensors"]] if path.exists() else []
+    origin = read_origin(directory)
+    return [Fit(**row) for row in origin["tensors"]] if origin else []

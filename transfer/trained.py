@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.network import build_network
 from models.pretrained import Trained, open_pretrained, open_with
@@ -21,7 +21,7 @@ from runtime.checkpoint import EMA, FILES, MODEL
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.randomness import derive
-from transfer.fit import fit
+from transfer.fit import Fit, fit
 from transfer.inject import inject, load, merge
 
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
@@ -59,11 +59,14 @@ class Merged:
 
     @property
     def state(self) -> dict[str, Any]:
-        config = self.found.state["config"]
-        return self.found.state | {"config": config | {"transfer": config["transfer"] | {"inject": []}}}
+        return self.found.state | {"config": _with_nothing_injected(self.found.state["config"])}
 
     def weights(self, which: str = EMA) -> dict[str, Tensor]:
         return merged(self.found.state["config"], self.found.weights(which))
+
+
+def _with_nothing_injected(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"transfer": config["transfer"] | {"inject": []}}
 
 
 def merged(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -76,13 +79,17 @@ def merged(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tens
     return network.state_dict()
 
 
-def start_of(config: dict[str, Any], source: Trained) -> dict[str, Tensor]:
-    """The weights that a run with this config started from: the source's in the target's shapes."""
+def fitted(config: dict[str, Any], network: nn.Module, source: Trained) -> tuple[dict[str, Tensor], list[Fit]]:
+    """The source's weights in the shapes of a run's network, which is as it was initialized, and what became of each tensor."""
     settings = build({"_target_": "transfer.fit.SourceSettings", **config["source"]}, ["transfer"], "source")
-    torch.manual_seed(derive(config["seed"], "weights"))
-    network = build_network(config)
     kept = settings.kept(source.state["config"])
-    return fit(source.weights(FILES[settings.weights]), network.state_dict(), settings, kept, config["seed"])[0]
+    return fit(source.weights(FILES[settings.weights]), network.state_dict(), settings, kept, config["seed"])
+
+
+def start_of(config: dict[str, Any], source: Trained) -> dict[str, Tensor]:
+    """The weights that a run with this config started from."""
+    torch.manual_seed(derive(config["seed"], "weights"))
+    return fitted(config, build_network(config), source)[0]
 
 
 def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | None) -> Trained:
@@ -99,12 +106,18 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
     return found
 
 
-def origin_of(run: Path) -> dict[str, Any]:
-    """source.json of a run. Raises UserError where it had no source."""
+def read_origin(run: Path) -> dict[str, Any] | None:
+    """source.json of a run; None where it had no source."""
     path = run / SOURCE
-    if not path.is_file():
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def origin_of(run: Path) -> dict[str, Any]:
+    """The same. Raises UserError where it had no source."""
+    origin = read_origin(run)
+    if origin is None:
         raise UserError(f"{run} was not started from a source (it has no {SOURCE}).")
-    return json.loads(path.read_text())
+    return origin
 
 
 def difference(found: Trained, origin: dict[str, Any], names: Collection[str]) -> bytes:
@@ -160,5 +173,5 @@ def open_difference(name: str, elsewhere: str | None) -> Laid:
         about = json.loads(file.metadata()[DIFFERENCE])
     config, digest = about["config"], sha256(path)
     state = {"step": about["step"], "classes": about["classes"], "sha256": {MODEL: digest, EMA: digest},
-             "config": config | {"transfer": config["transfer"] | {"inject": []}}}
+             "config": _with_nothing_injected(config)}
     return Laid(path, source_of(about["source"], config, elsewhere), state, about)
