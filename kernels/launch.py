@@ -1,0 +1,42 @@
+"""The one place where a Triton kernel is started, so that a start can be counted, or compiled for a GPU that is not here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+class Launch(NamedTuple):
+    """arguments: tensors and numbers by the kernel's names. constants: its tl.constexpr. options: num_warps, num_stages."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+    def run(self) -> None:
+        self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+
+
+_watching: list[tuple[list[Launch], bool]] = []
+
+
+def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], constants: dict[str, Any], options: dict[str, int]) -> None:
+    this = Launch(kernel, grid, arguments, constants, options)
+    for seen, _ in _watching:
+        seen.append(this)
+    if all(runs for _, runs in _watching):
+        this.run()
+
+
+@contextlib.contextmanager
+def watched(run: bool = True) -> Iterator[list[Launch]]:
+    """Collects what is launched in the block. run=False: nothing runs, the outputs hold what the memory held."""
+    entry: tuple[list[Launch], bool] = ([], run)
+    _watching.append(entry)
+    try:
+        yield entry[0]
+    finally:
+        _watching.remove(entry)

@@ -1,0 +1,104 @@
+"""What every fused operation computes, in plain torch: the specification, the judge and the path of a CPU.
+
+Images are [N, C, H, W], in channels_last or not. Adaptive terms are [N, C] (or [1, C], the same for all images).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Act = Literal["silu", "identity"]
+
+
+def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu", row_bias: Tensor | None = None,
+                   scale: Tensor | None = None, shift: Tensor | None = None, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
+    """dropout(act(norm(x + row_bias) (1 + scale) + shift)), norm with weight and bias (Wu and He 2018, eq. 1 to 6).
+
+    row_bias, scale, shift: [N, C]; scale and shift come together. dropout: the share of zeros, drawn by keep() from seed, an int64
+    tensor of one element on x's device.
+    """
+    if row_bias is not None:
+        x = x + per_channel(row_bias)
+    trains = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
+    if trains and x.device.type == "cpu" and not x.requires_grad:
+        # torch's CPU kernel (2.13) ends the process if the weights need a gradient, a channels_last input does not
+        x = x.detach().requires_grad_()
+    y = F.group_norm(x, groups, weight, bias, eps)
+    if scale is not None:
+        y = y * (1 + per_channel(scale)) + per_channel(shift)
+    y = F.silu(y) if act == "silu" else y
+    return y * (keep(y, dropout, seed) / (1 - dropout)) if dropout else y
+
+
+def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
+                       row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(sum, y): sum = residual + h + row_bias, y = group_norm_act(sum)."""
+    total = residual + h
+    if row_bias is not None:
+        total = total + per_channel(row_bias)
+    return total, group_norm_act(total, weight, bias, groups, eps, act)
+
+
+def group_norm_act_cat(h: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
+                       residual: Tensor | None = None, row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(cat, y): cat = [h (+ residual + row_bias), skip] along the channels, y = group_norm_act(cat). A group may lie on both sides.
+    residual and row_bias have h's channels."""
+    if residual is not None:
+        h = residual + h
+    if row_bias is not None:
+        h = h + per_channel(row_bias)
+    cat = torch.cat([h, skip], dim=1)
+    return cat, group_norm_act(cat, weight, bias, groups, eps, act)
+
+
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """[B, T, 3 C] -> [B, T, C]: softmax(q k^T / sqrt(d)) v in each head (Vaswani et al. 2017, eq. 1). The last axis of qkv is
+    (q, k, v), then the head, then d = C / heads."""
+    B, T, width = qkv.shape
+    q, k, v = qkv.view(B, T, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, width // 3)
+
+
+def per_channel(values: Tensor) -> Tensor:
+    return values[:, :, None, None]
+
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+LOW = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Words of 32 bits, in int64 tensors."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # 64 bits; a negative one is right in its low 64, and >> is masked
+        c0, c1, c2, c3 = (b >> 32 & LOW) ^ c1 ^ k0, b & LOW, (a >> 32 & LOW) ^ c3 ^ k1, a & LOW
+        k0, k1 = k0 + WEYL[0] & LOW, k1 + WEYL[1] & LOW
+    return c0, c1, c2, c3
+
+
+def threshold(dropout: float) -> int:
+    """A word below it is a zero."""
+    return round(dropout * 2**32)
+
+
+def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """[N, C, H, W] in like's type and memory format: 0 with probability dropout, else 1. Element (n, c, hw) of the mask is word hw % 4 of
+    Philox at counter ((hw // 4) C + c, n, 0, 0) under the 64 bits of seed: it depends on no layout and no tile."""
+    N, C, H, W = like.shape
+    quads = -(-H * W // 4)
+    first = torch.arange(quads * C, device=like.device)
+    image = torch.arange(N, device=like.device)[:, None]
+    zero = torch.zeros((), dtype=torch.int64, device=like.device)
+    words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, quads C] each
+    kept = torch.stack([(word >= threshold(dropout)).view(N, quads, C) for word in words], dim=2)  # [N, quads, 4, C]
+    mask = kept.flatten(1, 2)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
+    layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return mask.to(like.dtype, memory_format=layout)
