@@ -44,19 +44,23 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and installed()
 
 
+def fused(x: Tensor) -> bool:
+    """Whether a norm of x can run as one kernel, which adds on its way what would be a pass of its own: a bias, a residual."""
+    return _triton_on(x.device)
+
+
 def _triton_on(device: torch.device) -> bool:
     return _chosen == "triton" or (_chosen == "auto" and device.type == "cuda" and installed())
 
 
-def fused(x: Tensor, groups: int) -> bool:
-    """Whether a norm of x runs as one kernel, which adds on its way what would be a pass of its own: a bias, a residual."""
-    return _triton_on(x.device) and x.shape[1] // groups <= LARGEST_GROUP
+def _fits(channels: int, groups: int) -> bool:
+    return channels // groups <= LARGEST_GROUP
 
 
 def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu", row_bias: Tensor | None = None,
                    scale: Tensor | None = None, shift: Tensor | None = None, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
     """See kernels.reference."""
-    if not fused(x, groups):
+    if not (fused(x) and _fits(x.shape[1], groups)):
         return reference.group_norm_act(x, weight, bias, groups, eps, act, row_bias, scale, shift, dropout, seed)
     from kernels import group_norm_act as triton
 
@@ -66,7 +70,7 @@ def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
 def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
                        row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See kernels.reference."""
-    if not fused(h, groups):
+    if not (fused(h) and _fits(h.shape[1], groups)):
         return reference.add_group_norm_act(h, residual, weight, bias, groups, eps, act, row_bias)
     from kernels import group_norm_act as triton
 
@@ -76,7 +80,7 @@ def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor
 def group_norm_act_cat(h: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
                        residual: Tensor | None = None, row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See kernels.reference."""
-    if not _triton_on(h.device) or (h.shape[1] + skip.shape[1]) // groups > LARGEST_GROUP:
+    if not (fused(h) and _fits(h.shape[1] + skip.shape[1], groups)):
         return reference.group_norm_act_cat(h, skip, weight, bias, groups, eps, act, residual, row_bias)
     from kernels import group_norm_act as triton
 
@@ -85,7 +89,7 @@ def group_norm_act_cat(h: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, gr
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """See kernels.reference, which calls torch's own flash or cuDNN kernel on a GPU."""
-    if not _triton_on(qkv.device):
+    if not fused(qkv):
         return reference.attention(qkv, heads)
     from kernels import attention as triton
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.layers import Attention, ResBlock, conv, double, halve, same_size
+from models.layers import Attention, ResBlock, Sum, conv, double, halve, same_size
 from models.unet import UNet
 
 
@@ -27,9 +27,9 @@ class ScaleShiftResBlock(ResBlock):
 
     TIME_WIDTHS = 2
 
-    def norm_with_time(self, h: Tensor, time: Tensor) -> Tensor:
+    def norm_with_time(self, h: Tensor, time: Tensor, bias: Tensor | None) -> Tensor:
         scale, shift = time.chunk(2, dim=1)
-        return self.norm2(h) * (1 + scale) + shift
+        return self.norm2(h, None if bias is None else bias[None], scale, shift)
 
 
 class EvenDownsample(nn.Module):
@@ -39,8 +39,9 @@ class EvenDownsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
+        total = x.total
+        return total, Sum(self.conv(total))
 
 
 class ADMUNet(UNet):

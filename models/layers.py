@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kernels import dispatch
+from kernels.reference import Act
 
 NORM_EPS = 1e-6  # TensorFlow's default, which Ho's weights were trained with
 NEAR_ZERO = 1e-10  # Ho's scale for the last layer of a block: it starts as the identity
@@ -20,8 +24,8 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
     return nn.init.uniform_(weight, -limit, limit)
 
 
-def conv(in_channels: int, out_channels: int, kernel: int, scale: float = 1.0, **options) -> nn.Conv2d:
-    return _initialized(nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **options), scale)
+def conv(in_channels: int, out_channels: int, kernel: int, scale: float = 1.0, **options) -> Conv2d:
+    return _initialized(Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **options), scale)
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
@@ -42,22 +46,82 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d that can leave its bias to what comes next."""
+
+    def forward(self, x: Tensor, biased: bool = True) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias if biased else None)
+
+
+class Sum(NamedTuple):
+    """x + branch + bias, not added up yet: a fused norm does that on its way. bias: [C]."""
+
+    x: Tensor
+    branch: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        total = self.x if self.branch is None else self.x + self.branch
+        return total if self.bias is None else total + self.bias[:, None, None]
+
+
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm, with Ho's eps unless told, and safe where what lies below is frozen: torch's CPU kernel (2.13) ends the process with a
-    segmentation fault if the weights need a gradient, a channels_last input does not."""
+    """Group norm with what follows it, as one operation of kernels.dispatch. eps: Ho's unless told. dropout: in [0, 1)."""
 
-    def __init__(self, groups: int, channels: int, eps: float = NORM_EPS):
+    def __init__(self, groups: int, channels: int, eps: float = NORM_EPS, act: Act = "silu", dropout: float = 0.0):
         super().__init__(groups, channels, eps)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be in [0, 1).")
+        self.act, self.dropout = act, dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        trains = torch.is_grad_enabled() and (self.weight.requires_grad or self.bias.requires_grad)
-        if trains and x.device.type == "cpu" and not x.requires_grad:
-            x = x.detach().requires_grad_()
-        return super().forward(x)
+    @property
+    def settings(self) -> tuple[Tensor, Tensor, int, float, Act]:
+        return self.weight, self.bias, self.num_groups, self.eps, self.act
+
+    def forward(self, x: Tensor, row_bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """dropout(act(norm(x + row_bias) (1 + scale) + shift)); row_bias, scale, shift: [B, C] or [1, C]."""
+        dropout = self.dropout if self.training else 0.0
+        seed = torch.randint(2**62, (1,), device=x.device) if dropout else None
+        return dispatch.group_norm_act(x, *self.settings, row_bias, scale, shift, dropout, seed)
+
+
+class JoiningNorm(GroupNorm):
+    """The same of a sum, beside which comes what a skip connection brings."""
+
+    def forward(self, x: Sum, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(what was joined, its norm)"""
+        row_bias = None if x.bias is None else x.bias[None]
+        if skip is not None:
+            return dispatch.group_norm_act_cat(x.x, skip, *self.settings, x.branch, row_bias)
+        if x.branch is not None:
+            return dispatch.add_group_norm_act(x.branch, x.x, *self.settings, row_bias)
+        total = x.total
+        return total, dispatch.group_norm_act(total, *self.settings)
+
+
+def added(a: Tensor, b: Tensor | None) -> Tensor:
+    return a if b is None else a + b
+
+
+def output_of(said: Any) -> Tensor:
+    """What a module of these says, as one tensor: of several results it is the last."""
+    if isinstance(said, Sum):
+        return said.total
+    return said if isinstance(said, Tensor) else output_of(said[-1])
 
 
 def same_size(x: Tensor) -> Tensor:
     return x
+
+
+class Same(nn.Identity):
+    """The shortcut of a block that does not change the width."""
+
+    bias = None
+
+    def forward(self, x: Tensor, biased: bool = True) -> Tensor:
+        return x
 
 
 class ResBlock(nn.Module):
@@ -69,24 +133,25 @@ class ResBlock(nn.Module):
                  resample: Callable[[Tensor], Tensor] = same_size):
         super().__init__()
         self.resample = resample
-        self.norm1 = GroupNorm(groups, in_channels, eps)
+        self.norm1 = JoiningNorm(groups, in_channels, eps)
         self.conv1 = conv(in_channels, out_channels, 3)
         self.time_proj = linear(time_channels, self.TIME_WIDTHS * out_channels)
-        self.norm2 = GroupNorm(groups, out_channels, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = GroupNorm(groups, out_channels, eps, dropout=dropout)
         self.conv2 = conv(out_channels, out_channels, 3, scale=NEAR_ZERO)
-        self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, 1)
+        self.shortcut = Same() if in_channels == out_channels else conv(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """time: [B, time_channels], after its SiLU, which all blocks share."""
-        h = self.conv1(self.resample(F.silu(self.norm1(x))))
-        h = self.norm_with_time(h, self.time_proj(time)[:, :, None, None])
-        h = self.conv2(self.dropout(F.silu(h)))
-        return self.shortcut(self.resample(x)) + h
+    def forward(self, x: Sum, time: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Sum]:
+        """(what came in, what goes out). time: [B, TIME_WIDTHS * C], time_proj of the embedding after its SiLU."""
+        x, h = self.norm1(x, skip)
+        biased = not dispatch.fused(x)  # on a GPU a bias is a pass of its own, which the next norm spares
+        h = self.conv1(self.resample(h), biased)
+        h = self.conv2(self.norm_with_time(h, time, None if biased else self.conv1.bias), biased)
+        way = self.shortcut(self.resample(x), biased)
+        return x, Sum(way, h, None if biased else added(self.conv2.bias, self.shortcut.bias))
 
-    def norm_with_time(self, h: Tensor, time: Tensor) -> Tensor:
-        """time: [B, TIME_WIDTHS * C, 1, 1]."""
-        return self.norm2(h + time)
+    def norm_with_time(self, h: Tensor, time: Tensor, bias: Tensor | None) -> Tensor:
+        """bias: [C], of conv1, where h lacks it."""
+        return self.norm2(h, row_bias=added(time, bias))
 
 
 class Attention(nn.Module):
@@ -95,18 +160,18 @@ class Attention(nn.Module):
     def __init__(self, channels: int, groups: int, heads: int, eps: float = NORM_EPS):
         super().__init__()
         self.heads = heads
-        self.norm = GroupNorm(groups, channels, eps)
+        self.norm = JoiningNorm(groups, channels, eps, act="identity")
         self.qkv = linear(channels, 3 * channels)
         self.out = linear(channels, channels, scale=NEAR_ZERO)
         for branch in self.qkv.weight.data.chunk(3):  # three square matrices, each with its own fans
             variance_scaling_(branch)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Sum) -> Sum:
+        x, h = self.norm(x)
         B, C, H, W = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view in channels_last
-        q, k, v = self.qkv(tokens).view(B, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # [B, heads, HW, d]
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H * W, C)
-        return x + self.out(h).view(B, H, W, C).permute(0, 3, 1, 2)
+        tokens = h.permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view in channels_last
+        h = self.out(dispatch.attention(self.qkv(tokens), self.heads))
+        return Sum(x, h.view(B, H, W, C).permute(0, 3, 1, 2))
 
 
 def halve(x: Tensor) -> Tensor:
@@ -125,10 +190,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = _initialized(nn.Conv2d(channels, channels, 3, stride=2), 1.0)
+        self.conv = _initialized(Conv2d(channels, channels, 3, stride=2), 1.0)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
+        total = x.total
+        return total, Sum(self.conv(F.pad(total, (0, 1, 0, 1))))
 
 
 class Upsample(nn.Module):
@@ -138,5 +204,6 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv(channels, channels, 3)
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        return self.conv(double(x))
+    def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
+        total = x.total
+        return total, Sum(self.conv(double(total)))

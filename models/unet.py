@@ -3,7 +3,7 @@ first attention of level 1 on the way down; level 0 has the full resolution on b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from models.layers import (
     NORM_EPS,
     Attention,
     Downsample,
-    GroupNorm,
+    JoiningNorm,
     ResBlock,
+    Sum,
     Upsample,
     conv,
     linear,
@@ -81,8 +82,15 @@ class UNet(nn.Module):
                                 **({"upsample": self.upsample(target)} if level else {})))
             width = target
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = GroupNorm(groups, width, self.EPS)
+        self.norm_out = JoiningNorm(groups, width, self.EPS)
         self.conv_out = conv(width, out_channels, 3, scale=NEAR_ZERO)
+        self.res_blocks = tuple(block for block in self._in_order() if isinstance(block, ResBlock))  # no second name for any of them
+
+    def _in_order(self) -> Iterator[nn.Module]:
+        """What stands in the place of a residual block, as it runs."""
+        for level in [*self.down, self.mid, *reversed(self.up)]:
+            yield from level.block
+            yield from (module for name, module in level.named_children() if name in ("downsample", "upsample"))
 
     def first_width(self, widths: Sequence[int]) -> int:
         """Of conv_in."""
@@ -128,30 +136,48 @@ class UNet(nn.Module):
             time = time + self.class_embedding(torch.full_like(timestep, self.classes, dtype=torch.long) if label is None else label)
         return F.silu(time)
 
+    def time_terms(self, timestep: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
+        """What the timestep and the class add in each residual block: [B, TIME_WIDTHS * C] each, in the order in which the blocks run."""
+        time = self.embed(timestep, condition)
+        return [block.time_proj(time) for block in self.res_blocks]
+
     def forward(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             raise ValueError(f"images of {x.shape[-2]}x{x.shape[-1]}: with {len(self.down)} levels, height and width must be "
                              f"divisible by {self.multiple}; set data.size to such a size.")
-        time = self.embed(timestep, condition)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = [h]
+        return self.run(x, self.time_terms(timestep, condition))
+
+    def run(self, x: Tensor, time_terms: Sequence[Tensor]) -> Tensor:
+        """The network once its time_terms are known, which depend on the timestep and the class alone."""
+        time = dict(zip(self.res_blocks, time_terms, strict=True))
+        h = Sum(self.conv_in(x.contiguous(memory_format=torch.channels_last)))
+        skips = []
         for level in self.down:
             for block, attention in zip(level.block, level.attention, strict=True):
-                h = self._run(block, attention, h, time)
-                skips.append(h)
+                x, h = self._unit(block, attention, h, time[block])
+                skips.append(x)
             if hasattr(level, "downsample"):
-                h = self._run(level.downsample, nn.Identity(), h, time)
-                skips.append(h)
-        h = self._run(self.mid.block[0], self.mid.attention[0], h, time)
-        h = self.mid.block[1](h, time)
+                x, h = self._unit(level.downsample, nn.Identity(), h, time.get(level.downsample))
+                skips.append(x)
+        x, h = self._unit(self.mid.block[0], self.mid.attention[0], h, time[self.mid.block[0]])
+        skips.append(x)
+        _, h = self.mid.block[1](h, time[self.mid.block[1]])
         for level in reversed(self.up):
             for block, attention in zip(level.block, level.attention, strict=True):
-                h = self._run(block, attention, torch.cat([h, skips.pop()], dim=1), time)
+                _, h = self._unit(block, attention, h, time[block], skips.pop())
             if hasattr(level, "upsample"):
-                h = self._run(level.upsample, nn.Identity(), h, time)
-        return self.conv_out(F.silu(self.norm_out(h)))
+                _, h = self._unit(level.upsample, nn.Identity(), h, time.get(level.upsample))
+        _, h = self.norm_out(h)
+        return self.conv_out(h)
 
-    def _run(self, block: nn.Module, attention: nn.Module, h: Tensor, time: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(lambda h, time: attention(block(h, time)), h, time, use_reentrant=False)
-        return attention(block(h, time))
+    def _unit(self, block: nn.Module, attention: nn.Module, h: Sum, *inputs: Tensor | None) -> tuple[Tensor, Sum]:
+        """(what came in, what goes out) of a block and its attention."""
+
+        def through(h, *inputs):
+            x, h = block(h, *inputs)
+            return x, attention(h)
+
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return through(h, *inputs)
+        x = h.total  # between checkpoints stands one tensor
+        return x, Sum(checkpoint(lambda x, *inputs: through(Sum(x), *inputs)[1].total, x, *inputs, use_reentrant=False))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.layers import Sum, output_of
 from runtime.errors import UserError
 from tests.terms import batch, seen_by, start_of, unet
 from transfer.distillation import FeatureDistillation, matching
@@ -32,7 +33,7 @@ def features_by_hand(network, names, x_t, t, condition=None):
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         if name in names:
-            module.register_forward_hook(lambda module, inputs, output, name=name: found.__setitem__(name, output))
+            module.register_forward_hook(lambda module, inputs, output, name=name: found.__setitem__(name, output_of(output)))
     network(x_t, t - 1, condition or {})
     return found
 
@@ -143,7 +144,8 @@ def test_micro_batches_accumulate_the_gradient_of_their_sum():
     names = blocks_of(source)
     for seed in (0, 1):  # the same by hand, with hooks of its own
         seen, found = seen_by(start.denoiser, seed=seed, dtype=torch.float64), {}
-        hooks = [network.get_submodule(n).register_forward_hook(lambda m, i, o, n=n, found=found: found.__setitem__(n, o)) for n in names]
+        hooks = [network.get_submodule(n).register_forward_hook(lambda m, i, o, n=n, found=found: found.__setitem__(n, output_of(o)))
+                 for n in names]
         network(seen.x_t, seen.t - 1, {})
         for hook in hooks:
             hook.remove()
@@ -199,7 +201,7 @@ def test_a_pass_that_fails_leaves_nothing_under_way():
     x0, t, _ = batch(dtype=torch.float64)
     with pytest.raises(RuntimeError):
         start.denoiser(x0.float(), t)
-    start.denoiser.network.mid.block[1](torch.zeros(4, 16, 4, 4, dtype=torch.float64), torch.zeros(4, 32, dtype=torch.float64))
+    start.denoiser.network.mid.block[1](Sum(torch.zeros(4, 16, 4, 4, dtype=torch.float64)), torch.zeros(4, 16, dtype=torch.float64))
     seen = seen_by(start.denoiser, dtype=torch.float64)
     torch.testing.assert_close(penalty(seen), penalty_by_hand(source, start.denoiser.network, seen, blocks_of(source)))
 

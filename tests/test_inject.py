@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.adm import ADMUNet
-from models.layers import Attention, ResBlock
+from models.layers import Attention, ResBlock, Sum, output_of
 from models.network import network_of
 from models.unet import UNet
 from runtime.build import build
@@ -141,18 +141,18 @@ def test_lora_starts_uniform_within_one_over_the_root_of_the_inputs_and_by_the_s
 
 
 @pytest.mark.parametrize("module, last, inputs", [
-    (ResBlock(8, 8, 6, 4, 0.0), "conv2", (8, 6)), (ResBlock(4, 8, 6, 4, 0.0), "conv2", (4, 6)), (Attention(8, 4, 2), "out", (8,))])
+    (ResBlock(8, 8, 6, 4, 0.0), "conv2", (8, 8)), (ResBlock(4, 8, 6, 4, 0.0), "conv2", (4, 8)), (Attention(8, 4, 2), "out", (8,))])
 def test_the_scale_is_of_the_whole_residual_branch(module, last, inputs):
     block = module.double()
     random_values(*block.parameters())
     x, *time = [torch.randn(2, c, *((3, 5) if k == 0 else ()), dtype=torch.float64) for k, c in enumerate(inputs)]
-    plain = block(x, *time)
+    plain = output_of(block(Sum(x), *time))
     network = nn.ModuleDict({"block": block})
     inject(network, [BranchScale([f"*.{last}"])])
     assert [n for n in parameters(network) if injected(n)] == [f"block.{last}.weight.scale.g"]
     g = parameters(changed(network))[f"block.{last}.weight.scale.g"]
     skip = getattr(block, "shortcut", nn.Identity())(x)
-    torch.testing.assert_close(block(x, *time), skip + g[:, None, None] * (plain - skip), rtol=0, atol=1e-12)
+    torch.testing.assert_close(output_of(block(Sum(x), *time)), skip + g[:, None, None] * (plain - skip), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("module, branches", [(nn.Linear(6, 4), 1), (nn.Linear(4, 6), 1), (nn.Conv2d(2, 5, 3), 1), (nn.Linear(4, 12), 3)])

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from models.layers import Attention, Downsample, timestep_embedding
+from models.layers import Attention, Downsample, Sum, output_of, timestep_embedding
 from models.unet import UNet
 
 MODELS = Path(__file__).parents[1] / "conf" / "model"
@@ -73,7 +73,7 @@ def test_level_0_is_the_full_resolution_both_ways():
     network, sizes = small(multipliers=[1, 1, 2], attention_levels=[]), {}
     for way in ("down", "up"):
         for level, module in enumerate(getattr(network, way)):
-            module.block[0].register_forward_hook(lambda m, i, out, key=(way, level): sizes.update({key: out.shape[-1]}))
+            module.block[0].register_forward_hook(lambda m, i, out, key=(way, level): sizes.update({key: output_of(out).shape[-1]}))
     network(*batch((16, 16)), {})
     assert sizes == {(way, level): 16 // 2**level for way in ("down", "up") for level in range(3)}
 
@@ -130,7 +130,7 @@ def test_downsample_pads_right_and_bottom():
     """TensorFlow's SAME at stride 2 on even sizes: output (i, j) is the 3x3 window that starts at (2i, 2j), zeros beyond the end."""
     layer = Downsample(1).double()
     x, weight = torch.randn(1, 1, 4, 6, dtype=torch.float64), layer.conv.weight[0, 0]
-    out = layer(x)
+    out = output_of(layer(Sum(x)))
     assert out.shape == (1, 1, 2, 3)
     for i in range(2):
         for j in range(3):
@@ -153,7 +153,7 @@ def test_attention_is_its_formula(heads):
     for cut in (slice(h * width, (h + 1) * width) for h in range(heads)):
         parts.append((q[..., cut] @ k[..., cut].mT / math.sqrt(width)).softmax(-1) @ v[..., cut])
     expected = x + (torch.cat(parts, -1) @ layer.out.weight.T + layer.out.bias).mT.reshape(x.shape)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(layer(Sum(x)).total, expected, rtol=1e-10, atol=1e-10)
 
 
 def gradients(network, x, timestep, condition=None):
@@ -274,7 +274,7 @@ def test_starts_as_nearly_zero():
     torch.manual_seed(0)
     network, (x, timestep) = UNet(32, [1, 2], 1, [1], groups=8), batch()
     assert network(x, timestep, {}).abs().max() < 1e-3
-    h, time = torch.randn(2, 32, 4, 4), torch.randn(2, 128)
-    torch.testing.assert_close(network.down[0].block[0](h, time), h, rtol=0, atol=1e-3)
+    h, time = torch.randn(2, 32, 4, 4), torch.randn(2, 32)
+    torch.testing.assert_close(output_of(network.down[0].block[0](Sum(h), time)), h, rtol=0, atol=1e-3)
     h = torch.randn(2, 64, 4, 4)
-    torch.testing.assert_close(network.mid.attention[0](h), h, rtol=0, atol=1e-3)
+    torch.testing.assert_close(network.mid.attention[0](Sum(h)).total, h, rtol=0, atol=1e-3)

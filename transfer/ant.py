@@ -21,7 +21,7 @@ from data.dataset import Dataset
 from data.source import hash_of
 from diffusion.denoiser import Condition, Denoiser
 from diffusion.schedule import NoiseSchedule, expand
-from models.layers import GroupNorm, ResBlock, conv, halve, linear, timestep_embedding
+from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding
 from runtime.files import locked, write_atomically
 from runtime.randomness import derive, generator
 from transfer.start import Start
@@ -118,16 +118,16 @@ class Classifier(nn.Module):
         self.conv_in = conv(channels, first, 3)
         self.down = nn.ModuleList(ResBlock(a, b, time, groups=8, dropout=0.0, resample=halve)
                                   for a, b in pairwise((first, *self.WIDTHS)))
-        self.norm_out = GroupNorm(8, last)
+        self.norm_out = JoiningNorm(8, last)
         self.out = linear(last, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         weight = self.conv_in.weight
         time = self.time_mlp(timestep_embedding(t, self.WIDTHS[0]).to(weight.dtype))
-        h = self.conv_in(x.to(weight.dtype).contiguous(memory_format=torch.channels_last))
+        h = Sum(self.conv_in(x.to(weight.dtype).contiguous(memory_format=torch.channels_last)))
         for block in self.down:
-            h = block(h, time)
-        return self.out(F.silu(self.norm_out(h)).mean((2, 3))).squeeze(1)
+            _, h = block(h, block.time_proj(time))
+        return self.out(self.norm_out(h)[1].mean((2, 3))).squeeze(1)
 
 
 def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from models.layers import output_of
 from runtime.errors import UserError
 from transfer.patterns import check_pattern
 from transfer.start import Seen, Start
@@ -77,7 +78,7 @@ def recorded(network: nn.Module, names: Sequence[str], when: Callable[[nn.Module
     def keep(name):
         def hook(module, inputs, output):
             if under_way:
-                under_way[0][name] = output
+                under_way[0][name] = output_of(output)
 
         return hook
 
