@@ -19,10 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.batches import to_uint8
-from diffusion.denoiser import Denoise, Denoiser, guide
+from diffusion.denoiser import Condition, Denoise, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
+from diffusion.schedule import NoiseSchedule
+from kernels import dispatch
 from models.network import frozen_denoiser, image_shape
 from models.pretrained import SECTIONS, Trained
+from models.sampling import cast_ahead, prepared
 from runtime import checkpoint
 from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved
@@ -59,6 +62,7 @@ class SampleSettings:
     strip: int = 8
     device: str = "auto"
     precision: Precision = "fp32"
+    kernels: dispatch.Kernels = "auto"
 
     def __post_init__(self):
         if self.n < 1 or self.batch_size < 1 or self.strip < 1:
@@ -110,10 +114,20 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
-    with arithmetic(pick_precision(settings.precision, device), device)(), tqdm(
-            total=len(missing) * (len(steps_of(denoiser.schedule, settings.sampler)) - 1), unit="step", disable=not missing) as bar:
+    precision = pick_precision(settings.precision, device)
+    dispatch.select(settings.kernels, device)
+    steps = steps_of(denoiser.schedule, settings.sampler)[:-1]
+    if precision == "bf16":
+        for each in {denoiser, reference}:
+            cast_ahead(each.network, torch.bfloat16)
+    with arithmetic(precision, device)(), tqdm(total=len(missing) * len(steps), unit="step", disable=not missing) as bar:
+        ready = {each: prepared(each, steps) for each in {denoiser, reference}}
         for start in range(0, len(missing), settings.batch_size):
-            make(missing[start : start + settings.batch_size], denoiser, reference, classes, shape, settings, out, bar)
+            images = missing[start : start + settings.batch_size]
+            denoise = ready[denoiser](condition_of(labels(settings.label, classes, images), device))
+            if settings.guidance != 1:
+                denoise = guide(denoise, ready[reference](None), settings.guidance)  # it is given no label: the null class
+            make(images, denoise, denoiser.schedule, steps, shape, settings, out, bar)
     shown = [read(out / name_of(k)) for k in range(min(settings.n, 256))]
     write_atomically(out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5))))
     log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, len(missing))
@@ -127,13 +141,9 @@ def default_out(found: Trained, settings: SampleSettings) -> Path:
     return found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
 
 
-def make(images: list[int], denoiser: Denoiser, reference: Denoiser, classes: Sequence[str], shape: Sequence[int],
+def make(images: list[int], denoise: Denoise, schedule: NoiseSchedule, steps: Sequence[int], shape: Sequence[int],
          settings: SampleSettings, out: Path, bar: tqdm) -> None:
     """One batch: the images with these numbers, and the strip where the first of all is among them."""
-    denoise = conditional(denoiser, labels(settings.label, classes, images))
-    if settings.guidance != 1:
-        denoise = guide(denoise, reference, settings.guidance)  # the reference is given no label: the null class
-    steps = steps_of(denoiser.schedule, settings.sampler)[:-1]
     picked = {steps[i] for i in np.linspace(0, len(steps) - 1, min(settings.strip, len(steps))).round().astype(int)}
     frames: list[torch.Tensor] = []
 
@@ -142,7 +152,7 @@ def make(images: list[int], denoiser: Denoiser, reference: Denoiser, classes: Se
         if t in picked and 0 in images:
             frames.append(to_uint8(x0[:8]).cpu())
 
-    x0 = generate(denoise, denoiser.schedule, settings.sampler, shape, [derive(settings.seed, "image", k) for k in images], on_step)
+    x0 = generate(denoise, schedule, settings.sampler, shape, [derive(settings.seed, "image", k) for k in images], on_step)
     pixels = to_uint8(x0).cpu()
     for k, image in zip(images, pixels.numpy(), strict=True):
         write_atomically(out / name_of(k), png(image))
@@ -186,11 +196,8 @@ def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int
     return torch.full((len(images),), number)
 
 
-def conditional(denoiser: Denoiser, label: torch.Tensor | None) -> Denoise:
-    if label is None:
-        return denoiser
-    condition = {"label": label.to(denoiser.schedule.alpha_bar.device)}
-    return lambda x, t: denoiser(x, t, condition)
+def condition_of(label: torch.Tensor | None, device: torch.device) -> Condition | None:
+    return None if label is None else {"label": label.to(device)}
 
 
 def start_weights(found: Trained, elsewhere: str | None) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from data.batches import Batches
 from data.dataset import Dataset, open_dataset
 from data.memory import Memory
 from data.source import ImageSource
+from kernels import dispatch
 from models.network import build_denoiser
 from models.pretrained import Trained
 from runtime import checkpoint
@@ -185,6 +186,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     forget_peak(device)
     precision = kept_precision(directory) if saved else pick_precision(settings.precision, device)
     autocast = arithmetic(precision, device)
+    dispatch.select(run_settings.kernels, device)
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
     show_images(dataset, run_settings.samples, directory / "images.png")
     dataset = replace(dataset, classes=saved.state["classes"] if saved else class_names(config, dataset.classes, origin))
@@ -211,6 +213,8 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
                            run_settings, config, directory, run_log, autocast, terms, facts(plan, directory))
         if saved:
             prepared.restore(saved)
+        if run_settings.compile:
+            denoiser.network.compile()  # in place: names, and the copy that the average is, stay as they are
         log.info("%s, %s, %d training images, %.2fM parameters", device, precision, len(dataset.splits["train"]),
                  sum(p.numel() for p in denoiser.parameters()) / 1e6)
         yield prepared

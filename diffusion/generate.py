@@ -41,9 +41,9 @@ def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSetting
     An image depends on its seed and not on the batch it is made in. on_step sees the first predicted x0 at each t: for a progress
     bar, a strip of denoising steps, or to stop (it may raise).
     """
+    device, schedule = schedule.alpha_bar.device, schedule.to("cpu")  # a step's few numbers come from the host: nothing waits for them
     if settings.clip:
         denoise = clip_x0(denoise, schedule)
-
     reached = schedule.steps + 1
 
     def watched(x_t, t):
@@ -55,5 +55,5 @@ def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSetting
         return prediction
 
     randn = NoisePerImage(seeds)
-    x = randn(torch.empty(len(seeds), *shape, device=schedule.alpha_bar.device))
+    x = randn(torch.empty(len(seeds), *shape, device=device))
     return settings.function(watched, schedule, x, steps_of(schedule, settings), randn)

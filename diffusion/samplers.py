@@ -129,5 +129,6 @@ class NoisePerImage:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
-        noise = [torch.randn(like.shape[1:], generator=g) for g in self.generators]
-        return torch.stack(noise).to(like.device, like.dtype)
+        noise = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.generators])
+        noise = noise.pin_memory() if like.is_cuda else noise  # so that the copy waits for nothing
+        return noise.to(like.device, like.dtype, non_blocking=True)

@@ -94,7 +94,7 @@ class NoiseSchedule:
         posterior, beta = self.posterior_variance(s + length, t + length), self.step_beta(s, t)
         lower = torch.where(posterior > 0, posterior, beta).log()
         upper = beta.log()
-        if isinstance(fraction, Tensor) and fraction.ndim > lower.ndim:
+        if isinstance(fraction, Tensor) and 0 < lower.ndim < fraction.ndim:
             lower, upper = (v.reshape(-1, *[1] * (fraction.ndim - 1)) for v in (lower, upper))
         return fraction * upper + (1 - fraction) * lower
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from diffusion.losses import Loss
+from kernels.dispatch import Kernels
 from transfer.inject import Injection
 from transfer.replay import Replay
 from transfer.start import Penalty, Start
@@ -46,14 +47,17 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run happens and what it tells; none of it changes the weights.
+    """Where a run happens and what it tells; none of it changes the weights, but for rounding.
 
-    device: auto, cpu, cuda, cuda:1. root: runs go to root/EXPERIMENT/NAME, or to directory where it is given. cache: of decoded
-    images. *_every: in steps; evaluation and samples also come at the end. keep_last: checkpoints kept besides the best.
-    held_out_draws: (image, t, noise) triples of the held-out loss. samples: images in the grid.
+    device: auto, cpu, cuda, cuda:1. kernels: see kernels.dispatch.select. compile: torch.compile of the network that trains. root: runs
+    go to root/EXPERIMENT/NAME, or to directory where it is given. cache: of decoded images. *_every: in steps; evaluation and samples
+    also come at the end. keep_last: checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the held-out
+    loss. samples: images in the grid.
     """
 
     device: str = "auto"
+    kernels: Kernels = "auto"
+    compile: bool = False
     root: str = "runs"
     directory: str | None = None
     cache: str = "cache"
