@@ -1,0 +1,140 @@
+"""The UNet really runs on the kernels: every norm and every attention of a training step and of a step of sampling, none through the
+reference; and it says and learns what it does on the reference."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffusion.denoiser import Denoiser
+from diffusion.losses import simple_loss
+from diffusion.parameterization import PredictNoise
+from diffusion.schedule import linear
+from kernels import dispatch, reference
+from kernels.launch import watched
+from models.adm import ADMUNet
+from models.layers import Attention, GroupNorm
+from models.sampling import prepared
+from models.unet import UNet
+from transfer.inject import inject, parameters
+from transfer.lora import LoRA
+
+OPERATIONS = ("group_norm_act", "add_group_norm_act", "group_norm_act_cat", "attention")
+SIZE = (8, 4)
+
+
+@pytest.fixture(autouse=True)
+def chosen():
+    """Triton, as kernels=triton chooses it; the process's own choice comes back."""
+    before = dispatch._chosen
+    dispatch.select("triton", torch.device("cpu"))
+    yield
+    dispatch._chosen = before
+
+
+@pytest.fixture
+def no_reference(monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("through the reference")
+
+    for name in OPERATIONS:
+        monkeypatch.setattr(reference, name, refused)
+    monkeypatch.setattr(F, "group_norm", refused)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", refused)
+
+
+def network(kind, **options):
+    torch.manual_seed(0)
+    more = {"heads": 2, "resample_blocks": True} if kind is ADMUNet else {}
+    made = kind(16, [1, 2], 1, [1], groups=4, dropout=0.2, **more, **options)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3)
+    return made.to(memory_format=torch.channels_last)
+
+
+def norms_and_attentions(made):
+    modules = list(made.modules())
+    return sum(isinstance(m, GroupNorm) for m in modules), sum(isinstance(m, Attention) for m in modules)
+
+
+def calls(launches):
+    """How often each operation ran: of a norm in two kernels, the first."""
+    return Counter(each.kernel.__name__ for each in launches if each.constants.get("STAGE") != 2)
+
+
+def one_step(made):
+    """Loss and all gradients of a training step, with dropout."""
+    torch.manual_seed(5)
+    x0, t, noise = torch.randn(2, 3, *SIZE), torch.tensor([3, 30]), torch.randn(2, 3, *SIZE)
+    loss = simple_loss(Denoiser(made, linear(40), PredictNoise()).train(), x0, t, noise).mean()
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in parameters(made).items() if p.requires_grad}}
+
+
+@pytest.mark.parametrize("kind", [UNet, ADMUNet])
+def test_every_norm_and_attention_of_a_training_step_is_a_kernel(kind, no_reference):
+    made = network(kind)
+    norms, attentions = norms_and_attentions(made)
+    with watched() as launches:
+        one_step(made)
+    ran = Counter((each.kernel.fn.__module__.rpartition(".")[2], each.kernel.__name__) for each in launches
+                  if each.constants.get("STAGE") != 2)
+    assert norms > 10 and attentions > 1
+    assert ran == {("group_norm_kernels", "forward"): norms, ("group_norm_kernels", "backward"): norms,
+                   ("attention_kernels", "forward"): attentions, ("attention_kernels", "backward_q"): attentions,
+                   ("attention_kernels", "backward_kv"): attentions}
+
+
+def test_every_norm_and_attention_of_a_sampling_step_is_a_kernel(no_reference):
+    made = network(UNet).eval().requires_grad_(False)
+    denoise = prepared(Denoiser(made, linear(40), PredictNoise()), [21, 1])(None)
+    with watched() as launches:
+        denoise(torch.randn(2, 3, *SIZE), 21)
+    assert calls(launches) == {"forward": sum(norms_and_attentions(made))}
+
+
+def compared(ours, theirs):
+    assert ours.keys() == theirs.keys() and len(ours) > 50
+    largest = max(value.abs().max() for value in theirs.values())
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=2e-5 * float(largest), msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(("kind", "options"), [(UNet, {}), (ADMUNet, {}), (UNet, {"gradient_checkpointing": True})])
+def test_a_training_step_is_the_references(kind, options):
+    """Biases left to the norms, sums to the next norm, and the same masks of dropout."""
+    made = network(kind, **options)
+    ours = one_step(copy.deepcopy(made))
+    dispatch.select("reference", torch.device("cpu"))
+    compared(ours, one_step(made))
+
+
+def test_injected_parameters_of_a_convolution_whose_bias_is_left_to_the_norm():
+    """LoRA beside frozen weights, with trained biases: each gradient is the reference's, and nothing frozen has one."""
+    made = network(UNet)
+    made.requires_grad_(False)
+    inject(made, [LoRA(["*.conv1.weight", "*.conv2.weight", "*.shortcut.weight", "*.qkv.weight"], 2)])
+    draw = torch.Generator().manual_seed(3)
+    for name, parameter in parameters(made).items():
+        if "lora" in name:
+            parameter.data.normal_(std=0.3, generator=draw)
+        parameter.requires_grad_("lora" in name or name.endswith("bias"))
+    ours = one_step(copy.deepcopy(made))
+    dispatch.select("reference", torch.device("cpu"))
+    compared(ours, one_step(made))
+
+
+def test_the_whole_network_compiles_in_one_graph():
+    made = network(UNet)
+    x, t = torch.randn(2, 3, *SIZE), torch.tensor([3, 30])
+    compiled = torch.compile(copy.deepcopy(made), fullgraph=True, backend="aot_eager")
+    outputs, gradients = [], []
+    for each in (made, compiled):
+        torch.manual_seed(5)
+        outputs.append(each(x, t, {}))
+        outputs[-1].square().sum().backward()
+        gradients.append([p.grad for p in each.parameters()])
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
