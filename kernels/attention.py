@@ -43,7 +43,7 @@ def readable(x: Tensor) -> bool:
 
 def faster(qkv: Tensor, heads: int) -> bool:
     """Whether a measurement at the nearest shape found the forward kernel faster than torch's attention ("faster" in its config)."""
-    B, T, width = qkv.shape
+    _, T, width = qkv.shape
     return _faster(width // (3 * heads), index(T), qkv.element_size())  # index: a compiled graph with this answer is for this T
 
 
@@ -62,9 +62,7 @@ def plan(kernel: str, B: int, T: int, heads: int, d: int, itemsize: int) -> tupl
     """(grid, constants, options) of a launch."""
     tile = configs.pick(kernel, head=padded(d), tokens=T, itemsize=itemsize)
     queries, keys = tile["queries"], tile["keys"]
-    constants = {"HEAD": d, "WIDTH": padded(d), "SCALE": d**-0.5, "QUERIES": queries, "KEYS": keys, "UPCAST": UPCAST}
-    if kernel != BACKWARD_KV:
-        constants["TAIL"] = T % keys != 0
+    constants = {"HEAD": d, "WIDTH": padded(d), "SCALE": d**-0.5, "QUERIES": queries, "KEYS": keys, "TAIL": T % keys != 0, "UPCAST": UPCAST}
     tiles = -(-T // (keys if kernel == BACKWARD_KV else queries))
     return (tiles, heads, B), constants, {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
 

@@ -78,9 +78,9 @@ def backward_q(qkv, out, dout, lse, delta, dqkv, qkv_image, qkv_token, dout_imag
     do = _rows(dout + image * dout_image + head * HEAD, query, dout_token, T, HEAD, WIDTH)
     o = _rows(out + image * T * C + head * HEAD, query, C, T, HEAD, WIDTH)
     of_row = (image * heads + head) * T + query
-    l = tl.load(lse + of_row, mask=query < T, other=0.0)
-    d = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
-    tl.store(delta + of_row, d, mask=query < T)
+    logsum = tl.load(lse + of_row, mask=query < T, other=0.0)
+    do_o = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    tl.store(delta + of_row, do_o, mask=query < T)
 
     dq = tl.zeros([QUERIES, WIDTH], tl.float32)
     for start in range(0, T, KEYS):
@@ -90,17 +90,17 @@ def backward_q(qkv, out, dout, lse, delta, dqkv, qkv_image, qkv_token, dout_imag
         s = _dot(q, tl.trans(k), UPCAST)
         if TAIL:  # or p could be inf where k is 0, and their product no number
             s = tl.where(key[None, :] < T, s, float("-inf"))
-        p = tl.exp2(s * (SCALE * LOG2E) - l[:, None])
-        ds = p * (_dot(do, tl.trans(v), UPCAST) - d[:, None])
+        p = tl.exp2(s * (SCALE * LOG2E) - logsum[:, None])
+        ds = p * (_dot(do, tl.trans(v), UPCAST) - do_o[:, None])
         dq += _dot(ds.to(k.dtype), k, UPCAST)
     _store_rows(dqkv + image * T * 3 * C + head * HEAD, query, 3 * C, T, dq * SCALE, HEAD, WIDTH)
 
 
 @triton.jit
 def backward_kv(qkv, dout, lse, delta, dqkv, qkv_image, qkv_token, dout_image, dout_token, T, HEAD: tl.constexpr, WIDTH: tl.constexpr,
-                SCALE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, UPCAST: tl.constexpr):
-    """dk and dv, for KEYS keys. Scores are transposed, [KEYS, QUERIES]. No mask: a query past T has q = dout = delta = 0 and adds nothing,
-    a key past T has a row of its own that is not stored. Grid: (tiles of keys, heads, images)."""
+                SCALE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr):
+    """dk and dv, for KEYS keys. Scores are transposed, [KEYS, QUERIES]. A query past T has q = dout = delta = 0 and adds nothing.
+    Grid: (tiles of keys, heads, images)."""
     head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     C = heads * HEAD
     key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
@@ -116,11 +116,14 @@ def backward_kv(qkv, dout, lse, delta, dqkv, qkv_image, qkv_token, dout_image, d
         q = _rows(q_at, query, qkv_token, T, HEAD, WIDTH)
         do = _rows(do_at, query, dout_token, T, HEAD, WIDTH)
         of_row = (image * heads + head) * T + query
-        l = tl.load(lse + of_row, mask=query < T, other=0.0)
-        d = tl.load(delta + of_row, mask=query < T, other=0.0)
-        p = tl.exp2(_dot(k, tl.trans(q), UPCAST) * (SCALE * LOG2E) - l[None, :])
+        logsum = tl.load(lse + of_row, mask=query < T, other=0.0)
+        do_o = tl.load(delta + of_row, mask=query < T, other=0.0)
+        s = _dot(k, tl.trans(q), UPCAST)
+        if TAIL:
+            s = tl.where(key[:, None] < T, s, float("-inf"))
+        p = tl.exp2(s * (SCALE * LOG2E) - logsum[None, :])
         dv += _dot(p.to(do.dtype), do, UPCAST)
-        ds = p * (_dot(v, tl.trans(do), UPCAST) - d[None, :])
+        ds = p * (_dot(v, tl.trans(do), UPCAST) - do_o[None, :])
         dk += _dot(ds.to(q.dtype), q, UPCAST)
     dk_at = dqkv + image * T * 3 * C + C + head * HEAD
     _store_rows(dk_at, key, 3 * C, T, dk * SCALE, HEAD, WIDTH)
