@@ -23,6 +23,8 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name}: not usable here ({reason}). auto takes what is there: run.device=auto of train.py, device=auto "
                         "of sample.py.") from error
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton starts kernels on the current one
     return device
 
 
