@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.diffusers_format import FAMILIES, to_diffusers
 from models.unet import UNet
@@ -71,6 +73,14 @@ def check_same_outputs(network: UNet, unet: nn.Module, size: int, device: torch.
     print(f"ours and diffusers with the same weights: outputs differ by {difference:.1e} of the largest, {b.abs().max().item():.2f}")
     if not difference <= most:
         raise SystemExit(f"not the same network: the outputs differ by {difference:.1e} of the largest, and {most:.0e} is allowed.")
+
+
+@torch.no_grad()
+def gflop(call: Callable, size: int) -> float:
+    """Of convolutions, linear layers and attention on one image, on the CPU; a multiplication and an addition are two."""
+    with FlopCounterMode(display=False) as counter:
+        call(torch.randn(1, 3, size, size), torch.tensor([500]))
+    return counter.get_total_flops() / 1e9
 
 
 def count(network: nn.Module) -> int:

@@ -8,6 +8,7 @@ without the pipelines' progress bar and PNGs. Ancestral takes 1000 steps and DDI
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 
 from benchmarks.common import CLOCKS, arguments, clocks, interleaved, numbers, peer, ratio_cell, report
 from benchmarks.networks import MODELS, check_same_outputs, in_diffusers, ours
-from diffusion.denoiser import Condition, Denoise, Denoiser
+from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.parameterization import PredictNoise
 from diffusion.samplers import NoisePerImage, ancestral, ddim, even_steps
 from diffusion.schedule import linear
 from kernels import dispatch
+from models.sampling import cast_ahead, prepared
 from runtime.device import arithmetic, pick_precision
 
 SAMPLERS = {"ancestral": 1000, "ddim": 50}  # steps of a whole trajectory
@@ -49,11 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             unets[name] = in_diffusers(diffusers, model, network).to(chosen.device, memory_format=layout).eval().requires_grad_(False)
         check_same_outputs(network, unets["diffusers"], model.size, chosen.device)
         check_same_images(diffusers, denoiser, unets["diffusers"], model.size)
-    denoisers = {"ours": denoiser}
+    ways = {"ours": (denoiser, False)} | ({"ours with a graph": (denoiser, True)} if cuda else {})
     if chosen.compile:
-        denoisers["ours compiled"] = denoiser.around(torch.compile(network, dynamic=False)).eval()
+        ways["ours compiled"] = compiled(denoiser), cuda
         unets |= {f"{name} compiled": torch.compile(unet, dynamic=False) for name, unet in unets.items()}
     autocast = arithmetic(precision, chosen.device)
+    if precision == "bf16":  # as sample.py
+        for each, _ in ways.values():
+            cast_ahead(each.network, torch.bfloat16)
     rows = []
     most = chosen.steps or (max(SAMPLERS.values()) if cuda else CPU_STEPS)
     for sampler, whole in SAMPLERS.items():
@@ -63,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for batch in numbers(chosen.batch, (1, 4), (1, 16), chosen.device):
             noise = noise_of(range(batch), model.size, chosen.device)
             with torch.no_grad(), autocast():
-                made = {name: Ours(each, sampler, steps, graph=False) for name, each in denoisers.items()}
-                if cuda:
-                    made["ours with a graph"] = Ours(denoiser, sampler, steps, graph=True)
+                made = {name: Ours(each, sampler, steps, graph) for name, (each, graph) in ways.items()}
                 made |= {name: Theirs(diffusers, unet, sampler, steps) for name, unet in unets.items()}
                 seconds = interleaved({name: partial(each, noise) for name, each in made.items()}, chosen.pairs, chosen.device,
                                       warming={name: partial(each.call, noise) for name, each in made.items()})
@@ -82,8 +85,11 @@ def noise_of(seeds: Sequence[int], size: int, device: torch.device) -> Tensor:
     return NoisePerImage(seeds)(torch.empty(len(seeds), 3, size, size, device=device))
 
 
-def prepared(denoiser: Denoiser, steps: Sequence[int], condition: Condition | None, graph: bool) -> Denoise:
-    return denoiser
+def compiled(denoiser: Denoiser) -> Denoiser:
+    """With a network whose pass, which prepared() calls, is compiled."""
+    network = copy.deepcopy(denoiser.network)
+    network.run = torch.compile(network.run, dynamic=False)
+    return denoiser.around(network).eval()
 
 
 class Ours:
@@ -92,8 +98,8 @@ class Ours:
     def __init__(self, denoiser: Denoiser, sampler: str, steps: int, graph: bool, clip: bool = True):
         self.schedule = denoiser.schedule
         self.settings = SamplerSettings({"ancestral": ancestral, "ddim": ddim}[sampler], even_steps, steps, clip)
-        self.steps = steps_of(self.schedule, self.settings)
-        self.denoise = prepared(denoiser, self.steps, None, graph)
+        self.steps = steps_of(self.schedule, self.settings)[:-1]
+        self.denoise = prepared(denoiser, self.steps, graph)(None)
 
     def call(self, noise: Tensor) -> object:
         return self.denoise(noise, self.steps[0])
