@@ -63,31 +63,39 @@ def peer(package: str) -> ModuleType | None:
 
 
 def interleaved(candidates: dict[str, Run], pairs: int, device: torch.device, warmup: int = 2,
-                warming: dict[str, Run] | None = None) -> Timings:
-    """Seconds of each candidate, run in turn A B C, C B A, A B C ..., so that drift of the machine's speed hits all alike. An empty list
-    for a candidate that runs out of memory. warming: shorter runs for the warm-up."""
+                warming: dict[str, Run] | None = None) -> tuple[Timings, dict[str, str]]:
+    """Seconds of each candidate, run in turn A B C, C B A, A B C ..., so that drift of the machine's speed hits all alike; and why some
+    did not run, whose seconds are an empty list. warming: shorter runs for the warm-up."""
+    failed = {name: why for name, run in (warming or candidates).items() if (why := _failure(run, warmup))}
     seconds: Timings = {name: [] for name in candidates}
-    fitting = [name for name, run in (warming or candidates).items() if _fits(run, warmup)]
+    running = [name for name in candidates if name not in failed]
     for pair in range(pairs):
-        for name in fitting[:: 1 if pair % 2 == 0 else -1]:
+        for name in running[:: 1 if pair % 2 == 0 else -1]:
             _wait(device)
             start = time.perf_counter()
             candidates[name]()
             _wait(device)
             seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return seconds, failed
 
 
-def _fits(run: Run, warmup: int) -> bool:
+def _failure(run: Run, times: int) -> str:
+    """Why it does not run, "" if it does. The others go on: one that is too large, or that torch cannot compile, is a row of its own."""
     try:
-        for _ in range(warmup):
+        for _ in range(times):
             run()
-    except torch.OutOfMemoryError:
-        fits = False  # what the exception holds is let go of before the memory is given back
+    except Exception as error:
+        why = reason(error)  # what the exception holds is let go of before the memory is given back
     else:
-        return True
+        return ""
     free_memory()
-    return fits
+    return why
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 
 def _wait(device: torch.device) -> None:
@@ -104,6 +112,14 @@ def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, f
 def ratio_cell(over: list[float] | None, under: list[float] | None) -> str:
     """median_ratio for a table; empty where one of the two was not timed."""
     return "{:.3f} ({:.3f} - {:.3f})".format(*median_ratio(over, under)) if over and under else ""
+
+
+def speed(seconds: list[float], batch: int, failed: str | None) -> list[str]:
+    """Median seconds and images/s, or why there are none."""
+    if failed:
+        return [failed, ""]
+    median = statistics.median(seconds)
+    return [f"{median:.4g}", f"{batch / median:.4g}"]
 
 
 def nvidia_smi(device: torch.device, *fields: str) -> list[str]:

@@ -23,7 +23,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor
 
-from benchmarks.common import CLOCKS, arguments, clocks, interleaved, report
+from benchmarks.common import CLOCKS, arguments, clocks, interleaved, reason, report
 from benchmarks.operations import Case, attention_cases, implementations, norm_cases
 from kernels import dispatch
 
@@ -110,8 +110,9 @@ def timed(makers: dict[str, Callable[[], Run]], device: torch.device, repeats: i
     runs: dict[str, Run | str] = {name: attempt(lambda made=made: started(made)) for name, made in makers.items()}
     working = {name: run for name, run in runs.items() if not isinstance(run, str)}
     if device.type != "cuda":
-        seconds = interleaved(working, repeats, device)
-        return {name: of_list([s * 1e6 for s in seconds[name]]) if name in seconds else runs[name] for name in makers}
+        seconds, failed = interleaved(working, repeats, device)
+        timed_here = {name: failed.get(name) or of_list([1e6 * s for s in seconds[name]]) for name in working}
+        return {name: timed_here.get(name, runs[name]) for name in makers}
     from triton.testing import do_bench
 
     found = {name: attempt(lambda run=run: do_bench(run, quantiles=[0.5, 0.2, 0.8])) for name, run in working.items()}
@@ -135,12 +136,10 @@ def attempt(what: Callable):
     try:
         return what()
     except Exception as error:
-        return f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+        return reason(error)
 
 
-def of_list(us: list[float]) -> Measured | str:
-    if not us:
-        return "failed: out of memory"
+def of_list(us: list[float]) -> Measured:
     fifths = statistics.quantiles(us, n=5, method="inclusive") if len(us) > 1 else [us[0]] * 4
     return Measured(statistics.median(us), fifths[0], fifths[3])
 

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import CLOCKS, arguments, clocks, interleaved, numbers, peer, ratio_cell, report
+from benchmarks.common import CLOCKS, arguments, clocks, interleaved, numbers, peer, ratio_cell, report, speed
 from benchmarks.networks import MODELS, check_same_outputs, in_diffusers, ours
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             with torch.no_grad(), autocast():
                 made = {name: Ours(each, sampler, steps, graph) for name, (each, graph) in ways.items()}
                 made |= {name: Theirs(diffusers, unet, sampler, steps) for name, unet in unets.items()}
-                seconds = interleaved({name: partial(each, noise) for name, each in made.items()}, chosen.pairs, chosen.device,
+                seconds, failed = interleaved({name: partial(each, noise) for name, each in made.items()}, chosen.pairs, chosen.device,
                                       warming={name: partial(each.call, noise) for name, each in made.items()})
             said = clocks(chosen.device)
-            rows += [[chosen.model, precision, sampler, steps, batch, name, *row(seconds, name, batch), chosen.pairs, *said]
+            rows += [[chosen.model, precision, sampler, steps, batch, name, *speed(seconds[name], batch, failed.get(name)),
+                      *against_ours(seconds, name), chosen.pairs, *said]
                      for name in made]
     if most < max(SAMPLERS.values()):
         print(f"Trajectories cut to at most {most} steps (--steps; whole ones are 1000 ancestral, 50 DDIM): the images/s are of these.")
@@ -145,12 +146,8 @@ def check_same_images(diffusers: ModuleType, denoiser: Denoiser, unet: nn.Module
             raise SystemExit(f"not the same images: they differ by {difference:.1e} of the largest, and {MOST:.0e} is allowed.")
 
 
-def row(seconds: dict[str, list[float]], name: str, batch: int) -> list[str]:
-    ratios = ["" if name == ours else ratio_cell(seconds[name], seconds.get(ours)) for ours in ("ours", "ours with a graph")]
-    if not seconds[name]:
-        return ["out of memory", "", *ratios]
-    median = sorted(seconds[name])[len(seconds[name]) // 2]
-    return [f"{median:.4g}", f"{batch / median:.4g}", *ratios]
+def against_ours(seconds: dict[str, list[float]], name: str) -> list[str]:
+    return ["" if name == ours else ratio_cell(seconds[name], seconds.get(ours)) for ours in ("ours", "ours with a graph")]
 
 
 if __name__ == "__main__":

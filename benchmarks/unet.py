@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import CLOCKS, arguments, clocks, interleaved, numbers, peer, ratio_cell, report
+from benchmarks.common import CLOCKS, arguments, clocks, interleaved, numbers, peer, ratio_cell, report, speed
 from benchmarks.networks import MODELS, Model, check_same_outputs, count, gflop, in_diffusers, lucidrains, ours
 from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for batch in numbers(chosen.batch, (1, 4), (1, 16, 128, 512), chosen.device):
             inputs = {layout: images(batch, MODELS[chosen.model].size, chosen.device, layout) for layout in LAYOUTS}
             runs = {c.key: lambda c=c, s=steps, i=inputs: s[c.key](*i[c.layout]) for c in candidates}
-            seconds = interleaved(runs, chosen.pairs, chosen.device, warmup=3)
+            seconds, failed = interleaved(runs, chosen.pairs, chosen.device, warmup=3)
             said = clocks(chosen.device)
             for c in candidates:
                 what = [chosen.model, count(c.network), f"{c.gflop:.2f}", mode, precision, batch]
-                rows.append([*what, c.name, "yes" if c.compiled else "no", c.layout, *speed(seconds[c.key], batch),
+                rows.append([*what, c.name, "yes" if c.compiled else "no", c.layout, *speed(seconds[c.key], batch, failed.get(c.key)),
                              *against_ours(c, seconds), chosen.pairs, *said])
     report([HEADING, *rows], chosen.csv, chosen.device)
 
@@ -162,13 +162,6 @@ def sampling(candidate: Candidate, autocast: Callable) -> Callable:
             return candidate.forward(noise)
 
     return forward
-
-
-def speed(seconds: list[float], batch: int) -> list[str]:
-    if not seconds:
-        return ["out of memory", ""]
-    median = sorted(seconds)[len(seconds) // 2]
-    return [f"{median:.4g}", f"{batch / median:.4g}"]
 
 
 def against_ours(candidate: Candidate, seconds: dict[str, list[float]]) -> list[str]:
