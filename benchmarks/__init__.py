@@ -1,3 +1,1 @@
 """One command each: python -m benchmarks.NAME. Each prints a table last and can write a CSV with machine and versions."""
-
-import runtime.torchvision  # noqa: F401 - before any peer that imports torchvision
