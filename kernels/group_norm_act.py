@@ -20,6 +20,7 @@ from kernels.reference import Act
 
 LIBRARY = torch.library.Library("diffusion_transfer", "FRAGMENT")
 OPS = torch.ops.diffusion_transfer
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)  # a compiled graph keeps the layouts that its kernels were traced with
 
 
 def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu", row_bias: Tensor | None = None,
@@ -50,7 +51,7 @@ def operator(name: str, schema: str, allocate: Callable[..., Any], fill: Callabl
         fill(*inputs, *outputs)
         return outputs
 
-    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.define(f"{name}{schema}", tags=TAGS)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"diffusion_transfer::{name}", allocate, lib=LIBRARY)
 

@@ -114,16 +114,24 @@ def affine(weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shif
 
 
 @triton.jit
+def interleaved(w0, w1, w2, w3, limit):
+    """[..., 2, 2]: w0, w1, w2, w3 in this order, 1 where at least limit."""
+    even = tl.join((w0 >= limit).to(tl.int8), (w2 >= limit).to(tl.int8))
+    odd = tl.join((w1 >= limit).to(tl.int8), (w3 >= limit).to(tl.int8))
+    return tl.join(even, odd)
+
+
+@triton.jit
 def kept(seed, n, c, C, start, THRESHOLD: tl.constexpr, ROWS: tl.constexpr, SLAB: tl.constexpr):
-    """kernels.reference.keep of the rows from start, a multiple of 4: [ROWS, SLAB]. The four words of a counter are four rows."""
-    quad = start // 4 + tl.arange(0, ROWS // 4)
-    counter = quad[:, None] * C + c[None, :]
+    """kernels.reference.keep of the rows from start, a multiple of 8: [ROWS, SLAB]. The halves of a counter's four words are eight rows."""
+    eight = start // 8 + tl.arange(0, ROWS // 8)
+    counter = eight[:, None] * C + c[None, :]
     zero = counter * 0
     w0, w1, w2, w3 = tl.philox(tl.load(seed), counter, zero + n.to(tl.int32), zero, zero, 10)
     limit = tl.full([1, 1], THRESHOLD, tl.uint32)
-    even = tl.join((w0 >= limit).to(tl.int8), (w2 >= limit).to(tl.int8))
-    odd = tl.join((w1 >= limit).to(tl.int8), (w3 >= limit).to(tl.int8))
-    return tl.join(even, odd).permute(0, 2, 3, 1).reshape(ROWS, SLAB) != 0
+    low = interleaved(w0 & 0xFFFF, w1 & 0xFFFF, w2 & 0xFFFF, w3 & 0xFFFF, limit)
+    high = interleaved(w0 >> 16, w1 >> 16, w2 >> 16, w3 >> 16, limit)
+    return tl.join(low, high).permute(0, 2, 3, 4, 1).reshape(ROWS, SLAB) != 0
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels import configs, group_norm_kernels
 from kernels.launch import launch
-from kernels.reference import threshold
+from kernels.reference import kept_share, threshold
 
 LARGE = 64 * 64  # pixels from which the statistics of an image are shared out among programs
 WAVE = 132  # programs under which they are as well: the multiprocessors of an H100
@@ -61,7 +61,7 @@ def drop(dropout: float, seed: Tensor | None) -> tuple[dict[str, Any], dict[str,
     if not dropout:
         return {"seed": None, "keep_scale": 1.0}, {"THRESHOLD": 0}
     assert seed is not None, "dropout draws from a seed"
-    return {"seed": seed, "keep_scale": 1 / (1 - dropout)}, {"THRESHOLD": threshold(dropout)}
+    return {"seed": seed, "keep_scale": 1 / kept_share(dropout)}, {"THRESHOLD": threshold(dropout)}
 
 
 def schedule(name: str, like: Tensor, groups: int) -> tuple[int, int, int, dict[str, int], dict[str, int]]:
@@ -70,7 +70,7 @@ def schedule(name: str, like: Tensor, groups: int) -> tuple[int, int, int, dict[
     HW, group = H * W, C // groups
     config = configs.pick(name, channels=C, pixels=HW, group=group, itemsize=like.element_size())
     slab = max(power_of_2(group), min(config["slab"], power_of_2(C)))
-    rows = max(4, min(config["rows"], power_of_2(HW)))
+    rows = max(8, min(config["rows"], power_of_2(HW)))
     aligned = 16 // math.gcd(16, group * like.element_size())  # groups whose channels fill loads of 128 bits
     fit = slab // group
     width = (fit // aligned * aligned or fit) * group

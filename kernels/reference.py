@@ -31,7 +31,7 @@ def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
     if scale is not None:
         y = y * (1 + per_channel(scale)) + per_channel(shift)
     y = F.silu(y) if act == "silu" else y
-    return y * (keep(y, dropout, seed) / (1 - dropout)) if dropout else y
+    return y * (keep(y, dropout, seed) / kept_share(dropout)) if dropout else y
 
 
 def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
@@ -85,20 +85,27 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def threshold(dropout: float) -> int:
-    """A word below it is a zero."""
-    return round(dropout * 2**32)
+    """Half a word below it is a zero: dropout in steps of 2^-16."""
+    return min(round(dropout * 2**16), 2**16 - 1)
+
+
+def kept_share(dropout: float) -> float:
+    """The probability that an element is kept, which is what it is divided by: so the mean stays."""
+    return 1 - threshold(dropout) / 2**16
 
 
 def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    """[N, C, H, W] in like's type and memory format: 0 with probability dropout, else 1. Element (n, c, hw) of the mask is word hw % 4 of
-    Philox at counter ((hw // 4) C + c, n, 0, 0) under the 64 bits of seed: it depends on no layout and no tile."""
+    """[N, C, H, W] in like's type and memory format: 0 with probability dropout, else 1. The elements (n, c, hw) of eight pixels
+    in a row, hw // 8 = k, are the halves, low before high, of the four words of Philox at counter (k C + c, n, 0, 0) under the 64 bits
+    of seed: the mask depends on no layout and no tile."""
     N, C, H, W = like.shape
-    quads = -(-H * W // 4)
-    first = torch.arange(quads * C, device=like.device)
+    eights = -(-H * W // 8)
+    first = torch.arange(eights * C, device=like.device)
     image = torch.arange(N, device=like.device)[:, None]
     zero = torch.zeros((), dtype=torch.int64, device=like.device)
-    words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, quads C] each
-    kept = torch.stack([(word >= threshold(dropout)).view(N, quads, C) for word in words], dim=2)  # [N, quads, 4, C]
+    words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    kept = torch.stack([(half >= threshold(dropout)).view(N, eights, C) for half in halves], dim=2)  # [N, eights, 8, C]
     mask = kept.flatten(1, 2)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
     layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return mask.to(like.dtype, memory_format=layout)

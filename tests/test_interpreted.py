@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_interpreted(file):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
