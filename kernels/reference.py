@@ -30,7 +30,7 @@ def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
     y = F.group_norm(x, groups, weight, bias, eps)
     if scale is not None:
         y = y * (1 + per_channel(scale)) + per_channel(shift)
-    y = F.silu(y) if act == "silu" else y
+    y = F.silu(y, inplace=not y.requires_grad) if act == "silu" else y
     return y * (keep(y, dropout, seed) / kept_share(dropout)) if dropout else y
 
 
