@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).parent / "tuned"
 
 
-@lru_cache
+_forced: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {}
+
+
 def pick(kernel: str, **shape: int) -> dict[str, int]:
     """The config of the entry whose shape is nearest: least sum of |log2 ratio| over its keys; the first of equals."""
+    if kernel in _forced:
+        config, asked = _forced[kernel]
+        asked.append(shape)
+        return dict(config)
+    return dict(_nearest(kernel, **shape))
 
+
+@lru_cache
+def _nearest(kernel: str, **shape: int) -> dict[str, int]:
     def distance(entry: dict[str, dict[str, int]]) -> float:
         return sum(abs(math.log2(entry["shape"][key] / shape[key])) for key in entry["shape"])
 
-    return dict(min(entries(kernel), key=distance)["config"])
+    return min(entries(kernel), key=distance)["config"]
+
+
+@contextlib.contextmanager
+def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]:
+    """pick() gives this config for every shape of a kernel in the block, and the list tells the shapes that were asked for."""
+    asked: list[dict[str, int]] = []
+    _forced[kernel] = (config, asked)
+    try:
+        yield asked
+    finally:
+        del _forced[kernel]
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""What the sources of the kernels must not do, read with `ast`: what passes on the interpreter and not on a GPU, and the other way round."""
+"""What the sources of the kernels must not do, read with `ast`: what a GPU and the interpreter do not both do, and do alike."""
 
 import ast
 from collections.abc import Iterator
