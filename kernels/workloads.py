@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.launch import Launch, watched
 
 GROUPS, EPS, DROPOUT = 32, 1e-6, 0.1
 BATCHES, LARGE_BATCHES = (128, 16), (16, 2)
@@ -52,6 +53,14 @@ class Work(NamedTuple):
 
     def backward(self, outputs: list[Tensor], weights: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
         return list(torch.autograd.grad(outputs, [x for x in inputs.values() if x.requires_grad], weights))
+
+    def launches(self) -> list[Launch]:
+        """Of the forward pass and the backward one, noted on a CPU and not run."""
+        inputs = self.inputs(torch.device("cpu"), random=False)
+        with watched(run=False) as launches:
+            outputs = self.forward(self.fused(), inputs)
+            self.backward(outputs, self.weights(outputs, random=False), inputs)
+        return launches
 
     def fused(self) -> Function:
         """The Triton implementation."""
