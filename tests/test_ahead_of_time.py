@@ -176,7 +176,7 @@ def test_spills_are_seen():
     x = torch.empty(2**14)
     start = Launch(crowded, (1,), {"a": x, "out": x}, {"BLOCK": 2**14}, {"num_warps": 1})
     needs, fitting = compile_for(start), compile_for(start._replace(options={"num_warps": 8}))
-    assert (needs.registers, needs.threads) == (255, 32) and needs.stack >= 4 * (512 - 255)
+    assert needs.threads == 32 and needs.stack >= 4 * (512 - 255)
     assert 64 <= fitting.registers < 128 and fitting.threads == 256 and fitting.stack == 0
 
 
