@@ -53,7 +53,7 @@ def shapes(name: str, works: Iterable[Work]) -> dict[tuple[tuple[str, int], ...]
     found: dict[tuple[tuple[str, int], ...], Work] = {}
     for work in works:
         with configs.using(name, configs.entries(name)[0]["config"]) as asked:
-            started(name, asked, work, work.inputs(CPU, random=False))
+            started(asked, work, work.inputs(CPU, random=False))
         for shape in asked:
             found.setdefault(tuple(shape.items()), work)
     return found
