@@ -54,6 +54,7 @@ def with_gradient(attention, qkv: Tensor, heads: int, dout: Tensor) -> tuple[Ten
 def errors(got: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor], floor: Tensor | float = 0.0) -> list[float]:
     """Of out, dq, dk and dv: the largest error over the largest value. floor: what dq and dk count as at least."""
     (out, dqkv), (true_out, true_dqkv) = got, true
+    assert out.isfinite().all() and dqkv.isfinite().all()
     pairs = [(out, true_out, 0.0), *zip(dqkv.chunk(3, -1), true_dqkv.chunk(3, -1), (floor, floor, 0.0))]
     return [(a.double() - b).abs().max().item() / max(b.abs().max().item(), float(least)) for a, b, least in pairs]
 
