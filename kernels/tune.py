@@ -13,6 +13,7 @@ import datetime
 import itertools
 import json
 import re
+import statistics
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -48,15 +49,15 @@ def candidates(name: str, now: Config) -> list[Config]:
     return [now, *(config for config in combined if config != now)]
 
 
-def shapes(name: str, works: Iterable[Work]) -> dict[tuple[tuple[str, int], ...], Work]:
-    """The shapes for which a config of this name is asked, and the first work that asks for each."""
-    found: dict[tuple[tuple[str, int], ...], Work] = {}
+def shapes(name: str, works: Iterable[Work]) -> dict[tuple[tuple[str, int], ...], list[Work]]:
+    """The shapes for which a config of this name is asked, and the first work of each batch size that asks for them."""
+    found: dict[tuple[tuple[str, int], ...], dict[int, Work]] = {}
     for work in works:
         with configs.using(name, configs.entries(name)[0]["config"]) as asked:
             started(asked, work, work.inputs(CPU, random=False))
         for shape in asked:
-            found.setdefault(tuple(shape.items()), work)
-    return found
+            found.setdefault(tuple(shape.items()), {}).setdefault(work.batch, work)
+    return {shape: list(of_batch.values()) for shape, of_batch in found.items()}
 
 
 def started(asked: list[dict[str, int]], work: Work, inputs: dict[str, Tensor], weights: list[Tensor] | None = None
@@ -76,21 +77,35 @@ def median_ms(run: Callable[[], object]) -> float:
     return do_bench(run, return_mode="median")
 
 
-def timed(work: Work, device: torch.device, bench: Callable[[Callable[[], object]], float] = median_ms) -> Judge:
-    """Ranks by the median time of the launches, in ms."""
+class Case:
+    """A work with inputs on a device, and what it should compute."""
+
+    def __init__(self, work: Work, device: torch.device):
+        self.work, self.inputs = work, work.inputs(device, random=True)
+        exact = {name: x.detach().float().requires_grad_() if x.is_floating_point() else x for name, x in self.inputs.items()}
+        outputs = work.forward(work.judge(), exact)
+        self.weights = work.weights(outputs, random=True)
+        gradients = work.backward(outputs, [weight.float() for weight in self.weights], exact)
+        self.expected = [*(y.detach() for y in outputs), *gradients]
+
+    def right(self, results: list[Tensor]) -> bool:
+        return all(close(result, expected) for result, expected in zip(results, self.expected, strict=True))
+
+
+def timed(works: Sequence[Work], device: torch.device, bench: Callable[[Callable[[], object]], float] = median_ms) -> Judge:
+    """Ranks by the time of the launches in ms, the geometric mean over the works."""
     torch.manual_seed(0)
-    inputs = work.inputs(device, random=True)
-    exact = {name: x.detach().float().requires_grad_() if x.is_floating_point() else x for name, x in inputs.items()}
-    outputs = work.forward(work.judge(), exact)
-    weights = work.weights(outputs, random=True)
-    expected = [*outputs, *work.backward(outputs, [w.float() for w in weights], exact)]
+    cases = [Case(work, device) for work in works]
 
     def rank(name: str, config: Config) -> Rank | None:
-        with configs.using(name, config) as asked:
-            launches, results = started(asked, work, inputs, weights)
-        if not all(close(a, b) for a, b in zip(results, expected, strict=True)):
-            return None
-        return (bench(lambda: [launch.run() for launch in launches]),)
+        times = []
+        for case in cases:
+            with configs.using(name, config) as asked:
+                launches, results = started(asked, case.work, case.inputs, case.weights)
+            if not case.right(results):
+                return None
+            times.append(bench(lambda launches=launches: [launch.run() for launch in launches]))
+        return (statistics.geometric_mean(times),)
 
     return rank
 
@@ -116,13 +131,13 @@ def faster_than_torch(work: Work, config: Config, device: torch.device, bench: C
         return forward(work.fused()) < forward(work.judge()) and both(work.fused()) < both(work.judge())
 
 
-def modelled(work: Work) -> Judge:
-    """Ranks by (bytes of spilled registers, - bytes in flight on an SM), summed over the launches."""
-    inputs = work.inputs(CPU, random=False)
-
+def modelled(works: Sequence[Work]) -> Judge:
+    """Ranks by (bytes of spilled registers, - bytes in flight on an SM), summed over the launches of the works."""
     def rank(name: str, config: Config) -> Rank | None:
-        with configs.using(name, config) as asked:
-            launches, _ = started(asked, work, inputs)
+        launches = []
+        for work in works:
+            with configs.using(name, config) as asked:
+                launches += started(asked, work, work.inputs(CPU, random=False))[0]
         needs = [ahead.compile_for(launch) for launch in launches]
         if any(need.shared > SHARED for need in needs):
             return None
@@ -157,19 +172,19 @@ def best(name: str, tried: Iterable[Config], judge: Judge, refused: tuple[type[E
     return found
 
 
-def tuned(name: str, works: Iterable[Work], judge: Callable[[Work], Judge], faster: Callable[[Work, Config], bool] | None = None,
-          refused: tuple[type[Exception], ...] = ()) -> list[dict]:
+def tuned(name: str, works: Iterable[Work], judge: Callable[[Sequence[Work]], Judge],
+          faster: Callable[[Work, Config], bool] | None = None, refused: tuple[type[Exception], ...] = ()) -> list[dict]:
     """The entries of a file: the best candidate at each shape of the works, and what the file has for other shapes. faster: what to write
     as "faster" into the configs of COMPARED."""
     entries = {tuple(entry["shape"].items()): entry for entry in configs.entries(name)}
-    for shape, work in tqdm(shapes(name, works).items(), desc=name, unit="shape"):
+    for shape, of_shape in tqdm(shapes(name, works).items(), desc=name, unit="shape"):
         now = {key: value for key, value in configs.pick(name, **dict(shape)).items() if key != "faster"}
-        found = best(name, candidates(name, now), judge(work), refused)
+        found = best(name, candidates(name, now), judge(of_shape), refused)
         if found is None:
-            raise RuntimeError(f"{name}: no candidate computes {work} rightly.")
+            raise RuntimeError(f"{name}: no candidate computes {of_shape[0]} rightly.")
         rank, config = found
         if faster and name == COMPARED:
-            config = config | {"faster": faster(work, config)}
+            config = config | {"faster": all(faster(work, config) for work in of_shape)}
         entries[shape] = {"shape": dict(shape), "config": config, "rank": [round(value, 4) for value in rank]}
     return list(entries.values())
 

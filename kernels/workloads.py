@@ -38,6 +38,10 @@ class Work(NamedTuple):
         tensors = [f"{name} {'x'.join(map(str, sizes))} {str(dtype)[6:]}" for name, (sizes, dtype) in self.tensors.items()]
         return ", ".join([self.operation, *tensors, *(f"{name}={value}" for name, value in self.settings.items())])
 
+    @property
+    def batch(self) -> int:
+        return next(iter(self.tensors.values()))[0][0]
+
     def inputs(self, device: torch.device, random: bool) -> dict[str, Tensor]:
         """Normal values; not random: memory as it is, for a run that only notes its kernels."""
         return {name: _tensor(sizes, dtype, device, random) for name, (sizes, dtype) in self.tensors.items()}

@@ -5,13 +5,12 @@ import re
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from kernels.ahead import Resources, compile_for, key, specialization
 from kernels.launch import Launch
 from kernels.workloads import Work, attentions, norms, workloads
-
-triton = pytest.importorskip("triton")  # requirements.txt has it on Linux
-tl = pytest.importorskip("triton.language")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a block can have
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -169,6 +168,13 @@ def test_the_widths_of_loads_are_read_from_the_binary(x, bits):
     bias = torch.empty(1024)
     launch = start_of(x, bias=bias)
     assert loads(compile_for(launch).ptx, launch) == {"x": {bits}, "bias": {128}}
+
+
+def test_a_process_that_interprets_is_told_so():
+    from triton.runtime.interpreter import InterpretedFunction
+
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        compile_for(start_of(X)._replace(kernel=InterpretedFunction(scaled.fn)))
 
 
 def test_spills_are_seen():
