@@ -26,7 +26,7 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     """See kernels.reference. [B, T, 3 C] -> [B, T, C], in autocast's type where autocast is on, as torch's. Only what supports() takes."""
     if torch.is_autocast_enabled(qkv.device.type):
         qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
-    return torch.ops.diffusion_transfer.attention(qkv, heads)[0]
+    return torch.ops.diffusion_transfer.attention.default(qkv, heads)[0]
 
 
 def supports(qkv: Tensor, heads: int) -> bool:
@@ -104,7 +104,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -
 
 
 def _gradient(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, None]:
-    return None if dout is None else torch.ops.diffusion_transfer.attention_backward(dout, *ctx.saved_tensors), None
+    return None if dout is None else torch.ops.diffusion_transfer.attention_backward.default(dout, *ctx.saved_tensors), None
 
 
 # torch.library.define costs a call some 5 us less than custom_op

@@ -7,6 +7,7 @@ and in what is stored. Errors of out reach 6e-3 and those of the gradients, whic
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -213,6 +214,15 @@ def test_faster_is_what_was_measured_at_the_nearest_shape(monkeypatch, tmp_path)
         assert triton.faster(qkv, 2) and not triton.faster(inputs(1, 900, 2, 40, BF16)[0], 2)
     finally:
         forget()
+
+
+@pytest.mark.parametrize("kernel", [triton.FORWARD, triton.BACKWARD_Q, triton.BACKWARD_KV])
+def test_tiles_are_kept_for_every_width_and_type(kernel):
+    """At the same token counts, or the nearest entry of fp32 could be one of 16 bits, whose tiles are too large for it."""
+    kept = [tuple(entry["shape"][key] for key in ("head", "tokens", "itemsize")) for entry in configs.entries(kernel)]
+    heads, tokens, itemsizes = map(set, zip(*kept))
+    assert heads == {16, 32, 64, 128, 256} and itemsizes == {2, 4}
+    assert sorted(kept) == sorted(product(heads, tokens, itemsizes))
 
 
 def forget() -> None:
