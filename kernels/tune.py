@@ -132,16 +132,17 @@ def faster_than_torch(work: Work, config: Config, device: torch.device, bench: C
 
 
 def modelled(works: Sequence[Work]) -> Judge:
-    """Ranks by (bytes of spilled registers, - bytes in flight on an SM), summed over the launches of the works."""
+    """Ranks by (bytes of spilled registers on sm_80 and sm_90, - bytes in flight on an SM of sm_90), summed over the launches."""
     def rank(name: str, config: Config) -> Rank | None:
         launches = []
         for work in works:
             with configs.using(name, config) as asked:
                 launches += started(asked, work, work.inputs(CPU, random=False))[0]
-        needs = [ahead.compile_for(launch) for launch in launches]
+        older, needs = ([ahead.compile_for(launch, capability) for launch in launches] for capability in (80, 90))
         if any(need.shared > SHARED for need in needs):
             return None
-        return sum(need.stack for need in needs), -sum(in_flight(need, launch.grid) for need, launch in zip(needs, launches))
+        spilled = sum(need.stack for need in older + needs)
+        return spilled, -sum(in_flight(need, launch.grid) for need, launch in zip(needs, launches))
 
     return rank
 

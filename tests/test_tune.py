@@ -231,7 +231,7 @@ def test_bytes_in_flight_by_hand():
 
 
 def test_a_spill_ranks_behind_what_has_fewer_bytes_in_flight(monkeypatch):
-    def compiled(launch: Launch) -> ahead.Resources:
+    def compiled(launch: Launch, capability: int) -> ahead.Resources:
         wide = launch.constants["QUERIES"] == 128
         return ahead.Resources(64, 8 if wide else 0, 2**20 if launch.constants["QUERIES"] == 32 else 0, 128,
                                "ld.global.b32 %r1, [%rd1];\n" * (100 if wide else 1))
