@@ -205,8 +205,8 @@ operator(
         h, residual, skip, row_bias, weight, bias, groups, eps, act, None, None, 0.0, None, cat, y, moments))
 
 operator(
-    "group_norm_act_cat_backward", "(Tensor dy, Tensor? dcat, Tensor cat, Tensor weight, Tensor bias, Tensor moments, str act, int channels, "
-    "bool row_bias) -> (Tensor dh, Tensor dskip, Tensor sums)",
+    "group_norm_act_cat_backward", "(Tensor dy, Tensor? dcat, Tensor cat, Tensor weight, Tensor bias, Tensor moments, str act, "
+    "int channels, bool row_bias) -> (Tensor dh, Tensor dskip, Tensor sums)",
     lambda dy, dcat, cat, weight, bias, moments, act, channels, row_bias: (
         empty(cat, channels, cat.dtype), empty(cat, cat.shape[1] - channels, cat.dtype), sums_of(cat, row_bias)),
     lambda dy, dcat, cat, weight, bias, moments, act, channels, row_bias, dh, dskip, sums: backward(
