@@ -112,6 +112,7 @@ def test_every_binary_of_the_published_networks(capability):
             check(work, launch, capability)
         except AssertionError as error:
             wrong.append(f"{launch.kernel.__name__} {launch.constants} {launch.options}: {error}; {work}")
+            print(f"\n{wrong[-1]}", end="")
     assert not wrong, "\n".join(wrong)
 
 
