@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 
 from kernels.ahead import Resources, compile_for, key, specialization
+from kernels.dispatch import LARGEST_GROUP
 from kernels.launch import Launch
-from kernels.workloads import Work, attentions, norms, workloads
+from kernels.workloads import GROUPS, Work, attentions, norms, workloads
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a block can have
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -32,10 +33,11 @@ REPRESENTATIVE = [
 
 
 def everything() -> dict[tuple, tuple[Work, Launch]]:
-    """One launch of each binary that the UNets need."""
+    """One launch of each binary that the UNets need, and of the widest groups."""
     extra = [attentions(batch, tokens, 4, head, dtype) for batch in (1, 128) for tokens in (64, 256, 1024) for head in (16, 64, 256)
              for dtype in (BF16, FP32)]
-    works = [*REPRESENTATIVE, *workloads((128, 16, 1)), *extra]
+    widest = [work for dtype in (BF16, FP32) for work in norms(2, 16, GROUPS * LARGEST_GROUP, (), dtype)]
+    works = [*REPRESENTATIVE, *workloads((128, 16, 1)), *extra, *widest]
     return {key(launch): (work, launch) for work in works for launch in work.launches()}
 
 
