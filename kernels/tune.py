@@ -29,7 +29,7 @@ from runtime.directory import device_name, versions
 
 CANDIDATES: dict[str, dict[str, Sequence[int]]] = {  # by the start of a name
     "attention": {"queries": (16, 32, 64, 128), "keys": (16, 32, 64), "num_warps": (4, 8), "num_stages": (2, 3)},
-    "group_norm": {"slab": (32, 64, 128), "rows": (8, 16, 32), "chunk": (256, 1024), "num_warps": (4, 8)},
+    "group_norm": {"slab": (32, 64, 128), "rows": (16, 32, 64), "chunk": (256, 1024), "num_warps": (4, 8)},
 }
 COMPARED = "attention_forward"  # its configs say whether they are faster than torch's attention, forward and backward
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}  # of the largest value of a result
