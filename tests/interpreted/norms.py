@@ -16,7 +16,7 @@ from kernels import configs, group_norm_launch
 EPS = 1e-5
 GROUPS = {1: 6, 2: 6, 3: 6, 4: 6, 8: 2, 12: 2, 16: 2, 24: 2, 32: 2}  # of each width, so that there are few programs, and more than one
 SIZES = {"1": (1, 1), "4x4": (4, 4), "5x7": (5, 7), "16x16": (16, 16), "32x32": (32, 32), "split": (9, 10)}
-ROWS = {"1": 4, "4x4": 16, "5x7": 16, "16x16": 64, "32x32": 256, "split": 32}
+ROWS = {"1": 4, "4x4": 16, "5x7": 16, "16x16": 64, "32x32": 128, "split": 32}  # the interpreter adds up the rows of a tile one by one
 MATRIX = {
     "width": list(GROUPS), "size": list(SIZES), "N": [1, 3], "offset": [0, 3, 100], "row_bias": [None, "N", "1"], "last": [True, False],
     "act": ["silu", "identity"], "dy": ["like", "other", "expanded"], "slice": [False, True], "slab": [64, 16],
