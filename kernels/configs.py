@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).parent / "tuned"
 
 
-@lru_cache
+_forced: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {}
+
+
 def pick(kernel: str, **shape: int) -> dict[str, int]:
-    """The config of the entry whose shape is nearest: least sum of |log2 ratio| over its keys; the first of equals."""
+    """The config of the entry whose shape is nearest: of the same itemsize, where one is, then the least sum of |log2 ratio| over its
+    keys; the first of equals. (A type of 4 bytes spills the registers that one of 2 fills.)"""
+    if kernel in _forced:
+        config, asked = _forced[kernel]
+        asked.append(shape)
+        return dict(config)
+    return dict(_nearest(kernel, **shape))
 
-    def distance(entry: dict[str, dict[str, int]]) -> float:
-        return sum(abs(math.log2(entry["shape"][key] / shape[key])) for key in entry["shape"])
 
-    return dict(min(entries(kernel), key=distance)["config"])
+@lru_cache
+def _nearest(kernel: str, **shape: int) -> dict[str, int]:
+    def distance(entry: dict[str, dict[str, int]]) -> tuple[bool, float]:
+        of = entry["shape"]
+        return of.get("itemsize") != shape.get("itemsize"), sum(abs(math.log2(of[key] / shape[key])) for key in of)
+
+    return min(entries(kernel), key=distance)["config"]
+
+
+@contextlib.contextmanager
+def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]:
+    """pick() gives this config for every shape of a kernel in the block, and the list tells the shapes that were asked for."""
+    asked: list[dict[str, int]] = []
+    _forced[kernel] = (config, asked)
+    _forget()
+    try:
+        yield asked
+    finally:
+        del _forced[kernel]
+        _forget()
+
+
+def _forget() -> None:
+    """What the modules of the kernels keep may follow from configs, as the plan of a launch does."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("kernels."):
+            for function in list(vars(module).values()):
+                if hasattr(function, "cache_clear"):
+                    function.cache_clear()
 
 
 @lru_cache
