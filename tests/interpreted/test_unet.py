@@ -126,15 +126,17 @@ def test_injected_parameters_of_a_convolution_whose_bias_is_left_to_the_norm():
     compared(ours, one_step(made))
 
 
-def test_the_whole_network_compiles_in_one_graph():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_whole_network_compiles_in_one_graph(backend):
+    """inductor: also with the code and the layouts that it makes of what lies between the kernels."""
     made = network(UNet)
     x, t = torch.randn(2, 3, *SIZE), torch.tensor([3, 30])
-    compiled = torch.compile(copy.deepcopy(made), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(copy.deepcopy(made), fullgraph=True, backend=backend)
     outputs, gradients = [], []
     for each in (made, compiled):
-        torch.manual_seed(5)
-        outputs.append(each(x, t, {}))
+        outputs.append(each.eval()(x, t, {}))  # inductor draws other seeds of dropout
         outputs[-1].square().sum().backward()
         gradients.append([p.grad for p in each.parameters()])
-    torch.testing.assert_close(*outputs)
-    torch.testing.assert_close(*gradients)
+    assert outputs[1].stride() == outputs[0].stride()
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
