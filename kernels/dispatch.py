@@ -22,8 +22,9 @@ _chosen: Kernels = "auto"
 
 
 def select(kernels: Kernels, device: torch.device) -> None:
-    """Chooses for the process, and says so. auto: Triton on a CUDA device, else the reference; attention by Triton only where it was
-    measured to be faster than torch's. triton: wherever a kernel exists. Raises UserError where Triton cannot run."""
+    """Chooses for the process, and says so. auto: Triton on a CUDA device of compute capability 8.0 or more, for which the kernels are
+    compiled in the tests, else the reference; attention by Triton only where it was measured to be faster than torch's. triton:
+    wherever a kernel exists. Raises UserError where Triton cannot run."""
     global _chosen
     if kernels not in get_args(Kernels):
         raise UserError(f"kernels={kernels}: no such choice; they are {', '.join(get_args(Kernels))}.")
@@ -50,7 +51,8 @@ def fused(x: Tensor) -> bool:
 
 
 def _triton_on(device: torch.device) -> bool:
-    return _chosen == "triton" or (_chosen == "auto" and device.type == "cuda" and installed())
+    return _chosen == "triton" or (_chosen == "auto" and device.type == "cuda" and installed()
+                                   and torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def _fits(channels: int, groups: int) -> bool:

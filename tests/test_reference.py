@@ -115,9 +115,11 @@ def test_what_cannot_run_is_refused(choice):
         dispatch.select("tritan", CPU)
 
 
-@pytest.mark.parametrize(("kernels", "device", "fused"), [("auto", "cpu", False), ("auto", "cuda", True), ("reference", "cuda", False)])
-def test_auto_is_triton_on_a_gpu(choice, caplog, kernels, device, fused):
-    """And the log says so."""
+@pytest.mark.parametrize(("kernels", "device", "capability", "fused"), [
+    ("auto", "cpu", None, False), ("auto", "cuda", (9, 0), True), ("auto", "cuda", (7, 5), False), ("reference", "cuda", (9, 0), False)])
+def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, capability, fused):
+    """One that the kernels were compiled for; and the log says so."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     with caplog.at_level("INFO"):
         dispatch.select(kernels, torch.device(device))
     assert dispatch._triton_on(torch.device(device)) == fused
