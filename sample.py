@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.batches import to_uint8
-from diffusion.denoiser import Condition, Denoise, guide
+from diffusion.denoiser import Condition, Denoise, Denoiser, guide
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.schedule import NoiseSchedule
 from kernels import dispatch
@@ -121,7 +121,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
         for each in {denoiser, reference}:
             cast_ahead(each.network, torch.bfloat16)
     with arithmetic(precision, device)(), tqdm(total=len(missing) * len(steps), unit="step", disable=not missing) as bar:
-        ready = {each: prepared(each, steps) for each in {denoiser, reference}}
+        ready = {each: readied(each, steps) for each in {denoiser, reference}}
         for start in range(0, len(missing), settings.batch_size):
             images = missing[start : start + settings.batch_size]
             denoise = ready[denoiser](condition_of(labels(settings.label, classes, images), device))
@@ -194,6 +194,13 @@ def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int
         raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
     number = list(classes).index(str(label)) if str(label) in classes else label
     return torch.full((len(images),), number)
+
+
+def readied(denoiser: Denoiser, steps: Sequence[int]) -> Callable[[Condition | None], Denoise]:
+    """condition -> Denoise. On a CPU the denoiser itself: there is little to spare, and the images keep their bits."""
+    if denoiser.schedule.alpha_bar.is_cuda:
+        return prepared(denoiser, steps)
+    return lambda condition: lambda x_t, t: denoiser(x_t, t, condition)
 
 
 def condition_of(label: torch.Tensor | None, device: torch.device) -> Condition | None:

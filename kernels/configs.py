@@ -40,15 +40,15 @@ def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]
     """pick() gives this config for every shape of a kernel in the block, and the list tells the shapes that were asked for."""
     asked: list[dict[str, int]] = []
     _forced[kernel] = (config, asked)
-    _forget()
+    forget()
     try:
         yield asked
     finally:
         del _forced[kernel]
-        _forget()
+        forget()
 
 
-def _forget() -> None:
+def forget() -> None:
     """What the modules of the kernels keep may follow from configs, as the plan of a launch does."""
     for name, module in list(sys.modules.items()):
         if name.startswith("kernels."):

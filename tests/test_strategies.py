@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data.bundled import Faces, Tissue
 from diffusion.denoiser import Denoiser
+from models.layers import output_of
 from models.network import build_network, network_of
 from runtime.checkpoint import EMA, MODEL, find
 from runtime.config import options
@@ -171,7 +172,7 @@ def features(denoiser: Denoiser, x_t: Tensor, t: Tensor) -> list[Tensor]:
     found: list[Tensor] = []
     network = denoiser.network
     for block in [*(b for level in network.down for b in level.block), *network.mid.block]:
-        block.register_forward_hook(lambda module, inputs, output: found.append(output))
+        block.register_forward_hook(lambda module, inputs, output: found.append(output_of(output)))
     denoiser(x_t, t)
     return found
 

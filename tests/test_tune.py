@@ -11,7 +11,7 @@ from triton.errors import TritonError
 from kernels import ahead, configs, reference, tune
 from kernels.launch import Launch, launch
 from kernels.workloads import Work, attentions, norms, workloads
-from models.layers import Attention, GroupNorm
+from models.layers import Attention, GroupNorm, output_of
 from runtime.build import build
 from runtime.config import CONF
 
@@ -59,16 +59,16 @@ def toy(tmp_path, monkeypatch) -> list[Work]:
     monkeypatch.setitem(tune.CANDIDATES, "toy", {"tile": (1, 2, 4, 8, 16)})
     old = [{"shape": {"channels": channels, "pixels": 16}, "config": {"tile": 8}} for channels in (32, 1024)]
     (tmp_path / "toy.json").write_text(json.dumps({"entries": old}))
-    configs._forget()
+    configs.forget()
     yield [next(norms(2, size, 32, (), torch.float32)) for size in (4, 8)]
     monkeypatch.undo()
-    configs._forget()
+    configs.forget()
 
 
 def test_the_fastest_right_candidate_is_written_and_picked(toy):
     entries = tune.tuned("toy", toy, judge, refused=(TritonError,))
     tune.write("toy", {"device": "a clock that is told"}, entries)
-    configs._forget()
+    configs.forget()
 
     written = json.loads((configs.TUNED / "toy.json").read_text())
     assert written["machine"] == {"device": "a clock that is told"}
@@ -182,8 +182,8 @@ def test_another_width_of_the_type_is_no_neighbour(tmp_path, monkeypatch):
 def test_the_workloads_have_the_shapes_of_the_networks(model, size):
     seen = set()
 
-    def note(module, inputs, _):
-        C, H, W = inputs[0].shape[1:]
+    def note(module, _, output):
+        C, H, W = output_of(output).shape[1:]
         seen.add(("norm", C, H) if isinstance(module, GroupNorm) else ("attention", H * W, module.heads, C // module.heads))
 
     with torch.device("meta"), torch.no_grad():

@@ -209,11 +209,11 @@ def test_faster_is_what_was_measured_at_the_nearest_shape(monkeypatch, tmp_path)
     entries = [{"shape": shape, "config": tile | {"faster": faster}} for shape, faster in shapes]
     (tmp_path / "attention_forward.json").write_text(json.dumps({"entries": entries}))
     monkeypatch.setattr(configs, "TUNED", tmp_path)
-    forget()
+    configs.forget()
     try:
         assert triton.faster(qkv, 2) and not triton.faster(inputs(1, 900, 2, 40, BF16)[0], 2)
     finally:
-        forget()
+        configs.forget()
 
 
 @pytest.mark.parametrize("kernel", [triton.FORWARD, triton.BACKWARD_Q, triton.BACKWARD_KV])
@@ -223,8 +223,3 @@ def test_tiles_are_kept_for_every_width_and_type(kernel):
     heads, tokens, itemsizes = map(set, zip(*kept))
     assert heads == {16, 32, 64, 128, 256} and itemsizes == {2, 4}
     assert sorted(kept) == sorted(product(heads, tokens, itemsizes))
-
-
-def forget() -> None:
-    configs.pick.cache_clear()
-    configs.entries.cache_clear()
