@@ -148,7 +148,7 @@ def locate(config: Config) -> Source | None:
         raise UserError(f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face Hub, which is OWNER/NAME, nor "
                         f"an experiment; {near(name, options('experiment'))}")
     own = composed("train", [f"+experiment={name}", *settings.overrides])
-    own["run"] |= {key: config["run"][key] for key in ("root", "cache", "device")}
+    own["run"] |= {key: config["run"][key] for key in ("root", "cache", "device", "kernels", "compile")}
     own["wandb"] = config["wandb"]
     check_config(own)
     own = complete(own)

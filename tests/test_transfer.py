@@ -19,6 +19,7 @@ from runtime.config import composed
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.log import read_metrics
+from train import locate
 from training.origin import check_number_of_classes, start_from
 from training.parts import build_denoiser
 from transfer.trained import difference, origin_of, source_of
@@ -273,3 +274,11 @@ def test_the_log_of_a_run_says_what_was_found_of_its_images(tmp_path):
         text = log.read_text()
         assert "left out 1 file" in text and ".txt 1" in text and "data.source.range" in text and "held-out loss" in text
     assert len(list(tmp_path.glob("runs/custom/*/log.txt"))) == 2 and len(list(tmp_path.glob("cache/*.npy"))) == 1
+
+
+def test_a_missing_source_is_trained_as_the_target_would_be(tmp_path):
+    """On its device, by its kernels, compiled or not, with its folders."""
+    where = {"run.root": str(tmp_path), "run.cache": str(tmp_path / "cache"), "run.device": "cpu", "run.kernels": "reference", "run.compile": "true"}
+    config = composed("train", ["+experiment=transfer_demo", *(f"{key}={value}" for key, value in where.items())])
+    source = locate(config).config["run"]
+    assert {f"run.{key}": str(value).lower() if isinstance(value, bool) else value for key, value in source.items()}.items() >= where.items()
