@@ -63,7 +63,7 @@ class Sum(NamedTuple):
     @property
     def total(self) -> Tensor:
         total = self.x if self.branch is None else self.x + self.branch
-        return total if self.bias is None else total + self.bias[:, None, None]
+        return total if self.bias is None else total + self.bias.to(total.dtype)[:, None, None]  # as autocast's convolution casts it
 
 
 class GroupNorm(nn.GroupNorm):
