@@ -41,6 +41,23 @@ def test_unet(tmp_path, capsys, monkeypatch):
     assert printed[-1].startswith("demo")  # the table comes last
 
 
+@pytest.mark.parametrize(("benchmark", "more"), [(unet, ["--mode", "forward"]), (sampling, ["--sampler", "ddim", "--steps", "2"])])
+def test_what_is_called_compiled_is_compiled_at_every_batch(benchmark, more, monkeypatch):
+    """torch compiles a function for so many shapes and then runs it as it stands: such a row would time the wrong thing."""
+    compiled, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(1)
+        return graph
+
+    absent(monkeypatch, "diffusers")
+    absent(monkeypatch, "denoising_diffusion_pytorch")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=backend, fullgraph=True, **options))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        benchmark.main([*TINY, *more, "--batch", "1,2", "--pairs", "1", "--compile"])
+    assert len(compiled) == 2
+
+
 def test_sampling(tmp_path, capsys):
     sampling.main([*TINY, "--pairs", "1", "--steps", "2", "--csv", str(tmp_path / "sampling.csv")])
     rows = rows_of(tmp_path / "sampling.csv")
