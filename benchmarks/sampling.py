@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         steps = min(most, whole)
         for batch in numbers(chosen.batch, (1, 4), (1, 16), chosen.device):
+            torch.compiler.reset()  # past its limit of compilations of one function, torch goes on without compiling
             noise = noise_of(range(batch), model.size, chosen.device)
             with torch.no_grad(), autocast():
                 made = {name: Ours(each, sampler, steps, graph) for name, (each, graph) in ways.items()}

@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepare = {"training": training, "forward": sampling}[mode]
         steps = {c.key: prepare(c, autocast) for c in candidates}
         for batch in numbers(chosen.batch, (1, 4), (1, 16, 128, 512), chosen.device):
+            torch.compiler.reset()  # past its limit of compilations of one function, torch goes on without compiling
             inputs = {layout: images(batch, MODELS[chosen.model].size, chosen.device, layout) for layout in LAYOUTS}
             runs = {c.key: lambda c=c, s=steps, i=inputs: s[c.key](*i[c.layout]) for c in candidates}
             seconds, failed = interleaved(runs, chosen.pairs, chosen.device, warmup=3)

@@ -16,6 +16,7 @@ from runtime.errors import UserError
 
 Kernels = Literal["auto", "triton", "reference"]
 LARGEST_GROUP = 128  # channels of a group that a program of the fused norm holds
+INSTALLED = importlib.util.find_spec("triton") is not None  # known from here: torch.compile cannot trace the search
 
 log = logging.getLogger(__name__)
 _chosen: Kernels = "auto"
@@ -37,7 +38,7 @@ def select(kernels: Kernels, device: torch.device) -> None:
 
 
 def installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return INSTALLED
 
 
 def interpreted() -> bool:

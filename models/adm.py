@@ -40,7 +40,7 @@ class EvenDownsample(nn.Module):
         self.conv = conv(channels, channels, 3, stride=2)
 
     def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
-        total = x.total
+        total = x.total()
         return total, Sum(self.conv(total))
 
 

@@ -60,10 +60,9 @@ class Sum(NamedTuple):
     branch: Tensor | None = None
     bias: Tensor | None = None
 
-    @property
-    def total(self) -> Tensor:
+    def total(self) -> Tensor:  # no property: torch.compile before 2.13 may not trace those of a tuple
         total = self.x if self.branch is None else self.x + self.branch
-        return total if self.bias is None else total + self.bias[:, None, None]
+        return total if self.bias is None else total + self.bias.to(total.dtype)[:, None, None]  # as autocast's convolution casts it
 
 
 class GroupNorm(nn.GroupNorm):
@@ -96,7 +95,7 @@ class JoiningNorm(GroupNorm):
             return dispatch.group_norm_act_cat(x.x, skip, *self.settings, x.branch, row_bias)
         if x.branch is not None:
             return dispatch.add_group_norm_act(x.branch, x.x, *self.settings, row_bias)
-        total = x.total
+        total = x.total()
         return total, dispatch.group_norm_act(total, *self.settings)
 
 
@@ -107,7 +106,7 @@ def added(a: Tensor, b: Tensor | None) -> Tensor:
 def output_of(said: Any) -> Tensor:
     """What a module of these says, as one tensor: of several results it is the last."""
     if isinstance(said, Sum):
-        return said.total
+        return said.total()
     return said if isinstance(said, Tensor) else output_of(said[-1])
 
 
@@ -193,7 +192,7 @@ class Downsample(nn.Module):
         self.conv = _initialized(Conv2d(channels, channels, 3, stride=2), 1.0)
 
     def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
-        total = x.total
+        total = x.total()
         return total, Sum(self.conv(F.pad(total, (0, 1, 0, 1))))
 
 
@@ -205,5 +204,5 @@ class Upsample(nn.Module):
         self.conv = conv(channels, channels, 3)
 
     def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
-        total = x.total
+        total = x.total()
         return total, Sum(self.conv(double(total)))

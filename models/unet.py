@@ -3,7 +3,7 @@ first attention of level 1 on the way down; level 0 has the full resolution on b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from models.layers import (
     Upsample,
     conv,
     linear,
+    same_size,
     timestep_embedding,
 )
 
@@ -157,7 +158,7 @@ class UNet(nn.Module):
                 x, h = self._unit(block, attention, h, time[block])
                 skips.append(x)
             if hasattr(level, "downsample"):
-                x, h = self._unit(level.downsample, nn.Identity(), h, time.get(level.downsample))
+                x, h = self._unit(level.downsample, same_size, h, time.get(level.downsample))
                 skips.append(x)
         x, h = self._unit(self.mid.block[0], self.mid.attention[0], h, time[self.mid.block[0]])
         skips.append(x)
@@ -166,11 +167,11 @@ class UNet(nn.Module):
             for block, attention in zip(level.block, level.attention, strict=True):
                 _, h = self._unit(block, attention, h, time[block], skips.pop())
             if hasattr(level, "upsample"):
-                _, h = self._unit(level.upsample, nn.Identity(), h, time.get(level.upsample))
+                _, h = self._unit(level.upsample, same_size, h, time.get(level.upsample))
         _, h = self.norm_out(h)
         return self.conv_out(h)
 
-    def _unit(self, block: nn.Module, attention: nn.Module, h: Sum, *inputs: Tensor | None) -> tuple[Tensor, Sum]:
+    def _unit(self, block: nn.Module, attention: Callable[[Sum], Sum], h: Sum, *inputs: Tensor | None) -> tuple[Tensor, Sum]:
         """(what came in, what goes out) of a block and its attention."""
 
         def through(h, *inputs):
@@ -179,5 +180,5 @@ class UNet(nn.Module):
 
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return through(h, *inputs)
-        x = h.total  # between checkpoints stands one tensor
-        return x, Sum(checkpoint(lambda x, *inputs: through(Sum(x), *inputs)[1].total, x, *inputs, use_reentrant=False))
+        x = h.total()  # between checkpoints stands one tensor
+        return x, Sum(checkpoint(lambda x, *inputs: through(Sum(x), *inputs)[1].total(), x, *inputs, use_reentrant=False))

@@ -41,6 +41,23 @@ def test_unet(tmp_path, capsys, monkeypatch):
     assert printed[-1].startswith("demo")  # the table comes last
 
 
+@pytest.mark.parametrize(("benchmark", "more"), [(unet, ["--mode", "forward"]), (sampling, ["--sampler", "ddim", "--steps", "2"])])
+def test_what_is_called_compiled_is_compiled_at_every_batch(benchmark, more, monkeypatch):
+    """torch compiles a function for so many shapes and then runs it as it stands: such a row would time the wrong thing."""
+    compiled, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(1)
+        return graph
+
+    absent(monkeypatch, "diffusers")
+    absent(monkeypatch, "denoising_diffusion_pytorch")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=backend, fullgraph=True, **options))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        benchmark.main([*TINY, *more, "--batch", "1,2", "--pairs", "1", "--compile"])
+    assert len(compiled) == 2
+
+
 def test_sampling(tmp_path, capsys):
     sampling.main([*TINY, "--pairs", "1", "--steps", "2", "--csv", str(tmp_path / "sampling.csv")])
     rows = rows_of(tmp_path / "sampling.csv")
@@ -57,7 +74,8 @@ def test_kernels(tmp_path):
     assert all(row["median us"].replace(".", "").isdigit() for row in rows)
     for row in rows:  # GB/s are the bytes of the formula over the median
         moved = int(row["must move"][0]) * 4 * torch.Size(map(int, row["shape"].split("x"))).numel()
-        assert float(row["GB/s"]) == pytest.approx(moved / float(row["median us"]) / 1e3, abs=0.06, rel=0.02)
+        expected = moved / float(row["median us"]) / 1e3
+        assert float(row["GB/s"]) == pytest.approx(expected, abs=0.06 + 0.02 * expected)  # both have one decimal
 
 
 @pytest.mark.parametrize("name", ["kernels", "unet", "sampling"])

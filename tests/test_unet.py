@@ -153,7 +153,7 @@ def test_attention_is_its_formula(heads):
     for cut in (slice(h * width, (h + 1) * width) for h in range(heads)):
         parts.append((q[..., cut] @ k[..., cut].mT / math.sqrt(width)).softmax(-1) @ v[..., cut])
     expected = x + (torch.cat(parts, -1) @ layer.out.weight.T + layer.out.bias).mT.reshape(x.shape)
-    torch.testing.assert_close(layer(Sum(x)).total, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(layer(Sum(x)).total(), expected, rtol=1e-10, atol=1e-10)
 
 
 def gradients(network, x, timestep, condition=None):
@@ -277,4 +277,4 @@ def test_starts_as_nearly_zero():
     h, time = torch.randn(2, 32, 4, 4), torch.randn(2, 32)
     torch.testing.assert_close(output_of(network.down[0].block[0](Sum(h), time)), h, rtol=0, atol=1e-3)
     h = torch.randn(2, 64, 4, 4)
-    torch.testing.assert_close(network.mid.attention[0](Sum(h)).total, h, rtol=0, atol=1e-3)
+    torch.testing.assert_close(network.mid.attention[0](Sum(h)).total(), h, rtol=0, atol=1e-3)
