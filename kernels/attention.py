@@ -12,14 +12,12 @@ from torch import Tensor
 
 from kernels import configs
 from kernels.attention_kernels import backward_kv, backward_q, forward
-from kernels.dispatch import interpreted
-from kernels.launch import launch
+from kernels.launch import INTERPRETED, launch
 
 FORWARD, BACKWARD_KV, BACKWARD_Q = "attention_forward", "attention_backward_kv", "attention_backward_q"
 HEADS = range(16, 257)  # channels of a head that the kernels hold
 MOST_PROGRAMS = 65535  # of a CUDA grid, along its second and third axis
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-UPCAST = interpreted()
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
@@ -62,7 +60,8 @@ def plan(kernel: str, B: int, T: int, heads: int, d: int, itemsize: int) -> tupl
     """(grid, constants, options) of a launch."""
     tile = configs.pick(kernel, head=padded(d), tokens=T, itemsize=itemsize)
     queries, keys = tile["queries"], tile["keys"]
-    constants = {"HEAD": d, "WIDTH": padded(d), "SCALE": d**-0.5, "QUERIES": queries, "KEYS": keys, "TAIL": T % keys != 0, "UPCAST": UPCAST}
+    constants = {"HEAD": d, "WIDTH": padded(d), "SCALE": d**-0.5, "QUERIES": queries, "KEYS": keys, "TAIL": T % keys != 0,
+                 "UPCAST": INTERPRETED}
     tiles = -(-T // (keys if kernel == BACKWARD_KV else queries))
     return (tiles, heads, B), constants, {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from kernels import reference
+from kernels.launch import INSTALLED, INTERPRETED
 from kernels.reference import Act
 from runtime.errors import UserError
 
 Kernels = Literal["auto", "triton", "reference"]
 LARGEST_GROUP = 128  # channels of a group that a program of the fused norm holds
-INSTALLED = importlib.util.find_spec("triton") is not None  # known from here: torch.compile cannot trace the search
 
 log = logging.getLogger(__name__)
 _chosen: Kernels = "auto"
@@ -29,21 +27,12 @@ def select(kernels: Kernels, device: torch.device) -> None:
     global _chosen
     if kernels not in get_args(Kernels):
         raise UserError(f"kernels={kernels}: no such choice; they are {', '.join(get_args(Kernels))}.")
-    if kernels == "triton" and not ((device.type == "cuda" and installed()) or interpreted()):
+    if kernels == "triton" and not ((device.type == "cuda" and INSTALLED) or INTERPRETED):
         raise UserError(f"kernels=triton: Triton's kernels run on a CUDA device, and this is {device}"
-                        f"{'' if installed() else ', and triton is not installed'}. kernels=auto takes what runs here. (TRITON_INTERPRET=1 "
+                        f"{'' if INSTALLED else ', and triton is not installed'}. kernels=auto takes what runs here. (TRITON_INTERPRET=1 "
                         "in the environment runs them on a CPU, slowly: for tests.)")
     _chosen = kernels
     log.info("kernels: %s", "Triton" if _triton_on(device) else "torch's own")
-
-
-def installed() -> bool:
-    return INSTALLED
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets its kernels in this process, as tests do."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and installed()
 
 
 def fused(x: Tensor) -> bool:
@@ -52,7 +41,7 @@ def fused(x: Tensor) -> bool:
 
 
 def _triton_on(device: torch.device) -> bool:
-    return _chosen == "triton" or (_chosen == "auto" and device.type == "cuda" and installed()
+    return _chosen == "triton" or (_chosen == "auto" and device.type == "cuda" and INSTALLED
                                    and torch.cuda.get_device_capability(device) >= (8, 0))
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+INSTALLED = importlib.util.find_spec("triton") is not None  # known from here: torch.compile cannot trace the search
+INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"  # Triton's mode for the whole process, as tests have it
 
 
 class Launch(NamedTuple):

@@ -100,7 +100,8 @@ class Replayed:
 
 
 def cast_ahead(network: nn.Module, dtype: torch.dtype) -> None:
-    """Convolutions and linear layers keep their weights as autocast would cast them at every call: the same numbers, without the casts."""
+    """Convolutions and linear layers keep their weights as autocast would cast them at every call: the same numbers, without the casts.
+    Biases stay as they are: a norm may add them, in float32."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)
+            module.weight.data = module.weight.data.to(dtype)

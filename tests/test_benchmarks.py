@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import runtime.torchvision  # noqa: F401  before any peer that imports torchvision
+
+# isort: split
 from benchmarks import common, kernels, networks, operations, sampling, unet
 
 ROOT = Path(__file__).parent.parent

@@ -1,21 +1,49 @@
-"""The choice between Triton and the reference, as torch.compile sees it."""
+"""The choice between Triton and the reference."""
 
 import importlib.util
 
+import pytest
 import torch
-import torch._dynamo  # it searches too, while it is imported
+import torch._dynamo  # it searches for packages too, while it is imported
 
 from kernels import dispatch
+from runtime.errors import UserError
+
+CPU = torch.device("cpu")
 
 
-def test_a_compiled_network_does_not_search_for_triton(monkeypatch):
+@pytest.fixture
+def choice():
+    before = dispatch._chosen
+    yield
+    dispatch._chosen = before
+
+
+def test_what_cannot_run_is_refused(choice):
+    with pytest.raises(UserError, match="CUDA device, and this is cpu"):
+        dispatch.select("triton", CPU)
+    with pytest.raises(UserError, match="no such choice; they are auto, triton, reference"):
+        dispatch.select("tritan", CPU)
+
+
+@pytest.mark.parametrize(("kernels", "device", "capability", "fused"), [
+    ("auto", "cpu", None, False), ("auto", "cuda", (9, 0), True), ("auto", "cuda", (7, 5), False), ("reference", "cuda", (9, 0), False)])
+def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, capability, fused):
+    """One that the kernels were compiled for; and the log says so."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    with caplog.at_level("INFO"):
+        dispatch.select(kernels, torch.device(device))
+    assert dispatch._triton_on(torch.device(device)) == fused
+    assert caplog.messages == ["kernels: Triton" if fused else "kernels: torch's own"]
+
+
+def test_a_compiled_network_does_not_search_for_triton(choice, monkeypatch):
     """On a GPU every norm asks whether Triton is there, and torch before 2.13 may not trace that search: it would break the graph there."""
-    search = importlib.util.find_spec
 
-    def untraceable(name, package=None):
+    def untraceable(*_):
         torch._dynamo.graph_break()
-        return search(name, package)
 
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", untraceable)
-    compiled = torch.compile(lambda x: x + 1 if dispatch.installed() else x - 1, fullgraph=True, backend="eager")
-    assert compiled(torch.zeros(1)).item() == (1 if search("triton") else -1)
+    compiled = torch.compile(lambda x: x + dispatch._triton_on(torch.device("cuda")), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1)).item() == 1

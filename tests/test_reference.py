@@ -1,4 +1,4 @@
-"""The specification of the fused operations, against formulas and published values; and which implementation is picked."""
+"""The specification of the fused operations, against formulas and published values."""
 
 import math
 
@@ -6,11 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import dispatch, reference
+from kernels import reference
 from kernels.reference import keep, kept_share, philox
-from runtime.errors import UserError
 
-CPU = torch.device("cpu")
 KNOWN = [  # counter, key, words: the known answers that come with Random123, the authors' library
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -99,28 +97,3 @@ def test_sums_and_concatenations_are_what_they_say():
         left = h + given.get("residual", 0) + (row_bias[:, :8, None, None] if "row_bias" in given else 0)
         torch.testing.assert_close(cat, torch.cat([left, skip], 1))
         torch.testing.assert_close(y, F.silu(F.group_norm(cat, 4, weight, bias, 1e-5)))
-
-
-@pytest.fixture
-def choice():
-    before = dispatch._chosen
-    yield
-    dispatch._chosen = before
-
-
-def test_what_cannot_run_is_refused(choice):
-    with pytest.raises(UserError, match="CUDA device, and this is cpu"):
-        dispatch.select("triton", CPU)
-    with pytest.raises(UserError, match="no such choice; they are auto, triton, reference"):
-        dispatch.select("tritan", CPU)
-
-
-@pytest.mark.parametrize(("kernels", "device", "capability", "fused"), [
-    ("auto", "cpu", None, False), ("auto", "cuda", (9, 0), True), ("auto", "cuda", (7, 5), False), ("reference", "cuda", (9, 0), False)])
-def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, capability, fused):
-    """One that the kernels were compiled for; and the log says so."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    with caplog.at_level("INFO"):
-        dispatch.select(kernels, torch.device(device))
-    assert dispatch._triton_on(torch.device(device)) == fused
-    assert caplog.messages == ["kernels: Triton" if fused else "kernels: torch's own"]
