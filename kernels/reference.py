@@ -31,7 +31,7 @@ def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
     if scale is not None:
         y = y * (1 + per_channel(scale)) + per_channel(shift)
     y = F.silu(y, inplace=not y.requires_grad) if act == "silu" else y
-    return y * (keep(y, dropout, seed) / kept_share(dropout)) if dropout else y
+    return y * keep(y, dropout, seed).div_(kept_share(dropout)) if dropout else y
 
 
 def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
@@ -58,9 +58,8 @@ def group_norm_act_cat(h: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, gr
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """[B, T, 3 C] -> [B, T, C]: softmax(q k^T / sqrt(d)) v in each head (Vaswani et al. 2017, eq. 1). The last axis of qkv is
     (q, k, v), then the head, then d = C / heads."""
-    B, T, width = qkv.shape
-    q, k, v = qkv.view(B, T, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)  # [B, heads, T, d]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, width // 3)
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))  # [B, heads, T, d]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def per_channel(values: Tensor) -> Tensor:
@@ -76,12 +75,11 @@ LOW = 0xFFFFFFFF
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Words of 32 bits, in int64 tensors."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(ROUNDS):
-        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # 64 bits; a negative one is right in its low 64, and >> is masked
-        c0, c1, c2, c3 = (b >> 32 & LOW) ^ c1 ^ k0, b & LOW, (a >> 32 & LOW) ^ c3 ^ k1, a & LOW
-        k0, k1 = k0 + WEYL[0] & LOW, k1 + WEYL[1] & LOW
-    return c0, c1, c2, c3
+    rounds = torch.arange(ROUNDS, device=c0.device)
+    for k0, k1 in zip(*((k + rounds * weyl & LOW).unbind() for k, weyl in zip(key, WEYL, strict=True)), strict=True):
+        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # 64 bits, right whatever their sign
+        c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & LOW, b, ((a >> 32) ^ c3 ^ k1) & LOW, a  # of b and a, only the low 32 count
+    return c0, c1 & LOW, c2, c3 & LOW
 
 
 def threshold(dropout: float) -> int:
@@ -104,8 +102,8 @@ def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
     image = torch.arange(N, device=like.device)[:, None]
     zero = torch.zeros((), dtype=torch.int64, device=like.device)
     words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
-    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    kept = torch.stack([(half >= threshold(dropout)).view(N, eights, C) for half in halves], dim=2)  # [N, eights, 8, C]
-    mask = kept.flatten(1, 2)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
+    words = torch.stack([word.view(N, eights, C) for word in words], dim=2)  # [N, eights, 4, C]
+    kept = torch.stack([words & 0xFFFF, words >> 16], dim=3) >= threshold(dropout)  # [N, eights, 4, 2, C]
+    mask = kept.flatten(1, 3)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
     layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return mask.to(like.dtype, memory_format=layout)
