@@ -39,9 +39,11 @@ def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, c
 
 def test_a_compiled_network_does_not_search_for_triton(choice, monkeypatch):
     """On a GPU every norm asks whether Triton is there, and torch before 2.13 may not trace that search: it would break the graph there."""
+    search = importlib.util.find_spec
 
-    def untraceable(*_):
+    def untraceable(*names):
         torch._dynamo.graph_break()
+        return search(*names)
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", untraceable)

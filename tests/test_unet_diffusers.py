@@ -96,6 +96,7 @@ def test_cifar10_is_unet2d(monkeypatch):
     check("ddpm_cifar10", 32, [7, 999], monkeypatch)
 
 
+@pytest.mark.slow
 def test_256_is_unet2d(monkeypatch):
     """google/ddpm-celebahq-256's configuration, 113.7 M parameters, on 64 px (2x2 at the bottom)."""
     check("ddpm_256", 64, [500], monkeypatch)

@@ -126,7 +126,8 @@ def test_injected_parameters_of_a_convolution_whose_bias_is_left_to_the_norm():
     compared(ours, one_step(made))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_whole_network_compiles_in_one_graph(backend):
     """inductor: also with the code and the layouts that it makes of what lies between the kernels."""
     made = network(UNet)
