@@ -14,7 +14,7 @@ demo: .venv/installed
 	@$(PY) report.py runs/transfer_demo
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal
 
 test-slow: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS)

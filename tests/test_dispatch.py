@@ -14,7 +14,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def choice():
-    before = dispatch._chosen
+    """auto, whatever other tests chose; theirs comes back."""
+    before, dispatch._chosen = dispatch._chosen, "auto"
     yield
     dispatch._chosen = before
 

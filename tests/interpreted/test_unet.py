@@ -102,7 +102,8 @@ def compared(ours, theirs):
         torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=2e-5 * float(largest), msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize(("kind", "options"), [(UNet, {}), (ADMUNet, {}), (UNet, {"gradient_checkpointing": True})])
+@pytest.mark.parametrize(("kind", "options"), [
+    (UNet, {}), (ADMUNet, {}), pytest.param(UNet, {"gradient_checkpointing": True}, marks=pytest.mark.slow)])
 def test_a_training_step_is_the_references(kind, options):
     """Biases left to the norms, sums to the next norm, and the same masks of dropout."""
     made = network(kind, **options)
