@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import dispatch, reference
+from kernels.workloads import DROPOUT, EPS, GROUPS
 
-GROUPS, EPS, DROPOUT = 32, 1e-6, 0.1
 Compute = Callable[..., Tensor | tuple[Tensor, ...]]
 Implementation = tuple[Compute, list[Tensor]]  # and its inputs, all of which have a gradient
 

@@ -56,6 +56,18 @@ def schedule(monkeypatch, split: bool, rows: int, slab: int = 64) -> None:
     monkeypatch.setattr(group_norm_launch, "LARGE", 0 if split else 10**9)
 
 
+def begun(case: dict[str, Any], monkeypatch) -> tuple[torch.Generator, int, tuple[int, int, int, int]]:
+    """What every case of a matrix begins with: its tiles, its random numbers, its groups and its shape [N, C, H, W]."""
+    schedule(monkeypatch, case["size"] == "split", ROWS[case["size"]], case["slab"])
+    groups = GROUPS[case["width"]]
+    return torch.Generator().manual_seed(0), groups, (case["N"], groups * case["width"], *SIZES[case["size"]])
+
+
+def row_bias(case: dict[str, Any], C: int, random: torch.Generator) -> dict[str, Tensor]:
+    """[N, C] or [1, C], where the case has one."""
+    return {"row_bias": torch.randn(case["N"] if case["row_bias"] == "N" else 1, C, generator=random)} if case["row_bias"] else {}
+
+
 def images(shape: tuple[int, ...], last: bool, random: torch.Generator, offset: float = 0.0, sliced: bool = False,
            dtype: torch.dtype = torch.float32) -> Tensor:
     """Normal numbers, each channel about an offset of its own. sliced: channels of a wider tensor."""

@@ -13,15 +13,10 @@ CASES = norms.pairwise({**norms.MATRIX, "used": ["both", "sum", "y"]})
 @pytest.mark.parametrize("case", CASES, ids=norms.name_of)
 def test_against_float64(case, monkeypatch):
     """used: the outputs that have a gradient."""
-    norms.schedule(monkeypatch, case["size"] == "split", norms.ROWS[case["size"]], case["slab"])
-    random = torch.Generator().manual_seed(0)
-    groups = norms.GROUPS[case["width"]]
-    N, C, (H, W) = case["N"], groups * case["width"], norms.SIZES[case["size"]]
+    random, groups, (N, C, H, W) = norms.begun(case, monkeypatch)
     inputs = {"h": norms.images((N, C, H, W), case["last"], random, case["offset"], case["slice"]),
               "residual": norms.images((N, C, H, W), case["last"] != (case["dy"] == "other"), random, -2 * case["offset"]),
-              **norms.parameters(C, random)}
-    if case["row_bias"]:
-        inputs["row_bias"] = torch.randn(N if case["row_bias"] == "N" else 1, C, generator=random)
+              **norms.parameters(C, random), **norms.row_bias(case, C, random)}
     given = [norms.gradient_like(torch.empty_like(inputs["h"]), case["dy"], random) for _ in range(2)]
     given = [None if case["used"] == "y" else given[0], None if case["used"] == "sum" else given[1]]
     norms.check_in_float32(kernels, reference, "add_group_norm_act", inputs, lambda i, y: given[i], case["offset"], groups=groups,

@@ -13,24 +13,19 @@ CASES = norms.pairwise({**norms.MATRIX, "adaptive": [False, True], "dropout": [0
 
 @pytest.mark.parametrize("case", CASES, ids=norms.name_of)
 def test_against_float64(case, monkeypatch):
-    norms.schedule(monkeypatch, case["size"] == "split", norms.ROWS[case["size"]], case["slab"])
-    random = torch.Generator().manual_seed(0)
-    groups = norms.GROUPS[case["width"]]
-    N, C, (H, W) = case["N"], groups * case["width"], norms.SIZES[case["size"]]
+    random, groups, (N, C, H, W) = norms.begun(case, monkeypatch)
     inputs = {"x": norms.images((N, C, H, W), case["last"], random, case["offset"], case["slice"]), **norms.parameters(C, random)}
-    inputs |= adaptive(case, N, C, random)
+    inputs |= adaptive(case, C, random)
     options = {"groups": groups, "eps": norms.EPS, "act": case["act"], "dropout": case["dropout"],
                "seed": torch.tensor([1 << 40 | 12345]) if case["dropout"] else None}
     dy = norms.gradient_like(torch.empty_like(inputs["x"]), case["dy"], random)
     norms.check_in_float32(kernels, reference, "group_norm_act", inputs, lambda i, y: dy, case["offset"], **options)
 
 
-def adaptive(case, N, C, random):
-    terms = {}
-    if case["row_bias"]:
-        terms["row_bias"] = torch.randn(N if case["row_bias"] == "N" else 1, C, generator=random)
+def adaptive(case, C, random):
+    terms = norms.row_bias(case, C, random)
     if case["adaptive"]:
-        both = 0.5 * torch.randn(N, 2 * C, generator=random)
+        both = 0.5 * torch.randn(case["N"], 2 * C, generator=random)
         terms["scale"], terms["shift"] = both.chunk(2, dim=1)  # views with a step of 2 C
     return terms
 
@@ -40,7 +35,7 @@ def made(dropout=0.0, dtype=torch.float32, last=True, shape=(2, 24, 6, 7), **mor
     random = torch.Generator().manual_seed(1)
     N, C, _, _ = shape
     inputs = {"x": norms.images(shape, last, random, dtype=dtype), **norms.parameters(C, random)}
-    inputs |= {key: value.to(dtype) for key, value in adaptive({"row_bias": "N", "adaptive": True}, N, C, random).items()}
+    inputs |= {key: value.to(dtype) for key, value in adaptive({"N": N, "row_bias": "N", "adaptive": True}, C, random).items()}
     options = {"groups": 4, "eps": norms.EPS, "dropout": dropout, "seed": torch.tensor([77]) if dropout else None}
     return inputs, {**options, **more}, norms.images(shape, last, random, dtype=dtype)
 

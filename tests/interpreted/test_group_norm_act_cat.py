@@ -13,10 +13,7 @@ CASES = norms.pairwise({**norms.MATRIX, "used": ["both", "cat", "y"], "residual"
 @pytest.mark.parametrize("case", CASES, ids=norms.name_of)
 def test_against_float64(case, monkeypatch):
     """boundary: where h ends and skip begins."""
-    norms.schedule(monkeypatch, case["size"] == "split", norms.ROWS[case["size"]], case["slab"])
-    random = torch.Generator().manual_seed(0)
-    groups = norms.GROUPS[case["width"]]
-    N, C, (H, W) = case["N"], groups * case["width"], norms.SIZES[case["size"]]
+    random, groups, (N, C, H, W) = norms.begun(case, monkeypatch)
     left = groups // 2 * case["width"] + (case["width"] // 2 if case["boundary"] == "in a group" else 0)
     other = case["last"] != (case["dy"] == "other")
     inputs = {"h": norms.images((N, left, H, W), case["last"], random, case["offset"], case["slice"]),
@@ -24,8 +21,7 @@ def test_against_float64(case, monkeypatch):
               **norms.parameters(C, random)}
     if case["residual"]:
         inputs["residual"] = norms.images((N, left, H, W), other, random)
-    if case["row_bias"]:
-        inputs["row_bias"] = torch.randn(N if case["row_bias"] == "N" else 1, left, generator=random)
+    inputs |= norms.row_bias(case, left, random)
     both = torch.cat([inputs["h"], inputs["skip"]], 1)
     given = [norms.gradient_like(both, case["dy"], random) for _ in range(2)]
     given = [None if case["used"] == "y" else given[0], None if case["used"] == "cat" else given[1]]
