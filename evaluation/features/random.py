@@ -1,0 +1,54 @@
+"""Features that need no file."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluation.features import Embedding, in_colour
+from runtime.randomness import generator
+
+SIDE = 64  # of the image that the network sees
+CHANNELS = (32, 64, 128, 256)  # of its convolutions, each at half the side of the one before
+OUTPUTS = 64
+GAIN = 4.0  # He et al.'s 2 keeps a ReLU's sum of squares; filters without a mean see half of that, and in images neighbours are alike
+VERSION = 1  # raise when the numbers change
+
+
+class RandomConvolutional:
+    """Features of a convolutional network that nobody has trained (Naeem et al. 2020, section 4.3, whose R64 is a random VGG16 with 64
+    outputs). On medical images they are no worse a judge than a network of photographs has to be, and they favour nobody. They are
+    not FID's, and their numbers compare with no others.
+
+    Four times a 3x3 convolution, ReLU and max pooling, then one linear map of the last [256, 4, 4]. Each filter's mean is taken
+    out: what ReLU lets through is positive, and filters that add it up all see one and the same brightness, so that 64 outputs
+    would have the variance of two. Scaled as He et al. 2015, so that outputs are of order 1. A function of the seed alone.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.name = f"random convolutional features (Naeem et al. 2020, seed {seed}; not FID's)"
+        self.short = "random"
+        self.frechet = "Fréchet distance (random)"
+        self.identity = {"kind": "random convolutional", "version": VERSION, "seed": seed, "side": SIDE, "outputs": OUTPUTS}
+        sides = [3, *CHANNELS]
+        self.filters = [filters(seed, k, sides[k + 1], sides[k] * 9).view(-1, sides[k], 3, 3) for k in range(len(CHANNELS))]
+        self.linear = filters(seed, len(CHANNELS), OUTPUTS, CHANNELS[-1] * (SIDE >> len(CHANNELS)) ** 2)
+
+    def to(self, device: torch.device | str) -> RandomConvolutional:
+        self.filters, self.linear = [each.to(device) for each in self.filters], self.linear.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> Embedding:
+        x = in_colour(images).float() / 127.5 - 1  # [B, 3, H, W] in [-1, 1]
+        x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+        for each in self.filters:
+            x = F.max_pool2d(F.relu(F.conv2d(x, each, padding=1)), 2)
+        return Embedding(F.linear(x.flatten(1), self.linear))
+
+
+def filters(seed: int, layer: int, outputs: int, inputs: int) -> Tensor:
+    """[outputs, inputs] normal values, each row with mean 0 and, expected, sum of squares GAIN."""
+    values = torch.randn(outputs, inputs, dtype=torch.float64, generator=generator(seed, "random convolutional", layer))
+    return ((values - values.mean(1, keepdim=True)) * (GAIN / inputs) ** 0.5).float()
+
