@@ -71,8 +71,8 @@ class Lpips:
         if self.size:
             x = resized(x, self.size, "bicubic").clamp(-1, 1)
         if min(x.shape[2:]) < SMALLEST:
-            raise UserError(f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high and {x.shape[3]} wide: the setting "
-                            "size=64 of these features scales them first.")
+            raise UserError(f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high and {x.shape[3]} wide: "
+                            "the setting size=64 of these features scales them first.")
         x, parts = (x - self.shift) / self.scale, []
         for k, layer in enumerate(self.layers[: LAYERS[-1] + 1]):
             x = layer(x)  # [B, C, H, W]

@@ -51,8 +51,8 @@ def load_into(network: torch.nn.Module, state: dict[str, Tensor], file: Path, wh
 
 
 class Normalized:
-    """images [B, H, W, 1 or 3] uint8 -> [B, 3, size, size]: in colour, the whole picture brought to a square (antialiased), (x - mean) / std
-    of values in 0..1."""
+    """images [B, H, W, 1 or 3] uint8 -> [B, 3, size, size]: in colour, the whole picture brought to a square (antialiased), and of its
+    values in 0..1 (x - mean) / std."""
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], resample: Resample):
         if size < 1:

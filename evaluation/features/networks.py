@@ -31,7 +31,7 @@ class TorchScript:
         try:
             self.network = torch.jit.load(str(self.file), map_location="cpu").eval()
         except Exception as error:  # a damaged file ends in whatever error its bytes lead to
-            raise UserError(f"{self.file}: damaged, or no TorchScript ({_line(error)}). A state dict alone is for features=timm.") from error
+            raise UserError(f"{self.file}: damaged, or no TorchScript ({_line(error)}). A state dict is for features=timm.") from error
         digest = sha256(self.file)
         self.name = f"features of {self.file.name} (TorchScript, sha256 {digest[:8]}; not FID's)"
         self.short, self.frechet = self.file.stem, f"Fréchet distance ({self.file.stem})"
@@ -67,22 +67,21 @@ class Timm:
             import timm  # many networks that nobody needs who has no weights
         except ImportError:
             raise UserError("features of timm's networks need the package timm: pip install timm") from None
-        if not timm.is_model(name):
-            raise UserError(f"features.name={name}: timm {timm.__version__} has no such network; {near(name, timm.list_models())}")
+        known = timm.list_pretrained()
+        if name not in known:
+            raise UserError(f"features.name={name}: timm {timm.__version__} has no such weights (NETWORK.TAG); {near(name, known)}")
         config = timm.models.get_pretrained_cfg(name)
-        if config is None:
-            raise UserError(f"features.name={name}: timm {timm.__version__} has no such weights; "
-                            f"{near(name, timm.list_pretrained(name.split('.')[0] + '*'))}")
-        hub = f"huggingface-cli download {config.hf_hub_id} model.safetensors" if config.hf_hub_id else f"see timm's documentation of {name}"
-        file = weight_file(path, name, f"get them where there is a network ({hub})")
-        size = size or config.input_size[-1]
+        hub = f": huggingface-cli download {config.hf_hub_id} model.safetensors" if config.hf_hub_id else ""
+        file = weight_file(path, name, f"get them where there is a network{hub}")
+        size = config.input_size[-1] if size is None else size
+        sized = {"img_size": size} if config.fixed_input_size else {}  # a vision transformer has its size built in
+        self.input = Normalized(size, config.mean, config.std, "bilinear" if config.interpolation == "bilinear" else "bicubic")
         try:
-            self.network = timm.create_model(name, pretrained=False, num_classes=0, **({"img_size": size} if config.fixed_input_size else {}))
+            self.network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
         except (ValueError, AssertionError, TypeError) as error:
             raise UserError(f"features.size={size}: {name} cannot be built at this size ({_line(error)}).") from error
         load_into(self.network, self._renamed(tensors(file)), file, name)
         self.network.requires_grad_(False).eval()
-        self.input = Normalized(size, config.mean, config.std, "bilinear" if config.interpolation == "bilinear" else "bicubic")
         self.short = short or name.split(".")[0]
         self.name, self.frechet = f"{name} (timm; not FID's)", f"Fréchet distance ({self.short})"
         self.identity = {"kind": "timm", "name": name, "sha256": sha256(file), "size": size}

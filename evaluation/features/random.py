@@ -12,7 +12,7 @@ from runtime.randomness import generator
 SIDE = 64  # of the image that the network sees
 CHANNELS = (32, 64, 128, 256)  # of its convolutions, each at half the side of the one before
 OUTPUTS = 64
-GAIN = 3.0  # makes the outputs of real images about 1: KID's (x.y / D + 1)^3 sees little but means of small ones, and outliers of large ones
+GAIN = 3.0  # makes real images' outputs about 1: of small ones KID's (x.y / D + 1)^3 sees but the means, of large ones the outliers
 VERSION = 1  # raise when the numbers change
 
 
