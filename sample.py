@@ -111,8 +111,17 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     classes = found.state["classes"] if denoiser.network.classes else []
     if classes and settings.label is None:
         log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, classes[:12])))
-    shape = image_shape(found.state["config"]["data"])
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
+    new = write_missing(out, settings, denoiser, reference, classes, image_shape(found.state["config"]["data"]))
+    log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, new)
+    return out
+
+
+def write_missing(out: Path, settings: SampleSettings, denoiser: Denoiser, reference: Denoiser, classes: Sequence[str],
+                  shape: Sequence[int]) -> int:
+    """Makes those of the images 0 .. n - 1 that are not in out yet, the grid and the strip. reference: what guidance leads away from.
+    Returns how many were made."""
+    device = denoiser.schedule.alpha_bar.device
     missing = [k for k in range(settings.n) if not (out / name_of(k)).exists()]
     precision = pick_precision(settings.precision, device)
     dispatch.select(settings.kernels, device)
@@ -130,8 +139,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
             make(images, denoise, denoiser.schedule, steps, shape, settings, out, bar)
     shown = [read(out / name_of(k)) for k in range(min(settings.n, 256))]
     write_atomically(out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5))))
-    log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, len(missing))
-    return out
+    return len(missing)
 
 
 def default_out(found: Trained, settings: SampleSettings) -> Path:

@@ -22,6 +22,7 @@ from diffusion.denoiser import Condition, Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
+from evaluation.held_out import held_out_errors
 from runtime import checkpoint
 from runtime.device import peak_memory
 from runtime.directory import device_name, write_json
@@ -31,7 +32,6 @@ from runtime.randomness import derive, generator
 from runtime.results import RESULT
 from runtime.signals import Preempted, StopRequest
 from training.ema import Ema, share_of_start
-from training.held_out import held_out_loss
 from training.settings import RunSettings, TrainSettings
 from transfer.inject import load, parameters
 from transfer.replay import Replay
@@ -253,7 +253,7 @@ class Trainer:
         if not len(rows):
             return {}
         with self.autocast():
-            values = held_out_loss(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check)
+            values = held_out_errors(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check).values()
         values["ema_share_of_start"] = share_of_start(self.settings.ema_decay, self.steps_done)
         by_noise = [f"{which} noise {values[key]:.4f}" for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9")) if key in values]
         log.info("step %d: held-out loss %.5f%s", self.steps_done, values["loss"], f" ({', '.join(by_noise)})" if by_noise else "")
