@@ -37,13 +37,14 @@ class Features(Protocol):
 
 
 @torch.no_grad()
-def extract(features: Features, images: np.ndarray, rows: Sequence[int] | None = None, batch_size: int = 64,
-            device: torch.device | str = "cpu", desc: str = "features") -> Embedding:
+def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows: Sequence[int] | None = None, batch_size: int = 64,
+            desc: str = "features", device: torch.device | str = "cpu") -> Embedding:
     """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; on the CPU, in the order of rows.
 
     Raises UserError where images are no uint8 (samples that have not become pixels may hold NaN), and where features come out
     as NaN or infinity.
     """
+    images = np.asarray(images)  # what is a memory map stays one
     _check_images(images, desc)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")

@@ -12,18 +12,18 @@ from runtime.randomness import generator
 SIDE = 64  # of the image that the network sees
 CHANNELS = (32, 64, 128, 256)  # of its convolutions, each at half the side of the one before
 OUTPUTS = 64
-GAIN = 4.0  # He et al.'s 2 keeps a ReLU's sum of squares; filters without a mean see half of that, and in images neighbours are alike
+GAIN = 3.0  # makes real images' outputs about 1: of small ones KID's (x.y / D + 1)^3 sees but the means, of large ones the outliers
 VERSION = 1  # raise when the numbers change
 
 
 class RandomConvolutional:
     """Features of a convolutional network that nobody has trained (Naeem et al. 2020, section 4.3, whose R64 is a random VGG16 with 64
-    outputs). On medical images they are no worse a judge than a network of photographs has to be, and they favour nobody. They are
-    not FID's, and their numbers compare with no others.
+    outputs). They are
+    not FID's, and their numbers compare only with those of the same seed.
 
     Four times a 3x3 convolution, ReLU and max pooling, then one linear map of the last [256, 4, 4]. Each filter's mean is taken
     out: what ReLU lets through is positive, and filters that add it up all see one and the same brightness, so that 64 outputs
-    would have the variance of two. Scaled as He et al. 2015, so that outputs are of order 1. A function of the seed alone.
+    would vary as two do. Normal weights, scaled much as He et al. 2015 do; a function of the seed alone.
     """
 
     def __init__(self, seed: int = 0):
