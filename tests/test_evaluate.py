@@ -38,7 +38,7 @@ def settings(transfers: Transfers, **given) -> evaluate.EvaluateSettings:
     given = given if "images" in given else {"checkpoint": "RUN"} | given
     return evaluate.EvaluateSettings(**{
         "sampler": SAMPLER, "features": RandomConvolutional(), "perceptual": RandomConvolutional(), "n": 12, "held_out_draws": 32,
-        "bound_images": 2, "bound_steps": 5, "cache": str(transfers.root / "cache"), "device": "cpu", "select": "last"} | given)
+        "bound_images": 2, "bound_steps": 5, "cache": str(transfers.root / "cache"), "device": "cpu"} | given)
 
 
 @pytest.fixture(scope="module")
