@@ -74,9 +74,11 @@ def decoder(name):
     above = BETAS[1] * (1 - BAR[1]) / (1 - BAR[2])  # the posterior's variance of the step above, which Ho takes at t = 1
     scale = math.sqrt(MISS[1] if name == "optimal" else above)
     alpha, sigma = math.sqrt(BAR[1]), math.sqrt(1 - BAR[1])
-    factor, noise = alpha * STD**2 / (BAR[1] * STD**2 + 1 - BAR[1]), np.linspace(-9, 9, 1001)
+    factor, noise = alpha * STD**2 / (BAR[1] * STD**2 + 1 - BAR[1]), np.linspace(-9, 9, 401)
     total = 0.0
     for level, low, high, mass in zip(LEVELS, EDGES, EDGES[1:], MASS):
+        if mass < 1e-15:
+            continue
         mean = factor * (alpha * level + sigma * noise)
         a, b = (low - mean) / scale, (high - mean) / scale
         side = np.where(a + b > 0, -1, 1)  # to the left of the mean, where the tails do not cancel
