@@ -58,6 +58,25 @@ def test_extract_keeps_the_order_of_rows_and_the_size_of_batches(tmp_path):
     assert everything.features[:, 0].tolist() == list(range(12)) and everything.logits is None
 
 
+def test_extract_computes_in_fp32_whatever_a_run_computes_in():
+    class Watched(RandomConvolutional):
+        def __call__(self, images):
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+            return super().__call__(images)
+
+    images, before = drawn(2, 24, 24, 1), (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    expected = extract(RandomConvolutional(), images).features
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(extract(Watched(), images).features, expected)
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def test_extract_counts_the_images_whose_features_are_not_finite():
     with pytest.raises(UserError, match="first pixels of 2 of 4 images, the first in row 13"):
         extract(Numbers(), numbered(20), [1, 13, 2, 13])
