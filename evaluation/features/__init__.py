@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,7 +40,8 @@ class Features(Protocol):
 @torch.no_grad()
 def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows: Sequence[int] | None = None, batch_size: int = 64,
             desc: str = "features", device: torch.device | str = "cpu") -> Embedding:
-    """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; on the CPU, in the order of rows.
+    """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; computed on device in fp32, returned on
+    the CPU, in the order of rows.
 
     Raises UserError where images are no uint8 (samples that have not become pixels may hold NaN), and where features come out
     as NaN or infinity.
@@ -51,12 +53,12 @@ def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows:
     rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
     if not len(rows):
         raise UserError(f"{desc}: there are no images to take features of.")
-    features = features.to(device)
-    parts = []
-    for start in tqdm(range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False):
-        batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
-        embedding = features(torch.from_numpy(batch).to(device))
-        parts.append(Embedding(*(None if part is None else part.float().cpu() for part in embedding)))
+    features, parts = features.to(device), []
+    with _in_full_precision(torch.device(device)):
+        for start in tqdm(range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False):
+            batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
+            embedding = features(torch.from_numpy(batch).to(device))
+            parts.append(Embedding(*(None if part is None else part.float().cpu() for part in embedding)))
     whole = Embedding(torch.cat([part.features for part in parts]),
                       None if parts[0].logits is None else torch.cat([part.logits for part in parts]))
     broken = ~torch.stack([part.isfinite().flatten(1).all(1) for part in whole if part is not None]).all(0)
@@ -64,6 +66,18 @@ def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows:
         raise UserError(f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of {len(rows)} images, the first in row "
                         f"{int(rows[int(broken.nonzero()[0, 0])])}: their weights are broken, or do not belong to this network.")
     return whole
+
+
+@contextlib.contextmanager
+def _in_full_precision(device: torch.device) -> Iterator[None]:
+    """fp32, whatever the run computes in: features of one set are compared with those that another process has kept of another."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _check_images(images: np.ndarray, desc: str) -> None:

@@ -11,10 +11,6 @@ from evaluation.features.inputs import tensors, weight_file
 from runtime.errors import UserError
 from runtime.files import sha256
 
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3  # isort: skip
-
-FILE = URL_INCEPTION_V3.rsplit("/", 1)[1]
-
 
 class Inception:
     """The 2048 values before the last layer of FID's Inception v3 (Heusel et al. 2017), and its logits without their bias for the
@@ -24,12 +20,17 @@ class Inception:
     """
 
     def __init__(self, path: str):
-        file = weight_file(path, "FID's Inception v3", f"get {FILE} of torch-fidelity where there is a network ({URL_INCEPTION_V3})")
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+        except ImportError:
+            raise UserError("FID's features need the package torch-fidelity: pip install torch-fidelity") from None
+        name = URL_INCEPTION_V3.rsplit("/", 1)[1]
+        file = weight_file(path, "FID's Inception v3", f"get {name} of torch-fidelity where there is a network ({URL_INCEPTION_V3})")
         tensors(file)  # refuses what would run code: torch-fidelity opens the file without asking
         try:
             self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(file))
         except RuntimeError as error:  # of load_state_dict
-            raise UserError(f"{file} holds no weights of FID's Inception v3; it should be torch-fidelity's {FILE}. "
+            raise UserError(f"{file} holds no weights of FID's Inception v3; it should be torch-fidelity's {name}. "
                             f"{' '.join(str(error).split())[:200]} ...") from error
         self.name, self.short, self.frechet = "Inception v3 (Heusel et al. 2017)", "Inception", "FID"
         self.identity = {"kind": "inception", "sha256": sha256(file)}

@@ -80,6 +80,9 @@ class Timm:
             self.network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
         except (ValueError, AssertionError, TypeError) as error:
             raise UserError(f"features.size={size}: {name} cannot be built at this size ({_line(error)}).") from error
+        patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1,))
+        if any(size % side for side in patch):
+            raise UserError(f"features.size={size}: {name} cuts images into patches of {patch[0]}, and would leave out what is over.")
         load_into(self.network, self._renamed(tensors(file)), file, name)
         self.network.requires_grad_(False).eval()
         self.short = short or name.split(".")[0]
