@@ -73,12 +73,12 @@ class Images(torch.utils.data.Dataset):
 def test_inception_is_torch_fidelitys_to_the_bit(inception_file):
     theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(inception_file))
     ours = Inception(str(inception_file))
-    for images in (drawn(2, 24, 24, 3), drawn(2, 320, 301, 1)):
+    for images in (drawn(1, 24, 24, 3), drawn(1, 320, 301, 1)):
         expected = get_featuresdict_from_dataset(Images(np.repeat(images, 3 // images.shape[-1], -1)), theirs, 2, False, True, False)
         found = extract(ours, images, batch_size=2)
-        assert found.features.shape == (2, 2048) and found.logits.shape == (2, 1008)
+        assert found.features.shape == (len(images), 2048) and found.logits.shape == (len(images), 1008)
         assert torch.equal(found.features, expected["2048"]) and torch.equal(found.logits, expected["logits_unbiased"])
-        assert found.features.std(0).mean() > 1e-3  # of images that differ
+        assert found.features.std() > 1e-2 and found.logits.std() > 1e-2
     assert ours.frechet == "FID" and len(ours.identity["sha256"]) == 64
 
 
@@ -114,26 +114,24 @@ def test_other_weights_and_damaged_files_are_refused(tmp_path, kind):
 # --- timm ------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "test_convnext.r160_in1k"])
-def test_timm_networks_give_what_they_pool(tmp_path, name):
+@pytest.mark.parametrize("name, file", [("test_resnet.r160_in1k", "w.safetensors"), ("test_vit.r160_in1k", "w.pth"),
+                                        ("test_convnext.r160_in1k", "w.safetensors")])
+def test_timm_networks_give_what_they_pool(tmp_path, name, file):
     network = timm.create_model(name)  # with its classifier, as files have it
     network.load_state_dict(scaled(network))
     network.eval()
-    safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
-    torch.save(network.state_dict(), tmp_path / "w.pth")
+    (torch.save if file.endswith("pth") else safetensors.torch.save_file)(network.state_dict(), tmp_path / file)
     images = drawn(2, 160, 160, 3)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(x), pre_logits=True)
-    for file in ("w.safetensors", "w.pth"):
-        features = Timm(name, str(tmp_path / file))
-        found = extract(features, images).features
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5) and found.std() > 1e-3
+    features = Timm(name, str(tmp_path / file))
+    found = extract(features, images).features
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5) and found.std() > 1e-3
     assert features.short == name.split(".")[0] and "FID" not in features.frechet
     assert json.loads(json.dumps(features.identity)) == features.identity
-    small = Timm(name, str(tmp_path / "w.pth"), size=64)
-    assert extract(small, images).features.shape == expected.shape and small.identity != features.identity
+    assert Timm(name, str(tmp_path / file), size=64).identity != features.identity
 
 
 def test_positions_are_scaled_to_another_size_as_timm_scales_them(tmp_path):
