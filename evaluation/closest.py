@@ -1,8 +1,9 @@
-"""The generated images that lie nearest to a training image, each beside it: what a number about copies looks like."""
+"""The generated images that are most like copies, each beside its training image: what a number about copies looks like."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,19 +19,24 @@ SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet
 
 
 def write_closest(folder: Path, generated: np.ndarray, pixels: Tensor, images: np.ndarray, rows: np.ndarray, train: Tensor) -> None:
-    """closest.png, pairs of a generated image (left) and the training image nearest to it, the closest pair first, and closest.json.
+    """closest.png, pairs of a generated image (left) and the training image nearest to it, and closest.json. First those that are so much
+    nearer to it than to the next, d1 / d2, as by distance alone flat images come first, which are near to all (Carlini et al. 2023).
 
     generated: [N, H, W, C] uint8, pixels: [N, D], the same in [0, 1]. images: a memory map, rows: of its training images, train: [M, D].
     The distance is the root of the mean squared difference of two pixels, of [0, 1].
     """
     near = nearest(pixels, train, min(2, len(train)))
     scale = pixels.shape[1] ** -0.5
-    order = near.distances[:, 0].argsort(stable=True)[:PAIRS].tolist()
     pairs = [{"generated": k, "train": int(rows[near.rows[k, 0]]), "distance": near.distances[k, 0].item() * scale,
-              "ratio": _ratio(near.distances[k].tolist())} for k in order]
+              "ratio": _ratio(near.distances[k].tolist())} for k in range(len(near.distances))]
+    pairs = sorted(pairs, key=lambda pair: (pair["ratio"] or 0.0, pair["distance"]))[:PAIRS]
     write_json(folder / "closest.json", pairs)
     write_atomically(folder / "closest.png", png(sheet(
-        [(generated[p["generated"]], images[p["train"]], f"{p['distance']:.3f}") for p in pairs])))
+        [(generated[p["generated"]], images[p["train"]], _said(p)) for p in pairs])))
+
+
+def _said(pair: dict[str, Any]) -> str:
+    return f"d1 {pair['distance']:.3f}" + (f", d1/d2 {pair['ratio']:.2f}" if pair["ratio"] is not None else "")
 
 
 def _ratio(distances: list[float]) -> float | None:

@@ -149,8 +149,10 @@ def ranked(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 def best(path: str | Path) -> Checkpoint:
     """The best of the kept checkpoints of a run directory, or a directory of checkpoints, by the run's own rule; the newest where none
-    was judged. A damaged one is named and passed over. Raises UserError where there is none."""
+    was judged; one checkpoint is itself. A damaged one is named and passed over. Raises UserError where there is none."""
     path = Path(path).expanduser()
+    if (path / STATE).is_file():
+        return open_checkpoint(path)
     checkpoints = all_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     for checkpoint in [*ranked(checkpoints), *reversed(checkpoints)]:
         damage = checkpoint.damage()
