@@ -156,8 +156,12 @@ def test_dinov2_builds_from_its_config_and_metas_file(tmp_path):
     assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)  # of 518x518, in patches of 14
     torch.save(state | {"mask_token": torch.zeros(1, 384)}, path)
     features = build(node | {"path": str(path), "size": 56}, ["evaluation"], "features")
-    found = extract(features, drawn(2, 30, 40, 1)).features
-    assert found.shape == (2, 384) and found.std(0).mean() > 1e-3
+    images = drawn(2, 56, 56, 1)
+    imagenet = [torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    with torch.no_grad():
+        tokens = features.network.forward_features((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - imagenet[0]) / imagenet[1])
+    found = extract(features, images).features
+    assert torch.allclose(found, tokens[:, 0], rtol=1e-4, atol=1e-4) and found.std(0).mean() > 1e-3  # the class token
     assert features.short == "DINOv2" and features.frechet == "Fréchet distance (DINOv2)"
     assert torch.equal(features.network.blocks[11].mlp.fc2.weight, state["blocks.11.mlp.fc2.weight"])
 
