@@ -24,7 +24,7 @@ from evaluation.forgetting import unmatched, weight_change
 from evaluation.held_out import HeldOut, held_out_errors
 from evaluation.intervals import bootstrap_mean
 from evaluation.kernel import kid, kid_replicates
-from evaluation.likelihood import Bound, bound, strata
+from evaluation.likelihood import Bound, bound, every, strata
 from evaluation.record import estimate
 from models.network import frozen_denoiser, image_shape
 from models.samples import Making, claim, write_missing
@@ -190,12 +190,12 @@ class OfNetwork:
         rows = self.reference.rows["test"]
         rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
         schedule = self.denoiser.schedule
-        timesteps = None if steps is None or steps >= schedule.steps else strata(schedule.steps, steps)
+        timesteps = every(schedule.steps) if steps is None or steps >= schedule.steps else strata(schedule.steps, steps)
         x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
         denoise = clip_x0(self.denoiser, schedule) if clip else self.denoiser
-        with tqdm(total=schedule.steps if timesteps is None else len(timesteps), desc="bound", unit="step", delay=2) as bar:
+        with tqdm(total=len(timesteps), desc="bound", unit="step", delay=2) as bar:
             found = bound(denoise, schedule, x0, [derive("bound", k) for k in range(len(rows))], timesteps, bar.update)
-        return of_bound(found)
+        return of_bound(found, timesteps)
 
     def forgetting(self, generated: judge.Seen, looking: Looking) -> Record:
         """How far the images and the weights are from the source's."""
@@ -220,8 +220,9 @@ def of_errors(held_out: HeldOut) -> Record:
             "by_decile": [values.get(f"loss_t{d}") for d in range(10)]}
 
 
-def of_bound(found: Bound) -> Record:
-    """The bits with their interval over images, and what each stratum of t adds, at the mean t drawn in it."""
+def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:
+    """The bits with their interval over images, and for each stratum of t its length, the mean t drawn in it and what its terms add."""
+    terms = [{"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
+             for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)]
     return {"bits": estimate(found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",))), "prior": found.prior.mean().item(),
-            "terms": [{"t": t.double().mean().item(), "bits": term.mean().item()} for t, term in zip(found.t, found.terms, strict=True)],
-            "images": len(found.bits)}
+            "terms": terms, "images": len(found.bits)}
