@@ -162,7 +162,8 @@ def authentic(generated: Nearest, train: Tensor) -> Tensor:
 
 
 def authentic_share(generated: Tensor, train: Tensor) -> float:
-    """About 0.5 for more draws of the training images' distribution, 0 for copies."""
+    """0 for copies. What images that nobody trained on come to depends on the data (0.8 for 2,000 to 1,000 normal vectors of 64 values):
+    compare with the test images' own."""
     return authentic(nearest(generated, train, 1), train).double().mean().item()
 
 
