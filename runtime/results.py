@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from runtime.config import CONF, NUMBERS, canonical
 from runtime.directory import IDENTITY
+from runtime.errors import UserError
 
 RESULT = "result.json"  # written at each evaluation
 MISSING = "-"
@@ -62,15 +63,24 @@ class Result:
             "memory": size(v.get("peak_memory_bytes")), "to store": size(v.get("bytes_to_store")), "run": self.directory.name}
 
 
+def read_json(path: Path, mend: str) -> Any:
+    """Raises UserError, with the way to mend it, for a file that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # of JSON, or of the encoding
+        raise UserError(f"{path} is damaged ({error}): {mend}") from error
+
+
 def read_result(directory: Path) -> Result:
-    config = {}
+    config, begin = {}, "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
-        config = json.loads(path.read_text())
+        config = read_json(path, begin)
         config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
         config = OmegaConf.to_container(OmegaConf.load(path))
     path = directory / RESULT
-    return Result(directory, config, json.loads(path.read_text()) if path.exists() else {})
+    mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
+    return Result(directory, config, read_json(path, mend) if path.exists() else {})
 
 
 def by_loss(results: Sequence[Result]) -> list[Result]:
