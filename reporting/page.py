@@ -10,12 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from reporting.columns import COLUMNS, FLOORS, Column
+from reporting.columns import COLUMNS, FLOORS, Column, further
 from reporting.pictures import Closest, closest, embedded, samples
 from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
 from reporting.svg import marker, style
-from reporting.table import Row, floors, rows, shown, situations
+from reporting.table import Row, floors, known, rows, situations
 from reporting.verdict import SIGNS, verdict
 from runtime.results import varied
 
@@ -46,7 +46,11 @@ class Report:
 
     @cached_property
     def columns(self) -> list[Column]:
-        return shown([*self.table, *self.floors])
+        return known(COLUMNS, [*self.table, *self.floors])
+
+    @cached_property
+    def further(self) -> list[Column]:
+        return known(further(self.evaluated.at("features", "frechet") or "Fréchet"), self.table) if self.evaluated else []
 
     @cached_property
     def settings(self) -> list[str]:
@@ -108,7 +112,7 @@ class Report:
                           f"{len({row.name for row in self.table})} strategies, seeds {several(c.get('seed') for c in configs)}"),
                  ("source", several(c.get("source", {}).get("from") for c in configs)),
                  ("target", several(described(c.get("data", {}).get("source")) for c in configs)),
-                 ("training images", several(self._images(run) for run in self.runs)),
+                 ("training images", several(self._images(row.runs[0]) for row in self.table)),
                  ("steps", several(trained)), ("device", several(v.get("device") for v in values))]
         if run := self.evaluated:
             facts += [("evaluation", protocol_text(run)), ("features", run.at("features", "name"))]
@@ -127,14 +131,15 @@ class Report:
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(["j2"]), undefined=StrictUndefined,
                                   trim_blocks=True, lstrip_blocks=True)
         environment.globals.update(embedded=embedded, marker=marker, style=style, pairs_text=pairs_text, words=words)
+        drawn = [f for f in self.figures if isinstance(f, Figure)]
         return environment.get_template("page.html.j2").render(
             report=self, css=PLOT_CSS + (HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(), floors_text=FLOORS, signs=SIGNS,
-            drawn=[f for f in self.figures if isinstance(f, Figure)], absent=[f for f in self.figures if isinstance(f, Absent)])
+            arrows={"lower": " ↓", "higher": " ↑"}, drawn=drawn, absent=[f for f in self.figures if isinstance(f, Absent)])
 
     def raw(self) -> list[list[Any]]:
         """One row for each run, plain numbers, a column for each setting that varies; and the floors."""
         paths = varied([run.result for run in self.runs])
-        columns = [c for c in COLUMNS if c.key not in (*VALUES, "hours")]
+        columns = [c for c in (*COLUMNS, *further("")) if c.key not in VALUES]
         numbers = [name for c in columns for name in ([c.key, f"{c.key}_low", f"{c.key}_high"] if c.band else [c.key])]
         found = [["strategy", "seed", *paths, *VALUES, *numbers, "evaluation", "run"]]
         for run in (run for row in self.table for run in row.runs):
@@ -182,14 +187,14 @@ def protocol_text(run: Run) -> str:
     steps = f", {sampler['steps']} steps" if "steps" in sampler else ""
     parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {name or 'the sampler of the run'}{steps}"]
     if "weights" in protocol:
-        parts.append({"ema": "averaged weights", "model": "weights without average"}.get(protocol["weights"], f"weights {protocol['weights']}"))
+        parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:
         parts.append(f"{protocol['select']} checkpoint of each run, by the same rule")
     parts.append(f"the same noise for all (seed {protocol.get('seed', 0)})")
     if protocol.get("label") is not None:
         parts.append(f"class {protocol['label']}")
     counts = run.at("images") or {}
-    parts.append(f"against {counts.get('test', '?')} {protocol.get('held_out', 'test')} images and {counts.get('train', '?')} training images")
+    parts.append(f"against {counts.get('test', '?')} {protocol.get('held_out', 'test')} images and the training images of each run")
     return ", ".join(parts)
 
 

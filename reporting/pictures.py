@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.results import read_json
 from reporting.table import Row
+from runtime.results import read_json
 
 SIDE, TEXT, GAP = 384, 20, 12  # of samples.png, in pixels
 LARGEST = 1200  # side of a picture in the page

@@ -55,7 +55,7 @@ def nice(x: float) -> float:
 
 def log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), range(1, 10)):
         found = [m * 10.0**p for p in powers for m in steps if low * 0.999 <= m * 10.0**p <= high * 1.001]
         if len(found) >= 3:
             return found
@@ -79,8 +79,8 @@ def tick_text(x: float) -> str:
         return "0"
     if 1e-3 <= abs(x) < 1e5:
         return f"{x:.4g}"
-    mantissa, exponent = f"{x:.2g}e0".split("e")[:2] if "e" not in f"{x:.2e}" else f"{x:.1e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    digits, exponent = f"{x:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "", fill: str = "", rotate: bool = False) -> str:
@@ -89,7 +89,8 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = ""
     return f'<text x="{fixed(x)}" y="{fixed(y)}" text-anchor="{anchor}" class="{kind}"{color}{where}>{escape(content)}</text>'
 
 
-def line(points: Sequence[tuple[float, float]], color: str, width: float = 1.8, dash: str = "", opacity: float = 1.0, title: str = "") -> str:
+def line(points: Sequence[tuple[float, float]], color: str, width: float = 1.8, dash: str = "", opacity: float = 1.0,
+         title: str = "") -> str:
     if len(points) < 2:
         return ""
     path = "M" + "L".join(f"{fixed(x)} {fixed(y)}" for x, y in points)
@@ -150,24 +151,29 @@ def text_width(content: str, size: float = 11.5) -> float:
     return 0.56 * size * len(content)
 
 
-def place(points: Sequence[tuple[float, float]], names: Sequence[str], x: Scale, y: Scale) -> list[tuple[float, float, str]]:
-    """(x, y, anchor) of a label for each point: beside it, where it covers least of the points and of other labels."""
+def place(points: Sequence[tuple[float, float]], names: Sequence[str], x: Scale, y: Scale,
+          crossed: Sequence[tuple[float, float, float, float]] = ()) -> list[tuple[float, float]]:
+    """Where the label of each point begins: beside it, where it covers least of the points, of other labels and of what is crossed."""
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in points]
     chosen = []
     for (px, py), name in zip(points, names, strict=True):
-        w = text_width(name)
-        around = [(px + dx if dx > 0 else px + dx - w, py + dy) for dy in (4, -8, 16, -18, 27, -29, 38, -40) for dx in (9, -9)]
-        around += [(px - w / 2, py + dy) for dy in (-10, 19)]
+        width = text_width(name)
+        around = [(px + dx if dx > 0 else px + dx - width, py + dy) for dy in (-7, 16, 4, -20, 29, -33, 42) for dx in (8, -8)]
+        around += [(px - width / 2, py + dy) for dy in (-10, 19)]
 
-        def cost(at, w=w):
-            box = (at[0], at[1] - 10, at[0] + w, at[1] + 3)
-            out = max(0, x.start - box[0]) + max(0, box[2] - x.stop - RIGHT + 2) + max(0, y.stop - box[1]) + max(0, box[3] - y.start)
-            return 60 * out + sum(overlap(box, other) for other in taken)
+        def cost(at, width=width):
+            box = label_box(*at, width)
+            outside = (max(0, x.start - box[0]) + max(0, box[2] - x.stop - RIGHT + 2) + max(0, y.stop - box[1]) + max(0, box[3] - y.start))
+            return 60 * outside + sum(overlap(box, other) for other in taken) + 0.5 * sum(overlap(box, other) for other in crossed)
 
-        left, base = min(around, key=cost)  # the first of equals is the nearest
-        taken.append((left, base - 10, left + w, base + 3))
-        chosen.append((left, base, "start"))
+        best = min(around, key=cost)  # the first of equals is the nearest
+        taken.append(label_box(*best, width))
+        chosen.append(best)
     return chosen
+
+
+def label_box(left: float, base: float, width: float) -> tuple[float, float, float, float]:
+    return left, base - 10, left + width, base + 3
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evaluation.intervals import over_seeds, paired, paired_over_seeds
-from reporting.columns import COLUMNS, HELD_OUT, KID, TEST_LOSS, Column
+from reporting.columns import HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, floors_of
 from runtime.results import varied
@@ -124,9 +124,9 @@ def floors(runs: Sequence[Run]) -> list[Row]:
     return sorted(groups.values(), key=lambda row: numeric(row.situation))
 
 
-def shown(table: Sequence[Row]) -> list[Column]:
+def known(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
     """The columns of which something is known."""
-    return [column for column in COLUMNS if any(row.value(column) is not None for row in table)]
+    return [column for column in columns if any(row.value(column) is not None for row in table)]
 
 
 def situations(table: Sequence[Row]) -> dict[tuple, list[Row]]:
@@ -151,10 +151,10 @@ def numeric(situation: tuple) -> list[tuple]:
             for _, value in situation]
 
 
-def difference(row: Row, other: Row, read: Callable[[Row], dict[Any, Value]]) -> Cell:
+def difference(row: Row, other: Row, column: Column) -> Cell:
     """row - other with its paired interval: Student's t over the seeds that both have, or with one seed the differences of the
     bootstrap's replicates, which were drawn alike."""
-    ours, theirs = read(row), read(other)
+    ours, theirs = row.by_seed(column), other.by_seed(column)
     seeds = sorted(ours.keys() & theirs.keys(), key=str)
     if not seeds:
         return Cell(None, None, None, 0, "no seed in common")

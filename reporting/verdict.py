@@ -15,18 +15,23 @@ LEFT_ON_START = 0.1  # of the average's weight
 
 
 def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> list[str]:
-    """Two to five sentences on strategies under the same data, the best first. samples: what KID was measured on, in words."""
+    """Two to six sentences on strategies under the same data, the headline first. samples: what KID was measured on, in words."""
     column = KID if any(row.value(KID) is not None for row in contenders) else HELD_OUT
     judged = sorted((row for row in contenders if row.value(column) is not None), key=lambda row: row.value(column))
     if not judged:
         return ["No run is finished yet, so nothing can be said."]
-    sentences = [ranking(judged, column, samples if column is KID else "validation images")]
+    best, *others = judged
+    apart = [(row, difference(row, best, column)) for row in others]
+    tied = [row for row, d in apart if d.low is not None and d.low <= 0]
+    sentences = [headline(best, column, apart, samples if column is KID else "validation images"), compared(apart)]
     if column is KID:
-        sentences += [forgetting(judged[0]), copying(judged)]
+        sentences += [forgetting(best, tied), copying(judged)]
     else:
-        sentences[0] = "Nothing is evaluated yet, so quality, copying and forgetting are unknown. " + sentences[0]
-    caveats = " ".join(filter(None, [unsure_steps(judged), few_seeds(judged, column)]))
-    return [*sentences, *filter(None, [caveats, beside_floors(judged[0], floors) if column is KID else ""])]
+        sentences.append("Nothing is evaluated yet, so quality, copying and forgetting are unknown.")
+    sentences.append(" ".join(filter(None, [unsure_steps(judged), few_seeds(judged, column)])))
+    if column is KID:
+        sentences.append(beside_floors(best, floors))
+    return list(filter(None, sentences))
 
 
 def named(row: Row) -> str:
@@ -38,46 +43,64 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
+def seeds_text(n: int) -> str:
+    return f"{n} seeds" if n > 1 else "one seed"
+
+
 def with_interval(cell: Cell, column: Column) -> str:
-    seeds = f"{cell.n} seeds" if cell.n > 1 else "one seed"
-    return f"{cell.text(column)} ({', '.join(filter(None, [cell.band(column), seeds]))})"
+    return " ".join(filter(None, [cell.text(column), cell.band(column), f"({seeds_text(cell.n)})"]))
 
 
-def apart(cell: Cell) -> str:
-    return (f"{number(cell.value, cell.low, cell.high, signed=True)} "
-            f"{interval(cell.value, cell.low, cell.high, signed=True)}".rstrip() + f", {cell.n} seed{'s' * (cell.n > 1)}")
+def headline(best: Row, column: Column, apart: Sequence[tuple[Row, Cell]], samples: str) -> str:
+    alone = apart and all(d.low is not None and d.low > 0 for _, d in apart)
+    return (f"{named(best)} {'is best, with the' if alone else 'has the'} lowest {column.heading}: "
+            f"{with_interval(best.cell(column), column)}, on {samples}.")
 
 
-def ranking(judged: Sequence[Row], column: Column, samples: str) -> str:
-    """Which is the best, which others are not told apart from it, which are worse."""
-    best, *others = judged
-    differences = [(row, difference(row, best, lambda r: r.by_seed(column))) for row in others]
-    tied = [f"{named(row)} ({apart(d)})" for row, d in differences if d.low is not None and d.low <= 0]
-    unknown = [named(row) for row, d in differences if d.low is None]
-    worse = [named(row) for row, d in differences if d.low is not None and d.low > 0]
-    begins = "is best, with the lowest" if worse and not tied and not unknown else "has the lowest"
-    text = f"{named(best)} {begins} {column.heading}, {with_interval(best.cell(column), column)}, on {samples}"
+def compared(apart: Sequence[tuple[Row, Cell]]) -> str:
+    """Who is not told apart from the best, and who is worse, by the paired interval of the difference."""
+    tied = [(row, d) for row, d in apart if d.low is not None and d.low <= 0]
+    worse = [(row, d) for row, d in apart if d.low is not None and d.low > 0]
+    unknown = [named(row) for row, d in apart if d.low is None]
+    parts = []
     if tied:
-        text += f"; not told apart from it by the paired interval of the difference: {listed(tied)}"
+        parts.append(f"not told apart from it, the paired interval of the difference holding 0: {differences(tied)}")
     if worse:
-        text += f"; worse by an interval without 0: {listed(worse)}"
+        parts.append(f"worse: {differences(worse)}")
     if unknown:
-        text += f"; not compared, as one run each gives no interval: {listed(unknown)}"
-    return text + "."
+        parts.append(f"not compared, as no interval of the difference is known: {listed(unknown)}")
+    return begun("; ".join(parts)) if parts else ""
 
 
-def forgetting(best: Row) -> str:
+def differences(apart: Sequence[tuple[Row, Cell]]) -> str:
+    """Each with its interval, and how many seeds they are over."""
+    counts = {d.n for _, d in apart}
+    each = [f"{named(row)} {number(*d[:3], signed=True)} {interval(*d[:3], signed=True)}"
+            + (f" ({seeds_text(d.n)})" if len(counts) > 1 else "") for row, d in apart]
+    return listed(each) + (f" ({seeds_text(counts.pop())})" if len(counts) == 1 else "")
+
+
+def begun(text: str) -> str:
+    """As a sentence."""
+    return text[0].upper() + text[1:] + "."
+
+
+def forgetting(best: Row, tied: Sequence[Row]) -> str:
+    """What the best forgot; and which of those not told apart from it forgot least."""
     cell = best.cell(FORGOT)
     if cell.value is None:
         return f"What {named(best)} forgot was not measured."
+    change = with_interval(cell, FORGOT)
     if best.from_scratch:
-        return (f"{named(best)} starts from random weights and has nothing to forget: its loss on source images is "
-                f"{with_interval(cell, FORGOT)} above the source's.")
-    known = cell.low is not None and cell.high is not None
-    if known and cell.low <= 0 <= cell.high:
-        return f"{named(best)} forgot nothing that could be measured: the source's loss changed by {with_interval(cell, FORGOT)}."
-    change = "rose" if cell.value > 0 else "fell"
-    return f"{named(best)} {'forgot' if cell.value > 0 else 'did not forget'}: the loss on source images {change} by {with_interval(cell, FORGOT)}."
+        text = f"{named(best)} starts from random weights and has nothing to forget: its loss on source images is {change} above the source's"
+    elif cell.low is not None and cell.low <= 0 <= cell.high:
+        text = f"{named(best)} forgot nothing that could be measured: the loss on source images changed by {change}"
+    else:
+        text = f"{named(best)} {'forgot' if cell.value > 0 else 'did not forget'}: the loss on source images changed by {change}"
+    least = min((row for row in tied if row.value(FORGOT) is not None), key=lambda row: row.value(FORGOT), default=None)
+    if least and least.value(FORGOT) < cell.value:
+        text += f"; of those not told apart from it {named(least)} forgot least, {with_interval(least.cell(FORGOT), FORGOT)}"
+    return text + "."
 
 
 def copies(row: Row) -> list[str]:
@@ -92,9 +115,9 @@ def copying(judged: Sequence[Row]) -> str:
     if not known:
         return "Whether anything copies its training images was not measured."
     if not caught:
-        rho, part = judged[0].cell(RHO), judged[0].cell(COPIES)
-        numbers = [f"{column.heading} {with_interval(cell, column)}" for column, cell in ((RHO, rho), (COPIES, part)) if cell.value is not None]
-        return f"No sign of copying in {'it' if len(known) == 1 else 'any'}" + (f"; {named(judged[0])}: {', '.join(numbers)}" if numbers else "") + "."
+        numbers = [f"{column.heading} {with_interval(judged[0].cell(column), column)}" for column, _, _ in COPYING
+                   if judged[0].value(column) is not None]
+        return "No sign of copying" + (f"; {named(judged[0])}: {', '.join(numbers)}" if numbers else "") + "."
     text = "; ".join(f"{name} shows {SIGNS} its training images: {listed(signs)}" for name, signs in caught.items())
     clean = next((row for row in judged if row in known and named(row) not in caught), None)
     if named(judged[0]) in caught:
@@ -124,8 +147,8 @@ def unsure_steps(judged: Sequence[Row]) -> str:
     if better:
         parts.append(f"still improving at the last step, so that more steps may change the order: {listed(better)}")
     if late:
-        parts.append("the averaged weights still are the start in part: " + listed([f"{name} {share(left)}" for name, left in late.items()]))
-    return (text := "; ".join(parts)) and text[0].upper() + text[1:] + "."
+        parts.append("the averaged weights are still in part the start: " + listed([f"{name} {share(left)}" for name, left in late.items()]))
+    return begun("; ".join(parts)) if parts else ""
 
 
 def beside_floors(best: Row, floors: Sequence[Row]) -> str:
