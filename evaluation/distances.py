@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ENTRIES = 2**23  # of one chunk of distances: 64 MiB
+ENTRIES = 2**23  # of one chunk of a pairwise matrix: 64 MiB
 CANCELS = 1e-6  # a squared distance below this share of the squared norms has lost digits in |x|^2 + |y|^2 - 2 x.y
 
 
@@ -20,20 +20,24 @@ def chunks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     centre = y.double().mean(0)
     centred = y.double() - centre
     norms = centred.square().sum(1)
-    step = max(1, ENTRIES // len(y))
-    for start in range(0, len(x), step):
-        rows = slice(start, min(start + step, len(x)))
+    for rows in slices(len(x), len(y)):
         part = x[rows].double() - centre
         scale = part.square().sum(1)[:, None] + norms
         squared = torch.addmm(scale, part, centred.T, alpha=-2)  # ten times as fast as differences at D = 2048
         yield rows, _mend(squared, (squared <= CANCELS * scale).nonzero(as_tuple=True), x[rows], y).sqrt()
 
 
+def slices(rows: int, width: int) -> Iterator[slice]:
+    """Slices of range(rows), in order, so that a matrix of one slice by width has ENTRIES entries at most."""
+    step = max(1, ENTRIES // width)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
 def _mend(squared: Tensor, where: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
     """squared with the entries at where computed by differences, which do not cancel."""
     if len(where[0]) > squared.numel() // 16:  # images that are all alike, or clusters far apart
         return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
-    step = max(1, ENTRIES // x.shape[1])
-    for i, j in zip(where[0].split(step), where[1].split(step)):
+    for part in slices(len(where[0]), x.shape[1]):
+        i, j = where[0][part], where[1][part]
         squared[i, j] = (x[i].double() - y[j].double()).square().sum(1)
     return squared

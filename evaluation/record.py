@@ -1,0 +1,25 @@
+"""How a number with its uncertainty stands in evaluation.json."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+
+from evaluation.intervals import interval
+
+
+class Estimate(TypedDict):
+    """value: of all images. low, high: the 95% percentile interval. replicates: of the bootstrap, to pair with another model's."""
+
+    value: float
+    low: float
+    high: float
+    replicates: list[float]
+
+
+def estimate(value: float, replicates: Tensor) -> Estimate:
+    """replicates [draws], finite; kept to 6 significant digits. ValueError where anything is NaN or infinite."""
+    low, high = interval(replicates)
+    interval([value])
+    return {"value": float(value), "low": low, "high": high, "replicates": [float(f"{r:.6g}") for r in replicates.tolist()]}
