@@ -76,7 +76,7 @@ def staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 def spans(values: Sequence[float]) -> bool:
     """Whether a log axis shows them better."""
-    return min(values) > 0 and max(values) > 5 * min(values)
+    return min(values, default=0) > 0 and max(values) > 5 * min(values)
 
 
 def scatter(spots: Sequence[Spot], x_label: str, y_label: str, higher: bool = False, mark: float | None = None) -> str:

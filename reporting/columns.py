@@ -109,7 +109,7 @@ def further(frechet: str) -> tuple[Column, ...]:
         Column("occupied", "clusters", "quality", evaluated("quality", "intra", "occupied"), text=count, better="higher",
                means="training images with two samples or more about them: the mean before is over these alone"),
         Column("authentic_share", "authentic", "copying", evaluated("memorization", "features", "authentic_share"), text=share,
-               better="higher", means="share of samples farther from their training image than that is from its next one (Alaa et al. 2022)"),
+               better="higher", means="share of samples farther from their training image than that is from the next (Alaa et al. 2022)"),
         Column("bits", "bits/dim", "losses", evaluated("bound", "bits"), better="lower",
                means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images"),
         Column("kid_source", "KID source", "losses", evaluated("forgetting", "kid_source"),

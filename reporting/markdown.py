@@ -31,7 +31,7 @@ def markdown(report: Report) -> str:
         parts += ["## Samples", "The newest of each strategy, from the same noise.", "![samples](samples.png)"]
     if report.closest:
         parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
-                  bullets(f"{found.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
+                  bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
     if report.missing:
         parts += ["## Missing", bullets(report.missing)]
     columns = [f"{c.heading}{f' ({c.better} is better)' * bool(c.better)}: {c.means}" for c in (*report.columns, *report.further)]

@@ -8,14 +8,17 @@ MISSING = "-"
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
-    """Digits after the point: two of the interval's half, but at least two and at most four of the value; three of it without one."""
-    def shown(size: float, digits: int) -> int:
-        return max(0, digits - 1 - math.floor(math.log10(size))) if size > 1e-12 else 0
+    """Digits after the point: two of the interval's half, but at least two and at most four of the value; three without an interval."""
+    size = abs(value)
+    if low is None or high is None or high - low <= 1e-9 * size:
+        return after_point(size, 3)
+    fine = after_point((high - low) / 2, 2)
+    return fine if size < 1e-12 else max(min(fine, after_point(size, 4)), after_point(size, 2))
 
-    if low is None or high is None:
-        return min(8, shown(abs(value), 3))
-    return min(8, max(min(shown((high - low) / 2, 2), shown(abs(value), 4)), shown(abs(value), 2)) if abs(value) > 1e-12
-               else shown((high - low) / 2, 2))
+
+def after_point(size: float, digits: int) -> int:
+    """Where the first digits of a number end, at most 8 places after the point."""
+    return min(8, max(0, digits - 1 - math.floor(math.log10(size)))) if size >= 1e-12 else 0
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None, signed: bool = False) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from reporting.columns import COLUMNS, FLOORS, Column, further
-from reporting.pictures import Closest, closest, embedded, samples
+from reporting.pictures import Shown, closest, embedded, samples
 from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
 from reporting.svg import marker, style
 from reporting.table import Row, floors, known, rows, situations
-from reporting.verdict import SIGNS, verdict
+from reporting.verdict import SIGNS, named, verdict
 from runtime.results import varied
 
 HERE = Path(__file__).parent
@@ -71,8 +71,7 @@ class Report:
 
     @cached_property
     def panels(self) -> dict[str, list[Row]]:
-        found = situations(self.table)
-        return {" ".join(f"{path}={words(value)}" for path, value in key): contenders for key, contenders in found.items()}
+        return {data_text(key): contenders for key, contenders in situations(self.table).items()}
 
     @cached_property
     def figures(self) -> list[Figure | Absent]:
@@ -85,11 +84,11 @@ class Report:
         return found or [("", verdict([], [], ""))]
 
     @cached_property
-    def samples(self) -> list[tuple[str, Path]]:
+    def samples(self) -> list[Shown]:
         return samples(self.table)
 
     @cached_property
-    def closest(self) -> list[Closest]:
+    def closest(self) -> list[Shown]:
         return closest(self.table)
 
     @cached_property
@@ -130,7 +129,8 @@ class Report:
     def html(self) -> str:
         environment = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(["j2"]), undefined=StrictUndefined,
                                   trim_blocks=True, lstrip_blocks=True)
-        environment.globals.update(embedded=embedded, marker=marker, style=style, pairs_text=pairs_text, words=words)
+        environment.globals.update(embedded=embedded, marker=marker, style=style, pairs_text=pairs_text, words=words, by_data=by_data,
+                                   named=named)
         drawn = [f for f in self.figures if isinstance(f, Figure)]
         return environment.get_template("page.html.j2").render(
             report=self, css=PLOT_CSS + (HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(), floors_text=FLOORS, signs=SIGNS,
@@ -159,6 +159,18 @@ def plain(run: Run, columns: Sequence[Column]) -> list[Any]:
         three = ("", "", "") if value is None else ("" if v is None else v for v in value[:3])
         cells += list(three)[: 3 if column.band else 1]
     return cells
+
+
+def data_text(situation: tuple) -> str:
+    return ", ".join(f"{path} = {words(value)}" for path, value in situation)
+
+
+def by_data(shown: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
+    """(what the data are, its pictures)."""
+    found: dict[str, list[Shown]] = {}
+    for each in shown:
+        found.setdefault(data_text(each.row.situation), []).append(each)
+    return list(found.items())
 
 
 def several(values) -> str:

@@ -18,26 +18,26 @@ SIDE, TEXT, GAP = 384, 20, 12  # of samples.png, in pixels
 LARGEST = 1200  # side of a picture in the page
 
 
-class Closest(NamedTuple):
-    """pairs: of closest.json, the closest first."""
+class Shown(NamedTuple):
+    """A picture of a row. pairs: of closest.json, the closest first."""
 
-    label: str
+    row: Row
     picture: Path
-    pairs: Sequence[dict[str, Any]]
+    pairs: Sequence[dict[str, Any]] = ()
 
 
-def samples(table: Sequence[Row]) -> list[tuple[str, Path]]:
-    """(name, newest grid of samples) of each row: of its lowest seed that has one."""
+def samples(table: Sequence[Row]) -> list[Shown]:
+    """The newest grid of samples of each row: of its lowest seed that has one."""
     found = []
     for row in table:
         for run in sorted(row.runs, key=lambda r: str(r.result.seed)):
             if pictures := sorted((run.result.directory / "samples").glob("samples_*.png")):
-                found.append((row.label, pictures[-1]))
+                found.append(Shown(row, pictures[-1]))
                 break
     return found
 
 
-def closest(table: Sequence[Row]) -> list[Closest]:
+def closest(table: Sequence[Row]) -> list[Shown]:
     """Of each row, from the evaluation of its lowest seed that has them."""
     found = []
     for row in table:
@@ -46,7 +46,7 @@ def closest(table: Sequence[Row]) -> list[Closest]:
             if (picture := folder / "closest.png").exists():
                 again = f"delete it and evaluate again: python evaluate.py checkpoint={run.result.directory}"
                 listed = folder / "closest.json"
-                found.append(Closest(row.label, picture, read_json(listed, again) if listed.exists() else ()))
+                found.append(Shown(row, picture, read_json(listed, again) if listed.exists() else ()))
                 break
     return found
 
@@ -64,11 +64,11 @@ def embedded(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
-def side_by_side(pictures: Sequence[tuple[str, Path]]) -> bytes:
+def side_by_side(pictures: Sequence[Shown]) -> bytes:
     """Each picture under its name, in rows of up to six, as a PNG file."""
     rows = math.ceil(len(pictures) / 6)
     columns = math.ceil(len(pictures) / rows)  # rows of equal length
-    named = [(name, fitted(path)) for name, path in pictures]
+    named = [(shown.row.label, fitted(shown.picture)) for shown in pictures]
     height, width = max(picture.height for _, picture in named) + TEXT + GAP, SIDE + GAP
     sheet = Image.new("RGB", (GAP + columns * width, GAP + rows * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=TEXT - 6)

@@ -92,7 +92,7 @@ def forgetting(best: Row, tied: Sequence[Row]) -> str:
         return f"What {named(best)} forgot was not measured."
     change = with_interval(cell, FORGOT)
     if best.from_scratch:
-        text = f"{named(best)} starts from random weights and has nothing to forget: its loss on source images is {change} above the source's"
+        text = f"{named(best)} starts from random weights, with nothing to forget: its loss on source images is {change} above the source's"
     elif cell.low is not None and cell.low <= 0 <= cell.high:
         text = f"{named(best)} forgot nothing that could be measured: the loss on source images changed by {change}"
     else:
@@ -147,12 +147,13 @@ def unsure_steps(judged: Sequence[Row]) -> str:
     if better:
         parts.append(f"still improving at the last step, so that more steps may change the order: {listed(better)}")
     if late:
-        parts.append("the averaged weights are still in part the start: " + listed([f"{name} {share(left)}" for name, left in late.items()]))
+        lags = [f"{name} {share(left)}" for name, left in late.items()]
+        parts.append(f"the averaged weights, which are what is judged, still are the start in part: {listed(lags)}")
     return begun("; ".join(parts)) if parts else ""
 
 
 def beside_floors(best: Row, floors: Sequence[Row]) -> str:
-    said = [f"{row.name} {row.cell(KID).text(KID)}" for row in floors
+    said = [f"{row.name} {row.cell(KID).text(KID)} {row.cell(KID).band(KID)}".strip() for row in floors
             if row.situation == best.situation and row.value(KID) is not None]
     return f"Floors of KID test: {', '.join(said)}." if said else ""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from runtime.config import CONF, NUMBERS, canonical
 from runtime.directory import IDENTITY
@@ -77,7 +78,10 @@ def read_result(directory: Path) -> Result:
         config = read_json(path, begin)
         config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(path))
+        except YAMLError as error:
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): {begin}") from error
     path = directory / RESULT
     mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
     return Result(directory, config, read_json(path, mend) if path.exists() else {})
