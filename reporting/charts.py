@@ -101,8 +101,15 @@ def scatter(spots: Sequence[Spot], x_label: str, y_label: str, higher: bool = Fa
     parts += [marker(x(s.x[0]), y(s.y[0]), s.index, s.title) for s in spots]
     crossed = [(min(a, c), min(b, d) - 1, max(a, c), max(b, d) + 1) for a, b, c, d, _ in bars]
     places = place([(x(s.x[0]), y(s.y[0])) for s in spots], [s.name for s in spots], x, y, crossed)
-    parts += [text(px, py, s.name, kind="name") for (px, py), s in zip(places, spots, strict=True)]
+    for (left, base), s in zip(places, spots, strict=True):
+        parts += [leader(x(s.x[0]), y(s.y[0]), left, base, text_width(s.name)), text(left, base, s.name, kind="name")]
     return picture(parts, f"{y_label} against {x_label}")
+
+
+def leader(px: float, py: float, left: float, base: float, width: float) -> str:
+    """From a point to its label, where that is not beside it."""
+    near_x, near_y = min(max(px, left), left + width), min(max(py, base - 9), base + 2)
+    return line([(px, py), (near_x, near_y)], "var(--muted)", 0.7) if (px - near_x) ** 2 + (py - near_y) ** 2 > 15**2 else ""
 
 
 def curves(series: Sequence[Series], x_label: str, y_label: str, title: str, log_x=False, log_y=False, marks=False,

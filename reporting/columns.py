@@ -25,6 +25,7 @@ class Column:
     text: Callable[[float], str] | None = None
     band: bool = False
     signed: bool = False
+    percent: bool = False
 
     def why(self, run: Run) -> str:
         """Why this run has no such number."""
@@ -58,8 +59,9 @@ KID = Column("kid_test", "KID test", "quality", evaluated("quality", "test", "ki
 RHO = Column("rho", "rho", "copying", evaluated("memorization", "features", "rho"), better="higher", band=True, means=(
     "median distance of generated images to their nearest training image over the same of test images: about 1 is as far as new images "
     "are, below 0.5 is copying, 0 the training set itself"))
-COPIES = Column("copy_share", "copies", "copying", evaluated("memorization", "pixels", "copy_share"), better="lower", text=share, band=True,
-                means="share of generated images three times closer to one training image than to the next, in pixels (Yoon et al. 2023)")
+COPIES = Column("copy_share", "copies", "copying", evaluated("memorization", "pixels", "copy_share"), better="lower", band=True,
+                percent=True, means=(
+                    "share of generated images three times closer to one training image than to the next, in pixels (Yoon et al. 2023)"))
 C_T = Column("c_t", "C_T", "copying", evaluated("memorization", "features", "c_t"), better="higher", means=(
     "whether generated images are closer to the training set than test images are, as a z statistic (Meehan, Chaudhuri and Dasgupta "
     "2020): around 0 is well, below -3 copying, far above 0 away from the data"))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from reporting.columns import COLUMNS, FLOORS, Column, further
 from reporting.pictures import Shown, closest, embedded, samples
 from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
-from reporting.svg import marker, style
+from reporting.svg import marker
 from reporting.table import Row, floors, known, rows, situations
 from reporting.verdict import SIGNS, named, verdict
 from runtime.results import varied
@@ -127,12 +127,8 @@ class Report:
     # written
 
     def html(self) -> str:
-        environment = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape(["j2"]), undefined=StrictUndefined,
-                                  trim_blocks=True, lstrip_blocks=True)
-        environment.globals.update(embedded=embedded, marker=marker, style=style, pairs_text=pairs_text, words=words, by_data=by_data,
-                                   named=named)
         drawn = [f for f in self.figures if isinstance(f, Figure)]
-        return environment.get_template("page.html.j2").render(
+        return template().render(
             report=self, css=PLOT_CSS + (HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(), floors_text=FLOORS, signs=SIGNS,
             arrows={"lower": " ↓", "higher": " ↑"}, drawn=drawn, absent=[f for f in self.figures if isinstance(f, Absent)])
 
@@ -150,6 +146,14 @@ class Report:
                 found.append([f"floor: {name}", r.seed, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
                               *([""] * len(VALUES)), *plain(floor, columns), str(run.evaluation.path), str(r.directory)])
         return found
+
+
+@cache
+def template() -> Template:
+    """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(embedded=embedded, marker=marker, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
+    return environment.get_template("page.html.j2")
 
 
 def plain(run: Run, columns: Sequence[Column]) -> list[Any]:

@@ -75,7 +75,7 @@ def trade(rows: Sequence[Row], column: Column, indices: Indices, label: str, hig
         a, b = row.cell(column), row.cell(KID)
         if a.value is not None and b.value is not None:
             title = f"{named(row)}: KID test {with_interval(b, KID)}, {column.heading} {with_interval(a, column)}"
-            spots.append(Spot(named(row), indices[row.name], a[:3], b[:3], title))
+            spots.append(Spot(row.name, indices[row.name], a[:3], b[:3], title))
     return scatter(spots, label, "KID test", higher, mark) if spots else None
 
 
@@ -88,7 +88,7 @@ def against_steps(rows: Sequence[Row], key: str, label: str, indices: Indices) -
         for step, value in (pair for curve in seeds for pair in curve):
             by_step.setdefault(step, []).append(value)
         mean = [(step, sum(v) / len(v), None, None) for step, v in sorted(by_step.items()) if len(v) == len(seeds)]
-        series.append(Series(named(row), indices[row.name], mean, seeds if len(seeds) > 1 else ()))
+        series.append(Series(row.name, indices[row.name], mean, seeds if len(seeds) > 1 else ()))
     series = [s for s in series if s.points]
     if not any(len(s.points) > 1 for s in series):
         return None
@@ -103,7 +103,7 @@ def deciles(rows: Sequence[Row], domain: str, indices: Indices) -> str | None:
     series = []
     for row in rows:
         if lists := [found for run in row.counted if (found := run.at("loss", domain, "by_decile"))]:
-            series.append(Series(named(row), indices[row.name], by_decile(lists)))
+            series.append(Series(row.name, indices[row.name], by_decile(lists)))
     if not series:
         return None
     starts = [found for row in rows for run in row.counted if (found := run.at("loss", "source_start", "by_decile"))]
@@ -121,7 +121,7 @@ def by_decile(lists: Sequence[Sequence[float | None]]) -> list[Point]:
 
 def weights(rows: Sequence[Row]) -> str | None:
     """A heat map, strategies by parts of the network."""
-    found = {named(row): runs for row in rows if (runs := [w for run in row.counted if (w := run.at("forgetting", "weights"))])}
+    found = {row.name: runs for row in rows if (runs := [w for run in row.counted if (w := run.at("forgetting", "weights"))])}
     parts = list(dict.fromkeys(part for runs in found.values() for run in runs for part in run))
     change = {name: {p: sum(known) / len(known) for p in parts if (known := [run[p] for run in runs if p in run])}
               for name, runs in found.items()}
@@ -200,5 +200,5 @@ def bound(rows: Sequence[Row], indices: Indices) -> str | None:
     for row in rows:
         if terms := next((found for run in row.counted if (found := run.at("bound", "terms"))), None):
             points = [(term["t"], term["bits"], None, None) for term in sorted(terms, key=lambda term: term["t"]) if term["bits"] > 0]
-            series.append(Series(named(row), indices[row.name], points))
+            series.append(Series(row.name, indices[row.name], points))
     return curves(series, "t (log)", "bits per dimension (log)", "bits per dimension", log_x=True, log_y=True)

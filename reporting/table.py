@@ -26,14 +26,22 @@ class Cell(NamedTuple):
     def text(self, column: Column) -> str:
         if self.value is None:
             return MISSING
+        if column.percent:
+            return number(*self.hundredfold) + "%"
         return column.text(self.value) if column.text else number(self.value, self.low, self.high, column.signed)
 
     def band(self, column: Column) -> str:
         if self.value is None or self.low is None:
             return ""
+        if column.percent:
+            return interval(*self.hundredfold)
         if column.text:
             return f"[{column.text(self.low)}, {column.text(self.high)}]"
         return interval(self.value, self.low, self.high, column.signed)
+
+    @property
+    def hundredfold(self) -> tuple[float, float | None, float | None]:
+        return tuple(None if v is None else 100 * v for v in self[:3])
 
     @property
     def source(self) -> str:

@@ -8,9 +8,9 @@ from reporting.columns import C_T, COPIES, FORGOT, HELD_OUT, KID, RHO, Column
 from reporting.numbers import interval, number, share
 from reporting.table import Cell, Row, difference
 
-COPYING = ((RHO, lambda v: v < 0.5, "rho {} below 0.5"), (COPIES, lambda v: v > 0.05, "{} of its images are copies"),
+COPYING = ((RHO, lambda v: v < 0.5, "rho {} below 0.5"), (COPIES, lambda v: v > 0.05, "{} copies"),
            (C_T, lambda v: v < -3, "C_T {} below -3"))
-SIGNS = "signs of copying"  # marked in the page
+SIGNS = "Signs of copying"  # marked in the page
 LEFT_ON_START = 0.1  # of the average's weight
 
 
@@ -35,6 +35,7 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
 
 
 def named(row: Row) -> str:
+    """With the settings that it contends with."""
     rest = [f"{path.split('.')[-1]} {value}" for path, value in row.settings.items() if not path.startswith("data.")]
     return row.name + (f" ({', '.join(rest)})" if rest else "")
 
@@ -61,7 +62,7 @@ def compared(apart: Sequence[tuple[Row, Cell]]) -> str:
     """Who is not told apart from the best, and who is worse, by the paired interval of the difference."""
     tied = [(row, d) for row, d in apart if d.low is not None and d.low <= 0]
     worse = [(row, d) for row, d in apart if d.low is not None and d.low > 0]
-    unknown = [named(row) for row, d in apart if d.low is None]
+    unknown = [row.name for row, d in apart if d.low is None]
     parts = []
     if tied:
         parts.append(f"not told apart from it, the paired interval of the difference holding 0: {differences(tied)}")
@@ -72,11 +73,14 @@ def compared(apart: Sequence[tuple[Row, Cell]]) -> str:
     return begun("; ".join(parts)) if parts else ""
 
 
-def differences(apart: Sequence[tuple[Row, Cell]]) -> str:
-    """Each with its interval, and how many seeds they are over."""
+def differences(apart: Sequence[tuple[Row, Cell]], most: int = 6) -> str:
+    """Each with its interval and how many seeds it is over; of many the first, which are the nearest."""
+    shown, rest = (apart, []) if len(apart) <= most + 1 else (apart[:most], apart[most:])
     counts = {d.n for _, d in apart}
-    each = [f"{named(row)} {number(*d[:3], signed=True)} {interval(*d[:3], signed=True)}"
-            + (f" ({seeds_text(d.n)})" if len(counts) > 1 else "") for row, d in apart]
+    each = [f"{row.name} {number(*d[:3], signed=True)} {interval(*d[:3], signed=True)}"
+            + (f" ({seeds_text(d.n)})" if len(counts) > 1 else "") for row, d in shown]
+    if rest:
+        each.append(f"{len(rest)} more, by {number(rest[0][1].value, signed=True)} and up")
     return listed(each) + (f" ({seeds_text(counts.pop())})" if len(counts) == 1 else "")
 
 
@@ -89,39 +93,40 @@ def forgetting(best: Row, tied: Sequence[Row]) -> str:
     """What the best forgot; and which of those not told apart from it forgot least."""
     cell = best.cell(FORGOT)
     if cell.value is None:
-        return f"What {named(best)} forgot was not measured."
+        return f"What {best.name} forgot was not measured."
     change = with_interval(cell, FORGOT)
     if best.from_scratch:
-        text = f"{named(best)} starts from random weights, with nothing to forget: its loss on source images is {change} above the source's"
+        text = f"{best.name} starts from random weights, with nothing to forget: its loss on source images is {change} above the source's"
     elif cell.low is not None and cell.low <= 0 <= cell.high:
-        text = f"{named(best)} forgot nothing that could be measured: the loss on source images changed by {change}"
+        text = f"{best.name} forgot nothing that could be measured: the loss on source images changed by {change}"
     else:
-        text = f"{named(best)} {'forgot' if cell.value > 0 else 'did not forget'}: the loss on source images changed by {change}"
+        text = f"{best.name} {'forgot' if cell.value > 0 else 'did not forget'}: the loss on source images changed by {change}"
     least = min((row for row in tied if row.value(FORGOT) is not None), key=lambda row: row.value(FORGOT), default=None)
     if least and least.value(FORGOT) < cell.value:
-        text += f"; of those not told apart from it {named(least)} forgot least, {with_interval(least.cell(FORGOT), FORGOT)}"
+        text += f"; of those not told apart from it {least.name} forgot least, {with_interval(least.cell(FORGOT), FORGOT)}"
     return text + "."
 
 
-def copies(row: Row) -> list[str]:
-    """The signs of copying that this row shows, in words."""
-    return [words.format(with_interval(row.cell(column), column)) for column, sign, words in COPYING
-            if row.value(column) is not None and sign(row.value(column))]
+def copies(row: Row) -> str:
+    """The signs of copying that this row shows, in words; "" for none."""
+    signs = [(column, words) for column, sign, words in COPYING if row.value(column) is not None and sign(row.value(column))]
+    said = [words.format(f"{row.cell(column).text(column)} {row.cell(column).band(column)}".strip()) for column, words in signs]
+    return f"{row.name} ({', '.join(said)}; {seeds_text(row.cell(signs[0][0]).n)})" if signs else ""
 
 
 def copying(judged: Sequence[Row]) -> str:
-    caught = {named(row): signs for row in judged if (signs := copies(row))}
     known = [row for row in judged if any(row.value(column) is not None for column, _, _ in COPYING)]
     if not known:
         return "Whether anything copies its training images was not measured."
+    best, caught = judged[0], [row for row in known if copies(row)]
     if not caught:
-        numbers = [f"{column.heading} {with_interval(judged[0].cell(column), column)}" for column, _, _ in COPYING
-                   if judged[0].value(column) is not None]
-        return "No sign of copying" + (f"; {named(judged[0])}: {', '.join(numbers)}" if numbers else "") + "."
-    text = "; ".join(f"{name} shows {SIGNS} its training images: {listed(signs)}" for name, signs in caught.items())
-    clean = next((row for row in judged if row in known and named(row) not in caught), None)
-    if named(judged[0]) in caught:
-        text += (f". Its KID is worth little: take {named(clean)}, the best without a sign of copying ({KID.heading} "
+        numbers = [f"{column.heading} {with_interval(best.cell(column), column)}" for column, _, _ in COPYING
+                   if best.value(column) is not None]
+        return "No sign of copying" + (f"; {best.name}: {', '.join(numbers)}" if numbers else "") + "."
+    text = f"{SIGNS} the training images: {'; '.join(map(copies, caught))}"
+    if best in caught:
+        clean = next((row for row in judged if row in known and row not in caught), None)
+        text += (f". The KID of {best.name} is worth little then: take {named(clean)}, the best without a sign of copying ({KID.heading} "
                  f"{with_interval(clean.cell(KID), KID)})" if clean else ". None is without a sign of it")
     return text + "."
 
@@ -141,8 +146,8 @@ def lagging(row: Row) -> float | None:
 
 def unsure_steps(judged: Sequence[Row]) -> str:
     """What more steps would change."""
-    better = [named(row) for row in judged if improving(row)]
-    late = {named(row): left for row in judged if (left := lagging(row)) is not None and left > LEFT_ON_START}
+    better = [row.name for row in judged if improving(row)]
+    late = {row.name: left for row in judged if (left := lagging(row)) is not None and left > LEFT_ON_START}
     parts = []
     if better:
         parts.append(f"still improving at the last step, so that more steps may change the order: {listed(better)}")
