@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reporting.columns import BEST, FORGOT, HELD_OUT, HOURS, KID, RHO, STORE, TEST_LOSS, TRAINED
+from reporting.columns import BEST, FORGOT, HELD_OUT, HOURS, KID, RATE, RHO, STORE, TEST_LOSS, TRAINED
 from reporting.markdown import files, markdown, standalone
 from reporting.page import Report
 from reporting.pictures import side_by_side
@@ -19,7 +19,7 @@ from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import table
 
-PRINTED = (TRAINED, BEST, KID, RHO, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)
+PRINTED = (TRAINED, RATE, BEST, KID, RHO, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)
 
 
 @one_message

@@ -77,9 +77,10 @@ HOURS = Column("hours", "GPU-hours", "cost", told("hours"), text=lambda v: numbe
                means="hours of training on the device that the head of the page names; no GPU's where that is a CPU")
 STORE = Column("bytes_to_store", "to store", "cost", told("bytes_to_store"), text=lambda v: size(round(v)), better="lower",
                means="what the target costs beside its source")
+RATE = Column("lr", "rate", "training", learning_rate, text=rate, means="optimizer.lr; a strategy may scale it by layer")
 COLUMNS = (
     TRAINED,
-    Column("lr", "rate", "training", learning_rate, text=rate, means="optimizer.lr; a strategy may scale it by layer"),
+    RATE,
     BEST,
     KID,
     Column("kid_train", "KID train", "quality", evaluated("quality", "train", "kid"), better="lower", means=(
@@ -116,6 +117,8 @@ def further(frechet: str) -> tuple[Column, ...]:
                means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images"),
         Column("kid_source", "KID source", "losses", evaluated("forgetting", "kid_source"),
                means="KID to images of the source: how far its samples have left the source"),
+        Column("peak_memory_bytes", "memory", "cost", told("peak_memory_bytes"), text=lambda v: size(round(v)), better="lower",
+               means="the most that training took of the device's memory, or of the machine's on a CPU"),
         Column("ema_share_of_start", "average on start", "training", told("ema_share_of_start"), text=share, better="lower",
                means="share of the averaged weights that still is the start"))
 

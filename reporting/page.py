@@ -50,7 +50,8 @@ class Report:
 
     @cached_property
     def further(self) -> list[Column]:
-        return known(further(self.evaluated.at("features", "frechet") or "Fréchet"), self.table) if self.evaluated else []
+        frechet = self.evaluated.at("features", "frechet") if self.evaluated else None
+        return known(further(frechet or "Fréchet distance"), self.table)
 
     @cached_property
     def settings(self) -> list[str]:
@@ -151,7 +152,8 @@ class Report:
 @cache
 def template() -> Template:
     """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
     environment.globals.update(embedded=embedded, marker=marker, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
     return environment.get_template("page.html.j2")
 

@@ -100,9 +100,9 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
     found = [Evaluation(path, read_json(path, again)) for path in paths]
     for evaluation in found:
-        if evaluation.content.get("version") != VERSION:
-            raise UserError(f"{evaluation.path}: version {evaluation.content.get('version')} of the format, and this code reads "
-                            f"{VERSION}; {again}")
+        version = evaluation.content.get("version") if isinstance(evaluation.content, dict) else None
+        if version != VERSION:
+            raise UserError(f"{evaluation.path}: version {version} of the format, and this code reads {VERSION}; {again}")
     return found
 
 

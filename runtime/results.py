@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +50,15 @@ class Result:
         return dict(_leaves(canonical({s: self.config[s] for s in sections if s in self.config})))
 
     def cells(self) -> dict[str, str]:
-        """Column -> text, without the settings."""
+        """Column -> text, of the table of a sweep."""
         v, steps = self.values, self.config.get("train", {}).get("steps")
         step = v.get("step")
         return {
             "strategy": self.strategy, "seed": str(self.seed),
+            "trained": percent(v.get("trained_share")),
             "steps": MISSING if step is None else str(step) if self.finished or steps is None else f"{step} of {steps}",
             "held-out loss": loss_text(self.loss),
-            "trained": percent(v.get("trained_share")),
-            "EMA on source": percent(v.get("ema_share_of_start")),
-            "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu"),
-            "memory": size(v.get("peak_memory_bytes")), "to store": size(v.get("bytes_to_store")), "run": self.directory.name}
+            "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu")}
 
 
 def read_json(path: Path, mend: str) -> Any:
@@ -87,11 +84,6 @@ def read_result(directory: Path) -> Result:
     return Result(directory, config, read_json(path, mend) if path.exists() else {})
 
 
-def by_loss(results: Sequence[Result]) -> list[Result]:
-    """The lowest held-out loss first, those without one last."""
-    return sorted(results, key=lambda r: (r.loss is None, r.loss or 0.0, r.strategy, str(r.seed), r.directory.name))
-
-
 def varied(results: Sequence[Result]) -> list[str]:
     """The settings in which these runs differ, but for those that come with their strategies: what differs within one strategy, or
     between strategies that do not set it themselves."""
@@ -111,25 +103,6 @@ def set_by(strategy: str) -> tuple[str, ...]:
     content = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     untrained = ("train.steps",) if content.get("rules") == [] else ()
     return ("transfer.", *untrained, *(path for path, _ in _leaves(content) if path.split(".")[0] in NUMBERS))
-
-
-def settings_text(result: Result, paths: Sequence[str]) -> str:
-    settings = result.settings()
-    return " ".join(f"{path}={settings[path]}" for path in paths if path in settings)
-
-
-def averages(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Over the seeds of each strategy and each of the settings that vary; of the finished runs that have a loss."""
-    paths, groups = varied(results), {}
-    for r in results:
-        if r.finished and r.loss is not None:
-            groups.setdefault((r.strategy, settings_text(r, paths)), []).append(r.loss)
-    rows = []
-    for (strategy, settings), losses in sorted(groups.items(), key=lambda item: statistics.fmean(item[1])):
-        spread = f"{loss_text(min(losses))} to {loss_text(max(losses))}"
-        rows.append({"strategy": strategy} | ({"settings": settings} if paths else {}) | {
-            "held-out loss, mean": loss_text(statistics.fmean(losses)), "n": str(len(losses)), "min to max": spread})
-    return rows
 
 
 def loss_text(loss: float | None) -> str:

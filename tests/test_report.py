@@ -44,8 +44,8 @@ def test_rows_are_means_over_seeds_with_their_t_interval(tmp_path, capsys):
     report.main([str(tmp_path)])
     printed = capsys.readouterr().out
     low, high = t_interval(losses)
-    assert lines(printed)[1] == ["scratch", "2.5%", "0.0700", "1.50", "12.3", "kB", "1"]
-    assert lines(printed)[2] == ["full", "2.5%", "0.080", f"[{low:.3f},", f"{high:.3f}]", "1.50", "12.3", "kB", "3"]
+    assert lines(printed)[1] == ["scratch", "2.5%", "0.001", "0.0700", "1.50", "12.3", "kB", "1"]
+    assert lines(printed)[2] == ["full", "2.5%", "0.001", "0.080", f"[{low:.3f},", f"{high:.3f}]", "1.50", "12.3", "kB", "3"]
     assert "settings" not in printed and "is at step" not in printed
     row = next(row for row in rows(read_runs(tmp_path)) if row.name == "full")
     assert row.cell(HELD_OUT)[:4] == pytest.approx((0.08, low, high, 3))
@@ -162,8 +162,8 @@ def test_what_is_missing_is_said(tmp_path, capsys):
         assert f"<li>{name}</li>" in page
     assert "lora-seed0-2" not in printed.split("Missing")[1]
     assert "at step 200 of 300" in page
-    assert ["full", "2.5%", "0.150", "1.50", "12.3", "kB", "1"] in lines(printed)  # the loss at step 200 is not among it
-    assert ["bitfit", "-", "-", "-", "-", "no", "result", "yet"] in lines(printed)
+    assert ["full", "2.5%", "0.001", "0.150", "1.50", "12.3", "kB", "1"] in lines(printed)  # the loss at step 200 is not among it
+    assert ["bitfit", "-", "0.001", "-", "-", "-", "no", "result", "yet"] in lines(printed)
 
 
 def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
