@@ -74,6 +74,11 @@ def test_differences_are_paired_by_seed(tmp_path):
     evaluated(tmp_path, "lora", 7, kid=5.0)  # no partner
     full, lora = rows(read_runs(tmp_path))
     assert difference(lora, full, KID)[:4] == pytest.approx((0.011, *t_interval((0.01, 0.011, 0.012)), 3))
+    for seed in (8, 9):
+        evaluated(tmp_path, "bitfit", seed, kid=1.0 + seed)
+        evaluated(tmp_path, "norm_bias", seed, kid=2.0 + 1.1 * seed)
+    *_, bitfit, norm_bias = rows(read_runs(tmp_path))
+    assert difference(norm_bias, bitfit, KID)[:4] == pytest.approx((1.85, *t_interval((1.8, 1.9)), 2))
 
 
 def test_with_one_seed_the_replicates_are_paired(tmp_path):
@@ -170,7 +175,8 @@ def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
     """The one that most runs have; of one run the newest; the newest protocol where several have as many."""
     for seed in range(2):
         evaluated(tmp_path, "full", seed, kid=0.02)
-    odd = evaluated(tmp_path, "lora", kid=0.0001, n=50)
+    odd = write_run(tmp_path, "lora", held_out_loss=0.07)
+    write_evaluation(odd, evaluation(kid=0.0001, n=50), age=-60)  # the newest of all
     write_evaluation(tmp_path / "full-seed0-0", evaluation(kid=0.9), "older", age=60)
     runs = read_runs(tmp_path)
     full, lora = rows(runs)

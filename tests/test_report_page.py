@@ -196,6 +196,12 @@ def test_a_memoriser_is_named_and_another_one_recommended(tmp_path, numbers, sig
     assert ("li", "class", "warn") in page.attributes
 
 
+def test_two_seeds_are_few(tmp_path):
+    for seed in range(2):
+        evaluated(tmp_path, "full", seed)
+    assert any("Two seeds only: their t interval has one degree of freedom" in sentence for sentence in verdict_of(tmp_path))
+
+
 def test_of_many_strategies_the_nearest_are_named(tmp_path):
     for k in range(12):
         evaluated(tmp_path, f"s{k:02}", kid=0.01 + 0.01 * k)
@@ -229,7 +235,8 @@ def test_what_has_not_ended_is_said(tmp_path):
     for strategy, best in (("full", 300), ("lora", 200)):
         directory = evaluated(tmp_path, strategy, kid=0.02 + best / 1e5, result={"best_step": best, "ema_share_of_start": best / 1000})
         (directory / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "validation/loss": 0.1}) + "\n" for s in (150, 300)))
-    evaluated(tmp_path, "once", kid=0.5, result={"best_step": 300})  # was looked at once: no wonder that this was the best
+    once = evaluated(tmp_path, "once", kid=0.5, result={"best_step": 300})  # no wonder that it was the best
+    (once / "metrics.jsonl").write_text('{"step": 300, "validation/loss": 0.1}\n')
     evaluated(tmp_path, "zero_shot", kid=0.6, result={"step": 300, "ema_share_of_start": 0.1})
     (caveat,) = [s for s in verdict_of(tmp_path) if s.startswith("Still improving")]
     assert "more steps may change the order: full;" in caveat
@@ -260,7 +267,7 @@ def test_the_front_is_drawn_through_the_corners_that_both_beat():
 
 def test_front_and_limit_of_memorization(tmp_path):
     """Higher rho is better: what has less of it and a higher KID is not on the front."""
-    for name, rho, kid in (("a", 1.0, 0.03), ("b", 0.8, 0.02), ("c", 0.7, 0.025)):
+    for name, rho, kid in (("a", 1.0, 0.03), ("b", 0.8, 0.02), ("c", 0.7, 0.025), ("d", 0.6, 0.03)):
         evaluated(tmp_path, name, rho=rho, kid=kid)
     (_, drawn), = figures_of(tmp_path)["Quality against memorization"].panels
     path = re.search(r'<path d="(M[^"]*)" fill="none" style="stroke:var\(--muted\)"', drawn).group(1)
@@ -296,6 +303,7 @@ def test_labels_do_not_collide():
     moved = svg.spread(heights, 13, 20, 280)
     assert np.diff(sorted(moved)).min() >= 13 - 1e-9 and min(moved) >= 20 and max(moved) <= 280
     assert np.argsort(moved).tolist() == np.argsort(heights).tolist()
+    assert svg.spread([20, 20.5, 21], 13, 20, 280) == pytest.approx([20, 33, 46])
 
 
 def test_marks_are_told_apart():
