@@ -1,10 +1,11 @@
 # make demo    the main job on a bare machine: installs, pretrains on faces, transfers to stained tissue, says where the pictures are
+# make report  the sweep of the demo, evaluated, as one page: runs/transfer_demo/report.html
 # make test    all tests but the slow ones; no network, no GPU
 PYTHON ?= python3
 TORCH ?= 2.13
 JOBS ?= 2
 PY = .venv/bin/python
-.PHONY: demo test test-slow install check clean
+.PHONY: demo report test test-slow install check clean
 
 demo: .venv/installed
 	$(PY) train.py +experiment=transfer_demo
@@ -12,6 +13,11 @@ demo: .venv/installed
 	@echo && echo "The source, faces:" && $(PY) report.py runs/pretrain_demo
 	@echo && echo "The target, stained tissue, from the faces (full) and from a random start (scratch), at equal steps:"
 	@$(PY) report.py runs/transfer_demo
+
+report: .venv/installed
+	$(PY) train.py -m +experiment=transfer_demo +sweep=demo
+	$(PY) evaluate.py checkpoint=runs/transfer_demo n=500 sampler.steps=20
+	$(PY) report.py runs/transfer_demo
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal

@@ -63,7 +63,7 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
                evaluations("the weight change"), weights, wide=True),
         shots(table, panels, indices),
         rates(table, indices),
-        figure("bound", "Bits per dimension, by term", "The terms of the variational bound (Ho et al. 2020, eq. 5) at each t, of one seed.",
+        figure("bound", "Bits per dimension, by term", "What each stratum of t adds to the variational bound (Ho et al. 2020, eq. 5), by its middle; of one seed.",
                evaluations("the bound"), lambda rows: bound(rows, indices)),
     ]
 

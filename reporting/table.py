@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evaluation.intervals import over_seeds, paired, paired_over_seeds
-from reporting.columns import HELD_OUT, KID, TEST_LOSS, Column
+from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, floors_of
 from runtime.results import varied
@@ -129,7 +129,8 @@ def floors(runs: Sequence[Run]) -> list[Row]:
             row = groups.setdefault(json.dumps([name, settings]), Row(name, settings, []))
             if floor.evaluation.content not in [f.evaluation.content for f in row.runs]:
                 row.runs.append(floor)
-    return sorted(groups.values(), key=lambda row: numeric(row.situation))
+    names = [*FLOORS, *(row.name for row in groups.values())]
+    return sorted(groups.values(), key=lambda row: (numeric(row.situation), names.index(row.name)))
 
 
 def known(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:

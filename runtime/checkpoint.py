@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,10 +130,33 @@ def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], opti
 
 
 def prune(directory: Path, keep_last: int) -> None:
-    """Removes all but the newest keep_last and the one of lowest validation loss."""
+    """Removes all but the newest keep_last and the best."""
     checkpoints = all_checkpoints(directory)
-    judged = [c for c in checkpoints if c.state.get("validation_loss") is not None]
-    best = min(judged, key=lambda c: c.state["validation_loss"], default=None)
-    for checkpoint in checkpoints[:-keep_last]:
-        if best is None or checkpoint.path != best.path:
+    kept = {c.path for c in [*checkpoints[-keep_last:], *ranked(checkpoints)[:1]]}
+    for checkpoint in checkpoints:
+        if checkpoint.path not in kept:
             remove_directory(checkpoint.path)
+
+
+def ranked(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Those that were judged, the best first: of lowest validation loss, or KID where the newest one's config has run.best_by=kid. Of
+    equals the oldest."""
+    if not checkpoints:
+        return []
+    by = f"validation_{checkpoints[-1].state['config'].get('run', {}).get('best_by', 'loss')}"  # older runs do not say it
+    return sorted((c for c in checkpoints if c.state.get(by) is not None), key=lambda c: c.state[by])
+
+
+def best(path: str | Path) -> Checkpoint:
+    """The best of the kept checkpoints of a run directory, or a directory of checkpoints, by the run's own rule; the newest where none
+    was judged; one checkpoint is itself. A damaged one is named and passed over. Raises UserError where there is none."""
+    path = Path(path).expanduser()
+    if (path / STATE).is_file():
+        return open_checkpoint(path)
+    checkpoints = all_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    for checkpoint in [*ranked(checkpoints), *reversed(checkpoints)]:
+        damage = checkpoint.damage()
+        if damage is None:
+            return checkpoint
+        log.warning("%s; taking the next best checkpoint.", damage)
+    raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME).")

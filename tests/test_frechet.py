@@ -79,7 +79,7 @@ def test_equal_features_are_at_zero_and_large_samples_near_the_truth():
 
 
 def test_the_extrapolation_takes_the_bias_away():
-    """Both of one Gaussian, the reference large: the truth is 0. Plain: about D (D + 1) / 4 / N above it."""
+    """Both of one Gaussian, the reference large: the truth is 0. Plain: about D (D + 5) / 4 N above it."""
     y = normal(40_000, 16, 0)
     plain = torch.tensor([frechet_distance(normal(300, 16, seed), y) for seed in range(1, 13)])
     extrapolated = torch.tensor([frechet_infinity(normal(300, 16, seed), y, key=(seed,)) for seed in range(1, 13)])
@@ -88,6 +88,13 @@ def test_the_extrapolation_takes_the_bias_away():
     assert abs(extrapolated.mean()) < plain.mean() / 10
     far = frechet_infinity(normal(300, 16, 1, scale=2, shift=0.5), y)  # 16 (0.25 + 1)
     assert far == pytest.approx(20, rel=0.05)
+
+
+def test_the_extrapolation_keeps_to_sizes_where_the_line_is_straight():
+    """5 rows for each feature, the truth is 0: from N / 10 on, the line would end half as far below it as the plain distance lies above."""
+    y = normal(20_000, 32, 0)
+    plain, extrapolated = zip(*((frechet_distance(x, y), frechet_infinity(x, y)) for x in (normal(160, 32, seed) for seed in range(1, 9))))
+    assert abs(np.mean(extrapolated)) < np.mean(plain) / 6
 
 
 def test_the_extrapolation_is_a_function_of_its_key():

@@ -1,1 +1,1 @@
-"""The loop and what stands in it: settings, the parts built from a config, EMA, held-out loss."""
+"""The loop and what stands in it: settings, the parts built from a config, EMA."""

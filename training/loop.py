@@ -22,6 +22,7 @@ from diffusion.denoiser import Condition, Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
+from evaluation.held_out import held_out_errors
 from runtime import checkpoint
 from runtime.device import peak_memory
 from runtime.directory import device_name, write_json
@@ -31,7 +32,7 @@ from runtime.randomness import derive, generator
 from runtime.results import RESULT
 from runtime.signals import Preempted, StopRequest
 from training.ema import Ema, share_of_start
-from training.held_out import held_out_loss
+from training.light import LightSet
 from training.settings import RunSettings, TrainSettings
 from transfer.inject import load, parameters
 from transfer.replay import Replay
@@ -96,6 +97,8 @@ class Trainer:
         self.pending = False  # stopped between the step and its evaluation
         self.replay_seed = derive(self.seed, "replay")
         self.last: tuple[Any, ...] = ()
+        count = self.run.kid_images
+        self.light = LightSet(self.batches.dataset, count, self.settings.batch_size, self.device) if count else None
         if self.terms.penalties:
             d.on_output = self._remember
 
@@ -230,19 +233,26 @@ class Trainer:
             self.pending = True
             self._save()
             raise
-        self._check_finite(values.get("loss", 0.0))
         self.pending = False
         self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
         if picture is not None:
             self.log.picture("samples", self.steps_done, picture)
         write_json(self.directory / RESULT, self._result(values))
-        self._save(values.get("loss"))
+        self._save(values)
 
     def _result(self, values: dict[str, float]) -> dict[str, Any]:
         """What the run came to so far, for report.py."""
         return {"step": self.steps_done, "held_out_loss": values.get("loss"),
+                "best_step": self._best_step(values), "best_by": self.run.best_by,
                 "ema_share_of_start": share_of_start(self.settings.ema_decay, self.steps_done), "hours": self._elapsed() / 3600,
                 "device": device_name(self.device), "peak_memory_bytes": peak_memory(self.device), **self.facts}
+
+    def _best_step(self, values: dict[str, float]) -> int:
+        """The step of the checkpoint that runtime.checkpoint.best finds once that of this evaluation is written."""
+        directory = self.directory / "checkpoints"
+        now = checkpoint.Checkpoint(directory, {"step": self.steps_done, "config": self.config, **judged(values)})
+        before = [c for c in checkpoint.all_checkpoints(directory) if c.step < now.step]
+        return [*checkpoint.ranked([*before, now]), now][0].step
 
     def _sampling_is_due(self) -> bool:
         return self.steps_done % self.run.sample_every == 0 or self.steps_done == self.settings.steps
@@ -253,29 +263,39 @@ class Trainer:
         if not len(rows):
             return {}
         with self.autocast():
-            values = held_out_loss(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check)
+            values = held_out_errors(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check).values()
+        self._check_finite(values["loss"])
         values["ema_share_of_start"] = share_of_start(self.settings.ema_decay, self.steps_done)
         by_noise = [f"{which} noise {values[key]:.4f}" for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9")) if key in values]
         log.info("step %d: held-out loss %.5f%s", self.steps_done, values["loss"], f" ({', '.join(by_noise)})" if by_noise else "")
+        if self.light:
+            light = self.light(self._generate, self.stop.check)
+            log.info("step %d: %s (random features)", self.steps_done, ", ".join(f"{name} {value:.5f}" for name, value in light.items()))
+            values |= light
         return values
+
+    def _generate(self, seeds: Sequence[int], label: Tensor) -> Tensor:
+        """Images of the averaged model, one for each seed and label [B] -> [B, C, H, W] in about [-1, 1]."""
+        condition = {"label": label} if self.denoiser.network.classes else {}
+        H, W, C = self.batches.dataset.images.shape[1:]
+        with self.autocast():
+            return generate(lambda x, t: self.averaged(x, t, condition), self.denoiser.schedule, self.sampler, (C, H, W), seeds,
+                            lambda *_: self.stop.check())
 
     def _sample(self):
         """A grid [H, W, C] uint8 from noise that is the same at every step and in every run; classes in turn."""
-        n, shape = self.run.samples, self.batches.dataset.images.shape[1:]
-        condition = {}
-        if classes := self.denoiser.network.classes:
-            condition["label"] = torch.arange(n, device=self.device) % classes
-        with self.autocast():
-            x0 = generate(lambda x, t: self.averaged(x, t, condition), self.denoiser.schedule, self.sampler,
-                          (shape[2], *shape[:2]), [derive("grid", k) for k in range(n)], lambda *_: self.stop.check())
+        n = self.run.samples
+        label = torch.arange(n, device=self.device) % (self.denoiser.network.classes or 1)
+        x0 = self._generate([derive("grid", k) for k in range(n)], label)
         return grid(to_uint8(x0).cpu().numpy(), columns=math.ceil(n**0.5))
 
     # keeping and restoring
 
-    def _save(self, validation_loss: float | None = None) -> None:
+    def _save(self, values: dict[str, float] | None = None) -> None:
+        """values: what the evaluation came to, where there was one."""
         self._check_finite()
         self.log.sync()
-        state = {"step": self.steps_done, "pending": self.pending, "validation_loss": validation_loss, "seconds": self._elapsed(),
+        state = {"step": self.steps_done, "pending": self.pending, **judged(values or {}), "seconds": self._elapsed(),
                  "rows": self.log.rows, "window": [self.window.item(), self.window_steps],
                  "classes": list(self.batches.dataset.classes), "config": self.config}
         directory = self.directory / "checkpoints"
@@ -297,3 +317,8 @@ class Trainer:
         self.steps_done, self.pending, self.seconds = saved.step, saved.state["pending"], saved.state["seconds"]
         window, self.window_steps = saved.state["window"]
         self.window.fill_(window)
+
+
+def judged(values: dict[str, float]) -> dict[str, float | None]:
+    """An evaluation as the state of a checkpoint keeps it, to find the best one."""
+    return {f"validation_{name}": values.get(name) for name in ("loss", "kid")}

@@ -13,6 +13,7 @@ from transfer.replay import Replay
 from transfer.start import Penalty, Start
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
+FEWEST = 10  # images that a KID is computed of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class RunSettings:
     device: auto, cpu, cuda, cuda:1. kernels: see kernels.dispatch.select. compile: torch.compile of the network that trains. root: runs
     go to root/EXPERIMENT/NAME, or to directory where it is given. cache: of decoded images. *_every: in steps; evaluation and samples
     also come at the end. keep_last: checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the held-out
-    loss. samples: images in the grid.
+    loss. samples: images in the grid. kid_images: images generated at each evaluation, for KID and rho (training.light), 0 for none.
+    best_by: what the checkpoint that is kept as the best is lowest in.
     """
 
     device: str = "auto"
@@ -67,8 +69,14 @@ class RunSettings:
     keep_last: int = 2
     held_out_draws: int = 512
     samples: int = 64
+    kid_images: int = 0
+    best_by: Literal["loss", "kid"] = "loss"
 
     def __post_init__(self):
+        if self.kid_images != 0 and self.kid_images < FEWEST:
+            raise ValueError(f"kid_images={self.kid_images} is too few for a KID: 0 for none, or at least {FEWEST}.")
+        if self.best_by == "kid" and not self.kid_images:
+            raise ValueError("best_by=kid needs generated images: set run.kid_images, 500 for example, or run.best_by=loss.")
         for name in ("log_every", "sample_every", "checkpoint_every", "keep_last", "held_out_draws", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")

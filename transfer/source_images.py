@@ -39,21 +39,29 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
 
     splits["train"] are their rows of the memory map. Raises UserError for published weights, which do not say their images.
     """
-    check_known(start.trained)
-    config = start.trained.state["config"]
-    try:
-        node = {"_target_": "data.dataset.DataSettings", **config["data"]}
-        own: DataSettings = build(node, ["data"], "the source's data")
-        images = own.source(Memory(start.cache / "memory"))
-        rows = open_dataset(own, images, config["seed"], start.cache).splits["train"]  # by its own n_train, less what was broken
-    except UserError as error:
-        raise UserError(f"the images that {start.trained.path} was trained on: {error}\n{CURE}") from error
+    own = own_images(start.trained, start.data, start.cache)
+    rows = own.splits["train"]
     if n is not None:
         if not 1 <= n <= len(rows):
             raise UserError(f"transfer.source_images.real, n={n}: the source was trained on {len(rows)} images.")
         rows = np.sort(rows[torch.randperm(len(rows), generator=generator(start.seed, "source images")).numpy()[:n]])
-    pixels, _ = decoded(images, _at_target(start, own), start.cache)
-    return Dataset(pixels, start.labels_of(np.asarray(images.labels, dtype=np.int64)), {"train": rows}, images.classes)
+    return replace(own, labels=start.labels_of(own.labels), splits={"train": rows})
+
+
+def own_images(trained: Trained, data: DataSettings, cache: Path) -> Dataset:
+    """The images of a source in its own splits, with the size and channels of a target's data, and the source's labels. Raises UserError
+    where they are gone, and for published weights, which do not say their images."""
+    check_known(trained)
+    config = trained.state["config"]
+    try:
+        node = {"_target_": "data.dataset.DataSettings", **config["data"]}
+        own: DataSettings = build(node, ["data"], "the source's data")
+        images = own.source(Memory(cache / "memory"))
+        opened = open_dataset(own, images, config["seed"], cache)  # its own n_train, less what was broken
+    except UserError as error:
+        raise UserError(f"the images that {trained.path} was trained on: {error}\n{CURE}") from error
+    pixels, _ = decoded(images, _at_target(data, own), cache)
+    return replace(opened, images=pixels)
 
 
 def check_known(source: Trained) -> None:
@@ -62,10 +70,10 @@ def check_known(source: Trained) -> None:
         raise Misfit(f"{source.path}: published weights come without the images that they were trained on. {CURE}")
 
 
-def _at_target(start: Start, own: DataSettings) -> DataSettings:
+def _at_target(data: DataSettings, own: DataSettings) -> DataSettings:
     """The source's settings with the target's size and channels: the source's own memory map where these agree."""
-    enlarged = any(target > source for target, source in zip(start.data.height_width, own.height_width, strict=True))
-    return replace(own, size=start.data.size, channels=start.data.channels, resample=start.data.resample, upscale=own.upscale or enlarged)
+    enlarged = any(target > source for target, source in zip(data.height_width, own.height_width, strict=True))
+    return replace(own, size=data.size, channels=data.channels, resample=data.resample, upscale=own.upscale or enlarged)
 
 
 def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:

@@ -1,0 +1,288 @@
+"""How good, how new and how forgetful a run is: python evaluate.py --help"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from diffusion.denoiser import Denoiser
+from diffusion.generate import SamplerSettings
+from evaluation.closest import write_closest
+from evaluation.features import Features
+from evaluation.folder import open_images
+from evaluation.judge import Notes
+from kernels import dispatch
+from models.network import frozen_denoiser
+from models.samples import Making
+from runtime import checkpoint
+from runtime.build import build, check_arguments
+from runtime.config import check_overrides, resolved, sha256_of
+from runtime.device import pick_device
+from runtime.directory import IDENTITY, commit, device_name, write_json
+from runtime.errors import UserError, near, one_message
+from runtime.files import locked
+from runtime.log import log_to_terminal
+from runtime.results import read_result
+from training.finished import Finished
+from training.judging import Looking, OfNetwork, Reference, images_judged, noise_images, samples
+from training.settings import Precision
+
+log = logging.getLogger("evaluate")
+EVALUATION, VERSION = "evaluation.json", 1
+METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
+OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """See conf/evaluate.yaml."""
+
+    sampler: SamplerSettings
+    features: Features
+    perceptual: Features
+    checkpoint: str | None = None
+    images: str | None = None
+    train: str | None = None
+    test: str | None = None
+    metrics: Literal["all"] | Sequence[str] = "all"
+    overrides: Sequence[str] = ()
+    source: str | None = None
+    n: int = 2000
+    seed: int = 0
+    select: Literal["best", "last"] = "best"
+    weights: checkpoint.Which = "ema"
+    label: int | str | None = None
+    held_out_draws: int = 2048
+    bound_images: int = 16
+    bound_steps: int | None = 100
+    out: str | None = None
+    cache: str = "cache"
+    batch_size: int = 64
+    device: str = "auto"
+    precision: Precision = "fp32"
+    kernels: dispatch.Kernels = "auto"
+
+    def __post_init__(self):
+        for name in ("n", "held_out_draws", "bound_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1.")
+        if self.bound_steps is not None and self.bound_steps < 2:
+            raise ValueError("bound_steps must be at least 2, or null for all steps.")
+        if self.metrics != "all" and (unknown := [m for m in self.metrics if m not in METRICS]):
+            raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
+        if self.checkpoint is None and (self.images is None or self.train is None):
+            raise ValueError("what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or train=DIR test=DIR to compare "
+                             "with.")
+        if self.checkpoint is not None and (self.train or self.test):
+            raise ValueError("train= and test= are for images= alone: with checkpoint= the images to compare with are the run's.")
+
+    @cached_property
+    def wanted(self) -> list[str]:
+        """In their order."""
+        possible = METRICS if self.images is None else OF_IMAGES
+        return [m for m in possible if self.metrics == "all" or m in self.metrics]
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@one_message
+def main(cfg: DictConfig) -> None:
+    log_to_terminal()
+    config = resolved(cfg)
+    config.pop("spacing")
+    sampler = config["sampler"]
+    nodes = config | {"sampler": {"_target_": "diffusion.generate.SamplerSettings", **sampler}}
+    check_arguments(EvaluateSettings, nodes, ["diffusion", "evaluation"], "evaluate")
+    built = {"sampler": build(nodes["sampler"], ["diffusion"], "sampler"),
+             **{name: build(config[name], ["evaluation"], name) for name in ("features", "perceptual")}}
+    try:
+        settings = EvaluateSettings(**config | built)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if settings.checkpoint is None:
+        of_folder(settings)
+        return
+    runs = runs_of(Path(settings.checkpoint).expanduser())
+    failed = []
+    for k, run in enumerate(runs):
+        log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
+        try:
+            of_run(run, settings, sampler)
+        except UserError as error:
+            if len(runs) == 1:
+                raise
+            failed.append(f"{run}: {error}")
+            log.error("failed: %s", failed[-1])
+    if failed:
+        raise UserError(f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed))
+
+
+def runs_of(path: Path) -> list[Path]:
+    """The runs that a user means: one, one of its checkpoints, or every finished run of an experiment."""
+    inside = sorted(p.parent for p in path.glob(f"*/{IDENTITY}"))
+    if not inside:
+        return [path]
+    finished = [run for run in inside if read_result(run).finished]
+    for run in sorted(set(inside) - set(finished)):
+        log.warning("%s is not finished, and left out", run.name)
+    if not finished:
+        raise UserError(f"{path}: none of its {len(inside)} runs is finished.")
+    return finished
+
+
+def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> Path:
+    """Evaluates one run, or skips it where that has been done. Returns the folder of its evaluation."""
+    began = time.monotonic()
+    found = checkpoint.best(path) if settings.select == "best" else checkpoint.find(path)
+    run = Finished(found, settings.weights, settings.overrides, settings.source, Path(settings.cache))
+    dataset, about = run.images
+    reference = Reference.of(dataset.images, dataset.splits, about)
+    sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
+    protocol = protocol_of(settings, reference, sampler)
+    folder = folder_of(settings, run.directory, protocol)
+    with locked(folder / ".lock", f"{folder} is being written by another process."):
+        if same(folder / EVALUATION, protocol, sha256):
+            log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
+            return folder
+        device = pick_device(settings.device)
+        making = Making(settings.sampler, settings.n, settings.seed, settings.batch_size, settings.label, precision=settings.precision,
+                        kernels=settings.kernels)
+        made_by = {"weights": sha256, "seed": settings.seed, "sampler": sampler, "label": settings.label, "precision": settings.precision}
+
+        def drawn(denoiser: Denoiser, weights: str, below: Path) -> Path:
+            return samples(denoiser, run.config, found.state["classes"], making, made_by | {"weights": weights}, below)
+
+        source = None if settings.images else partial(untouched, run, device, drawn)
+        given = Path(settings.images) if settings.images else drawn(run.denoiser(device), sha256, run.directory / "generated")
+        network = None if settings.images else OfNetwork(run, device, reference, settings.held_out_draws, Notes())
+        record = judged(settings, device, given, folder, reference, network, source if run.has_source else None)
+        about = {"path": str(found.path), "step": found.step, "sha256": sha256}
+        write(folder, {"version": VERSION, "protocol": protocol, "checkpoint": about, **record,
+                       "hours": (time.monotonic() - began) / 3600, "device": device_name(device), "commit": commit()})
+    return folder
+
+
+def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path]) -> Path:
+    """Images of the network that the run started from, which all runs that start there share."""
+    weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in run.start.items()})
+    return drawn(frozen_denoiser(run.config, run.start, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
+
+
+def of_folder(settings: EvaluateSettings) -> Path:
+    """Evaluates images of a folder against those of other folders."""
+    generated = open_images(settings.images)
+    parts = {"train": open_images(settings.train, generated.shape[1:3], generated.shape[3])}
+    if settings.test:
+        parts["test"] = open_images(settings.test, generated.shape[1:3], generated.shape[3])
+    images = np.concatenate(list(parts.values()))
+    first = len(parts["train"])
+    splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
+    reference = Reference.of(images, splits, [hashlib.sha256(images.tobytes()).hexdigest()])
+    device, folder = pick_device(settings.device), folder_of(settings, Path(), {})
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, {"version": VERSION, "protocol": protocol_of(settings, reference, None),
+                   **judged(settings, device, Path(settings.images), folder, reference), "device": device_name(device), "commit": commit()})
+    return folder
+
+
+def folder_of(settings: EvaluateSettings, run: Path, protocol: dict[str, Any]) -> Path:
+    if settings.out:
+        return Path(settings.out)
+    if settings.images:
+        return Path(f"{settings.images.rstrip('/')}_evaluation")
+    return run / "evaluation" / f"{settings.select}_n{settings.n}_{settings.features.short.lower()}_{sha256_of(protocol)[:8]}"
+
+
+def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: Path, reference: Reference,
+           network: OfNetwork | None = None, source: Callable[[], Path] | None = None) -> dict[str, Any]:
+    """All that is wanted of the images in folder, and of the network that made them; out gets the closest pairs. source: makes images of
+    the untouched source."""
+    notes = network.notes if network else Notes()
+    shape = reference.images.shape[1:]
+    images = open_images(folder, shape[:2], shape[2])
+    images = images if settings.images else images[: settings.n]
+    looking = Looking(settings.features, settings.perceptual, device, settings.batch_size, Path(settings.cache))
+    others = {}
+    if "floors" in settings.wanted:
+        others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
+        if source:
+            notes.attempt(others, "untouched source", "the untouched source", lambda: looking.seen(
+                open_images(source(), shape[:2], shape[2])[: settings.n], np.arange(settings.n), "images of the untouched source"))
+    record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
+    write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
+    if network:
+        if "loss" in settings.wanted:
+            record["loss"] = network.losses()
+        if "bound" in settings.wanted and reference.held_out:
+            notes.attempt(record, "bound", "bound",
+                          lambda: network.bound(settings.bound_images, settings.bound_steps, settings.sampler.clip))
+        if "forgetting" in settings.wanted and network.run.has_source:
+            notes.attempt(record, "forgetting", "forgetting", lambda: network.forgetting(generated, looking))
+    about = {"folder": str(folder), "n": len(images), **{name: len(rows) for name, rows in reference.rows.items()}}
+    return {"images": about, **record, "notes": list(notes)}
+
+
+def same(path: Path, protocol: dict[str, Any], sha256: str) -> bool:
+    """Whether this very evaluation is there."""
+    if not path.exists():
+        return False
+    try:
+        there = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return there["protocol"] == json.loads(json.dumps(protocol)) and there["checkpoint"]["sha256"] == sha256
+
+
+def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[str, Any] | None) -> dict[str, Any]:
+    """What has to be the same for two evaluations to be compared. sampler: None where the images are given."""
+    made = {"images": settings.images} if sampler is None or settings.images else {
+        "seed": settings.seed, "sampler": sampler, "label": settings.label, "weights": settings.weights, "select": settings.select,
+        "precision": settings.precision}
+    of_network = {"held_out_draws": settings.held_out_draws, "bound": [settings.bound_images, settings.bound_steps]}
+    return {"n": settings.n, **made, "metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
+            "features": settings.features.identity, "perceptual": settings.perceptual.identity, **(of_network if "sampler" in made else {})}
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    write_json(folder / EVALUATION, record)
+    for line in record["notes"]:
+        log.info("note: %s", line)
+    log.info("%s\n%s", folder / EVALUATION, summary(record))
+
+
+SHOWN = {"KID to held-out images": ("quality", "test", "kid"), "KID to training images": ("quality", "train", "kid"),
+         "precision": ("quality", "test", "precision"), "recall": ("quality", "test", "recall"),
+         "rho (copies: below 0.5)": ("memorization", "features", "rho"), "copy share": ("memorization", "pixels", "copy_share"),
+         "C_T (copies: below -3)": ("memorization", "features", "c_t"), "held-out loss": ("loss", "target", "loss"),
+         "change of the source's loss": ("loss", "source_change"), "bound, bits per value": ("bound", "bits")}
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A few lines for the terminal."""
+    lines = [f"in {record['features']['name']}"]
+    for name, path in SHOWN.items():
+        node: Any = record
+        for key in path:
+            node = node.get(key, {})
+        if isinstance(node, float):
+            lines.append(f"  {name:<30}{node:>10.4g}")
+        elif node:
+            lines.append(f"  {name:<30}{node['value']:>10.4g}   ({node['low']:.4g} to {node['high']:.4g})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    one_message(check_overrides)("evaluate", sys.argv[1:])
+    main()

@@ -1,0 +1,95 @@
+"""What an image is to a metric: a vector. Features are chosen by config (conf/features), and a metric sees matrices only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from runtime.errors import UserError
+
+
+class Embedding(NamedTuple):
+    features: Tensor  # [N, D] float32
+    logits: Tensor | None = None  # [N, classes] float32, of Inception only
+
+
+class Features(Protocol):
+    """name: in full, for captions. short: for headings. frechet: what the Fréchet distance in these features is called; "FID" is said
+    of Inception's alone. identity: what decides its numbers, as JSON: an evaluation with other weights is another protocol."""
+
+    name: str
+    short: str
+    frechet: str
+    identity: dict[str, Any]
+
+    def to(self, device: torch.device | str) -> Features:
+        """Itself, moved there."""
+        ...
+
+    def __call__(self, images: Tensor) -> Embedding:
+        """images: [B, H, W, C] uint8, C 1 or 3, of any size, on the device of the features."""
+        ...
+
+
+@torch.no_grad()
+def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows: Sequence[int] | None = None, batch_size: int = 64,
+            desc: str = "features", device: torch.device | str = "cpu") -> Embedding:
+    """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; computed on device in fp32, returned on
+    the CPU, in the order of rows.
+
+    Raises UserError where images are no uint8 (samples that have not become pixels may hold NaN), and where features come out
+    as NaN or infinity.
+    """
+    images = np.asarray(images)  # what is a memory map stays one
+    _check_images(images, desc)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if not len(rows):
+        raise UserError(f"{desc}: there are no images to take features of.")
+    features, parts = features.to(device), []
+    with _in_full_precision(torch.device(device)):
+        for start in tqdm(range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False):
+            batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
+            embedding = features(torch.from_numpy(batch).to(device))
+            parts.append(Embedding(*(None if part is None else part.float().cpu() for part in embedding)))
+    whole = Embedding(torch.cat([part.features for part in parts]),
+                      None if parts[0].logits is None else torch.cat([part.logits for part in parts]))
+    broken = ~torch.stack([part.isfinite().flatten(1).all(1) for part in whole if part is not None]).all(0)
+    if broken.any():
+        raise UserError(f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of {len(rows)} images, the first in row "
+                        f"{int(rows[int(broken.nonzero()[0, 0])])}: their weights are broken, or do not belong to this network.")
+    return whole
+
+
+@contextlib.contextmanager
+def _in_full_precision(device: torch.device) -> Iterator[None]:
+    """fp32, whatever the run computes in: features of one set are compared with those that another process has kept of another."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _check_images(images: np.ndarray, desc: str) -> None:
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"{desc}: images must be [N, H, W, 1 or 3], not {list(images.shape)}.")
+    if images.dtype == np.uint8:
+        return
+    if images.dtype.kind == "f" and (broken := int((~np.isfinite(images)).any((1, 2, 3)).sum())):
+        raise UserError(f"{desc}: NaN or infinity in {broken} of {len(images)} images: what made them has diverged.")
+    raise ValueError(f"{desc}: images must be uint8 in 0..255, not {images.dtype}.")
+
+
+def in_colour(images: Tensor) -> Tensor:
+    """[B, H, W, 1 or 3] -> [B, 3, H, W], gray repeated."""
+    return images.expand(*images.shape[:3], 3).permute(0, 3, 1, 2)

@@ -1,0 +1,55 @@
+"""How far a network moved from where it began."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from runtime.errors import UserError
+
+BEFORE, AFTER = ("conv_in", "time_mlp", "class_embedding"), ("norm_out", "conv_out")
+
+
+def weight_change(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, float]:
+    """||w - w0|| / ||w0|| by part of the network, in the order in which the network runs: conv_in, time_mlp, down.0, .., mid, up.2, ..,
+    up.0, norm_out, conv_out.
+
+    now, start: parameters by name, on one device. What unmatched() names is left out, and so is a part that was all zero.
+    Raises UserError at weights that are not finite.
+    """
+    moved: dict[str, float] = {}
+    began: dict[str, float] = {}
+    skipped = set(unmatched(now, start))
+    for name in now:
+        if name in skipped:
+            continue
+        w, w0 = now[name].double(), start[name].double()
+        moved[part(name)] = moved.get(part(name), 0.0) + (w - w0).square().sum().item()
+        began[part(name)] = began.get(part(name), 0.0) + w0.square().sum().item()
+        if not math.isfinite(moved[part(name)]):
+            raise UserError(f"the weights of {name} are not finite: there is no change of them to measure. Use another checkpoint.")
+    return {p: math.sqrt(moved[p] / began[p]) for p in sorted(moved, key=_place) if began[p] > 0}
+
+
+def unmatched(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of now that start does not have, or has in another shape, as a class table is."""
+    return [name for name, w in now.items() if name not in start or start[name].shape != w.shape]
+
+
+def part(name: str) -> str:
+    """The part of the network that a parameter is of: down.1 of down.1.block.0.conv1.weight, else the first component."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if first in ("down", "up") else first
+
+
+def _place(part: str) -> tuple[int, int, str]:
+    """Where a part stands in the order."""
+    first, _, level = part.partition(".")
+    if first in BEFORE:
+        return (0, BEFORE.index(first), part)
+    if first in AFTER:
+        return (4, AFTER.index(first), part)
+    order = {"down": 1, "mid": 2, "up": 3}
+    return (order.get(first, 5), (-1 if first == "up" else 1) * int(level or 0), part)

@@ -1,0 +1,200 @@
+"""Whether generated images are copies of training images: distances to the nearest ones, against those of images nobody trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluation.checks import check_features
+from evaluation.distances import chunks
+from evaluation.intervals import bootstrap_mean, resampled
+from evaluation.record import estimate
+from runtime.errors import UserError
+from runtime.randomness import generator
+
+Key = Sequence[int | str]
+FEW = 20  # generated or test images of a cell below which C_T does not judge it; the authors' tau is 20 / (generated images)
+IN_CELL = 50  # of each kind of image, at least, on the average of the cells
+CELLS = 10  # at most
+
+
+class Nearest(NamedTuple):
+    """distances: [N, k] float64, rising. rows: [N, k] int64, of the training images they are to."""
+
+    distances: Tensor
+    rows: Tensor
+
+
+def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
+    """The k nearest rows of train [M, D] to each row of x [N, D], Euclidean; 0 exactly where they are equal."""
+    if not 1 <= k <= len(train):
+        raise UserError(f"the {k} nearest training images cannot be told: there {'is' if len(train) == 1 else 'are'} {len(train)}.")
+    found = [distances.topk(k, largest=False) for _, distances in chunks(x, train)]
+    return Nearest(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+
+
+# rho
+
+
+def rho(generated: Tensor, test: Tensor) -> float:
+    """The median distance of generated images to their nearest training image [N], over that of test images [T]: about 1 where the
+    generated ones are as new as test images are, 0 where they are copies. Raises UserError where half of the test images are copies."""
+    return _ratio(*(weighted_median(values, torch.ones(1, len(values))) for values in (generated, test))).item()
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    if not (below > 0).all():
+        raise UserError("rho is not defined: about half of the test images or more are at distance 0 of a training image. Are they among "
+                        "the training images? Duplicates should be on one side of the split.")
+    return above / below
+
+
+def median(values: Tensor) -> float:
+    """Of [N]; the mean of the middle two where N is even."""
+    return weighted_median(values, torch.ones(1, len(values))).item()
+
+
+def weighted_median(values: Tensor, counts: Tensor) -> Tensor:
+    """The median of values [N] where value n comes counts[d, n] times. counts: [draws, N] whole numbers -> [draws] float64."""
+    values, order = values.double().sort()
+    upto = counts.to(values).index_select(1, order).cumsum(1)
+    total = upto[:, -1:]
+    middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], 1)  # places, counted from 0
+    return values[torch.searchsorted(upto, middle, right=True)].mean(1)
+
+
+def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200, key: Key = ()) -> Tensor:
+    """A bootstrap of rho over both sets of images, [draws]; that of two generators on the same test images, each with N images, is
+    paired. Raises UserError where rho is not defined in one of them."""
+    above, below = (weighted_median(values.cpu(), resampled(len(values), draws, *key, which))
+                    for which, values in (("generated", generated), ("test", test)))
+    return _ratio(above, below)
+
+
+# d1 / d2
+
+
+def copies(near: Nearest, ratio: float = 1 / 3) -> Tensor:
+    """Which images are copies: so much nearer to one training image than to the next, d1 <= ratio d2; Yoon et al. 2023, on pixels. [N]
+    bool. An image at 0 from both is one: what it copies is there twice."""
+    d1, d2 = near.distances[:, 0], near.distances[:, 1]
+    return d1 <= ratio * d2
+
+
+def copy_share(near: Nearest, ratio: float = 1 / 3) -> float:
+    return copies(near, ratio).double().mean().item()
+
+
+# C_T
+
+
+def c_t(generated: Tensor, test: Tensor, train: Tensor, key: Key = ()) -> float:
+    """Meehan, Chaudhuri and Dasgupta 2020: whether generated images lie nearer to the training images than test images do, in standard
+    deviations. Far below 0: copying; about 0: as test images; far above 0: away from the data.
+
+    The Mann-Whitney z of the distances in each cell of a k-means of the training images, weighted by its share of the test images; cells
+    with fewer than 20 generated or test images do not count, and with few images all is one cell. Distances are to all training images.
+    """
+    ours, theirs = (nearest(x, train, 1).distances[:, 0] for x in (generated, test))
+    centres = k_means(train, max(1, min(CELLS, min(len(generated), len(test), len(train)) // IN_CELL)), key)
+    cell_of_ours, cell_of_theirs = (nearest(x, centres, 1).rows[:, 0] for x in (generated, test))
+    return over_cells(ours, cell_of_ours, theirs, cell_of_theirs, len(centres))
+
+
+def over_cells(generated: Tensor, generated_cell: Tensor, test: Tensor, test_cell: Tensor, cells: int) -> float:
+    """C_T from the distances [N], [T] and the cell of each image in 0..cells - 1."""
+    scores, weights = [], []
+    for cell in range(cells):
+        ours, theirs = generated[generated_cell == cell], test[test_cell == cell]
+        if min(len(ours), len(theirs)) >= FEW:
+            scores.append(mann_whitney(ours, theirs))
+            weights.append(len(theirs))
+    if not scores:
+        return mann_whitney(generated, test)
+    return sum(w * z for w, z in zip(weights, scores, strict=True)) / sum(weights)
+
+
+def mann_whitney(x: Tensor, y: Tensor) -> float:
+    """The z of the Mann-Whitney U of x [n] over y [m], corrected for ties; below 0 where x is the smaller. 0 where all are equal."""
+    n, m = len(x), len(y)
+    _, inverse, ties = torch.cat([x, y]).unique(return_inverse=True, return_counts=True)
+    ties = ties.double()
+    rank = (ties.cumsum(0) - (ties - 1) / 2)[inverse]  # of equal values the mean of theirs, counted from 1
+    u = rank[:n].sum().item() - n * (n + 1) / 2
+    variance = n * m / 12 * (n + m + 1 - (ties**3 - ties).sum().item() / ((n + m) * (n + m - 1)))
+    return (u - n * m / 2) / math.sqrt(variance) if variance > 1e-9 else 0.0
+
+
+def k_means(x: Tensor, k: int, key: Key = (), steps: int = 100) -> Tensor:
+    """Centres [k, D], or fewer where x [N, D] has fewer different rows: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's steps
+    until nothing moves."""
+    x, draw = x.double(), generator(*key, "k-means")
+    centres = x[torch.randint(len(x), (1,), generator=draw).to(x.device)]
+    while len(centres) < k:
+        weight = nearest(x, centres, 1).distances[:, 0].square()
+        if not weight.sum() > 0:
+            break
+        centres = torch.cat([centres, x[torch.multinomial(weight.cpu(), 1, generator=draw).to(x.device)]])
+    for _ in range(steps if k > 1 else 0):
+        cell = nearest(x, centres, 1).rows[:, 0]
+        member = F.one_hot(cell, len(centres)).T.double()  # [k, N]
+        count = member.sum(1, keepdim=True)
+        moved = torch.where(count > 0, member @ x / count, centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+# AuthPct
+
+
+def authentic(generated: Nearest, train: Tensor) -> Tensor:
+    """Which generated images are new: farther from their nearest training image than that one is from its own nearest; Alaa et al. 2022,
+    section 3.3. [N] bool"""
+    between = nearest(train, train, 2).distances[:, 1]  # the first is the image itself, or its duplicate
+    return generated.distances[:, 0] > between[generated.rows[:, 0]]
+
+
+def authentic_share(generated: Tensor, train: Tensor) -> float:
+    """About 0.5 for more draws of the training images' distribution, 0 for copies."""
+    return authentic(nearest(generated, train, 1), train).double().mean().item()
+
+
+# All of it
+
+
+def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) -> dict[str, Any]:
+    """Everything above on feature matrices, for evaluation.json. What the images do not allow is absent, and "notes" says why.
+
+    {"rho", "copy_share", "authentic_share": Estimate, "c_t", "median_distance", "nearest_test": float, "notes": [str]}
+    median_distance: of generated images to their nearest training image; nearest_test: of test images.
+    """
+    check_features(generated, "the generated images", least=1)
+    check_features(train, "the training images", least=1)
+    result: dict[str, Any] = {"notes": []}
+    near = nearest(generated, train, min(2, len(train)))
+    result["median_distance"] = median(near.distances[:, 0])
+    if len(train) > 1:
+        for name, flags in (("copy_share", copies(near)), ("authentic_share", authentic(near, train))):
+            flags = flags.double().cpu()
+            result[name] = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")))
+    else:
+        result["notes"].append("copy share and AuthPct are left out: they compare two training images, and there is one")
+    if not len(test):
+        result["notes"].append("rho and C_T are left out: there are no test images to compare with")
+        return result
+    check_features(test, "the test images", least=1)
+    distances = nearest(test, train, 1).distances[:, 0]
+    result["nearest_test"] = median(distances)
+    result["c_t"] = c_t(generated, test, train, key)
+    try:
+        result["rho"] = estimate(rho(near.distances[:, 0], distances), rho_replicates(near.distances[:, 0], distances, key=key))
+    except UserError as error:
+        result["notes"].append(str(error))
+    return result

@@ -1,0 +1,79 @@
+"""Which checkpoint is the best: by the run's own rule, whatever was pruned and damaged meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime import checkpoint
+from runtime.checkpoint import MODEL
+from runtime.errors import UserError
+from runtime.files import remove_directory
+
+
+def saved(directory: Path, step: int, loss: float | None = None, kid: float | None = None, by: str | None = None) -> None:
+    """by: run.best_by of its config; None for a run from before there was a choice."""
+    weights = {"a": torch.full((2,), float(step))}
+    config = {"seed": 0} if by is None else {"run": {"best_by": by}}
+    state = {"step": step, "validation_loss": loss, "config": config} | ({} if by is None else {"validation_kid": kid})
+    checkpoint.save(directory / "checkpoints", weights, weights, {"state": {}}, state)
+
+
+def steps(directory: Path) -> list[int]:
+    return [c.step for c in checkpoint.all_checkpoints(directory / "checkpoints")]
+
+
+LOSSES = {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.35, 12: 0.31}
+KIDS = {1: 0.09, 2: -0.01, 3: 0.02, 4: 0.05, 12: -0.005}
+
+
+@pytest.mark.parametrize(("by", "best"), [(None, [1, 2, 3, 3, 3]), ("loss", [1, 2, 3, 3, 3]), ("kid", [1, 2, 2, 2, 2])])
+def test_pruning_keeps_the_best_by_the_runs_rule(tmp_path, by, best):
+    for step, expected in zip(LOSSES, best, strict=True):
+        saved(tmp_path, step, LOSSES[step], KIDS[step], by)
+        checkpoint.prune(tmp_path / "checkpoints", 1)
+        assert steps(tmp_path) == sorted({expected, step})
+        assert checkpoint.best(tmp_path).step == checkpoint.best(tmp_path / "checkpoints").step == expected
+
+
+def test_of_equals_the_oldest_is_the_best_as_it_was_while_the_run_went_on(tmp_path):
+    for step, loss in ((1, 0.5), (2, 0.25), (3, 0.25)):
+        saved(tmp_path, step, loss, by="loss")
+    assert checkpoint.best(tmp_path).step == 2
+
+
+def test_what_was_not_judged_is_not_the_best(tmp_path):
+    for step, (loss, kid) in {1: (0.5, None), 2: (0.1, None), 3: (0.6, 0.4), 4: (0.7, 0.3), 5: (None, None)}.items():
+        saved(tmp_path, step, loss, kid, "kid")
+    assert checkpoint.best(tmp_path).step == 4
+    checkpoint.prune(tmp_path / "checkpoints", 1)
+    assert steps(tmp_path) == [4, 5]
+
+
+def test_where_none_was_judged_the_best_is_the_newest(tmp_path):
+    for step in (1, 2, 11):
+        saved(tmp_path, step, 0.1 * step, None, "kid")
+    assert checkpoint.best(tmp_path).step == 11
+    checkpoint.prune(tmp_path / "checkpoints", 1)
+    assert steps(tmp_path) == [11]
+
+
+def test_a_damaged_best_is_named_and_the_next_best_taken(tmp_path, caplog):
+    for step, loss in ((1, 0.2), (2, 0.1), (3, 0.3)):
+        saved(tmp_path, step, loss, by="loss")
+    file = tmp_path / "checkpoints/step_2" / MODEL
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    assert checkpoint.best(tmp_path).step == 1
+    assert str(file) in caplog.text
+
+
+def test_no_checkpoint_is_one_message(tmp_path):
+    for empty in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="no checkpoint"):
+            checkpoint.best(empty)
+    saved(tmp_path, 3, 0.1)
+    remove_directory(tmp_path / "checkpoints/step_3")
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.best(tmp_path)

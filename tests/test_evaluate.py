@@ -1,0 +1,190 @@
+"""evaluate.py on small real runs: each number against the same one by a route of its own, what is missing, and what is made once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+from data.batches import to_x0
+from diffusion.generate import SamplerSettings
+from diffusion.samplers import ddim, even_steps
+from evaluation.features.random import RandomConvolutional
+from evaluation.kernel import kid
+from models.network import frozen_denoiser
+from runtime.checkpoint import EMA, find
+from runtime.errors import UserError
+from tests.runs import snapshot
+from tests.transfers import Transfers, folders
+from transfer.trained import start_of
+
+SAMPLER = SamplerSettings(ddim, even_steps, 2)
+NODE = {"function": "ddim", "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def transfers(tmp_path_factory) -> Transfers:
+    return Transfers(tmp_path_factory.mktemp("evaluated"), ["train.steps=20"])
+
+
+def settings(transfers: Transfers, **given) -> evaluate.EvaluateSettings:
+    """Of a run, where no images are given."""
+    given = given if "images" in given else {"checkpoint": "RUN"} | given
+    return evaluate.EvaluateSettings(**{
+        "sampler": SAMPLER, "features": RandomConvolutional(), "perceptual": RandomConvolutional(), "n": 12, "held_out_draws": 32,
+        "bound_images": 2, "bound_steps": 5, "cache": str(transfers.root / "cache"), "device": "cpu"} | given)
+
+
+@pytest.fixture(scope="module")
+def full(transfers) -> tuple[Path, dict]:
+    """A run and its evaluation."""
+    run = transfers.target("full", "train.steps=6")
+    folder = evaluate.of_run(run, settings(transfers), NODE)
+    return run, json.loads((folder / "evaluation.json").read_text())
+
+
+def pictures(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(p).convert("RGB")) for p in sorted(folder.glob("[0-9]*.png"))])
+
+
+def test_each_part_is_there_and_nothing_is_said_twice(full):
+    _, record = full
+    assert {"quality", "memorization", "loss", "bound", "forgetting", "floors", "images", "features", "notes"} <= record.keys()
+    assert record["images"]["n"] == 12 and record["images"]["train"] == 24
+    assert set(record["floors"]) == {"memoriser", "train against test", "half of test against the other half", "noise", "untouched source"}
+    assert len(record["notes"]) == len(set(record["notes"]))
+    assert not [note for note in record["notes"] if "rror" in note]
+    assert "not FID" in record["features"]["name"] and "FID" not in record["features"]["frechet"]
+
+
+def test_kid_is_that_of_the_kept_images(full):
+    run, record = full
+    generated = pictures(Path(record["images"]["folder"]))
+    assert len(generated) == 12
+    features = RandomConvolutional()
+    tissue = find(run).state["config"]
+    from tests.transfers import TISSUE  # the images by another way: the source itself, decoded here
+    assert TISSUE[0] == "data=bundled_tissue" and tissue["data"]["size"] == 8
+    from data.bundled import Tissue
+    from data.source import to_array
+    source = Tissue(None)
+    test = np.stack([to_array(source.read(k), (8, 8), 3, False, "lanczos") for k in source.splits["test"]])
+    expected = kid(*(features(torch.from_numpy(images)).features for images in (generated, test)))
+    assert record["quality"]["test"]["kid"]["value"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_losses_are_of_the_test_images_and_of_the_source_as_it_was(full, transfers):
+    run, record = full
+    loss = record["loss"]
+    now, then = (loss[name]["loss"]["value"] for name in ("source", "source_start"))
+    assert loss["source_change"]["value"] == pytest.approx(now - then, abs=1e-6)
+    start = start_of(find(run).state["config"], find(transfers.source))
+    denoiser = frozen_denoiser(find(run).state["config"], start, torch.device("cpu"))
+    faces = np.load(next(p for p in (transfers.root / "cache").glob("*.npy") if len(np.load(p, mmap_mode="r")) == 100))
+    x0 = to_x0(torch.from_numpy(faces[:90]))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    errors = []
+    for t in range(1, 101, 3):
+        times = torch.full((90,), t)
+        prediction = denoiser(denoiser.schedule.add_noise(x0, noise, times), times)
+        errors.append((prediction.noise - noise).square().mean().item())
+    assert np.mean(errors) == pytest.approx(loss["source_start"]["loss"]["value"], rel=0.35)  # other draws of t and noise
+    assert any("fewer than 100 were held out" in note for note in record["notes"])
+
+
+def test_what_did_not_train_did_not_change(transfers):
+    run = transfers.target("freeze_encoder", "train.steps=6")
+    folder = evaluate.of_run(run, settings(transfers, metrics=["forgetting"]), NODE)
+    changed = json.loads((folder / "evaluation.json").read_text())["forgetting"]["weights"]
+    assert changed["conv_in"] == changed["down.0"] == changed["time_mlp"] == 0
+    now, start = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
+    names = [n for n in start if n.startswith("mid.")]
+    moved, size = (sum(f(n) for n in names) ** 0.5 for f in (
+        lambda n: (now[n] - start[n]).double().square().sum().item(), lambda n: start[n].double().square().sum().item()))
+    assert changed["mid"] == pytest.approx(moved / size, rel=1e-6) and changed["mid"] > 0
+
+
+def test_an_untouched_source_stands_at_its_own_floor(transfers):
+    """zero_shot is the source: its images are those of the floor, its loss and its weights have not changed."""
+    run = transfers.target("zero_shot")
+    record = json.loads((evaluate.of_run(run, settings(transfers), NODE) / "evaluation.json").read_text())
+    ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
+    assert floor == {key: ours[key] for key in ("value", "low", "high")}
+    assert record["loss"]["source_change"]["value"] == 0 and set(record["forgetting"]["weights"].values()) == {0.0}
+
+
+def test_the_memoriser_among_the_floors_is_one(full):
+    floors = full[1]["floors"]
+    memoriser = floors["memoriser"]
+    assert memoriser["memorization"]["features"]["rho"]["value"] == 0
+    assert memoriser["memorization"]["pixels"]["copy_share"]["value"] == 1
+    assert memoriser["memorization"]["features"]["c_t"] < -3 and memoriser["quality"]["train"]["kid"]["value"] < 1e-6
+    noise, real = (floors[name]["quality"]["test"]["kid"]["value"] for name in ("noise", "train against test"))
+    assert noise > 3 * abs(real)
+
+
+def test_the_same_again_does_nothing_and_more_images_are_added(full, transfers):
+    run, record = full
+    before = snapshot(run)
+    evaluate.of_run(run, settings(transfers), NODE)
+    after = snapshot(run)
+    assert {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)} <= {k for k in after if k.endswith(".lock")}
+    folder = Path(record["images"]["folder"])
+    first = (folder / "000003.png").stat().st_mtime_ns
+    evaluate.of_run(run, settings(transfers, n=14, metrics=["quality"]), NODE)
+    assert len(pictures(folder)) == 14 and (folder / "000003.png").stat().st_mtime_ns == first
+    assert len(list(run.glob("evaluation/*/evaluation.json"))) == 2
+
+
+def test_every_finished_run_of_an_experiment(full, transfers, tmp_path):
+    run, _ = full
+    experiment = run.parent
+    assert run in evaluate.runs_of(experiment) and evaluate.runs_of(run) == [run]
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "identity.json").write_text("{}")
+    with pytest.raises(UserError, match="none of its 1 runs is finished"):
+        evaluate.runs_of(tmp_path)
+
+
+def test_images_of_a_folder(transfers, tmp_path):
+    """Any generator's images: here the training images themselves, which is found out."""
+    def noisy(seed):
+        return lambda k: Image.fromarray(np.random.default_rng([seed, k]).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+    for seed, name in enumerate(("train", "test")):
+        folders(tmp_path, {name: noisy(seed)}, n=40)
+    shutil.copytree(tmp_path / "train", tmp_path / "generated")
+    given = settings(transfers, images=str(tmp_path / "generated"), train=str(tmp_path / "train"), test=str(tmp_path / "test"))
+    record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
+    assert record["memorization"]["features"]["rho"]["value"] == 0 and record["memorization"]["pixels"]["copy_share"]["value"] == 1
+    assert abs(record["quality"]["train"]["frechet"]) < 1e-6 < record["quality"]["test"]["frechet"]
+    assert "loss" not in record and "untouched source" not in record["floors"]
+    assert (tmp_path / "generated_evaluation" / "closest.png").exists()
+
+
+def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
+    one = Image.new("RGB", (8, 8), "gray")
+    for name, n in (("generated", 3), ("train", 2), ("test", 1)):
+        folders(tmp_path, {name: lambda k: one}, n=n)
+    given = settings(transfers, images=str(tmp_path / "generated"), train=str(tmp_path / "train"), test=str(tmp_path / "test"))
+    record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
+    said = "\n".join(record["notes"])
+    assert "frechet" not in record["quality"]["train"] and "left out" in said
+    assert "precision" not in record["quality"]["test"] and "precision, recall, density and coverage of the held-out images" in said
+    for number in json.dumps(record).replace("[", ",").split(","):
+        assert "NaN" not in number and "Infinity" not in number
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ({"checkpoint": None}, "checkpoint=RUN, or images=DIR"), ({"checkpoint": "x", "train": "y"}, "images= alone"),
+    ({"checkpoint": "x", "metrics": ["qualty"]}, "did you mean quality"), ({"checkpoint": "x", "n": 0}, "n must be at least 1"),
+    ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2")])
+def test_wrong_settings_are_refused(transfers, given, expected):
+    with pytest.raises(ValueError, match=expected):
+        settings(transfers, **given)

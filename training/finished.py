@@ -1,0 +1,111 @@
+"""A run that has been trained, opened again to be judged: its network, its images, what it started from and its source's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.dataset import Dataset, DataSettings, open_dataset
+from data.memory import Memory
+from diffusion.denoiser import Denoiser
+from models.network import frozen_denoiser
+from models.pretrained import Trained
+from runtime.build import build
+from runtime.checkpoint import FILES, Checkpoint, Which
+from runtime.errors import UserError
+from runtime.randomness import generator
+from transfer.source_images import own_images
+from transfer.trained import plain, read_origin, source_of, start_of
+
+ENOUGH, MOST = 100, 2000  # images of the source: so few are not judged on while it has others, and no more than so many
+
+
+@dataclass(frozen=True)
+class Finished:
+    """checkpoint: of the run. overrides: of the section data, where its images have moved. elsewhere: where its source is, if that moved.
+    cache: of decoded images."""
+
+    checkpoint: Checkpoint
+    weights: Which
+    overrides: Sequence[str]
+    elsewhere: str | None
+    cache: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.checkpoint.path.parent.parent
+
+    @cached_property
+    def trained(self) -> Trained:
+        """With what was injected merged."""
+        return plain(self.checkpoint)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.trained.state["config"]
+
+    @cached_property
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        return self.trained.weights(FILES[self.weights])
+
+    def denoiser(self, device: torch.device) -> Denoiser:
+        return frozen_denoiser(self.config, self.trained_weights, device)
+
+    @cached_property
+    def data(self) -> DataSettings:
+        content = {"data": self.config["data"]}
+        for line in self.overrides:
+            if not line.startswith("data.") or "=" not in line:
+                raise UserError(f"overrides={line}: they are of the run's images, such as overrides=[\"data.source.path=DIR\"].")
+        try:
+            content = OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(self.overrides))))
+        except OmegaConfBaseException as error:
+            raise UserError(f"overrides={list(self.overrides)}: {error}") from error
+        return build({"_target_": "data.dataset.DataSettings", **content["data"]}, ["data"], "data")
+
+    @cached_property
+    def images(self) -> tuple[Dataset, list[Any]]:
+        """What the run was trained on and what was held out, and what decides their pixels."""
+        data = self.data
+        try:
+            source = data.source(Memory(self.cache / "memory"))
+            return (open_dataset(data, source, self.config["seed"], self.cache),
+                    [source.fingerprint, data.height_width, data.channels, data.resample, data.upscale])
+        except UserError as error:
+            raise UserError(f"the images of {self.directory}: {error}\nWhere they are: overrides=[\"data.source.path=DIR\"].") from error
+
+    @property
+    def has_source(self) -> bool:
+        return read_origin(self.directory) is not None
+
+    @cached_property
+    def source(self) -> Trained | None:
+        """What the run started from; None where it had no source. Raises UserError where that is gone."""
+        origin = read_origin(self.directory)
+        return origin and source_of(origin, self.checkpoint.state["config"], self.elsewhere)
+
+    @cached_property
+    def start(self) -> dict[str, torch.Tensor]:
+        """The weights that it started from, of a run that had a source."""
+        return start_of(self.config, self.source)
+
+    def source_images(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, str]:
+        """(images [*, H, W, C] uint8, labels as this network knows them or None for its null class, rows, their split) of the source, at
+        this run's size and channels: of its test images, or its validation images, or, where either are fewer than 100, of those it was
+        trained on; at most 2,000, the same for every run. Raises UserError where the source does not say its images, or they are gone."""
+        theirs = own_images(self.source, self.data, self.cache)
+        split = next((s for s in ("test", "validation") if len(theirs.splits[s]) >= ENOUGH), "train")
+        rows = theirs.splits[split]
+        rows = np.sort(rows[torch.randperm(len(rows), generator=generator("source images")).numpy()[:MOST]])
+        kept = build({"_target_": "transfer.fit.SourceSettings", **self.config["source"]}, ["transfer"], "source").kept(
+            self.source.state["config"])
+        first = self.config["model"].get("classes", 0) - kept
+        return theirs.images, theirs.labels + first if kept else None, rows, split
