@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from runtime.config import CONF, NUMBERS, canonical
 from runtime.directory import IDENTITY
+from runtime.errors import UserError
 
 RESULT = "result.json"  # written at each evaluation
 MISSING = "-"
@@ -49,33 +50,38 @@ class Result:
         return dict(_leaves(canonical({s: self.config[s] for s in sections if s in self.config})))
 
     def cells(self) -> dict[str, str]:
-        """Column -> text, without the settings."""
+        """Column -> text, of the table of a sweep."""
         v, steps = self.values, self.config.get("train", {}).get("steps")
         step = v.get("step")
         return {
             "strategy": self.strategy, "seed": str(self.seed),
+            "trained": percent(v.get("trained_share")),
             "steps": MISSING if step is None else str(step) if self.finished or steps is None else f"{step} of {steps}",
             "held-out loss": loss_text(self.loss),
-            "trained": percent(v.get("trained_share")),
-            "EMA on source": percent(v.get("ema_share_of_start")),
-            "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu"),
-            "memory": size(v.get("peak_memory_bytes")), "to store": size(v.get("bytes_to_store")), "run": self.directory.name}
+            "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu")}
+
+
+def read_json(path: Path, mend: str) -> Any:
+    """Raises UserError, with the way to mend it, for a file that is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # of JSON, or of the encoding
+        raise UserError(f"{path} is damaged ({error}): {mend}") from error
 
 
 def read_result(directory: Path) -> Result:
-    config = {}
+    config, begin = {}, "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
-        config = json.loads(path.read_text())
+        config = read_json(path, begin)
         config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(path))
+        except YAMLError as error:
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): {begin}") from error
     path = directory / RESULT
-    return Result(directory, config, json.loads(path.read_text()) if path.exists() else {})
-
-
-def by_loss(results: Sequence[Result]) -> list[Result]:
-    """The lowest held-out loss first, those without one last."""
-    return sorted(results, key=lambda r: (r.loss is None, r.loss or 0.0, r.strategy, str(r.seed), r.directory.name))
+    mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
+    return Result(directory, config, read_json(path, mend) if path.exists() else {})
 
 
 def varied(results: Sequence[Result]) -> list[str]:
@@ -97,25 +103,6 @@ def set_by(strategy: str) -> tuple[str, ...]:
     content = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     untrained = ("train.steps",) if content.get("rules") == [] else ()
     return ("transfer.", *untrained, *(path for path, _ in _leaves(content) if path.split(".")[0] in NUMBERS))
-
-
-def settings_text(result: Result, paths: Sequence[str]) -> str:
-    settings = result.settings()
-    return " ".join(f"{path}={settings[path]}" for path in paths if path in settings)
-
-
-def averages(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Over the seeds of each strategy and each of the settings that vary; of the finished runs that have a loss."""
-    paths, groups = varied(results), {}
-    for r in results:
-        if r.finished and r.loss is not None:
-            groups.setdefault((r.strategy, settings_text(r, paths)), []).append(r.loss)
-    rows = []
-    for (strategy, settings), losses in sorted(groups.items(), key=lambda item: statistics.fmean(item[1])):
-        spread = f"{loss_text(min(losses))} to {loss_text(max(losses))}"
-        rows.append({"strategy": strategy} | ({"settings": settings} if paths else {}) | {
-            "held-out loss, mean": loss_text(statistics.fmean(losses)), "n": str(len(losses)), "min to max": spread})
-    return rows
 
 
 def loss_text(loss: float | None) -> str:

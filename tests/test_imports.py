@@ -13,6 +13,7 @@ BELOW = {
     "transfer": {"models", "kernels", "diffusion", "data", "runtime"},
     "evaluation": {"models", "kernels", "diffusion", "data", "runtime"},
     "training": {"transfer", "evaluation", "models", "kernels", "diffusion", "data", "runtime"},
+    "reporting": {"evaluation", "runtime"},
 }
 
 

@@ -1,82 +1,110 @@
-"""The report of an experiment, against directories written by hand."""
+"""The report of an experiment, against directories written by hand: what is read, averaged and written."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
+from scipy import stats
 
 import report
-from runtime.results import averages, by_loss, percent, read_result, size, varied
-
-RESULT = {"step": 300, "trained_parameters": 50, "parameters": 2000, "trained_share": 0.025, "held_out_loss": 0.07,
-          "ema_share_of_start": 0.5, "hours": 1.5, "device": "NVIDIA H100",
-          "peak_memory_bytes": 3_400_000_000, "bytes_to_store": 12_345, "source_sha256": None}
-
-
-def write_run(folder: Path, strategy: str, seed: int = 0, color=None, settings=None, include=("*",), **result) -> Path:
-    """A run's directory as train.py leaves it. result: what differs from RESULT; none at all is a run that has no result yet."""
-    config = {"seed": seed, "transfer": {"name": strategy, "rules": [{"pattern": strategy}]}, "optimizer": {"lr": 0.001},
-              "data": {"n_train": None}, "source": {"include": list(include)}, "train": {"steps": 300}, "run": {"root": str(seed)}}
-    for path, value in (settings or {}).items():
-        section, key = path.split(".")
-        config[section][key] = value
-    directory = folder / f"{strategy}-seed{seed}-{len(list(folder.glob('*')))}"
-    (directory / "samples").mkdir(parents=True)
-    (directory / "identity.json").write_text(json.dumps(config | {"train": {}}))
-    if result:
-        (directory / "config.yaml").write_text(yaml.safe_dump(config))
-        (directory / "result.json").write_text(json.dumps(RESULT | result))
-    if color:
-        for step, shade in ((100, "black"), (300, color)):
-            Image.new("RGB", (50, 50), shade).save(directory / f"samples/samples_{step:07d}.png")
-    return directory
-
-
-def results_of(folder: Path):
-    return by_loss([read_result(p.parent) for p in folder.glob("*/identity.json")])
+from reporting import pictures
+from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
+from reporting.page import Report
+from reporting.runs import read_runs
+from reporting.table import difference, floors, rows, situations
+from runtime.results import percent, read_result, size, varied
+from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
 
 
 def lines(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_runs_stand_by_their_loss_and_seeds_are_averaged(tmp_path, capsys):
-    for seed, loss in enumerate((0.08, 0.05, 0.11)):
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "report.csv").open()))
+
+
+def t_interval(values) -> tuple[float, float]:
+    return stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+
+
+# over seeds
+
+def test_rows_are_means_over_seeds_with_their_t_interval(tmp_path, capsys):
+    losses = (0.08, 0.05, 0.11)
+    for seed, loss in enumerate(losses):
         write_run(tmp_path, "full", seed, held_out_loss=loss)
     write_run(tmp_path, "scratch", 0, include=(), held_out_loss=0.07, device="cpu (x86_64)")
     report.main([str(tmp_path)])
     printed = capsys.readouterr().out
-    assert [(row[0], row[1], row[3]) for row in lines(printed)[1:5]] == [
-        ("full", "1", "0.0500"), ("scratch", "0", "0.0700"), ("full", "0", "0.0800"), ("full", "2", "0.1100")]
-    assert lines(printed)[1][4:11] == ["2.5%", "50%", "1.50", "3.4", "GB", "12.3", "kB"]
-    assert "1.50 (CPU)" in printed and "settings" not in printed and "Missing" not in printed
-    assert ["scratch", "0.0700", "1", "0.0700", "to", "0.0700"] in lines(printed)
-    assert ["full", "0.0800", "3", "0.0500", "to", "0.1100"] in lines(printed)
+    low, high = t_interval(losses)
+    assert lines(printed)[1] == ["scratch", "2.5%", "0.001", "0.0700", "1.50", "12.3", "kB", "1"]
+    assert lines(printed)[2] == ["full", "2.5%", "0.001", "0.080", f"[{low:.3f},", f"{high:.3f}]", "1.50", "12.3", "kB", "3"]
+    assert "settings" not in printed and "is at step" not in printed
+    row = next(row for row in rows(read_runs(tmp_path)) if row.name == "full")
+    assert row.cell(HELD_OUT)[:4] == pytest.approx((0.08, low, high, 3))
     written = (tmp_path / "report.md").read_text()
-    assert "| full | 0.0800 | 3 | 0.0500 to 0.1100 |" in written and "samples.png" not in written
-    read = list(csv.DictReader((tmp_path / "report.csv").open()))
-    assert [float(row["held_out_loss"]) for row in read] == [0.05, 0.07, 0.08, 0.11]
-    assert read[1]["strategy"] == "scratch" and read[1]["bytes_to_store"] == "12345" and read[1]["source_sha256"] == ""
+    assert f"| full | 2.5% | 0.001 | 0.080 [{low:.3f}, {high:.3f}] | 1.50 | 12.3 kB | 3 |" in written and "samples.png" not in written
+    read = read_csv(tmp_path)
+    assert [(row["strategy"], float(row["held_out_loss"])) for row in read] == [
+        ("scratch", 0.07), ("full", 0.08), ("full", 0.05), ("full", 0.11)]
+    assert read[0]["bytes_to_store"] == "12345" and read[0]["source_sha256"] == ""
+
+
+def test_an_evaluation_of_one_run_keeps_its_own_interval(tmp_path):
+    evaluated(tmp_path, "full", kid=0.02)
+    for seed, kid in enumerate((0.03, 0.05)):
+        evaluated(tmp_path, "lora", seed, kid=kid)
+    full, lora = rows(read_runs(tmp_path))
+    assert full.cell(KID)[:4] == pytest.approx((0.02, 0.019, 0.021, 1)) and "bootstrap" in full.cell(KID).source
+    assert lora.cell(KID)[:4] == pytest.approx((0.04, *t_interval((0.03, 0.05)), 2)) and "2 seeds" in lora.cell(KID).source
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    """Two strategies that rise and fall together differ by far less than each varies."""
+    for seed, kid in enumerate((0.02, 0.06, 0.10)):
+        evaluated(tmp_path, "full", seed, kid=kid)
+        evaluated(tmp_path, "lora", seed, kid=kid + 0.01 + 0.001 * seed)
+    evaluated(tmp_path, "lora", 7, kid=5.0)  # no partner
+    full, lora = rows(read_runs(tmp_path))
+    assert difference(lora, full, KID)[:4] == pytest.approx((0.011, *t_interval((0.01, 0.011, 0.012)), 3))
+    for seed in (8, 9):
+        evaluated(tmp_path, "bitfit", seed, kid=1.0 + seed)
+        evaluated(tmp_path, "norm_bias", seed, kid=2.0 + 1.1 * seed)
+    *_, bitfit, norm_bias = rows(read_runs(tmp_path))
+    assert difference(norm_bias, bitfit, KID)[:4] == pytest.approx((1.85, *t_interval((1.8, 1.9)), 2))
+
+
+def test_with_one_seed_the_replicates_are_paired(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.01, 200)
+    apart = np.random.default_rng(1).normal(0.002, 0.0005, 200)
+    evaluated(tmp_path, "full", kid=0.02, replicates=0.02 + noise)
+    evaluated(tmp_path, "lora", kid=0.022, replicates=0.02 + noise + apart)
+    evaluated(tmp_path, "bitfit", 3, kid=0.03)
+    full, lora, bitfit = rows(read_runs(tmp_path))
+    assert difference(lora, full, KID)[:4] == pytest.approx((0.002, *np.quantile(apart, [0.025, 0.975]), 1))
+    assert difference(bitfit, full, KID).low is None and difference(bitfit, full, KID).value is None  # no seed in common
+    assert difference(lora, full, HELD_OUT).low is None  # of one run each there are no replicates
 
 
 def test_what_else_differs_is_named_and_not_averaged_over(tmp_path):
     """Settings that come with a strategy, as scratch copies nothing, are no column."""
     write_run(tmp_path, "scratch", 0, include=(), held_out_loss=0.30)
-    for n, losses in ((10, (0.20, 0.22)), (100, (0.10, 0.14))):
+    for n, losses in ((100, (0.10, 0.14)), (10, (0.20, 0.22))):
         for seed, loss in enumerate(losses):
             write_run(tmp_path, "full", seed, settings={"data.n_train": n}, held_out_loss=loss)
-    assert varied(results_of(tmp_path)) == ["data.n_train"]
-    assert [(r["strategy"], r["settings"], r["held-out loss, mean"], r["n"]) for r in averages(results_of(tmp_path))] == [
-        ("full", "data.n_train=100", "0.1200", "2"), ("full", "data.n_train=10", "0.2100", "2"),
-        ("scratch", "data.n_train=None", "0.3000", "1")]
+    runs = read_runs(tmp_path)
+    assert varied([run.result for run in runs]) == ["data.n_train"]
+    assert [(row.name, row.settings["data.n_train"], *row.cell(HELD_OUT)[::3]) for row in rows(runs)] == [
+        ("full", 10, pytest.approx(0.21), 2), ("full", 100, pytest.approx(0.12), 2), ("scratch", None, 0.30, 1)]
     report.main([str(tmp_path)])
-    assert [row["data.n_train"] for row in csv.DictReader((tmp_path / "report.csv").open())] == ["100", "100", "10", "10", ""]
+    assert [row["data.n_train"] for row in read_csv(tmp_path)] == ["10", "10", "100", "100", ""]
 
 
 def test_a_setting_inside_a_list_is_named_by_its_own_path(tmp_path, capsys):
@@ -88,16 +116,38 @@ def test_a_setting_inside_a_list_is_named_by_its_own_path(tmp_path, capsys):
     identity = json.loads((failed / "identity.json").read_text())
     identity["transfer"]["rules"] = [{"pattern": "l2_sp", "learning_rate_scale": 1.0, "from_": 0}]
     (failed / "identity.json").write_text(json.dumps(identity))
-    assert varied(results_of(tmp_path)) == ["transfer.penalties.0.weight"]
+    assert varied([read_result(p.parent) for p in tmp_path.glob("*/identity.json")]) == ["transfer.penalties.0.weight"]
     report.main([str(tmp_path)])
-    assert "transfer.penalties.0.weight=0.1" in capsys.readouterr().out
+    printed = lines(capsys.readouterr().out)
+    assert printed[0][:2] == ["strategy", "transfer.penalties.0.weight"] and [row[1] for row in printed[1:3]] == ["1", "0.1"]
 
 
 def test_one_setting_of_two_strategies_is_named_too(tmp_path):
     write_run(tmp_path, "full", settings={"optimizer.lr": 1e-4}, held_out_loss=0.1)
     write_run(tmp_path, "bitfit", settings={"optimizer.lr": 1e-2}, held_out_loss=0.2)
-    assert varied(results_of(tmp_path)) == ["optimizer.lr"]
+    assert varied([run.result for run in read_runs(tmp_path)]) == ["optimizer.lr"]
 
+
+def test_each_strategy_contends_with_the_setting_of_its_lowest_held_out_loss(tmp_path):
+    """And not with that of its lowest KID to the test images, which would be a choice on them."""
+    for rate, loss, kid in ((1e-3, 0.06, 0.03), (1e-2, 0.09, 0.01)):
+        evaluated(tmp_path, "full", settings={"optimizer.lr": rate}, result={"held_out_loss": loss}, kid=kid)
+    evaluated(tmp_path, "lora", settings={"optimizer.lr": 1e-2}, kid=0.02)
+    (contenders,) = situations(rows(read_runs(tmp_path))).values()
+    assert [(row.name, row.settings["optimizer.lr"]) for row in contenders] == [("lora", 1e-2), ("full", 1e-3)]
+
+
+def test_floors_stand_apart_once(tmp_path):
+    for seed in range(3):
+        evaluated(tmp_path, "full", seed, kid=0.02)
+    (floor,) = floors(read_runs(tmp_path))
+    assert floor.name == "memoriser" and floor.cell(KID)[:4] == pytest.approx((0.005, 0.004, 0.006, 1))
+    assert floor.cell(HELD_OUT).value is None and floor.cell(FORGOT).value is None
+    report.main([str(tmp_path)])
+    assert [row["strategy"] for row in read_csv(tmp_path)].count("floor: memoriser") == 3
+
+
+# what is missing
 
 def test_what_is_missing_is_said(tmp_path, capsys):
     write_run(tmp_path, "full", 0, held_out_loss=0.05, step=200)
@@ -110,15 +160,88 @@ def test_what_is_missing_is_said(tmp_path, capsys):
     (sweep / "0.json").write_text(json.dumps({"status": "finished", "run": "x", "seconds": 1}))
     (sweep / "1.json").write_text(json.dumps({"status": "failed", "message": "no memory\nat all", "seconds": 1}))
     report.main([str(tmp_path)])
-    printed = capsys.readouterr().out
+    printed, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
     for name in ("full-seed0-0 is at step 200", "bitfit-seed3-3 has no result yet", "demo-12345678: transfer=svdiff failed: no memory",
-                 "demo-12345678: transfer=lora is not finished"):
+                 "demo-12345678: transfer=lora is not finished", f"no run is evaluated: python evaluate.py checkpoint={tmp_path}"):
         assert f"\n  {name}\n" in printed and f"- {name}\n" in (tmp_path / "report.md").read_text(), printed
+        assert f"<li>{name}</li>" in page
     assert "lora-seed0-2" not in printed.split("Missing")[1]
-    assert "200 of 300" in printed
-    assert ["full", "0.1500", "1", "0.1500", "to", "0.1500"] in lines(printed)  # the loss at step 200 is not among it
-    assert next(row for row in lines(printed) if row[:1] == ["bitfit"]) == ["bitfit", "3", *["-"] * 7, "bitfit-seed3-3"]
+    assert "at step 200 of 300" in page
+    assert ["full", "2.5%", "0.001", "0.150", "1.50", "12.3", "kB", "1"] in lines(printed)  # the loss at step 200 is not among it
+    assert ["bitfit", "-", "0.001", "-", "-", "-", "no", "result", "yet"] in lines(printed)
 
+
+def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
+    """The one that most runs have; of one run the newest; the newest protocol where several have as many."""
+    for seed in range(2):
+        evaluated(tmp_path, "full", seed, kid=0.02)
+    odd = write_run(tmp_path, "lora", held_out_loss=0.07)
+    write_evaluation(odd, evaluation(kid=0.0001, n=50), age=-60)  # the newest of all
+    write_evaluation(tmp_path / "full-seed0-0", evaluation(kid=0.9), "older", age=60)
+    runs = read_runs(tmp_path)
+    full, lora = rows(runs)
+    assert full.cell(KID).value == pytest.approx(0.02) and lora.cell(KID).value is None
+    assert f"python evaluate.py checkpoint={odd}" in lora.cell(KID).why
+    missing = Report(tmp_path, runs).missing
+    assert f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd}" in missing
+    assert f"{odd.name}: evaluation/default is left out, under another protocol (n: 500 -> 50)" in [
+        line.replace("n: 50 -> 500", "n: 500 -> 50") for line in missing]
+    assert "full-seed0-0: evaluation/older is left out, a newer one is here" in missing
+    write_evaluation(odd, evaluation(kid=0.03), "again")
+    assert rows(read_runs(tmp_path))[1].cell(KID).value == pytest.approx(0.03)
+
+
+def test_of_two_protocols_with_as_many_runs_the_newest_counts(tmp_path):
+    directory = write_run(tmp_path, "full", held_out_loss=0.07)
+    write_evaluation(directory, evaluation(kid=0.2, n=50), "a", age=60)
+    write_evaluation(directory, evaluation(kid=0.1, n=500), "b")
+    assert rows(read_runs(tmp_path))[0].value(KID) == pytest.approx(0.1)
+    os.utime(directory / "evaluation/a/evaluation.json")
+    assert rows(read_runs(tmp_path))[0].value(KID) == pytest.approx(0.2)
+
+
+def test_an_evaluation_of_what_no_longer_is_the_best_checkpoint_is_named(tmp_path):
+    directory = evaluated(tmp_path, "full", result={"best_step": 300}, step=200)
+    assert any(f"{directory.name} was evaluated at step 200, and its best is step 300 now" in line
+               for line in Report(tmp_path, read_runs(tmp_path)).missing)
+
+
+def test_what_could_not_be_computed_says_why(tmp_path):
+    content = evaluation()
+    del content["loss"]["target"]
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
+    cell = rows(read_runs(tmp_path))[0].cell(TEST_LOSS)
+    assert cell.text(TEST_LOSS) == "-" and cell.why == "FID is left out: 413 test images, it needs 2,000"
+
+
+@pytest.mark.parametrize("name", ["evaluation/default/evaluation.json", "result.json", "identity.json", "config.yaml"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, capsys):
+    directory = evaluated(tmp_path, "full")
+    (directory / name).write_text('{"a": [')
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path)])
+    message = capsys.readouterr().err
+    assert f"error: {directory / name} is damaged" in message and "delete" in message and "Traceback" not in message
+    assert ("python evaluate.py checkpoint=" in message) == ("evaluation" in name)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_evaluation_of_another_version_is_refused(tmp_path, capsys):
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), evaluation() | {"version": 2})
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path)])
+    assert "version 2" in capsys.readouterr().err
+
+
+def test_numbers_that_are_none_are_unknown(tmp_path):
+    evaluated(tmp_path, "full", kid=float("nan"), rho=float("inf"))
+    row = rows(read_runs(tmp_path))[0]
+    assert row.cell(KID).text(KID) == "-"
+    report.main([str(tmp_path)])
+    assert "nan" not in (tmp_path / "report.md").read_text().lower().replace("dominan", "")
+
+
+# pictures
 
 def test_the_newest_samples_stand_side_by_side_by_loss(tmp_path):
     write_run(tmp_path, "full", 0, "red", held_out_loss=0.2)
@@ -127,10 +250,10 @@ def test_the_newest_samples_stand_side_by_side_by_loss(tmp_path):
     write_run(tmp_path, "bitfit", 0, held_out_loss=0.01)
     report.main([str(tmp_path)])
     pixels = np.asarray(Image.open(tmp_path / "samples.png"))
-    y, x = report.GAP + report.TEXT + report.SIDE // 2, report.GAP + report.SIDE // 2
-    assert [tuple(pixels[y, x + n * (report.SIDE + report.GAP)]) for n in range(2)] == [(0, 255, 0), (255, 0, 0)]
-    assert pixels.shape[1] == report.GAP + 2 * (report.SIDE + report.GAP)
-    assert pixels[report.GAP : report.GAP + report.TEXT].min() < 128  # names
+    y, x = pictures.GAP + pictures.TEXT + pictures.SIDE // 2, pictures.GAP + pictures.SIDE // 2
+    assert [tuple(pixels[y, x + n * (pictures.SIDE + pictures.GAP)]) for n in range(2)] == [(0, 255, 0), (255, 0, 0)]
+    assert pixels.shape[1] == pictures.GAP + 2 * (pictures.SIDE + pictures.GAP)
+    assert pixels[pictures.GAP : pictures.GAP + pictures.TEXT].min() < 128  # names
     assert "![samples](samples.png)" in (tmp_path / "report.md").read_text()
 
 

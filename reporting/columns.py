@@ -1,0 +1,132 @@
+"""The columns of the table: where each number comes from, how it is written, and how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reporting.numbers import count, number, rate, share
+from reporting.runs import Run, Value, value_of
+from runtime.results import size
+
+EVALUATE = "not evaluated: python evaluate.py checkpoint="
+
+
+@dataclass(frozen=True)
+class Column:
+    """better: "lower", "higher" or "". band: its interval stands in the table."""
+
+    key: str
+    heading: str
+    group: str
+    read: Callable[[Run], Value | None]
+    means: str
+    better: str = ""
+    text: Callable[[float], str] | None = None
+    band: bool = False
+    signed: bool = False
+    percent: bool = False
+
+    def why(self, run: Run) -> str:
+        """Why this run has no such number."""
+        if self.group == "training" or self.group == "cost":
+            return "the run has not told it yet"
+        if run.evaluation is None:
+            return EVALUATE + str(run.result.directory)
+        return "; ".join(run.at("notes") or ()) or "the evaluation does not say"
+
+
+def evaluated(*keys: str) -> Callable[[Run], Value | None]:
+    return lambda run: run.number(*keys)
+
+
+def told(key: str) -> Callable[[Run], Value | None]:
+    """Of result.json."""
+    return lambda run: value_of(run.result.values.get(key))
+
+
+def learning_rate(run: Run) -> Value | None:
+    return value_of(run.result.config.get("optimizer", {}).get("lr"))
+
+
+def best_step(run: Run) -> Value | None:
+    return value_of(run.result.values.get("best_step", run.at("checkpoint", "step")))
+
+
+KID = Column("kid_test", "KID test", "quality", evaluated("quality", "test", "kid"), better="lower", band=True, means=(
+    "Kernel Inception Distance to test images (Binkowski et al. 2018), unbiased, in the features that the head of the page names: 0 is "
+    "the same distribution, a little below 0 is chance"))
+RHO = Column("rho", "rho", "copying", evaluated("memorization", "features", "rho"), better="higher", band=True, means=(
+    "median distance of generated images to their nearest training image over the same of test images: about 1 is as far as new images "
+    "are, below 0.5 is copying, 0 the training set itself"))
+COPIES = Column("copy_share", "copies", "copying", evaluated("memorization", "pixels", "copy_share"), better="lower", band=True,
+                percent=True, means=(
+                    "share of generated images three times closer to one training image than to the next, in pixels (Yoon et al. 2023)"))
+C_T = Column("c_t", "C_T", "copying", evaluated("memorization", "features", "c_t"), better="higher", means=(
+    "whether generated images are closer to the training set than test images are, as a z statistic (Meehan, Chaudhuri and Dasgupta "
+    "2020): around 0 is well, below -3 copying, far above 0 away from the data"))
+FORGOT = Column("source_change", "source loss change", "losses", evaluated("loss", "source_change"), better="lower", band=True, signed=True,
+                means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
+TEST_LOSS = Column("test_loss", "test loss", "losses", evaluated("loss", "target", "loss"), better="lower", band=True,
+                   means="loss of the predicted noise on test images, t drawn evenly (Ho et al. 2020, eq. 14)")
+HELD_OUT = Column("held_out_loss", "held-out loss", "losses", told("held_out_loss"), better="lower", band=True,
+                  means="the same on validation images at the run's last evaluation in training: what settings are chosen by")
+TRAINED = Column("trained_share", "trained", "training", told("trained_share"), text=share, means="share of the parameters that train")
+BEST = Column("best_step", "best step", "training", best_step, text=count, means="of the checkpoint that the run's rule calls best")
+HOURS = Column("hours", "GPU-hours", "cost", told("hours"), text=lambda v: number(v) if v < 1 else f"{v:.2f}", better="lower",
+               means="hours of training on the device that the head of the page names; no GPU's where that is a CPU")
+STORE = Column("bytes_to_store", "to store", "cost", told("bytes_to_store"), text=lambda v: size(round(v)), better="lower",
+               means="what the target costs beside its source")
+RATE = Column("lr", "rate", "training", learning_rate, text=rate, means="optimizer.lr; a strategy may scale it by layer")
+COLUMNS = (
+    TRAINED,
+    RATE,
+    BEST,
+    KID,
+    Column("kid_train", "KID train", "quality", evaluated("quality", "train", "kid"), better="lower", means=(
+        "the same to the training images; far below KID test, it learned these images and not their kind")),
+    Column("precision", "precision", "quality", evaluated("quality", "test", "precision"), better="higher",
+           means="share of generated images among the test images (Kynkaanniemi et al. 2019, k 5): fidelity"),
+    Column("recall", "recall", "quality", evaluated("quality", "test", "recall"), better="higher",
+           means="share of test images among the generated (Kynkaanniemi et al. 2019, k 5): variety"),
+    Column("density", "density", "quality", evaluated("quality", "test", "density"), better="higher",
+           means="precision that outliers of the test set do not flatter (Naeem et al. 2020); 1 is real data, more is possible"),
+    Column("coverage", "coverage", "quality", evaluated("quality", "test", "coverage"), better="higher",
+           means="share of test images with a generated one nearby (Naeem et al. 2020): falls where modes are dropped"),
+    RHO, COPIES, C_T, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)
+
+
+def further(frechet: str) -> tuple[Column, ...]:
+    """Of the second table. frechet: what the distance is called in these features, FID in Inception's alone."""
+    return (
+        Column("frechet_test", f"{frechet} test", "quality", evaluated("quality", "test", "frechet"), better="lower",
+               means="Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017); with few images far too high"),
+        Column("frechet_train", f"{frechet} train", "quality", evaluated("quality", "train", "frechet"), better="lower",
+               means="the same to the training images: a memoriser wins it"),
+        Column("frechet_infinity", f"{frechet} test, unbiased", "quality", evaluated("quality", "test", "frechet_infinity"), better="lower",
+               means="the same extrapolated to endless samples (Chong and Forsyth 2020)"),
+        Column("inception_score", "Inception score", "quality", evaluated("quality", "inception_score", "mean"), better="higher",
+               means="Salimans et al. 2016; of photographs of ImageNet's classes, so of little meaning elsewhere"),
+        Column("intra", "intra distance", "quality", evaluated("quality", "intra", "mean"), better="higher",
+               means="mean distance of samples that share a nearest training image (Ojha et al. 2021): variety about what it was shown"),
+        Column("occupied", "clusters", "quality", evaluated("quality", "intra", "occupied"), text=count, better="higher",
+               means="training images with two samples or more about them: the mean before is over these alone"),
+        Column("authentic_share", "authentic", "copying", evaluated("memorization", "features", "authentic_share"), text=share,
+               better="higher", means="share of samples farther from their training image than that is from the next (Alaa et al. 2022)"),
+        Column("bits", "bits/dim", "losses", evaluated("bound", "bits"), better="lower",
+               means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images"),
+        Column("kid_source", "KID source", "losses", evaluated("forgetting", "kid_source"),
+               means="KID to images of the source: how far its samples have left the source"),
+        Column("peak_memory_bytes", "memory", "cost", told("peak_memory_bytes"), text=lambda v: size(round(v)), better="lower",
+               means="the most that training took of the device's memory, or of the machine's on a CPU"),
+        Column("ema_share_of_start", "average on start", "training", told("ema_share_of_start"), text=share, better="lower",
+               means="share of the averaged weights that still is the start"))
+
+
+FLOORS = {
+    "train against test": "training images in place of generated ones: what a perfect model of so few images gets",
+    "half of test against the other half": "real images against real images: nothing can be expected to do better",
+    "memoriser": "the training set emitted again: its KID train is perfect, and rho, copies and C_T give it away",
+    "untouched source": "the source network as it was: what the transfer must beat",
+    "noise": "images of pure noise: the other end",
+}

@@ -1,0 +1,82 @@
+"""The report as Markdown, with its plots as files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from reporting.columns import FLOORS, Column
+from reporting.page import PLOT_CSS, Report, pairs_text, words
+from reporting.plots import Figure
+from reporting.table import Row
+
+
+def markdown(report: Report) -> str:
+    """Without the pictures but samples.png: those are in the page."""
+    parts = [f"# {report.name}"]
+    for data, sentences in report.verdicts:
+        parts += [*([f"**{data}**"] if data else []), bullets(sentences)]
+    parts += [bullets(f"{term}: {text}" for term, text in report.facts), "## All strategies",
+              "The best first; \"-\" is not known yet. In brackets 95% intervals, over seeds where there are two or more.",
+              tabulated(report, report.columns, report.table)]
+    if report.floors:
+        parts += ["### Floors", tabulated(report, report.columns, report.floors)]
+    if report.further:
+        parts += ["### More numbers", tabulated(report, report.further, report.table)]
+    single = [(row.single(run), " ".join(filter(None, [run.name, run.progress]))) for row in report.table for run in row.runs]
+    parts += ["### Single runs", markdown_table([heading(report, report.columns, "run"),
+                                                 *(cells(report, report.columns, row, name) for row, name in single)])]
+    for figure in report.figures:
+        parts += drawn(figure) if isinstance(figure, Figure) else [f"{figure.title}: {figure.why}"]
+    if report.samples:
+        parts += ["## Samples", "The newest of each strategy, from the same noise.", "![samples](samples.png)"]
+    if report.closest:
+        parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
+                  bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
+    if report.missing:
+        parts += ["## Missing", bullets(report.missing)]
+    columns = [f"{c.heading}{f' ({c.better} is better)' * bool(c.better)}: {c.means}" for c in (*report.columns, *report.further)]
+    floors = [f"floor, {name}: {means}" for name, means in FLOORS.items()] if report.floors else []
+    return "\n\n".join([*parts, "## How to read it", bullets([*columns, *floors])]) + "\n"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def drawn(figure: Figure) -> list[str]:
+    pictures = [f"{name} ![{figure.title}]({file})".strip() for file, (name, _) in zip(files(figure), figure.panels, strict=True)]
+    return [f"## {figure.title}", figure.caption, *pictures]
+
+
+def tabulated(report: Report, columns: Sequence[Column], table: Sequence[Row]) -> str:
+    return markdown_table([heading(report, columns, "seeds"), *(
+        cells(report, columns, row, str(len(row.counted)) if row.finished or row in report.floors else "unfinished") for row in table)])
+
+
+def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:
+    return ["strategy", *report.settings, *(column.heading for column in columns), last]
+
+
+def cells(report: Report, columns: Sequence[Column], row: Row, last: str) -> list[str]:
+    found = [row.name, *(words(row.settings[path]) if path in row.settings else "-" for path in report.settings)]
+    for column in columns:
+        cell = row.cell(column)
+        found.append(" ".join(filter(None, [cell.text(column), column.band and cell.band(column)])))
+    return [*found, last]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, ["---"] * len(head), *body))
+    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
+
+
+def files(figure: Figure) -> list[str]:
+    """The names of its panels as files."""
+    return [f"report_{figure.name}{f'_{k}' if len(figure.panels) > 1 else ''}.svg" for k in range(1, len(figure.panels) + 1)]
+
+
+def standalone(svg: str) -> str:
+    """A plot as a file of its own: it follows the light or dark of who looks at it."""
+    begin, rest = svg.split(">", 1)
+    return f'{begin} xmlns="http://www.w3.org/2000/svg" style="background:var(--back)">\n<style>\n{PLOT_CSS}</style>{rest}\n'

@@ -1,0 +1,47 @@
+"""Numbers as text: as many digits as the interval allows, and no more than a reader wants."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "-"
+
+
+def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
+    """Digits after the point: two of the interval's half, but at least two and at most four of the value; three without an interval."""
+    size = abs(value)
+    if low is None or high is None or high - low <= 1e-9 * size:
+        return after_point(size, 3)
+    fine = after_point((high - low) / 2, 2)
+    return fine if size < 1e-12 else max(min(fine, after_point(size, 4)), after_point(size, 2))
+
+
+def after_point(size: float, digits: int) -> int:
+    """Where the first digits of a number end, at most 8 places after the point."""
+    return min(8, max(0, digits - 1 - math.floor(math.log10(size)))) if size >= 1e-12 else 0
+
+
+def number(value: float | None, low: float | None = None, high: float | None = None, signed: bool = False) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:{'+' if signed else ''}.{decimals(value, low, high)}f}"
+
+
+def interval(value: float, low: float | None, high: float | None, signed: bool = False) -> str:
+    """[low, high], "" where it is not known."""
+    if low is None or high is None:
+        return ""
+    digits = f"{'+' if signed else ''}.{decimals(value, low, high)}f"
+    return f"[{low:{digits}}, {high:{digits}}]"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def rate(value: float) -> str:
+    return f"{value:.3g}"

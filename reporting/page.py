@@ -1,0 +1,221 @@
+"""The page, the Markdown and the CSV of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from reporting.columns import COLUMNS, FLOORS, Column, further
+from reporting.pictures import Shown, closest, embedded, samples
+from reporting.plots import Absent, Figure, figures
+from reporting.runs import Run, floors_of, missing
+from reporting.svg import marker
+from reporting.table import Row, floors, known, rows, situations
+from reporting.verdict import SIGNS, named, verdict
+from runtime.results import varied
+
+HERE = Path(__file__).parent
+PLOT_CSS = (HERE / "plot.css").read_text()
+VALUES = ("step", "held_out_loss", "trained_parameters", "parameters", "trained_share", "ema_share_of_start", "hours", "device",
+          "peak_memory_bytes", "bytes_to_store", "source_sha256")  # of result.json, as they are, in report.csv
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says, whatever it is written as."""
+
+    folder: Path
+    runs: Sequence[Run]
+
+    @cached_property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @cached_property
+    def table(self) -> list[Row]:
+        return rows(self.runs)
+
+    @cached_property
+    def floors(self) -> list[Row]:
+        return floors(self.runs)
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        return known(COLUMNS, [*self.table, *self.floors])
+
+    @cached_property
+    def further(self) -> list[Column]:
+        frechet = self.evaluated.at("features", "frechet") if self.evaluated else None
+        return known(further(frechet or "Fréchet distance"), self.table)
+
+    @cached_property
+    def settings(self) -> list[str]:
+        return [path for path in varied([run.result for run in self.runs]) if path != "optimizer.lr"]
+
+    @cached_property
+    def evaluate(self) -> str:
+        return f"python evaluate.py checkpoint={self.folder}"
+
+    @cached_property
+    def missing(self) -> list[str]:
+        return missing(self.folder, self.runs)
+
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """Strategy -> its colour and shape, everywhere."""
+        return {name: k for k, name in enumerate(sorted({row.name for row in self.table}))}
+
+    @cached_property
+    def panels(self) -> dict[str, list[Row]]:
+        return {data_text(key): contenders for key, contenders in situations(self.table).items()}
+
+    @cached_property
+    def figures(self) -> list[Figure | Absent]:
+        return figures(self.panels, self.table, self.indices, self.evaluate)
+
+    @cached_property
+    def verdicts(self) -> list[tuple[str, list[str]]]:
+        """(what the data are, sentences)."""
+        found = [(heading, verdict(contenders, self.floors, self.judged_on)) for heading, contenders in self.panels.items()]
+        return found or [("", verdict([], [], ""))]
+
+    @cached_property
+    def samples(self) -> list[Shown]:
+        return samples(self.table)
+
+    @cached_property
+    def closest(self) -> list[Shown]:
+        return closest(self.table)
+
+    @cached_property
+    def evaluated(self) -> Run | None:
+        return next((run for run in self.runs if run.evaluation), None)
+
+    @cached_property
+    def judged_on(self) -> str:
+        if not (run := self.evaluated):
+            return ""
+        return f"{run.at('images', 'test')} test images in {run.at('features', 'name')}"
+
+    @cached_property
+    def facts(self) -> list[tuple[str, str]]:
+        """What was run, and how it was evaluated: (term, words)."""
+        configs = [run.result.config for run in self.runs]
+        values = [run.result.values for run in self.runs]
+        trained = [c.get("train", {}).get("steps") for c in configs if c.get("transfer", {}).get("rules") != []]
+        facts = [("runs", f"{len(self.runs)}, {sum(run.result.finished for run in self.runs)} of them finished; "
+                          f"{len({row.name for row in self.table})} strategies, seeds {several(c.get('seed') for c in configs)}"),
+                 ("source", several(c.get("source", {}).get("from") for c in configs)),
+                 ("target", several(described(c.get("data", {}).get("source")) for c in configs)),
+                 ("training images", several(self._images(row.runs[0]) for row in self.table)),
+                 ("steps", several(trained)), ("device", several(v.get("device") for v in values))]
+        if run := self.evaluated:
+            facts += [("evaluation", protocol_text(run)), ("features", run.at("features", "name"))]
+            if run.at("perceptual", "name"):
+                facts.append(("perceptual distance", run.at("perceptual", "name")))
+        return [(term, text) for term, text in facts if text]
+
+    def _images(self, run: Run) -> str | None:
+        n = run.result.config.get("data", {}).get("n_train")
+        counted = run.at("images", "train")
+        return str(n) if n is not None else f"all ({counted})" if counted else "all" if "data" in run.result.config else None
+
+    # written
+
+    def html(self) -> str:
+        drawn = [f for f in self.figures if isinstance(f, Figure)]
+        return template().render(
+            report=self, css=PLOT_CSS + (HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(), floors_text=FLOORS, signs=SIGNS,
+            arrows={"lower": " ↓", "higher": " ↑"}, drawn=drawn, absent=[f for f in self.figures if isinstance(f, Absent)])
+
+    def raw(self) -> list[list[Any]]:
+        """One row for each run, plain numbers, a column for each setting that varies; and the floors."""
+        paths = varied([run.result for run in self.runs])
+        columns = [c for c in (*COLUMNS, *further("")) if c.key not in VALUES]
+        numbers = [name for c in columns for name in ([c.key, f"{c.key}_low", f"{c.key}_high"] if c.band else [c.key])]
+        found = [["strategy", "seed", *paths, *VALUES, *numbers, "evaluation", "run"]]
+        for run in (run for row in self.table for run in row.runs):
+            r = run.result
+            found.append([r.strategy, r.seed, *(r.settings().get(p, "") for p in paths), *(r.values.get(v, "") for v in VALUES),
+                          *plain(run, columns), str(run.evaluation.path) if run.evaluation else "", str(r.directory)])
+            for name, floor in floors_of(run).items() if run.evaluation else ():
+                found.append([f"floor: {name}", r.seed, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
+                              *([""] * len(VALUES)), *plain(floor, columns), str(run.evaluation.path), str(r.directory)])
+        return found
+
+
+@cache
+def template() -> Template:
+    """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.globals.update(embedded=embedded, marker=marker, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
+    return environment.get_template("page.html.j2")
+
+
+def plain(run: Run, columns: Sequence[Column]) -> list[Any]:
+    cells = []
+    for column in columns:
+        value = column.read(run)
+        three = ("", "", "") if value is None else ("" if v is None else v for v in value[:3])
+        cells += list(three)[: 3 if column.band else 1]
+    return cells
+
+
+def data_text(situation: tuple) -> str:
+    return ", ".join(f"{path} = {words(value)}" for path, value in situation)
+
+
+def by_data(shown: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
+    """(what the data are, its pictures)."""
+    found: dict[str, list[Shown]] = {}
+    for each in shown:
+        found.setdefault(data_text(each.row.situation), []).append(each)
+    return list(found.items())
+
+
+def several(values) -> str:
+    """Each once, in order; "" for none."""
+    return ", ".join(dict.fromkeys(str(v) for v in values if v is not None))
+
+
+def words(value: Any) -> str:
+    return "all" if value is None else str(value)
+
+
+def described(source: dict | None) -> str | None:
+    """A source of images in words: its class, and its path or name."""
+    if not isinstance(source, dict) or "_target_" not in source:
+        return None
+    where = source.get("path") or source.get("name") or source.get("dataset")
+    return source["_target_"].rsplit(".", 1)[-1] + (f" ({where})" if where else "")
+
+
+def protocol_text(run: Run) -> str:
+    """How the images were made, in words; every key of the protocol that is not named elsewhere."""
+    protocol = run.at("protocol") or {}
+    sampler = protocol.get("sampler") or {}
+    function = sampler.get("function")
+    name = (function.get("_target_", "") if isinstance(function, dict) else str(function or sampler.get("name", ""))).rsplit(".", 1)[-1]
+    steps = f", {sampler['steps']} steps" if "steps" in sampler else ""
+    parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {name or 'the sampler of the run'}{steps}"]
+    if "weights" in protocol:
+        parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
+    if "select" in protocol:
+        parts.append(f"{protocol['select']} checkpoint of each run, by the same rule")
+    parts.append(f"the same noise for all (seed {protocol.get('seed', 0)})")
+    if protocol.get("label") is not None:
+        parts.append(f"class {protocol['label']}")
+    counts = run.at("images") or {}
+    parts.append(f"against {counts.get('test', '?')} {protocol.get('held_out', 'test')} images and the training images of each run")
+    return ", ".join(parts)
+
+
+def pairs_text(pairs: Sequence[dict[str, Any]], most: int = 6) -> list[str]:
+    return [f"generated {p['generated']} – training {p['train']}: {p['distance']:.4g}"
+            + (f" (d1/d2 {p['ratio']:.2f})" if p.get("ratio") is not None else "") for p in pairs[:most]]

@@ -1,0 +1,157 @@
+"""What lies in the folder of an experiment: its runs, and their evaluations of one protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runtime.config import canonical, differences
+from runtime.directory import IDENTITY
+from runtime.errors import UserError
+from runtime.log import read_metrics
+from runtime.results import Result, read_json, read_result
+from runtime.sweep import SWEEP, read_sweep
+
+EVALUATION, VERSION = "evaluation.json", 1
+
+
+class Value(NamedTuple):
+    """A number with its 95% interval and the bootstrap's replicates, where they are known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    replicates: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """content: of RUN/evaluation/NAME/evaluation.json."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def protocol(self) -> str:
+        return json.dumps(canonical(self.content.get("protocol", {})), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """evaluation: the one that counts here. others: those under another protocol, and older ones."""
+
+    result: Result
+    evaluation: Evaluation | None = None
+    others: Sequence[Evaluation] = ()
+    metrics: Sequence[dict[str, Any]] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.result.directory.name
+
+    @property
+    def progress(self) -> str:
+        """Where it stands: "" for a finished run."""
+        step, steps = self.result.values.get("step"), self.result.config.get("train", {}).get("steps")
+        return "" if self.result.finished else "no result yet" if step is None else f"at step {step} of {steps}"
+
+    def at(self, *keys: str) -> Any:
+        """What the evaluation says under these keys, None where it says nothing."""
+        node: Any = self.evaluation.content if self.evaluation else {}
+        for key in keys:
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+    def number(self, *keys: str) -> Value | None:
+        return value_of(self.at(*keys))
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of metrics.jsonl."""
+        return [(row["step"], row[key]) for row in self.metrics if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+
+
+def value_of(node: Any) -> Value | None:
+    """A float, or an Estimate {"value", "low", "high", "replicates"}. None for what is no finite number."""
+    if isinstance(node, dict):
+        found = value_of(node.get("value"))
+        return found and Value(found.value, node.get("low"), node.get("high"), node.get("replicates", ()))
+    return Value(float(node)) if isinstance(node, int | float) and not isinstance(node, bool) and math.isfinite(node) else None
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Raises UserError for a file that is damaged."""
+    found = [(path.parent, read_evaluations(path.parent)) for path in sorted(folder.glob(f"*/{IDENTITY}"))]
+    protocol = common_protocol([e for _, evaluations in found for e in evaluations])
+    runs = []
+    for directory, evaluations in found:
+        counted = next((e for e in evaluations if e.protocol == protocol), None)
+        others = [e for e in evaluations if e is not counted]
+        runs.append(Run(read_result(directory), counted, others, read_metrics(directory / "metrics.jsonl")))
+    return runs
+
+
+def read_evaluations(directory: Path) -> list[Evaluation]:
+    """Of one run, the newest first."""
+    paths = sorted(directory.glob(f"evaluation/*/{EVALUATION}"), key=lambda p: (p.stat().st_mtime_ns, p), reverse=True)
+    again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
+    found = [Evaluation(path, read_json(path, again)) for path in paths]
+    for evaluation in found:
+        version = evaluation.content.get("version") if isinstance(evaluation.content, dict) else None
+        if version != VERSION:
+            raise UserError(f"{evaluation.path}: version {version} of the format, and this code reads {VERSION}; {again}")
+    return found
+
+
+def common_protocol(evaluations: Sequence[Evaluation]) -> str | None:
+    """The one that most runs have, the newest of those where several have as many."""
+    runs: dict[str, set[Path]] = {}
+    newest: dict[str, int] = {}
+    for e in evaluations:
+        runs.setdefault(e.protocol, set()).add(e.path.parent.parent)
+        newest[e.protocol] = max(newest.get(e.protocol, 0), e.path.stat().st_mtime_ns)
+    return max(runs, key=lambda p: (len(runs[p]), newest[p]), default=None)
+
+
+def floors_of(run: Run) -> dict[str, Run]:
+    """The floors beside a run's evaluation, each as a run that was evaluated and not trained."""
+    kept = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
+    empty = replace(run.result, values={}, config=kept)
+    return {name: Run(empty, Evaluation(run.evaluation.path, content)) for name, content in (run.at("floors") or {}).items()}
+
+
+def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
+    """What this experiment still lacks: runs that are not finished, cells of its sweeps that failed or have not run, evaluations."""
+    lines = [f"{r.name} " + (f"is at step {r.result.values['step']}" if "step" in r.result.values else "has no result yet")
+             for r in runs if not r.result.finished]
+    for path in sorted(folder.glob(f"sweeps/*/{SWEEP}")):
+        sweep = read_sweep(path.parent)
+        for cell, record in zip(sweep.cells, sweep.records(), strict=True):
+            if record is None:
+                lines.append(f"{path.parent.name}: {cell} is not finished")
+            elif record["status"] == "failed":
+                lines.append(f"{path.parent.name}: {cell} failed: {record['message'].splitlines()[0]}")
+    return lines + unevaluated(runs)
+
+
+def unevaluated(runs: Sequence[Run]) -> list[str]:
+    """Runs without an evaluation, or with one that is not comparable or no longer of their best checkpoint."""
+    common = next((r.evaluation for r in runs if r.evaluation), None)
+    lines = []
+    for run in runs:
+        again = f"python evaluate.py checkpoint={run.result.directory}"
+        if run.evaluation is None and run.result.finished and common:
+            lines.append(f"{run.name} is not evaluated" + (" under this protocol" if run.others else "") + f": {again}")
+        best, judged = run.result.values.get("best_step"), run.at("checkpoint", "step")
+        if run.at("protocol", "select") == "best" and None not in (best, judged) and best != judged:
+            lines.append(f"{run.name} was evaluated at step {judged}, and its best is step {best} now: {again}")
+        for other in run.others:
+            apart = differences(other.content.get("protocol", {}), common.content.get("protocol", {}))
+            lines.append(f"{run.name}: evaluation/{other.path.parent.name} is left out, "
+                         + (f"under another protocol ({'; '.join(apart[:3])})" if apart else "a newer one is here"))
+    if runs and not common and any(r.result.finished for r in runs):
+        lines.append(f"no run is evaluated: python evaluate.py checkpoint={runs[0].result.directory.parent}")
+    return lines

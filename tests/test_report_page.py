@@ -1,0 +1,318 @@
+"""The page of a report: that it stands alone, is whole HTML, says what the numbers say, and draws what is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import report
+from reporting import svg
+from reporting.charts import pareto, staircase
+from reporting.columns import HELD_OUT, KID
+from reporting.numbers import interval, number
+from reporting.page import Report
+from reporting.plots import Absent, Figure
+from reporting.runs import read_runs
+from tests.report_runs import evaluated, write_run
+
+EMPTY = {"meta", "img", "br", "hr", "input", "link"}  # elements without an end
+
+
+class Page(HTMLParser):
+    """Holds that every element ends where it should; keeps attributes and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.attributes, self.text, self.rows = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += [(tag, name, value) for name, value in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, (tag, self.open, self.getpos())
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data.strip()
+
+
+def page_of(folder: Path) -> Page:
+    report.main([str(folder)])
+    return Page((folder / "report.html").read_text())
+
+
+def verdict_of(folder: Path) -> list[str]:
+    ((_, sentences),) = Report(folder, read_runs(folder)).verdicts
+    return sentences
+
+
+def figures_of(folder: Path) -> dict[str, Figure | Absent]:
+    return {figure.title: figure for figure in Report(folder, read_runs(folder)).figures}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """Two shots, two rates, three seeds, pictures, curves; and names that would be tags."""
+    folder = tmp_path_factory.mktemp("experiment")
+    for strategy, n, seed in itertools.product(("full", "lora", "zero_shot"), (10, 100), range(3)):
+        directory = evaluated(folder, strategy, seed, settings={"data.n_train": n}, kid=0.02 + 0.01 * (n == 10) + 0.001 * seed)
+        rows = [{"step": s, "validation/loss": 1 / s, "validation/kid": 0.1 / s + 0.001 * seed} for s in (100, 200, 300)]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Image.new("RGB", (40, 40), "red").save(directory / "samples/samples_0000300.png")
+        Image.new("RGB", (80, 40), "blue").save(directory / "evaluation/default/closest.png")
+        pairs = [{"generated": 3, "train": 17, "distance": 0.25, "ratio": 0.2}]
+        (directory / "evaluation/default/closest.json").write_text(json.dumps(pairs))
+    evaluated(folder, "full", settings={"data.n_train": 100, "optimizer.lr": 0.01}, kid=0.04, result={"held_out_loss": 0.2})
+    write_run(folder, "<script>alert(1)", 0, settings={"source.from": '"><b>&', "data.n_train": 10}, held_out_loss=0.5)
+    report.main([str(folder)])
+    return folder
+
+
+def test_the_page_is_whole_and_stands_alone(experiment):
+    source = (experiment / "report.html").read_text()
+    page = Page(source)
+    assert not re.search(r"https?://|@import|url\(", source)
+    for tag, name, value in page.attributes:
+        if name == "src":
+            assert value.startswith("data:image/png;base64,")
+        if name == "href":
+            assert tag == "a" and (experiment / unquote(value)).is_dir()
+        assert not name.startswith("on") and (tag, name) != ("link", "rel")
+    assert not [value for tag, name, value in page.attributes if tag == "script"]
+
+
+def test_what_configs_say_is_text(experiment):
+    source = (experiment / "report.html").read_text()
+    assert source.count("<script>") == 1 and "&lt;script&gt;alert(1)" in source
+    assert "<b>" not in source and "&#34;&gt;&lt;b&gt;&amp;" in source
+
+
+def test_the_numbers_of_the_table(experiment):
+    rows = Page((experiment / "report.html").read_text()).rows
+    head = next(row for row in rows if row and row[0] == "strategy")
+    full = next(row for row in rows if row and row[0] == "full")
+    assert head[:2] == ["strategy", "n_train"] and full[1] == "10"
+    cells = dict(zip([name.split(" ↓")[0].split(" ↑")[0] for name in head], full, strict=True))
+    middle, half = 0.031, 4.302652729749464 * 0.001 / 3**0.5  # Student's quantile of 2 degrees of freedom
+    assert cells["KID test"] == f"{middle:.4f}[{middle - half:.4f}, {middle + half:.4f}]" and cells["seeds"] == "3"
+    assert cells["precision"] == "0.500" and cells["rate"] == "0.001" and cells["trained"] == "2.5%" and cells["C_T"] == "0"
+    assert [row[0] for row in rows].count("memoriser") == 2  # of each number of images
+    assert sum(row[0].startswith("full-seed") for row in rows if row) == 7  # single runs
+
+
+def test_every_plot_of_a_full_experiment_is_drawn(experiment):
+    figures = figures_of(experiment)
+    assert not [f.title for f in figures.values() if isinstance(f, Absent)]
+    for title, figure in figures.items():
+        assert len(figure.panels) == (1 if title in ("Quality against shots", "Sensitivity to the rate") else 2), title
+        for _, drawn in figure.panels:
+            root = ElementTree.fromstring(drawn)
+            width, height = (float(v) for v in root.get("viewBox").split()[2:])
+            for text in root.iter("text"):
+                x, y = float(text.get("x")), float(text.get("y"))
+                assert -1 <= x <= width and 0 <= y <= height and "nan" not in text.text
+    written = sorted(p.name for p in experiment.glob("report_*.svg"))
+    assert len(written) == sum(len(f.panels) for f in figures.values())
+    text = (experiment / "report.md").read_text()
+    assert all(f"]({name})" in text and ElementTree.parse(experiment / name) for name in written)
+
+
+def test_a_plot_without_data_says_what_makes_it(tmp_path):
+    write_run(tmp_path, "full", held_out_loss=0.1)
+    (tmp_path / "report_old.svg").write_text("of an earlier report")
+    text = " ".join(page_of(tmp_path).text)
+    needs = "needs evaluations with KID and the loss on source images"
+    assert f"Quality against forgetting: {needs}: python evaluate.py checkpoint={tmp_path}" in text
+    assert "needs run.kid_images above 0 in training" in text and "+sweep=shots" in text and "+sweep=learning_rate" in text
+    assert not list(tmp_path.glob("report_*.svg"))
+
+
+def test_a_single_run_and_one_that_has_not_begun(tmp_path):
+    write_run(tmp_path, "full")
+    assert "nothing can be said" in " ".join(page_of(tmp_path).text)
+    evaluated(tmp_path, "lora")
+    assert "lora has the lowest KID test: 0.0200 [0.0190, 0.0210] (one seed)" in " ".join(page_of(tmp_path).text)
+
+
+# the verdict
+
+def test_a_clear_winner(tmp_path):
+    for seed, kid in enumerate((0.010, 0.011, 0.012)):
+        evaluated(tmp_path, "full", seed, kid=kid, forgot=0.05 + 0.001 * seed)
+        evaluated(tmp_path, "lora", seed, kid=kid + 0.02 + 0.001 * seed)
+    headline, compared, forgot, copying, *_ = sentences = verdict_of(tmp_path)
+    assert headline == ("full is best, with the lowest KID test: 0.0110 [0.0085, 0.0135] (3 seeds), on 413 test images in random "
+                        "features in full.")
+    assert compared == "Worse: lora +0.0210 [+0.0185, +0.0235] (3 seeds)."
+    assert forgot == "full forgot: the loss on source images changed by +0.0510 [+0.0485, +0.0535] (3 seeds)."
+    assert copying.startswith("No sign of copying; full: rho 1.00 [1.00, 1.00] (3 seeds), copies 0%")
+    assert not any("seed only" in s or "Two seeds" in s for s in sentences) and "memoriser 0.0050 [0.0040, 0.0060]" in sentences[-1]
+
+
+def test_a_tie_names_which_forgot_least(tmp_path):
+    for seed, (a, b) in enumerate(((0.010, 0.012), (0.012, 0.011), (0.011, 0.0115))):
+        evaluated(tmp_path, "full", seed, kid=a, forgot=0.05 + 0.001 * seed)
+        evaluated(tmp_path, "lora", seed, kid=b, forgot=0.01 + 0.001 * seed)
+    headline, compared, forgot, *_ = verdict_of(tmp_path)
+    assert headline.startswith("full has the lowest KID test") and "best" not in headline
+    assert compared == ("Not told apart from it, the paired interval of the difference holding 0: lora +0.00050 [-0.00323, +0.00423] "
+                        "(3 seeds).")
+    assert "Worse" not in compared and "forgot least, +0.0110 [+0.0085, +0.0135] (3 seeds)" in forgot
+
+
+@pytest.mark.parametrize(("numbers", "sign"), [
+    ({"rho": 0.3}, "rho 0.300 [0.280, 0.320] below 0.5"),
+    ({"copies": 0.2}, "20.0% [20.0, 20.0] copies"),
+    ({"c_t": -5.0}, "C_T -5.00 below -3")])
+def test_a_memoriser_is_named_and_another_one_recommended(tmp_path, numbers, sign):
+    evaluated(tmp_path, "full", kid=0.001, **numbers)
+    evaluated(tmp_path, "lora", kid=0.02)
+    copying = verdict_of(tmp_path)[3]
+    assert copying.startswith(f"Signs of copying the training images: full ({sign}; one seed). The KID of full is worth little")
+    assert "take lora, the best without a sign of copying (KID test 0.0200 [0.0190, 0.0210] (one seed))" in copying
+    page = page_of(tmp_path)
+    assert ("li", "class", "warn") in page.attributes
+
+
+def test_two_seeds_are_few(tmp_path):
+    for seed in range(2):
+        evaluated(tmp_path, "full", seed)
+    assert any("Two seeds only: their t interval has one degree of freedom" in sentence for sentence in verdict_of(tmp_path))
+
+
+def test_of_many_strategies_the_nearest_are_named(tmp_path):
+    for k in range(12):
+        evaluated(tmp_path, f"s{k:02}", kid=0.01 + 0.01 * k)
+    compared = verdict_of(tmp_path)[1]
+    assert compared.endswith(" s06 +0.0600 [+0.0600, +0.0600] and 5 more, by +0.0700 and up (one seed).") and "s07" not in compared
+
+
+def test_one_seed_says_what_its_interval_means(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.001, 200)
+    evaluated(tmp_path, "full", kid=0.02, replicates=0.02 + noise, forgot=0.0)
+    evaluated(tmp_path, "lora", kid=0.03, replicates=0.03 + noise + np.random.default_rng(1).normal(0, 0.001, 200))
+    headline, compared, forgot, _, caveat, _ = verdict_of(tmp_path)
+    assert "is best" in headline and compared.startswith("Worse: lora +0.0100 [+0.00") and compared.endswith("(one seed).")
+    assert "forgot nothing that could be measured" in forgot
+    assert caveat.startswith("One seed only") and "says nothing of how another training would end" in caveat
+
+
+def test_nothing_evaluated_is_judged_by_held_out_loss(tmp_path):
+    for seed, loss in enumerate((0.05, 0.06, 0.07)):
+        write_run(tmp_path, "full", seed, held_out_loss=loss)
+        write_run(tmp_path, "lora", seed, held_out_loss=loss + 0.02 + 0.001 * seed)
+    write_run(tmp_path, "bitfit", 0, held_out_loss=0.5)
+    headline, compared, unknown, *_ = verdict_of(tmp_path)
+    assert headline.startswith("full has the lowest held-out loss: 0.060 [0.035, 0.085] (3 seeds), on validation images.")
+    assert "Worse: lora +0.0210" in compared and "not compared, as no interval of the difference is known: bitfit" in compared
+    assert unknown == "Nothing is evaluated yet, so quality, copying and forgetting are unknown."
+
+
+def test_what_has_not_ended_is_said(tmp_path):
+    """Best at the last step, of more looks than one; and averaged weights that still are the start."""
+    for strategy, best in (("full", 300), ("lora", 200)):
+        directory = evaluated(tmp_path, strategy, kid=0.02 + best / 1e5, result={"best_step": best, "ema_share_of_start": best / 1000})
+        (directory / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "validation/loss": 0.1}) + "\n" for s in (150, 300)))
+    once = evaluated(tmp_path, "once", kid=0.5, result={"best_step": 300})  # no wonder that it was the best
+    (once / "metrics.jsonl").write_text('{"step": 300, "validation/loss": 0.1}\n')
+    evaluated(tmp_path, "zero_shot", kid=0.6, result={"step": 300, "ema_share_of_start": 0.1})
+    (caveat,) = [s for s in verdict_of(tmp_path) if s.startswith("Still improving")]
+    assert "more steps may change the order: full;" in caveat
+    assert "averaged weights, which are what is judged, still are the start in part: lora 20% and full 30%." in caveat
+
+
+def test_each_setting_of_the_data_has_its_verdict(tmp_path):
+    for n, names in ((10, ("lora", "full")), (100, ("full", "lora")), (9, ("lora", "full"))):
+        for k, name in enumerate(names):
+            evaluated(tmp_path, name, settings={"data.n_train": n}, kid=0.01 * (k + 1))
+    found = Report(tmp_path, read_runs(tmp_path)).verdicts
+    assert [(heading, sentences[0].split()[0]) for heading, sentences in found] == [
+        ("data.n_train = 9", "lora"), ("data.n_train = 10", "lora"), ("data.n_train = 100", "full")]
+
+
+# pieces
+
+@pytest.mark.parametrize(("points", "front"), [
+    ([(1, 1)], [0]), ([(1, 3), (2, 2), (3, 1)], [0, 1, 2]), ([(3, 1), (2, 2), (1, 3), (3, 3)], [2, 1, 0]),
+    ([(1, 1), (1, 2), (2, 1)], [0]), ([(1, 1), (1, 1)], [0, 1]), ([(0, 5), (1, 5), (2, 0)], [0, 2])])
+def test_pareto_front(points, front):
+    assert pareto(points) == front
+
+
+def test_the_front_is_drawn_through_the_corners_that_both_beat():
+    assert staircase([(1, 3), (2, 2), (4, 1)]) == [(1, 3), (2, 3), (2, 2), (4, 2), (4, 1)]
+
+
+def test_front_and_limit_of_memorization(tmp_path):
+    """Higher rho is better: what has less of it and a higher KID is not on the front."""
+    for name, rho, kid in (("a", 1.0, 0.03), ("b", 0.8, 0.02), ("c", 0.7, 0.025), ("d", 0.6, 0.03)):
+        evaluated(tmp_path, name, rho=rho, kid=kid)
+    (_, drawn), = figures_of(tmp_path)["Quality against memorization"].panels
+    path = re.search(r'<path d="(M[^"]*)" fill="none" style="stroke:var\(--muted\)"', drawn).group(1)
+    assert path.count("L") == 2  # a, the corner, b
+
+
+@pytest.mark.parametrize(("value", "low", "high", "text"), [
+    (0.01234, 0.0112, 0.0136, "0.0123 [0.0112, 0.0136]"), (0.5, None, None, "0.500"), (123.456, 100, 150, "123 [100, 150]"),
+    (0.0, -0.01, 0.01, "0.000 [-0.010, 0.010]"), (0.7, 0.7, 0.7, "0.700 [0.700, 0.700]"), (0.0, 0.0, 0.0, "0 [0, 0]"),
+    (0.04, -0.4, 0.5, "0.040 [-0.400, 0.500]"), (-0.00052, -0.0012, 0.0002, "-0.00052 [-0.00120, 0.00020]")])
+def test_digits(value, low, high, text):
+    assert f"{number(value, low, high)} {interval(value, low, high)}".strip() == text
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_scales_and_their_ticks(log):
+    scale = svg.scale([0.02, 3.0], 60, 460, log)
+    assert 60 < scale(0.02) < scale(0.5) < scale(3.0) < 460 and len(scale.ticks) >= 3
+    middle = (np.log10(0.1) - np.log10(scale.low)) / (np.log10(scale.high) - np.log10(scale.low)) if log else (
+        (0.1 - scale.low) / (scale.high - scale.low))
+    assert scale(0.1) == pytest.approx(60 + 400 * middle)
+    assert all(scale.low <= tick <= scale.high for tick in scale.ticks)
+    assert svg.scale([1.0], 0, 10).ticks and svg.scale([0.0], 0, 10).ticks and svg.scale([], 0, 10).ticks
+
+
+def test_labels_do_not_collide():
+    x, y = svg.Scale(0, 1, 60, 440), svg.Scale(0, 1, 280, 20)
+    points = [(x(0.5 + 0.01 * k), y(0.5 + 0.003 * k)) for k in range(6)]
+    names = [f"strategy_{k}" for k in range(6)]
+    boxes = [svg.label_box(*at, svg.text_width(name)) for at, name in zip(svg.place(points, names, x, y), names, strict=True)]
+    assert not any(svg.overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    heights = [100, 101, 102, 30, 279]
+    moved = svg.spread(heights, 13, 20, 280)
+    assert np.diff(sorted(moved)).min() >= 13 - 1e-9 and min(moved) >= 20 and max(moved) <= 280
+    assert np.argsort(moved).tolist() == np.argsort(heights).tolist()
+    assert svg.spread([20, 20.5, 21], 13, 20, 280) == pytest.approx([20, 33, 46])
+
+
+def test_marks_are_told_apart():
+    drawn = [svg.marker(0, 0, k) for k in range(56)]
+    assert len(set(drawn)) == 56
+
+
+def test_columns_have_words_and_their_own_keys():
+    from reporting.columns import COLUMNS, further
+    columns = [*COLUMNS, *further("FID")]
+    assert len({c.key for c in columns}) == len({c.heading for c in columns}) == len(columns) and all(c.means for c in columns)
+    assert KID in columns and HELD_OUT in columns
