@@ -70,9 +70,9 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     for override in keys:
         _check_key(override, base)
     for choice in chosen:
-        inside = [o for o in keys if o.key_or_group.startswith(f"{choice.key_or_group}.")]
+        inside = [o for o in keys if o.key_or_group.startswith(f"{choice.package or choice.key_or_group}.")]
         for value in _values(choice)[1:] if inside else []:
-            base = _keys_with(config_name, chosen, {choice.key_or_group: value})
+            base = _keys_with(config_name, chosen, {_choice(choice): value})
             for override in inside:
                 try:
                     _check_key(override, base)
@@ -82,8 +82,12 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
 
 def _keys_with(config_name: str, chosen: Sequence[Override], other: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """Which keys there are with the first value of each choice, or with another."""
-    return composed_keys(config_name, [f"{'+' if o.is_add() else ''}{o.key_or_group}={other.get(o.key_or_group, _values(o)[0])}"
-                                       for o in chosen])
+    return composed_keys(config_name, [f"{'+' if o.is_add() else ''}{_choice(o)}={other.get(_choice(o), _values(o)[0])}" for o in chosen])
+
+
+def _choice(override: Override) -> str:
+    """What is chosen: a group, or a group at another place, features@perceptual."""
+    return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 
 def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]:

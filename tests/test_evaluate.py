@@ -19,6 +19,7 @@ from evaluation.features.random import RandomConvolutional
 from evaluation.kernel import kid
 from models.network import frozen_denoiser
 from runtime.checkpoint import EMA, find
+from runtime.config import check_overrides, composed, options
 from runtime.errors import UserError
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
@@ -179,6 +180,16 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
     assert "precision" not in record["quality"]["test"] and "precision, recall, density and coverage of the held-out images" in said
     for number in json.dumps(record).replace("[", ",").split(","):
         assert "NaN" not in number and "Infinity" not in number
+
+
+@pytest.mark.parametrize("features", options("features"))
+def test_every_choice_of_features_composes_in_both_places(features):
+    keys = ["name=resnet18"] * (features == "timm") + ["path=FILE"] * (features not in ("random", "pixels"))
+    arguments = [f"features={features}", f"features@perceptual={features}", *(f"{place}.{key}" for place in ("features", "perceptual")
+                                                                           for key in keys)]
+    check_overrides("evaluate", arguments)
+    config = composed("evaluate", arguments)
+    assert config["features"] == config["perceptual"] and config["features"]["_target_"].startswith("evaluation.features.")
 
 
 @pytest.mark.parametrize(("given", "expected"), [
