@@ -100,7 +100,7 @@ class Report:
     def judged_on(self) -> str:
         if not (run := self.evaluated):
             return ""
-        return f"{run.at('images', 'test')} test images in {run.at('features', 'name')}"
+        return f"{run.at('images', 'test'):,} {run.at('protocol', 'held_out')} images in {run.at('features', 'name')}"
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:

@@ -183,7 +183,7 @@ def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
     assert full.cell(KID).value == pytest.approx(0.02) and lora.cell(KID).value is None
     assert f"python evaluate.py checkpoint={odd}" in lora.cell(KID).why
     missing = Report(tmp_path, runs).missing
-    assert f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd}" in missing
+    assert f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd} n=500 sampler.steps=50" in missing
     assert f"{odd.name}: evaluation/default is left out, under another protocol (n: 500 -> 50)" in [
         line.replace("n: 50 -> 500", "n: 500 -> 50") for line in missing]
     assert "full-seed0-0: evaluation/older is left out, a newer one is here" in missing

@@ -202,6 +202,16 @@ def test_two_seeds_are_few(tmp_path):
     assert any("Two seeds only: their t interval has one degree of freedom" in sentence for sentence in verdict_of(tmp_path))
 
 
+def test_what_was_not_evaluated_may_be_better(tmp_path):
+    evaluated(tmp_path, "full")
+    for seed in range(2):
+        write_run(tmp_path, "lora", seed, held_out_loss=0.01)
+    headline, compared, *_ = verdict_of(tmp_path)
+    assert headline.startswith("full has the lowest KID test") and compared == "Not measured, so that any of them may be better: lora."
+    assert any(line.startswith("2 runs (lora-seed0-1, lora-seed1-2) are not evaluated under this protocol: python evaluate.py "
+                               f"checkpoint={tmp_path} n=500") for line in Report(tmp_path, read_runs(tmp_path)).missing)
+
+
 def test_of_many_strategies_the_nearest_are_named(tmp_path):
     for k in range(12):
         evaluated(tmp_path, f"s{k:02}", kid=0.01 + 0.01 * k)
