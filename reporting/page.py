@@ -100,7 +100,8 @@ class Report:
     def judged_on(self) -> str:
         if not (run := self.evaluated):
             return ""
-        return f"{run.at('images', 'test'):,} {run.at('protocol', 'held_out')} images in {run.at('features', 'name')}"
+        count = run.at("images", "test")
+        return f"{count:,} {run.at('protocol', 'held_out')} images in {run.at('features', 'name')}" if count else ""
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
@@ -212,7 +213,8 @@ def protocol_text(run: Run) -> str:
     if protocol.get("label") is not None:
         parts.append(f"class {protocol['label']}")
     counts = run.at("images") or {}
-    parts.append(f"against {counts.get('test', '?')} {protocol.get('held_out', 'test')} images and the training images of each run")
+    held_out = f"{counts['test']:,} {protocol.get('held_out')} images and " if counts.get("test") else ""
+    parts.append(f"against {held_out}the training images of each run")
     return ", ".join(parts)
 
 

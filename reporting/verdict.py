@@ -19,7 +19,7 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
     column = KID if any(row.value(KID) is not None for row in contenders) else HELD_OUT
     judged = sorted((row for row in contenders if row.value(column) is not None), key=lambda row: row.value(column))
     if not judged:
-        return ["No run is finished yet, so nothing can be said."]
+        return ["No finished run was measured on held-out images yet, so nothing can be said."]
     best, *others = judged
     apart = [(row, difference(row, best, column)) for row in others]
     tied = [row for row, d in apart if d.low is not None and d.low <= 0]

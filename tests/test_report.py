@@ -214,6 +214,16 @@ def test_what_could_not_be_computed_says_why(tmp_path):
     assert cell.text(TEST_LOSS) == "-" and cell.why == "FID is left out: 413 test images, it needs 2,000"
 
 
+def test_an_evaluation_without_held_out_images(tmp_path, capsys):
+    content = evaluation()
+    del content["quality"]["test"], content["images"]["test"], content["loss"], content["memorization"]
+    content["protocol"]["held_out"] = None
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=None), content)
+    report.main([str(tmp_path)])
+    assert "nothing can be said" in capsys.readouterr().out
+    assert "against the training images of each run" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize("name", ["evaluation/default/evaluation.json", "result.json", "identity.json", "config.yaml"])
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, capsys):
     directory = evaluated(tmp_path, "full")
