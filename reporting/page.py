@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from reporting.columns import COLUMNS, FLOORS, Column, further
+from reporting.columns import COLUMNS, FLOORS, HOURS, Column, further, hours_of
 from reporting.pictures import Shown, closest, embedded, samples
 from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
@@ -46,7 +46,8 @@ class Report:
 
     @cached_property
     def columns(self) -> list[Column]:
-        return known(COLUMNS, [*self.table, *self.floors])
+        hours = hours_of(run.result.values["device"] for run in self.runs if run.result.values.get("device"))
+        return known([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.floors])
 
     @cached_property
     def further(self) -> list[Column]:
