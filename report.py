@@ -19,7 +19,7 @@ from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import table
 
-PRINTED = (TRAINED, RATE, BEST, KID, RHO, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)
+PRINTED = [column.key for column in (TRAINED, RATE, BEST, KID, RHO, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)]
 
 
 @one_message
@@ -60,7 +60,7 @@ def write(report: Report) -> list[str]:
 
 def printed(report: Report) -> str:
     """The main columns, over seeds."""
-    columns = [column for column in report.columns if column in PRINTED]
+    columns = [column for column in report.columns if column.key in PRINTED]
     heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
     return table([heading, *([row.name, *(str(row.settings.get(path, "-")) for path in report.settings),
                               *(" ".join(filter(None, [row.cell(c).text(c), c.band and row.cell(c).band(c)])) for c in columns),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from reporting.numbers import count, number, rate, share
 from reporting.runs import Run, Value, value_of
@@ -74,7 +74,7 @@ HELD_OUT = Column("held_out_loss", "held-out loss", "losses", told("held_out_los
 TRAINED = Column("trained_share", "trained", "training", told("trained_share"), text=share, means="share of the parameters that train")
 BEST = Column("best_step", "best step", "training", best_step, text=count, means="of the checkpoint that the run's rule calls best")
 HOURS = Column("hours", "GPU-hours", "cost", told("hours"), text=lambda v: number(v) if v < 1 else f"{v:.2f}", better="lower",
-               means="hours of training on the device that the head of the page names; no GPU's where that is a CPU")
+               means="hours of training on the device that the head of the page names")
 STORE = Column("bytes_to_store", "to store", "cost", told("bytes_to_store"), text=lambda v: size(round(v)), better="lower",
                means="what the target costs beside its source")
 RATE = Column("lr", "rate", "training", learning_rate, text=rate, means="optimizer.lr; a strategy may scale it by layer")
@@ -94,6 +94,12 @@ COLUMNS = (
     Column("coverage", "coverage", "quality", evaluated("quality", "test", "coverage"), better="higher",
            means="share of test images with a generated one nearby (Naeem et al. 2020): falls where modes are dropped"),
     RHO, COPIES, C_T, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)
+
+
+def hours_of(devices: Iterable[str]) -> Column:
+    """HOURS under the name of what it counts."""
+    kinds = {"CPU" if device.startswith("cpu") else "GPU" for device in devices}
+    return replace(HOURS, heading=f"{kinds.pop()}-hours" if len(kinds) == 1 else "hours, GPU or CPU") if kinds else HOURS
 
 
 def further(frechet: str) -> tuple[Column, ...]:

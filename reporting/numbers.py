@@ -22,17 +22,19 @@ def after_point(size: float, digits: int) -> int:
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None, signed: bool = False) -> str:
-    if value is None:
-        return MISSING
-    return f"{value:{'+' if signed else ''}.{decimals(value, low, high)}f}"
+    return MISSING if value is None else written(value, decimals(value, low, high), signed)
 
 
 def interval(value: float, low: float | None, high: float | None, signed: bool = False) -> str:
     """[low, high], "" where it is not known."""
     if low is None or high is None:
         return ""
-    digits = f"{'+' if signed else ''}.{decimals(value, low, high)}f"
-    return f"[{low:{digits}}, {high:{digits}}]"
+    digits = decimals(value, low, high)
+    return f"[{written(low, digits, signed)}, {written(high, digits, signed)}]"
+
+
+def written(value: float, digits: int, signed: bool) -> str:
+    return f"{value:{'+' if signed and value else ''}.{digits}f}"
 
 
 def share(value: float) -> str:

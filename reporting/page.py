@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from reporting.columns import COLUMNS, FLOORS, Column, further
+from reporting.columns import COLUMNS, FLOORS, HOURS, Column, further, hours_of
 from reporting.pictures import Shown, closest, embedded, samples
 from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
@@ -46,7 +46,8 @@ class Report:
 
     @cached_property
     def columns(self) -> list[Column]:
-        return known(COLUMNS, [*self.table, *self.floors])
+        hours = hours_of(run.result.values["device"] for run in self.runs if run.result.values.get("device"))
+        return known([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.floors])
 
     @cached_property
     def further(self) -> list[Column]:
@@ -100,7 +101,8 @@ class Report:
     def judged_on(self) -> str:
         if not (run := self.evaluated):
             return ""
-        return f"{run.at('images', 'test')} test images in {run.at('features', 'name')}"
+        count = run.at("images", "test")
+        return f"{count:,} {run.at('protocol', 'held_out')} images in {run.at('features', 'name')}" if count else ""
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
@@ -212,7 +214,8 @@ def protocol_text(run: Run) -> str:
     if protocol.get("label") is not None:
         parts.append(f"class {protocol['label']}")
     counts = run.at("images") or {}
-    parts.append(f"against {counts.get('test', '?')} {protocol.get('held_out', 'test')} images and the training images of each run")
+    held_out = f"{counts['test']:,} {protocol.get('held_out')} images and " if counts.get("test") else ""
+    parts.append(f"against {held_out}the training images of each run")
     return ", ".join(parts)
 
 

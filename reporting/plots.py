@@ -63,7 +63,8 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
                evaluations("the weight change"), weights, wide=True),
         shots(table, panels, indices),
         rates(table, indices),
-        figure("bound", "Bits per dimension, by term", "What each stratum of t adds to the variational bound (Ho et al. 2020, eq. 5), by its middle; of one seed.",
+        figure("bound", "Bits per dimension, by term",
+               "The terms of the variational bound (Ho et al. 2020, eq. 5) at each t, mean of each stratum; of one seed.",
                evaluations("the bound"), lambda rows: bound(rows, indices)),
     ]
 
@@ -199,6 +200,7 @@ def bound(rows: Sequence[Row], indices: Indices) -> str | None:
     series = []
     for row in rows:
         if terms := next((found for run in row.counted if (found := run.at("bound", "terms"))), None):
-            points = [(term["t"], term["bits"], None, None) for term in sorted(terms, key=lambda term: term["t"]) if term["bits"] > 0]
+            points = [(term["t"], term["bits"] / term.get("steps", 1), None, None)
+                      for term in sorted(terms, key=lambda term: term["t"]) if term["bits"] > 0]
             series.append(Series(row.name, indices[row.name], points))
-    return curves(series, "t (log)", "bits per dimension (log)", "bits per dimension", log_x=True, log_y=True)
+    return curves(series, "t (log)", "bits per dimension and step (log)", "bits per dimension", log_x=True, log_y=True)

@@ -140,18 +140,28 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
 def unevaluated(runs: Sequence[Run]) -> list[str]:
     """Runs without an evaluation, or with one that is not comparable or no longer of their best checkpoint."""
     common = next((r.evaluation for r in runs if r.evaluation), None)
+    left = [run for run in runs if run.evaluation is None and run.result.finished]
+    if not common:
+        return [f"no run is evaluated: python evaluate.py checkpoint={left[0].result.directory.parent}"] if left else []
+    alike = like(common.content.get("protocol", {}))
     lines = []
+    if left:
+        what = f"{left[0].name} is" if len(left) == 1 else f"{len(left)} runs ({', '.join(run.name for run in left)}) are"
+        where = left[0].result.directory if len(left) == 1 else left[0].result.directory.parent
+        lines.append(f"{what} not evaluated under this protocol: python evaluate.py checkpoint={where}{alike}")
     for run in runs:
-        again = f"python evaluate.py checkpoint={run.result.directory}"
-        if run.evaluation is None and run.result.finished and common:
-            lines.append(f"{run.name} is not evaluated" + (" under this protocol" if run.others else "") + f": {again}")
         best, judged = run.result.values.get("best_step"), run.at("checkpoint", "step")
         if run.at("protocol", "select") == "best" and None not in (best, judged) and best != judged:
-            lines.append(f"{run.name} was evaluated at step {judged}, and its best is step {best} now: {again}")
+            lines.append(f"{run.name} was evaluated at step {judged}, and its best is step {best} now: "
+                         f"python evaluate.py checkpoint={run.result.directory}{alike}")
         for other in run.others:
             apart = differences(other.content.get("protocol", {}), common.content.get("protocol", {}))
             lines.append(f"{run.name}: evaluation/{other.path.parent.name} is left out, "
                          + (f"under another protocol ({'; '.join(apart[:3])})" if apart else "a newer one is here"))
-    if runs and not common and any(r.result.finished for r in runs):
-        lines.append(f"no run is evaluated: python evaluate.py checkpoint={runs[0].result.directory.parent}")
     return lines
+
+
+def like(protocol: dict[str, Any]) -> str:
+    """The settings of an evaluation that are most often not the default ones."""
+    steps = (protocol.get("sampler") or {}).get("steps")
+    return f" n={protocol.get('n')}" + (f" sampler.steps={steps}" if steps is not None else "")

@@ -19,11 +19,12 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
     column = KID if any(row.value(KID) is not None for row in contenders) else HELD_OUT
     judged = sorted((row for row in contenders if row.value(column) is not None), key=lambda row: row.value(column))
     if not judged:
-        return ["No run is finished yet, so nothing can be said."]
+        return ["No finished run was measured on held-out images yet, so nothing can be said."]
     best, *others = judged
     apart = [(row, difference(row, best, column)) for row in others]
     tied = [row for row, d in apart if d.low is not None and d.low <= 0]
-    sentences = [headline(best, column, apart, samples if column is KID else "validation images"), compared(apart)]
+    left = [row.name for row in contenders if row not in judged]
+    sentences = [headline(best, column, apart, left, samples if column is KID else "validation images"), compared(apart, left)]
     if column is KID:
         sentences += [forgetting(best, tied), copying(judged)]
     else:
@@ -52,14 +53,14 @@ def with_interval(cell: Cell, column: Column) -> str:
     return " ".join(filter(None, [cell.text(column), cell.band(column), f"({seeds_text(cell.n)})"]))
 
 
-def headline(best: Row, column: Column, apart: Sequence[tuple[Row, Cell]], samples: str) -> str:
-    alone = apart and all(d.low is not None and d.low > 0 for _, d in apart)
+def headline(best: Row, column: Column, apart: Sequence[tuple[Row, Cell]], left: Sequence[str], samples: str) -> str:
+    alone = apart and not left and all(d.low is not None and d.low > 0 for _, d in apart)
     return (f"{named(best)} {'is best, with the' if alone else 'has the'} lowest {column.heading}: "
             f"{with_interval(best.cell(column), column)}, on {samples}.")
 
 
-def compared(apart: Sequence[tuple[Row, Cell]]) -> str:
-    """Who is not told apart from the best, and who is worse, by the paired interval of the difference."""
+def compared(apart: Sequence[tuple[Row, Cell]], left: Sequence[str]) -> str:
+    """Who is not told apart from the best, and who is worse, by the paired interval of the difference. left: who was not measured."""
     tied = [(row, d) for row, d in apart if d.low is not None and d.low <= 0]
     worse = [(row, d) for row, d in apart if d.low is not None and d.low > 0]
     unknown = [row.name for row, d in apart if d.low is None]
@@ -70,6 +71,8 @@ def compared(apart: Sequence[tuple[Row, Cell]]) -> str:
         parts.append(f"worse: {differences(worse)}")
     if unknown:
         parts.append(f"not compared, as no interval of the difference is known: {listed(unknown)}")
+    if left:
+        parts.append(f"not measured, so that any of them may be better: {listed(left)}")
     return begun("; ".join(parts)) if parts else ""
 
 

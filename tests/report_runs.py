@@ -50,7 +50,8 @@ def evaluation(kid=0.02, rho=1.0, copies=0.0, c_t=0.0, forgot=0.01, n=500, featu
             "loss": {"target": {"loss": estimate(0.08), "by_decile": [0.5, None, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]},
                      "source": {"loss": estimate(0.06 + forgot), "by_decile": [0.4] * 10},
                      "source_start": {"loss": estimate(0.06), "by_decile": [0.3] * 10}, "source_change": estimate(forgot)},
-            "bound": {"bits": estimate(4.1), "prior": 0.001, "terms": [{"t": 1, "bits": 2.0}, {"t": 100, "bits": 0.1}], "images": 16},
+            "bound": {"bits": estimate(4.1), "prior": 0.001, "images": 16,
+                      "terms": [{"t": 1, "steps": 1, "bits": 2.0}, {"t": 100.5, "steps": 50, "bits": 0.1}]},
             "forgetting": {"weights": {"conv_in": 0.1, "mid": 0.0, "conv_out": 0.25}},
             "floors": {"memoriser": {"quality": {"test": {"kid": estimate(0.005)}}, "memorization": {"features": {"rho": estimate(0.0)}}}},
             "notes": ["FID is left out: 413 test images, it needs 2,000"], "hours": 0.01, "device": "cpu (x86_64)", "commit": "0"}

@@ -183,7 +183,7 @@ def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
     assert full.cell(KID).value == pytest.approx(0.02) and lora.cell(KID).value is None
     assert f"python evaluate.py checkpoint={odd}" in lora.cell(KID).why
     missing = Report(tmp_path, runs).missing
-    assert f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd}" in missing
+    assert f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd} n=500 sampler.steps=50" in missing
     assert f"{odd.name}: evaluation/default is left out, under another protocol (n: 500 -> 50)" in [
         line.replace("n: 50 -> 500", "n: 500 -> 50") for line in missing]
     assert "full-seed0-0: evaluation/older is left out, a newer one is here" in missing
@@ -212,6 +212,16 @@ def test_what_could_not_be_computed_says_why(tmp_path):
     write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
     cell = rows(read_runs(tmp_path))[0].cell(TEST_LOSS)
     assert cell.text(TEST_LOSS) == "-" and cell.why == "FID is left out: 413 test images, it needs 2,000"
+
+
+def test_an_evaluation_without_held_out_images(tmp_path, capsys):
+    content = evaluation()
+    del content["quality"]["test"], content["images"]["test"], content["loss"], content["memorization"]
+    content["protocol"]["held_out"] = None
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=None), content)
+    report.main([str(tmp_path)])
+    assert "nothing can be said" in capsys.readouterr().out
+    assert "against the training images of each run" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["evaluation/default/evaluation.json", "result.json", "identity.json", "config.yaml"])

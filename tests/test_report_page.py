@@ -17,7 +17,7 @@ from PIL import Image
 import report
 from reporting import svg
 from reporting.charts import pareto, staircase
-from reporting.columns import HELD_OUT, KID
+from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
 from reporting.numbers import interval, number
 from reporting.page import Report
 from reporting.plots import Absent, Figure
@@ -202,6 +202,16 @@ def test_two_seeds_are_few(tmp_path):
     assert any("Two seeds only: their t interval has one degree of freedom" in sentence for sentence in verdict_of(tmp_path))
 
 
+def test_what_was_not_evaluated_may_be_better(tmp_path):
+    evaluated(tmp_path, "full")
+    for seed in range(2):
+        write_run(tmp_path, "lora", seed, held_out_loss=0.01)
+    headline, compared, *_ = verdict_of(tmp_path)
+    assert headline.startswith("full has the lowest KID test") and compared == "Not measured, so that any of them may be better: lora."
+    assert any(line.startswith("2 runs (lora-seed0-1, lora-seed1-2) are not evaluated under this protocol: python evaluate.py "
+                               f"checkpoint={tmp_path} n=500") for line in Report(tmp_path, read_runs(tmp_path)).missing)
+
+
 def test_of_many_strategies_the_nearest_are_named(tmp_path):
     for k in range(12):
         evaluated(tmp_path, f"s{k:02}", kid=0.01 + 0.01 * k)
@@ -282,6 +292,11 @@ def test_digits(value, low, high, text):
     assert f"{number(value, low, high)} {interval(value, low, high)}".strip() == text
 
 
+def test_signs():
+    assert f"{number(0.012, 0.01, 0.014, True)} {interval(0.012, 0.01, 0.014, True)}" == "+0.0120 [+0.0100, +0.0140]"
+    assert f"{number(0.0, 0.0, 0.0, True)} {interval(-0.5, -1.0, 0.0, True)}" == "0 [-1.00, 0.00]"
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_scales_and_their_ticks(log):
     scale = svg.scale([0.02, 3.0], 60, 460, log)
@@ -306,13 +321,17 @@ def test_labels_do_not_collide():
     assert svg.spread([20, 20.5, 21], 13, 20, 280) == pytest.approx([20, 33, 46])
 
 
+def test_hours_are_called_by_their_device():
+    found = [hours_of(d).heading for d in (["cpu (x86_64)"], ["NVIDIA H100", "NVIDIA A100"], ["NVIDIA H100", "cpu (x86_64)"], [])]
+    assert found == ["CPU-hours", "GPU-hours", "hours, GPU or CPU", "GPU-hours"]
+
+
 def test_marks_are_told_apart():
     drawn = [svg.marker(0, 0, k) for k in range(56)]
     assert len(set(drawn)) == 56
 
 
 def test_columns_have_words_and_their_own_keys():
-    from reporting.columns import COLUMNS, further
     columns = [*COLUMNS, *further("FID")]
     assert len({c.key for c in columns}) == len({c.heading for c in columns}) == len(columns) and all(c.means for c in columns)
     assert KID in columns and HELD_OUT in columns
