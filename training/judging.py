@@ -176,9 +176,8 @@ class OfNetwork:
             if split == "train":
                 self.notes.say("the loss on the source is that of images that it was trained on: fewer than 100 were held out")
             now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, self.start))
-            change = now.errors - then.errors
-            found |= {"source": of_errors(now), "source_start": of_errors(then),
-                      "source_change": estimate(change.mean().item(), bootstrap_mean(change, key=("source",)))}
+            change = now._replace(errors=now.errors - then.errors)
+            found |= {"source": of_errors(now), "source_start": of_errors(then), "source_change": mean_error(change)}
         return found
 
     def _errors(self, denoiser: Denoiser, images, labels, rows, what: str) -> HeldOut:
@@ -216,8 +215,14 @@ class OfNetwork:
 
 def of_errors(held_out: HeldOut) -> Record:
     values = held_out.values()
-    return {"loss": estimate(values["loss"], bootstrap_mean(held_out.errors, key=("held-out",))),
-            "by_decile": [values.get(f"loss_t{d}") for d in range(10)]}
+    return {"loss": mean_error(held_out), "by_decile": [values.get(f"loss_t{d}") for d in range(10)]}
+
+
+def mean_error(held_out: HeldOut) -> Record:
+    """With its interval over images: the draws of one image go together."""
+    images, count = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
+    each = torch.zeros(len(count), dtype=torch.float64).index_add_(0, images, held_out.errors) / count
+    return estimate(held_out.errors.mean().item(), bootstrap_mean(each, key=("held-out",)))
 
 
 def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:
