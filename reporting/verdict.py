@@ -117,6 +117,12 @@ def copies(row: Row) -> str:
     return f"{row.name} ({', '.join(said)}; {seeds_text(row.cell(signs[0][0]).n)})" if signs else ""
 
 
+def outright(row: Row) -> bool:
+    """More than near: copies by pixels, or half of the images at a tenth of the distance of new ones."""
+    share, ratio = row.value(COPIES), row.value(RHO)
+    return (share is not None and share > 0.05) or (ratio is not None and ratio < 0.1)
+
+
 def copying(judged: Sequence[Row]) -> str:
     known = [row for row in judged if any(row.value(column) is not None for column, _, _ in COPYING)]
     if not known:
@@ -127,7 +133,9 @@ def copying(judged: Sequence[Row]) -> str:
                    if best.value(column) is not None]
         return "No sign of copying" + (f"; {best.name}: {', '.join(numbers)}" if numbers else "") + "."
     text = f"{SIGNS} the training images: {'; '.join(map(copies, caught))}"
-    if best in caught:
+    if not any(map(outright, caught)):
+        return text + ". Images without detail are near to all others too, and few are copies outright: look at the closest pairs."
+    if outright(best):
         clean = next((row for row in judged if row in known and row not in caught), None)
         text += (f". The KID of {best.name} is worth little then: take {named(clean)}, the best without a sign of copying ({KID.heading} "
                  f"{with_interval(clean.cell(KID), KID)})" if clean else ". None is without a sign of it")

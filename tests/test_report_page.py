@@ -183,9 +183,9 @@ def test_a_tie_names_which_forgot_least(tmp_path):
 
 
 @pytest.mark.parametrize(("numbers", "sign"), [
-    ({"rho": 0.3}, "rho 0.300 [0.280, 0.320] below 0.5"),
+    ({"rho": 0.04}, "rho 0.040 [0.020, 0.060] below 0.5"),
     ({"copies": 0.2}, "20.0% [20.0, 20.0] copies"),
-    ({"c_t": -5.0}, "C_T -5.00 below -3")])
+    ({"copies": 0.2, "c_t": -5.0}, "20.0% [20.0, 20.0] copies, C_T -5.00 below -3")])
 def test_a_memoriser_is_named_and_another_one_recommended(tmp_path, numbers, sign):
     evaluated(tmp_path, "full", kid=0.001, **numbers)
     evaluated(tmp_path, "lora", kid=0.02)
@@ -194,6 +194,16 @@ def test_a_memoriser_is_named_and_another_one_recommended(tmp_path, numbers, sig
     assert "take lora, the best without a sign of copying (KID test 0.0200 [0.0190, 0.0210] (one seed))" in copying
     page = page_of(tmp_path)
     assert ("li", "class", "warn") in page.attributes
+
+
+@pytest.mark.parametrize(("numbers", "sign"), [
+    ({"rho": 0.3}, "rho 0.300 [0.280, 0.320] below 0.5"), ({"c_t": -5.0}, "C_T -5.00 below -3")])
+def test_nearness_is_told_from_copies(tmp_path, numbers, sign):
+    """Bland images are near to everything: that is a sign, and no proof."""
+    evaluated(tmp_path, "full", kid=0.001, **numbers)
+    evaluated(tmp_path, "lora", kid=0.02)
+    assert verdict_of(tmp_path)[3] == (f"Signs of copying the training images: full ({sign}; one seed). Images without detail are near to "
+                                       "all others too, and few are copies outright: look at the closest pairs.")
 
 
 def test_two_seeds_are_few(tmp_path):
