@@ -13,16 +13,21 @@ from PIL import Image
 
 import evaluate
 from data.batches import to_x0
+from data.dataset import Dataset
+from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
 from evaluation.features.random import RandomConvolutional
 from evaluation.kernel import kid
+from evaluation.likelihood import bound
 from models.network import frozen_denoiser
 from runtime.checkpoint import EMA, find
 from runtime.config import check_overrides, composed, options
 from runtime.errors import UserError
+from runtime.randomness import derive
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
+from training.finished import Finished
 from transfer.trained import start_of
 
 SAMPLER = SamplerSettings(ddim, even_steps, 2)
@@ -118,6 +123,61 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
     ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
     assert floor == {key: ours[key] for key in ("value", "low", "high")}
     assert record["loss"]["source_change"]["value"] == 0 and set(record["forgetting"]["weights"].values()) == {0.0}
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Transfers:
+    """A target of twice as many green images as red ones, whose own rows alone train: its null class is the source's."""
+    root = tmp_path_factory.mktemp("classes")
+    folders(root / "images", {"green": lambda k: Image.new("RGB", (8, 8), (0, 200 + k, 0))}, n=20)
+    folders(root / "images", {"red": lambda k: Image.new("RGB", (8, 8), (200 + k, 0, 0))}, n=10)
+    return Transfers(root, ["train.steps=20", "model.classes=auto"])
+
+
+@pytest.fixture(scope="module")
+def conditional(classes) -> Path:
+    return classes.run("data=folder", f"data.source.path={classes.root}/images", "data.flip=false", "transfer=textual_inversion",
+                       f"source.from={classes.source}", "optimizer.lr=0.05", "train.steps=6")
+
+
+def test_images_are_of_the_classes_of_the_training_images(classes, conditional):
+    """As often as these; and not of the null class, which textual_inversion and dreambooth leave to the source, nor of kept classes."""
+    found = find(conditional)
+    assert found.state["classes"][:2] == ["green", "red"] and found.state["classes"][2].startswith("source/")
+
+    def made(label) -> list[bytes]:
+        record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["quality"], label=label), NODE)
+                             / "evaluation.json").read_text())
+        return [p.read_bytes() for p in sorted(Path(record["images"]["folder"]).glob("[0-9]*.png"))]
+
+    green, red, null, every, as_trained = (made(label) for label in ("green", "red", "null_class", "all", None))
+    assert all(a != b for pair in ((green, red), (green, null), (red, null)) for a, b in zip(*pair))
+    assert every == [(green, red)[k % 2][k] for k in range(12)]
+    drawn = ["green" if image == g else "red" if image == r else None for image, g, r in zip(as_trained, green, red)]
+    assert None not in drawn and drawn.count("green") > drawn.count("red") > 0
+
+
+def test_the_classes_are_drawn_in_their_shares():
+    labels = np.array([0] * 300 + [1] * 100 + [2] * 100)
+    dataset = Dataset(np.zeros((500, 1, 1, 1)), labels, {"train": np.arange(400)}, ["a", "b", "c"])
+    drawn = evaluate.classes_of(None, 3, dataset)
+    assert sorted(drawn) == [0] * 300 + [1] * 100  # once through the training images
+    assert 60 <= drawn[:100].count(0) <= 90 and evaluate.classes_of(None, 0, dataset) is None
+    assert evaluate.classes_of("null_class", 3, dataset) is None and evaluate.classes_of("b", 3, dataset) == "b"
+
+
+def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
+    """As its loss is: of what the network knows of an image."""
+    record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["bound"], bound_steps=None), NODE)
+                         / "evaluation.json").read_text())
+    run = Finished(find(conditional), "ema", [], None, classes.root / "cache")
+    dataset, _ = run.images
+    rows = dataset.splits["test"][[0, -1]]
+    denoiser = run.denoiser(torch.device("cpu"))
+    condition = {"label": torch.from_numpy(dataset.labels[rows])}
+    denoise = clip_x0(lambda x, t: denoiser(x, t, condition), denoiser.schedule)
+    expected = bound(denoise, denoiser.schedule, to_x0(torch.from_numpy(dataset.images[rows])), [derive("bound", k) for k in range(2)])
+    assert record["bound"]["bits"]["value"] == pytest.approx(expected.bits.mean().item(), rel=1e-6)
 
 
 def test_the_memoriser_among_the_floors_is_one(full):

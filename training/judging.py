@@ -185,13 +185,16 @@ class OfNetwork:
             return held_out_errors(denoiser, images, labels, rows, self.draws, lambda: bar.update(min(64, self.draws - bar.n)))
 
     def bound(self, count: int, steps: int | None, clip: bool) -> Record:
-        """The variational bound of so many held-out images, evenly spread, each T cut into so many strata."""
+        """The variational bound of so many held-out images, evenly spread, each T cut into so many strata; given their classes, where the
+        network knows some, as in losses(). clip: as its samples have it; the mean of a reverse step stays a function of x_t."""
+        dataset, _ = self.run.images
         rows = self.reference.rows["test"]
         rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
         schedule = self.denoiser.schedule
         timesteps = every(schedule.steps) if steps is None or steps >= schedule.steps else strata(schedule.steps, steps)
         x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
-        denoise = clip_x0(self.denoiser, schedule) if clip else self.denoiser
+        denoise = partial(self.denoiser, condition={"label": torch.from_numpy(dataset.labels[rows]).to(self.device)})
+        denoise = clip_x0(denoise, schedule) if clip else denoise
         with tqdm(total=len(timesteps), desc="bound", unit="step", delay=2) as bar:
             found = bound(denoise, schedule, x0, [derive("bound", k) for k in range(len(rows))], timesteps, bar.update)
         return of_bound(found, timesteps)
