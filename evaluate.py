@@ -194,9 +194,10 @@ def classes_of(label: int | str | None, known: int, dataset: Dataset) -> int | s
 
 
 def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path]) -> Path:
-    """Images of the network that the run started from, which all runs that start there share."""
-    weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in run.start.items()})
-    return drawn(frozen_denoiser(run.config, run.start, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
+    """Images of the run's source, which all runs of that source share."""
+    tensors = run.untouched
+    weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in tensors.items()})
+    return drawn(frozen_denoiser(run.config, tensors, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
 
 
 def of_folder(settings: EvaluateSettings) -> Path:

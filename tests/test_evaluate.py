@@ -110,10 +110,7 @@ def test_what_did_not_train_did_not_change(transfers):
     changed = json.loads((folder / "evaluation.json").read_text())["forgetting"]["weights"]
     assert changed["conv_in"] == changed["down.0"] == changed["time_mlp"] == 0
     now, start = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
-    names = [n for n in start if n.startswith("mid.")]
-    moved, size = (sum(f(n) for n in names) ** 0.5 for f in (
-        lambda n: (now[n] - start[n]).double().square().sum().item(), lambda n: start[n].double().square().sum().item()))
-    assert changed["mid"] == pytest.approx(moved / size, rel=1e-6) and changed["mid"] > 0
+    assert changed["mid"] == pytest.approx(change_of("mid.", now, start), rel=1e-6) and changed["mid"] > 0
 
 
 def test_an_untouched_source_stands_at_its_own_floor(transfers):
@@ -123,6 +120,28 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
     ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
     assert floor == {key: ours[key] for key in ("value", "low", "high")}
     assert record["loss"]["source_change"]["value"] == 0 and set(record["forgetting"]["weights"].values()) == {0.0}
+
+
+@pytest.mark.parametrize("start", ["source.include=['conv_in.*']", "copy=mean_and_variance"])
+def test_what_was_forgotten_is_told_from_the_whole_source(full, transfers, start):
+    """And not from the start of a run that copied some layers, or none of their values: it knew no source to forget."""
+    run = transfers.target("full", "train.steps=6", start)
+    record = json.loads((evaluate.of_run(run, settings(transfers, metrics=["loss", "floors", "forgetting"]), NODE)
+                         / "evaluation.json").read_text())
+    _, whole = full
+    assert record["loss"]["source_start"] == whole["loss"]["source_start"]
+    assert record["floors"]["untouched source"] == whole["floors"]["untouched source"]
+    now, then = (record["loss"][name]["loss"]["value"] for name in ("source", "source_start"))
+    assert record["loss"]["source_change"]["value"] == pytest.approx(now - then, abs=1e-6) and now > then
+    now, began = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
+    assert record["forgetting"]["weights"]["mid"] == pytest.approx(change_of("mid.", now, began), rel=1e-6)
+
+
+def change_of(part: str, now: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    names = [n for n in start if n.startswith(part)]
+    moved, size = (sum(f(n) for n in names) ** 0.5 for f in (
+        lambda n: (now[n] - start[n]).double().square().sum().item(), lambda n: start[n].double().square().sum().item()))
+    return moved / size
 
 
 @pytest.fixture(scope="module")

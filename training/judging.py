@@ -160,11 +160,11 @@ class OfNetwork:
         return self.run.denoiser(self.device)
 
     @cached_property
-    def start(self) -> Denoiser:
-        return frozen_denoiser(self.run.config, self.run.start, self.device)
+    def untouched(self) -> Denoiser:
+        return frozen_denoiser(self.run.config, self.run.untouched, self.device)
 
     def losses(self) -> Record:
-        """Of the held-out images and, of a run that had a source, of the source's images now and as the run began."""
+        """Of the held-out images and, of a run that had a source, of the source's images: its own loss, and that of the source itself."""
         found: Record = {}
         if self.reference.held_out:
             dataset, _ = self.run.images
@@ -175,7 +175,7 @@ class OfNetwork:
             images, labels, rows, split = found.pop("of source")
             if split == "train":
                 self.notes.say("the loss on the source is that of images that it was trained on: fewer than 100 were held out")
-            now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, self.start))
+            now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, self.untouched))
             change = now._replace(errors=now.errors - then.errors)
             found |= {"source": of_errors(now), "source_start": of_errors(then), "source_change": mean_error(change)}
         return found
@@ -211,7 +211,7 @@ class OfNetwork:
 
     def _kid_source(self, generated: judge.Seen, looking: Looking) -> Record:
         images, _, rows, _ = self.run.source_images()
-        digest = sha256_of([self.run.source.state["sha256"], images.shape[1:], rows.tolist()])
+        digest = sha256_of([self.run.source.state["sha256"], images.shape[1:], self.run.data.resample, rows.tolist()])
         theirs = looking.kept(Reference(images, {"train": rows}, None, {"train": digest}), "train").features
         return estimate(kid(generated.features, theirs), kid_replicates(generated.features, theirs))
 
