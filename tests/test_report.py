@@ -137,6 +137,19 @@ def test_each_strategy_contends_with_the_setting_of_its_lowest_held_out_loss(tmp
     assert [(row.name, row.settings["optimizer.lr"]) for row in contenders] == [("lora", 1e-2), ("full", 1e-3)]
 
 
+def test_settings_are_chosen_by_the_checkpoint_that_is_judged(tmp_path):
+    """And not by where a run went after it."""
+    for rate, losses, kid in ((1e-2, (0.05, 0.20), 0.02), (1e-3, (0.09, 0.08), 0.03)):
+        directory = evaluated(tmp_path, "full", settings={"optimizer.lr": rate}, result={"held_out_loss": losses[1]}, kid=kid,
+                              step=150 if rate == 1e-2 else 300)
+        (directory / "metrics.jsonl").write_text("".join(
+            json.dumps({"step": step, "validation/loss": loss}) + "\n" for step, loss in zip((150, 300), losses)))
+    table = rows(read_runs(tmp_path))
+    assert [(row.settings["optimizer.lr"], row.value(HELD_OUT)) for row in table] == [(1e-2, 0.05), (1e-3, 0.08)]
+    ((contender,),) = situations(table).values()
+    assert contender.settings["optimizer.lr"] == 1e-2
+
+
 def test_floors_stand_apart_once(tmp_path):
     for seed in range(3):
         evaluated(tmp_path, "full", seed, kid=0.02)
