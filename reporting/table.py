@@ -71,8 +71,9 @@ class Row:
 
     @property
     def from_scratch(self) -> bool:
-        """Nothing of a source was copied."""
-        return self.runs[0].result.config.get("source", {}).get("include") == []
+        """Nothing of a source was copied, or there was none."""
+        source = self.runs[0].result.config.get("source", {})
+        return source.get("include") == [] or source.get("from", "") is None
 
     @property
     def counted(self) -> list[Run]:

@@ -182,6 +182,40 @@ def test_a_tie_names_which_forgot_least(tmp_path):
     assert "Worse" not in compared and "forgot least, +0.0110 [+0.0085, +0.0135] (3 seeds)" in forgot
 
 
+def test_one_that_is_ahead_on_the_seeds_that_both_have_is_not_called_a_tie(tmp_path):
+    for seed in range(3):
+        evaluated(tmp_path, "full", seed, kid=0.020 + 0.001 * seed)
+        evaluated(tmp_path, "lora", seed, kid=0.010 + 0.0011 * seed)
+    evaluated(tmp_path, "lora", 3, kid=0.09)
+    headline, compared, *_ = verdict_of(tmp_path)
+    assert headline.startswith("full has the lowest KID test")
+    assert compared == ("Lower than it on the seeds that both have, though not on the average of its own: lora -0.00990 "
+                        "[-0.01015, -0.00965] (3 seeds).")
+
+
+def test_scratch_has_nothing_to_forget(tmp_path):
+    """It has no source, so its evaluation says nothing of one; that is no gap in the measurement."""
+    directory = evaluated(tmp_path, "scratch", kid=0.01, include=())
+    path = directory / "evaluation/default/evaluation.json"
+    content = json.loads(path.read_text())
+    for key in ("source", "source_start", "source_change"):
+        del content["loss"][key]
+    path.write_text(json.dumps(content))
+    evaluated(tmp_path, "lora", kid=0.01001, replicates=np.linspace(0, 0.03, 201)[::-1], forgot=0.04)
+    forgot = verdict_of(tmp_path)[2]
+    assert forgot == ("scratch starts from random weights, with nothing to forget; of those not told apart from it lora forgot least, "
+                      "+0.0400 [+0.0390, +0.0410] (one seed).")
+
+
+def test_images_that_chose_the_checkpoint_are_no_test(tmp_path):
+    path = evaluated(tmp_path, "full") / "evaluation/default/evaluation.json"
+    assert not any("no test split" in sentence for sentence in verdict_of(tmp_path))
+    content = json.loads(path.read_text())
+    content["protocol"]["held_out"] = "validation"
+    path.write_text(json.dumps(content))
+    assert any("no test split: checkpoints and settings were chosen by the very images" in sentence for sentence in verdict_of(tmp_path))
+
+
 @pytest.mark.parametrize(("numbers", "sign"), [
     ({"rho": 0.04}, "rho 0.040 [0.020, 0.060] below 0.5"),
     ({"copies": 0.2}, "20.0% [20.0, 20.0] copies"),

@@ -119,6 +119,8 @@ def images_judged(looking: Looking, images: np.ndarray, reference: Reference, ot
     test = looking.kept(reference, "test") if reference.held_out else None
     if test is None:
         notes.say("there are no held-out images to compare with, so that a generator that copies cannot be told from a good one")
+    if reference.held_out == "validation":
+        notes.say("there is no test split: the held-out images are the validation images, by which the checkpoint was chosen")
     record: Record = {
         "features": {name: getattr(looking.features, name) for name in ("name", "short", "frechet")},
         "perceptual": {name: getattr(looking.perceptual, name) for name in ("name", "short")}}
