@@ -22,7 +22,7 @@ from evaluation.features import Features, extract
 from evaluation.features.distances import Pixels
 from evaluation.forgetting import unmatched, weight_change
 from evaluation.held_out import HeldOut, held_out_errors
-from evaluation.intervals import bootstrap_mean
+from evaluation.intervals import bootstrap_mean, resampled
 from evaluation.kernel import kid, kid_replicates
 from evaluation.likelihood import Bound, bound, every, strata
 from evaluation.record import estimate
@@ -225,9 +225,10 @@ def of_errors(held_out: HeldOut) -> Record:
 
 def mean_error(held_out: HeldOut) -> Record:
     """With its interval over images: the draws of one image go together."""
-    images, count = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
-    each = torch.zeros(len(count), dtype=torch.float64).index_add_(0, images, held_out.errors) / count
-    return estimate(held_out.errors.mean().item(), bootstrap_mean(each, key=("held-out",)))
+    images, draws = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
+    total = torch.zeros(len(draws), dtype=torch.float64).index_add_(0, images, held_out.errors)
+    taken = resampled(len(draws), 200, "held-out")
+    return estimate(held_out.errors.mean().item(), (taken @ total) / (taken @ draws.double()))
 
 
 def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:
