@@ -32,6 +32,8 @@ def markdown(report: Report) -> str:
     if report.closest:
         parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
                   bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
+    if report.notes:
+        parts += ["## Notes of the evaluations", bullets(report.notes)]
     if report.missing:
         parts += ["## Missing", bullets(report.missing)]
     columns = [f"{c.heading}{f' ({c.better} is better)' * bool(c.better)}: {c.means}" for c in (*report.columns, *report.further)]

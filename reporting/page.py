@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -65,6 +66,13 @@ class Report:
     @cached_property
     def missing(self) -> list[str]:
         return missing(self.folder, self.runs)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the evaluations say of their numbers, each thing once."""
+        evaluated = [run for run in self.runs if run.evaluation]
+        counts = Counter(note for run in evaluated for note in run.at("notes") or ())
+        return [note + (f" ({n} of {len(evaluated)} evaluations)" if n < len(evaluated) else "") for note, n in counts.items()]
 
     @cached_property
     def indices(self) -> dict[str, int]:
