@@ -21,7 +21,7 @@ def markdown(report: Report) -> str:
     if report.floors:
         parts += ["### Floors", tabulated(report, report.columns, report.floors)]
     if report.further:
-        parts += ["### More numbers", tabulated(report, report.further, report.table)]
+        parts += ["### More numbers", tabulated(report, report.further, [*report.table, *report.floors])]
     single = [(row.single(run), " ".join(filter(None, [run.name, run.progress]))) for row in report.table for run in row.runs]
     parts += ["### Single runs", markdown_table([heading(report, report.columns, "run"),
                                                  *(cells(report, report.columns, row, name) for row, name in single)])]

@@ -122,6 +122,7 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
     record = json.loads((evaluate.of_run(run, settings(transfers), NODE) / "evaluation.json").read_text())
     ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
     assert floor == {key: ours[key] for key in ("value", "low", "high")}
+    assert record["floors"]["untouched source"]["quality"]["intra"] == record["quality"]["intra"]
     assert record["loss"]["source_change"]["value"] == 0 and set(record["forgetting"]["weights"].values()) == {0.0}
 
 
@@ -205,7 +206,7 @@ def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
 def test_the_memoriser_among_the_floors_is_one(full):
     floors = full[1]["floors"]
     memoriser = floors["memoriser"]
-    assert memoriser["memorization"]["features"]["rho"]["value"] == 0
+    assert memoriser["memorization"]["features"]["rho"]["value"] == 0 and memoriser["quality"]["intra"]["occupied"] == 0
     assert memoriser["memorization"]["pixels"]["copy_share"]["value"] == 1
     assert memoriser["memorization"]["features"]["c_t"] < -3 and memoriser["quality"]["train"]["kid"]["value"] < 1e-6
     noise, real = (floors[name]["quality"]["test"]["kid"]["value"] for name in ("noise", "train against test"))

@@ -160,6 +160,16 @@ def test_floors_stand_apart_once(tmp_path):
     assert [row["strategy"] for row in read_csv(tmp_path)].count("floor: memoriser") == 3
 
 
+def test_floors_stand_beside_the_further_numbers_too(tmp_path):
+    content = evaluation()
+    content["floors"]["memoriser"]["quality"]["test"]["frechet"] = 3.21
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
+    report.main([str(tmp_path)])
+    more = (tmp_path / "report.md").read_text().split("### More numbers")[1].split("###")[0]
+    assert "| full | 12.5 |" in more and "| memoriser | 3.21 |" in more
+    assert "3.21" in (tmp_path / "report.html").read_text().split("More numbers")[1]
+
+
 def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
     """The untouched source gives the same images for every seed, though their distance to each seed's training images differs: seeds that
     agree to the bit are no sign of certainty."""

@@ -118,7 +118,7 @@ def test_the_numbers_of_the_table(experiment):
     middle, half = 0.031, 4.302652729749464 * 0.001 / 3**0.5  # Student's quantile of 2 degrees of freedom
     assert cells["KID test"] == f"{middle:.4f}[{middle - half:.4f}, {middle + half:.4f}]" and cells["seeds"] == "3"
     assert cells["precision"] == "0.500" and cells["rate"] == "0.001" and cells["trained"] == "2.5%" and cells["C_T"] == "0"
-    assert [row[0] for row in rows].count("memoriser") == 2  # of each number of images
+    assert [row[0] for row in rows].count("memoriser") == 2 * 2  # of each number of images, in both tables
     assert sum(row[0].startswith("full-seed") for row in rows if row) == 7  # single runs
 
 
