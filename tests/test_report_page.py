@@ -149,6 +149,20 @@ def test_a_plot_without_data_says_what_makes_it(tmp_path):
     assert not list(tmp_path.glob("report_*.svg"))
 
 
+def test_how_images_were_made_is_said_in_full(tmp_path):
+    path = evaluated(tmp_path, "full") / "evaluation/default/evaluation.json"
+    content = json.loads(path.read_text())
+    sampler = {"function": {"_target_": "diffusion.samplers.ddim", "eta": 0.0}, "spacing": {"_target_": "diffusion.samplers.even_steps"},
+               "steps": 50, "clip": True}
+    content["protocol"] |= {"sampler": sampler, "held_out_draws": 2048, "bound": [16, 100]}
+    path.write_text(json.dumps(content))
+    (said,) = [text for term, text in Report(tmp_path, read_runs(tmp_path)).facts if term == "evaluation"]
+    for words in ("500 images sampled once by ddim (eta 0.0), 50 steps, even_steps, x0 clipped",
+                  "losses over 2,048 draws of (image, t, noise)",
+                  "bound of 16 images with 100 steps each"):
+        assert words in said, said
+
+
 def test_a_single_run_and_one_that_has_not_begun(tmp_path):
     write_run(tmp_path, "full")
     assert "nothing can be said" in " ".join(page_of(tmp_path).text)
