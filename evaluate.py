@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from data.dataset import Dataset
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings
 from evaluation.closest import write_closest
@@ -35,6 +36,7 @@ from runtime.directory import IDENTITY, commit, device_name, write_json
 from runtime.errors import UserError, near, one_message
 from runtime.files import locked
 from runtime.log import log_to_terminal
+from runtime.randomness import generator
 from runtime.results import read_result
 from training.finished import Finished
 from training.judging import Looking, OfNetwork, Reference, images_judged, noise_images, samples
@@ -43,6 +45,7 @@ from training.settings import Precision
 log = logging.getLogger("evaluate")
 EVALUATION, VERSION = "evaluation.json", 1
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
+NULL_CLASS = "null_class"
 OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
 
 
@@ -157,9 +160,10 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         device = pick_device(settings.device)
-        making = Making(settings.sampler, settings.n, settings.seed, settings.batch_size, settings.label, precision=settings.precision,
+        label = classes_of(settings.label, run.config["model"].get("classes", 0), dataset)
+        making = Making(settings.sampler, settings.n, settings.seed, settings.batch_size, label, precision=settings.precision,
                         kernels=settings.kernels)
-        made_by = {"weights": sha256, "seed": settings.seed, "sampler": sampler, "label": settings.label, "precision": settings.precision}
+        made_by = {"weights": sha256, "seed": settings.seed, "sampler": sampler, "label": label, "precision": settings.precision}
 
         def drawn(denoiser: Denoiser, weights: str, below: Path) -> Path:
             return samples(denoiser, run.config, found.state["classes"], making, made_by | {"weights": weights}, below)
@@ -174,10 +178,26 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     return folder
 
 
+def classes_of(label: int | str | None, known: int, dataset: Dataset) -> int | str | list[int] | None:
+    """The class of each image, a list in turn; None for the null class. label: as in the settings. known: to the network, those of its
+    source that it keeps included, which are none of the images' that the generated ones are compared with."""
+    if label == NULL_CLASS:
+        return None
+    if not known:
+        return label
+    if label == "all":
+        return list(range(max(1, len(dataset.classes))))
+    if label is None:
+        train = dataset.labels[dataset.splits["train"]]
+        return train[torch.randperm(len(train), generator=generator("classes")).numpy()].tolist()
+    return label
+
+
 def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path]) -> Path:
-    """Images of the network that the run started from, which all runs that start there share."""
-    weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in run.start.items()})
-    return drawn(frozen_denoiser(run.config, run.start, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
+    """Images of the run's source, which all runs of that source share."""
+    tensors = run.untouched
+    weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in tensors.items()})
+    return drawn(frozen_denoiser(run.config, tensors, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
 
 
 def of_folder(settings: EvaluateSettings) -> Path:

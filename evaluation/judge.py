@@ -103,8 +103,7 @@ def floors(train: Seen, test: Seen | None, halves: tuple[Tensor, Tensor] | None,
     """What the numbers beside are worth: real images judged as if they had been generated, and the generators that nobody wants.
     halves: the held-out features, cut in two. others: name -> images, such as those of the untouched source."""
     notes = Notes()  # said of the generated images already
-    plain = {name: seen._replace(logits=None, perceptual=None) for name, seen in (("memoriser", train), *others.items())}
-    found = {name: judged(seen, train, test, frechet, notes) for name, seen in plain.items()}
+    found = {name: judged(seen, train, test, frechet, notes) for name, seen in {"memoriser": train, **others}.items()}
     if test is not None:
         found["train against test"] = {"quality": {"test": found["memoriser"]["quality"]["test"]}}
     if halves is not None:

@@ -33,14 +33,15 @@ SETTINGS = "sampling.json"
 
 @dataclass(frozen=True)
 class Making:
-    """How images are made. label: a class by name or number, "all" for each in turn, None for the null class. guidance: away from a
+    """How images are made. label: a class by name or number, "all" for each in turn, a list of numbers for these in turn, None for the null
+    class. guidance: away from a
     reference, 1 for none. strip: frames of the strip of denoising steps."""
 
     sampler: SamplerSettings
     n: int
     seed: int
     batch_size: int
-    label: int | str | None = None
+    label: int | str | Sequence[int] | None = None
     guidance: float = 1.0
     strip: int = 8
     precision: str = "fp32"
@@ -116,14 +117,16 @@ def claim(out: Path, what: dict[str, Any]) -> None:
     write_json(path, what)
 
 
-def labels(label: int | str | None, classes: Sequence[str], images: Sequence[int]) -> torch.Tensor | None:
+def labels(label: int | str | Sequence[int] | None, classes: Sequence[str], images: Sequence[int]) -> torch.Tensor | None:
     """[B] the class of each image, or None for the null class."""
     if label is None:
         return None
     if not classes:
         raise UserError(f"label={label}: this model has no classes.")
     if label == "all":
-        return torch.tensor([k % len(classes) for k in images])
+        label = range(len(classes))
+    if not isinstance(label, int | str):
+        return torch.tensor([label[k % len(label)] for k in images])
     if str(label) not in classes and not (isinstance(label, int) and 0 <= label < len(classes)):
         raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
     number = list(classes).index(str(label)) if str(label) in classes else label

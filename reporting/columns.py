@@ -53,6 +53,13 @@ def best_step(run: Run) -> Value | None:
     return value_of(run.result.values.get("best_step", run.at("checkpoint", "step")))
 
 
+def judged_loss(run: Run) -> Value | None:
+    """Of the validation images at the checkpoint that is judged; where metrics.jsonl does not say it, at the run's last look."""
+    step = run.at("checkpoint", "step")
+    step = run.result.values.get("best_step") if step is None else step
+    return value_of(dict(run.curve("validation/loss")).get(step, run.result.values.get("held_out_loss")))
+
+
 KID = Column("kid_test", "KID test", "quality", evaluated("quality", "test", "kid"), better="lower", band=True, means=(
     "Kernel Inception Distance to test images (Binkowski et al. 2018), unbiased, in the features that the head of the page names: 0 is "
     "the same distribution, a little below 0 is chance"))
@@ -69,8 +76,8 @@ FORGOT = Column("source_change", "source loss change", "losses", evaluated("loss
                 means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
 TEST_LOSS = Column("test_loss", "test loss", "losses", evaluated("loss", "target", "loss"), better="lower", band=True,
                    means="loss of the predicted noise on test images, t drawn evenly (Ho et al. 2020, eq. 14)")
-HELD_OUT = Column("held_out_loss", "held-out loss", "losses", told("held_out_loss"), better="lower", band=True,
-                  means="the same on validation images at the run's last evaluation in training: what settings are chosen by")
+HELD_OUT = Column("judged_loss", "held-out loss", "losses", judged_loss, better="lower", band=True,
+                  means="the same on validation images, of the checkpoint that is judged: what settings are chosen by")
 TRAINED = Column("trained_share", "trained", "training", told("trained_share"), text=share, means="share of the parameters that train")
 BEST = Column("best_step", "best step", "training", best_step, text=count, means="of the checkpoint that the run's rule calls best")
 HOURS = Column("hours", "GPU-hours", "cost", told("hours"), text=lambda v: number(v) if v < 1 else f"{v:.2f}", better="lower",
@@ -109,8 +116,10 @@ def further(frechet: str) -> tuple[Column, ...]:
                means="Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017); with few images far too high"),
         Column("frechet_train", f"{frechet} train", "quality", evaluated("quality", "train", "frechet"), better="lower",
                means="the same to the training images: a memoriser wins it"),
-        Column("frechet_infinity", f"{frechet} test, unbiased", "quality", evaluated("quality", "test", "frechet_infinity"), better="lower",
-               means="the same extrapolated to endless samples (Chong and Forsyth 2020)"),
+        Column("frechet_infinity", f"{frechet} test, extrapolated", "quality", evaluated("quality", "test", "frechet_infinity"),
+               better="lower",
+               means="the same extrapolated to endless samples (Chong and Forsyth 2020): may fall below 0, and the bias of few test "
+                     "images stays"),
         Column("inception_score", "Inception score", "quality", evaluated("quality", "inception_score", "mean"), better="higher",
                means="Salimans et al. 2016; of photographs of ImageNet's classes, so of little meaning elsewhere"),
         Column("intra", "intra distance", "quality", evaluated("quality", "intra", "mean"), better="higher",

@@ -21,7 +21,7 @@ def markdown(report: Report) -> str:
     if report.floors:
         parts += ["### Floors", tabulated(report, report.columns, report.floors)]
     if report.further:
-        parts += ["### More numbers", tabulated(report, report.further, report.table)]
+        parts += ["### More numbers", tabulated(report, report.further, [*report.table, *report.floors])]
     single = [(row.single(run), " ".join(filter(None, [run.name, run.progress]))) for row in report.table for run in row.runs]
     parts += ["### Single runs", markdown_table([heading(report, report.columns, "run"),
                                                  *(cells(report, report.columns, row, name) for row, name in single)])]
@@ -32,6 +32,8 @@ def markdown(report: Report) -> str:
     if report.closest:
         parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
                   bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
+    if report.notes:
+        parts += ["## Notes of the evaluations", bullets(report.notes)]
     if report.missing:
         parts += ["## Missing", bullets(report.missing)]
     columns = [f"{c.heading}{f' ({c.better} is better)' * bool(c.better)}: {c.means}" for c in (*report.columns, *report.further)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -65,6 +66,13 @@ class Report:
     @cached_property
     def missing(self) -> list[str]:
         return missing(self.folder, self.runs)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the evaluations say of their numbers, each thing once."""
+        evaluated = [run for run in self.runs if run.evaluation]
+        counts = Counter(note for run in evaluated for note in run.at("notes") or ())
+        return [note + (f" ({n} of {len(evaluated)} evaluations)" if n < len(evaluated) else "") for note, n in counts.items()]
 
     @cached_property
     def indices(self) -> dict[str, int]:
@@ -202,10 +210,9 @@ def protocol_text(run: Run) -> str:
     """How the images were made, in words; every key of the protocol that is not named elsewhere."""
     protocol = run.at("protocol") or {}
     sampler = protocol.get("sampler") or {}
-    function = sampler.get("function")
-    name = (function.get("_target_", "") if isinstance(function, dict) else str(function or sampler.get("name", ""))).rsplit(".", 1)[-1]
-    steps = f", {sampler['steps']} steps" if "steps" in sampler else ""
-    parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {name or 'the sampler of the run'}{steps}"]
+    how = [called(sampler.get("function") or sampler.get("name")) or "the sampler of the run",
+           f"{sampler['steps']} steps" if "steps" in sampler else "", called(sampler.get("spacing")), "x0 clipped" * bool(sampler.get("clip"))]
+    parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {', '.join(filter(None, how))}"]
     if "weights" in protocol:
         parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:
@@ -216,7 +223,19 @@ def protocol_text(run: Run) -> str:
     counts = run.at("images") or {}
     held_out = f"{counts['test']:,} {protocol.get('held_out')} images and " if counts.get("test") else ""
     parts.append(f"against {held_out}the training images of each run")
+    if "held_out_draws" in protocol:
+        parts.append(f"losses over {protocol['held_out_draws']:,} draws of (image, t, noise)")
+    if "bound" in protocol:
+        count, steps = protocol["bound"]
+        parts.append(f"bound of {count} images with {steps or 'all'} steps each")
     return ", ".join(parts)
+
+
+def called(node: dict[str, Any] | str | None) -> str:
+    """A function of a config: its name and what it is given."""
+    node = node if isinstance(node, dict) else {"_target_": str(node or "")}
+    given = ", ".join(f"{key} {value}" for key, value in node.items() if not key.startswith("_"))
+    return node.get("_target_", "").rsplit(".", 1)[-1] + (f" ({given})" if given else "")
 
 
 def pairs_text(pairs: Sequence[dict[str, Any]], most: int = 6) -> list[str]:

@@ -70,9 +70,15 @@ class Row:
         return any(run.result.finished for run in self.runs)
 
     @property
+    def trained(self) -> bool:
+        """Steps were taken: not in a floor, nor in the source as it is."""
+        return any(run.result.values.get("step") for run in self.runs)
+
+    @property
     def from_scratch(self) -> bool:
-        """Nothing of a source was copied."""
-        return self.runs[0].result.config.get("source", {}).get("include") == []
+        """Nothing of a source was copied, or there was none."""
+        source = self.runs[0].result.config.get("source", {})
+        return source.get("include") == [] or source.get("from", "") is None
 
     @property
     def counted(self) -> list[Run]:
@@ -98,8 +104,8 @@ class Row:
         values = list(self.by_seed(column).values())
         if not values:
             return Cell(None, None, None, 0, column.why(self.counted[0]))
-        if len(values) == 1:
-            return Cell(*values[0][:3], 1)
+        if len(values) == 1 or (not self.trained and len({v.value for v in values}) == 1):
+            return Cell(*values[0][:3], 1)  # what the seed does not change was measured once
         return Cell(*over_seeds([v.value for v in values])[:3], len(values))
 
 

@@ -29,7 +29,7 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
         sentences += [forgetting(best, tied), copying(judged)]
     else:
         sentences.append("Nothing is evaluated yet, so quality, copying and forgetting are unknown.")
-    sentences.append(" ".join(filter(None, [unsure_steps(judged), few_seeds(judged, column)])))
+    sentences.append(" ".join(filter(None, [unsure_steps(judged), few_seeds(judged, column), chosen_on_test(judged)])))
     if column is KID:
         sentences.append(beside_floors(best, floors))
     return list(filter(None, sentences))
@@ -61,12 +61,16 @@ def headline(best: Row, column: Column, apart: Sequence[tuple[Row, Cell]], left:
 
 def compared(apart: Sequence[tuple[Row, Cell]], left: Sequence[str]) -> str:
     """Who is not told apart from the best, and who is worse, by the paired interval of the difference. left: who was not measured."""
-    tied = [(row, d) for row, d in apart if d.low is not None and d.low <= 0]
-    worse = [(row, d) for row, d in apart if d.low is not None and d.low > 0]
+    known = [(row, d) for row, d in apart if d.low is not None]
+    tied = [(row, d) for row, d in known if d.low <= 0 <= d.high]
+    worse = [(row, d) for row, d in known if d.low > 0]
+    ahead = [(row, d) for row, d in known if d.high < 0]
     unknown = [row.name for row, d in apart if d.low is None]
     parts = []
     if tied:
         parts.append(f"not told apart from it, the paired interval of the difference holding 0: {differences(tied)}")
+    if ahead:
+        parts.append(f"lower than it on the seeds that both have, though not on the average of its own: {differences(ahead)}")
     if worse:
         parts.append(f"worse: {differences(worse)}")
     if unknown:
@@ -95,17 +99,17 @@ def begun(text: str) -> str:
 def forgetting(best: Row, tied: Sequence[Row]) -> str:
     """What the best forgot; and which of those not told apart from it forgot least."""
     cell = best.cell(FORGOT)
-    if cell.value is None:
-        return f"What {best.name} forgot was not measured."
     change = with_interval(cell, FORGOT)
     if best.from_scratch:
-        text = f"{best.name} starts from random weights, with nothing to forget: its loss on source images is {change} above the source's"
+        text = f"{best.name} starts from random weights, with nothing to forget"
+    elif cell.value is None:
+        text = f"What {best.name} forgot was not measured"
     elif cell.low is not None and cell.low <= 0 <= cell.high:
         text = f"{best.name} forgot nothing that could be measured: the loss on source images changed by {change}"
     else:
         text = f"{best.name} {'forgot' if cell.value > 0 else 'did not forget'}: the loss on source images changed by {change}"
     least = min((row for row in tied if row.value(FORGOT) is not None), key=lambda row: row.value(FORGOT), default=None)
-    if least and least.value(FORGOT) < cell.value:
+    if least and (cell.value is None or least.value(FORGOT) < cell.value):
         text += f"; of those not told apart from it {least.name} forgot least, {with_interval(least.cell(FORGOT), FORGOT)}"
     return text + "."
 
@@ -166,6 +170,13 @@ def unsure_steps(judged: Sequence[Row]) -> str:
         lags = [f"{name} {share(left)}" for name, left in late.items()]
         parts.append(f"the averaged weights, which are what is judged, still are the start in part: {listed(lags)}")
     return begun("; ".join(parts)) if parts else ""
+
+
+def chosen_on_test(judged: Sequence[Row]) -> str:
+    """Where validation images stand for the test."""
+    if not any(run.at("protocol", "held_out") == "validation" for row in judged for run in row.counted):
+        return ""
+    return "There is no test split: checkpoints and settings were chosen by the very images that they are judged on, which flatters them."
 
 
 def beside_floors(best: Row, floors: Sequence[Row]) -> str:

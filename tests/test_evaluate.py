@@ -13,16 +13,24 @@ from PIL import Image
 
 import evaluate
 from data.batches import to_x0
+from data.dataset import Dataset
+from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
 from evaluation.features.random import RandomConvolutional
+from evaluation.held_out import HeldOut
+from evaluation.judge import Notes
 from evaluation.kernel import kid
+from evaluation.likelihood import bound
 from models.network import frozen_denoiser
 from runtime.checkpoint import EMA, find
 from runtime.config import check_overrides, composed, options
 from runtime.errors import UserError
+from runtime.randomness import derive
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
+from training.finished import Finished
+from training.judging import Looking, Reference, images_judged, mean_error
 from transfer.trained import start_of
 
 SAMPLER = SamplerSettings(ddim, even_steps, 2)
@@ -105,10 +113,7 @@ def test_what_did_not_train_did_not_change(transfers):
     changed = json.loads((folder / "evaluation.json").read_text())["forgetting"]["weights"]
     assert changed["conv_in"] == changed["down.0"] == changed["time_mlp"] == 0
     now, start = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
-    names = [n for n in start if n.startswith("mid.")]
-    moved, size = (sum(f(n) for n in names) ** 0.5 for f in (
-        lambda n: (now[n] - start[n]).double().square().sum().item(), lambda n: start[n].double().square().sum().item()))
-    assert changed["mid"] == pytest.approx(moved / size, rel=1e-6) and changed["mid"] > 0
+    assert changed["mid"] == pytest.approx(change_of("mid.", now, start), rel=1e-6) and changed["mid"] > 0
 
 
 def test_an_untouched_source_stands_at_its_own_floor(transfers):
@@ -117,13 +122,91 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
     record = json.loads((evaluate.of_run(run, settings(transfers), NODE) / "evaluation.json").read_text())
     ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
     assert floor == {key: ours[key] for key in ("value", "low", "high")}
+    assert record["floors"]["untouched source"]["quality"]["intra"] == record["quality"]["intra"]
     assert record["loss"]["source_change"]["value"] == 0 and set(record["forgetting"]["weights"].values()) == {0.0}
+
+
+@pytest.mark.parametrize("start", ["source.include=['conv_in.*']", "copy=mean_and_variance"])
+def test_what_was_forgotten_is_told_from_the_whole_source(full, transfers, start):
+    """And not from the start of a run that copied some layers, or none of their values: it knew no source to forget."""
+    run = transfers.target("full", "train.steps=6", start)
+    record = json.loads((evaluate.of_run(run, settings(transfers, metrics=["loss", "floors", "forgetting"]), NODE)
+                         / "evaluation.json").read_text())
+    _, whole = full
+    assert record["loss"]["source_start"] == whole["loss"]["source_start"]
+    assert record["floors"]["untouched source"] == whole["floors"]["untouched source"]
+    now, then = (record["loss"][name]["loss"]["value"] for name in ("source", "source_start"))
+    assert record["loss"]["source_change"]["value"] == pytest.approx(now - then, abs=1e-6) and now > then
+    now, began = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
+    assert record["forgetting"]["weights"]["mid"] == pytest.approx(change_of("mid.", now, began), rel=1e-6)
+
+
+def change_of(part: str, now: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    names = [n for n in start if n.startswith(part)]
+    moved, size = (sum(f(n) for n in names) ** 0.5 for f in (
+        lambda n: (now[n] - start[n]).double().square().sum().item(), lambda n: start[n].double().square().sum().item()))
+    return moved / size
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Transfers:
+    """A target of twice as many green images as red ones, whose own rows alone train: its null class is the source's."""
+    root = tmp_path_factory.mktemp("classes")
+    folders(root / "images", {"green": lambda k: Image.new("RGB", (8, 8), (0, 200 + k, 0))}, n=20)
+    folders(root / "images", {"red": lambda k: Image.new("RGB", (8, 8), (200 + k, 0, 0))}, n=10)
+    return Transfers(root, ["train.steps=20", "model.classes=auto"])
+
+
+@pytest.fixture(scope="module")
+def conditional(classes) -> Path:
+    return classes.run("data=folder", f"data.source.path={classes.root}/images", "data.flip=false", "transfer=textual_inversion",
+                       f"source.from={classes.source}", "optimizer.lr=0.05", "train.steps=6")
+
+
+def test_images_are_of_the_classes_of_the_training_images(classes, conditional):
+    """As often as these; and not of the null class, which textual_inversion and dreambooth leave to the source, nor of kept classes."""
+    found = find(conditional)
+    assert found.state["classes"][:2] == ["green", "red"] and found.state["classes"][2].startswith("source/")
+
+    def made(label) -> list[bytes]:
+        record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["quality"], label=label), NODE)
+                             / "evaluation.json").read_text())
+        return [p.read_bytes() for p in sorted(Path(record["images"]["folder"]).glob("[0-9]*.png"))]
+
+    green, red, null, every, as_trained = (made(label) for label in ("green", "red", "null_class", "all", None))
+    assert all(a != b for pair in ((green, red), (green, null), (red, null)) for a, b in zip(*pair))
+    assert every == [(green, red)[k % 2][k] for k in range(12)]
+    drawn = ["green" if image == g else "red" if image == r else None for image, g, r in zip(as_trained, green, red)]
+    assert None not in drawn and drawn.count("green") > drawn.count("red") > 0
+
+
+def test_the_classes_are_drawn_in_their_shares():
+    labels = np.array([0] * 300 + [1] * 100 + [2] * 100)
+    dataset = Dataset(np.zeros((500, 1, 1, 1)), labels, {"train": np.arange(400)}, ["a", "b", "c"])
+    drawn = evaluate.classes_of(None, 3, dataset)
+    assert sorted(drawn) == [0] * 300 + [1] * 100  # once through the training images
+    assert 60 <= drawn[:100].count(0) <= 90 and evaluate.classes_of(None, 0, dataset) is None
+    assert evaluate.classes_of("null_class", 3, dataset) is None and evaluate.classes_of("b", 3, dataset) == "b"
+
+
+def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
+    """As its loss is: of what the network knows of an image."""
+    record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["bound"], bound_steps=None), NODE)
+                         / "evaluation.json").read_text())
+    run = Finished(find(conditional), "ema", [], None, classes.root / "cache")
+    dataset, _ = run.images
+    rows = dataset.splits["test"][[0, -1]]
+    denoiser = run.denoiser(torch.device("cpu"))
+    condition = {"label": torch.from_numpy(dataset.labels[rows])}
+    denoise = clip_x0(lambda x, t: denoiser(x, t, condition), denoiser.schedule)
+    expected = bound(denoise, denoiser.schedule, to_x0(torch.from_numpy(dataset.images[rows])), [derive("bound", k) for k in range(2)])
+    assert record["bound"]["bits"]["value"] == pytest.approx(expected.bits.mean().item(), rel=1e-6)
 
 
 def test_the_memoriser_among_the_floors_is_one(full):
     floors = full[1]["floors"]
     memoriser = floors["memoriser"]
-    assert memoriser["memorization"]["features"]["rho"]["value"] == 0
+    assert memoriser["memorization"]["features"]["rho"]["value"] == 0 and memoriser["quality"]["intra"]["occupied"] == 0
     assert memoriser["memorization"]["pixels"]["copy_share"]["value"] == 1
     assert memoriser["memorization"]["features"]["c_t"] < -3 and memoriser["quality"]["train"]["kid"]["value"] < 1e-6
     noise, real = (floors[name]["quality"]["test"]["kid"]["value"] for name in ("noise", "train against test"))
@@ -180,6 +263,21 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
     assert "precision" not in record["quality"]["test"] and "precision, recall, density and coverage of the held-out images" in said
     for number in json.dumps(record).replace("[", ",").split(","):
         assert "NaN" not in number and "Infinity" not in number
+
+
+def test_an_image_that_was_drawn_twice_counts_twice_in_each_replicate():
+    """As in the mean itself: 2048 draws of 1500 images come to some twice."""
+    held_out = HeldOut(torch.tensor([0.0, 3.0, 0.0], dtype=torch.float64), torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 0]))
+    found = mean_error(held_out)
+    assert found["value"] == 1 and set(found["replicates"]) == {0.0, 1.0, 3.0}
+
+
+def test_validation_images_in_place_of_a_test_are_said(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    reference = Reference.of(images, {"train": np.arange(10), "validation": np.arange(10, 20), "test": np.arange(0)}, [])
+    looking, notes = Looking(RandomConvolutional(), RandomConvolutional(), torch.device("cpu"), 8, tmp_path), Notes()
+    images_judged(looking, images[:2], reference, {}, [], notes)
+    assert any("no test split" in note and "by which the checkpoint was chosen" in note for note in notes)
 
 
 @pytest.mark.parametrize("features", options("features"))

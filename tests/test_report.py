@@ -137,6 +137,19 @@ def test_each_strategy_contends_with_the_setting_of_its_lowest_held_out_loss(tmp
     assert [(row.name, row.settings["optimizer.lr"]) for row in contenders] == [("lora", 1e-2), ("full", 1e-3)]
 
 
+def test_settings_are_chosen_by_the_checkpoint_that_is_judged(tmp_path):
+    """And not by where a run went after it."""
+    for rate, losses, kid in ((1e-2, (0.05, 0.20), 0.02), (1e-3, (0.09, 0.08), 0.03)):
+        directory = evaluated(tmp_path, "full", settings={"optimizer.lr": rate}, result={"held_out_loss": losses[1]}, kid=kid,
+                              step=150 if rate == 1e-2 else 300)
+        (directory / "metrics.jsonl").write_text("".join(
+            json.dumps({"step": step, "validation/loss": loss}) + "\n" for step, loss in zip((150, 300), losses)))
+    table = rows(read_runs(tmp_path))
+    assert [(row.settings["optimizer.lr"], row.value(HELD_OUT)) for row in table] == [(1e-2, 0.05), (1e-3, 0.08)]
+    ((contender,),) = situations(table).values()
+    assert contender.settings["optimizer.lr"] == 1e-2
+
+
 def test_floors_stand_apart_once(tmp_path):
     for seed in range(3):
         evaluated(tmp_path, "full", seed, kid=0.02)
@@ -145,6 +158,32 @@ def test_floors_stand_apart_once(tmp_path):
     assert floor.cell(HELD_OUT).value is None and floor.cell(FORGOT).value is None
     report.main([str(tmp_path)])
     assert [row["strategy"] for row in read_csv(tmp_path)].count("floor: memoriser") == 3
+
+
+def test_floors_stand_beside_the_further_numbers_too(tmp_path):
+    content = evaluation()
+    content["floors"]["memoriser"]["quality"]["test"]["frechet"] = 3.21
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
+    report.main([str(tmp_path)])
+    more = (tmp_path / "report.md").read_text().split("### More numbers")[1].split("###")[0]
+    assert "| full | 12.5 |" in more and "| memoriser | 3.21 |" in more
+    assert "3.21" in (tmp_path / "report.html").read_text().split("More numbers")[1]
+
+
+def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
+    """The untouched source gives the same images for every seed, though their distance to each seed's training images differs: seeds that
+    agree to the bit are no sign of certainty."""
+    for seed in range(3):
+        content = evaluation()
+        content["floors"]["memoriser"]["quality"]["train"] = {"kid": 0.1 * seed}
+        write_evaluation(write_run(tmp_path, "full", seed, held_out_loss=0.07), content)
+        evaluated(tmp_path, "zero_shot", seed, result={"step": 0}, settings={"train.steps": 0}, kid=0.3)
+    (floor,) = floors(read_runs(tmp_path))
+    assert floor.cell(KID)[:4] == pytest.approx((0.005, 0.004, 0.006, 1))
+    zero_shot = next(row for row in rows(read_runs(tmp_path)) if row.name == "zero_shot")
+    assert len(zero_shot.counted) == 3 and zero_shot.cell(KID)[:4] == pytest.approx((0.3, 0.299, 0.301, 1))
+    full = next(row for row in rows(read_runs(tmp_path)) if row.name == "full")
+    assert full.cell(KID)[:4] == pytest.approx((0.02, 0.02, 0.02, 3))  # trained thrice
 
 
 # what is missing
@@ -222,6 +261,16 @@ def test_an_evaluation_without_held_out_images(tmp_path, capsys):
     report.main([str(tmp_path)])
     assert "nothing can be said" in capsys.readouterr().out
     assert "against the training images of each run" in (tmp_path / "report.md").read_text()
+
+
+def test_what_evaluations_say_of_their_numbers_is_in_the_report(tmp_path):
+    """Each thing once, and of how many."""
+    for seed, notes in enumerate((["the Frechet distance is biased"], ["the Frechet distance is biased", "of images it was trained on"])):
+        write_evaluation(write_run(tmp_path, "full", seed, held_out_loss=0.07), evaluation() | {"notes": notes})
+    report.main([str(tmp_path)])
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert text.count("the Frechet distance is biased") == 1 and "of images it was trained on (1 of 2 evaluations)" in text
 
 
 @pytest.mark.parametrize("name", ["evaluation/default/evaluation.json", "result.json", "identity.json", "config.yaml"])

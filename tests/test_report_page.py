@@ -118,7 +118,7 @@ def test_the_numbers_of_the_table(experiment):
     middle, half = 0.031, 4.302652729749464 * 0.001 / 3**0.5  # Student's quantile of 2 degrees of freedom
     assert cells["KID test"] == f"{middle:.4f}[{middle - half:.4f}, {middle + half:.4f}]" and cells["seeds"] == "3"
     assert cells["precision"] == "0.500" and cells["rate"] == "0.001" and cells["trained"] == "2.5%" and cells["C_T"] == "0"
-    assert [row[0] for row in rows].count("memoriser") == 2  # of each number of images
+    assert [row[0] for row in rows].count("memoriser") == 2 * 2  # of each number of images, in both tables
     assert sum(row[0].startswith("full-seed") for row in rows if row) == 7  # single runs
 
 
@@ -147,6 +147,20 @@ def test_a_plot_without_data_says_what_makes_it(tmp_path):
     assert f"Quality against forgetting: {needs}: python evaluate.py checkpoint={tmp_path}" in text
     assert "needs run.kid_images above 0 in training" in text and "+sweep=shots" in text and "+sweep=learning_rate" in text
     assert not list(tmp_path.glob("report_*.svg"))
+
+
+def test_how_images_were_made_is_said_in_full(tmp_path):
+    path = evaluated(tmp_path, "full") / "evaluation/default/evaluation.json"
+    content = json.loads(path.read_text())
+    sampler = {"function": {"_target_": "diffusion.samplers.ddim", "eta": 0.0}, "spacing": {"_target_": "diffusion.samplers.even_steps"},
+               "steps": 50, "clip": True}
+    content["protocol"] |= {"sampler": sampler, "held_out_draws": 2048, "bound": [16, 100]}
+    path.write_text(json.dumps(content))
+    (said,) = [text for term, text in Report(tmp_path, read_runs(tmp_path)).facts if term == "evaluation"]
+    for words in ("500 images sampled once by ddim (eta 0.0), 50 steps, even_steps, x0 clipped",
+                  "losses over 2,048 draws of (image, t, noise)",
+                  "bound of 16 images with 100 steps each"):
+        assert words in said, said
 
 
 def test_a_single_run_and_one_that_has_not_begun(tmp_path):
@@ -180,6 +194,40 @@ def test_a_tie_names_which_forgot_least(tmp_path):
     assert compared == ("Not told apart from it, the paired interval of the difference holding 0: lora +0.00050 [-0.00323, +0.00423] "
                         "(3 seeds).")
     assert "Worse" not in compared and "forgot least, +0.0110 [+0.0085, +0.0135] (3 seeds)" in forgot
+
+
+def test_one_that_is_ahead_on_the_seeds_that_both_have_is_not_called_a_tie(tmp_path):
+    for seed in range(3):
+        evaluated(tmp_path, "full", seed, kid=0.020 + 0.001 * seed)
+        evaluated(tmp_path, "lora", seed, kid=0.010 + 0.0011 * seed)
+    evaluated(tmp_path, "lora", 3, kid=0.09)
+    headline, compared, *_ = verdict_of(tmp_path)
+    assert headline.startswith("full has the lowest KID test")
+    assert compared == ("Lower than it on the seeds that both have, though not on the average of its own: lora -0.00990 "
+                        "[-0.01015, -0.00965] (3 seeds).")
+
+
+def test_scratch_has_nothing_to_forget(tmp_path):
+    """It has no source, so its evaluation says nothing of one; that is no gap in the measurement."""
+    directory = evaluated(tmp_path, "scratch", kid=0.01, include=())
+    path = directory / "evaluation/default/evaluation.json"
+    content = json.loads(path.read_text())
+    for key in ("source", "source_start", "source_change"):
+        del content["loss"][key]
+    path.write_text(json.dumps(content))
+    evaluated(tmp_path, "lora", kid=0.01001, replicates=np.linspace(0, 0.03, 201)[::-1], forgot=0.04)
+    forgot = verdict_of(tmp_path)[2]
+    assert forgot == ("scratch starts from random weights, with nothing to forget; of those not told apart from it lora forgot least, "
+                      "+0.0400 [+0.0390, +0.0410] (one seed).")
+
+
+def test_images_that_chose_the_checkpoint_are_no_test(tmp_path):
+    path = evaluated(tmp_path, "full") / "evaluation/default/evaluation.json"
+    assert not any("no test split" in sentence for sentence in verdict_of(tmp_path))
+    content = json.loads(path.read_text())
+    content["protocol"]["held_out"] = "validation"
+    path.write_text(json.dumps(content))
+    assert any("no test split: checkpoints and settings were chosen by the very images" in sentence for sentence in verdict_of(tmp_path))
 
 
 @pytest.mark.parametrize(("numbers", "sign"), [

@@ -25,6 +25,7 @@ from runtime.randomness import generator
 from transfer.source_images import own_images
 from transfer.trained import plain, read_origin, source_of, start_of
 
+VALUES = {"_target_": "transfer.fit.values", "_partial_": True}
 ENOUGH, MOST = 100, 2000  # images of the source: so few are not judged on while it has others, and no more than so many
 
 
@@ -96,6 +97,12 @@ class Finished:
     def start(self) -> dict[str, torch.Tensor]:
         """The weights that it started from, of a run that had a source."""
         return start_of(self.config, self.source)
+
+    @cached_property
+    def untouched(self) -> dict[str, torch.Tensor]:
+        """The whole source in the shapes of this run, of a run that had one: what there was to forget, whichever of it the run copied."""
+        whole = self.config["source"] | {"include": ["*"], "depth": None, "copy": VALUES}
+        return start_of(self.config | {"source": whole}, self.source)
 
     def source_images(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, str]:
         """(images [*, H, W, C] uint8, labels as this network knows them or None for its null class, rows, their split) of the source, at

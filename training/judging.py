@@ -22,7 +22,7 @@ from evaluation.features import Features, extract
 from evaluation.features.distances import Pixels
 from evaluation.forgetting import unmatched, weight_change
 from evaluation.held_out import HeldOut, held_out_errors
-from evaluation.intervals import bootstrap_mean
+from evaluation.intervals import bootstrap_mean, resampled
 from evaluation.kernel import kid, kid_replicates
 from evaluation.likelihood import Bound, bound, every, strata
 from evaluation.record import estimate
@@ -119,6 +119,8 @@ def images_judged(looking: Looking, images: np.ndarray, reference: Reference, ot
     test = looking.kept(reference, "test") if reference.held_out else None
     if test is None:
         notes.say("there are no held-out images to compare with, so that a generator that copies cannot be told from a good one")
+    if reference.held_out == "validation":
+        notes.say("there is no test split: the held-out images are the validation images, by which the checkpoint was chosen")
     record: Record = {
         "features": {name: getattr(looking.features, name) for name in ("name", "short", "frechet")},
         "perceptual": {name: getattr(looking.perceptual, name) for name in ("name", "short")}}
@@ -160,11 +162,11 @@ class OfNetwork:
         return self.run.denoiser(self.device)
 
     @cached_property
-    def start(self) -> Denoiser:
-        return frozen_denoiser(self.run.config, self.run.start, self.device)
+    def untouched(self) -> Denoiser:
+        return frozen_denoiser(self.run.config, self.run.untouched, self.device)
 
     def losses(self) -> Record:
-        """Of the held-out images and, of a run that had a source, of the source's images now and as the run began."""
+        """Of the held-out images and, of a run that had a source, of the source's images: its own loss, and that of the source itself."""
         found: Record = {}
         if self.reference.held_out:
             dataset, _ = self.run.images
@@ -175,7 +177,7 @@ class OfNetwork:
             images, labels, rows, split = found.pop("of source")
             if split == "train":
                 self.notes.say("the loss on the source is that of images that it was trained on: fewer than 100 were held out")
-            now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, self.start))
+            now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, self.untouched))
             change = now._replace(errors=now.errors - then.errors)
             found |= {"source": of_errors(now), "source_start": of_errors(then), "source_change": mean_error(change)}
         return found
@@ -185,13 +187,16 @@ class OfNetwork:
             return held_out_errors(denoiser, images, labels, rows, self.draws, lambda: bar.update(min(64, self.draws - bar.n)))
 
     def bound(self, count: int, steps: int | None, clip: bool) -> Record:
-        """The variational bound of so many held-out images, evenly spread, each T cut into so many strata."""
+        """The variational bound of so many held-out images, evenly spread, each T cut into so many strata; given their classes, where the
+        network knows some, as in losses(). clip: as its samples have it; the mean of a reverse step stays a function of x_t."""
+        dataset, _ = self.run.images
         rows = self.reference.rows["test"]
         rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
         schedule = self.denoiser.schedule
         timesteps = every(schedule.steps) if steps is None or steps >= schedule.steps else strata(schedule.steps, steps)
         x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
-        denoise = clip_x0(self.denoiser, schedule) if clip else self.denoiser
+        denoise = partial(self.denoiser, condition={"label": torch.from_numpy(dataset.labels[rows]).to(self.device)})
+        denoise = clip_x0(denoise, schedule) if clip else denoise
         with tqdm(total=len(timesteps), desc="bound", unit="step", delay=2) as bar:
             found = bound(denoise, schedule, x0, [derive("bound", k) for k in range(len(rows))], timesteps, bar.update)
         return of_bound(found, timesteps)
@@ -208,7 +213,7 @@ class OfNetwork:
 
     def _kid_source(self, generated: judge.Seen, looking: Looking) -> Record:
         images, _, rows, _ = self.run.source_images()
-        digest = sha256_of([self.run.source.state["sha256"], images.shape[1:], rows.tolist()])
+        digest = sha256_of([self.run.source.state["sha256"], images.shape[1:], self.run.data.resample, rows.tolist()])
         theirs = looking.kept(Reference(images, {"train": rows}, None, {"train": digest}), "train").features
         return estimate(kid(generated.features, theirs), kid_replicates(generated.features, theirs))
 
@@ -220,9 +225,10 @@ def of_errors(held_out: HeldOut) -> Record:
 
 def mean_error(held_out: HeldOut) -> Record:
     """With its interval over images: the draws of one image go together."""
-    images, count = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
-    each = torch.zeros(len(count), dtype=torch.float64).index_add_(0, images, held_out.errors) / count
-    return estimate(held_out.errors.mean().item(), bootstrap_mean(each, key=("held-out",)))
+    images, draws = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
+    total = torch.zeros(len(draws), dtype=torch.float64).index_add_(0, images, held_out.errors)
+    taken = resampled(len(draws), 200, "held-out")
+    return estimate(held_out.errors.mean().item(), (taken @ total) / (taken @ draws.double()))
 
 
 def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:
