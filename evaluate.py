@@ -29,7 +29,7 @@ from models.network import frozen_denoiser
 from models.samples import Making
 from runtime import checkpoint
 from runtime.build import build, check_arguments
-from runtime.config import check_overrides, resolved, sha256_of
+from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, commit, device_name, write_json
 from runtime.errors import UserError, near, one_message
@@ -57,7 +57,7 @@ class EvaluateSettings:
     images: str | None = None
     train: str | None = None
     test: str | None = None
-    metrics: Literal["all"] | Sequence[str] = "all"
+    metrics: str | Sequence[str] = "all"
     overrides: Sequence[str] = ()
     source: str | None = None
     n: int = 2000
@@ -81,19 +81,27 @@ class EvaluateSettings:
                 raise ValueError(f"{name} must be at least 1.")
         if self.bound_steps is not None and self.bound_steps < 2:
             raise ValueError("bound_steps must be at least 2, or null for all steps.")
-        if self.metrics != "all" and (unknown := [m for m in self.metrics if m not in METRICS]):
+        if unknown := [m for m in self._named if m not in METRICS]:
             raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
+        if not self.wanted:
+            raise ValueError(f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of [{','.join(METRICS)}]; of images= "
+                             f"alone [{','.join(OF_IMAGES)}].")
         if self.checkpoint is None and (self.images is None or self.train is None):
             raise ValueError("what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or train=DIR test=DIR to compare "
                              "with.")
         if self.checkpoint is not None and (self.train or self.test):
             raise ValueError("train= and test= are for images= alone: with checkpoint= the images to compare with are the run's.")
 
+    @property
+    def _named(self) -> Sequence[str]:
+        if self.metrics == "all":
+            return METRICS
+        return [self.metrics] if isinstance(self.metrics, str) else self.metrics
+
     @cached_property
     def wanted(self) -> list[str]:
         """In their order."""
-        possible = METRICS if self.images is None else OF_IMAGES
-        return [m for m in possible if self.metrics == "all" or m in self.metrics]
+        return [m for m in (METRICS if self.images is None else OF_IMAGES) if m in self._named]
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -115,6 +123,8 @@ def main(cfg: DictConfig) -> None:
         of_folder(settings)
         return
     runs = runs_of(Path(settings.checkpoint).expanduser())
+    if settings.out and len(runs) > 1:
+        raise UserError(f"out={settings.out}: one folder cannot hold the evaluations of {len(runs)} runs. Without out= each goes into its run.")
     failed = []
     for k, run in enumerate(runs):
         log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
@@ -150,10 +160,12 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     dataset, about = run.images
     reference = Reference.of(dataset.images, dataset.splits, about)
     sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
-    protocol = protocol_of(settings, reference, sampler)
+    select = found.path.name if (path / checkpoint.STATE).is_file() else settings.select
+    protocol = protocol_of(settings, reference, sampler, select)
     folder = folder_of(settings, run.directory, protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
-        if same(folder / EVALUATION, protocol, sha256):
+        there = kept(folder, protocol, run.directory if settings.out or settings.images else None)
+        if there.get("checkpoint", {}).get("sha256") == sha256 and not settings.images:  # what is in a folder may have changed
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         device = pick_device(settings.device)
@@ -190,19 +202,22 @@ def of_folder(settings: EvaluateSettings) -> Path:
     first = len(parts["train"])
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
     reference = Reference.of(images, splits, [hashlib.sha256(images.tobytes()).hexdigest()])
-    device, folder = pick_device(settings.device), folder_of(settings, Path(), {})
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder, {"version": VERSION, "protocol": protocol_of(settings, reference, None),
-                   **judged(settings, device, Path(settings.images), folder, reference), "device": device_name(device), "commit": commit()})
+    device, folder, protocol = pick_device(settings.device), folder_of(settings, Path(), {}), protocol_of(settings, reference, {}, settings.select)
+    with locked(folder / ".lock", f"{folder} is being written by another process."):
+        kept(folder, protocol, None)
+        write(folder, {"version": VERSION, "protocol": protocol,
+                       **judged(settings, device, Path(settings.images), folder, reference), "device": device_name(device),
+                       "commit": commit()})
     return folder
 
 
 def folder_of(settings: EvaluateSettings, run: Path, protocol: dict[str, Any]) -> Path:
     if settings.out:
-        return Path(settings.out)
+        return Path(settings.out).expanduser()
     if settings.images:
-        return Path(f"{settings.images.rstrip('/')}_evaluation")
-    return run / "evaluation" / f"{settings.select}_n{settings.n}_{settings.features.short.lower()}_{sha256_of(protocol)[:8]}"
+        images = Path(settings.images).expanduser().resolve()
+        return images.with_name(f"{images.name}_evaluation")
+    return run / "evaluation" / f"{protocol['select']}_n{settings.n}_{settings.features.short.lower()}_{sha256_of(protocol)[:8]}"
 
 
 def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: Path, reference: Reference,
@@ -234,24 +249,29 @@ def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: 
     return {"images": about, **record, "notes": list(notes)}
 
 
-def same(path: Path, protocol: dict[str, Any], sha256: str) -> bool:
-    """Whether this very evaluation is there."""
-    if not path.exists():
-        return False
+def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, Any]:
+    """The evaluation that is there, {} where there is none or a damaged one. Raises UserError where it is of something else. run: where
+    the folder is not its own."""
     try:
-        there = json.loads(path.read_text())
-    except ValueError:
-        return False
-    return there["protocol"] == json.loads(json.dumps(protocol)) and there["checkpoint"]["sha256"] == sha256
+        there = json.loads((folder / EVALUATION).read_text())
+        before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
+        if run:
+            before["run"] = str(Path(there["checkpoint"]["path"]).parent.parent.resolve()) if "checkpoint" in there else None
+            now["run"] = str(run.resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if lines := differences(now, before):
+        raise UserError(f"{folder} holds another evaluation (there -> here):\n  " + "\n  ".join(lines) + "\nGive this one its own out=DIR.")
+    return there
 
 
-def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[str, Any] | None) -> dict[str, Any]:
-    """What has to be the same for two evaluations to be compared. sampler: None where the images are given."""
-    made = {"images": settings.images} if sampler is None or settings.images else {
-        "seed": settings.seed, "sampler": sampler, "label": settings.label, "weights": settings.weights, "select": settings.select,
-        "precision": settings.precision}
+def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[str, Any], select: str) -> dict[str, Any]:
+    """What has to be the same for two evaluations to be compared. select: best, last, or the step that was asked for."""
+    made = {"images": str(Path(settings.images).expanduser().resolve())} if settings.images else {
+        "n": settings.n, "seed": settings.seed, "sampler": sampler, "label": settings.label, "weights": settings.weights,
+        "select": select, "precision": settings.precision}
     of_network = {"held_out_draws": settings.held_out_draws, "bound": [settings.bound_images, settings.bound_steps]}
-    return {"n": settings.n, **made, "metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
+    return {**made, "metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
             "features": settings.features.identity, "perceptual": settings.perceptual.identity, **(of_network if "sampler" in made else {})}
 
 

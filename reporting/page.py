@@ -209,7 +209,8 @@ def protocol_text(run: Run) -> str:
     if "weights" in protocol:
         parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:
-        parts.append(f"{protocol['select']} checkpoint of each run, by the same rule")
+        rule = {"best": "the best checkpoint of each run, by the same rule", "last": "the last checkpoint of each run"}
+        parts.append(rule.get(protocol["select"], f"checkpoint {protocol['select']} of each run"))
     parts.append(f"the same noise for all (seed {protocol.get('seed', 0)})")
     if protocol.get("label") is not None:
         parts.append(f"class {protocol['label']}")

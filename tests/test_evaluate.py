@@ -195,7 +195,43 @@ def test_every_choice_of_features_composes_in_both_places(features):
 @pytest.mark.parametrize(("given", "expected"), [
     ({"checkpoint": None}, "checkpoint=RUN, or images=DIR"), ({"checkpoint": "x", "train": "y"}, "images= alone"),
     ({"checkpoint": "x", "metrics": ["qualty"]}, "did you mean quality"), ({"checkpoint": "x", "n": 0}, "n must be at least 1"),
-    ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2")])
+    ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2"), ({"checkpoint": "x", "metrics": []}, "nothing is asked for"),
+    ({"images": "x", "checkpoint": "y", "metrics": "loss"}, "nothing is asked for")])
 def test_wrong_settings_are_refused(transfers, given, expected):
     with pytest.raises(ValueError, match=expected):
         settings(transfers, **given)
+
+
+def test_a_checkpoint_by_its_name_is_no_best_one(transfers):
+    """Its evaluation neither replaces that of the best checkpoint nor passes for it."""
+    run = transfers.run("train.steps=8", "run.checkpoint_every=4", "seed=5")
+    given = settings(transfers, metrics=["loss"])
+    best = evaluate.of_run(run, given, NODE)
+    named = evaluate.of_run(run / "checkpoints/step_4", given, NODE)
+    assert best != named and named.name.startswith("step_4_n12")
+    assert json.loads((named / "evaluation.json").read_text())["protocol"]["select"] == "step_4"
+    assert json.loads((best / "evaluation.json").read_text())["checkpoint"]["step"] == 8
+
+
+def test_a_folder_given_keeps_what_is_in_it(full, transfers, tmp_path):
+    run, _ = full
+    given = settings(transfers, metrics="loss", out=str(tmp_path / "mine"))
+    evaluate.of_run(run, given, NODE)
+    for other, what in ((run, settings(transfers, metrics="loss", out=given.out, seed=1)), (transfers.source, given)):
+        with pytest.raises(UserError, match=r"holds another evaluation(.|\n)*(seed: 0 -> 1|run: )"):
+            evaluate.of_run(other, what, NODE)
+    (tmp_path / "mine" / "evaluation.json").write_text('{"half": ')
+    assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"]
+    (tmp_path / "mine" / "evaluation.json").write_text("[]")
+    assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"]
+
+
+def test_images_that_were_made_anew_are_judged_anew(full, transfers, tmp_path):
+    run, record = full
+    generated = shutil.copytree(record["images"]["folder"], tmp_path / "given")
+    given = settings(transfers, images=f"{generated}/", checkpoint=str(run), metrics="quality")
+    first = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    (generated / "000000.png").unlink()
+    second = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    assert second["images"]["n"] == first["images"]["n"] - 1 and "n" not in second["protocol"]
+    assert first["quality"] != second["quality"]
