@@ -84,8 +84,8 @@ class EvaluateSettings:
         if unknown := [m for m in self._named if m not in METRICS]:
             raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
         if not self.wanted:
-            raise ValueError(f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of [{','.join(METRICS)}]; of images= "
-                             f"alone [{','.join(OF_IMAGES)}].")
+            raise ValueError(f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of [{','.join(METRICS)}]; with "
+                             f"images= of [{','.join(OF_IMAGES)}].")
         if self.checkpoint is None and (self.images is None or self.train is None):
             raise ValueError("what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or train=DIR test=DIR to compare "
                              "with.")
@@ -124,7 +124,7 @@ def main(cfg: DictConfig) -> None:
         return
     runs = runs_of(Path(settings.checkpoint).expanduser())
     if settings.out and len(runs) > 1:
-        raise UserError(f"out={settings.out}: one folder cannot hold the evaluations of {len(runs)} runs. Without out= each goes into its run.")
+        raise UserError(f"out={settings.out}: one folder cannot hold {len(runs)} runs' evaluations. Without out= each is put into its run.")
     failed = []
     for k, run in enumerate(runs):
         log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
@@ -165,7 +165,10 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     folder = folder_of(settings, run.directory, protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
         there = kept(folder, protocol, run.directory if settings.out or settings.images else None)
-        if there.get("checkpoint", {}).get("sha256") == sha256 and not settings.images:  # what is in a folder may have changed
+        if settings.source and run.has_source:
+            assert run.source  # a wrong one is said, and not noted
+        again = settings.images or lacks_source(there, run, settings)  # what is in a folder may have changed
+        if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         device = pick_device(settings.device)
@@ -202,7 +205,8 @@ def of_folder(settings: EvaluateSettings) -> Path:
     first = len(parts["train"])
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
     reference = Reference.of(images, splits, [hashlib.sha256(images.tobytes()).hexdigest()])
-    device, folder, protocol = pick_device(settings.device), folder_of(settings, Path(), {}), protocol_of(settings, reference, {}, settings.select)
+    device, protocol = pick_device(settings.device), protocol_of(settings, reference, {}, settings.select)
+    folder = folder_of(settings, Path(), protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
         kept(folder, protocol, None)
         write(folder, {"version": VERSION, "protocol": protocol,
@@ -263,6 +267,18 @@ def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, 
     if lines := differences(now, before):
         raise UserError(f"{folder} holds another evaluation (there -> here):\n  " + "\n  ".join(lines) + "\nGive this one its own out=DIR.")
     return there
+
+
+def lacks_source(there: dict[str, Any], run: Finished, settings: EvaluateSettings) -> bool:
+    """Whether an evaluation was made while the source was gone, which is here now."""
+    lacking = [name for name, found in (("floors", "untouched source" in there.get("floors", {})), ("forgetting", "forgetting" in there),
+                                        ("loss", "source_change" in there.get("loss", {}))) if name in settings.wanted and not found]
+    if not run.has_source or not lacking or (lacking == ["loss"] and not settings.source):  # its images alone may always be unknown
+        return False
+    try:
+        return run.source is not None
+    except UserError:
+        return False
 
 
 def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[str, Any], select: str) -> dict[str, Any]:

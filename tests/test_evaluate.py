@@ -235,3 +235,23 @@ def test_images_that_were_made_anew_are_judged_anew(full, transfers, tmp_path):
     second = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
     assert second["images"]["n"] == first["images"]["n"] - 1 and "n" not in second["protocol"]
     assert first["quality"] != second["quality"]
+
+
+def test_what_only_the_source_tells_is_made_up_when_it_is_back(transfers, tmp_path):
+    """The way out that the note names, source=PATH, must lead out."""
+    run = shutil.copytree(transfers.target("full", "train.steps=6"), tmp_path / "run")
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    origin = json.loads((run / "source.json").read_text())
+    (run / "source.json").write_text(json.dumps(origin | {"path": str(tmp_path / "gone")}))
+    given = settings(transfers, metrics=["forgetting"])
+    first = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    assert "forgetting" not in first and "source=PATH" in "\n".join(first["notes"])
+    found = settings(transfers, metrics=["forgetting"], source=str(transfers.source))
+    path = evaluate.of_run(run, found, NODE) / "evaluation.json"
+    assert "weights" in json.loads(path.read_text())["forgetting"]
+    before = path.stat().st_mtime_ns
+    evaluate.of_run(run, found, NODE)
+    evaluate.of_run(run, given, NODE)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="not the source of this run"):
+        evaluate.of_run(run, settings(transfers, metrics=["forgetting"], source=str(run)), NODE)

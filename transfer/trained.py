@@ -100,7 +100,7 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
         found = open_plain(where, config)
     except UserError as error:
         raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, move "
-                        "it back, or say where to: source=PATH, of sample.py and export.py.") from error
+                        "it back, or say where to: source=PATH.") from error
     if found.state["sha256"][origin["weights"]] != origin["sha256"]:
         raise UserError(f"{where} is not the source of this run: its weights have another sha256. Say where that one is: source=PATH.")
     return found
