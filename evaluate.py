@@ -23,7 +23,7 @@ from diffusion.generate import SamplerSettings
 from evaluation.closest import write_closest
 from evaluation.features import Features
 from evaluation.folder import open_images
-from evaluation.judge import Notes
+from evaluation.judge import Notes, Seen
 from kernels import dispatch
 from models.network import frozen_denoiser
 from models.samples import Making
@@ -44,6 +44,7 @@ log = logging.getLogger("evaluate")
 EVALUATION, VERSION = "evaluation.json", 1
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
 OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
+OF_NETWORK = ("loss", "bound")  # those that need no images
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     """Evaluates one run, or skips it where that has been done. Returns the folder of its evaluation."""
     began = time.monotonic()
     found = checkpoint.best(path) if settings.select == "best" else checkpoint.find(path)
-    run = Finished(found, settings.weights, settings.overrides, settings.source, Path(settings.cache))
+    run = Finished(found, settings.weights, settings.overrides, settings.source, Path(settings.cache).expanduser())
     dataset, about = run.images
     reference = Reference.of(dataset.images, dataset.splits, about)
     sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
@@ -180,7 +181,9 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
             return samples(denoiser, run.config, found.state["classes"], making, made_by | {"weights": weights}, below)
 
         source = None if settings.images else partial(untouched, run, device, drawn)
-        given = Path(settings.images) if settings.images else drawn(run.denoiser(device), sha256, run.directory / "generated")
+        given = Path(settings.images) if settings.images else None
+        if given is None and set(settings.wanted) - set(OF_NETWORK):
+            given = drawn(run.denoiser(device), sha256, run.directory / "generated")
         network = None if settings.images else OfNetwork(run, device, reference, settings.held_out_draws, Notes())
         record = judged(settings, device, given, folder, reference, network, source if run.has_source else None)
         about = {"path": str(found.path), "step": found.step, "sha256": sha256}
@@ -224,23 +227,16 @@ def folder_of(settings: EvaluateSettings, run: Path, protocol: dict[str, Any]) -
     return run / "evaluation" / f"{protocol['select']}_n{settings.n}_{settings.features.short.lower()}_{sha256_of(protocol)[:8]}"
 
 
-def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: Path, reference: Reference,
+def judged(settings: EvaluateSettings, device: torch.device, folder: Path | None, out: Path, reference: Reference,
            network: OfNetwork | None = None, source: Callable[[], Path] | None = None) -> dict[str, Any]:
-    """All that is wanted of the images in folder, and of the network that made them; out gets the closest pairs. source: makes images of
-    the untouched source."""
+    """All that is wanted of the images in folder, and of the network that made them; out gets the closest pairs. folder: None where no
+    image is needed. source: makes images of the untouched source."""
     notes = network.notes if network else Notes()
-    shape = reference.images.shape[1:]
-    images = open_images(folder, shape[:2], shape[2])
-    images = images if settings.images else images[: settings.n]
-    looking = Looking(settings.features, settings.perceptual, device, settings.batch_size, Path(settings.cache))
-    others = {}
-    if "floors" in settings.wanted:
-        others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
-        if source:
-            notes.attempt(others, "untouched source", "the untouched source", lambda: looking.seen(
-                open_images(source(), shape[:2], shape[2])[: settings.n], np.arange(settings.n), "images of the untouched source"))
-    record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
-    write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
+    looking = Looking(settings.features, settings.perceptual, device, settings.batch_size, Path(settings.cache).expanduser())
+    record, generated, about = looking.names, None, {name: len(rows) for name, rows in reference.rows.items()}
+    if folder:
+        record, generated = of_images(settings, looking, folder, out, reference, source, notes)
+        about = {"folder": str(folder), "n": len(generated.features), **about}
     if network:
         if "loss" in settings.wanted:
             record["loss"] = network.losses()
@@ -249,8 +245,24 @@ def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: 
                           lambda: network.bound(settings.bound_images, settings.bound_steps, settings.sampler.clip))
         if "forgetting" in settings.wanted and network.run.has_source:
             notes.attempt(record, "forgetting", "forgetting", lambda: network.forgetting(generated, looking))
-    about = {"folder": str(folder), "n": len(images), **{name: len(rows) for name, rows in reference.rows.items()}}
     return {"images": about, **record, "notes": list(notes)}
+
+
+def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: Path, reference: Reference,
+              source: Callable[[], Path] | None, notes: Notes) -> tuple[dict[str, Any], Seen]:
+    """What the images in folder tell, and those images; out gets the closest pairs."""
+    shape = reference.images.shape[1:]
+    images = open_images(folder, shape[:2], shape[2])
+    images = images if settings.images else images[: settings.n]
+    others = {}
+    if "floors" in settings.wanted:
+        others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
+        if source:
+            notes.attempt(others, "untouched source", "the untouched source", lambda: looking.seen(
+                open_images(source(), shape[:2], shape[2])[: settings.n], np.arange(settings.n), "images of the untouched source"))
+    record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
+    write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
+    return record, generated
 
 
 def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, Any]:

@@ -255,3 +255,12 @@ def test_what_only_the_source_tells_is_made_up_when_it_is_back(transfers, tmp_pa
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="not the source of this run"):
         evaluate.of_run(run, settings(transfers, metrics=["forgetting"], source=str(run)), NODE)
+
+
+def test_no_images_are_made_for_what_needs_none(transfers):
+    """Thousands of images take hours, and the loss minutes."""
+    run = transfers.target("full", "train.steps=4", "seed=8")
+    folder = evaluate.of_run(run, settings(transfers, metrics=["bound", "loss"]), NODE)
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["loss"]["source_change"] and record["bound"]["bits"] and record["features"]["short"] == "random"
+    assert not (run / "generated").exists() and record["images"] == {"train": 24, "test": 413}

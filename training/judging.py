@@ -87,6 +87,11 @@ class Looking:
         return judge.Seen(features(self.features), _pixels(reference.images, rows, what), None, features(self.perceptual))
 
     @property
+    def names(self) -> Record:
+        return {"features": {name: getattr(self.features, name) for name in ("name", "short", "frechet")},
+                "perceptual": {name: getattr(self.perceptual, name) for name in ("name", "short")}}
+
+    @property
     def _one(self) -> bool:
         return self.features.identity == self.perceptual.identity
 
@@ -119,9 +124,7 @@ def images_judged(looking: Looking, images: np.ndarray, reference: Reference, ot
     test = looking.kept(reference, "test") if reference.held_out else None
     if test is None:
         notes.say("there are no held-out images to compare with, so that a generator that copies cannot be told from a good one")
-    record: Record = {
-        "features": {name: getattr(looking.features, name) for name in ("name", "short", "frechet")},
-        "perceptual": {name: getattr(looking.perceptual, name) for name in ("name", "short")}}
+    record: Record = looking.names
     if "quality" in wanted:
         record["quality"] = judge.quality(generated, train, test, frechet, notes)
     if "memorization" in wanted:
