@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from runtime.build import build, check_arguments
 from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, commit, device_name, write_json
-from runtime.errors import UserError, near, one_message
+from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import locked
 from runtime.log import log_to_terminal
 from runtime.results import read_result
@@ -131,10 +132,11 @@ def main(cfg: DictConfig) -> None:
         log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
         try:
             of_run(run, settings, sampler)
-        except UserError as error:
-            if len(runs) == 1:
+        except (UserError, OSError) as error:
+            message = message_of(error)
+            if len(runs) == 1 or message is None:
                 raise
-            failed.append(f"{run}: {error}")
+            failed.append(message if message.startswith(str(run)) else f"{run}: {message}")
             log.error("failed: %s", failed[-1])
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed))
@@ -180,11 +182,14 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
         def drawn(denoiser: Denoiser, weights: str, below: Path) -> Path:
             return samples(denoiser, run.config, found.state["classes"], making, made_by | {"weights": weights}, below)
 
-        source = None if settings.images else partial(untouched, run, device, drawn)
+        floors = writable(run.directory.parent / "floors", folder)
+        source = None if settings.images else partial(untouched, run, device, drawn, floors)
         given = Path(settings.images) if settings.images else None
         if given is None and set(settings.wanted) - set(OF_NETWORK):
-            given = drawn(run.denoiser(device), sha256, run.directory / "generated")
+            given = drawn(run.denoiser(device), sha256, writable(run.directory / "generated", folder))
         network = None if settings.images else OfNetwork(run, device, reference, settings.held_out_draws, Notes())
+        if network and given and found.state["classes"] and (line := about_label(settings.label)):
+            network.notes.say(line)
         record = judged(settings, device, given, folder, reference, network, source if run.has_source else None)
         about = {"path": str(found.path), "step": found.step, "sha256": sha256}
         write(folder, {"version": VERSION, "protocol": protocol, "checkpoint": about, **record,
@@ -192,10 +197,23 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     return folder
 
 
-def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path]) -> Path:
+def about_label(label: int | str | None) -> str | None:
+    """What to know of images of a network with classes, where they are not of each in turn."""
+    if label is None:
+        return "no label is given, so the images are of the null class; label=all makes one of each class in turn"
+    return None if label == "all" else f"the images are of class {label} alone, and those that they are compared with of all classes"
+
+
+def writable(place: Path, otherwise: Path) -> Path:
+    """Where images go: place, or, in a run of somebody else that may be read alone, otherwise."""
+    there = next(p for p in (place, *place.absolute().parents) if p.exists())
+    return place if os.access(there, os.W_OK) else otherwise
+
+
+def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path], below: Path) -> Path:
     """Images of the network that the run started from, which all runs that start there share."""
     weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in run.start.items()})
-    return drawn(frozen_denoiser(run.config, run.start, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
+    return drawn(frozen_denoiser(run.config, run.start, device), weights, below / f"untouched_{weights[:8]}")
 
 
 def of_folder(settings: EvaluateSettings) -> Path:

@@ -264,3 +264,52 @@ def test_no_images_are_made_for_what_needs_none(transfers):
     record = json.loads((folder / "evaluation.json").read_text())
     assert record["loss"]["source_change"] and record["bound"]["bits"] and record["features"]["short"] == "random"
     assert not (run / "generated").exists() and record["images"] == {"train": 24, "test": 413}
+
+
+def test_damaged_files_are_named_or_made_again(full, transfers, tmp_path, caplog):
+    run = shutil.copytree(full[0], tmp_path / "run")
+    given = settings(transfers, metrics=["quality"], cache=str(tmp_path / "cache"))
+    whole = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+
+    def again() -> dict:
+        return json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+
+    max(run.glob("evaluation/*/evaluation.json"), key=lambda p: p.stat().st_mtime_ns).unlink()
+    for path in (tmp_path / "cache/features").glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:200])
+    assert again()["quality"] == whole["quality"] and "is damaged" in caplog.text
+    for path in run.glob("evaluation/*/evaluation.json"):
+        path.unlink()
+    (folder,) = (run / "generated").iterdir()
+    for name, message in (("000003.png", "delete it, and the same command makes it again"), ("sampling.json", "unknown origin")):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before[: len(before) // 2])
+        with pytest.raises(UserError, match=message):
+            again()
+        (folder / name).write_bytes(before)
+    (run / "source.json").write_text("x")
+    with pytest.raises(UserError, match=r"source.json is damaged"):
+        again()
+
+
+def test_images_of_a_run_that_may_only_be_read_go_out(transfers, tmp_path, monkeypatch):
+    run = transfers.target("full", "train.steps=4", "seed=8")
+    before = snapshot(run.parent)
+    monkeypatch.setattr(evaluate.os, "access", lambda path, mode: str(path).startswith(str(tmp_path)))
+    given = settings(transfers, metrics=["floors"], out=str(tmp_path / "out"))
+    record = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    assert record["floors"]["untouched source"] and Path(record["images"]["folder"]).parent == tmp_path / "out"
+    assert snapshot(run.parent) == before
+
+
+def test_what_the_label_makes_of_the_comparison_is_said(transfers, tmp_path):
+    classes = folders(tmp_path / "classes", {name: lambda k, shade=shade: Image.new("RGB", (8, 8), (shade + k, k, 0))
+                                             for name, shade in (("a", 50), ("b", 150))})
+    run = transfers.run("data=folder", f"data.source.path={classes}", "model.classes=2", "train.steps=2", "data.flip=false")
+
+    def notes(label) -> str:
+        folder = evaluate.of_run(run, settings(transfers, metrics=["quality"], label=label), NODE)
+        return "\n".join(json.loads((folder / "evaluation.json").read_text())["notes"])
+
+    assert "of class b alone" in notes("b") and "null class" in notes(None)
+    assert "class" not in notes("all")
