@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,16 +25,16 @@ from diffusion.generate import SamplerSettings
 from evaluation.closest import write_closest
 from evaluation.features import Features
 from evaluation.folder import open_images
-from evaluation.judge import Notes
+from evaluation.judge import Notes, Seen
 from kernels import dispatch
 from models.network import frozen_denoiser
 from models.samples import Making
 from runtime import checkpoint
 from runtime.build import build, check_arguments
-from runtime.config import check_overrides, resolved, sha256_of
+from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, commit, device_name, write_json
-from runtime.errors import UserError, near, one_message
+from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import locked
 from runtime.log import log_to_terminal
 from runtime.randomness import generator
@@ -47,6 +48,7 @@ EVALUATION, VERSION = "evaluation.json", 1
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
 NULL_CLASS = "null_class"
 OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
+OF_NETWORK = ("loss", "bound")  # those that need no images
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class EvaluateSettings:
     images: str | None = None
     train: str | None = None
     test: str | None = None
-    metrics: Literal["all"] | Sequence[str] = "all"
+    metrics: str | Sequence[str] = "all"
     overrides: Sequence[str] = ()
     source: str | None = None
     n: int = 2000
@@ -84,19 +86,27 @@ class EvaluateSettings:
                 raise ValueError(f"{name} must be at least 1.")
         if self.bound_steps is not None and self.bound_steps < 2:
             raise ValueError("bound_steps must be at least 2, or null for all steps.")
-        if self.metrics != "all" and (unknown := [m for m in self.metrics if m not in METRICS]):
+        if unknown := [m for m in self._named if m not in METRICS]:
             raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
+        if not self.wanted:
+            raise ValueError(f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of [{','.join(METRICS)}]; with "
+                             f"images= of [{','.join(OF_IMAGES)}].")
         if self.checkpoint is None and (self.images is None or self.train is None):
             raise ValueError("what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or train=DIR test=DIR to compare "
                              "with.")
         if self.checkpoint is not None and (self.train or self.test):
             raise ValueError("train= and test= are for images= alone: with checkpoint= the images to compare with are the run's.")
 
+    @property
+    def _named(self) -> Sequence[str]:
+        if self.metrics == "all":
+            return METRICS
+        return [self.metrics] if isinstance(self.metrics, str) else self.metrics
+
     @cached_property
     def wanted(self) -> list[str]:
         """In their order."""
-        possible = METRICS if self.images is None else OF_IMAGES
-        return [m for m in possible if self.metrics == "all" or m in self.metrics]
+        return [m for m in (METRICS if self.images is None else OF_IMAGES) if m in self._named]
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -118,15 +128,18 @@ def main(cfg: DictConfig) -> None:
         of_folder(settings)
         return
     runs = runs_of(Path(settings.checkpoint).expanduser())
+    if settings.out and len(runs) > 1:
+        raise UserError(f"out={settings.out}: one folder cannot hold {len(runs)} runs' evaluations. Without out= each is put into its run.")
     failed = []
     for k, run in enumerate(runs):
         log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
         try:
             of_run(run, settings, sampler)
-        except UserError as error:
-            if len(runs) == 1:
+        except (UserError, OSError) as error:
+            message = message_of(error)
+            if len(runs) == 1 or message is None:
                 raise
-            failed.append(f"{run}: {error}")
+            failed.append(message if message.startswith(str(run)) else f"{run}: {message}")
             log.error("failed: %s", failed[-1])
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed))
@@ -149,14 +162,19 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     """Evaluates one run, or skips it where that has been done. Returns the folder of its evaluation."""
     began = time.monotonic()
     found = checkpoint.best(path) if settings.select == "best" else checkpoint.find(path)
-    run = Finished(found, settings.weights, settings.overrides, settings.source, Path(settings.cache))
+    run = Finished(found, settings.weights, settings.overrides, settings.source, Path(settings.cache).expanduser())
     dataset, about = run.images
     reference = Reference.of(dataset.images, dataset.splits, about)
     sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
-    protocol = protocol_of(settings, reference, sampler)
+    select = found.path.name if (path / checkpoint.STATE).is_file() else settings.select
+    protocol = protocol_of(settings, reference, sampler, select)
     folder = folder_of(settings, run.directory, protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
-        if same(folder / EVALUATION, protocol, sha256):
+        there = kept(folder, protocol, run.directory if settings.out or settings.images else None)
+        if settings.source and run.has_source:
+            assert run.source  # a wrong one is said, and not noted
+        again = settings.images or lacks_source(there, run, settings)  # what is in a folder may have changed
+        if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         device = pick_device(settings.device)
@@ -168,9 +186,14 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
         def drawn(denoiser: Denoiser, weights: str, below: Path) -> Path:
             return samples(denoiser, run.config, found.state["classes"], making, made_by | {"weights": weights}, below)
 
-        source = None if settings.images else partial(untouched, run, device, drawn)
-        given = Path(settings.images) if settings.images else drawn(run.denoiser(device), sha256, run.directory / "generated")
+        floors = writable(run.directory.parent / "floors", folder)
+        source = None if settings.images else partial(untouched, run, device, drawn, floors)
+        given = Path(settings.images) if settings.images else None
+        if given is None and set(settings.wanted) - set(OF_NETWORK):
+            given = drawn(run.denoiser(device), sha256, writable(run.directory / "generated", folder))
         network = None if settings.images else OfNetwork(run, device, reference, settings.held_out_draws, Notes())
+        if network and given and found.state["classes"] and (line := about_label(settings.label)):
+            network.notes.say(line)
         record = judged(settings, device, given, folder, reference, network, source if run.has_source else None)
         about = {"path": str(found.path), "step": found.step, "sha256": sha256}
         write(folder, {"version": VERSION, "protocol": protocol, "checkpoint": about, **record,
@@ -193,11 +216,25 @@ def classes_of(label: int | str | None, known: int, dataset: Dataset) -> int | s
     return label
 
 
-def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path]) -> Path:
+def about_label(label: int | str | None) -> str | None:
+    """What to know of images of a network with classes, where they are not of each in turn."""
+    if label == NULL_CLASS:
+        return "the images are of the null class, and those that they are compared with of all classes"
+    alone = f"the images are of class {label} alone, and those that they are compared with of all classes"
+    return None if label in (None, "all") else alone
+
+
+def writable(place: Path, otherwise: Path) -> Path:
+    """Where images go: place, or, in a run of somebody else that may be read alone, otherwise."""
+    there = next(p for p in (place, *place.absolute().parents) if p.exists())
+    return place if os.access(there, os.W_OK) else otherwise
+
+
+def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, str, Path], Path], below: Path) -> Path:
     """Images of the run's source, which all runs of that source share."""
     tensors = run.untouched
     weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in tensors.items()})
-    return drawn(frozen_denoiser(run.config, tensors, device), weights, run.directory.parent / "floors" / f"untouched_{weights[:8]}")
+    return drawn(frozen_denoiser(run.config, tensors, device), weights, below / f"untouched_{weights[:8]}")
 
 
 def of_folder(settings: EvaluateSettings) -> Path:
@@ -210,38 +247,35 @@ def of_folder(settings: EvaluateSettings) -> Path:
     first = len(parts["train"])
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
     reference = Reference.of(images, splits, [hashlib.sha256(images.tobytes()).hexdigest()])
-    device, folder = pick_device(settings.device), folder_of(settings, Path(), {})
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder, {"version": VERSION, "protocol": protocol_of(settings, reference, None),
-                   **judged(settings, device, Path(settings.images), folder, reference), "device": device_name(device), "commit": commit()})
+    device, protocol = pick_device(settings.device), protocol_of(settings, reference, {}, settings.select)
+    folder = folder_of(settings, Path(), protocol)
+    with locked(folder / ".lock", f"{folder} is being written by another process."):
+        kept(folder, protocol, None)
+        write(folder, {"version": VERSION, "protocol": protocol,
+                       **judged(settings, device, Path(settings.images), folder, reference), "device": device_name(device),
+                       "commit": commit()})
     return folder
 
 
 def folder_of(settings: EvaluateSettings, run: Path, protocol: dict[str, Any]) -> Path:
     if settings.out:
-        return Path(settings.out)
+        return Path(settings.out).expanduser()
     if settings.images:
-        return Path(f"{settings.images.rstrip('/')}_evaluation")
-    return run / "evaluation" / f"{settings.select}_n{settings.n}_{settings.features.short.lower()}_{sha256_of(protocol)[:8]}"
+        images = Path(settings.images).expanduser().resolve()
+        return images.with_name(f"{images.name}_evaluation")
+    return run / "evaluation" / f"{protocol['select']}_n{settings.n}_{settings.features.short.lower()}_{sha256_of(protocol)[:8]}"
 
 
-def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: Path, reference: Reference,
+def judged(settings: EvaluateSettings, device: torch.device, folder: Path | None, out: Path, reference: Reference,
            network: OfNetwork | None = None, source: Callable[[], Path] | None = None) -> dict[str, Any]:
-    """All that is wanted of the images in folder, and of the network that made them; out gets the closest pairs. source: makes images of
-    the untouched source."""
+    """All that is wanted of the images in folder, and of the network that made them; out gets the closest pairs. folder: None where no
+    image is needed. source: makes images of the untouched source."""
     notes = network.notes if network else Notes()
-    shape = reference.images.shape[1:]
-    images = open_images(folder, shape[:2], shape[2])
-    images = images if settings.images else images[: settings.n]
-    looking = Looking(settings.features, settings.perceptual, device, settings.batch_size, Path(settings.cache))
-    others = {}
-    if "floors" in settings.wanted:
-        others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
-        if source:
-            notes.attempt(others, "untouched source", "the untouched source", lambda: looking.seen(
-                open_images(source(), shape[:2], shape[2])[: settings.n], np.arange(settings.n), "images of the untouched source"))
-    record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
-    write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
+    looking = Looking(settings.features, settings.perceptual, device, settings.batch_size, Path(settings.cache).expanduser())
+    record, generated, about = looking.names, None, {name: len(rows) for name, rows in reference.rows.items()}
+    if folder:
+        record, generated = of_images(settings, looking, folder, out, reference, source, notes)
+        about = {"folder": str(folder), "n": len(generated.features), **about}
     if network:
         if "loss" in settings.wanted:
             record["loss"] = network.losses()
@@ -250,28 +284,61 @@ def judged(settings: EvaluateSettings, device: torch.device, folder: Path, out: 
                           lambda: network.bound(settings.bound_images, settings.bound_steps, settings.sampler.clip))
         if "forgetting" in settings.wanted and network.run.has_source:
             notes.attempt(record, "forgetting", "forgetting", lambda: network.forgetting(generated, looking))
-    about = {"folder": str(folder), "n": len(images), **{name: len(rows) for name, rows in reference.rows.items()}}
     return {"images": about, **record, "notes": list(notes)}
 
 
-def same(path: Path, protocol: dict[str, Any], sha256: str) -> bool:
-    """Whether this very evaluation is there."""
-    if not path.exists():
+def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: Path, reference: Reference,
+              source: Callable[[], Path] | None, notes: Notes) -> tuple[dict[str, Any], Seen]:
+    """What the images in folder tell, and those images; out gets the closest pairs."""
+    shape = reference.images.shape[1:]
+    images = open_images(folder, shape[:2], shape[2])
+    images = images if settings.images else images[: settings.n]
+    others = {}
+    if "floors" in settings.wanted:
+        others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
+        if source:
+            notes.attempt(others, "untouched source", "the untouched source", lambda: looking.seen(
+                open_images(source(), shape[:2], shape[2])[: settings.n], np.arange(settings.n), "images of the untouched source"))
+    record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
+    write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
+    return record, generated
+
+
+def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, Any]:
+    """The evaluation that is there, {} where there is none or a damaged one. Raises UserError where it is of something else. run: where
+    the folder is not its own."""
+    try:
+        there = json.loads((folder / EVALUATION).read_text())
+        before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
+        if run:
+            before["run"] = str(Path(there["checkpoint"]["path"]).parent.parent.resolve()) if "checkpoint" in there else None
+            now["run"] = str(run.resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if lines := differences(now, before):
+        raise UserError(f"{folder} holds another evaluation (there -> here):\n  " + "\n  ".join(lines) + "\nGive this one its own out=DIR.")
+    return there
+
+
+def lacks_source(there: dict[str, Any], run: Finished, settings: EvaluateSettings) -> bool:
+    """Whether an evaluation was made while the source was gone, which is here now."""
+    lacking = [name for name, found in (("floors", "untouched source" in there.get("floors", {})), ("forgetting", "forgetting" in there),
+                                        ("loss", "source_change" in there.get("loss", {}))) if name in settings.wanted and not found]
+    if not run.has_source or not lacking or (lacking == ["loss"] and not settings.source):  # its images alone may always be unknown
         return False
     try:
-        there = json.loads(path.read_text())
-    except ValueError:
+        return run.source is not None
+    except UserError:
         return False
-    return there["protocol"] == json.loads(json.dumps(protocol)) and there["checkpoint"]["sha256"] == sha256
 
 
-def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[str, Any] | None) -> dict[str, Any]:
-    """What has to be the same for two evaluations to be compared. sampler: None where the images are given."""
-    made = {"images": settings.images} if sampler is None or settings.images else {
-        "seed": settings.seed, "sampler": sampler, "label": settings.label, "weights": settings.weights, "select": settings.select,
-        "precision": settings.precision}
+def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[str, Any], select: str) -> dict[str, Any]:
+    """What has to be the same for two evaluations to be compared. select: best, last, or the step that was asked for."""
+    made = {"images": str(Path(settings.images).expanduser().resolve())} if settings.images else {
+        "n": settings.n, "seed": settings.seed, "sampler": sampler, "label": settings.label, "weights": settings.weights,
+        "select": select, "precision": settings.precision}
     of_network = {"held_out_draws": settings.held_out_draws, "bound": [settings.bound_images, settings.bound_steps]}
-    return {"n": settings.n, **made, "metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
+    return {**made, "metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
             "features": settings.features.identity, "perceptual": settings.perceptual.identity, **(of_network if "sampler" in made else {})}
 
 

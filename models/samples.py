@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from runtime.errors import UserError, near
 from runtime.files import write_atomically
 from runtime.log import grid, png
 from runtime.randomness import derive
+from runtime.results import read_json
 
 SETTINGS = "sampling.json"
 
@@ -101,7 +101,10 @@ def name_of(k: int) -> str:
 
 
 def read(path: Path) -> np.ndarray:
-    pixels = np.asarray(Image.open(path))
+    try:
+        pixels = np.asarray(Image.open(path))
+    except (OSError, SyntaxError) as error:  # Pillow's, of what is no image and of half of one
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
@@ -110,7 +113,8 @@ def claim(out: Path, what: dict[str, Any]) -> None:
     path = out / SETTINGS
     out.mkdir(parents=True, exist_ok=True)
     made = any(out.glob("[0-9]*.png"))  # not by a command that failed before its first image
-    if made and path.exists() and (lines := differences(what, json.loads(path.read_text()))):
+    again = f"{out} holds images of unknown origin then: give these their own folder, or delete that one."
+    if made and path.exists() and (lines := differences(what, read_json(path, again))):
         raise UserError(f"{out} holds images made otherwise (there -> here):\n  " + "\n  ".join(lines) + "\nGive these their own out=DIR.")
     if made and not path.exists():
         raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")

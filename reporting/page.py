@@ -211,12 +211,14 @@ def protocol_text(run: Run) -> str:
     protocol = run.at("protocol") or {}
     sampler = protocol.get("sampler") or {}
     how = [called(sampler.get("function") or sampler.get("name")) or "the sampler of the run",
-           f"{sampler['steps']} steps" if "steps" in sampler else "", called(sampler.get("spacing")), "x0 clipped" * bool(sampler.get("clip"))]
+           f"{sampler['steps']} steps" if "steps" in sampler else "", called(sampler.get("spacing")),
+           "x0 clipped" * bool(sampler.get("clip"))]
     parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {', '.join(filter(None, how))}"]
     if "weights" in protocol:
         parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:
-        parts.append(f"{protocol['select']} checkpoint of each run, by the same rule")
+        rule = {"best": "the best checkpoint of each run, by the same rule", "last": "the last checkpoint of each run"}
+        parts.append(rule.get(protocol["select"], f"checkpoint {protocol['select']} of each run"))
     parts.append(f"the same noise for all (seed {protocol.get('seed', 0)})")
     if protocol.get("label") is not None:
         parts.append(f"class {protocol['label']}")

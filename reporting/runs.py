@@ -107,13 +107,13 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
 
 
 def common_protocol(evaluations: Sequence[Evaluation]) -> str | None:
-    """The one that most runs have, the newest of those where several have as many."""
+    """The one that most runs have; of those where several have as many one by a rule rather than at a step, then the newest."""
     runs: dict[str, set[Path]] = {}
     newest: dict[str, int] = {}
     for e in evaluations:
         runs.setdefault(e.protocol, set()).add(e.path.parent.parent)
         newest[e.protocol] = max(newest.get(e.protocol, 0), e.path.stat().st_mtime_ns)
-    return max(runs, key=lambda p: (len(runs[p]), newest[p]), default=None)
+    return max(runs, key=lambda p: (len(runs[p]), '"select": "step_' not in p, newest[p]), default=None)
 
 
 def floors_of(run: Run) -> dict[str, Run]:
@@ -150,9 +150,10 @@ def unevaluated(runs: Sequence[Run]) -> list[str]:
         where = left[0].result.directory if len(left) == 1 else left[0].result.directory.parent
         lines.append(f"{what} not evaluated under this protocol: python evaluate.py checkpoint={where}{alike}")
     for run in runs:
-        best, judged = run.result.values.get("best_step"), run.at("checkpoint", "step")
-        if run.at("protocol", "select") == "best" and None not in (best, judged) and best != judged:
-            lines.append(f"{run.name} was evaluated at step {judged}, and its best is step {best} now: "
+        rule, judged = run.at("protocol", "select"), run.at("checkpoint", "step")
+        now = run.result.values.get({"best": "best_step", "last": "step"}.get(rule, ""))
+        if None not in (now, judged) and now != judged:
+            lines.append(f"{run.name} was evaluated at step {judged}, and its {rule} is step {now} now: "
                          f"python evaluate.py checkpoint={run.result.directory}{alike}")
         for other in run.others:
             apart = differences(other.content.get("protocol", {}), common.content.get("protocol", {}))
@@ -164,4 +165,5 @@ def unevaluated(runs: Sequence[Run]) -> list[str]:
 def like(protocol: dict[str, Any]) -> str:
     """The settings of an evaluation that are most often not the default ones."""
     steps = (protocol.get("sampler") or {}).get("steps")
-    return f" n={protocol.get('n')}" + (f" sampler.steps={steps}" if steps is not None else "")
+    last = " select=last" if protocol.get("select") == "last" else ""
+    return f" n={protocol.get('n')}" + (f" sampler.steps={steps}" if steps is not None else "") + last

@@ -154,9 +154,14 @@ def best(path: str | Path) -> Checkpoint:
     if (path / STATE).is_file():
         return open_checkpoint(path)
     checkpoints = all_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
-    for checkpoint in [*ranked(checkpoints), *reversed(checkpoints)]:
+    damages = []
+    for checkpoint in {c.path: c for c in [*ranked(checkpoints), *reversed(checkpoints)]}.values():
         damage = checkpoint.damage()
         if damage is None:
+            for line in damages:
+                log.warning("%s; taking the next best checkpoint.", line)
             return checkpoint
-        log.warning("%s; taking the next best checkpoint.", damage)
+        damages.append(damage)
+    if damages:
+        raise UserError(f"{path}: no checkpoint is whole:\n  " + "\n  ".join(damages))
     raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME).")

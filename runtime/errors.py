@@ -52,7 +52,7 @@ def message_of(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in NOT_OURS and error.filename is not None:
         return (f"{error.filename}: {error.strerror}. Where things are written is set by run.root, run.directory and run.cache of "
-                "train.py, and by out of sample.py and export.py.")
+                "train.py, by out of sample.py and export.py, and by out and cache of evaluate.py.")
     return None
 
 

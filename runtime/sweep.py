@@ -89,7 +89,8 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
         yield
         return
     sweep, elsewhere = plan(config_name, argv[1:])
-    argv.append(f"hydra.sweep.dir={quoted(sweep.folder)}")  # how cells find it
+    last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)  # -m may come after them
+    argv.insert(last + 1, f"hydra.sweep.dir={quoted(sweep.folder)}")  # how cells find it
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))  # of jobs
     log_to_terminal()
     for launcher in ("hydra", "hydra_plugins"):

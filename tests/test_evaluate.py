@@ -293,7 +293,121 @@ def test_every_choice_of_features_composes_in_both_places(features):
 @pytest.mark.parametrize(("given", "expected"), [
     ({"checkpoint": None}, "checkpoint=RUN, or images=DIR"), ({"checkpoint": "x", "train": "y"}, "images= alone"),
     ({"checkpoint": "x", "metrics": ["qualty"]}, "did you mean quality"), ({"checkpoint": "x", "n": 0}, "n must be at least 1"),
-    ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2")])
+    ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2"), ({"checkpoint": "x", "metrics": []}, "nothing is asked for"),
+    ({"images": "x", "checkpoint": "y", "metrics": "loss"}, "nothing is asked for")])
 def test_wrong_settings_are_refused(transfers, given, expected):
     with pytest.raises(ValueError, match=expected):
         settings(transfers, **given)
+
+
+def test_a_checkpoint_by_its_name_is_no_best_one(transfers):
+    """Its evaluation neither replaces that of the best checkpoint nor passes for it."""
+    run = transfers.run("train.steps=8", "run.checkpoint_every=4", "seed=5")
+    given = settings(transfers, metrics=["loss"])
+    best = evaluate.of_run(run, given, NODE)
+    named = evaluate.of_run(run / "checkpoints/step_4", given, NODE)
+    assert best != named and named.name.startswith("step_4_n12")
+    assert json.loads((named / "evaluation.json").read_text())["protocol"]["select"] == "step_4"
+    assert json.loads((best / "evaluation.json").read_text())["checkpoint"]["step"] == 8
+
+
+def test_a_folder_given_keeps_what_is_in_it(full, transfers, tmp_path):
+    run, _ = full
+    given = settings(transfers, metrics="loss", out=str(tmp_path / "mine"))
+    evaluate.of_run(run, given, NODE)
+    for other, what in ((run, settings(transfers, metrics="loss", out=given.out, seed=1)), (transfers.source, given)):
+        with pytest.raises(UserError, match=r"holds another evaluation(.|\n)*(seed: 0 -> 1|run: )"):
+            evaluate.of_run(other, what, NODE)
+    (tmp_path / "mine" / "evaluation.json").write_text('{"half": ')
+    assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"]
+    (tmp_path / "mine" / "evaluation.json").write_text("[]")
+    assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"]
+
+
+def test_images_that_were_made_anew_are_judged_anew(full, transfers, tmp_path):
+    run, record = full
+    generated = shutil.copytree(record["images"]["folder"], tmp_path / "given")
+    given = settings(transfers, images=f"{generated}/", checkpoint=str(run), metrics="quality")
+    first = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    (generated / "000000.png").unlink()
+    second = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    assert second["images"]["n"] == first["images"]["n"] - 1 and "n" not in second["protocol"]
+    assert first["quality"] != second["quality"]
+
+
+def test_what_only_the_source_tells_is_made_up_when_it_is_back(transfers, tmp_path):
+    """The way out that the note names, source=PATH, must lead out."""
+    run = shutil.copytree(transfers.target("full", "train.steps=6"), tmp_path / "run")
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    origin = json.loads((run / "source.json").read_text())
+    (run / "source.json").write_text(json.dumps(origin | {"path": str(tmp_path / "gone")}))
+    given = settings(transfers, metrics=["forgetting"])
+    first = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    assert "forgetting" not in first and "source=PATH" in "\n".join(first["notes"])
+    found = settings(transfers, metrics=["forgetting"], source=str(transfers.source))
+    path = evaluate.of_run(run, found, NODE) / "evaluation.json"
+    assert "weights" in json.loads(path.read_text())["forgetting"]
+    before = path.stat().st_mtime_ns
+    evaluate.of_run(run, found, NODE)
+    evaluate.of_run(run, given, NODE)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="not the source of this run"):
+        evaluate.of_run(run, settings(transfers, metrics=["forgetting"], source=str(run)), NODE)
+
+
+def test_no_images_are_made_for_what_needs_none(transfers):
+    """Thousands of images take hours, and the loss minutes."""
+    run = transfers.target("full", "train.steps=4", "seed=8")
+    folder = evaluate.of_run(run, settings(transfers, metrics=["bound", "loss"]), NODE)
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["loss"]["source_change"] and record["bound"]["bits"] and record["features"]["short"] == "random"
+    assert not (run / "generated").exists() and record["images"] == {"train": 24, "test": 413}
+
+
+def test_damaged_files_are_named_or_made_again(full, transfers, tmp_path, caplog):
+    run = shutil.copytree(full[0], tmp_path / "run")
+    given = settings(transfers, metrics=["quality"], cache=str(tmp_path / "cache"))
+    whole = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+
+    def again() -> dict:
+        return json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+
+    max(run.glob("evaluation/*/evaluation.json"), key=lambda p: p.stat().st_mtime_ns).unlink()
+    for path in (tmp_path / "cache/features").glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:200])
+    assert again()["quality"] == whole["quality"] and "is damaged" in caplog.text
+    for path in run.glob("evaluation/*/evaluation.json"):
+        path.unlink()
+    (folder,) = (run / "generated").iterdir()
+    for name, message in (("000003.png", "delete it, and the same command makes it again"), ("sampling.json", "unknown origin")):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before[: len(before) // 2])
+        with pytest.raises(UserError, match=message):
+            again()
+        (folder / name).write_bytes(before)
+    (run / "source.json").write_text("x")
+    with pytest.raises(UserError, match=r"source.json is damaged"):
+        again()
+
+
+def test_images_of_a_run_that_may_only_be_read_go_out(transfers, tmp_path, monkeypatch):
+    run = transfers.target("full", "train.steps=4", "seed=8")
+    before = snapshot(run.parent)
+    monkeypatch.setattr(evaluate.os, "access", lambda path, mode: str(path).startswith(str(tmp_path)))
+    given = settings(transfers, metrics=["floors"], out=str(tmp_path / "out"))
+    record = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    assert record["floors"]["untouched source"] and Path(record["images"]["folder"]).parent == tmp_path / "out"
+    assert snapshot(run.parent) == before
+
+
+def test_what_the_label_makes_of_the_comparison_is_said(transfers, tmp_path):
+    classes = folders(tmp_path / "classes", {name: lambda k, shade=shade: Image.new("RGB", (8, 8), (shade + k, k, 0))
+                                             for name, shade in (("a", 50), ("b", 150))})
+    run = transfers.run("data=folder", f"data.source.path={classes}", "model.classes=2", "train.steps=2", "data.flip=false")
+
+    def notes(label) -> str:
+        folder = evaluate.of_run(run, settings(transfers, metrics=["quality"], label=label), NODE)
+        return "\n".join(json.loads((folder / "evaluation.json").read_text())["notes"])
+
+    assert "of class b alone" in notes("b") and "null class" in notes("null_class")
+    assert "class" not in notes("all") + notes(None)

@@ -15,8 +15,8 @@ from scipy import stats
 import report
 from reporting import pictures
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
-from reporting.page import Report
-from reporting.runs import read_runs
+from reporting.page import Report, protocol_text
+from reporting.runs import Evaluation, Run, read_runs
 from reporting.table import difference, floors, rows, situations
 from runtime.results import percent, read_result, size, varied
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
@@ -243,6 +243,25 @@ def test_an_evaluation_of_what_no_longer_is_the_best_checkpoint_is_named(tmp_pat
     directory = evaluated(tmp_path, "full", result={"best_step": 300}, step=200)
     assert any(f"{directory.name} was evaluated at step 200, and its best is step 300 now" in line
                for line in Report(tmp_path, read_runs(tmp_path)).missing)
+
+
+def test_an_evaluation_of_what_no_longer_is_the_last_checkpoint_is_named(tmp_path):
+    directory = write_run(tmp_path, "full", held_out_loss=0.07)
+    content = evaluation(step=200)
+    content["protocol"]["select"] = "last"
+    write_evaluation(directory, content)
+    (line,) = [line for line in Report(tmp_path, read_runs(tmp_path)).missing if "its last is step 300 now" in line]
+    assert line.endswith("select=last")
+
+
+def test_a_step_that_was_asked_for_counts_only_where_no_rule_chose(tmp_path):
+    directory = write_run(tmp_path, "full", held_out_loss=0.07)
+    write_evaluation(directory, evaluation(kid=0.2), "a", age=60)
+    content = evaluation(kid=0.1)
+    content["protocol"]["select"] = "step_100"
+    write_evaluation(directory, content, "b")
+    assert rows(read_runs(tmp_path))[0].value(KID) == pytest.approx(0.2)
+    assert "checkpoint step_100 of each run" in protocol_text(Run(read_runs(tmp_path)[0].result, Evaluation(tmp_path, content)))
 
 
 def test_what_could_not_be_computed_says_why(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
@@ -187,6 +188,14 @@ def test_the_command_line_goes_before_the_sweep(tmp_path):
     assert len(whole.cells) == 2 * 4 * 3 and whole.folder != shots.folder
     every = planned(tmp_path, "transfer=glob(*)")
     assert set(every.cells) == {f"transfer={name}" for name in options("transfer")}
+
+
+def test_m_may_come_last(tmp_path):
+    """What is added to the command line stands beside the overrides, where a parser still takes it."""
+    argv = ["train.py", "seed=0,1", f"run.root={tmp_path}", "-m"]
+    with pytest.raises(RuntimeError, match="begun"), sweep.sweeping("train", argv):
+        assert get_args_parser().parse_args(argv[1:]).overrides[-1].startswith("hydra.sweep.dir=")
+        raise RuntimeError("begun")
 
 
 def refused(*arguments: str) -> str:

@@ -65,7 +65,7 @@ class Finished:
         content = {"data": self.config["data"]}
         for line in self.overrides:
             if not line.startswith("data.") or "=" not in line:
-                raise UserError(f"overrides={line}: they are of the run's images, such as overrides=[\"data.source.path=DIR\"].")
+                raise UserError(f"overrides={line}: they are of the run's images, such as 'overrides=[\"data.source.path=DIR\"]'.")
         try:
             content = OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(self.overrides))))
         except OmegaConfBaseException as error:
@@ -81,7 +81,7 @@ class Finished:
             return (open_dataset(data, source, self.config["seed"], self.cache),
                     [source.fingerprint, data.height_width, data.channels, data.resample, data.upscale])
         except UserError as error:
-            raise UserError(f"the images of {self.directory}: {error}\nWhere they are: overrides=[\"data.source.path=DIR\"].") from error
+            raise UserError(f"the images of {self.directory}: {error}\nWhere they are: 'overrides=[\"data.source.path=DIR\"]'") from error
 
     @property
     def has_source(self) -> bool:

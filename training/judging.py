@@ -78,13 +78,21 @@ class Looking:
         def features(kind: Features) -> Tensor:
             path = self.cache / "features" / f"{sha256_of([kind.identity, reference.digests[split]])[:16]}.npy"
             with locked(path.with_suffix(".lock")):
-                if not path.exists():
-                    found = extract(kind, reference.images, rows, self.batch_size, device=self.device,
-                                    desc=f"{kind.short} features of {what}")
-                    write_atomically(path, npy(found.features))
-            return torch.from_numpy(np.load(path))
+                try:
+                    return torch.from_numpy(np.load(path))
+                except (OSError, ValueError, EOFError) as error:  # not there yet, or damaged
+                    if path.exists():
+                        log.warning("%s is damaged (%s), and made again", path, error)
+                found = extract(kind, reference.images, rows, self.batch_size, device=self.device, desc=f"{kind.short} features of {what}")
+                write_atomically(path, npy(found.features))
+                return found.features
 
         return judge.Seen(features(self.features), _pixels(reference.images, rows, what), None, features(self.perceptual))
+
+    @property
+    def names(self) -> Record:
+        return {"features": {name: getattr(self.features, name) for name in ("name", "short", "frechet")},
+                "perceptual": {name: getattr(self.perceptual, name) for name in ("name", "short")}}
 
     @property
     def _one(self) -> bool:
@@ -104,9 +112,10 @@ def npy(tensor: Tensor) -> bytes:
 def samples(denoiser: Denoiser, config: dict[str, Any], classes: Sequence[str], making: Making, made_by: Record, below: Path) -> Path:
     """The folder of images 0 .. n - 1; those that are missing in it are made. made_by: all that decides them."""
     out = below / f"evaluation_{sha256_of(made_by)[:8]}"
-    claim(out, made_by)
     log.info("%d images in %s", making.n, out)
-    write_missing(out, making, denoiser, denoiser, classes if denoiser.network.classes else [], image_shape(config["data"]))
+    with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
+        claim(out, made_by)
+        write_missing(out, making, denoiser, denoiser, classes if denoiser.network.classes else [], image_shape(config["data"]))
     return out
 
 
@@ -121,9 +130,7 @@ def images_judged(looking: Looking, images: np.ndarray, reference: Reference, ot
         notes.say("there are no held-out images to compare with, so that a generator that copies cannot be told from a good one")
     if reference.held_out == "validation":
         notes.say("there is no test split: the held-out images are the validation images, by which the checkpoint was chosen")
-    record: Record = {
-        "features": {name: getattr(looking.features, name) for name in ("name", "short", "frechet")},
-        "perceptual": {name: getattr(looking.perceptual, name) for name in ("name", "short")}}
+    record: Record = looking.names
     if "quality" in wanted:
         record["quality"] = judge.quality(generated, train, test, frechet, notes)
     if "memorization" in wanted:

@@ -21,6 +21,7 @@ from runtime.checkpoint import EMA, FILES, MODEL
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.randomness import derive
+from runtime.results import read_json
 from transfer.fit import Fit, fit
 from transfer.inject import inject, load, merge
 
@@ -100,7 +101,7 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
         found = open_plain(where, config)
     except UserError as error:
         raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, move "
-                        "it back, or say where to: source=PATH, of sample.py and export.py.") from error
+                        "it back, or say where to: source=PATH.") from error
     if found.state["sha256"][origin["weights"]] != origin["sha256"]:
         raise UserError(f"{where} is not the source of this run: its weights have another sha256. Say where that one is: source=PATH.")
     return found
@@ -109,7 +110,7 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
 def read_origin(run: Path) -> dict[str, Any] | None:
     """source.json of a run; None where it had no source."""
     path = run / SOURCE
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path, "copy it again from where the run was trained") if path.is_file() else None
 
 
 def origin_of(run: Path) -> dict[str, Any]:
