@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from data.dataset import Dataset
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings
 from evaluation.closest import write_closest
@@ -37,16 +36,14 @@ from runtime.directory import IDENTITY, commit, device_name, write_json
 from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import locked
 from runtime.log import log_to_terminal
-from runtime.randomness import generator
 from runtime.results import read_result
-from training.finished import Finished
+from training.finished import NULL_CLASS, Finished, classes_of
 from training.judging import Looking, OfNetwork, Reference, images_judged, noise_images, samples
 from training.settings import Precision
 
 log = logging.getLogger("evaluate")
 EVALUATION, VERSION = "evaluation.json", 1
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
-NULL_CLASS = "null_class"
 OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
 OF_NETWORK = ("loss", "bound")  # those that need no images
 
@@ -199,21 +196,6 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
         write(folder, {"version": VERSION, "protocol": protocol, "checkpoint": about, **record,
                        "hours": (time.monotonic() - began) / 3600, "device": device_name(device), "commit": commit()})
     return folder
-
-
-def classes_of(label: int | str | None, known: int, dataset: Dataset) -> int | str | list[int] | None:
-    """The class of each image, a list in turn; None for the null class. label: as in the settings. known: to the network, those of its
-    source that it keeps included, which are none of the images' that the generated ones are compared with."""
-    if label == NULL_CLASS:
-        return None
-    if not known:
-        return label
-    if label == "all":
-        return list(range(max(1, len(dataset.classes))))
-    if label is None:
-        train = dataset.labels[dataset.splits["train"]]
-        return train[torch.randperm(len(train), generator=generator("classes")).numpy()].tolist()
-    return label
 
 
 def about_label(label: int | str | None) -> str | None:

@@ -212,7 +212,7 @@ def protocol_text(run: Run) -> str:
     sampler = protocol.get("sampler") or {}
     how = [called(sampler.get("function") or sampler.get("name")) or "the sampler of the run",
            f"{sampler['steps']} steps" if "steps" in sampler else "", called(sampler.get("spacing")),
-           "x0 clipped" * bool(sampler.get("clip"))]
+           "x0 clipped" if sampler.get("clip") else ""]
     parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {', '.join(filter(None, how))}"]
     if "weights" in protocol:
         parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")

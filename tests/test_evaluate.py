@@ -29,7 +29,7 @@ from runtime.errors import UserError
 from runtime.randomness import derive
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
-from training.finished import Finished
+from training.finished import Finished, classes_of
 from training.judging import Looking, Reference, images_judged, mean_error
 from transfer.trained import start_of
 
@@ -183,10 +183,10 @@ def test_images_are_of_the_classes_of_the_training_images(classes, conditional):
 def test_the_classes_are_drawn_in_their_shares():
     labels = np.array([0] * 300 + [1] * 100 + [2] * 100)
     dataset = Dataset(np.zeros((500, 1, 1, 1)), labels, {"train": np.arange(400)}, ["a", "b", "c"])
-    drawn = evaluate.classes_of(None, 3, dataset)
+    drawn = classes_of(None, 3, dataset)
     assert sorted(drawn) == [0] * 300 + [1] * 100  # once through the training images
-    assert 60 <= drawn[:100].count(0) <= 90 and evaluate.classes_of(None, 0, dataset) is None
-    assert evaluate.classes_of("null_class", 3, dataset) is None and evaluate.classes_of("b", 3, dataset) == "b"
+    assert 60 <= drawn[:100].count(0) <= 90 and classes_of(None, 0, dataset) is None
+    assert classes_of("null_class", 3, dataset) is None and classes_of("b", 3, dataset) == "b"
 
 
 def test_the_bound_is_of_an_image_of_its_class(classes, conditional):

@@ -25,6 +25,7 @@ from runtime.randomness import generator
 from transfer.source_images import own_images
 from transfer.trained import plain, read_origin, source_of, start_of
 
+NULL_CLASS = "null_class"
 VALUES = {"_target_": "transfer.fit.values", "_partial_": True}
 ENOUGH, MOST = 100, 2000  # images of the source: so few are not judged on while it has others, and no more than so many
 
@@ -116,3 +117,18 @@ class Finished:
             self.source.state["config"])
         first = self.config["model"].get("classes", 0) - kept
         return theirs.images, theirs.labels + first if kept else None, rows, split
+
+
+def classes_of(label: int | str | None, known: int, dataset: Dataset) -> int | str | list[int] | None:
+    """The class of each image, a list in turn; None for the null class. label: as in conf/evaluate.yaml. known: to the network, those of
+    its source that it keeps included, which are none of the images' that the generated ones are compared with."""
+    if label == NULL_CLASS:
+        return None
+    if not known:
+        return label
+    if label == "all":
+        return list(range(max(1, len(dataset.classes))))
+    if label is None:
+        train = dataset.labels[dataset.splits["train"]]
+        return train[torch.randperm(len(train), generator=generator("classes")).numpy()].tolist()
+    return label
