@@ -411,3 +411,19 @@ def test_what_the_label_makes_of_the_comparison_is_said(transfers, tmp_path):
 
     assert "of class b alone" in notes("b") and "null class" in notes("null_class")
     assert "class" not in notes("all") + notes(None)
+
+
+def test_images_that_are_not_those_of_the_run_are_refused(transfers, tmp_path):
+    """With one image less the split is another, and trained images are among the held-out ones."""
+    images = folders(tmp_path, {"images": lambda k: Image.new("RGB", (8, 8), (9 * k, 99, 0))}, n=20) / "images"
+    run = transfers.run("data=folder", f"data.source.path={images}", "train.steps=2", "data.flip=false", "data.source.classes=false")
+    moved, given = images.rename(tmp_path / "moved"), settings(transfers, metrics=["loss"])
+    with pytest.raises(UserError, match=r"'overrides=\[\"data.source.path=DIR\"\]'"):
+        evaluate.of_run(run, given, NODE)
+    given = settings(transfers, metrics=["loss"], overrides=[f"data.source.path={moved}"])
+    assert evaluate.of_run(run, given, NODE).exists()
+    (moved / "3.png").unlink()
+    with pytest.raises(UserError, match="not the images that it was trained on"):
+        evaluate.of_run(run, given, NODE)
+    with pytest.raises(UserError, match="of the run's images"):
+        evaluate.of_run(run, settings(transfers, overrides=["data.size=16"]), NODE)

@@ -20,8 +20,10 @@ from models.network import frozen_denoiser
 from models.pretrained import Trained
 from runtime.build import build
 from runtime.checkpoint import FILES, Checkpoint, Which
+from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.randomness import generator
+from runtime.results import read_json
 from transfer.source_images import own_images
 from transfer.trained import plain, read_origin, source_of, start_of
 
@@ -65,7 +67,7 @@ class Finished:
     def data(self) -> DataSettings:
         content = {"data": self.config["data"]}
         for line in self.overrides:
-            if not line.startswith("data.") or "=" not in line:
+            if not line.startswith("data.source.") or "=" not in line:
                 raise UserError(f"overrides={line}: they are of the run's images, such as 'overrides=[\"data.source.path=DIR\"]'.")
         try:
             content = OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(self.overrides))))
@@ -79,10 +81,19 @@ class Finished:
         data = self.data
         try:
             source = data.source(Memory(self.cache / "memory"))
+            self._check_same(source.fingerprint)
             return (open_dataset(data, source, self.config["seed"], self.cache),
                     [source.fingerprint, data.height_width, data.channels, data.resample, data.upscale])
         except UserError as error:
             raise UserError(f"the images of {self.directory}: {error}\nWhere they are: 'overrides=[\"data.source.path=DIR\"]'") from error
+
+    def _check_same(self, fingerprint: str) -> None:
+        """Of other images the split would be another one, with images that were trained on among those held out."""
+        path = self.directory / IDENTITY
+        said = read_json(path, "copy it again from where the run was trained") if path.is_file() else {}
+        if said.get("data", {}).get("images", fingerprint) != fingerprint:
+            raise UserError("these are not the images that it was trained on: some were added, removed, renamed or changed since, or "
+                            "another folder was given. Put them back as they were, or judge images=DIR against folders train=DIR test=DIR.")
 
     @property
     def has_source(self) -> bool:
