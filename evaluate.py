@@ -37,6 +37,7 @@ from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import locked
 from runtime.log import log_to_terminal
 from runtime.results import read_result
+from runtime.signals import PREEMPTED
 from training.finished import NULL_CLASS, Finished, classes_of
 from training.judging import Looking, OfNetwork, Reference, images_judged, noise_images, samples
 from training.settings import Precision
@@ -354,4 +355,8 @@ def summary(record: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     one_message(check_overrides)("evaluate", sys.argv[1:])
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the images that were made stay, and the same command continues", file=sys.stderr, flush=True)
+        sys.exit(PREEMPTED)

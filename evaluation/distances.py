@@ -21,7 +21,7 @@ def chunks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     centre = centred.mean(0)
     centred -= centre
     norms = torch.einsum("md,md->m", centred, centred)
-    for rows in slices(len(x), len(y)):
+    for rows in slices(len(x), max(y.shape)):  # a chunk of x is no larger than one of the distances
         part = x[rows].double() - centre
         scale = part.square().sum(1)[:, None] + norms
         squared = torch.addmm(scale, part, centred.T, alpha=-2)  # ten times as fast as differences at D = 2048

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from runtime.checkpoint import EMA, find
 from runtime.config import check_overrides, composed, options
 from runtime.errors import UserError
 from runtime.randomness import derive
+from runtime.signals import PREEMPTED
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
 from training.finished import Finished, classes_of
@@ -427,3 +432,17 @@ def test_images_that_are_not_those_of_the_run_are_refused(transfers, tmp_path):
         evaluate.of_run(run, given, NODE)
     with pytest.raises(UserError, match="of the run's images"):
         evaluate.of_run(run, settings(transfers, overrides=["data.size=16"]), NODE)
+
+
+@pytest.mark.slow
+def test_an_interrupted_evaluation_says_that_it_can_go_on(transfers):
+    """And neither shows a traceback nor loses an image."""
+    run = transfers.target("full", "train.steps=4", "seed=9")
+    command = [sys.executable, "evaluate.py", f"checkpoint={run}", f"cache={transfers.root}/cache", "n=4000", "batch_size=2", "device=cpu"]
+    process = subprocess.Popen(command, cwd=Path(evaluate.__file__).parent, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(run.glob("generated/*/0*.png"))) < 4:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == PREEMPTED and "the same command continues" in said and "Traceback" not in said
+    assert len(list(run.glob("generated/*/0*.png"))) >= 4

@@ -61,7 +61,7 @@ def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows:
             parts.append(Embedding(*(None if part is None else part.float().cpu() for part in embedding)))
     whole = Embedding(torch.cat([part.features for part in parts]),
                       None if parts[0].logits is None else torch.cat([part.logits for part in parts]))
-    broken = ~torch.stack([part.isfinite().flatten(1).all(1) for part in whole if part is not None]).all(0)
+    broken = ~torch.cat([torch.stack([e.isfinite().flatten(1).all(1) for e in part if e is not None]).all(0) for part in parts])
     if broken.any():
         raise UserError(f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of {len(rows)} images, the first in row "
                         f"{int(rows[int(broken.nonzero()[0, 0])])}: their weights are broken, or do not belong to this network.")
