@@ -17,6 +17,7 @@ from typing import Any, Literal
 import hydra
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from diffusion.denoiser import Denoiser
@@ -325,8 +326,14 @@ def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[
             "features": settings.features.identity, "perceptual": settings.perceptual.identity, **(of_network if "sampler" in made else {})}
 
 
+def arguments() -> list[str]:
+    """What the command line said, but for what was evaluated: with these another run is judged alike."""
+    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [argument for argument in said if argument.split("=")[0] not in ("checkpoint", "out", "images", "train", "test")]
+
+
 def write(folder: Path, record: dict[str, Any]) -> None:
-    write_json(folder / EVALUATION, record)
+    write_json(folder / EVALUATION, record | {"arguments": arguments()})
     for line in record["notes"]:
         log.info("note: %s", line)
     log.info("%s\n%s", folder / EVALUATION, summary(record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def unevaluated(runs: Sequence[Run]) -> list[str]:
     left = [run for run in runs if run.evaluation is None and run.result.finished]
     if not common:
         return [f"no run is evaluated: python evaluate.py checkpoint={left[0].result.directory.parent}"] if left else []
-    alike = like(common.content.get("protocol", {}))
+    alike = "".join(f" {shlex.quote(argument)}" for argument in common.content.get("arguments", []))
     lines = []
     if left:
         what = f"{left[0].name} is" if len(left) == 1 else f"{len(left)} runs ({', '.join(run.name for run in left)}) are"
@@ -160,10 +161,3 @@ def unevaluated(runs: Sequence[Run]) -> list[str]:
             lines.append(f"{run.name}: evaluation/{other.path.parent.name} is left out, "
                          + (f"under another protocol ({'; '.join(apart[:3])})" if apart else "a newer one is here"))
     return lines
-
-
-def like(protocol: dict[str, Any]) -> str:
-    """The settings of an evaluation that are most often not the default ones."""
-    steps = (protocol.get("sampler") or {}).get("steps")
-    last = " select=last" if protocol.get("select") == "last" else ""
-    return f" n={protocol.get('n')}" + (f" sampler.steps={steps}" if steps is not None else "") + last

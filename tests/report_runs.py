@@ -39,7 +39,7 @@ def estimate(value: float, half: float = 0.001, replicates=None) -> dict:
 
 
 def evaluation(kid=0.02, rho=1.0, copies=0.0, c_t=0.0, forgot=0.01, n=500, features="random", replicates=None, step=300) -> dict:
-    return {"version": 1,
+    return {"version": 1, "arguments": [f"n={n}", "sampler.steps=50", "metrics=[quality,loss]"],
             "protocol": {"n": n, "seed": 0, "sampler": {"steps": 50}, "label": None, "weights": "ema", "select": "best",
                          "held_out": "test", "features": {"kind": features}},
             "features": {"name": f"{features} features in full", "short": features, "frechet": f"Fréchet distance ({features})"},

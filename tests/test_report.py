@@ -222,7 +222,8 @@ def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
     assert full.cell(KID).value == pytest.approx(0.02) and lora.cell(KID).value is None
     assert f"python evaluate.py checkpoint={odd}" in lora.cell(KID).why
     missing = Report(tmp_path, runs).missing
-    assert f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd} n=500 sampler.steps=50" in missing
+    assert (f"{odd.name} is not evaluated under this protocol: python evaluate.py checkpoint={odd} n=500 sampler.steps=50 "
+            "'metrics=[quality,loss]'") in missing
     assert f"{odd.name}: evaluation/default is left out, under another protocol (n: 500 -> 50)" in [
         line.replace("n: 50 -> 500", "n: 500 -> 50") for line in missing]
     assert "full-seed0-0: evaluation/older is left out, a newer one is here" in missing
@@ -249,9 +250,10 @@ def test_an_evaluation_of_what_no_longer_is_the_last_checkpoint_is_named(tmp_pat
     directory = write_run(tmp_path, "full", held_out_loss=0.07)
     content = evaluation(step=200)
     content["protocol"]["select"] = "last"
+    content["arguments"] = ["select=last"]
     write_evaluation(directory, content)
     (line,) = [line for line in Report(tmp_path, read_runs(tmp_path)).missing if "its last is step 300 now" in line]
-    assert line.endswith("select=last")
+    assert line.endswith(f"checkpoint={directory} select=last")
 
 
 def test_a_step_that_was_asked_for_counts_only_where_no_rule_chose(tmp_path):
