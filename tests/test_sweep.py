@@ -252,7 +252,7 @@ def test_missing_packages_are_named(monkeypatch):
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_sweep_varies_what_there_is(name, tmp_path):
     described = (config.CONF / f"sweep/{name}.yaml").read_text()
-    experiment = re.search(rf"python train.py -m (\+experiment=transfer_\w+) \+sweep={name}\n", described)[1]
+    experiment = re.search(rf"python train.py -m (\+experiment=\w+) \+sweep={name}\s", described)[1]
     check_overrides("train", ["-m", experiment, f"+sweep={name}"])
     if "runs" in described:
         assert f" {len(planned(tmp_path, experiment, f'+sweep={name}').cells)} runs" in described
