@@ -11,6 +11,7 @@ from reporting.table import Cell, Row, difference
 COPYING = ((RHO, lambda v: v < 0.5, "rho {} below 0.5"), (COPIES, lambda v: v > 0.05, "{} copies"),
            (C_T, lambda v: v < -3, "C_T {} below -3"))
 SIGNS = "Signs of copying"  # marked in the page
+UNTOUCHED = "untouched source"  # the floor
 LEFT_ON_START = 0.1  # of the average's weight
 
 
@@ -26,7 +27,7 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
     left = [row.name for row in contenders if row not in judged]
     sentences = [headline(best, column, apart, left, samples if column is KID else "validation images"), compared(apart, left)]
     if column is KID:
-        sentences += [forgetting(best, tied), copying(judged)]
+        sentences += [forgetting(best, tied), copying(judged, floors)]
     else:
         sentences.append("Nothing is evaluated yet, so quality, copying and forgetting are unknown.")
     sentences.append(" ".join(filter(None, [unsure_steps(judged), few_seeds(judged, column), chosen_on_test(judged)])))
@@ -114,9 +115,9 @@ def forgetting(best: Row, tied: Sequence[Row]) -> str:
     return text + "."
 
 
-def copies(row: Row) -> str:
+def copies(row: Row, rules: Sequence[tuple]) -> str:
     """The signs of copying that this row shows, in words; "" for none."""
-    signs = [(column, words) for column, sign, words in COPYING if row.value(column) is not None and sign(row.value(column))]
+    signs = [(column, words) for column, sign, words in rules if row.value(column) is not None and sign(row.value(column))]
     said = [words.format(f"{row.cell(column).text(column)} {row.cell(column).band(column)}".strip()) for column, words in signs]
     return f"{row.name} ({', '.join(said)}; {seeds_text(row.cell(signs[0][0]).n)})" if signs else ""
 
@@ -127,20 +128,30 @@ def outright(row: Row) -> bool:
     return (share is not None and share > 0.05) or (ratio is not None and ratio < 0.1)
 
 
-def copying(judged: Sequence[Row]) -> str:
+def copying(judged: Sequence[Row], floors: Sequence[Row]) -> str:
     known = [row for row in judged if any(row.value(column) is not None for column, _, _ in COPYING)]
     if not known:
         return "Whether anything copies its training images was not measured."
-    best, caught = judged[0], [row for row in known if copies(row)]
+    innocent = next((row for row in floors if row.name == UNTOUCHED and row.situation == judged[0].situation), None)
+    void = [rule for rule in COPYING if innocent and innocent.value(rule[0]) is not None and rule[1](innocent.value(rule[0]))]
+    rules = [rule for rule in COPYING if rule not in void]
+    said = copying_by(rules, judged[0], known)
+    said += "".join(f" {column.heading} is no sign here: the untouched source, which saw none of the images, has "
+                    f"{innocent.cell(column).text(column)}." for column, _, _ in void)
+    return said
+
+
+def copying_by(rules: Sequence[tuple], best: Row, known: Sequence[Row]) -> str:
+    caught = {row.name: signs for row in known if (signs := copies(row, rules))}
     if not caught:
-        numbers = [f"{column.heading} {with_interval(best.cell(column), column)}" for column, _, _ in COPYING
+        numbers = [f"{column.heading} {with_interval(best.cell(column), column)}" for column, _, _ in rules
                    if best.value(column) is not None]
         return "No sign of copying" + (f"; {best.name}: {', '.join(numbers)}" if numbers else "") + "."
-    text = f"{SIGNS} the training images: {'; '.join(map(copies, caught))}"
-    if not any(map(outright, caught)):
+    text = f"{SIGNS} the training images: {'; '.join(caught.values())}"
+    if not any(outright(row) for row in known if row.name in caught):
         return text + ". Images without detail are near to all others too, and few are copies outright: look at the closest pairs."
     if outright(best):
-        clean = next((row for row in judged if row in known and row not in caught), None)
+        clean = next((row for row in known if row.name not in caught), None)
         text += (f". The KID of {best.name} is worth little then: take {named(clean)}, the best without a sign of copying ({KID.heading} "
                  f"{with_interval(clean.cell(KID), KID)})" if clean else ". None is without a sign of it")
     return text + "."

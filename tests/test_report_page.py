@@ -22,7 +22,7 @@ from reporting.numbers import interval, number
 from reporting.page import Report
 from reporting.plots import Absent, Figure
 from reporting.runs import read_runs
-from tests.report_runs import evaluated, write_run
+from tests.report_runs import estimate, evaluated, write_run
 
 EMPTY = {"meta", "img", "br", "hr", "input", "link"}  # elements without an end
 
@@ -252,6 +252,18 @@ def test_nearness_is_told_from_copies(tmp_path, numbers, sign):
     evaluated(tmp_path, "lora", kid=0.02)
     assert verdict_of(tmp_path)[3] == (f"Signs of copying the training images: full ({sign}; one seed). Images without detail are near to "
                                        "all others too, and few are copies outright: look at the closest pairs.")
+
+
+def test_what_the_untouched_source_shows_too_is_no_sign(tmp_path):
+    """It has seen none of the images: with few of them all distances to them are much alike."""
+    directory = evaluated(tmp_path, "full", kid=0.001, c_t=-9.0)
+    path = next(directory.glob("evaluation/*/evaluation.json"))
+    content = json.loads(path.read_text())
+    content["floors"]["untouched source"] = {"quality": {"test": {"kid": estimate(0.1)}}, "memorization": {"features": {"c_t": -7.25}}}
+    path.write_text(json.dumps(content))
+    said = verdict_of(tmp_path)[1 + 1]
+    assert said.startswith("No sign of copying; full: rho 1.00")
+    assert said.endswith("C_T is no sign here: the untouched source, which saw none of the images, has -7.25.")
 
 
 def test_two_seeds_are_few(tmp_path):
