@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from reporting.columns import FLOORS, Column
@@ -79,6 +80,8 @@ def files(figure: Figure) -> list[str]:
 
 
 def standalone(svg: str) -> str:
-    """A plot as a file of its own: it follows the light or dark of who looks at it."""
+    """A plot as a file of its own, of its own size: it follows the light or dark of who looks at it."""
     begin, rest = svg.split(">", 1)
-    return f'{begin} xmlns="http://www.w3.org/2000/svg" style="background:var(--back)">\n<style>\n{PLOT_CSS}</style>{rest}\n'
+    width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', begin).groups()
+    return (f'{begin} width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg" style="background:var(--back)">\n<style>\n'
+            f"{PLOT_CSS}</style>{rest}\n")
