@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reporting.columns import C_T, COPIES, FORGOT, HELD_OUT, KID, RHO, Column
+from reporting.columns import C_T, COPIES, FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column
 from reporting.numbers import interval, number, share
 from reporting.table import Cell, Row, difference
 
 COPYING = ((RHO, lambda v: v < 0.5, "rho {} below 0.5"), (COPIES, lambda v: v > 0.05, "{} copies"),
            (C_T, lambda v: v < -3, "C_T {} below -3"))
 SIGNS = "Signs of copying"  # marked in the page
-UNTOUCHED = "untouched source"  # the floor
+UNTOUCHED, REAL, HALVES = "untouched source", "train against test", "half of test against the other half"  # floors
 LEFT_ON_START = 0.1  # of the average's weight
 
 
 def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> list[str]:
     """Two to six sentences on strategies under the same data, the headline first. samples: what KID was measured on, in words."""
     column = KID if any(row.value(KID) is not None for row in contenders) else HELD_OUT
+    apart_from_test = other_kind(contenders, floors) if column is KID else ""
+    column = TEST_LOSS if apart_from_test else column
     judged = sorted((row for row in contenders if row.value(column) is not None), key=lambda row: row.value(column))
     if not judged:
         return ["No finished run was measured on held-out images yet, so nothing can be said."]
@@ -25,15 +27,28 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
     apart = [(row, difference(row, best, column)) for row in others]
     tied = [row for row, d in apart if d.low is not None and d.low <= 0]
     left = [row.name for row in contenders if row not in judged]
-    sentences = [headline(best, column, apart, left, samples if column is KID else "validation images"), compared(apart, left)]
-    if column is KID:
+    where = {KID: samples, TEST_LOSS: samples.split(" in ")[0], HELD_OUT: "validation images"}[column]
+    sentences = [headline(best, column, apart, left, where), apart_from_test, compared(apart, left)]
+    if column is not HELD_OUT:
         sentences += [forgetting(best, tied), copying(judged, floors)]
     else:
         sentences.append("Nothing is evaluated yet, so quality, copying and forgetting are unknown.")
     sentences.append(" ".join(filter(None, [unsure_steps(judged), few_seeds(judged, column), chosen_on_test(judged)])))
-    if column is KID:
+    if column is not HELD_OUT:
         sentences.append(beside_floors(best, floors))
     return list(filter(None, sentences))
+
+
+def other_kind(contenders: Sequence[Row], floors: Sequence[Row]) -> str:
+    """Why KID to the test images ranks nothing, where these are of another kind than the training images, and so far from them that a
+    perfect generator of training images would stand no better than a contender; "" where that is not so."""
+    found = {row.name: row.cell(KID) for row in floors if row.situation == contenders[0].situation and row.cell(KID).low is not None}
+    real, halves = found.get(REAL), found.get(HALVES)
+    best = min((row.value(KID) for row in contenders if row.value(KID) is not None), default=None)
+    if real is None or halves is None or best is None or real.low <= halves.high or best > real.high:
+        return ""
+    return (f"KID test ranks nothing here: the training images themselves are at {real.text(KID)} {real.band(KID)} from the test images, "
+            f"and these at {halves.text(KID)} from one another, so that they are of another kind, and nearer to them is not better.")
 
 
 def named(row: Row) -> str:

@@ -266,6 +266,25 @@ def test_what_the_untouched_source_shows_too_is_no_sign(tmp_path):
     assert said.endswith("C_T is no sign here: the untouched source, which saw none of the images, has -7.25.")
 
 
+@pytest.mark.parametrize(("real", "ranks"), [(0.45, False), (0.006, True), (0.02, True)])
+def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
+    """A generator can then be nearer to them than real training images are. At 0.006 they are of one kind, as far as can be told; at 0.02
+    of another, yet all generators are much farther from them."""
+    for name, kid, loss in (("zero_shot", 0.4, 0.12), ("full", 0.6, 0.05)):
+        path = next(evaluated(tmp_path, name, kid=kid).glob("evaluation/*/evaluation.json"))
+        content = json.loads(path.read_text())
+        content["loss"]["target"]["loss"] = estimate(loss)
+        content["floors"] |= {floor: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for floor, value in (
+            ("train against test", real), ("half of test against the other half", 0.0))}
+        path.write_text(json.dumps(content))
+    headline, second, *_ = verdict_of(tmp_path)
+    if ranks:
+        assert headline.startswith("zero_shot is best, with the lowest KID test") and second.startswith("Worse: full")
+    else:
+        assert headline == "full is best, with the lowest test loss: 0.0500 [0.0490, 0.0510] (one seed), on 413 test images."
+        assert second.startswith("KID test ranks nothing here: the training images themselves are at 0.4500 [0.4450, 0.4550]")
+
+
 def test_two_seeds_are_few(tmp_path):
     for seed in range(2):
         evaluated(tmp_path, "full", seed)
