@@ -17,8 +17,8 @@ def markdown(report: Report) -> str:
     for data, sentences in report.verdicts:
         parts += [*([f"**{data}**"] if data else []), bullets(sentences)]
     parts += [bullets(f"{term}: {text}" for term, text in report.facts), "## All strategies",
-              "By KID test, where it is unknown by loss, the lowest first; \"-\" is not known yet. In brackets 95% intervals, over seeds where "
-              "there are two or more.",
+              "By KID test, where it is unknown by loss, the lowest first; \"-\" is not known yet. In brackets 95% intervals, over seeds "
+              "where there are two or more.",
               tabulated(report, report.columns, report.table)]
     if report.floors:
         parts += ["### Floors", tabulated(report, report.columns, report.floors)]
