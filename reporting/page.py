@@ -85,7 +85,7 @@ class Report:
 
     @cached_property
     def figures(self) -> list[Figure | Absent]:
-        return figures(self.panels, self.table, self.indices, self.evaluate)
+        return figures(self.panels, self.table, self.indices, self.evaluate, self.floors)
 
     @cached_property
     def verdicts(self) -> list[tuple[str, list[str]]]:

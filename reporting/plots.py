@@ -9,7 +9,7 @@ from reporting.charts import Point, Series, Spot, curves, scatter, spans
 from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column, learning_rate
 from reporting.svg import fixed, picture, text, text_width, titled
 from reporting.table import Row
-from reporting.verdict import named, with_interval
+from reporting.verdict import named, other_kind, with_interval
 
 Panels = dict[str, list[Row]]  # what the data are, in words -> contenders
 Indices = dict[str, int]  # strategy -> its colour and shape
@@ -30,8 +30,8 @@ class Absent(NamedTuple):
     why: str
 
 
-def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: str) -> list[Figure | Absent]:
-    """evaluate: the command that makes what evaluations lack."""
+def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: str, floors: Sequence[Row] = ()) -> list[Figure | Absent]:
+    """evaluate: the command that makes what evaluations lack. Quality is KID to the test images, or the loss where KID ranks nothing."""
     chosen = "Each strategy stands with the setting of its lowest held-out loss." if any(
         len(row.settings) > len(row.situation) for row in table) else ""
     front = f"Bars: 95% intervals. Dotted: the Pareto front; no strategy beats one on it in both. {chosen}"
@@ -40,6 +40,9 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
         drawn = [(heading, svg) for heading, rows in panels.items() if (svg := draw(rows))]
         return Figure(name, title, caption.strip(), drawn, wide) if drawn else Absent(title, needs)
 
+    def quality(rows: Sequence[Row]) -> Column:
+        return TEST_LOSS if other_kind(rows, floors) else KID
+
     def evaluations(what: str) -> str:
         return f"needs evaluations with {what}: {evaluate}"
 
@@ -47,9 +50,10 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
         figure("forgetting", "Quality against forgetting",
                f"Lower left is better. What starts from random weights has nothing to forget and is left out. {front}",
                evaluations("KID and the loss on source images"),
-               lambda rows: trade([r for r in rows if not r.from_scratch], FORGOT, indices, "source loss change (forgetting →)")),
+               lambda rows: trade([r for r in rows if not r.from_scratch], quality(rows), FORGOT, indices,
+                                  "source loss change (forgetting →)")),
         figure("memorization", "Quality against memorization", f"Lower right is better; left of the red line, rho 0.5, is copying. {front}",
-               evaluations("KID and rho"), lambda rows: trade(rows, RHO, indices, "rho (← copying)", higher=True, mark=0.5)),
+               evaluations("KID and rho"), lambda rows: trade(rows, quality(rows), RHO, indices, "rho (← copying)", higher=True, mark=0.5)),
         figure("loss", "Held-out loss against steps", "Validation images, averaged weights; mean over seeds, each seed faint.",
                "needs more than one look at validation images in training: a smaller run.checkpoint_every",
                lambda rows: against_steps(rows, "validation/loss", "held-out loss", indices)),
@@ -69,15 +73,16 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
     ]
 
 
-def trade(rows: Sequence[Row], column: Column, indices: Indices, label: str, higher: bool = False, mark: float | None = None) -> str | None:
-    """KID to the test images against another column."""
+def trade(rows: Sequence[Row], quality: Column, column: Column, indices: Indices, label: str, higher: bool = False,
+          mark: float | None = None) -> str | None:
+    """Quality against another column."""
     spots = []
     for row in rows:
-        a, b = row.cell(column), row.cell(KID)
+        a, b = row.cell(column), row.cell(quality)
         if a.value is not None and b.value is not None:
-            title = f"{named(row)}: KID test {with_interval(b, KID)}, {column.heading} {with_interval(a, column)}"
+            title = f"{named(row)}: {quality.heading} {with_interval(b, quality)}, {column.heading} {with_interval(a, column)}"
             spots.append(Spot(row.name, indices[row.name], a[:3], b[:3], title))
-    return scatter(spots, label, "KID test", higher, mark) if spots else None
+    return scatter(spots, label, quality.heading, higher, mark) if spots else None
 
 
 def against_steps(rows: Sequence[Row], key: str, label: str, indices: Indices) -> str | None:

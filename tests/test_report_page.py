@@ -278,6 +278,8 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
             ("train against test", real), ("half of test against the other half", 0.0))}
         path.write_text(json.dumps(content))
     headline, second, *_ = verdict_of(tmp_path)
+    ((_, drawn),) = figures_of(tmp_path)["Quality against forgetting"].panels
+    assert ("full: KID test 0.6" in drawn) == ranks and ("full: test loss 0.05" in drawn) != ranks
     if ranks:
         assert headline.startswith("zero_shot is best, with the lowest KID test") and second.startswith("Worse: full")
     else:
