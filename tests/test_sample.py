@@ -160,3 +160,15 @@ def test_bare_weights_with_other_settings_are_other_images(run_directory, tmp_pa
     assert "1 of them new" in sample(*command("data.source.path=elsewhere", "data=npz"), "n=2")
     assert "network.data.size: [8, 12] -> 8" in sample(*command("data.size=8"), "n=3", fails=True)
     assert "network.schedule._target_" in sample(*command("schedule=cosine"), "n=3", fails=True)
+
+
+def test_images_that_are_not_finite_are_refused_and_not_written(tmp_path):
+    """As bytes they would look like any image."""
+    config = composed("train", TINY)
+    network = build_denoiser(config).network
+    weights = network.state_dict() | {"conv_out.bias": torch.full_like(network.conv_out.bias, float("nan"))}
+    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
+    checkpoint.save(tmp_path / "checkpoints", weights, weights, {}, state)
+    said = sample(f"checkpoint={tmp_path}", "n=3", "sampler.steps=2", f"out={tmp_path}/out", fails=True)
+    assert "3 of 3 images are not finite (NaN or infinite), image 0 first" in said
+    assert not images(tmp_path / "out")
