@@ -277,6 +277,8 @@ def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: P
     shape = reference.images.shape[1:]
     images = open_images(folder, shape[:2], shape[2])
     images = images if settings.images else images[: settings.n]
+    if settings.images and not all_of_size(folder, shape[:2]):
+        notes.say(f"the images are not all {shape[0]} high and {shape[1]} wide, and were scaled and cut to that")
     others = {}
     if "floors" in settings.wanted:
         others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
@@ -286,6 +288,13 @@ def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: P
     record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
     write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
     return record, generated
+
+
+def all_of_size(folder: Path, size: Sequence[int]) -> bool:
+    try:
+        return open_images(folder).shape[1:3] == tuple(size)
+    except UserError:  # of several sizes
+        return False
 
 
 def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, Any]:

@@ -458,3 +458,13 @@ def test_copies_by_pixels_are_found_without_held_out_images(transfers, tmp_path)
     record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
     assert record["memorization"]["pixels"]["copy_share"]["value"] == 1 and "rho" not in record["memorization"]["pixels"]
     assert any("rho and C_T are left out" in note for note in record["notes"])
+
+
+def test_images_of_another_size_are_scaled_and_that_is_said(transfers, tmp_path):
+    for name, side in (("train", 8), ("same", 8), ("larger", 16)):
+        folders(tmp_path, {name: lambda k, side=side: Image.new("RGB", (side, side), (9 * k, 99, 0))}, n=8)
+    run = transfers.target("full", "train.steps=6")
+    for name, scaled in (("same", False), ("larger", True)):
+        folder = evaluate.of_run(run, settings(transfers, images=str(tmp_path / name), checkpoint=str(run), metrics=["quality"]), NODE)
+        notes = json.loads((folder / "evaluation.json").read_text())["notes"]
+        assert any("not all 8 high and 8 wide" in note for note in notes) == scaled
