@@ -26,6 +26,7 @@ from evaluation.closest import write_closest
 from evaluation.features import Features
 from evaluation.folder import open_images
 from evaluation.judge import Notes, Seen
+from evaluation.record import EVALUATION, VERSION
 from kernels import dispatch
 from models.network import frozen_denoiser
 from models.samples import Making
@@ -44,7 +45,6 @@ from training.judging import Looking, OfNetwork, Reference, images_judged, noise
 from training.settings import Precision
 
 log = logging.getLogger("evaluate")
-EVALUATION, VERSION = "evaluation.json", 1
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
 OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
 OF_NETWORK = ("loss", "bound")  # those that need no images
@@ -195,8 +195,7 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
             network.notes.say(line)
         record = judged(settings, device, given, folder, reference, network, source if run.has_source else None)
         about = {"path": str(found.path), "step": found.step, "sha256": sha256}
-        write(folder, {"version": VERSION, "protocol": protocol, "checkpoint": about, **record,
-                       "hours": (time.monotonic() - began) / 3600, "device": device_name(device), "commit": commit()})
+        write(folder, device, {"protocol": protocol, "checkpoint": about, **record, "hours": (time.monotonic() - began) / 3600})
     return folder
 
 
@@ -235,9 +234,7 @@ def of_folder(settings: EvaluateSettings) -> Path:
     folder = folder_of(settings, Path(), protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
         kept(folder, protocol, None)
-        write(folder, {"version": VERSION, "protocol": protocol,
-                       **judged(settings, device, Path(settings.images), folder, reference), "device": device_name(device),
-                       "commit": commit()})
+        write(folder, device, {"protocol": protocol, **judged(settings, device, Path(settings.images), folder, reference)})
     return folder
 
 
@@ -275,10 +272,8 @@ def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: P
               source: Callable[[], Path] | None, notes: Notes) -> tuple[dict[str, Any], Seen]:
     """What the images in folder tell, and those images; out gets the closest pairs."""
     shape = reference.images.shape[1:]
-    images = open_images(folder, shape[:2], shape[2])
+    images = open_images(folder, shape[:2], shape[2], notes.say)
     images = images if settings.images else images[: settings.n]
-    if settings.images and not all_of_size(folder, shape[:2]):
-        notes.say(f"the images are not all {shape[0]} high and {shape[1]} wide, and were scaled and cut to that")
     others = {}
     if "floors" in settings.wanted:
         others["noise"] = looking.seen(noise_images(len(images), shape), np.arange(len(images)), "noise")
@@ -288,13 +283,6 @@ def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: P
     record, generated, train = images_judged(looking, images, reference, others, settings.wanted, notes)
     write_closest(out, images, generated.pixels, reference.images, reference.rows["train"], train.pixels)
     return record, generated
-
-
-def all_of_size(folder: Path, size: Sequence[int]) -> bool:
-    try:
-        return open_images(folder).shape[1:3] == tuple(size)
-    except UserError:  # of several sizes
-        return False
 
 
 def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, Any]:
@@ -341,8 +329,9 @@ def arguments() -> list[str]:
     return [argument for argument in said if argument.split("=")[0] not in ("checkpoint", "out", "images", "train", "test")]
 
 
-def write(folder: Path, record: dict[str, Any]) -> None:
-    write_json(folder / EVALUATION, record | {"arguments": arguments()})
+def write(folder: Path, device: torch.device, record: dict[str, Any]) -> None:
+    write_json(folder / EVALUATION, {"version": VERSION, **record, "arguments": arguments(), "device": device_name(device),
+                                     "commit": commit()})
     for line in record["notes"]:
         log.info("note: %s", line)
     log.info("%s\n%s", folder / EVALUATION, summary(record))

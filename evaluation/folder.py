@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,12 +22,13 @@ SHOWN = 20  # files that a message names
 GRAY = {"1", "L", "LA", "La", "F"}  # of Pillow's modes
 
 
-def open_images(folder: str | Path, size: int | Sequence[int] | None = None, channels: int | None = None) -> np.ndarray:
+def open_images(folder: str | Path, size: int | Sequence[int] | None = None, channels: int | None = None,
+                say: Callable[[str], object] = lambda line: None) -> np.ndarray:
     """[N, H, W, C] uint8: all images below the folder, by path and by number: 10.png comes after 9.png.
 
     size: [height, width] or one number, to which images are scaled and cut as those of data/ are; None: as they are, all alike.
     channels: 1 (colour becomes luma) or 3 (gray is repeated); None: 3 where any image has colour. Left out are hidden files, and the
-    sheets of sample.py. Of files of more than 8 bits each is shown over its own range.
+    sheets of sample.py. Of files of more than 8 bits each is shown over its own range. say: told where images were scaled.
     Raises UserError where there are no images, where any is broken, and where sizes differ and none is given.
     """
     if channels not in (None, 1, 3):
@@ -37,6 +38,7 @@ def open_images(folder: str | Path, size: int | Sequence[int] | None = None, cha
     size = _size_of(files[0]) if as_they_are else (size, size) if isinstance(size, int) else tuple(size)
     images = np.empty((len(files), *size, channels or 3), np.uint8)
     failures: dict[int, UserError] = {}
+    scaled: list[int] = []
 
     def decode(k: int) -> bool:
         """Whether the image has colour."""
@@ -45,6 +47,8 @@ def open_images(folder: str | Path, size: int | Sequence[int] | None = None, cha
             if as_they_are and (image.height, image.width) != size:
                 raise UserError(f"{image.height} high and {image.width} wide, and {files[0]} is {size[0]} high and {size[1]} wide. "
                                 "Images of several sizes need one to be scaled to: size=[HEIGHT,WIDTH]")
+            if (image.height, image.width) != size:
+                scaled.append(k)
             images[k] = to_array(image, size, images.shape[-1], upscale=True)
             return image.mode not in GRAY
         except UserError as error:
@@ -57,6 +61,8 @@ def open_images(folder: str | Path, size: int | Sequence[int] | None = None, cha
         shown = [f"  {files[k]}: {failures[k]}" for k in sorted(failures)[:SHOWN]]
         more = f"\n  ... and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
         raise UserError(f"{folder}: {len(failures)} of {len(files)} images cannot be used\n" + "\n".join(shown) + more)
+    if scaled:
+        say(f"the images are not all {size[0]} high and {size[1]} wide, and were scaled and cut to that")
     return images if channels or any(coloured) else images[..., :1].copy()
 
 

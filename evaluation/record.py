@@ -1,4 +1,4 @@
-"""How a number with its uncertainty stands in evaluation.json."""
+"""evaluation.json, and how a number with its uncertainty stands in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TypedDict
 from torch import Tensor
 
 from evaluation.intervals import interval
+
+EVALUATION, VERSION = "evaluation.json", 1  # the file, and its format
 
 
 class Estimate(TypedDict):

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evaluation.record import EVALUATION, VERSION
 from runtime.config import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.log import read_metrics
 from runtime.results import Result, read_json, read_result
 from runtime.sweep import SWEEP, read_sweep
-
-EVALUATION, VERSION = "evaluation.json", 1
 
 
 class Value(NamedTuple):
