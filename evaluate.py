@@ -31,7 +31,7 @@ from kernels import dispatch
 from models.network import frozen_denoiser
 from models.samples import Making
 from runtime import checkpoint
-from runtime.build import build, check_arguments
+from runtime.build import settings_from
 from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, commit, device_name, write_json
@@ -115,14 +115,9 @@ def main(cfg: DictConfig) -> None:
     config = resolved(cfg)
     config.pop("spacing")
     sampler = config["sampler"]
-    nodes = config | {"sampler": {"_target_": "diffusion.generate.SamplerSettings", **sampler}}
-    check_arguments(EvaluateSettings, nodes, ["diffusion", "evaluation"], "evaluate")
-    built = {"sampler": build(nodes["sampler"], ["diffusion"], "sampler"),
-             **{name: build(config[name], ["evaluation"], name) for name in ("features", "perceptual")}}
-    try:
-        settings = EvaluateSettings(**config | built)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    node = {"_target_": "diffusion.generate.SamplerSettings", **sampler}
+    settings = settings_from(EvaluateSettings, config | {"sampler": node}, "evaluate",
+                             {"sampler": ["diffusion"], "features": ["evaluation"], "perceptual": ["evaluation"]})
     if settings.checkpoint is None:
         of_folder(settings)
         return

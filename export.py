@@ -27,7 +27,7 @@ from models.network import network_of
 from models.pretrained import Trained
 from models.unet import UNet
 from runtime import checkpoint
-from runtime.build import build, check_arguments, resolve
+from runtime.build import build, resolve, settings_from
 from runtime.config import check_overrides, resolved
 from runtime.errors import UserError, one_message
 from runtime.files import sync_directory, write_atomically, write_directory
@@ -57,8 +57,7 @@ class ExportSettings:
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
     config = resolved(cfg)
-    check_arguments(ExportSettings, config, [], "export")
-    settings = ExportSettings(**config)
+    settings = settings_from(ExportSettings, config, "export")
     out = Path(settings.out).expanduser()
     if out.suffix == ".safetensors":
         if settings.weights != "ema":

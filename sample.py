@@ -19,7 +19,7 @@ from models.network import frozen_denoiser, image_shape
 from models.pretrained import SECTIONS, Trained
 from models.samples import Making, claim, write_missing
 from runtime import checkpoint
-from runtime.build import build, check_arguments
+from runtime.build import settings_from
 from runtime.config import check_overrides, resolved
 from runtime.device import pick_device
 from runtime.errors import UserError, one_message
@@ -68,13 +68,8 @@ def main(cfg: DictConfig) -> None:
     log_to_terminal()
     config = resolved(cfg)
     config.pop("spacing")
-    node = {"_target_": "diffusion.generate.SamplerSettings", **config["sampler"]}
-    check_arguments(SampleSettings, config | {"sampler": node}, ["diffusion"], "sample")
-    sampler = build(node, ["diffusion"], "sampler")
-    try:
-        settings = SampleSettings(**config | {"sampler": sampler})
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    sampler = {"_target_": "diffusion.generate.SamplerSettings", **config["sampler"]}
+    settings = settings_from(SampleSettings, config | {"sampler": sampler}, "sample", {"sampler": ["diffusion"]})
     sample(settings, config["sampler"])
 
 

@@ -12,7 +12,8 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from runtime.errors import UserError, near
@@ -138,3 +139,14 @@ def arguments_of(target: Any, node: dict, packages: Sequence[str], where: str) -
             built = [build(inside, packages, f"{where}.{key}{place}") for place, inside in _nodes(value)]
             settings[names[key]] = value if not built else built if isinstance(value, list) else built[0]
     return settings
+
+
+def settings_from(kind: type, config: dict[str, Any], where: str, parts: Mapping[str, Sequence[str]] = MappingProxyType({})) -> Any:
+    """A script's frozen dataclass of settings from its config. parts: the keys that are nodes, and the packages that define their
+    targets. Raises UserError at the first wrong key or value."""
+    check_arguments(kind, config, sorted({package for packages in parts.values() for package in packages}), where)
+    built = {name: build(config[name], packages, name) for name, packages in parts.items()}
+    try:
+        return kind(**config | built)
+    except ValueError as error:
+        raise UserError(str(error)) from error
