@@ -169,6 +169,7 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
 # What a run is: everything that changes its numbers, and nothing else.
 NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance", "loss", "timesteps", "optimizer",
            "train", "transfer", "source")
+LATER: dict[str, dict[str, Any]] = {}  # section: keys that came after runs had names, and their defaults, which are no part of a name
 
 
 def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:
@@ -178,6 +179,8 @@ def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:
     chosen["data"] = {k: v for k, v in config["data"].items() if k != "source"} | {"images": data_fingerprint}
     chosen["train"] = {k: v for k, v in config["train"].items() if k != "steps"}
     chosen["source"] = {k: v for k, v in config["source"].items() if k != "train"}
+    for section, defaults in LATER.items():
+        chosen[section] = {k: v for k, v in chosen[section].items() if k not in defaults or v != defaults[k]}
     return chosen
 
 
