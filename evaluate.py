@@ -25,6 +25,7 @@ from diffusion.generate import SamplerSettings
 from evaluation.closest import write_closest
 from evaluation.features import Features
 from evaluation.folder import open_images
+from evaluation.held_out import GRID
 from evaluation.judge import Notes, Seen
 from evaluation.record import EVALUATION, VERSION
 from kernels import dispatch
@@ -313,7 +314,7 @@ def protocol_of(settings: EvaluateSettings, reference: Reference, sampler: dict[
     made = {"images": str(Path(settings.images).expanduser().resolve())} if settings.images else {
         "n": settings.n, "seed": settings.seed, "sampler": sampler, "label": settings.label, "weights": settings.weights,
         "select": select, "precision": settings.precision}
-    of_network = {"held_out_draws": settings.held_out_draws, "bound": [settings.bound_images, settings.bound_steps]}
+    of_network = {"held_out_draws": settings.held_out_draws, "held_out_grid": GRID, "bound": [settings.bound_images, settings.bound_steps]}
     return {**made, "metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
             "features": settings.features.identity, "perceptual": settings.perceptual.identity, **(of_network if "sampler" in made else {})}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -19,6 +18,7 @@ from data.batches import Batches
 from data.dataset import Dataset, open_dataset
 from data.memory import Memory
 from data.source import ImageSource
+from data.splits import spread
 from kernels import dispatch
 from models.network import build_denoiser
 from models.pretrained import Trained
@@ -226,7 +226,7 @@ def show_images(dataset: Dataset, count: int, path: Path) -> None:
     """A sheet of training images as the network will see them: where a wrong window, orientation or crop is noticed."""
     if not path.exists():
         train = dataset.splits["train"]
-        rows = train[np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(int)]
+        rows = spread(train, count, dataset.labels)
         write_atomically(path, png(grid(dataset.images[rows], columns=math.ceil(len(rows) ** 0.5))))
         log.info("training images as the network sees them: %s", path)
 

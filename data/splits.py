@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import torch
 
 from runtime.errors import UserError
@@ -52,3 +53,16 @@ def draw_splits(items: Sequence[int], labels: Sequence[int], groups: Sequence[Ha
             owed[chosen] -= len(inside)
             splits[chosen] += inside
     return {split: sorted(inside) for split, inside in splits.items()}
+
+
+def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """count of the rows, or all where there are fewer, evenly over their order and, where labels [*] of all images are given, class by
+    class: of every class, and of every stretch of neighbours such as the files of a folder, within one of its share.
+
+    Systematic sampling from the middle of count equal parts (Cochran 1977, chapter 8).
+    """
+    rows = np.asarray(rows)
+    if labels is not None:
+        rows = rows[np.argsort(labels[rows], kind="stable")]
+    count = min(count, len(rows))
+    return rows[(2 * np.arange(count) + 1) * len(rows) // (2 * max(count, 1))]

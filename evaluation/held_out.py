@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from data.batches import to_x0
+from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.randomness import generator
 
 CHUNK = 64
+GRID = 2  # raise when the same rows and draws give other triples
 
 
 class HeldOut(NamedTuple):
     """Draw by draw, on the CPU; the k-th draw of two denoisers is of the same image, t and noise.
 
-    errors: [draws] float64, in units of noise. decile: [draws] of t, 0 (lowest noise) to 9. image: [draws], its place in rows.
+    errors: [draws] float64, in units of noise. decile: [draws] of t, 0 (lowest noise) to 9. image: [draws], which of those drawn.
     """
 
     errors: Tensor
@@ -34,24 +36,42 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_errors(denoiser: Denoiser, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, draws: int,
-                    on_chunk: Callable[[], object] = lambda: None) -> HeldOut:
-    """On a fixed grid of (image, t, noise) triples, the same for every run on the same rows: t evenly over 1..T, images in turn.
+                    on_chunk: Callable[[int], object] = lambda drawn: None) -> HeldOut:
+    """On a fixed grid of (image, t, noise) triples, the same for every run on the same rows.
+
+    Images are spread evenly over the rows, class by class where there are labels, a quarter as many as draws or all rows where there
+    are fewer. Each has the same number of t, four or a multiple, one in each of so many equal parts of 1..T: what two images differ
+    in is then not their t. Over all images the t are even over 1..T. draws is the number of triples, rounded down to what that
+    allows, and at least 4.
 
     In units of noise whatever the network predicts; 1 is what predicting 0 would give. denoiser: in eval mode. images: [*, H, W, C]
     uint8. labels: [*] of all images, None for the null class, as for images of a domain whose classes the network does not have.
+    on_chunk: told before each batch how many triples it has.
     """
     T, device = denoiser.schedule.steps, denoiser.schedule.alpha_bar.device
-    t_all = 1 + (torch.arange(draws) * 2 + 1) * T // (2 * draws)
-    order = torch.randperm(draws, generator=generator("held-out"))
+    count, each = grid_of(len(rows), draws)
+    chosen, t_all = spread(rows, count, labels), stratified(count, each, T)
+    image = torch.arange(count).repeat_interleave(each)
     errors: list[Tensor] = []
-    for start in range(0, draws, CHUNK):
-        on_chunk()
-        chosen = order[start : start + CHUNK]
-        index = rows[(start + np.arange(len(chosen))) % len(rows)]
+    for start in range(0, t_all.numel(), CHUNK):
+        part = slice(start, start + CHUNK)
+        index, t = chosen[image[part].numpy()], t_all.flatten()[part].to(device)
+        on_chunk(len(index))
         x0 = to_x0(torch.from_numpy(images[index]).to(device))
-        t = t_all[chosen].to(device)
         noise = torch.randn(x0.shape, generator=generator("held-out", start)).to(device)
         condition = {} if labels is None else {"label": torch.from_numpy(labels[index]).to(device)}
         prediction = denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition)
         errors.append((prediction.noise - noise).square().flatten(1).mean(1).cpu())
-    return HeldOut(torch.cat(errors).double(), (t_all[order] - 1) * 10 // T, torch.arange(draws) % len(rows))
+    return HeldOut(torch.cat(errors).double(), (t_all.flatten() - 1) * 10 // T, image)
+
+
+def grid_of(rows: int, draws: int) -> tuple[int, int]:
+    """How many images, of so many, and how many t of each."""
+    count = min(rows, max(1, draws // 4))
+    return count, 4 * max(1, draws // (4 * count))
+
+
+def stratified(images: int, each: int, T: int) -> Tensor:
+    """[images, each] t: an even grid over 1..T cut into `each` parts, of which every image has one t at random without replacement."""
+    places = torch.stack([torch.randperm(images, generator=generator("held-out t", part)) for part in range(each)], dim=1)
+    return 1 + (2 * (torch.arange(each) * images + places) + 1) * T // (2 * images * each)

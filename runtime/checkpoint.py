@@ -139,12 +139,13 @@ def prune(directory: Path, keep_last: int) -> None:
 
 
 def ranked(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Those that were judged, the best first: of lowest validation loss, or KID where the newest one's config has run.best_by=kid. Of
-    equals the oldest."""
+    """Those that were judged as the newest one was, the best first: of lowest validation loss, or KID where the newest one's config has
+    run.best_by=kid. Of equals the oldest."""
     if not checkpoints:
         return []
     by = f"validation_{checkpoints[-1].state['config'].get('run', {}).get('best_by', 'loss')}"  # older runs do not say it
-    return sorted((c for c in checkpoints if c.state.get(by) is not None), key=lambda c: c.state[by])
+    alike = [c for c in checkpoints if c.state.get("held_out_grid") == checkpoints[-1].state.get("held_out_grid")]
+    return sorted((c for c in alike if c.state.get(by) is not None), key=lambda c: c.state[by])
 
 
 def best(path: str | Path) -> Checkpoint:

@@ -13,11 +13,13 @@ from runtime.errors import UserError
 from runtime.files import remove_directory
 
 
-def saved(directory: Path, step: int, loss: float | None = None, kid: float | None = None, by: str | None = None) -> None:
-    """by: run.best_by of its config; None for a run from before there was a choice."""
+def saved(directory: Path, step: int, loss: float | None = None, kid: float | None = None, by: str | None = None,
+          grid: int | None = None) -> None:
+    """by: run.best_by of its config; None for a run from before there was a choice. grid: of the held-out loss, likewise."""
     weights = {"a": torch.full((2,), float(step))}
     config = {"seed": 0} if by is None else {"run": {"best_by": by}}
     state = {"step": step, "validation_loss": loss, "config": config} | ({} if by is None else {"validation_kid": kid})
+    state |= {} if grid is None else {"held_out_grid": grid}
     checkpoint.save(directory / "checkpoints", weights, weights, {"state": {}}, state)
 
 
@@ -36,6 +38,13 @@ def test_pruning_keeps_the_best_by_the_runs_rule(tmp_path, by, best):
         checkpoint.prune(tmp_path / "checkpoints", 1)
         assert steps(tmp_path) == sorted({expected, step})
         assert checkpoint.best(tmp_path).step == checkpoint.best(tmp_path / "checkpoints").step == expected
+
+
+def test_losses_on_other_images_are_not_compared(tmp_path):
+    """A run that was begun when the held-out loss looked at the first files alone, and went on with all of them."""
+    for step, loss, grid in ((1, 0.01, None), (2, 0.5, 2), (3, 0.4, 2), (4, 0.45, 2)):
+        saved(tmp_path, step, loss, by="loss", grid=grid)
+    assert checkpoint.best(tmp_path).step == 3
 
 
 def test_of_equals_the_oldest_is_the_best_as_it_was_while_the_run_went_on(tmp_path):

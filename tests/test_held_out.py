@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
 from evaluation.held_out import held_out_errors
+from runtime.randomness import generator
 from tests.terms import SCHEDULE, images
 
 
@@ -33,14 +35,48 @@ def judged(labels=True, draws=150, rows=None):
     return held, network.seen, pictures
 
 
-def test_t_is_spread_evenly_and_the_images_come_in_turn():
+def test_t_is_spread_evenly_and_every_image_has_as_many():
+    """Of 150 draws 4 images take 36 each: the multiple of four that all can have."""
     held, seen, _ = judged()
     t = torch.cat([timestep for _, timestep, _ in seen]) + 1
-    assert sorted(t.tolist()) == sorted(1 + (2 * k + 1) * 100 // 300 for k in range(150))
+    assert sorted(t.tolist()) == sorted(1 + (2 * k + 1) * 100 // 288 for k in range(144))
     assert held.decile.tolist() == [(k - 1) // 10 for k in t.tolist()]
     label = torch.cat([label for *_, label in seen])
-    assert label[:64].tolist() == [7, 2, 5, 0] * 16
-    assert label.tolist() == np.array([7, 2, 5, 0])[held.image].tolist()
+    assert label.tolist() == [row for row in (0, 2, 5, 7) for _ in range(36)]
+    assert label.tolist() == np.array([0, 2, 5, 7])[held.image].tolist()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_class_folders_have_their_shares_and_an_image_a_t_in_each_quarter(labelled):
+    """Six folders, read in the order of their paths: 512 draws used to see the first two and a half of them."""
+    sizes = [310, 298, 305, 287, 300, 300]
+    labels = np.repeat(np.arange(6), sizes)
+    network, rows = Told(), 50 + np.arange(1800)  # behind the training images
+    labels = np.concatenate([np.zeros(50, dtype=np.int64), labels])
+    pictures = (np.arange(1850) % 256).astype(np.uint8)[:, None, None, None] + np.zeros((1, 8, 8, 3), np.uint8)
+    held = held_out_errors(Denoiser(network, SCHEDULE, PredictNoise()), pictures, labels if labelled else None, rows, 512)
+    x, timestep = (torch.cat(part) for part in list(zip(*network.seen))[:2])
+    assert len(x) == len(held.errors) == 512 and held.image.bincount().tolist() == [4] * 128
+    quarter = timestep * 4 // 100
+    assert all(quarter[held.image == k].sort().values.tolist() == [0, 1, 2, 3] for k in range(128))
+    chosen = spread(rows, 128, labels if labelled else None)
+    for c, size in enumerate(sizes):
+        assert abs((labels[chosen] == c).sum() - 128 * size / 1800) < 1
+    bar = SCHEDULE.alpha_bar[timestep + 1].view(-1, 1, 1, 1)
+    value = ((x.double() - (1 - bar).sqrt() * noise_of(x)) / bar.sqrt()).mean((1, 2, 3)) * 127.5 + 127.5
+    assert value.round().long().tolist() == pictures[chosen[held.image.numpy()], 0, 0, 0].tolist()
+
+
+def noise_of(x):
+    return torch.cat([torch.randn(part.shape, generator=generator("held-out", 64 * k)) for k, part in enumerate(x.split(64))]).double()
+
+
+def test_fewer_rows_than_draws_allow_take_more_t_of_each():
+    held, seen, _ = judged(draws=512, rows=np.arange(9))
+    assert held.image.bincount().tolist() == [56] * 9  # 504 of 512
+    t = torch.cat([timestep for _, timestep, _ in seen])
+    for k in range(9):
+        assert ((t[held.image == k] * 4 // 100).bincount() == 14).all()
 
 
 def test_an_error_is_that_of_its_own_draw():
@@ -58,10 +94,10 @@ def test_values_are_means_of_the_errors():
     assert values["loss"] == pytest.approx(np.mean(held.errors.numpy()))
     by_hand = {d: [e for e, k in zip(held.errors.tolist(), held.decile.tolist()) if k == d] for d in range(10)}
     assert {f"loss_t{d}": np.mean(e) for d, e in by_hand.items() if e} == pytest.approx({k: v for k, v in values.items() if k != "loss"})
-    assert list(judged(draws=2)[0].values()) == ["loss", "loss_t2", "loss_t7"]
+    assert list(judged(draws=2)[0].values()) == ["loss", "loss_t1", "loss_t3", "loss_t6", "loss_t8"]
 
 
 def test_without_labels_the_network_is_given_none_and_the_draws_are_the_same():
-    (held, seen, _), (again, others, _) = judged(labels=False), judged()
+    (held, seen, _), (again, others, _) = judged(labels=False, rows=np.array([0, 2, 5, 7])), judged()
     assert all(label is None for *_, label in seen)
     assert torch.equal(held.errors, again.errors) and torch.equal(seen[1][0], others[1][0])

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.dataset import Dataset, DataSettings, open_dataset
 from data.memory import Memory
+from data.splits import spread
 from diffusion.denoiser import Denoiser
 from models.network import frozen_denoiser
 from models.pretrained import Trained
@@ -119,11 +120,11 @@ class Finished:
     def source_images(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, str]:
         """(images [*, H, W, C] uint8, labels as this network knows them or None for its null class, rows, their split) of the source, at
         this run's size and channels: of its test images, or its validation images, or, where either are fewer than 100, of those it was
-        trained on; at most 2,000, the same for every run. Raises UserError where the source does not say its images, or they are gone."""
+        trained on; at most 2,000, of every class its share, the same for every run. Raises UserError where the source does not say its
+        images, or they are gone."""
         theirs = own_images(self.source, self.data, self.cache)
         split = next((s for s in ("test", "validation") if len(theirs.splits[s]) >= ENOUGH), "train")
-        rows = theirs.splits[split]
-        rows = np.sort(rows[torch.randperm(len(rows), generator=generator("source images")).numpy()[:MOST]])
+        rows = spread(theirs.splits[split], MOST, theirs.labels)
         kept = build({"_target_": "transfer.fit.SourceSettings", **self.config["source"]}, ["transfer"], "source").kept(
             self.source.state["config"])
         first = self.config["model"].get("classes", 0) - kept

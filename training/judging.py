@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import to_uint8, to_x0
+from data.splits import spread
 from diffusion.denoiser import Denoiser, clip_x0
 from evaluation import judge
 from evaluation.features import Features, extract
 from evaluation.features.distances import Pixels
 from evaluation.forgetting import unmatched, weight_change
-from evaluation.held_out import HeldOut, held_out_errors
+from evaluation.held_out import HeldOut, grid_of, held_out_errors
 from evaluation.intervals import bootstrap_mean, resampled
 from evaluation.kernel import kid, kid_replicates
 from evaluation.likelihood import Bound, bound, every, strata
@@ -190,15 +191,15 @@ class OfNetwork:
         return found
 
     def _errors(self, denoiser: Denoiser, images, labels, rows, what: str) -> HeldOut:
-        with tqdm(total=self.draws, desc=f"loss on the {what}", unit="image", delay=2) as bar:
-            return held_out_errors(denoiser, images, labels, rows, self.draws, lambda: bar.update(min(64, self.draws - bar.n)))
+        count, each = grid_of(len(rows), self.draws)
+        with tqdm(total=count * each, desc=f"loss on the {what}", unit="image", delay=2) as bar:
+            return held_out_errors(denoiser, images, labels, rows, self.draws, bar.update)
 
     def bound(self, count: int, steps: int | None, clip: bool) -> Record:
         """The variational bound of so many held-out images, evenly spread, each T cut into so many strata; given their classes, where the
         network knows some, as in losses(). clip: as its samples have it; the mean of a reverse step stays a function of x_t."""
         dataset, _ = self.run.images
-        rows = self.reference.rows["test"]
-        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+        rows = spread(self.reference.rows["test"], count, dataset.labels)
         schedule = self.denoiser.schedule
         timesteps = every(schedule.steps) if steps is None or steps >= schedule.steps else strata(schedule.steps, steps)
         x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from data.batches import to_uint8
 from data.dataset import Dataset
+from data.splits import spread
 from evaluation.features import Features, extract
 from evaluation.features.random import RandomConvolutional
 from evaluation.kernel import kid
 from evaluation.memorization import median, nearest, rho
 from runtime.errors import UserError
-from runtime.randomness import derive, generator
+from runtime.randomness import derive
 
 MOST = 2000  # reference images of a split
 BATCH = 64  # images generated at a time, at most
@@ -85,8 +86,8 @@ class LightSet:
 
     def _of_reference(self, on_batch: Callable[[], object]) -> Reference:
         """Computed once in a process."""
-        train, validation = (self._features(self.dataset.images, some(self.dataset.splits[split]), on_batch, f"features of {split} images")
-                             for split in ("train", "validation"))
+        rows = {split: spread(self.dataset.splits[split], MOST, self.dataset.labels) for split in ("train", "validation")}
+        train, validation = (self._features(self.dataset.images, rows[split], on_batch, f"features of {split} images") for split in rows)
         distances = nearest(validation, train, 1).distances[:, 0]
         if not median(distances) > 0:
             log.warning("rho is left out: half of the validation images or more are equal to training images.")
@@ -98,8 +99,3 @@ class LightSet:
             on_batch()
             parts.append(extract(self.features, images, rows[start : start + BATCH], device=self.device, desc=desc).features)
         return torch.cat(parts)
-
-
-def some(rows: np.ndarray) -> np.ndarray:
-    """At most MOST of the rows, the same ones in every run."""
-    return rows if len(rows) <= MOST else rows[torch.randperm(len(rows), generator=generator("light", "rows"))[:MOST].sort().values.numpy()]

@@ -22,7 +22,7 @@ from diffusion.denoiser import Condition, Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
-from evaluation.held_out import held_out_errors
+from evaluation.held_out import GRID, held_out_errors
 from runtime import checkpoint
 from runtime.device import peak_memory
 from runtime.directory import device_name, write_json
@@ -263,7 +263,8 @@ class Trainer:
         if not len(rows):
             return {}
         with self.autocast():
-            values = held_out_errors(self.averaged, data.images, data.labels, rows, self.run.held_out_draws, self.stop.check).values()
+            values = held_out_errors(self.averaged, data.images, data.labels, rows, self.run.held_out_draws,
+                                     lambda drawn: self.stop.check()).values()
         self._check_finite(values["loss"])
         values["ema_share_of_start"] = share_of_start(self.settings.ema_decay, self.steps_done)
         by_noise = [f"{which} noise {values[key]:.4f}" for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9")) if key in values]
@@ -321,4 +322,4 @@ class Trainer:
 
 def judged(values: dict[str, float]) -> dict[str, float | None]:
     """An evaluation as the state of a checkpoint keeps it, to find the best one."""
-    return {f"validation_{name}": values.get(name) for name in ("loss", "kid")}
+    return {f"validation_{name}": values.get(name) for name in ("loss", "kid")} | {"held_out_grid": GRID}

@@ -53,8 +53,8 @@ class RunSettings:
     device: auto, cpu, cuda, cuda:1. kernels: see kernels.dispatch.select. compile: torch.compile of the network that trains. root: runs
     go to root/EXPERIMENT/NAME, or to directory where it is given. cache: of decoded images. *_every: in steps; evaluation and samples
     also come at the end. keep_last: checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the held-out
-    loss. samples: images in the grid. kid_images: images generated at each evaluation, for KID and rho (training.light), 0 for none.
-    best_by: what the checkpoint that is kept as the best is lowest in.
+    loss, four or more of each image. samples: images in the grid. kid_images: images generated at each evaluation, for KID and rho
+    (training.light), 0 for none. best_by: what the checkpoint that is kept as the best is lowest in.
     """
 
     device: str = "auto"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.batches import to_x0
 from data.dataset import Dataset
 from data.source import hash_of
+from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser
 from diffusion.schedule import NoiseSchedule, expand
 from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding
@@ -26,7 +27,7 @@ from runtime.files import locked, write_atomically
 from runtime.randomness import derive, generator
 from transfer.start import Start
 
-CLASSIFIER = 1  # raise when the classifier's network or training changes
+CLASSIFIER = 2  # raise when the classifier's network or training changes
 HALF_BATCH = 32  # images of the source in a step of the classifier, and of the target
 RATE = 1e-3  # of the classifier's Adam
 JUDGED = 256  # images of either side that its accuracy is measured on
@@ -208,7 +209,7 @@ def _accuracy(classifier: Classifier, start: Start, source: Dataset, level: int,
     """At t = level: the mean of the share of source images and of target images that are told right."""
     shares = []
     for side, (data, sign) in enumerate(((source, -1), (start.target, 1))):
-        rows, draw, right = data.splits["train"][:JUDGED], generator(start.seed, "accuracy", side, level), []
+        rows, draw, right = spread(data.splits["train"], JUDGED, data.labels), generator(start.seed, "accuracy", side, level), []
         for chunk in range(0, len(rows), HALF_BATCH):
             x0 = to_x0(torch.from_numpy(data.images[rows[chunk : chunk + HALF_BATCH]]))
             t = torch.full((len(x0),), level)

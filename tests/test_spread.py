@@ -1,0 +1,104 @@
+"""Whatever looks at some of many images looks at all classes of them, though files are read class folder by class folder."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data.dataset import Dataset
+from data.splits import spread
+from diffusion.denoiser import Denoiser
+from diffusion.parameterization import PredictNoise
+from evaluation.features import Embedding
+from runtime.config import composed
+from tests.terms import SCHEDULE
+from training import finished, judging, light
+from transfer import ant
+
+SIZES = [40, 25, 60, 10, 33, 52]
+LABELS = np.repeat(np.arange(6), SIZES)
+IMAGES = np.zeros((220, 8, 8, 3), np.uint8) + (20 + 40 * LABELS).astype(np.uint8)[:, None, None, None]  # the class can be seen
+DATA = Dataset(IMAGES, LABELS, {split: np.arange(220) for split in ("train", "validation", "test")}, list("ABCDEF"))
+COUNT = 37
+
+
+def check_shares(values) -> None:
+    """values: COUNT gray levels of images."""
+    found = np.bincount((np.asarray(values).round().astype(int) - 20) // 40, minlength=6)
+    assert found.sum() == COUNT
+    assert (np.abs(found - COUNT * np.array(SIZES) / 220) < 1).all(), found
+
+
+@pytest.mark.parametrize("count", [1, 2, 37, 219, 220, 400])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_every_class_has_its_share(count, shuffled):
+    """By hand: n images of a class of size m among 220 are floor or ceiling of n m / 220; no image comes twice."""
+    rows = np.random.default_rng(0).permutation(220) if shuffled else np.arange(220)
+    chosen = spread(rows, count, LABELS if shuffled else None)
+    taken = min(count, 220)
+    assert len(set(chosen.tolist())) == len(chosen) == taken
+    for c, size in enumerate(SIZES):
+        assert np.floor(taken * size / 220) <= (LABELS[chosen] == c).sum() <= np.ceil(taken * size / 220)
+
+
+def test_no_rows_are_no_rows():
+    assert len(spread(np.arange(0), 5)) == 0
+
+
+def test_source_images(monkeypatch):
+    monkeypatch.setattr(finished, "MOST", COUNT)
+    monkeypatch.setattr(finished, "own_images", lambda *_: DATA)
+    run = SimpleNamespace(source=SimpleNamespace(state={"config": {"model": {}}}), data=None, cache=None,
+                          config={"source": composed("train", ["+experiment=transfer_demo"])["source"], "model": {}})
+    images, labels, rows, split = finished.Finished.source_images(run)
+    assert labels is None and split == "test"
+    check_shares(images[rows, 0, 0, 0])
+
+
+def test_light_set(monkeypatch):
+    monkeypatch.setattr(light, "MOST", COUNT)
+    seen = []
+
+    class Watching:
+        def to(self, device):
+            return self
+
+        def __call__(self, pictures):
+            seen.append(pictures)
+            return Embedding(pictures.float().mean((1, 2)) + torch.randn(len(pictures), 3, generator=torch.Generator().manual_seed(0)))
+
+    light.LightSet(DATA, 12, 64, torch.device("cpu"), Watching())._of_reference(lambda: None)
+    for part in torch.cat(seen).split(COUNT):
+        check_shares(part.float().mean((1, 2, 3)))
+
+
+def test_accuracy_of_ants_classifier(monkeypatch):
+    monkeypatch.setattr(ant, "JUDGED", COUNT)
+    seen = []
+    monkeypatch.setattr(ant, "_of_noisy", lambda classifier, schedule, x0, *_: seen.append(x0) or torch.zeros(len(x0)))
+    start = SimpleNamespace(seed=0, target=DATA, denoiser=SimpleNamespace(schedule=SCHEDULE))
+    ant._accuracy(None, start, DATA, 5, torch.device("cpu"))
+    for side in torch.cat(seen).split(COUNT):
+        check_shares((side.mean((1, 2, 3)) + 1) * 127.5)
+
+
+def test_sheet_of_training_images(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(train, "grid", lambda images, columns: seen.append(images) or images[0])
+    train.show_images(DATA, COUNT, tmp_path / "images.png")
+    check_shares(seen[0][:, 0, 0, 0])
+
+
+def test_bound(monkeypatch):
+    seen = []
+    monkeypatch.setattr(judging, "bound", lambda denoise, schedule, x0, *_: seen.append(x0))
+    monkeypatch.setattr(judging, "of_bound", lambda *_: {})
+    network = SimpleNamespace(run=SimpleNamespace(images=(DATA, [])), device=torch.device("cpu"),
+                              denoiser=Denoiser(torch.nn.Identity(), SCHEDULE, PredictNoise()),
+                              reference=judging.Reference.of(IMAGES, DATA.splits, []))
+    judging.OfNetwork.bound(network, COUNT, None, clip=False)
+    check_shares((seen[0].mean((1, 2, 3)) + 1) * 127.5)
