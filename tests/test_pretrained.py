@@ -50,9 +50,14 @@ def network(overrides):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    config, made = network(UNET)
+    return run_of(tmp_path, UNET)
+
+
+def run_of(tmp_path, overrides, moved: float = 1.0) -> Path:
+    """moved: of the average from the last iterate."""
+    config, made = network(overrides)
     state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
-    average = {name: tensor + 1 for name, tensor in made.state_dict().items()}
+    average = {name: tensor + moved for name, tensor in made.state_dict().items()}
     checkpoint.save(tmp_path / "run" / "checkpoints", made.state_dict(), average, {}, state)
     return tmp_path / "run"
 
@@ -320,26 +325,31 @@ def test_settings_that_no_tensor_depends_on_are_not_told():
     assert "model.head_channels=null -> 8" in other_settings(ours, adm)
 
 
-def test_sample_makes_the_pipelines_images(folder, tmp_path):
-    """The command itself, PNG by PNG, against diffusers' pipeline with the same noise."""
+def test_sample_makes_the_pipelines_images(tmp_path):
+    """The command itself, PNG by PNG, against diffusers' pipeline with the same noise, in float64: rounding to 256 levels is half a
+    level, and float32's part a hundredth. Ordinary weights of a network that says the velocity: from the noise that random weights say,
+    x0 at T is 150 times as far, and float32's last digit becomes a gray level by the tenth step."""
     import runtime.torchvision  # noqa: F401  before anything that imports torchvision
 
     # isort: split
     from diffusers import DDIMScheduler, DDPMPipeline
 
+    folder = tmp_path / "folder"
+    export.export(open_pretrained(str(run_of(tmp_path, [*UNET, "parameterization=velocity"], moved=0))), folder)
     done = subprocess.run([sys.executable, "sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5",
                            f"out={tmp_path}/images"], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     pipeline = DDPMPipeline.from_pretrained(str(folder))
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(10)
-    x = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(derive(5, "image", k))) for k in range(3)])
+    x = torch.cat([torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(derive(5, "image", k))) for k in range(3)]).double()
+    unet = pipeline.unet.double()
     with torch.no_grad():
         for t in scheduler.timesteps:
-            x = scheduler.step(pipeline.unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+            x = scheduler.step(unet(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
     theirs = ((x.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     ours = np.stack([np.asarray(Image.open(tmp_path / "images" / f"{k:06d}.png")).astype(float) for k in range(3)])
-    assert np.abs(ours - theirs).max() < 1 and ours.std() > 10
+    assert np.abs(ours - theirs).max() < 0.51 and ours.std() > 10
 
 
 def test_where_images_of_a_folder_go(run, folder):
