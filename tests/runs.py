@@ -10,7 +10,11 @@ import hashlib
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -86,6 +90,30 @@ def _child(command: list[str], log: str, at: str) -> None:
     os.environ["OPERATIONS"] = log.replace("output.txt", "operations.txt")
     os.chdir(REPO)
     kill_at.main(at, "train.py", command)
+
+
+def command(script: str, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
+    """python SCRIPT ARGUMENTS in the project's folder, forked as a run is: exit code, stdout and stderr."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = _context.Process(target=_script, args=(script, arguments, *map(str, files)), daemon=True)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(f"{script} {arguments}: still running after {timeout} s:\n{files[1].read_text()}")
+        return subprocess.CompletedProcess([script, *arguments], process.exitcode, *(file.read_text() for file in files))
+
+
+def _script(script: str, arguments: Sequence[str], stdout: str, stderr: str) -> None:
+    for fd, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+    torch.set_num_threads(1)
+    os.chdir(REPO)
+    sys.argv, sys.path[0] = [script, *arguments], str(REPO)
+    runpy.run_path(script, run_name="__main__")
 
 
 def train(root: Path, arguments: Sequence[str] = (), at: str = "0", tiny: Sequence[str] = TINY) -> tuple[int, str]:

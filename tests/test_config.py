@@ -1,10 +1,6 @@
 """The command line: what composes, and what is refused with one message before any data is read."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +8,8 @@ from data.source import hash_of
 from runtime.build import build, fits
 from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed
 from runtime.errors import UserError
+from tests import runs
 from training.parts import TARGETS, check_config, check_network, with_schedule
-
-ROOT = Path(__file__).parent.parent
 
 
 def refused(*arguments: str) -> str:
@@ -182,11 +177,6 @@ def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
         _check_choice(parsed(["transfer=full,own"])[0])
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 @pytest.mark.parametrize(("arguments", "message"), [
     (["train.py", "train.steps=abc"], "error: train.steps='abc' is not a whole number."),
     (["train.py", "+experiment=pretrain_cifar10"], "error: data.source.path=datasets/cifar10: there is no such folder"),
@@ -202,20 +192,20 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 ])
 def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
     overrides = [f"run.root={tmp_path}", f"run.cache={tmp_path}"] if arguments[0] == "train.py" else []
-    done = run(*arguments, *overrides)
+    done = runs.command(*arguments, *overrides)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_help_shows_the_commands():
-    done = run("train.py", "--help")
+    done = runs.command("train.py", "--help")
     assert done.returncode == 0
     assert "+experiment=transfer_demo" in done.stdout and "freeze_encoder" in done.stdout
 
 
 def test_hydras_own_flags_pass():
-    done = run("train.py", "--cfg", "job", "--resolve", "+experiment=transfer_demo", "train.steps=7")
+    done = runs.command("train.py", "--cfg", "job", "--resolve", "+experiment=transfer_demo", "train.steps=7")
     assert done.returncode == 0, done.stderr
     assert "steps: 7" in done.stdout and "from: pretrain_demo" in done.stdout
 

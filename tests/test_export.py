@@ -4,7 +4,6 @@ us it is what it was. tests/test_diffusers_format.py says how the noise is match
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -32,6 +31,7 @@ from runtime import checkpoint
 from runtime.checkpoint import EMA
 from runtime.config import composed
 from runtime.errors import UserError
+from tests import runs
 from tests.test_diffusers_format import assert_same, opened, our_trajectory, their_trajectory
 from tests.test_unet_diffusers import difference, randomize
 from training.parts import build_denoiser
@@ -203,8 +203,7 @@ def test_the_command_line(tmp_path):
     run = run_of(tmp_path / "run", [*UNET, "schedule.steps=3", "sampler.steps=3"])
 
     def command(*arguments):
-        return subprocess.run([sys.executable, "export.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return runs.command("export.py", *arguments)
 
     done = command(f"checkpoint={run}", f"out={tmp_path}/out")
     assert done.returncode == 0, done.stderr

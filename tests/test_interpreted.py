@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
-SLOW = [file for file in FILES if "pytest.mark.slow" in file.read_text()]
+SLOW = [file for file in FILES if "pytest.mark.slow" in file.read_text() or "norms.cases(" in file.read_text()]
 
 
 @pytest.mark.timeout(900)

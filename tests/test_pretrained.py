@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -206,8 +204,7 @@ def test_settings_on_the_command_lines(tmp_path):
     torch.save(made.state_dict(), file)
 
     def command(script, *arguments):
-        done = subprocess.run([sys.executable, script, f"checkpoint={file}", *arguments], cwd=ROOT, capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = runs.command(script, f"checkpoint={file}", *arguments)
         return done.returncode, done.stderr + done.stdout
 
     code, text = command("sample.py", "trained_as=pretrain_demo", 'overrides=["data.size=16"]', "n=1", "sampler.steps=2",
@@ -336,8 +333,7 @@ def test_sample_makes_the_pipelines_images(tmp_path):
 
     folder = tmp_path / "folder"
     export.export(open_pretrained(str(run_of(tmp_path, [*UNET, "parameterization=velocity"], moved=0))), folder)
-    done = subprocess.run([sys.executable, "sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5",
-                           f"out={tmp_path}/images"], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = runs.command("sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5", f"out={tmp_path}/images")
     assert done.returncode == 0, done.stderr
     pipeline = DDPMPipeline.from_pretrained(str(folder))
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)

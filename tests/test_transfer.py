@@ -19,6 +19,7 @@ from runtime.config import composed
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.log import read_metrics
+from tests import runs
 from train import locate
 from training.origin import check_number_of_classes, start_from
 from training.parts import build_denoiser
@@ -31,8 +32,7 @@ SOURCE = "source.overrides=[" + ",".join(f'"{o}"' for o in [*TINY, "data.channel
 
 
 def train(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = runs.command("train.py", *arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -214,8 +214,8 @@ def test_classes_of_a_folder(folder, tmp_path):
     wide = [o for o in TINY if not o.startswith("data.size")] + ["data.size=[8,12]"]
     train(*wide, "data=folder", f"data.source.path={folder}", "model.classes=2", f"run.root={tmp_path}", f"run.cache={tmp_path}/cache",
           f"run.directory={tmp_path}/run")
-    done = subprocess.run([sys.executable, "sample.py", f"checkpoint={tmp_path}/run", "n=1", "label=dark", "guidance=2", "sampler.steps=2",
-                           f"out={tmp_path}/out"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = runs.command("sample.py", f"checkpoint={tmp_path}/run", "n=1", "label=dark", "guidance=2", "sampler.steps=2",
+                        f"out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "out" / "000000.png").size == (12, 8)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,6 +43,25 @@ def pairwise(factors: dict[str, list]) -> list[dict[str, Any]]:
         left -= met(best)
         rows.append({name: factors[name][i] for name, i in best.items()})
     return rows
+
+
+def cases(factors: dict[str, list]) -> list:
+    """The rows of pairwise() as parameters of a test. A third or so, in which every value of every factor comes twice or more, are run by
+    `make test`; the others are marked slow."""
+    rows, left = pairwise(factors), {(name, i): 2 for name in factors for i in range(len(factors[name]))}
+    quick: list[dict[str, Any]] = []
+
+    def values(row: dict[str, Any]) -> list[tuple[str, int]]:
+        return [(name, factors[name].index(value)) for name, value in row.items()]
+
+    def gain(row: dict[str, Any]) -> int:
+        return sum(left[value] > 0 for value in values(row))
+
+    while any(n > 0 for n in left.values()) and (rest := [row for row in rows if row not in quick]):
+        quick.append(max(rest, key=gain))
+        for value in values(quick[-1]):
+            left[value] -= 1
+    return [pytest.param(row, id=name_of(row), marks=[] if row in quick else pytest.mark.slow) for row in rows]
 
 
 def name_of(case: dict[str, Any]) -> str:

@@ -7,10 +7,10 @@ from kernels import group_norm_act as kernels
 from kernels import reference
 from tests.interpreted import norms
 
-CASES = norms.pairwise({**norms.MATRIX, "used": ["both", "sum", "y"]})
+CASES = norms.cases({**norms.MATRIX, "used": ["both", "sum", "y"]})
 
 
-@pytest.mark.parametrize("case", CASES, ids=norms.name_of)
+@pytest.mark.parametrize("case", CASES)
 def test_against_float64(case, monkeypatch):
     """used: the outputs that have a gradient."""
     random, groups, (N, C, H, W) = norms.begun(case, monkeypatch)

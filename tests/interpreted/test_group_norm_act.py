@@ -8,10 +8,10 @@ from kernels import group_norm_launch, reference
 from kernels.launch import watched
 from tests.interpreted import norms
 
-CASES = norms.pairwise({**norms.MATRIX, "adaptive": [False, True], "dropout": [0.0, 0.3]})
+CASES = norms.cases({**norms.MATRIX, "adaptive": [False, True], "dropout": [0.0, 0.3]})
 
 
-@pytest.mark.parametrize("case", CASES, ids=norms.name_of)
+@pytest.mark.parametrize("case", CASES)
 def test_against_float64(case, monkeypatch):
     random, groups, (N, C, H, W) = norms.begun(case, monkeypatch)
     inputs = {"x": norms.images((N, C, H, W), case["last"], random, case["offset"], case["slice"]), **norms.parameters(C, random)}

@@ -7,10 +7,10 @@ from kernels import group_norm_act as kernels
 from kernels import reference
 from tests.interpreted import norms
 
-CASES = norms.pairwise({**norms.MATRIX, "used": ["both", "cat", "y"], "residual": [False, True], "boundary": ["in a group", "between"]})
+CASES = norms.cases({**norms.MATRIX, "used": ["both", "cat", "y"], "residual": [False, True], "boundary": ["in a group", "between"]})
 
 
-@pytest.mark.parametrize("case", CASES, ids=norms.name_of)
+@pytest.mark.parametrize("case", CASES)
 def test_against_float64(case, monkeypatch):
     """boundary: where h ends and skip begins."""
     random, groups, (N, C, H, W) = norms.begun(case, monkeypatch)
