@@ -136,7 +136,8 @@ class Memory:
     def _changed(self, path: Path) -> Changed:
         """The hashes are forgotten: should the file's time not show its change, the next start would trust them again."""
         if store := self._stores.get(path):
-            store.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a cache that may be read alone
+                store.unlink(missing_ok=True)
         return Changed(f"{path} changed between being hashed and being decoded. {AGAIN}")
 
     def _known(self, store: Path) -> dict[str, Any]:

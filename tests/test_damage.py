@@ -20,6 +20,7 @@ from data.folder import Folder
 from data.memory import Memory
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER
 from runtime.config import composed
+from runtime.directory import kept_precision
 from runtime.errors import UserError
 from runtime.log import read_metrics
 from runtime.results import read_result
@@ -221,6 +222,19 @@ def test_a_missing_environment_is_made_anew(expected, halfway, tmp_path):
     root = copied(halfway, tmp_path)
     (runs.directory_of(root) / "environment.json").unlink()
     assert bits(run(root)) == bits(runs.directory_of(expected))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"precision": "bf17"}', b'{"precision": "bf'])
+def test_an_automatic_precision_on_a_gpu_is_not_guessed(tmp_path, content):
+    """The run may have begun on another one."""
+    path, gpu = tmp_path / "environment.json", torch.device("cuda")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path} is (damaged|missing).*write .* into the file"):
+        kept_precision(tmp_path, "auto", gpu)
+    assert kept_precision(tmp_path, "tf32", gpu) == "tf32"
+    path.write_text('{"precision": "bf16"}')
+    assert kept_precision(tmp_path, "auto", gpu) == "bf16"
 
 
 def test_rows_that_are_damaged_are_told_and_the_others_stay(expected, halfway, tmp_path, caplog):
