@@ -101,8 +101,7 @@ class Memory:
         try:
             yield
         finally:
-            other = self._hashed.get(path) != before and sha256(path) != self._sha256[path]
-            if other or self._stat(path) != before:
+            if not self._as_hashed(path, before):
                 raise self._changed(path)
             self._hashed[path] = before
 
@@ -126,6 +125,13 @@ class Memory:
                     others.pop(path, None)
             told[path] = stamp
 
+    def _as_hashed(self, path: Path, before: tuple[int, ...]) -> bool:
+        """Whether path has the sha256 that was told, and has had it since `before`. One that is gone has not."""
+        try:
+            return (self._hashed.get(path) == before or sha256(path) == self._sha256[path]) and self._stat(path) == before
+        except (OSError, Changed):
+            return False
+
     def _stat(self, path: Path) -> tuple[int, ...]:
         try:
             stat = os.stat(path)
@@ -142,10 +148,10 @@ class Memory:
 
     def _known(self, store: Path) -> dict[str, Any]:
         """What a store holds; one that is damaged is put aside, and its files are read again."""
-        if not store.exists():
-            return {}
         try:
             return read_sealed(store)
+        except FileNotFoundError:
+            return {}
         except Damaged as error:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 put_aside(store, str(error))

@@ -136,7 +136,7 @@ ARRAY, ABOUT, MEMORY = "cache/*.npy", "cache/*.json", "cache/memory/*.json"
 
 @pytest.mark.parametrize("pattern, spoil", each(
     [ARRAY, ABOUT, MEMORY], [flipped, cut, emptied, garbage, zeros],
-    quick=[(ARRAY, flipped), (ARRAY, cut), (ABOUT, flipped), (ABOUT, garbage), (MEMORY, flipped), (MEMORY, cut)]))
+    quick=[(ARRAY, flipped), (ARRAY, cut), (ABOUT, garbage), (MEMORY, flipped)]))
 def test_a_damaged_cache_is_put_aside_and_made_anew(expected, fresh, caplog, pattern, spoil):
     (path,) = fresh.glob(pattern)
     if pattern == ABOUT:  # names the folder of the images, which is another one here
@@ -201,8 +201,7 @@ def images_again(root: Path) -> None:
 
 @pytest.mark.parametrize("name, spoil", each(
     ["environment.json", "result.json", "config.yaml", "metrics.jsonl"], [cut, emptied, garbage, zeros, other_json],
-    quick=[("environment.json", cut), ("environment.json", other_json), ("result.json", cut), ("config.yaml", garbage),
-           ("metrics.jsonl", cut), ("metrics.jsonl", garbage)]))
+    quick=[("environment.json", cut), ("result.json", cut), ("config.yaml", garbage), ("metrics.jsonl", garbage)]))
 def test_a_run_goes_on_past_a_damaged_file_that_can_be_made_anew(expected, halfway, tmp_path, caplog, name, spoil):
     root = copied(halfway, tmp_path)
     path = runs.directory_of(root) / name

@@ -122,7 +122,7 @@ def test_a_file_is_read_as_it_was_hashed_or_not_at_all(files, tmp_path):
             pass
 
 
-@pytest.mark.parametrize("when", ["before", "inside", "and back"])
+@pytest.mark.parametrize("when", ["before", "inside", "and back", "gone"])
 def test_what_is_read_of_a_file_is_of_the_content_that_was_hashed(files, tmp_path, when):
     """By a reader that takes a path. Also where the file has its old content again afterwards, and where the reader fails."""
     path, memory, other = files[0], Memory(tmp_path / "memory"), b"x" * 100
@@ -136,12 +136,14 @@ def test_what_is_read_of_a_file_is_of_the_content_that_was_hashed(files, tmp_pat
             if when != "before":
                 path.write_bytes(other)
             assert path.read_bytes() == other
+            if when == "gone":
+                path.unlink()
             if when == "and back":
                 time.sleep(0.02)  # a tick of the clock of files
                 path.write_bytes(whole)
             if error:
                 raise UserError("broken")
-        if when == "inside":
+        if when in ("inside", "gone"):
             path.write_bytes(whole)
 
 

@@ -92,7 +92,7 @@ def kept(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.glob("*") if path.is_file() and path.suffix != ".lock")
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", [pytest.param(SETTINGS[0], marks=pytest.mark.slow), SETTINGS[1]], ids=["", "skip_broken"])
 def test_files_that_are_replaced_after_they_were_hashed_are_not_decoded(tmp_path, kind, settings):
     """Each by another one of its kind; by garbage and by nothing, which skip_broken does not take for broken images."""
     make, opened = kind
