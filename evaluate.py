@@ -37,7 +37,7 @@ from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, commit, device_name, write_json
 from runtime.errors import UserError, message_of, near, one_message
-from runtime.files import locked
+from runtime.files import Damaged, locked, read_json
 from runtime.log import log_to_terminal
 from runtime.results import read_result
 from runtime.signals import PREEMPTED
@@ -285,12 +285,14 @@ def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, 
     """The evaluation that is there, {} where there is none or a damaged one. Raises UserError where it is of something else. run: where
     the folder is not its own."""
     try:
-        there = json.loads((folder / EVALUATION).read_text())
+        there = read_json(folder / EVALUATION, keys=["protocol"])
         before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
         if run:
             before["run"] = str(Path(there["checkpoint"]["path"]).parent.parent.resolve()) if "checkpoint" in there else None
             now["run"] = str(run.resolve())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError, Damaged) as error:
+        if isinstance(error, Damaged):
+            log.warning("%s; it is made anew", error)
         return {}
     if lines := differences(now, before):
         raise UserError(f"{folder} holds another evaluation (there -> here):\n  " + "\n  ".join(lines) + "\nGive this one its own out=DIR.")

@@ -60,6 +60,7 @@ from training.parts import (
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained
+from transfer.trained import has_origin
 
 log = logging.getLogger("train")
 ALONE = "pretrain_demo"
@@ -105,7 +106,7 @@ def run(config: Config, wait: bool = False) -> Path:
         else:
             log.info("%s: %s, %.3g%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
                      100 * plan.share())
-            needed = source and (saved is None or settings_of(config, "transfer").needs_source)
+            needed = source and not (has_origin(directory) and saved and not settings_of(config, "transfer").needs_source)
             origin = source_weights(source, config) if needed else None
             with contextlib.ExitStack() as around:
                 with stops_at_once():
@@ -184,7 +185,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     settings, run_settings, data, strategy = (settings_of(config, section) for section in ("train", "run", "data", "transfer"))
     device = pick_device(run_settings.device)
     forget_peak(device)
-    precision = kept_precision(directory) if saved else pick_precision(settings.precision, device)
+    precision = kept_precision(directory, settings.precision, device) if saved else pick_precision(settings.precision, device)
     autocast = arithmetic(precision, device)
     dispatch.select(run_settings.kernels, device)
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import skimage
 import skimage.data
 from PIL import Image
 
 from data.memory import Memory
 from data.source import hash_of
+from runtime.errors import UserError
+
+# sha256 of the pixels that the fingerprints stand for
+FACES = "b3835cf486a325e955b0295b567593a83a960761ef0302b748b7bb050ca20d27"
+TISSUE = "c5b3ef509a92f16d4c29be8cf0300fe75d53e13a3ce650159db932caea8dcc1b"
+
+
+def checked(images: np.ndarray, name: str, sha256: str) -> np.ndarray:
+    """images, uint8, made of what skimage.data.NAME() gave. Raises UserError where they are others."""
+    if hashlib.sha256(np.ascontiguousarray(images)).hexdigest() != sha256:
+        raise UserError(f"skimage.data.{name} of scikit-image {skimage.__version__} gives other images than it did: install "
+                        "another version again, such as 0.26.0 (pip install --force-reinstall scikit-image==0.26.0).")
+    return images
 
 
 class Faces:
@@ -17,7 +33,8 @@ class Faces:
     classes: list[str] = []
 
     def __init__(self, memory: Memory):
-        self.images = (skimage.data.lfw_subset()[:100] * 255).round().astype(np.uint8)  # the other 100 are not faces
+        faces = (skimage.data.lfw_subset()[:100] * 255).round().astype(np.uint8)  # the other 100 are not faces
+        self.images = checked(faces, "lfw_subset", FACES)
         self.fingerprint = hash_of(self.name, 1)
         self.splits = {"train": range(90), "validation": range(90, 95), "test": range(95, 100)}
         self.labels = [0] * len(self.images)
@@ -43,7 +60,7 @@ class Tissue:
     def __init__(self, memory: Memory, window: int = 48, stride: int = 8):
         if not 1 <= window <= 96 or stride < 1:
             raise ValueError(f"window must be 1 to 96 pixels and stride at least 1, not {window} and {stride}.")
-        self.image = Image.fromarray(skimage.data.immunohistochemistry())
+        self.image = Image.fromarray(checked(skimage.data.immunohistochemistry(), "immunohistochemistry", TISSUE))
         self.window = window
         self.corners, self.splits = [], {}
         for split, (left, right) in self.columns.items():

@@ -41,6 +41,7 @@ class CelebA:
 
     def __init__(self, memory: Memory, path: str, crop: Sequence[int] | None = (25, 57, 153, 185)):
         self.crop = None if crop is None else _checked(crop)
+        self.memory = memory
         root = Path(path).expanduser()
         self.numbers, self.files = _find(root, path)
         self.labels = [0] * len(self.files)
@@ -53,7 +54,7 @@ class CelebA:
         return len(self.files)
 
     def read(self, item: int) -> Image.Image:
-        image = read_image(self.files[item], value_range)
+        image = read_image(self.memory.read(self.files[item]), value_range)
         if image.size != SIZE:
             raise UserError(_other_size(image.size))
         return image.crop(self.crop) if self.crop else image

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.memory import Memory
+from data.memory import AGAIN, Changed, Memory
 from data.source import hash_of
 from runtime.errors import UserError
 
@@ -39,6 +39,7 @@ class Cifar10:
         self.files = _find(Path(path).expanduser(), path)
         known = memory.of(self.files, "CIFAR-10: sha256 of the records and labels, 1", _summary)
         self.fingerprint = hash_of("CIFAR-10", 1, [batch["sha256"] for batch in known])
+        self._digests = [batch["sha256"] for batch in known]
         self.labels = [int(digit) for batch in known for digit in batch["labels"]]
         n, n_train = len(self.labels), 5 * IMAGES
         self.splits = {"train": range(n_train), "validation": range(n_train, n, 2), "test": range(n_train + 1, n, 2)}
@@ -51,9 +52,20 @@ class Cifar10:
     def read(self, item: int) -> Image.Image:
         with self._lock:
             if self._records is None:
-                self._records = np.stack([records(file) for file in self.files])  # [6, IMAGES, RECORD]
+                pairs = zip(self.files, self._digests, strict=True)
+                self._records = np.stack([self._same(file, digest) for file, digest in pairs])  # [6, IMAGES, RECORD]
         planes = self._records[item // IMAGES, item % IMAGES, 1:].reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+    def _same(self, file: Path, digest: str) -> np.ndarray:
+        """The records that have this sha256. Raises Changed where the file holds others, or none any more."""
+        try:
+            found = records(file)
+        except (UserError, OSError) as error:
+            raise Changed(f"{file} changed after it was hashed ({error}). {AGAIN}") from error
+        if hashlib.sha256(found.tobytes()).hexdigest() != digest:
+            raise Changed(f"{file} changed between being hashed and being decoded. {AGAIN}")
+        return found
 
     def label_of(self, item: int) -> str:
         """How a message calls this item."""

@@ -75,6 +75,10 @@ class Dicom(Files):
 
     def read(self, item: int) -> Image.Image:
         path, (_, frame) = self.files[item], self.items[item]
+        with self.memory.unchanged(path):
+            return self._frame(path, frame)
+
+    def _frame(self, path: Path, frame: int) -> Image.Image:
         try:
             about = header_of_frame(path, frame)
             values = pixels(path, frame, about)

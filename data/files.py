@@ -50,6 +50,7 @@ class Files:
         hashes = memory.sha256(files)
         self.fingerprint = hash_of(kind, 2, validation, test, patient, classes, *settings, list(zip(names, hashes, strict=True)))
         groups = [names[k] if patients[k] is None else f"patient {patients[k]}" for k, _ in self.items]
+        self.check()
         self.splits = self._split([splits[k] for k, _ in self.items], groups, validation, test)
         self._warn_of_shared("patients", [group if group.startswith("patient ") else None for group in groups])
         self._warn_of_shared("files of the same content", [hashes[k] for k, _ in self.items])
@@ -107,6 +108,10 @@ class Files:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def check(self) -> None:
+        """Raises Changed where what was found out about a file and its hash are of two contents."""
+        self.memory.check(self.files)
 
     def label_of(self, item: int) -> str:
         """How a message calls this item."""

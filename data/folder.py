@@ -42,4 +42,4 @@ class Folder(Files):
         return low, high
 
     def read(self, item: int) -> Image.Image:
-        return read_image(self.files[item], self.range)
+        return read_image(self.memory.read(self.files[item]), self.range)

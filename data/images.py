@@ -7,6 +7,7 @@ tifffile or here; their values then become levels by a range (data.levels).
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +42,9 @@ class Deep(NamedTuple):
         return self.values if self.alpha is None else self.values[self.alpha > 0]
 
 
-def read_image(path: Path, range_of: Range) -> Image.Image:
-    """range_of: what of the values of an image of more than 8 bits is black and what white."""
-    found = _read(path)
+def read_image(file: Path | bytes, range_of: Range) -> Image.Image:
+    """file: where it is, or what it holds. range_of: what of the values of an image of more than 8 bits is black and what white."""
+    found = _read(file)
     return shown(found, range_of) if isinstance(found, Deep) else found
 
 
@@ -71,27 +72,26 @@ def shown(deep: Deep, range_of: Range) -> Image.Image:
     return image.transpose(UPRIGHT[deep.orientation]) if deep.orientation in UPRIGHT else image
 
 
-def _read(path: Path) -> Image.Image | Deep:
+def _read(file: Path | bytes) -> Image.Image | Deep:
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-        if not head:
+        data = file if isinstance(file, bytes) else file.read_bytes()
+        if not data:
             raise UserError("empty: the file has no content")
-        found = _tiff(path) if head[:4] in TIFF else _pnm(path) if head[:2] in (b"P2", b"P3", b"P5", b"P6") else None
-        return _pillow(path, head) if found is None else found
+        found = _tiff(data) if data[:4] in TIFF else _pnm(data) if data[:2] in (b"P2", b"P3", b"P5", b"P6") else None
+        return _pillow(data) if found is None else found
     except UserError:
         raise
     except Exception as error:  # a broken file can raise anything: OSError, SyntaxError, DecompressionBombError ...
         raise UserError(f"cannot be read as an image ({str(error) or type(error).__name__})") from error
 
 
-def _pillow(path: Path, head: bytes) -> Image.Image | Deep:
-    with Image.open(path) as image:
+def _pillow(data: bytes) -> Image.Image | Deep:
+    with Image.open(io.BytesIO(data)) as image:
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # of a camera; its first picture is the photograph
             raise _several(pages)
-        if image.format == "PNG" and head[24] == 16:
-            return _png(path, image)
+        if image.format == "PNG" and data[24] == 16:
+            return _png(data, image)
         image.load()
         orientation = _orientation(image)
         if image.mode[0] in "IF":
@@ -110,12 +110,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _png(path: Path, image: Image.Image) -> Deep:
+def _png(data: bytes, image: Image.Image) -> Deep:
     """16 bits a channel."""
     if image.mode[0] == "I" and "transparency" not in image.info:  # gray: Pillow reads it whole, and fast
         values, alpha = np.asarray(image)[..., None], None
     else:
-        width, height, rows, about = png.Reader(filename=str(path)).read()
+        width, height, rows, about = png.Reader(bytes=data).read()
         values = np.vstack([np.asarray(row, dtype=np.uint16) for row in rows]).reshape(height, width, about["planes"])
         alpha = values[..., -1] / 65535 if about["alpha"] else None
         values = values[..., :-1] if about["alpha"] else values
@@ -124,9 +124,9 @@ def _png(path: Path, image: Image.Image) -> Deep:
     return Deep(values[..., 0] if values.shape[-1] == 1 else values, alpha=alpha, orientation=_orientation(image))
 
 
-def _tiff(path: Path) -> Deep | None:
+def _tiff(data: bytes) -> Deep | None:
     """None for 8 unsigned bits, which are Pillow's to read."""
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
         if len(file.pages) > 1:
             raise _several(len(file.pages))
         page = file.pages[0]
@@ -143,7 +143,7 @@ def _tiff(path: Path) -> Deep | None:
         except (ValueError, ImportError) as error:
             if isinstance(error, ValueError) and "imagecodecs" not in str(error):
                 raise
-            return _compressed_tiff(path, page, error)
+            return _compressed_tiff(data, page, error)
         values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values[..., None] if page.axes == "YX" else values
         colours, orientation = kinds[page.photometric], page.tags.get(ORIENTATION)
         if values.ndim != 3 or values.shape[-1] < colours:
@@ -158,19 +158,18 @@ def _tiff(path: Path) -> Deep | None:
         return Deep(values, page.photometric == tifffile.PHOTOMETRIC.MINISWHITE, alpha, orientation.value if orientation else 1)
 
 
-def _compressed_tiff(path: Path, page: tifffile.TiffPage, error: Exception) -> Deep:
+def _compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception) -> Deep:
     """What tifffile needs another package for: Pillow reads some of it, gray of 16 bits and floats, whole and upright."""
     if page.samplesperpixel == 1:
-        with contextlib.suppress(Exception), Image.open(path) as image:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
             image.load()
             if image.mode[0] in "IF":
                 return Deep(np.asarray(image), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
     raise UserError(f"a TIFF compressed by {page.compression.name}: if it is whole, a package lacks: pip install imagecodecs ({error})")
 
 
-def _pnm(path: Path) -> Deep | None:
+def _pnm(data: bytes) -> Deep | None:
     """PGM and PPM of more than 8 bits, which Pillow scales, and cuts where they are in colour. None for those of 8."""
-    data = path.read_bytes()
     tokens, at = [], 2
     while len(tokens) < 3:  # width, height, white
         while data[at:at + 1].isspace() or data[at:at + 1] == b"#":

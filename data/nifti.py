@@ -62,7 +62,7 @@ class Nifti(Files):
             raise UserError(f"data.source.path={path}: all {constant} slices of its {len(files)} volumes are constant.")
         if constant:
             log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + sum(map(len, frames)))
-        self.volumes = Recent(lambda file: load(file, self.axis), KEPT)
+        self.volumes = Recent(self._load, KEPT)
         super().__init__(memory, root, files, frames, [p.relative_to(root).as_posix() for p in files], validation, test, patient,
                          classes, [axis, every, range_])
 
@@ -71,6 +71,10 @@ class Nifti(Files):
         volume = self.volumes(path)
         low, high = self.given(volume) if self.given else self.ranges[path]
         return to_levels(volume[k][::-1, ::-1].T, low, high)
+
+    def _load(self, path: Path) -> np.ndarray:
+        with self.memory.unchanged(path):
+            return load(path, self.axis)
 
     def label_of(self, item: int) -> str:
         return f"{self.files[item]}, slice {self.items[item][1]}"

@@ -38,6 +38,8 @@ class Npz:
             raise UserError(f"data.source.range={list(range_)}: two different numbers, the values that become black and white.")
         self.path = Path(path).expanduser()
         self.name = self.path.name
+        self.memory = memory
+        memory.note("headers and labels", self.path)
         self.headers = read_headers(self.path, path)
         self.keys = choose_keys(self.headers, images, labels, self.path)
         self.layouts = {split: layout_of(self.headers[key], f"{self.path}: {key}") for split, (key, _) in self.keys.items()}
@@ -48,7 +50,9 @@ class Npz:
         self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
         self.splits = self._split(validation, test)
         self.range = None if range_ is None else (float(range_[0]), float(range_[1]))
-        self.fingerprint = hash_of("npz", 1, memory.sha256([self.path])[0], sorted(self.keys.items()), validation, test, self.range,
+        digest = memory.sha256([self.path])[0]
+        self.check()
+        self.fingerprint = hash_of("npz", 1, digest, sorted(self.keys.items()), validation, test, self.range,
                                    self.labels)  # not the names of the classes, which change no number
         self._arrays: dict[str, np.ndarray | UserError] = {}
         self._unread: dict[str, int] = {}
@@ -65,6 +69,10 @@ class Npz:
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise UserError("holds NaN or infinite values: replace them before saving, by numpy.nan_to_num for example")
         return to_levels(image, *self.range)
+
+    def check(self) -> None:
+        """Raises Changed where the labels and the hash are of two contents."""
+        self.memory.check([self.path])
 
     def label_of(self, item: int) -> str:
         """How a message calls this item."""
@@ -94,7 +102,8 @@ class Npz:
         if split not in self._arrays:
             self._unread[split] = self.counts[split]
             try:
-                self._arrays[split] = read_array(self.path, self.keys[split][0])
+                with self.memory.unchanged(self.path):
+                    self._arrays[split] = read_array(self.path, self.keys[split][0])
                 if split == "train" and self.range is None:
                     rows = self.splits["train"]  # of the file's first array, whose others may be held out
                     trained = self._arrays[split] if len(rows) == self.counts[split] else self._arrays[split][rows]

@@ -28,7 +28,12 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, item: int) -> Image.Image:
-        """Raises UserError where the image is broken. Called from several threads at once, item after item."""
+        """Raises UserError where the image is broken, and Changed where its file is not what the fingerprint is of. Called from
+        several threads at once, item after item."""
+        ...
+
+    def check(self) -> None:
+        """Raises Changed where what was found out about the files, such as a range, is of another content than the fingerprint."""
         ...
 
 

@@ -23,10 +23,9 @@ from runtime.config import differences
 from runtime.device import arithmetic, pick_precision
 from runtime.directory import write_json
 from runtime.errors import UserError, near
-from runtime.files import write_atomically
+from runtime.files import read_json, write_atomically
 from runtime.log import grid, png
 from runtime.randomness import derive
-from runtime.results import read_json
 
 SETTINGS = "sampling.json"
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from reporting.table import Row
-from runtime.results import read_json
+from runtime.files import read_json
 
 SIDE, TEXT, GAP = 384, 20, 12  # of samples.png, in pixels
 LARGEST = 1200  # side of a picture in the page
@@ -46,7 +46,7 @@ def closest(table: Sequence[Row]) -> list[Shown]:
             if (picture := folder / "closest.png").exists():
                 again = f"delete it and evaluate again: python evaluate.py checkpoint={run.result.directory}"
                 listed = folder / "closest.json"
-                found.append(Shown(row, picture, read_json(listed, again) if listed.exists() else ()))
+                found.append(Shown(row, picture, read_json(listed, again, list) if listed.exists() else ()))
                 break
     return found
 

@@ -14,8 +14,9 @@ from evaluation.record import EVALUATION, VERSION
 from runtime.config import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
+from runtime.files import read_json
 from runtime.log import read_metrics
-from runtime.results import Result, read_json, read_result
+from runtime.results import Result, read_result
 from runtime.sweep import SWEEP, read_sweep
 
 

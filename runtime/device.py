@@ -11,6 +11,8 @@ import torch
 
 from runtime.errors import UserError
 
+PRECISIONS = ("fp32", "tf32", "bf16")  # what auto is one of
+
 
 def pick_device(name: str) -> torch.device:
     """auto: CUDA where there is one, else the CPU."""

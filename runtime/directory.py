@@ -17,39 +17,63 @@ import torch
 from omegaconf import OmegaConf
 
 from runtime.config import differences
+from runtime.device import PRECISIONS, pick_precision
 from runtime.errors import UserError
-from runtime.files import write_atomically
+from runtime.files import Damaged, put_aside, read_json, write_atomically
 
-IDENTITY = "identity.json"
+IDENTITY, ENVIRONMENT = "identity.json", "environment.json"
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "hydra-core", "omegaconf", "safetensors", "pillow", "scikit-image", "wandb")
 
 
 def claim(directory: Path, identity: dict[str, Any]) -> None:
     """Makes the directory, or checks that it belongs to this very run. Raises UserError, with the difference, where it does not."""
-    path = directory / IDENTITY
+    path, begun, theirs = directory / IDENTITY, any(directory.glob("checkpoints/step_*")), None
     directory.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        if lines := differences(identity, json.loads(path.read_text())):
-            raise UserError(f"{directory} holds a run with another config. There -> here:\n  " + "\n  ".join(lines)
-                            + "\nGive this one its own run.directory, or leave run.directory out.")
-    elif any(directory.glob("checkpoints/step_*")):
+        try:
+            theirs = read_json(path)
+        except Damaged as error:
+            if begun:
+                raise UserError(f"{error}. It says whose the checkpoints beside it are: put back a copy of it, or move {directory} away, "
+                                "and the same command begins anew.") from error
+            put_aside(path, str(error))
+    if theirs is None and begun:
         raise UserError(f"{directory} has checkpoints but no {IDENTITY}, so whose they are is unknown: move it away.")
-    else:
+    if theirs is None:
         write_json(path, identity)
+    elif lines := differences(identity, theirs):
+        raise UserError(f"{directory} holds a run with another config. There -> here:\n  " + "\n  ".join(lines)
+                        + "\nGive this one its own run.directory, or leave run.directory out.")
 
 
 def describe(directory: Path, config: dict[str, Any], precision: str, device: torch.device) -> None:
     """config.yaml and environment.json."""
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config))
-    write_json(directory / "environment.json", {
+    write_json(directory / ENVIRONMENT, {
         "precision": precision, "device": device_name(device), "threads": torch.get_num_threads(), "python": platform.python_version(),
         "platform": platform.platform(), "commit": commit(), "command": " ".join(sys.argv), "packages": versions()})
 
 
-def kept_precision(directory: Path) -> str | None:
-    """The precision with which this run was begun."""
-    path = directory / "environment.json"
-    return json.loads(path.read_text())["precision"] if path.exists() else None
+def kept_precision(directory: Path, asked: str, device: torch.device) -> str:
+    """The precision with which this run was begun. asked: train.precision. Where environment.json is gone or damaged it is made anew if
+    it follows from these; auto on a GPU does not, as the run may have begun on another one, and that raises UserError."""
+    path = directory / ENVIRONMENT
+    try:
+        found = read_json(path, keys=["precision"])["precision"]
+        if found in PRECISIONS:
+            return found
+        why = f"{path} is damaged (precision {found})"
+    except FileNotFoundError:
+        why = f"{path} is missing"
+    except Damaged as error:
+        why = str(error)
+    if asked == "auto" and device.type != "cpu":
+        raise UserError(f"{why}. It says the precision that train.precision=auto came to, with which the run has to go on. log.txt beside "
+                        'it has it too, such as "cuda, bf16, 90 training images": write {"precision": "bf16"} into the file. Or '
+                        f"move {directory} away, and the same command begins anew.")
+    if path.exists():
+        put_aside(path, why)
+    return pick_precision(asked, device)
 
 
 def device_name(device: torch.device) -> str:

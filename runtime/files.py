@@ -1,4 +1,5 @@
-"""Files that are whole or absent, whenever the process is killed. Everything that a run keeps is written through here."""
+"""Files that are whole or absent, whenever the process is killed. Everything that a run keeps is written through here, and what is
+read again is checked here: damage is told by one message that names the file, and what can be made anew is put aside first."""
 
 from __future__ import annotations
 
@@ -6,15 +7,26 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 
+SEAL = b'\n"sha256 of the rest": "'  # the last key of a sealed JSON, of all bytes before it
+DIGEST = hashlib.sha256().digest_size  # bytes, at the end of a checked file
+log = logging.getLogger(__name__)
+
 ASIDE = re.compile(r"\..+\.(\d+|removed|replaced)")  # the names below which something is written or removed: .NAME.PID and the like
+
+
+class Damaged(UserError):
+    """A file is not what was written."""
 
 
 def sha256(path: Path) -> str:
@@ -108,6 +120,72 @@ def remove_leftovers(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def put_aside(path: Path, why: str) -> None:
+    """Moves what is damaged out of the way and says so: it is made anew."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    log.warning("%s; it is put aside as %s and made anew", why, aside.name)
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Of a cache: data, and its sha256 behind it."""
+    write_atomically(path, data + hashlib.sha256(data).digest())
+
+
+def read_checked(path: Path) -> bytes | None:
+    """What write_checked wrote. None where it is not there, or damaged, and then put aside: it has to be made."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    data, digest = content[:-DIGEST], content[-DIGEST:]
+    if hashlib.sha256(data).digest() == digest:
+        return data
+    put_aside(path, f"{path} is damaged, or of an earlier version: it does not end with its sha256")
+    return None
+
+
+def read_json(path: Path, mend: str = "", kind: type = dict, keys: Collection[str] = ()) -> Any:
+    """What a JSON file holds, of this kind and with at least these keys. Raises Damaged, with the way to mend it, for any other."""
+    return _parsed(path, path.read_bytes(), mend, kind, keys)
+
+
+def _parsed(path: Path, data: bytes, mend: str, kind: type, keys: Collection[str]) -> Any:
+    try:
+        found = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # of JSON, or of the encoding
+        raise _damaged(path, error, mend) from error
+    if not isinstance(found, kind):
+        raise _damaged(path, f"it holds a {type(found).__name__}, and a {kind.__name__} belongs there", mend)
+    if lacking := [key for key in keys if key not in found]:
+        raise _damaged(path, f"it lacks {', '.join(lacking)}", mend)
+    return found
+
+
+def _damaged(path: Path, why: object, mend: str) -> Damaged:
+    return Damaged(f"{path} is damaged ({why})" + (f": {mend}" if mend else ""))
+
+
+def write_sealed(path: Path, content: dict[str, Any], indent: int | None = None) -> None:
+    """A JSON object whose last key is the sha256 of the rest."""
+    body = json.dumps(content, indent=indent).removesuffix("}").rstrip().encode() + (b"," if content else b"")
+    write_atomically(path, body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"}\n')
+
+
+def read_sealed(path: Path, mend: str = "", keys: Collection[str] = (), unsealed: bool = False) -> dict[str, Any]:
+    """What write_sealed wrote, with at least these keys. unsealed: a JSON object of an earlier version, without a seal, is taken as it
+    is. Raises Damaged, with the way to mend it."""
+    data = path.read_bytes()
+    body, seal, digest = data.rpartition(SEAL)
+    if not seal:
+        if unsealed:
+            return _parsed(path, data, mend, dict, keys)
+        raise _damaged(path, "or of an earlier version: it does not end with its sha256", mend)
+    if digest != hashlib.sha256(body).hexdigest().encode() + b'"}\n':
+        raise _damaged(path, "its content does not have the sha256 that it says", mend)
+    return _parsed(path, body.removesuffix(b",") + b"}", mend, dict, keys)
 
 
 def raise_if_full(error: OSError, path: Path) -> None:

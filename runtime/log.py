@@ -16,7 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from runtime.files import raise_if_full, write_all, write_atomically
+from runtime.files import put_aside, raise_if_full, write_all, write_atomically
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,15 @@ def _attached(handler: logging.Handler) -> Iterator[Any]:
 
 class RunLog:
     """metrics.jsonl is the truth, wandb a copy of it. rows: how many of its rows the checkpoint knows of; those after them, left
-    by a run that was killed, are dropped: the file is that of a run that was never interrupted."""
+    by a run that was killed, are dropped: the file is that of a run that was never interrupted. A row among them that is damaged or
+    gone cannot be made again: it is told, the file is put aside, and {} keeps its place."""
 
     def __init__(self, directory: Path, rows: int, wandb: WandbSettings, config: dict[str, Any]):
         self.directory = directory
         (directory / "samples").mkdir(exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        kept = read_metrics(self._path)[:rows]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.rows = len(kept)
+        write_atomically(self._path, "".join(json.dumps(row or {}) + "\n" for row in _kept_rows(self._path, rows)))
+        self.rows = rows
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._wandb = None
         if wandb.mode != "disabled":
@@ -132,14 +134,38 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line torn by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a metrics.jsonl. A last line torn by a kill is left out, and so is, with a word, what is damaged before it."""
+    rows = _parsed_rows(path)
+    if damaged := [number for number, row in enumerate(rows, 1) if row is None]:
+        log.warning("%s: %d of its %d lines are damaged and left out, line %d first", path, len(damaged), len(rows), damaged[0])
+    return [row for row in rows if row]
+
+
+def _kept_rows(path: Path, rows: int) -> list[dict[str, Any] | None]:
+    """The first `rows` lines of the file, None in the place of one that is damaged or gone; the file is then put aside."""
+    found = _parsed_rows(path)[:rows]
+    lost = rows - sum(row is not None for row in found)
+    if lost:
+        why = f"{path}: {lost} of the {rows} rows that the checkpoint counts are damaged or gone and stay so"
+        if path.exists():
+            put_aside(path, why)
+        else:
+            log.warning("%s", why)
+    return found + [None] * (rows - len(found))
+
+
+def _parsed_rows(path: Path) -> list[dict[str, Any] | None]:
+    """A row for each line, None for one that is damaged; without what is behind the last line break, which a kill may have torn."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_parsed_row(line) for line in lines]
+
+
+def _parsed_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and (not row or isinstance(row.get("step"), int)) else None
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runtime.config import CONF, NUMBERS, canonical
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
+from runtime.files import read_json
 
 RESULT = "result.json"  # written at each evaluation
 MISSING = "-"
@@ -61,27 +63,26 @@ class Result:
             "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu")}
 
 
-def read_json(path: Path, mend: str) -> Any:
-    """Raises UserError, with the way to mend it, for a file that is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:  # of JSON, or of the encoding
-        raise UserError(f"{path} is damaged ({error}): {mend}") from error
-
-
 def read_result(directory: Path) -> Result:
     config, begin = {}, "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
         config = read_json(path, begin)
         config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
-        try:
-            config = OmegaConf.to_container(OmegaConf.load(path))
-        except YAMLError as error:
-            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): {begin}") from error
+        config = _read_yaml(path, "delete it; the command of the run writes it anew where it goes on, or " + begin)
     path = directory / RESULT
     mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
     return Result(directory, config, read_json(path, mend) if path.exists() else {})
+
+
+def _read_yaml(path: Path, mend: str) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("train", "transfer")):
+            raise ValueError("it lacks train or transfer")
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:  # OmegaConf's own, of what is no mapping, is an OSError
+        raise UserError(f"{path} is damaged ({(str(error).splitlines() or [''])[0]}): {mend}") from error
+    return config
 
 
 def varied(results: Sequence[Result]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -34,8 +33,9 @@ from runtime.config import CONF, composed, composed_keys, sha256_of, task_overri
 from runtime.device import free_memory
 from runtime.directory import write_json
 from runtime.errors import UserError, message_of
+from runtime.files import Damaged, read_json
 from runtime.log import log_to_terminal, table
-from runtime.results import MISSING, loss_text, read_result
+from runtime.results import MISSING, read_result
 from runtime.signals import PREEMPTED, Preempted, is_job
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ class Sweep:
     def record(self, number: int) -> dict[str, Any] | None:
         """How a cell ended: status, message or run, seconds (since it was last started). None where it has not."""
         path = self.folder / f"{number}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return read_json(path, "the same command makes it again", keys=["status", "seconds"]) if path.exists() else None
+        except Damaged as error:
+            return {"status": "failed", "message": str(error), "seconds": 0}
 
     def records(self) -> list[dict[str, Any] | None]:
         return [self.record(number) for number in range(len(self.cells))]
@@ -62,20 +65,29 @@ class Sweep:
         if record["status"] == "failed":
             what = record["message"].split("\n")[0]
         else:
-            what = f"held-out loss {loss_text(read_result(Path(record['run'])).loss)}"
+            what = f"held-out loss {_result_of(record).get('held-out loss', MISSING)}"
         spent = timedelta(seconds=round(record["seconds"]))
         return f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
 
     def table(self) -> str:
         rows = [["cell", *COLUMNS, "status"]]
         for name, record in zip(self.cells, self.records(), strict=True):
-            values = read_result(Path(record["run"])).cells() if record and "run" in record else {}
+            values = _result_of(record) if record else {}
             rows.append([name, *(values.get(column, MISSING) for column in COLUMNS), record["status"] if record else "not finished"])
         return table(rows)
 
 
+def _result_of(record: dict[str, Any]) -> dict[str, str]:
+    """Columns of the cell's run; none where it failed, or where a file of the run is damaged, which a report tells."""
+    try:
+        return read_result(Path(record["run"])).cells() if "run" in record else {}
+    except UserError as error:
+        log.warning("%s", error)
+        return {}
+
+
 def read_sweep(folder: Path) -> Sweep:
-    return Sweep(folder, json.loads((folder / SWEEP).read_text())["cells"])
+    return Sweep(folder, read_json(folder / SWEEP, "the command of the sweep writes it anew", keys=["cells"])["cells"])
 
 
 # in the process that was started

@@ -301,7 +301,7 @@ def test_a_classifier_is_trained_once(tmp_path, monkeypatch, caplog):
     first = trained(tmp_path, steps=5).state_dict()
     (file,) = (tmp_path / "cache").glob("classifier-*.safetensors")
     content = file.read_bytes()
-    monkeypatch.setattr(ant, "_train_to", lambda *_: pytest.fail("it is in the cache"))
+    monkeypatch.setattr(ant, "_train", lambda *_: pytest.fail("it is in the cache"))
     with caplog.at_level(logging.INFO):
         second = trained(tmp_path, steps=5).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first) and file.read_bytes() == content

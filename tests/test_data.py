@@ -24,6 +24,7 @@ from data.folder import Folder
 from data.memory import Memory
 from data.source import hash_of, to_array
 from runtime.errors import UserError
+from runtime.files import write_sealed
 from tests.runs import _context as processes
 from tests.runs import sha256
 
@@ -404,22 +405,27 @@ def test_a_map_of_another_length_is_built_anew(tmp_path):
     assert np.array_equal(decoded(whole, EIGHT, tmp_path / "cache")[0], whole.expected())
 
 
-def test_a_map_with_gaps_is_never_taken_for_whole(tmp_path, monkeypatch):
-    """Killed between the two files that make a cache, while one with gaps is replaced."""
+@pytest.mark.parametrize("written", [False, True])
+def test_a_map_with_gaps_is_never_taken_for_whole(tmp_path, monkeypatch, written):
+    """Killed between the two files that make a cache, or after them, while one with gaps is replaced."""
     source = Counted(tmp_path / "notes")
     good = source.read
     source.read = lambda item: good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
     decoded(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")
     source.read = good
     with monkeypatch.context() as patch:
-        patch.setattr(data.dataset, "write_atomically", write_and_stop)
+        patch.setattr(data.dataset, "write_sealed", write_and_stop if written else stop)
         with pytest.raises(KeyboardInterrupt):
             decoded(source, EIGHT, tmp_path / "cache")
     assert np.array_equal(decoded(source, EIGHT, tmp_path / "cache")[0], source.expected())
 
 
-def write_and_stop(path: Path, content: str) -> None:
-    path.write_text(content)
+def write_and_stop(path: Path, content: dict) -> None:
+    write_sealed(path, content)
+    stop()
+
+
+def stop(*_) -> None:
     raise KeyboardInterrupt
 
 

@@ -196,6 +196,64 @@ def test_sha256(tmp_path, size):
     assert files.sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
 
 
+# What is read again
+
+SPOIL = [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: bytes(len(c)), lambda c: b"\xff\xfe\0 nothing", lambda c: c[:-1],
+         lambda c: c + b"more", *(lambda c, k=k: c[:k] + bytes([c[k] ^ 1]) + c[k + 1:] for k in range(0, 100, 3))]
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(256))])
+def test_a_checked_file_is_what_was_written_or_nothing(tmp_path, caplog, data):
+    path = tmp_path / "features.npy"
+    assert files.read_checked(path) is None and not caplog.text
+    files.write_checked(path, data)
+    assert files.read_checked(path) == data
+    whole = path.read_bytes()
+    assert whole == data + hashlib.sha256(data).digest()
+    for spoil in (spoil for spoil in SPOIL if len(whole) > 100 and spoil(whole) != whole):
+        path.write_bytes(spoil(whole))
+        assert files.read_checked(path) is None
+        assert not path.exists() and (tmp_path / "features.npy.damaged").read_bytes() == spoil(whole)
+    path.write_bytes(b"of an earlier version, without a checksum" * 9)
+    assert files.read_checked(path) is None and f"{path} is damaged, or of an earlier version" in caplog.text
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("content", [{}, {"a": 1}, {"a": {"b": [1, None, "\u00e4\n"]}, "c": [], "d": {}, "e": 0.1 + 0.2}])
+def test_a_sealed_file_is_what_was_written_or_damaged(tmp_path, content, indent):
+    """And JSON as any other, whose last key is the sha256 of all before it."""
+    path = tmp_path / "about.json"
+    files.write_sealed(path, content, indent)
+    assert files.read_sealed(path) == content
+    whole = path.read_bytes()
+    before, _, _ = whole.rpartition(b'\n"sha256 of the rest"')
+    assert json.loads(whole) == content | {"sha256 of the rest": hashlib.sha256(before).hexdigest()}
+    for spoil in (spoil for spoil in SPOIL[:6] if spoil(whole) != whole):
+        path.write_bytes(spoil(whole))
+        with pytest.raises(files.Damaged, match=rf"{path} is damaged \(.*\): delete it"):
+            files.read_sealed(path, "delete it")
+    for k in range(len(whole)):
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:])
+        with pytest.raises(files.Damaged):
+            files.read_sealed(path)
+    path.write_text(json.dumps(content))
+    assert files.read_sealed(path, unsealed=True) == content
+    with pytest.raises(files.Damaged, match="earlier version"):
+        files.read_sealed(path)
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", "Expecting value"), (b'{"a": 1', "Expecting"), (b"\xff\0", "decode"), (b"[1]", "holds a list"), (b"null", "holds a NoneType"),
+    (b'{"b": 1}', "it lacks a"), (b"[" * 100_000, "recursion")])
+def test_a_json_that_is_none_is_one_message(tmp_path, content, says):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(files.Damaged, match=rf"{path} is damaged \(.*{says}.*\): delete it"):
+        files.read_json(path, "delete it", keys=["a"])
+    path.write_text("[1]")
+    assert files.read_json(path, kind=list) == [1]
+
+
 # Locks
 
 HOLD = """
@@ -269,6 +327,21 @@ def test_rows_that_the_checkpoint_does_not_know_are_dropped(tmp_path):
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 2 / 3}, {"step": 3, "loss": 7.0}]
+
+
+def test_damaged_rows_are_told_and_keep_their_place(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "x\xff\n3\n{"step": 4}\n{"step": 5')
+    assert [row["step"] for row in read_metrics(path)] == [1, 4]
+    assert f"{path}: 2 of its 4 lines are damaged and left out, line 2 first" in caplog.text
+    log = run_log(tmp_path, 6)  # so many says the checkpoint
+    log.metrics(7, {})
+    log.close()
+    assert f"{path}: 4 of the 6 rows that the checkpoint counts are damaged or gone" in caplog.text
+    assert path.read_text() == '{"step": 1}\n{}\n{}\n{"step": 4}\n{}\n{}\n{"step": 7}\n' and log.rows == 7
+    caplog.clear()
+    run_log(tmp_path, 6).close()
+    assert [row["step"] for row in read_metrics(path)] == [1, 4] and not caplog.text
 
 
 def test_a_short_write_does_not_tear_a_row(tmp_path, monkeypatch):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 
 import pytest
 
 import data.memory
-from data.memory import Memory
+from data.memory import Changed, Memory
 from runtime.errors import UserError
+from runtime.files import write_sealed
 
 
 @pytest.fixture
@@ -101,3 +104,104 @@ def test_a_file_that_is_gone_is_one_message(files, tmp_path):
     files[2].unlink()
     with pytest.raises(UserError, match="2.bin: cannot be opened"):
         Memory(tmp_path / "memory").sha256(files)
+
+
+# What changes meanwhile
+
+
+def test_a_file_is_read_as_it_was_hashed_or_not_at_all(files, tmp_path):
+    memory = Memory(tmp_path / "memory")
+    memory.sha256(files)
+    assert [memory.read(path) for path in files] == [bytes([k]) * 100 for k in range(5)]
+    files[1].write_bytes(b"y" * 100)
+    files[2].unlink()
+    for path, says in ((files[1], "changed between being hashed and being decoded"), (files[2], "cannot be opened any more")):
+        with pytest.raises(Changed, match=rf"{path} {says}.*run the same command again"):
+            memory.read(path)
+        with pytest.raises(Changed, match=f"{path} {says}"), memory.unchanged(path):
+            pass
+
+
+@pytest.mark.parametrize("when", ["before", "inside", "and back", "gone"])
+def test_what_is_read_of_a_file_is_of_the_content_that_was_hashed(files, tmp_path, when):
+    """By a reader that takes a path. Also where the file has its old content again afterwards, and where the reader fails."""
+    path, memory, other = files[0], Memory(tmp_path / "memory"), b"x" * 100
+    memory.sha256(files)
+    with memory.unchanged(path):
+        whole = path.read_bytes()
+    if when == "before":
+        path.write_bytes(other)
+    for error in (False, True):
+        with pytest.raises(Changed, match=str(path)), memory.unchanged(path):
+            if when != "before":
+                path.write_bytes(other)
+            assert path.read_bytes() == other
+            if when == "gone":
+                path.unlink()
+            if when == "and back":
+                time.sleep(0.02)  # a tick of the clock of files
+                path.write_bytes(whole)
+            if error:
+                raise UserError("broken")
+        if when in ("inside", "gone"):
+            path.write_bytes(whole)
+
+
+def test_a_file_that_is_unchanged_keeps_its_own_error(files, tmp_path):
+    memory = Memory(tmp_path / "memory")
+    memory.sha256(files)
+    with pytest.raises(UserError, match="broken"), memory.unchanged(files[0]):
+        raise UserError("broken")
+
+
+def test_values_of_two_contents_are_told(files, tmp_path):
+    """Such as the range of a file and its sha256; a value that is asked for again begins anew."""
+    memory = Memory(tmp_path / "memory")
+    memory.of(files, "size", counted([]))
+    files[4].write_bytes(b"longer" * 50)
+    memory.sha256(files)
+    memory.check(files[:4])
+    with pytest.raises(Changed, match=str(files[4])):
+        memory.check(files)
+    memory.of(files, "size", counted([]))
+    memory.sha256(files)
+    memory.check(files)
+
+
+def test_a_file_that_changes_while_it_is_looked_at_is_told(files, tmp_path):
+    def slow(path):
+        found = len(path.read_bytes())
+        if path == files[2]:
+            path.write_bytes(b"z" * 77)
+        return found
+
+    with pytest.raises(Changed, match=f"{files[2]} changed while it was read"):
+        Memory(tmp_path / "memory").of(files, "size", slow)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-40], lambda text: "", lambda text: text.replace("100", "101"), lambda text: "[]"])
+def test_a_damaged_store_is_put_aside_and_made_anew(files, tmp_path, monkeypatch, caplog, spoil):
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)
+    Memory(tmp_path / "memory").of(files, "size", counted([]))
+    (store,) = (tmp_path / "memory").glob("*.json")
+    store.write_text(spoil(store.read_text()))
+    for known in (0, 5):
+        calls = []
+        assert Memory(tmp_path / "memory").of(files, "size", counted(calls)) == [100] * 5 and len(calls) == 5 - known
+    assert caplog.text.count(f"{store} is damaged") == 1 and store.with_name(f"{store.name}.damaged").exists()
+
+
+def test_a_wrong_hash_that_is_remembered_is_forgotten(files, tmp_path, monkeypatch):
+    """As after a change that the file's time does not show: the next start has to find it."""
+    monkeypatch.setattr(data.memory, "FRESH", -1e9)
+    right = Memory(tmp_path / "memory").sha256(files)
+    (store,) = (tmp_path / "memory").glob("*.json")
+    known = json.loads(store.read_text())
+    known.pop("sha256 of the rest")
+    known["0.bin"][1] = "0" * 64
+    write_sealed(store, known)
+    memory = Memory(tmp_path / "memory")
+    assert memory.sha256(files) != right
+    with pytest.raises(Changed):
+        memory.read(files[0])
+    assert Memory(tmp_path / "memory").sha256(files) == right

@@ -21,6 +21,7 @@ from diffusion.schedule import from_betas
 from runtime.build import build
 from runtime.config import composed
 from runtime.errors import UserError
+from runtime.files import read_checked
 from runtime.randomness import derive, generator
 from tests.starts import begun, given, in_two_processes, pictures, trained
 from training.parts import check_config
@@ -291,7 +292,7 @@ def test_it_is_measured_once(tmp_path, counted):
     assert counted == [3] and first.importance.keys() == again.importance.keys()
     assert all(torch.equal(f, again.importance[name]) for name, f in first.importance.items())
     (path,) = tmp_path.glob("fisher-*.safetensors")
-    assert safetensors.torch.load_file(path).keys() == first.importance.keys()
+    assert safetensors.torch.load(read_checked(path)).keys() == first.importance.keys()
 
 
 def test_two_processes_measure_it_once(tmp_path):

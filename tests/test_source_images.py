@@ -223,7 +223,7 @@ def test_what_changes_the_images_makes_new_ones(tmp_path, monkeypatch, change):
 
 def killed(cache: Path, after: int) -> None:
     """In a process of its own: ends without a word, as by SIGKILL, while batch `after` is written."""
-    write, count = source_images.write_atomically, []
+    write, count = source_images.write_checked, []
 
     def dying(path, data):
         count.append(path)
@@ -232,7 +232,7 @@ def killed(cache: Path, after: int) -> None:
             os._exit(9)
         write(path, data)
 
-    source_images.write_atomically = dying
+    source_images.write_checked = dying
     torch.set_num_threads(1)
     generated(begun(cache), n=9, steps=2, batch_size=2)
 

@@ -23,8 +23,8 @@ from runtime.build import build
 from runtime.checkpoint import FILES, Checkpoint, Which
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
+from runtime.files import read_json
 from runtime.randomness import generator
-from runtime.results import read_json
 from transfer.source_images import own_images
 from transfer.trained import plain, read_origin, source_of, start_of
 

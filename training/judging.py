@@ -30,7 +30,7 @@ from evaluation.record import estimate
 from models.network import frozen_denoiser, image_shape
 from models.samples import Making, claim, write_missing
 from runtime.config import sha256_of
-from runtime.files import locked, write_atomically
+from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from training.finished import Finished
 
@@ -79,13 +79,10 @@ class Looking:
         def features(kind: Features) -> Tensor:
             path = self.cache / "features" / f"{sha256_of([kind.identity, reference.digests[split]])[:16]}.npy"
             with locked(path.with_suffix(".lock")):
-                try:
-                    return torch.from_numpy(np.load(path))
-                except (OSError, ValueError, EOFError) as error:  # not there yet, or damaged
-                    if path.exists():
-                        log.warning("%s is damaged (%s), and made again", path, error)
+                if (data := read_checked(path)) is not None:
+                    return torch.from_numpy(np.load(io.BytesIO(data)))
                 found = extract(kind, reference.images, rows, self.batch_size, device=self.device, desc=f"{kind.short} features of {what}")
-                write_atomically(path, npy(found.features))
+                write_checked(path, npy(found.features))
                 return found.features
 
         return judge.Seen(features(self.features), _pixels(reference.images, rows, what), None, features(self.perceptual))

@@ -18,7 +18,6 @@ from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
 from runtime.config import differences
-from runtime.directory import write_json
 from runtime.errors import Misfit, UserError
 from training.loop import Terms
 from training.parts import TARGETS, Config, settings_of
@@ -28,7 +27,7 @@ from transfer.rules import ParameterPlan
 from transfer.source import Source, other_settings
 from transfer.source_images import check_known, real
 from transfer.start import Start
-from transfer.trained import SOURCE, fitted, read_origin
+from transfer.trained import fitted, read_origin, write_origin
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
     denoiser.network.load_state_dict(state)
     log.info(summary(rows))
     check_classes(found.state["classes"], classes, denoiser.network.classes)
-    write_json(directory / SOURCE, origin | {"tensors": [row._asdict() for row in rows]})
+    write_origin(directory, origin, rows)
 
 
 def other_network(config: Config, theirs: Config) -> str:

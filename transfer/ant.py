@@ -7,7 +7,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -23,7 +22,7 @@ from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser
 from diffusion.schedule import NoiseSchedule, expand
 from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding
-from runtime.files import locked, write_atomically
+from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from transfer.start import Start
 
@@ -139,9 +138,11 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
                   start.seed)[:16]
     path = start.cache / f"classifier-{key}.safetensors"
     with locked(path.with_suffix(".lock")):
-        if not path.exists():
-            _train_to(path, start, source, steps)
-    content = safetensors.torch.load_file(path)
+        data = read_checked(path)
+        if data is None:
+            data = _train(start, source, steps)
+            write_checked(path, data)
+    content = safetensors.torch.load(data)
     T, accuracy = schedule.steps, content.pop("accuracy").tolist()
     log.info("classifier of source and target: right on %s of the images it was trained on",
              ", ".join(f"{a:.0%} at t={t}" for t, a in zip(_levels(T), accuracy, strict=True)))
@@ -171,7 +172,8 @@ def _untrained(start: Start) -> Classifier:
         return Classifier(start.target.images.shape[3])
 
 
-def _train_to(path: Path, start: Start, source: Dataset, steps: int) -> None:
+def _train(start: Start, source: Dataset, steps: int) -> bytes:
+    """Its tensors and its accuracy, as safetensors."""
     schedule, device = start.denoiser.schedule, start.denoiser.schedule.alpha_bar.device
     classifier = _untrained(start).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=RATE)
@@ -189,7 +191,7 @@ def _train_to(path: Path, start: Start, source: Dataset, steps: int) -> None:
         optimizer.step()
     accuracy = torch.tensor([_accuracy(classifier, start, source, t, device) for t in _levels(schedule.steps)])
     content = {name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()} | {"accuracy": accuracy}
-    write_atomically(path, safetensors.torch.save(content))
+    return safetensors.torch.save(content)
 
 
 def _drawn(data: Dataset, draw: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
 from runtime.config import sha256_of
 from runtime.errors import UserError
-from runtime.files import locked, write_atomically
+from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from transfer.inject import parameters
 from transfer.start import Seen, Start
@@ -116,13 +116,15 @@ def known_fisher(start: Start, images: Dataset, n: int) -> dict[str, Tensor]:
     batches = Batches(images, 1, False, derive(start.seed, "fisher"))
     path = start.cache / f"fisher-{_measured_on(start, batches, n)}.safetensors"
     with locked(path.with_suffix(".lock")):
-        if not path.exists():
+        data = read_checked(path)
+        if data is None:
             denoiser = start.frozen()  # a copy, so that no flag, mode or gradient of the one that trains is touched
             parameters = copied_parameters(denoiser.network, start)
             total = fisher(denoiser, [w.requires_grad_() for w in parameters.values()], batches, n, start.seed)
             kept = {name: f.cpu().contiguous() for name, f in zip(parameters, total, strict=True)}
-            write_atomically(path, safetensors.torch.save(kept))
-    return safetensors.torch.load_file(path)
+            data = safetensors.torch.save(kept)
+            write_checked(path, data)
+    return safetensors.torch.load(data)
 
 
 def _measured_on(start: Start, batches: Batches, n: int) -> str:

@@ -25,7 +25,7 @@ from runtime.build import build
 from runtime.checkpoint import EMA
 from runtime.config import sha256_of
 from runtime.errors import Misfit, UserError
-from runtime.files import locked, remove_leftovers, write_atomically
+from runtime.files import locked, read_checked, remove_leftovers, write_checked
 from runtime.randomness import derive, generator
 from transfer.start import Start
 
@@ -99,10 +99,11 @@ class SelfMade:
         folder = start.cache / "generated" / sha256_of(made_by)[:16]
         with locked(folder / ".lock"):
             remove_leftovers(folder)
-            missing = range(len(_kept(folder)), n)
-            if missing:
-                _make(start, missing, steps, batch_size, folder)
-        self.images = _kept(folder)[:n]
+            images = _kept(folder)
+            if len(images) < n:
+                _make(start, range(len(images), n), steps, batch_size, folder)
+                images = _kept(folder)
+        self.images = images[:n]
         self.labels = _labels(start.trained.state["config"], range(n))
 
     @staticmethod
@@ -124,9 +125,14 @@ def _kept(folder: Path) -> list[np.ndarray]:
     """The images from the first on, [H, W, C] uint8 each, read from the disk when they are looked at."""
     images: list[np.ndarray] = []
     for path in sorted(folder.glob("[0-9]*.npy")):
-        if int(path.stem) == len(images):  # otherwise someone deleted the batch before it
-            images.extend(np.load(path, mmap_mode="r"))
+        if int(path.stem) == len(images):  # otherwise the batch before it is gone or damaged
+            images.extend(_whole(path))
     return images
+
+
+def _whole(path: Path) -> Sequence[np.ndarray]:
+    """The images of a batch; none of one that is damaged."""
+    return () if read_checked(path) is None else np.load(path, mmap_mode="r")  # what is behind the array does not matter to it
 
 
 def _labels(config: dict[str, Any], images: Sequence[int]) -> list[int]:
@@ -155,7 +161,7 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
                                 f"({str(error).splitlines()[0]}). A smaller one makes the same images.") from error
             file = io.BytesIO()
             np.save(file, to_uint8(x0).cpu().numpy())
-            write_atomically(folder / f"{first:08d}.npy", file.getvalue())
+            write_checked(folder / f"{first:08d}.npy", file.getvalue())
 
 
 def _count(bar: tqdm, images: int, *_: Any) -> None:

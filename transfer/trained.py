@@ -19,9 +19,8 @@ from models.pretrained import Trained, open_pretrained, open_with
 from runtime.build import build
 from runtime.checkpoint import EMA, FILES, MODEL
 from runtime.errors import UserError
-from runtime.files import sha256
+from runtime.files import Damaged, put_aside, read_sealed, sha256, write_sealed
 from runtime.randomness import derive
-from runtime.results import read_json
 from transfer.fit import Fit, fit
 from transfer.inject import inject, load, merge
 
@@ -107,10 +106,26 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
     return found
 
 
+def write_origin(run: Path, origin: dict[str, Any], tensors: Sequence[Fit]) -> None:
+    """tensors: what became of each."""
+    write_sealed(run / SOURCE, origin | {"tensors": [row._asdict() for row in tensors]}, indent=1)
+
+
 def read_origin(run: Path) -> dict[str, Any] | None:
-    """source.json of a run; None where it had no source."""
+    """source.json of a run; None where it had no source. Raises Damaged."""
     path = run / SOURCE
-    return read_json(path, "copy it again from where the run was trained") if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_sealed(path, "copy it again from where the run was trained", ["path", "weights", "sha256", "tensors"], unsealed=True)
+
+
+def has_origin(run: Path) -> bool:
+    """Whether source.json is there and whole. One that is damaged is put aside: a run that goes on makes it again, of its source."""
+    try:
+        return read_origin(run) is not None
+    except Damaged as error:
+        put_aside(run / SOURCE, str(error).split(": copy it")[0])
+        return False
 
 
 def origin_of(run: Path) -> dict[str, Any]:
@@ -170,9 +185,12 @@ class Laid:
 def open_difference(name: str, elsewhere: str | None) -> Laid:
     """A file that difference() made. elsewhere: where the source is, if not where it was. Raises UserError where the source is gone."""
     path = Path(name).expanduser()
-    with safetensors.safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()[DIFFERENCE])
-    config, digest = about["config"], sha256(path)
-    state = {"step": about["step"], "classes": about["classes"], "sha256": {MODEL: digest, EMA: digest},
-             "config": _with_nothing_injected(config)}
-    return Laid(path, source_of(about["source"], config, elsewhere), state, about)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()[DIFFERENCE])
+        config, digest, origin = about["config"], sha256(path), about["source"]
+        state = {"step": about["step"], "classes": about["classes"], "sha256": {MODEL: digest, EMA: digest},
+                 "config": _with_nothing_injected(config)}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged: what it says of itself cannot be read ({error}). Copy or make it again.") from error
+    return Laid(path, source_of(origin, config, elsewhere), state, about)
