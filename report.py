@@ -67,7 +67,7 @@ def printed(report: Report) -> str:
     heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
     return table([heading, *([row.name, *(str(row.settings.get(path, "-")) for path in report.settings),
                               *(" ".join(filter(None, [row.cell(c).text(c), c.band and row.cell(c).marked(c)])) for c in columns),
-                              str(len(row.counted)) if row.finished else row.counted[0].progress] for row in report.table)])
+                              row.counted_text if row.finished else row.counted[0].progress] for row in report.table)])
 
 
 if __name__ == "__main__":

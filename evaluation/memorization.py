@@ -25,6 +25,7 @@ FEW = 20  # generated or test images of a cell below which C_T does not judge it
 IN_CELL = 50  # of each kind of image, at least, on the average of the cells
 CELLS = 10  # at most
 NEAR, COPIED = 0.5, 0.05  # rho below the first is copying, and a share of copies above the second
+OUTRIGHT = 0.1  # rho below which half of the images are copies outright, and not only near
 
 
 class Nearest(NamedTuple):

@@ -53,7 +53,7 @@ def drawn(figure: Figure) -> list[str]:
 
 def tabulated(report: Report, columns: Sequence[Column], table: Sequence[Row]) -> str:
     return markdown_table([heading(report, columns, "seeds"), *(
-        cells(report, columns, row, str(len(row.counted)) if row.finished or row in report.floors else "unfinished") for row in table)])
+        cells(report, columns, row, row.counted_text if row.finished or row in report.floors else "unfinished") for row in table)])
 
 
 def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:

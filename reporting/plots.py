@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from evaluation.memorization import NEAR
 from reporting.charts import Point, Series, Spot, curves, scatter, spans
 from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column, learning_rate
 from reporting.svg import fixed, picture, text, text_width, titled
@@ -53,9 +54,9 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
                lambda rows: trade([r for r in rows if not r.from_scratch], quality(rows), FORGOT, indices,
                                   "source loss change (forgetting →)")),
         figure("memorization", "Quality against memorization",
-               "Lower is better; rho is right at about 1: left of the red line, 0.5, is copying, and far to the right is away from the "
+               f"Lower is better; rho is right at about 1: left of the red line, {NEAR}, is copying, and far to the right is away from the "
                f"data. Bars: 95% intervals. {chosen}", evaluations("KID and rho"),
-               lambda rows: trade(rows, quality(rows), RHO, indices, "rho (← copying; 1: as new images)", mark=0.5)),
+               lambda rows: trade(rows, quality(rows), RHO, indices, "rho (← copying; 1: as new images)", mark=NEAR)),
         figure("loss", "Held-out loss against steps", "Validation images, averaged weights; mean over seeds, each seed faint.",
                "needs more than one look at validation images in training: a smaller run.checkpoint_every",
                lambda rows: against_steps(rows, "validation/loss", "held-out loss", indices)),

@@ -126,6 +126,14 @@ class Row:
         crossed = any(run.result.subset not in (None, run.result.seed) for run in self.counted)
         return "subset" if len(subsets) > 1 and crossed else "seed"
 
+    @property
+    def counted_text(self) -> str:
+        """Over how many finished trainings the row is the mean."""
+        runs = len(self.counted)
+        if self.of == "seed":
+            return str(runs)
+        return f"{len({run.result.subset for run in self.counted})} subsets, {runs} runs"
+
     def by_seed(self, column: Column) -> dict[Any, Value]:
         """Of each seed, or of each drawn subset the mean of its trainings."""
         found = [(run.result, value) for run in self.counted if (value := column.read(run)) is not None]

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import combinations
 
 from evaluation.intervals import Mean, is_best, told_apart
-from evaluation.memorization import Band, copy_sign, near_sign
+from evaluation.memorization import NEAR, OUTRIGHT, Band, copy_sign, near_sign
 from reporting.columns import COPIES, COPIES_TEST, FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column
 from reporting.numbers import interval, number, share
 from reporting.table import Cell, Row, difference, other_kind, ranking, training_spread
@@ -163,7 +163,8 @@ def did_the_source_help(contests: Sequence[Contest]) -> str:
     for contest in contests:
         if scratch := contest.without_source:
             d = contest.minus(scratch, contest.reference)
-            answer = {"better": "no, it did harm", "worse": "yes", "not told apart": "not told", UNKNOWN: "not compared",
+            answer = {"better": "no, it did harm", "worse": "yes", "not told apart": "not told",
+                      UNKNOWN: "not told, as there is no interval" if d.n else "not compared, as they share no seed",
                       "lower, of one training each": "not that of these two trainings, and one of each cannot say more",
                       "higher, of one training each": "that of these two trainings, and one of each cannot say more"}[outcome(d)]
             parts.append(f"by {contest.column.heading} {answer}"
@@ -235,7 +236,7 @@ def copies(row: Row, untouched: Row | None) -> list[str]:
     """The signs of copying that this row shows, in words."""
     signs, (near, share) = [], (known_band(row, column) for column in (RHO, COPIES))
     if near and near_sign(near, known_band(untouched, RHO)):
-        signs.append(f"rho {in_words(row, RHO)} below 0.5")
+        signs.append(f"rho {in_words(row, RHO)} below {NEAR}")
     if share and copy_sign(share, innocent_shares(row), known_band(untouched, COPIES)):
         signs.append(f"{in_words(row, COPIES)} copies")
     return signs
@@ -248,7 +249,7 @@ def in_words(row: Row, column: Column) -> str:
 
 def outright(row: Row, untouched: Row | None) -> bool:
     """More than near: copies by pixels, or half of the images at a tenth of the distance of new ones."""
-    return any(sign.endswith("copies") for sign in copies(row, untouched)) or (row.value(RHO) is not None and row.value(RHO) < 0.1)
+    return any(sign.endswith("copies") for sign in copies(row, untouched)) or (row.value(RHO) is not None and row.value(RHO) < OUTRIGHT)
 
 
 def copying(judged: Sequence[Row], floors: Sequence[Row]) -> str:
@@ -327,8 +328,8 @@ def few_seeds(judged: Sequence[Row], column: Column) -> str:
     if least >= 3:
         return ""
     if least == 1:
-        return ("One seed only (of one strategy or more): its interval is of the images alone and says nothing of how another training "
-                "would end; three seeds or more are needed for that.")
+        return ("One seed only (of one strategy or more): an interval of it is of the images alone and says nothing of how another "
+                "training would end; three seeds or more are needed for that.")
     return "Two seeds only: how much trainings differ is told by few of them; three or more are needed."
 
 

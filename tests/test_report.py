@@ -173,6 +173,8 @@ def test_subsets_and_trainings_are_told_apart(tmp_path):
     said = " ".join(Report(tmp_path, read_runs(tmp_path)).verdicts[0][1])
     assert "Which images were drawn spreads the test loss of full by 0.104, training again on the same ones by 0.0168" in said
     report.main([str(tmp_path)])
+    assert "| 3 subsets, 6 runs |" in (tmp_path / "report.md").read_text()
+    assert row.runs[0].result.cells()["seed"] == "0, images by 5"
     assert [row["subset"] for row in read_csv(tmp_path) if row["strategy"] == "full"] == ["5", "6", "7", "5", "6", "7"]
 
 

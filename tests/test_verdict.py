@@ -30,7 +30,8 @@ def sweep(rng, names: list[str], seeds: int, better: float = 0.0) -> list[Row]:
         if key == "loss":
             values[-1] -= better
         numbers[key] = [[estimate(v, v + d) for v, d in zip(*both, strict=True)] for both in zip(values, drawn, strict=True)]
-    return [Row(name, {}, [run(name, s, numbers["loss"][k][s], numbers["kid"][k][s]) for s in range(seeds)]) for k, name in enumerate(names)]
+    return [Row(name, {}, [run(name, s, numbers["loss"][k][s], numbers["kid"][k][s]) for s in range(seeds)])
+            for k, name in enumerate(names)]
 
 
 def estimate(value: float, replicates: np.ndarray) -> dict:
