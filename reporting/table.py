@@ -250,9 +250,9 @@ def numeric(situation: tuple) -> list[tuple]:
 
 
 def training_spread(rows: Sequence[Row], column: Column) -> Pooled | None:
-    """What another training changes, told by all strategies that train, together."""
+    """What another training changes, told together by all strategies that were trained twice or more."""
     found = {row.label: row.by_seed(column) for row in rows if row.trained}
-    return between_trainings({name: {s: v.value for s, v in by.items()} for name, by in found.items() if by})
+    return between_trainings({name: {s: v.value for s, v in by.items()} for name, by in found.items() if len(by) > 1})
 
 
 def difference(row: Row, other: Row, column: Column, spread: Pooled | None = None) -> Mean | None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import evaluate
+import report
 from data.batches import to_x0
 from data.dataset import Dataset
 from diffusion.denoiser import clip_x0
@@ -86,6 +87,15 @@ def test_an_evaluation_says_what_it_was_made_by(full):
     models = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     assert record["device"] == f"cpu ({models[0]}, {torch.backends.cpu.get_cpu_capability()})"
     assert record["quality"]["test"]["kid"]["images"] == 12 and record["memorization"]["pixels"]["copy_share_test"]["high"] > 0
+
+
+def test_the_report_reads_what_was_written(full, transfers, tmp_path, capsys):
+    run, _ = full
+    shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("checkpoints", "generated"))
+    report.main([str(tmp_path)])
+    said, page = capsys.readouterr().out, (tmp_path / "report.md").read_text()
+    assert "full has the lowest test loss: " in said and "One seed only" in said and "]°" in said
+    assert page.count(f"torch {torch.__version__}") == 2  # trained by, evaluated by
 
 
 def test_an_evaluation_of_an_older_format_is_made_again(full, transfers, tmp_path):

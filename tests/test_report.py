@@ -116,6 +116,7 @@ def test_all_strategies_tell_how_trainings_vary(tmp_path):
     table = np.random.default_rng(0).normal(0.05, 0.01, (4, 3))
     for (k, seed), kid in np.ndenumerate(table):
         evaluated(tmp_path, f"s{k}", seed, kid=kid, loss=None)
+    evaluated(tmp_path, "once", 0, kid=0.5, loss=None)  # tells nothing of it, and takes nothing away
     found = {row.name: row for row in rows(read_runs(tmp_path))}
     rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     error = (2 * (rest**2).sum() / 6 / 3) ** 0.5
