@@ -35,7 +35,7 @@ from runtime import checkpoint
 from runtime.build import settings_from
 from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
-from runtime.directory import IDENTITY, commit, device_name, write_json
+from runtime.directory import IDENTITY, machine, write_json
 from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import Damaged, locked, read_json
 from runtime.log import log_to_terminal
@@ -282,8 +282,8 @@ def of_images(settings: EvaluateSettings, looking: Looking, folder: Path, out: P
 
 
 def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, Any]:
-    """The evaluation that is there, {} where there is none or a damaged one. Raises UserError where it is of something else. run: where
-    the folder is not its own."""
+    """The evaluation that is there, {} where there is none, a damaged one or one of another format. Raises UserError where it is of
+    something else. run: where the folder is not its own."""
     try:
         there = read_json(folder / EVALUATION, keys=["protocol"])
         before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
@@ -296,6 +296,9 @@ def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, 
         return {}
     if lines := differences(now, before):
         raise UserError(f"{folder} holds another evaluation (there -> here):\n  " + "\n  ".join(lines) + "\nGive this one its own out=DIR.")
+    if there.get("version") != VERSION:
+        log.info("%s is of version %s of the format, which is %s now: made again", folder / EVALUATION, there.get("version"), VERSION)
+        return {}
     return there
 
 
@@ -328,17 +331,15 @@ def arguments() -> list[str]:
 
 
 def write(folder: Path, device: torch.device, record: dict[str, Any]) -> None:
-    write_json(folder / EVALUATION, {"version": VERSION, **record, "arguments": arguments(), "device": device_name(device),
-                                     "commit": commit()})
+    write_json(folder / EVALUATION, {"version": VERSION, **record, "arguments": arguments(), **machine(device)})
     for line in record["notes"]:
         log.info("note: %s", line)
     log.info("%s\n%s", folder / EVALUATION, summary(record))
 
 
-SHOWN = {"KID to held-out images": ("quality", "test", "kid"), "KID to training images": ("quality", "train", "kid"),
-         "precision": ("quality", "test", "precision"), "recall": ("quality", "test", "recall"),
+SHOWN = {"loss on held-out images": ("loss", "target", "loss"), "KID to held-out images": ("quality", "test", "kid"),
+         "precision": ("quality", "test", "precision"), "coverage": ("quality", "test", "coverage"),
          "rho (copies: below 0.5)": ("memorization", "features", "rho"), "copy share": ("memorization", "pixels", "copy_share"),
-         "C_T (copies: below -3)": ("memorization", "features", "c_t"), "held-out loss": ("loss", "target", "loss"),
          "change of the source's loss": ("loss", "source_change"), "bound, bits per value": ("bound", "bits")}
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from reporting.columns import BEST, FORGOT, HELD_OUT, HOURS, KID, RATE, RHO, STORE, TEST_LOSS, TRAINED
+from reporting.columns import BEST, COPIES, FORGOT, HELD_OUT, HOURS, KID, RATE, RHO, STORE, TEST_LOSS, TRAINED
 from reporting.markdown import files, markdown, standalone
 from reporting.page import Report
 from reporting.pictures import side_by_side
 from reporting.plots import Figure
 from reporting.runs import read_runs
+from reporting.table import OF_IMAGES
 from runtime.directory import write_csv
 from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import table
 
-PRINTED = [column.key for column in (TRAINED, RATE, BEST, KID, RHO, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)]
+PRINTED = [column.key for column in (TEST_LOSS, FORGOT, KID, RHO, COPIES, HELD_OUT, TRAINED, RATE, BEST, HOURS, STORE)]
 
 
 @one_message
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{folder}: no runs in it. Give the folder of an experiment, runs/EXPERIMENT.")
     written = write(report)
     print(printed(report))
+    if OF_IMAGES in printed(report):
+        print(report.legend)
     for heading, sentences in report.verdicts:
         print("\n" + "\n".join([*([heading + ":"] if heading else []), *sentences]))
     if report.missing:
@@ -63,8 +66,8 @@ def printed(report: Report) -> str:
     columns = [column for column in report.columns if column.key in PRINTED]
     heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
     return table([heading, *([row.name, *(str(row.settings.get(path, "-")) for path in report.settings),
-                              *(" ".join(filter(None, [row.cell(c).text(c), c.band and row.cell(c).band(c)])) for c in columns),
-                              str(len(row.counted)) if row.finished else row.counted[0].progress] for row in report.table)])
+                              *(" ".join(filter(None, [row.cell(c).text(c), c.band and row.cell(c).marked(c)])) for c in columns),
+                              row.counted_text if row.finished else row.counted[0].progress] for row in report.table)])
 
 
 if __name__ == "__main__":

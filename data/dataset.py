@@ -45,14 +45,16 @@ class Dataset:
 class DataSettings:
     """source: which images. size: [height, width] or one number for both. channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray
     is repeated). flip: mirror at random while training; off where left and right differ, as in radiographs. n_train: train on so
-    many images, drawn by the run's seed; null for all. upscale: enlarge images that are smaller than size. resample: the filter
-    that scales, antialiased in each case. skip_broken: leave out what is broken, foreign or too small, instead of stopping."""
+    many images; null for all. subset_seed: draws them; null is the run's seed, so that each seed of a run sees others. upscale:
+    enlarge images that are smaller than size. resample: the filter that scales, antialiased in each case. skip_broken: leave out what
+    is broken, foreign or too small, instead of stopping."""
 
     source: Callable[[Memory], ImageSource]
     size: int | Sequence[int]
     channels: int
     flip: bool
     n_train: int | None = None
+    subset_seed: int | None = None
     upscale: bool = False
     resample: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
     skip_broken: bool = False
@@ -62,6 +64,9 @@ class DataSettings:
             raise ValueError(f"channels must be 1 or 3, not {self.channels}.")
         if len(self.height_width) != 2 or min(self.height_width) < 1:
             raise ValueError(f"size must be one positive number or [height, width], not {self.size}.")
+        if self.subset_seed is not None and self.n_train is None:
+            raise ValueError(f"subset_seed={self.subset_seed} draws n_train of the images, and n_train is null: set n_train too, or leave "
+                             "subset_seed at null.")
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -78,7 +83,8 @@ def open_dataset(settings: DataSettings, source: ImageSource, seed: int, cache: 
         raise UserError(f"{source.name}: no image is left to train on" + (f"; {len(broken)} cannot be used." if broken else "."))
     _check_subset(settings, train, source)
     if settings.n_train is not None:
-        order = torch.randperm(len(train), generator=generator(seed, "n_train")).numpy()
+        draw = seed if settings.subset_seed is None else settings.subset_seed
+        order = torch.randperm(len(train), generator=generator(draw, "n_train")).numpy()
         train = np.sort(train[order[: settings.n_train]])
     labels = np.asarray(source.labels, dtype=np.int64)
     if lost := sorted(set(labels[source.splits["train"]].tolist()) - set(labels[train].tolist())):

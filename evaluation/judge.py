@@ -11,7 +11,7 @@ from evaluation.frechet import frechet_distance, frechet_infinity
 from evaluation.inception_score import inception_score
 from evaluation.intra import intra_distance
 from evaluation.kernel import kid, kid_replicates
-from evaluation.manifold import manifold
+from evaluation.manifold import FEWEST, manifold
 from evaluation.memorization import memorization
 from evaluation.record import estimate
 from runtime.errors import UserError
@@ -49,8 +49,8 @@ def against(generated: Tensor, real: Tensor, split: str, frechet: str, notes: No
     """Distances of generated to real features. split: what real is, for notes. frechet: what the Fréchet distance in these features is
     called."""
     record: Record = {}
-    notes.attempt(record, "kid", f"KID to {split}", lambda: estimate(kid(generated, real), kid_replicates(generated, real)))
     fewest = min(len(generated), len(real))
+    notes.attempt(record, "kid", f"KID to {split}", lambda: estimate(kid(generated, real), kid_replicates(generated, real), fewest))
     if fewest < FEWEST_FRECHET:
         notes.say(f"{frechet} to {split}: left out, {fewest} images on one side; it wants {ENOUGH_FRECHET}, and means nothing below "
                   f"{FEWEST_FRECHET}")
@@ -61,7 +61,11 @@ def against(generated: Tensor, real: Tensor, split: str, frechet: str, notes: No
         notes.attempt(record, "frechet", f"{frechet} to {split}", lambda: frechet_distance(generated, real))
         notes.attempt(record, "frechet_infinity", f"{frechet} to {split}, extrapolated", lambda: frechet_infinity(generated, real))
     found: Record = {}
-    notes.attempt(found, "manifold", f"precision, recall, density and coverage of {split}", lambda: manifold(real, generated))
+    if fewest < FEWEST:
+        notes.say(f"precision, recall, density and coverage of {split}: left out, {fewest} images on one side; below {FEWEST} the balls "
+                  "around so few images reach so far that images without any detail lie in most of them")
+    else:
+        notes.attempt(found, "manifold", f"precision, recall, density and coverage of {split}", lambda: manifold(real, generated))
     return record | found.get("manifold", {})
 
 

@@ -9,6 +9,7 @@ from evaluation.checks import check_pair
 from evaluation.distances import chunks
 from runtime.errors import UserError
 
+FEWEST = 50  # images on each side below which the numbers say nothing: of 15 real ones, k = 5, gray images cover all
 TIE = 1e-7  # a distance that is within this share of a radius equals it, whatever its last bits
 
 

@@ -1,4 +1,7 @@
-"""Whether generated images are copies of training images: distances to the nearest ones, against those of images nobody trained on."""
+"""Whether generated images are copies of training images: distances to the nearest ones, against those of images nobody trained on.
+
+What is a sign of copying is said here, by near_sign and copy_sign, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from evaluation.checks import check_features
 from evaluation.distances import chunks
-from evaluation.intervals import bootstrap_mean, resampled
+from evaluation.intervals import bootstrap_mean, resampled, wilson
 from evaluation.record import estimate
 from runtime.errors import UserError
 from runtime.randomness import generator
@@ -21,6 +24,8 @@ Key = Sequence[int | str]
 FEW = 20  # generated or test images of a cell below which C_T does not judge it; the authors' tau is 20 / (generated images)
 IN_CELL = 50  # of each kind of image, at least, on the average of the cells
 CELLS = 10  # at most
+NEAR, COPIED = 0.5, 0.05  # rho below the first is copying, and a share of copies above the second
+OUTRIGHT = 0.1  # rho below which half of the images are copies outright, and not only near
 
 
 class Nearest(NamedTuple):
@@ -88,6 +93,31 @@ def copies(near: Nearest, ratio: float = 1 / 3) -> Tensor:
 
 def copy_share(near: Nearest, ratio: float = 1 / 3) -> float:
     return copies(near, ratio).double().mean().item()
+
+
+# What is a sign of it
+
+
+class Band(NamedTuple):
+    """A number with its 95% interval; low and high are None where it has none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def near_sign(rho: Band, untouched: Band | None) -> bool:
+    """Whether half of the images or more are nearer to training images than new images are: the interval of rho lies below 0.5, and below
+    the rho of the untouched source, which saw none of them (None where there is none). Images that are a little bland are nearer to all
+    others, by some hundredths; C_T, the same distances as a z that grows with the number of images, calls them copies and is no sign."""
+    return rho.high is not None and rho.high < min(NEAR, untouched.value if untouched else NEAR)
+
+
+def copy_sign(share: Band, test: Band | None, untouched: Band | None) -> bool:
+    """Whether some of the images are copies by pixels, be it a part of them, which a median does not show: the interval of their share lies
+    above 5%, and above the shares that images come to which were never seen: of the test images and of the untouched source's."""
+    innocent = [band.value if band.high is None else band.high for band in (test, untouched) if band]
+    return share.low is not None and share.low > max([COPIED, *innocent])
 
 
 # C_T
@@ -174,8 +204,10 @@ def authentic_share(generated: Tensor, train: Tensor) -> float:
 def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) -> dict[str, Any]:
     """Everything above on feature matrices, for evaluation.json. What the images do not allow is absent, and "notes" says why.
 
-    {"rho", "copy_share", "authentic_share": Estimate, "c_t", "median_distance", "nearest_test": float, "notes": [str]}
-    median_distance: of generated images to their nearest training image; nearest_test: of test images.
+    {"rho", "copy_share", "authentic_share": Estimate, "copy_share_test": {"value", "low", "high"}, "c_t", "median_distance",
+    "nearest_test": float, "notes": [str]}
+    median_distance: of generated images to their nearest training image; nearest_test: of test images. copy_share_test: how many of the
+    test images the copy share would call copies, with Wilson's interval: what images that are none come to.
     """
     check_features(generated, "the generated images", least=1)
     check_features(train, "the training images", least=1)
@@ -185,18 +217,23 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) 
     if len(train) > 1:
         for name, flags in (("copy_share", copies(near)), ("authentic_share", authentic(near, train))):
             flags = flags.double().cpu()
-            result[name] = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")))
+            result[name] = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags))
     else:
         result["notes"].append("copy share and AuthPct are left out: they compare two training images, and there is one")
     if not len(test):
         result["notes"].append("rho and C_T are left out: there are no test images to compare with")
         return result
     check_features(test, "the test images", least=1)
-    distances = nearest(test, train, 1).distances[:, 0]
+    theirs = nearest(test, train, min(2, len(train)))
+    distances = theirs.distances[:, 0]
     result["nearest_test"] = median(distances)
+    if len(train) > 1:
+        low, high = wilson(copies(theirs).sum().item(), len(test))
+        result["copy_share_test"] = {"value": copy_share(theirs), "low": low, "high": high}
     result["c_t"] = c_t(generated, test, train, key)
     try:
-        result["rho"] = estimate(rho(near.distances[:, 0], distances), rho_replicates(near.distances[:, 0], distances, key=key))
+        ours = near.distances[:, 0]
+        result["rho"] = estimate(rho(ours, distances), rho_replicates(ours, distances, key=key), min(len(ours), len(distances)))
     except UserError as error:
         result["notes"].append(str(error))
     return result

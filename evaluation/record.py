@@ -8,20 +8,23 @@ from torch import Tensor
 
 from evaluation.intervals import interval
 
-EVALUATION, VERSION = "evaluation.json", 1  # the file, and its format
+EVALUATION, VERSION = "evaluation.json", 2  # the file, and its format
 
 
 class Estimate(TypedDict):
-    """value: of all images. low, high: the 95% percentile interval. replicates: of the bootstrap, to pair with another model's."""
+    """value: of all images. low, high: the 95% percentile interval. replicates: of the bootstrap, to pair with another model's. images:
+    from how many they were drawn, the fewest where there are several sets."""
 
     value: float
     low: float
     high: float
     replicates: list[float]
+    images: int
 
 
-def estimate(value: float, replicates: Tensor) -> Estimate:
+def estimate(value: float, replicates: Tensor, images: int) -> Estimate:
     """replicates [draws], finite; kept to 6 significant digits. ValueError where anything is NaN or infinite."""
     low, high = interval(replicates)
     interval([value])
-    return {"value": float(value), "low": low, "high": high, "replicates": [float(f"{r:.6g}") for r in replicates.tolist()]}
+    return {"value": float(value), "low": low, "high": high, "replicates": [float(f"{r:.6g}") for r in replicates.tolist()],
+            "images": images}

@@ -79,8 +79,8 @@ def spans(values: Sequence[float]) -> bool:
     return min(values, default=0) > 0 and max(values) > 5 * min(values)
 
 
-def scatter(spots: Sequence[Spot], x_label: str, y_label: str, higher: bool = False, mark: float | None = None) -> str:
-    """Lower y is better, and lower x, or higher. mark: a limit of x."""
+def scatter(spots: Sequence[Spot], x_label: str, y_label: str, mark: float | None = None) -> str:
+    """Lower y is better, and lower x. mark: a limit of x, of which neither more nor less is better then, so that there is no front."""
     means = [s.y[0] for s in spots]
     log = spans(means)
     tall = [max(v, min(means) / 2) if log else v for s in spots for v in s.y if v is not None]
@@ -88,8 +88,9 @@ def scatter(spots: Sequence[Spot], x_label: str, y_label: str, higher: bool = Fa
     parts = frame(x, y, x_label, y_label + (" (log)" if log else ""))
     if mark:
         parts.append(line([(x(mark), y.start), (x(mark), y.stop)], "var(--bad)", 1.2, "2 4", title=f"{mark}"))
-    front = pareto([(-s.x[0] if higher else s.x[0], s.y[0]) for s in spots])
-    parts.append(line(staircase([(x(spots[k].x[0]), y(spots[k].y[0])) for k in front]), "var(--muted)", 1.5, "2 3"))
+    else:
+        front = pareto([(s.x[0], s.y[0]) for s in spots])
+        parts.append(line(staircase([(x(spots[k].x[0]), y(spots[k].y[0])) for k in front]), "var(--muted)", 1.5, "2 3"))
     bars = []
     for s in spots:
         px, py = x(s.x[0]), y(s.y[0])

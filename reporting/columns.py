@@ -14,7 +14,8 @@ EVALUATE = "not evaluated: python evaluate.py checkpoint="
 
 @dataclass(frozen=True)
 class Column:
-    """better: "lower", "higher" or "". band: its interval stands in the table."""
+    """better: "lower" or "higher" where less or more of it is better, whatever the generator; "" for what has a right value, as rho,
+    and for what noise is best in, as recall. band: its interval stands in the table."""
 
     key: str
     heading: str
@@ -63,15 +64,13 @@ def judged_loss(run: Run) -> Value | None:
 KID = Column("kid_test", "KID test", "quality", evaluated("quality", "test", "kid"), better="lower", band=True, means=(
     "Kernel Inception Distance to test images (Binkowski et al. 2018), unbiased, in the features that the head of the page names: 0 is "
     "the same distribution, a little below 0 is chance"))
-RHO = Column("rho", "rho", "copying", evaluated("memorization", "features", "rho"), better="higher", band=True, means=(
+RHO = Column("rho", "rho", "copying", evaluated("memorization", "features", "rho"), band=True, means=(
     "median distance of generated images to their nearest training image over the same of test images: about 1 is as far as new images "
-    "are, below 0.5 is copying, 0 the training set itself"))
-COPIES = Column("copy_share", "copies", "copying", evaluated("memorization", "pixels", "copy_share"), better="lower", band=True,
-                percent=True, means=(
-                    "share of generated images three times closer to one training image than to the next, in pixels (Yoon et al. 2023)"))
-C_T = Column("c_t", "C_T", "copying", evaluated("memorization", "features", "c_t"), better="higher", means=(
-    "whether generated images are closer to the training set than test images are, as a z statistic (Meehan, Chaudhuri and Dasgupta "
-    "2020): around 0 is well, below -3 copying, far above 0 away from the data"))
+    "are, below 0.5 is copying, 0 the training set itself, far above 1 away from the data, as noise is"))
+COPIES = Column("copy_share", "copies", "copying", evaluated("memorization", "pixels", "copy_share"), band=True, percent=True, means=(
+    "share of generated images three times closer to one training image than to the next, in pixels (Yoon et al. 2023)"))
+COPIES_TEST = Column("copy_share_test", "copies of test", "copying", evaluated("memorization", "pixels", "copy_share_test"), percent=True,
+                     means="the same of the test images, which copy nothing")
 FORGOT = Column("source_change", "source loss change", "losses", evaluated("loss", "source_change"), better="lower", band=True, signed=True,
                 means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
 TEST_LOSS = Column("test_loss", "test loss", "losses", evaluated("loss", "target", "loss"), better="lower", band=True,
@@ -86,21 +85,19 @@ STORE = Column("bytes_to_store", "to store", "cost", told("bytes_to_store"), tex
                means="what the target costs beside its source")
 RATE = Column("lr", "rate", "training", learning_rate, text=rate, means="optimizer.lr; a strategy may scale it by layer")
 COLUMNS = (
-    TRAINED,
-    RATE,
-    BEST,
+    TEST_LOSS,
+    FORGOT,
     KID,
-    Column("kid_train", "KID train", "quality", evaluated("quality", "train", "kid"), better="lower", means=(
-        "the same to the training images; far below KID test, it learned these images and not their kind")),
+    RHO,
+    COPIES,
+    HELD_OUT,
     Column("precision", "precision", "quality", evaluated("quality", "test", "precision"), better="higher",
            means="share of generated images among the test images (Kynkaanniemi et al. 2019, k 5): fidelity"),
-    Column("recall", "recall", "quality", evaluated("quality", "test", "recall"), better="higher",
-           means="share of test images among the generated (Kynkaanniemi et al. 2019, k 5): variety"),
     Column("density", "density", "quality", evaluated("quality", "test", "density"), better="higher",
            means="precision that outliers of the test set do not flatter (Naeem et al. 2020); 1 is real data, more is possible"),
     Column("coverage", "coverage", "quality", evaluated("quality", "test", "coverage"), better="higher",
-           means="share of test images with a generated one nearby (Naeem et al. 2020): falls where modes are dropped"),
-    RHO, COPIES, C_T, TEST_LOSS, HELD_OUT, FORGOT, HOURS, STORE)
+           means="share of test images with a generated one nearby (Naeem et al. 2020): falls where modes are dropped; noise has none"),
+    TRAINED, RATE, BEST, HOURS, STORE)
 
 
 def hours_of(devices: Iterable[str]) -> Column:
@@ -114,20 +111,28 @@ def further(frechet: str) -> tuple[Column, ...]:
     return (
         Column("frechet_test", f"{frechet} test", "quality", evaluated("quality", "test", "frechet"), better="lower",
                means="Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017); with few images far too high"),
-        Column("frechet_train", f"{frechet} train", "quality", evaluated("quality", "train", "frechet"), better="lower",
-               means="the same to the training images: a memoriser wins it"),
+        Column("frechet_train", f"{frechet} train", "quality", evaluated("quality", "train", "frechet"),
+               means="the same to the training images: the memoriser has 0"),
         Column("frechet_infinity", f"{frechet} test, extrapolated", "quality", evaluated("quality", "test", "frechet_infinity"),
                better="lower",
                means="the same extrapolated to endless samples (Chong and Forsyth 2020): may fall below 0, and the bias of few test "
                      "images stays"),
         Column("inception_score", "Inception score", "quality", evaluated("quality", "inception_score", "mean"), better="higher",
                means="Salimans et al. 2016; of photographs of ImageNet's classes, so of little meaning elsewhere"),
-        Column("intra", "intra distance", "quality", evaluated("quality", "intra", "mean"), better="higher",
-               means="mean distance of samples that share a nearest training image (Ojha et al. 2021): variety about what it was shown"),
-        Column("occupied", "clusters", "quality", evaluated("quality", "intra", "occupied"), text=count, better="higher",
+        Column("recall", "recall", "quality", evaluated("quality", "test", "recall"), means=(
+            "share of test images among the generated (Kynkaanniemi et al. 2019, k 5): variety of what has a good precision; noise, whose "
+            "images are far from one another, has 0.95 to 1, so that coverage is the number to look at")),
+        Column("intra", "intra distance", "quality", evaluated("quality", "intra", "mean"), means=(
+            "mean distance of samples that share a nearest training image (Ojha et al. 2021): variety about what it was shown; noise has "
+            "most")),
+        Column("occupied", "clusters", "quality", evaluated("quality", "intra", "occupied"), text=count,
                means="training images with two samples or more about them: the mean before is over these alone"),
+        Column("c_t", "C_T", "copying", evaluated("memorization", "features", "c_t"), means=(
+            "whether generated images are nearer to the training set than test images are, as a z statistic (Meehan, Chaudhuri and "
+            "Dasgupta 2020): about 0 as new images, far above away from the data. Far below 0 are copies, and images that are a little "
+            "bland too: it grows with their number, and is no sign of copying by itself")),
         Column("authentic_share", "authentic", "copying", evaluated("memorization", "features", "authentic_share"), text=share,
-               better="higher", means="share of samples farther from their training image than that is from the next (Alaa et al. 2022)"),
+               means="share of samples farther from their training image than that is from the next (Alaa et al. 2022); noise: all"),
         Column("bits", "bits/dim", "losses", evaluated("bound", "bits"), better="lower",
                means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images"),
         Column("kid_source", "KID source", "losses", evaluated("forgetting", "kid_source"),
@@ -141,7 +146,7 @@ def further(frechet: str) -> tuple[Column, ...]:
 FLOORS = {
     "train against test": "training images in place of generated ones: what a perfect model of so few images gets",
     "half of test against the other half": "real images against real images: nothing can be expected to do better",
-    "memoriser": "the training set emitted again: its KID train is perfect, and rho, copies and C_T give it away",
+    "memoriser": "the training set emitted again: rho 0 and all copies give it away",
     "untouched source": "the source network as it was: what the transfer must beat",
     "noise": "images of pure noise: the other end",
 }

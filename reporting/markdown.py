@@ -17,8 +17,7 @@ def markdown(report: Report) -> str:
     for data, sentences in report.verdicts:
         parts += [*([f"**{data}**"] if data else []), bullets(sentences)]
     parts += [bullets(f"{term}: {text}" for term, text in report.facts), "## All strategies",
-              "By KID test, where it is unknown by loss, the lowest first; \"-\" is not known yet. In brackets 95% intervals, over seeds "
-              "where there are two or more.",
+              f"{report.ordered_by}; \"-\" is not known yet. In brackets {report.legend}",
               tabulated(report, report.columns, report.table)]
     if report.floors:
         parts += ["### Floors", tabulated(report, report.columns, report.floors)]
@@ -54,7 +53,7 @@ def drawn(figure: Figure) -> list[str]:
 
 def tabulated(report: Report, columns: Sequence[Column], table: Sequence[Row]) -> str:
     return markdown_table([heading(report, columns, "seeds"), *(
-        cells(report, columns, row, str(len(row.counted)) if row.finished or row in report.floors else "unfinished") for row in table)])
+        cells(report, columns, row, row.counted_text if row.finished or row in report.floors else "unfinished") for row in table)])
 
 
 def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:
@@ -65,7 +64,7 @@ def cells(report: Report, columns: Sequence[Column], row: Row, last: str) -> lis
     found = [row.name, *(words(row.settings[path]) if path in row.settings else "-" for path in report.settings)]
     for column in columns:
         cell = row.cell(column)
-        found.append(" ".join(filter(None, [cell.text(column), column.band and cell.band(column)])))
+        found.append(" ".join(filter(None, [cell.text(column), column.band and cell.marked(column)])))
     return [*found, last]
 
 

@@ -16,7 +16,7 @@ from reporting.pictures import Shown, closest, embedded, samples
 from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
 from reporting.svg import marker
-from reporting.table import Row, floors, known, rows, situations
+from reporting.table import OF_IMAGES, Row, floors, known, ranking, rows, situations
 from reporting.verdict import SIGNS, named, verdict
 from runtime.results import varied
 
@@ -106,6 +106,20 @@ class Report:
         return next((run for run in self.runs if run.evaluation), None)
 
     @cached_property
+    def ordered_by(self) -> str:
+        """What the table is put in order by: what the verdict speaks of first."""
+        found = [next((c.heading for c in ranking(rows, self.floors) if any(row.value(c) is not None for row in rows)), "")
+                 for rows in self.panels.values()]
+        each = " for each setting of the data" if len(self.panels) > 1 else ""
+        return f"In the verdict's order, by {several(filter(None, found))}, the lowest first{each}" if any(found) else "In order of names"
+
+    @cached_property
+    def legend(self) -> str:
+        """How an interval in a table is to be read."""
+        return (f"95% intervals: over seeds they hold how trainings differ, and that of the images where those were resampled; {OF_IMAGES} "
+                "is of the images alone, of one training or none, and does not compare with the others.")
+
+    @cached_property
     def judged_on(self) -> str:
         if not (run := self.evaluated):
             return ""
@@ -128,6 +142,8 @@ class Report:
             facts += [("evaluation", protocol_text(run)), ("features", run.at("features", "name"))]
             if run.at("perceptual", "name"):
                 facts.append(("perceptual distance", run.at("perceptual", "name")))
+        facts += [("trained by", several((machine_text(run.environment) for run in self.runs), "; ")),
+                  ("evaluated by", several((machine_text(run.evaluation.content) for run in self.runs if run.evaluation), "; "))]
         return [(term, text) for term, text in facts if text]
 
     def _images(self, run: Run) -> str | None:
@@ -144,18 +160,20 @@ class Report:
             arrows={"lower": " ↓", "higher": " ↑"}, drawn=drawn, absent=[f for f in self.figures if isinstance(f, Absent)])
 
     def raw(self) -> list[list[Any]]:
-        """One row for each run, plain numbers, a column for each setting that varies; and the floors."""
+        """One row for each run, plain numbers, a column for each setting that varies; and the floors. Their intervals are of the images of
+        that one run. subset: what its training images were drawn by."""
         paths = varied([run.result for run in self.runs])
         columns = [c for c in (*COLUMNS, *further("")) if c.key not in VALUES]
         numbers = [name for c in columns for name in ([c.key, f"{c.key}_low", f"{c.key}_high"] if c.band else [c.key])]
-        found = [["strategy", "seed", *paths, *VALUES, *numbers, "evaluation", "run"]]
+        found = [["strategy", "seed", "subset", *paths, *VALUES, *numbers, "intervals", "evaluation", "run"]]
         for run in (run for row in self.table for run in row.runs):
             r = run.result
-            found.append([r.strategy, r.seed, *(r.settings().get(p, "") for p in paths), *(r.values.get(v, "") for v in VALUES),
-                          *plain(run, columns), str(run.evaluation.path) if run.evaluation else "", str(r.directory)])
+            subset = "" if r.subset is None else r.subset
+            found.append([r.strategy, r.seed, subset, *(r.settings().get(p, "") for p in paths), *(r.values.get(v, "") for v in VALUES),
+                          *plain(run, columns), "images", str(run.evaluation.path) if run.evaluation else "", str(r.directory)])
             for name, floor in floors_of(run).items() if run.evaluation else ():
-                found.append([f"floor: {name}", r.seed, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
-                              *([""] * len(VALUES)), *plain(floor, columns), str(run.evaluation.path), str(r.directory)])
+                found.append([f"floor: {name}", r.seed, subset, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
+                              *([""] * len(VALUES)), *plain(floor, columns), "images", str(run.evaluation.path), str(r.directory)])
         return found
 
 
@@ -189,9 +207,9 @@ def by_data(shown: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
     return list(found.items())
 
 
-def several(values) -> str:
+def several(values, between: str = ", ") -> str:
     """Each once, in order; "" for none."""
-    return ", ".join(dict.fromkeys(str(v) for v in values if v is not None))
+    return between.join(dict.fromkeys(str(v) for v in values if v is not None))
 
 
 def words(value: Any) -> str:
@@ -231,6 +249,16 @@ def protocol_text(run: Run) -> str:
         count, steps = protocol["bound"]
         parts.append(f"bound of {count} images with {steps or 'all'} steps each")
     return ", ".join(parts)
+
+
+def machine_text(content: dict[str, Any]) -> str | None:
+    """The code, its packages and what they ran on, of environment.json or evaluation.json."""
+    packages = [f"{name} {version}" for name, version in (content.get("packages") or {}).items() if version != "absent"]
+    threads = content.get("threads")
+    parts = [f"commit {content['commit']}" if content.get("commit") else "", content.get("device"),
+             f"{threads} thread{'s' * (threads != 1)}" if threads else "",
+             f"Python {content['python']}" if content.get("python") else "", *packages]
+    return ", ".join(filter(None, parts)) or None
 
 
 def called(node: dict[str, Any] | str | None) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from evaluation.memorization import NEAR
 from reporting.charts import Point, Series, Spot, curves, scatter, spans
 from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column, learning_rate
 from reporting.svg import fixed, picture, text, text_width, titled
-from reporting.table import Row
-from reporting.verdict import named, other_kind, with_interval
+from reporting.table import Row, other_kind
+from reporting.verdict import named, with_interval
 
 Panels = dict[str, list[Row]]  # what the data are, in words -> contenders
 Indices = dict[str, int]  # strategy -> its colour and shape
@@ -52,8 +53,10 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
                evaluations("KID and the loss on source images"),
                lambda rows: trade([r for r in rows if not r.from_scratch], quality(rows), FORGOT, indices,
                                   "source loss change (forgetting →)")),
-        figure("memorization", "Quality against memorization", f"Lower right is better; left of the red line, rho 0.5, is copying. {front}",
-               evaluations("KID and rho"), lambda rows: trade(rows, quality(rows), RHO, indices, "rho (← copying)", higher=True, mark=0.5)),
+        figure("memorization", "Quality against memorization",
+               f"Lower is better; rho is right at about 1: left of the red line, {NEAR}, is copying, and far to the right is away from the "
+               f"data. Bars: 95% intervals. {chosen}", evaluations("KID and rho"),
+               lambda rows: trade(rows, quality(rows), RHO, indices, "rho (← copying; 1: as new images)", mark=NEAR)),
         figure("loss", "Held-out loss against steps", "Validation images, averaged weights; mean over seeds, each seed faint.",
                "needs more than one look at validation images in training: a smaller run.checkpoint_every",
                lambda rows: against_steps(rows, "validation/loss", "held-out loss", indices)),
@@ -73,16 +76,15 @@ def figures(panels: Panels, table: Sequence[Row], indices: Indices, evaluate: st
     ]
 
 
-def trade(rows: Sequence[Row], quality: Column, column: Column, indices: Indices, label: str, higher: bool = False,
-          mark: float | None = None) -> str | None:
-    """Quality against another column."""
+def trade(rows: Sequence[Row], quality: Column, column: Column, indices: Indices, label: str, mark: float | None = None) -> str | None:
+    """Quality against another column: less of which is better, or which has a right value and a mark at its limit."""
     spots = []
     for row in rows:
         a, b = row.cell(column), row.cell(quality)
         if a.value is not None and b.value is not None:
             title = f"{named(row)}: {quality.heading} {with_interval(b, quality)}, {column.heading} {with_interval(a, column)}"
             spots.append(Spot(row.name, indices[row.name], a[:3], b[:3], title))
-    return scatter(spots, label, quality.heading, higher, mark) if spots else None
+    return scatter(spots, label, quality.heading, mark) if spots else None
 
 
 def against_steps(rows: Sequence[Row], key: str, label: str, indices: Indices) -> str | None:

@@ -21,12 +21,13 @@ from runtime.sweep import SWEEP, read_sweep
 
 
 class Value(NamedTuple):
-    """A number with its 95% interval and the bootstrap's replicates, where they are known."""
+    """A number with its 95% interval, the bootstrap's replicates and from how many images they were drawn, where they are known."""
 
     value: float
     low: float | None = None
     high: float | None = None
     replicates: Sequence[float] = ()
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Run:
     evaluation: Evaluation | None = None
     others: Sequence[Evaluation] = ()
     metrics: Sequence[dict[str, Any]] = field(default=(), repr=False)
+    environment: dict[str, Any] = field(default_factory=dict, repr=False)  # of its training
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ def value_of(node: Any) -> Value | None:
     """A float, or an Estimate {"value", "low", "high", "replicates"}. None for what is no finite number."""
     if isinstance(node, dict):
         found = value_of(node.get("value"))
-        return found and Value(found.value, node.get("low"), node.get("high"), node.get("replicates", ()))
+        return found and Value(found.value, *(node.get(key) for key in ("low", "high")), node.get("replicates", ()), node.get("images"))
     return Value(float(node)) if isinstance(node, int | float) and not isinstance(node, bool) and math.isfinite(node) else None
 
 
@@ -91,8 +93,13 @@ def read_runs(folder: Path) -> list[Run]:
     for directory, evaluations in found:
         counted = next((e for e in evaluations if e.protocol == protocol), None)
         others = [e for e in evaluations if e is not counted]
-        runs.append(Run(read_result(directory), counted, others, read_metrics(directory / "metrics.jsonl")))
+        runs.append(Run(read_result(directory), counted, others, read_metrics(directory / "metrics.jsonl"), read_environment(directory)))
     return runs
+
+
+def read_environment(directory: Path) -> dict[str, Any]:
+    path = directory / "environment.json"
+    return read_json(path, "delete it; it says what the run was trained by") if path.exists() else {}
 
 
 def read_evaluations(directory: Path) -> list[Evaluation]:

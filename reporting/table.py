@@ -1,4 +1,4 @@
-"""Runs as rows: one for each strategy and setting, over its seeds; and the floors beside them."""
+"""Runs as rows: one for each strategy and setting, over its seeds; the floors beside them; and how two rows differ."""
 
 from __future__ import annotations
 
@@ -7,21 +7,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evaluation.intervals import over_seeds, paired, paired_over_seeds
+from evaluation.intervals import Mean, Pooled, between_trainings, mean_over
+from evaluation.memorization import Band
 from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, floors_of
 from runtime.results import varied
 
+OF_IMAGES = "°"  # behind an interval that is of the images alone, beside those that hold other trainings too
+REAL, HALVES = "train against test", "half of test against the other half"  # floors
+
 
 class Cell(NamedTuple):
-    """value: the mean over n seeds. low, high: Student's t over the seeds, or with one of them the evaluation's own interval."""
+    """value: the mean over n trainings. low, high: its 95% interval. of: what is counted, seeds or drawn subsets. images: whether the
+    interval holds that of the images; seeds: whether it holds that of other trainings."""
 
     value: float | None
     low: float | None
     high: float | None
     n: int
     why: str = ""
+    of: str = "seed"
+    images: bool = False
+
+    @property
+    def seeds(self) -> bool:
+        return self.n > 1
+
+    @property
+    def counted(self) -> str:
+        return f"{self.n} {self.of}s" if self.n > 1 else f"one {self.of}"
 
     def text(self, column: Column) -> str:
         if self.value is None:
@@ -39,6 +54,15 @@ class Cell(NamedTuple):
             return f"[{column.text(self.low)}, {column.text(self.high)}]"
         return interval(self.value, self.low, self.high, column.signed)
 
+    def marked(self, column: Column) -> str:
+        """The interval as it stands in a table: with a mark where no other training is in it."""
+        band = self.band(column)
+        return band + OF_IMAGES if band and not self.seeds else band
+
+    @property
+    def told(self) -> Band:
+        return Band(self.value, self.low, self.high)
+
     @property
     def hundredfold(self) -> tuple[float, float | None, float | None]:
         return tuple(None if v is None else 100 * v for v in self[:3])
@@ -49,8 +73,10 @@ class Cell(NamedTuple):
         if self.value is None:
             return self.why
         if self.low is None:
-            return f"{self.n} seeds" if self.n > 1 else "one run, no interval"
-        return f"95% t interval over {self.n} seeds" if self.n > 1 else "one run; 95% bootstrap interval over its images"
+            return self.counted if self.seeds else "one run, no interval"
+        if not self.seeds:
+            return "one run; 95% bootstrap interval over its images, no other training in it"
+        return f"95% t interval over {self.counted}{' and the images' if self.images else '; the images are not in it'}"
 
 
 @dataclass(frozen=True)
@@ -93,36 +119,93 @@ class Row:
         """A row of this one run."""
         return Row(self.name, self.settings, [run])
 
+    @property
+    def of(self) -> str:
+        """What is counted: subsets where several were drawn and not each by its run's seed; else seeds."""
+        subsets = {run.result.subset for run in self.counted}
+        crossed = any(run.result.subset not in (None, run.result.seed) for run in self.counted)
+        return "subset" if len(subsets) > 1 and crossed else "seed"
+
+    @property
+    def counted_text(self) -> str:
+        """Over how many finished trainings the row is the mean."""
+        runs = len(self.counted)
+        if self.of == "seed":
+            return str(runs)
+        return f"{len({run.result.subset for run in self.counted})} subsets, {runs} runs"
+
     def by_seed(self, column: Column) -> dict[Any, Value]:
-        found = {run.result.seed: column.read(run) for run in self.counted}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """Of each seed, or of each drawn subset the mean of its trainings."""
+        found = [(run.result, value) for run in self.counted if (value := column.read(run)) is not None]
+        if self.of == "seed":
+            return {result.seed: value for result, value in found}
+        subsets = dict.fromkeys(result.subset for result, _ in found)
+        return {subset: averaged([value for result, value in found if result.subset == subset]) for subset in subsets}
 
     def value(self, column: Column) -> float | None:
-        return self.cell(column).value
+        values = self.by_seed(column).values()
+        return sum(v.value for v in values) / len(values) if values else None
+
+    def constant(self, column: Column) -> bool:
+        """What no seed changes was measured once."""
+        return not self.trained and len({v.value for v in self.by_seed(column).values()}) == 1
 
     def cell(self, column: Column) -> Cell:
         values = list(self.by_seed(column).values())
         if not values:
             return Cell(None, None, None, 0, column.why(self.counted[0]))
-        if len(values) == 1 or (not self.trained and len({v.value for v in values}) == 1):
-            return Cell(*values[0][:3], 1)  # what the seed does not change was measured once
-        return Cell(*over_seeds([v.value for v in values])[:3], len(values))
+        if len(values) == 1 or self.constant(column):
+            return Cell(*values[0][:3], 1, images=True)
+        replicates, images = drawn_alike(values)
+        mean = mean_over([v.value for v in values], replicates, images)
+        return Cell(mean.value, *mean.interval(), mean.n, of=self.of, images=bool(replicates))
+
+
+def averaged(values: Sequence[Value]) -> Value:
+    replicates, images = drawn_alike(values)
+    means = [sum(r) / len(values) for r in zip(*replicates, strict=True)]
+    return Value(sum(v.value for v in values) / len(values), replicates=means, images=images)
+
+
+def drawn_alike(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
+    """Their replicates, () where they cannot be paired; and the fewest images."""
+    lengths, images = {len(v.replicates) for v in values}, [v.images for v in values if v.images]
+    return [v.replicates for v in values] if len(lengths) == 1 and lengths.pop() > 1 else [], min(images, default=None)
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """By what the data are, and then the best first: by KID to the test images, where it is unknown by test loss, then by held-out loss."""
+    """By what the data are, and then in the verdict's order."""
     paths = varied([run.result for run in runs])
     groups: dict[str, Row] = {}
     for run in runs:
         settings = run.result.settings()
         row = Row(run.result.strategy, {p: settings[p] for p in paths if p in settings}, [])
         groups.setdefault(row.label, row).runs.append(run)
-    return sorted(groups.values(), key=lambda row: (numeric(row.situation), order(row)))
+    beside, table = floors(runs), list(groups.values())
+    ranked = {row.situation: ranking([r for r in table if r.situation == row.situation], beside) for row in table}
+    return sorted(table, key=lambda row: (numeric(row.situation), order(row, ranked[row.situation])))
 
 
-def order(row: Row) -> tuple:
-    values = [row.value(column) for column in (KID, TEST_LOSS, HELD_OUT)]
+def ranking(rows: Sequence[Row], floors: Sequence[Row]) -> list[Column]:
+    """What rows of one situation are put in order by: the loss on test images, which tells most, then KID to them where that ranks
+    anything, then the loss on validation images. The first that is known of any of them is the verdict's."""
+    return [column for column in (TEST_LOSS, KID, HELD_OUT) if column is not KID or not other_kind(rows, floors)]
+
+
+def order(row: Row, ranked: Sequence[Column]) -> tuple:
+    values = [row.value(column) for column in ranked]
     return (not row.finished, *((v is None, v or 0.0) for v in values), row.label)
+
+
+def other_kind(rows: Sequence[Row], floors: Sequence[Row]) -> tuple[Cell, Cell] | None:
+    """KID of the training images to the test images, and of these to one another, where they are of another kind: so far apart that a
+    perfect generator of training images would stand no better than one of the rows. KID ranks nothing then."""
+    found = {row.name: row.cell(KID) for row in floors if rows and row.situation == rows[0].situation}
+    real, halves = found.get(REAL), found.get(HALVES)
+    best = min((row.value(KID) for row in rows if row.value(KID) is not None), default=None)
+    if None in (real, halves, best) or None in (real.low, halves.high) or real.low <= halves.high or best > real.high:
+        return None
+    return real, halves
 
 
 def floors(runs: Sequence[Run]) -> list[Row]:
@@ -145,19 +228,19 @@ def known(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
 
 
 def situations(table: Sequence[Row]) -> dict[tuple, list[Row]]:
-    """What the data are -> its contenders: of each strategy the row of its lowest held-out loss, which is of validation images, or of
-    its lowest KID where no such loss is known. The best first."""
+    """What the data are -> its contenders: of each strategy the row of its lowest held-out loss, which is of validation images, or the
+    first where no such loss is known. In the order of the table."""
     found: dict[tuple, dict[str, Row]] = {}
     for row in (r for r in table if r.finished):
         best = found.setdefault(row.situation, {})
         if row.name not in best or chosen_by(row) < chosen_by(best[row.name]):
             best[row.name] = row
-    return {key: sorted(best.values(), key=order) for key, best in sorted(found.items(), key=lambda item: numeric(item[0]))}
+    return {key: [row for row in table if row is best.get(row.name)] for key, best in sorted(found.items(), key=lambda i: numeric(i[0]))}
 
 
 def chosen_by(row: Row) -> tuple:
     loss = row.value(HELD_OUT)
-    return (loss is None, loss or 0.0, order(row))
+    return (loss is None, loss or 0.0)
 
 
 def numeric(situation: tuple) -> list[tuple]:
@@ -166,16 +249,37 @@ def numeric(situation: tuple) -> list[tuple]:
             for _, value in situation]
 
 
-def difference(row: Row, other: Row, column: Column) -> Cell:
-    """row - other with its paired interval: Student's t over the seeds that both have, or with one seed the differences of the
-    bootstrap's replicates, which were drawn alike."""
+def training_spread(rows: Sequence[Row], column: Column) -> Pooled | None:
+    """What another training changes, told together by all strategies that were trained twice or more."""
+    found = {row.label: row.by_seed(column) for row in rows if row.trained}
+    return between_trainings({name: {s: v.value for s, v in by.items()} for name, by in found.items() if len(by) > 1})
+
+
+def difference(row: Row, other: Row, column: Column, spread: Pooled | None = None) -> Mean | None:
+    """row - other, paired by the seeds that both have: None where these are none. spread: training_spread of the rows they are among.
+
+    What starts from random weights may vary more between seeds than what starts from a source: then its own variance counts."""
     ours, theirs = row.by_seed(column), other.by_seed(column)
-    seeds = sorted(ours.keys() & theirs.keys(), key=str)
-    if not seeds:
-        return Cell(None, None, None, 0, "no seed in common")
-    if len(seeds) > 1:
-        mean, low, high, n = paired_over_seeds({s: ours[s].value for s in seeds}, {s: theirs[s].value for s in seeds})
-        return Cell(mean, low, high, n)
-    a, b = ours[seeds[0]], theirs[seeds[0]]
-    band = paired(a.replicates, b.replicates) if len(a.replicates) == len(b.replicates) > 1 else (None, None)
-    return Cell(a.value - b.value, *band, 1)
+    if row.constant(column):
+        ours = {**dict.fromkeys(theirs, next(iter(ours.values()))), **ours}  # the same for every seed
+    if other.constant(column):
+        theirs = {**dict.fromkeys(ours, next(iter(theirs.values()))), **theirs}
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds or (row.of != other.of and row.trained and other.trained):
+        return None
+    if row.constant(column) and other.constant(column):
+        seeds = seeds[:1]
+    values = [ours[s].value - theirs[s].value for s in seeds]
+    pairs, images = drawn_alike([v for s in seeds for v in (ours[s], theirs[s])])
+    replicates = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(pairs[::2], pairs[1::2], strict=True)]
+    both = spread and row.trained and other.trained and len(seeds) > 1
+    pooled = Pooled(2 * spread.variance, spread.freedom) if both else None
+    mean = mean_over(values, replicates, images, pooled)
+    if pooled and (row.from_scratch or other.from_scratch):
+        mean = max(mean, mean_over(values, replicates, images, pooled._replace(variance=own_variance(values))), key=lambda m: m.variance)
+    return mean
+
+
+def own_variance(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((v - mean) ** 2 for v in values) / (len(values) - 1)

@@ -169,7 +169,10 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
 # What a run is: everything that changes its numbers, and nothing else.
 NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance", "loss", "timesteps", "optimizer",
            "train", "transfer", "source")
-LATER: dict[str, dict[str, Any]] = {}  # section: keys that came after runs had names, and their defaults, which are no part of a name
+# section: keys that came after runs had names, and their defaults, which are no part of a name
+LATER: dict[str, dict[str, Any]] = {
+    "data": {"subset_seed": None},
+}
 
 
 def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:

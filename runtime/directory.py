@@ -49,9 +49,13 @@ def claim(directory: Path, identity: dict[str, Any]) -> None:
 def describe(directory: Path, config: dict[str, Any], precision: str, device: torch.device) -> None:
     """config.yaml and environment.json."""
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config))
-    write_json(directory / ENVIRONMENT, {
-        "precision": precision, "device": device_name(device), "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "platform": platform.platform(), "commit": commit(), "command": " ".join(sys.argv), "packages": versions()})
+    write_json(directory / ENVIRONMENT, {"precision": precision, **machine(device), "command": " ".join(sys.argv)})
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What numbers depend on beside their settings: the code, its packages, and what they ran on."""
+    return {"device": device_name(device), "threads": torch.get_num_threads(), "python": platform.python_version(),
+            "platform": platform.platform(), "commit": commit(), "packages": versions()}
 
 
 def kept_precision(directory: Path, asked: str, device: torch.device) -> str:
@@ -77,7 +81,19 @@ def kept_precision(directory: Path, asked: str, device: torch.device) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.processor() or platform.machine()})"
+    """The model of the GPU, or "cpu (MODEL, INSTRUCTION SET)", as another CPU gives other last digits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({cpu_model()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line)
+    return next(filter(None, named), platform.processor() or platform.machine())
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from runtime.errors import UserError
 from runtime.files import read_json
 
 RESULT = "result.json"  # written at each evaluation
+DRAWS = ("data.subset_seed",)  # beside the seed: what runs of one setting are drawn by
 MISSING = "-"
 
 
@@ -39,6 +40,14 @@ class Result:
         return self.config.get("seed", MISSING)
 
     @property
+    def subset(self) -> int | str | None:
+        """What its training images were drawn by; None where it takes all."""
+        data = self.config.get("data", {})
+        if data.get("n_train") is None:
+            return None
+        return self.seed if data.get("subset_seed") is None else data["subset_seed"]
+
+    @property
     def loss(self) -> float | None:
         return self.values.get("held_out_loss")
 
@@ -47,16 +56,18 @@ class Result:
         return self.values.get("step") is not None and self.values["step"] >= self.config.get("train", {}).get("steps", float("inf"))
 
     def settings(self) -> dict[str, Any]:
-        """Path -> value of all that decides the numbers, but for the seed."""
+        """Path -> value of all that decides the numbers, but for the seed and that of the subset."""
         sections = [s for s in NUMBERS if s != "seed"]
-        return dict(_leaves(canonical({s: self.config[s] for s in sections if s in self.config})))
+        leaves = _leaves(canonical({s: self.config[s] for s in sections if s in self.config}))
+        return {path: value for path, value in leaves if path not in DRAWS}
 
     def cells(self) -> dict[str, str]:
         """Column -> text, of the table of a sweep."""
         v, steps = self.values, self.config.get("train", {}).get("steps")
         step = v.get("step")
         return {
-            "strategy": self.strategy, "seed": str(self.seed),
+            "strategy": self.strategy,
+            "seed": str(self.seed) if self.subset in (None, self.seed) else f"{self.seed}, images by {self.subset}",
             "trained": percent(v.get("trained_share")),
             "steps": MISSING if step is None else str(step) if self.finished or steps is None else f"{step} of {steps}",
             "held-out loss": loss_text(self.loss),

@@ -224,6 +224,9 @@ def test_identity_is_what_changes_the_numbers():
     for override in different:
         assert identity(composed("train", [override]), "images") != base, override
     assert identity(composed("train", []), "other images") != base
+    assert "subset_seed" not in base["data"]  # it came after runs had names
+    assert identity(composed("train", ["data.n_train=10", "data.subset_seed=0"]), "images") != identity(
+        composed("train", ["data.n_train=10"]), "images")
 
 
 def test_a_folder_counts_by_its_images_and_not_by_its_path():

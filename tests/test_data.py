@@ -459,6 +459,17 @@ def test_a_subset_is_drawn_by_the_seed(tmp_path):
         assert list(subset(1, 20, tmp_path).splits[split]) == list(whole.splits[split])
 
 
+def test_a_subset_may_have_a_seed_of_its_own(tmp_path):
+    """So that what another training changes is told from what other images change; by null it is the run's."""
+    def drawn(seed: int, subset_seed: int | None) -> list[int]:
+        settings = DataSettings(Faces, 8, 1, True, n_train=20, subset_seed=subset_seed)
+        return list(open_dataset(settings, Faces(MEMORY), seed, tmp_path).splits["train"])
+
+    assert drawn(0, 7) == drawn(1, 7) == drawn(7, None) != drawn(0, None)
+    with pytest.raises(ValueError, match="subset_seed=7 draws n_train of the images, and n_train is null"):
+        DataSettings(Faces, 8, 1, True, subset_seed=7)
+
+
 def test_every_image_is_drawn_as_often(tmp_path):
     counts = np.zeros(100)
     for seed in range(200):

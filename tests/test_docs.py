@@ -16,7 +16,8 @@ from runtime.errors import UserError
 from training.parts import build_denoiser, check_config
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["README.md", "docs/pretrained.md", "docs/strategies.md", "conf/train.yaml", "conf/sample.yaml", "conf/export.yaml",
+FILES = ["README.md", "docs/pretrained.md", "docs/strategies.md", "docs/evaluation.md", "conf/train.yaml", "conf/sample.yaml",
+         "conf/export.yaml", "conf/evaluate.yaml",
          "conf/hydra/launcher/slurm.yaml",
          *(str(p) for folder in ("experiment", "sweep") for p in sorted((ROOT / "conf" / folder).glob("*.yaml")))]
 
@@ -26,8 +27,8 @@ def commands() -> list[tuple[str, str]]:
     found = set()
     for name in FILES:
         text = (ROOT / name).read_text().replace("\\\n", " ")
-        for script, arguments in re.findall(r"python (train|sample|export)\.py((?: +[^\s`#()]*(?:'[^']*'|\"[^\"]*\")?)*)", text):
-            words = [w for w in shlex.split(re.split(r"\s{3,}", arguments.strip())[0]) if "=" in w and "..." not in w]
+        for script, arguments in re.findall(r"python (train|sample|evaluate|export)\.py((?: +[^\s`#()]*(?:'[^']*'|\"[^\"]*\")?)*)", text):
+            words = [w for w in shlex.split(re.split(r"\s{3,}|;", arguments.strip())[0]) if "=" in w and "..." not in w]
             found.add((script, " ".join(map(shlex.quote, words))))
     return sorted(found)
 

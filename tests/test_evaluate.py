@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 import evaluate
+import report
 from data.batches import to_x0
 from data.dataset import Dataset
 from diffusion.denoiser import clip_x0
@@ -29,6 +31,7 @@ from evaluation.likelihood import bound
 from models.network import frozen_denoiser
 from runtime.checkpoint import EMA, find
 from runtime.config import check_overrides, composed, options
+from runtime.directory import commit
 from runtime.errors import UserError
 from runtime.randomness import derive
 from runtime.signals import PREEMPTED
@@ -75,6 +78,34 @@ def test_each_part_is_there_and_nothing_is_said_twice(full):
     assert len(record["notes"]) == len(set(record["notes"]))
     assert not [note for note in record["notes"] if "rror" in note]
     assert "not FID" in record["features"]["name"] and "FID" not in record["features"]["frechet"]
+
+
+def test_an_evaluation_says_what_it_was_made_by(full):
+    _, record = full
+    assert record["packages"]["torch"] == torch.__version__ and record["threads"] == torch.get_num_threads()
+    assert record["python"] == platform.python_version() and record["commit"] == commit()
+    models = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    assert record["device"] == f"cpu ({models[0]}, {torch.backends.cpu.get_cpu_capability()})"
+    assert record["quality"]["test"]["kid"]["images"] == 12 and record["memorization"]["pixels"]["copy_share_test"]["high"] > 0
+
+
+def test_the_report_reads_what_was_written(full, transfers, tmp_path, capsys):
+    run, _ = full
+    shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("checkpoints", "generated"))
+    report.main([str(tmp_path)])
+    said, page = capsys.readouterr().out, (tmp_path / "report.md").read_text()
+    assert "full has the lowest test loss: " in said and "One seed only" in said and "]°" in said
+    assert page.count(f"torch {torch.__version__}") == 2  # trained by, evaluated by
+
+
+def test_an_evaluation_of_an_older_format_is_made_again(full, transfers, tmp_path):
+    run, _ = full
+    given = settings(transfers, metrics=["loss"], out=str(tmp_path / "mine"))
+    path = evaluate.of_run(run, given, NODE) / "evaluation.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"version": record["version"] - 1, "loss": {}}))
+    evaluate.of_run(run, given, NODE)
+    assert json.loads(path.read_text())["loss"] == record["loss"]
 
 
 def test_kid_is_that_of_the_kept_images(full):
@@ -126,7 +157,7 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
     run = transfers.target("zero_shot")
     record = json.loads((evaluate.of_run(run, settings(transfers), NODE) / "evaluation.json").read_text())
     ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
-    assert floor == {key: ours[key] for key in ("value", "low", "high")}
+    assert floor == {key: ours[key] for key in ("value", "low", "high", "images")}
     assert record["floors"]["untouched source"]["quality"]["intra"] == record["quality"]["intra"]
     assert record["loss"]["source_change"]["value"] == 0 and set(record["forgetting"]["weights"].values()) == {0.0}
 

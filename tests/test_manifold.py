@@ -6,8 +6,8 @@ import pytest
 import torch
 from prdc import compute_prdc
 
-from evaluation import distances
-from evaluation.manifold import manifold
+from evaluation import distances, judge
+from evaluation.manifold import FEWEST, manifold
 from runtime.errors import UserError
 
 
@@ -64,6 +64,25 @@ def test_a_generator_that_repeats_one_image_has_no_recall():
     real = normal(50, 4, 0)
     found = manifold(real, real.mean(0).repeat(50, 1))
     assert found["precision"] == 1 and found["recall"] == 0 and found["coverage"] < 1
+
+
+def test_of_few_images_nothing_is_said_as_mush_covers_them_all():
+    """Gray images without detail, about the mean of 15 real ones: each real ball reaches to the fifth neighbour, and past the mean."""
+    real = normal(15, 30, 0)
+    mush = 0.15 * normal(100, 30, 1)
+    assert manifold(real, mush)["coverage"] == 1 and manifold(normal(400, 30, 2), mush)["coverage"] > 0.5
+    notes = judge.Notes()
+    record = judge.against(mush, real, "the held-out images", "Fréchet distance", notes)
+    assert "kid" in record and not {"precision", "recall", "density", "coverage"} & record.keys()
+    assert any("precision, recall, density and coverage of the held-out images: left out, 15 images on one side" in note for note in notes)
+    enough = judge.against(mush, normal(FEWEST, 30, 2), "the held-out images", "Fréchet distance", notes)
+    assert {"precision", "recall", "density", "coverage"} <= enough.keys()
+
+
+def test_noise_recalls_everything_and_covers_nothing():
+    """Its images are so far from one another that each ball holds the data: coverage, whose balls are the real ones, is what tells."""
+    found = manifold(normal(200, 30, 0), 5 * normal(200, 30, 1))
+    assert found["recall"] > 0.95 and found["coverage"] == found["precision"] == found["density"] == 0
 
 
 def test_what_cannot_be_judged_is_said():

@@ -182,6 +182,74 @@ def test_authentic_is_brute_force():
     assert m.authentic_share(FRESH, TRAIN) == pytest.approx(expected.mean())
 
 
+# What is a sign of copying: on images whose pixels depend on each other, as few as users have
+
+
+def smooth(n: int, seed: int, side: int = 12, rank: int = 12) -> torch.Tensor:
+    """[n, side^2]: gray pictures of low waves about a common one, with a brightness of their own; in 0..1."""
+    draw = torch.Generator().manual_seed(seed)
+    grid = torch.arange(side) / side
+    waves = [(torch.cos(math.pi * a * grid)[:, None] * torch.cos(math.pi * b * grid)[None]).flatten() / (1 + a + b)
+             for a in range(6) for b in range(6)][:rank]
+    weights = torch.randn(n, rank, generator=draw)
+    weights[:, 0] *= 0.5
+    return (0.5 + 0.12 * weights @ torch.stack(waves) + 0.005 * torch.randn(n, side * side, generator=draw)).double()
+
+
+def signs(found: dict, untouched: dict | None = None) -> list[str]:
+    """Which of both fire."""
+    def band(of: dict | None, key: str) -> m.Band | None:
+        return of and m.Band(*(of[key].get(k) for k in ("value", "low", "high")))
+
+    fired = {"near": m.near_sign(band(found, "rho"), band(untouched, "rho")),
+             "copies": m.copy_sign(band(found, "copy_share"), band(found, "copy_share_test"), band(untouched, "copy_share"))}
+    return [name for name, fires in fired.items() if fires]
+
+
+@pytest.mark.parametrize("count", [15, 40, 100])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_bland_generator_is_no_copier_though_c_t_calls_it_one(count, seed):
+    """10% less contrast than the data, and it never saw an image."""
+    train, test, fresh = smooth(count, 10 + seed), smooth(500, 20 + seed), smooth(1000, 30 + seed)
+    bland = fresh.mean(0) + 0.9 * (fresh - fresh.mean(0))
+    untouched = m.memorization(smooth(500, 40 + seed, rank=30) + 0.1, train, test)
+    found = m.memorization(bland, train, test)
+    assert found["c_t"] < -3 and 0.8 < found["rho"]["value"] < 1
+    assert signs(found) == signs(found, untouched) == signs(m.memorization(fresh, train, test), untouched) == []
+
+
+@pytest.mark.parametrize("count", [15, 40, 100])
+@pytest.mark.parametrize("tests", [15, 200])
+def test_a_memoriser_and_one_that_copies_half_of_its_images_are_copiers(count, tests):
+    """The median does not see half of the images; the share of copies does."""
+    train, test, fresh = smooth(count, 1), smooth(tests, 2), smooth(400, 3)
+    untouched = m.memorization(smooth(400, 4, rank=30) + 0.1, train, test)
+    draw = torch.Generator().manual_seed(5)
+    copied = train[torch.randint(count, (400,), generator=draw)]
+    copied = copied + 0.01 * torch.randn(copied.shape, generator=draw)
+    assert signs(m.memorization(copied, train, test), untouched) == ["near", "copies"]
+    half = torch.cat([copied[:200], fresh[:200]])
+    found = m.memorization(half, train, test)
+    assert "copies" in signs(found, untouched) and found["copy_share"]["value"] == pytest.approx(0.5, abs=0.05)
+    assert "copies" in signs(found)  # also where there is no source to compare with
+
+
+def test_images_of_which_new_ones_look_like_copies_too_are_no_sign():
+    """In two dimensions a ninth of new images lie three times nearer to one than to the next."""
+    train, test, fresh = (torch.rand(n, 2, generator=torch.Generator().manual_seed(k)) for k, n in enumerate((100, 200, 500)))
+    found = m.memorization(fresh, train, test)
+    assert found["copy_share"]["low"] > m.COPIED and found["copy_share_test"]["high"] > found["copy_share"]["low"]
+    assert signs(found) == []
+
+
+def test_what_the_untouched_source_shows_too_is_no_sign():
+    band = m.Band(0.3, 0.25, 0.35)
+    assert m.near_sign(band, None) and m.near_sign(band, m.Band(0.36, 0.3, 0.4)) and not m.near_sign(band, m.Band(0.34, 0.3, 0.4))
+    assert not m.near_sign(m.Band(0.3, 0.05, 0.55), None) and not m.near_sign(m.Band(0.3, None, None), None)
+    assert m.copy_sign(m.Band(0.3, 0.25, 0.35), None, m.Band(0.1, 0.05, 0.2)) and not m.copy_sign(band, None, band)
+    assert not m.copy_sign(m.Band(0.06, 0.04, 0.08), None, None)
+
+
 # All of it
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from PIL import Image
 from scipy import stats
 
 import report
-from reporting import pictures
+from reporting import pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, read_runs
-from reporting.table import difference, floors, rows, situations
+from reporting.table import difference, floors, rows, situations, training_spread
 from runtime.results import percent, read_result, size, varied
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
 
@@ -44,53 +45,149 @@ def test_rows_are_means_over_seeds_with_their_t_interval(tmp_path, capsys):
     report.main([str(tmp_path)])
     printed = capsys.readouterr().out
     low, high = t_interval(losses)
-    assert lines(printed)[1] == ["scratch", "2.5%", "0.001", "0.0700", "1.50", "12.3", "kB", "1"]
-    assert lines(printed)[2] == ["full", "2.5%", "0.001", "0.080", f"[{low:.3f},", f"{high:.3f}]", "1.50", "12.3", "kB", "3"]
+    assert lines(printed)[1] == ["scratch", "0.0700", "2.5%", "0.001", "1.50", "12.3", "kB", "1"]
+    assert lines(printed)[2] == ["full", "0.080", f"[{low:.3f},", f"{high:.3f}]", "2.5%", "0.001", "1.50", "12.3", "kB", "3"]
     assert "settings" not in printed and "is at step" not in printed
     row = next(row for row in rows(read_runs(tmp_path)) if row.name == "full")
     assert row.cell(HELD_OUT)[:4] == pytest.approx((0.08, low, high, 3))
     written = (tmp_path / "report.md").read_text()
-    assert f"| full | 2.5% | 0.001 | 0.080 [{low:.3f}, {high:.3f}] | 1.50 | 12.3 kB | 3 |" in written and "samples.png" not in written
+    assert f"| full | 0.080 [{low:.3f}, {high:.3f}] | 2.5% | 0.001 | 1.50 | 12.3 kB | 3 |" in written and "samples.png" not in written
     read = read_csv(tmp_path)
     assert [(row["strategy"], float(row["held_out_loss"])) for row in read] == [
         ("scratch", 0.07), ("full", 0.08), ("full", 0.05), ("full", 0.11)]
     assert read[0]["bytes_to_store"] == "12345" and read[0]["source_sha256"] == ""
 
 
+SPREAD = np.linspace(-0.001, 0.001, 201)  # of the replicates of tests.report_runs.estimate, the same for all: of images alone
+
+
+def with_images(values, of_images: float) -> tuple[float, float]:
+    """The interval of the mean of values over seeds, by Satterthwaite; of_images: the variance that the images add to all alike."""
+    of_seeds, free = np.var(values, ddof=1) / len(values), len(values) - 1
+    larger = of_seeds * (1 + 2 / free)
+    freedom = (larger + of_images) ** 2 / (larger**2 / free + of_images**2 / 200)
+    return stats.t.interval(0.95, freedom, np.mean(values), (of_seeds + of_images) ** 0.5)
+
+
 def test_an_evaluation_of_one_run_keeps_its_own_interval(tmp_path):
+    """And one over seeds holds both spreads: that of the trainings and that of the images."""
     evaluated(tmp_path, "full", kid=0.02)
     for seed, kid in enumerate((0.03, 0.05)):
         evaluated(tmp_path, "lora", seed, kid=kid)
     full, lora = rows(read_runs(tmp_path))
     assert full.cell(KID)[:4] == pytest.approx((0.02, 0.019, 0.021, 1)) and "bootstrap" in full.cell(KID).source
-    assert lora.cell(KID)[:4] == pytest.approx((0.04, *t_interval((0.03, 0.05)), 2)) and "2 seeds" in lora.cell(KID).source
+    assert lora.cell(KID)[:4] == pytest.approx((0.04, *with_images((0.03, 0.05), np.var(SPREAD, ddof=1)), 2))
+    assert "over 2 seeds and the images" in lora.cell(KID).source and not full.cell(KID).seeds
+
+
+def test_what_holds_no_other_training_is_marked(tmp_path, capsys):
+    """zero_shot's interval over images stands in a column of intervals over seeds."""
+    for seed in range(3):
+        evaluated(tmp_path, "full", seed, kid=0.02 + 0.001 * seed)
+        evaluated(tmp_path, "zero_shot", seed, result={"step": 0}, settings={"train.steps": 0}, kid=0.3)
+    report.main([str(tmp_path)])
+    source = (tmp_path / "report.html").read_text()
+    page, other = (re.sub(r"<[^>]*>", " ", part) for part in source.split("<tbody")[1:3])
+    texts = [capsys.readouterr().out, (tmp_path / "report.md").read_text()]
+    found = [[next(line for line in text.splitlines() if line.strip("| ").startswith(name)) for name in ("full ", "zero_shot ")]
+             for text in texts]
+    for full, zero_shot in [*found, [part.split("full-seed")[0].split("zero_shot-seed")[0] for part in (page, other)]]:
+        assert "]°" in zero_shot and "]" in full and "]°" not in full
+    for text in [*texts, source]:
+        assert "° is of the images alone, of one training or none, and does not compare with the others" in text
+    assert {row["intervals"] for row in read_csv(tmp_path)} == {"images"}  # a row is a run
 
 
 def test_differences_are_paired_by_seed(tmp_path):
-    """Two strategies that rise and fall together differ by far less than each varies."""
+    """Two strategies that rise and fall together differ by far less than each varies; of two, their differences tell how trainings vary."""
     for seed, kid in enumerate((0.02, 0.06, 0.10)):
-        evaluated(tmp_path, "full", seed, kid=kid)
-        evaluated(tmp_path, "lora", seed, kid=kid + 0.01 + 0.001 * seed)
-    evaluated(tmp_path, "lora", 7, kid=5.0)  # no partner
+        evaluated(tmp_path, "full", seed, kid=kid, loss=None)
+        evaluated(tmp_path, "lora", seed, kid=kid + 0.01 + 0.001 * seed, loss=None)
+    evaluated(tmp_path, "lora", 7, kid=5.0, loss=None)  # no partner
     full, lora = rows(read_runs(tmp_path))
-    assert difference(lora, full, KID)[:4] == pytest.approx((0.011, *t_interval((0.01, 0.011, 0.012)), 3))
-    for seed in (8, 9):
-        evaluated(tmp_path, "bitfit", seed, kid=1.0 + seed)
-        evaluated(tmp_path, "norm_bias", seed, kid=2.0 + 1.1 * seed)
-    *_, bitfit, norm_bias = rows(read_runs(tmp_path))
-    assert difference(norm_bias, bitfit, KID)[:4] == pytest.approx((1.85, *t_interval((1.8, 1.9)), 2))
+    found = difference(lora, full, KID)
+    assert (found.value, *found.interval(), found.n) == pytest.approx((0.011, *t_interval((0.01, 0.011, 0.012)), 3))
+    pooled = difference(lora, full, KID, training_spread([lora, full], KID))
+    assert pooled.interval() == pytest.approx(found.interval())
+
+
+def test_all_strategies_tell_how_trainings_vary(tmp_path):
+    """The residual of the two-way table, strategies by seeds; against scipy's t and numpy."""
+    table = np.random.default_rng(0).normal(0.05, 0.01, (4, 3))
+    for (k, seed), kid in np.ndenumerate(table):
+        evaluated(tmp_path, f"s{k}", seed, kid=kid, loss=None)
+    evaluated(tmp_path, "once", 0, kid=0.5, loss=None)  # tells nothing of it, and takes nothing away
+    found = {row.name: row for row in rows(read_runs(tmp_path))}
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    error = (2 * (rest**2).sum() / 6 / 3) ** 0.5
+    d = difference(found["s1"], found["s0"], KID, training_spread(list(found.values()), KID))
+    assert d.interval() == pytest.approx(stats.t.interval(0.95, 6, table[1].mean() - table[0].mean(), error))
+
+
+def test_what_starts_from_random_weights_keeps_its_own_spread_where_that_is_larger(tmp_path):
+    rng = np.random.default_rng(3)
+    for seed in range(3):
+        for k in range(4):
+            evaluated(tmp_path, f"s{k}", seed, kid=0.05 + 0.001 * rng.normal(), loss=None)
+        evaluated(tmp_path, "scratch", seed, include=(), kid=0.05 + 0.02 * seed, loss=None)
+    found = {row.name: row for row in rows(read_runs(tmp_path))}
+    spread = training_spread(list(found.values()), KID)
+    with_scratch, without = (difference(found[name], found["s0"], KID, spread).variance for name in ("scratch", "s1"))
+    assert with_scratch > 1.5 * without
+
+
+def test_what_no_seed_changes_stands_beside_every_seed(tmp_path):
+    for seed, kid in enumerate((0.02, 0.03, 0.07)):
+        evaluated(tmp_path, "full", seed, kid=kid, loss=None)
+    evaluated(tmp_path, "zero_shot", 5, result={"step": 0}, settings={"train.steps": 0}, kid=0.3, loss=None)
+    full, zero_shot = rows(read_runs(tmp_path))
+    found = difference(zero_shot, full, KID, training_spread([full, zero_shot], KID))
+    assert (found.value, *found.interval(), found.n) == pytest.approx((0.26, *t_interval((0.28, 0.27, 0.23)), 3))
 
 
 def test_with_one_seed_the_replicates_are_paired(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.01, 200)
     apart = np.random.default_rng(1).normal(0.002, 0.0005, 200)
-    evaluated(tmp_path, "full", kid=0.02, replicates=0.02 + noise)
-    evaluated(tmp_path, "lora", kid=0.022, replicates=0.02 + noise + apart)
-    evaluated(tmp_path, "bitfit", 3, kid=0.03)
+    evaluated(tmp_path, "full", kid=0.02, replicates=0.02 + noise, loss=None)
+    evaluated(tmp_path, "lora", kid=0.022, replicates=0.02 + noise + apart, loss=None)
+    evaluated(tmp_path, "bitfit", 3, kid=0.03, loss=None)
     full, lora, bitfit = rows(read_runs(tmp_path))
-    assert difference(lora, full, KID)[:4] == pytest.approx((0.002, *np.quantile(apart, [0.025, 0.975]), 1))
-    assert difference(bitfit, full, KID).low is None and difference(bitfit, full, KID).value is None  # no seed in common
-    assert difference(lora, full, HELD_OUT).low is None  # of one run each there are no replicates
+    found = difference(lora, full, KID)
+    assert (found.value, *found.interval(), found.n) == pytest.approx(
+        (0.002, *stats.t.interval(0.95, 199, 0.002, np.std(apart, ddof=1)), 1))
+    assert difference(bitfit, full, KID) is None  # no seed in common
+    assert difference(lora, full, HELD_OUT).variance is None  # of one run each there are no replicates
+
+
+def test_subsets_and_trainings_are_told_apart(tmp_path):
+    """3 drawn subsets by 2 trainings: the mean is over subsets, whose trainings are averaged first; both spreads are told."""
+    table = np.array([[0.10, 0.12], [0.20, 0.23], [0.31, 0.33]])
+    for (subset, seed), loss in np.ndenumerate(table):
+        evaluated(tmp_path, "full", seed, settings={"data.n_train": 10, "data.subset_seed": subset + 5}, loss=loss)
+    (row,) = rows(read_runs(tmp_path))
+    means, of_images = table.mean(1), np.var(SPREAD, ddof=1)
+    assert row.cell(TEST_LOSS)[:4] == pytest.approx((means.mean(), *with_images(means, of_images), 3))
+    assert row.cell(TEST_LOSS).counted == "3 subsets"
+    within = np.mean(table.var(1, ddof=1))
+    between = means.var(ddof=1) - within / 2
+    assert verdict.two_spreads(row, TEST_LOSS) == pytest.approx((between**0.5, within**0.5))
+    said = " ".join(Report(tmp_path, read_runs(tmp_path)).verdicts[0][1])
+    assert "Which images were drawn spreads the test loss of full by 0.104, training again on the same ones by 0.0168" in said
+    report.main([str(tmp_path)])
+    assert "| 3 subsets, 6 runs |" in (tmp_path / "report.md").read_text()
+    assert row.runs[0].result.cells()["seed"] == "0, images by 5"
+    assert [row["subset"] for row in read_csv(tmp_path) if row["strategy"] == "full"] == ["5", "6", "7", "5", "6", "7"]
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"data.n_train": 10}, "Each seed draws its own training images too (data.subset_seed=null)"),
+    ({"data.n_train": 10, "data.subset_seed": 3}, "All seeds train on the same drawn images (data.subset_seed)"), ({}, None)])
+def test_which_spread_an_interval_over_seeds_holds_is_said(tmp_path, settings, said):
+    for seed in range(3):
+        evaluated(tmp_path, "full", seed, settings=settings, loss=0.08 + 0.01 * seed)
+    ((_, sentences),) = Report(tmp_path, read_runs(tmp_path)).verdicts
+    assert any(said in s for s in sentences) if said else "drawn" not in " ".join(sentences)
+    assert rows(read_runs(tmp_path))[0].cell(TEST_LOSS).counted == "3 seeds"
 
 
 def test_what_else_differs_is_named_and_not_averaged_over(tmp_path):
@@ -101,7 +198,7 @@ def test_what_else_differs_is_named_and_not_averaged_over(tmp_path):
             write_run(tmp_path, "full", seed, settings={"data.n_train": n}, held_out_loss=loss)
     runs = read_runs(tmp_path)
     assert varied([run.result for run in runs]) == ["data.n_train"]
-    assert [(row.name, row.settings["data.n_train"], *row.cell(HELD_OUT)[::3]) for row in rows(runs)] == [
+    assert [(row.name, row.settings["data.n_train"], *row.cell(HELD_OUT)[:4:3]) for row in rows(runs)] == [
         ("full", 10, pytest.approx(0.21), 2), ("full", 100, pytest.approx(0.12), 2), ("scratch", None, 0.30, 1)]
     report.main([str(tmp_path)])
     assert [row["data.n_train"] for row in read_csv(tmp_path)] == ["10", "10", "100", "100", ""]
@@ -183,7 +280,7 @@ def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
     zero_shot = next(row for row in rows(read_runs(tmp_path)) if row.name == "zero_shot")
     assert len(zero_shot.counted) == 3 and zero_shot.cell(KID)[:4] == pytest.approx((0.3, 0.299, 0.301, 1))
     full = next(row for row in rows(read_runs(tmp_path)) if row.name == "full")
-    assert full.cell(KID)[:4] == pytest.approx((0.02, 0.02, 0.02, 3))  # trained thrice
+    assert full.cell(KID)[:4] == pytest.approx((0.02, *with_images((0.02,) * 3, np.var(SPREAD, ddof=1)), 3))  # trained thrice
 
 
 # what is missing
@@ -206,8 +303,8 @@ def test_what_is_missing_is_said(tmp_path, capsys):
         assert f"<li>{name}</li>" in page
     assert "lora-seed0-2" not in printed.split("Missing")[1]
     assert "at step 200 of 300" in page
-    assert ["full", "2.5%", "0.001", "0.150", "1.50", "12.3", "kB", "1"] in lines(printed)  # the loss at step 200 is not among it
-    assert ["bitfit", "-", "0.001", "-", "-", "-", "no", "result", "yet"] in lines(printed)
+    assert ["full", "0.150", "2.5%", "0.001", "1.50", "12.3", "kB", "1"] in lines(printed)  # the loss at step 200 is not among it
+    assert ["bitfit", "-", "-", "0.001", "-", "-", "no", "result", "yet"] in lines(printed)
 
 
 def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
@@ -307,10 +404,10 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, capsys):
 
 
 def test_an_evaluation_of_another_version_is_refused(tmp_path, capsys):
-    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), evaluation() | {"version": 2})
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), evaluation() | {"version": 1})
     with pytest.raises(SystemExit):
         report.main([str(tmp_path)])
-    assert "version 2" in capsys.readouterr().err
+    assert "version 1 of the format, and this code reads 2; delete it and evaluate again" in capsys.readouterr().err
 
 
 def test_numbers_that_are_none_are_unknown(tmp_path):

@@ -53,14 +53,14 @@ def own_images(source, cache: Path):
     return open_dataset(settings, settings.source(Memory(cache / "memory")), config["seed"], cache)
 
 
-@pytest.mark.parametrize("more", [[], ["data.n_train=5", "seed=3"]])
+@pytest.mark.parametrize("more", [[], ["data.n_train=5", "seed=3"], ["data.n_train=5", "data.subset_seed=4"]])
 def test_real_images_are_those_that_the_source_trained_on(folder, tmp_path, more):
     """Also where it drew some of them by its own seed, or could not use two; the target's seed is another one. Where the sizes agree
     the source's own memory map is read and none is made."""
     source = trained(of_folder(folder, *more))
     theirs = own_images(source, tmp_path)
     maps = set(tmp_path.glob("*.npy"))
-    ours = real(begun(tmp_path, ["data.channels=3", "seed=9"], source))
+    ours = real(begun(tmp_path, ["data.channels=3", "seed=9", *(["data.n_train=8", "data.subset_seed=2"] if more else [])], source))
     assert ours.splits.keys() == {"train"} and list(ours.classes) == ["a", "b", "c"]
     np.testing.assert_array_equal(ours.images[ours.splits["train"]], theirs.images[theirs.splits["train"]])
     assert set(tmp_path.glob("*.npy")) == maps

@@ -220,7 +220,8 @@ class OfNetwork:
         images, _, rows, _ = self.run.source_images()
         digest = sha256_of([self.run.source.state["sha256"], images.shape[1:], self.run.data.resample, rows.tolist()])
         theirs = looking.kept(Reference(images, {"train": rows}, None, {"train": digest}), "train").features
-        return estimate(kid(generated.features, theirs), kid_replicates(generated.features, theirs))
+        ours = generated.features
+        return estimate(kid(ours, theirs), kid_replicates(ours, theirs), min(len(ours), len(theirs)))
 
 
 def of_errors(held_out: HeldOut) -> Record:
@@ -233,12 +234,12 @@ def mean_error(held_out: HeldOut) -> Record:
     images, draws = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
     total = torch.zeros(len(draws), dtype=torch.float64).index_add_(0, images, held_out.errors)
     taken = resampled(len(draws), 200, "held-out")
-    return estimate(held_out.errors.mean().item(), (taken @ total) / (taken @ draws.double()))
+    return estimate(held_out.errors.mean().item(), (taken @ total) / (taken @ draws.double()), len(draws))
 
 
 def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:
     """The bits with their interval over images, and for each stratum of t its length, the mean t drawn in it and what its terms add."""
     terms = [{"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
              for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)]
-    return {"bits": estimate(found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",))), "prior": found.prior.mean().item(),
-            "terms": terms, "images": len(found.bits)}
+    bits = estimate(found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",)), len(found.bits))
+    return {"bits": bits, "prior": found.prior.mean().item(), "terms": terms, "images": len(found.bits)}
