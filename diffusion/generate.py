@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,14 @@ def steps_of(schedule: NoiseSchedule, settings: SamplerSettings) -> list[int]:
         raise UserError(f"a schedule with zero terminal SNR must be sampled from T = {schedule.steps} itself, and these steps begin at "
                         f"{steps[0]}: use spacing=trailing.")
     return steps
+
+
+def as_made(sampler: dict[str, Any], schedule: NoiseSchedule) -> dict[str, Any]:
+    """A sampler's config as it is kept beside images and compared: with a revision where the same settings once made other images, which
+    are Heun's, and those of even steps whose number does not divide T."""
+    name, spacing = (sampler[key]["_target_"].split(".")[-1] for key in ("function", "spacing"))
+    changed = name == "heun" or (spacing == "even_steps" and schedule.steps % sampler["steps"] > 0)
+    return sampler | {"revision": 2} if changed else sampler
 
 
 def lost_brightness(schedule: NoiseSchedule, t: int, values: int) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from diffusion import samplers
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser, Prediction
-from diffusion.generate import SamplerSettings, generate
+from diffusion.generate import SamplerSettings, as_made, generate
 from diffusion.parameterization import PredictNoise, PredictVelocity
 from diffusion.samplers import (
     NoisePerImage,
@@ -398,6 +398,16 @@ def test_generate_clips_the_predicted_x0_or_not():
     for clip, value in ((True, 1.0), (False, 3.0)):
         out = generate(large, LINEAR, SamplerSettings(ddim, trailing_steps, 4, clip), (1, 2, 2), [0])
         assert torch.equal(out, torch.full_like(out, value))
+
+
+@pytest.mark.parametrize(("name", "spacing", "steps", "changed"), [
+    ("heun", "trailing_steps", 20, True), ("ddim", "even_steps", 50, False), ("ddim", "even_steps", 600, True),
+    ("ancestral", "trailing_steps", 334, False), ("dpm_solver", "quadratic_steps", 20, False)])
+def test_images_of_an_earlier_version_are_told_apart(name, spacing, steps, changed):
+    """Where the same settings made other images: as the claim of a folder and the protocol of an evaluation see them."""
+    function, spacing = ({"_target_": f"diffusion.samplers.{part}"} for part in (name, spacing))
+    config = {"function": function, "spacing": spacing, "steps": steps}
+    assert (as_made(config, LINEAR) != config) == changed
 
 
 def test_a_sampler_stops_where_its_steps_end():
