@@ -161,7 +161,7 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     reference = Reference.of(dataset.images, dataset.splits, about)
     sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
     select = found.path.name if (path / checkpoint.STATE).is_file() else settings.select
-    sampler = as_made(sampler, build(run.config["schedule"], ["diffusion"], "schedule"))
+    sampler = as_made(sampler, settings.sampler, build(run.config["schedule"], ["diffusion"], "schedule"))
     protocol = protocol_of(settings, reference, sampler, select)
     folder = folder_of(settings, run.directory, protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):

@@ -79,7 +79,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     file = checkpoint.FILES[settings.weights]
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)
-    sampler_config = as_made(sampler_config, build(found.state["config"]["schedule"], ["diffusion"], "schedule"))
+    sampler_config = as_made(sampler_config, settings.sampler, build(found.state["config"]["schedule"], ["diffusion"], "schedule"))
     what = {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
             "guidance": settings.guidance} | ({"reference": "source"} if settings.reference == "source" else {})
     if found.step is None:  # no run of ours, whose weights go with one config

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import Denoise, clip_x0
-from diffusion.samplers import NoisePerImage, Sampler, Spacing
+from diffusion.samplers import NoisePerImage, Sampler, Spacing, even_steps, heun
 from diffusion.schedule import NoiseSchedule
 from runtime.errors import UserError
 
@@ -41,12 +41,12 @@ def steps_of(schedule: NoiseSchedule, settings: SamplerSettings) -> list[int]:
     return steps
 
 
-def as_made(sampler: dict[str, Any], schedule: NoiseSchedule) -> dict[str, Any]:
-    """A sampler's config as it is kept beside images and compared: with a revision where the same settings once made other images, which
-    are Heun's, and those of even steps whose number does not divide T."""
-    name, spacing = (sampler[key]["_target_"].split(".")[-1] for key in ("function", "spacing"))
-    changed = name == "heun" or (spacing == "even_steps" and schedule.steps % sampler["steps"] > 0)
-    return sampler | {"revision": 2} if changed else sampler
+def as_made(config: dict[str, Any], settings: SamplerSettings, schedule: NoiseSchedule) -> dict[str, Any]:
+    """The config of these settings as it is kept beside images and compared: with a revision where the same settings once made other
+    images, which are Heun's, and those of even steps whose number does not divide T."""
+    function, spacing = (getattr(part, "func", part) for part in (settings.function, settings.spacing))
+    changed = function is heun or (spacing is even_steps and schedule.steps % settings.steps > 0)
+    return config | {"revision": 2} if changed else config
 
 
 def lost_brightness(schedule: NoiseSchedule, t: int, values: int) -> float:

@@ -328,7 +328,8 @@ def test_sample_makes_the_pipelines_images(folder, tmp_path):
     from diffusers import DDIMScheduler, DDPMPipeline
 
     done = subprocess.run([sys.executable, "sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5",
-                           f"out={tmp_path}/images"], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                           "spacing=even", f"out={tmp_path}/images"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     pipeline = DDPMPipeline.from_pretrained(str(folder))
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)

@@ -400,14 +400,13 @@ def test_generate_clips_the_predicted_x0_or_not():
         assert torch.equal(out, torch.full_like(out, value))
 
 
-@pytest.mark.parametrize(("name", "spacing", "steps", "changed"), [
-    ("heun", "trailing_steps", 20, True), ("ddim", "even_steps", 50, False), ("ddim", "even_steps", 600, True),
-    ("ancestral", "trailing_steps", 334, False), ("dpm_solver", "quadratic_steps", 20, False)])
-def test_images_of_an_earlier_version_are_told_apart(name, spacing, steps, changed):
+@pytest.mark.parametrize(("function", "spacing", "steps", "changed"), [
+    (samplers.heun, trailing_steps, 20, True), (partial(ddim, eta=0.0), even_steps, 50, False), (ddim, partial(even_steps), 600, True),
+    (ancestral, trailing_steps, 334, False), (samplers.dpm_solver, quadratic_steps, 20, False)])
+def test_images_of_an_earlier_version_are_told_apart(function, spacing, steps, changed):
     """Where the same settings made other images: as the claim of a folder and the protocol of an evaluation see them."""
-    function, spacing = ({"_target_": f"diffusion.samplers.{part}"} for part in (name, spacing))
-    config = {"function": function, "spacing": spacing, "steps": steps}
-    assert (as_made(config, LINEAR) != config) == changed
+    config = {"steps": steps}
+    assert as_made(config, SamplerSettings(function, spacing, steps), LINEAR) == (config | {"revision": 2} if changed else config)
 
 
 def test_a_sampler_stops_where_its_steps_end():
