@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from diffusion.denoiser import Denoiser
-from diffusion.generate import SamplerSettings
+from diffusion.generate import SamplerSettings, as_made
 from evaluation.closest import write_closest
 from evaluation.features import Features
 from evaluation.folder import open_images
@@ -32,7 +32,7 @@ from kernels import dispatch
 from models.network import frozen_denoiser
 from models.samples import Making
 from runtime import checkpoint
-from runtime.build import settings_from
+from runtime.build import build, settings_from
 from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, machine, write_json
@@ -162,6 +162,7 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
     reference = Reference.of(dataset.images, dataset.splits, about)
     sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
     select = found.path.name if (path / checkpoint.STATE).is_file() else settings.select
+    sampler = as_made(sampler, settings.sampler, build(run.config["schedule"], ["diffusion"], "schedule"))
     protocol = protocol_of(settings, reference, sampler, select)
     folder = folder_of(settings, run.directory, protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):

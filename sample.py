@@ -13,13 +13,13 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from diffusion.generate import SamplerSettings
+from diffusion.generate import SamplerSettings, as_made
 from kernels import dispatch
 from models.network import frozen_denoiser, image_shape
 from models.pretrained import SECTIONS, Trained
 from models.samples import Making, claim, write_missing
 from runtime import checkpoint
-from runtime.build import settings_from
+from runtime.build import build, settings_from
 from runtime.config import check_overrides, resolved
 from runtime.device import pick_device
 from runtime.errors import UserError, one_message
@@ -79,6 +79,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     file = checkpoint.FILES[settings.weights]
     weights = found.weights(file)
     out = Path(settings.out) if settings.out else default_out(found, settings)
+    sampler_config = as_made(sampler_config, settings.sampler, build(found.state["config"]["schedule"], ["diffusion"], "schedule"))
     what = {"weights": found.state["sha256"][file], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
             "guidance": settings.guidance} | ({"reference": "source"} if settings.reference == "source" else {})
     if found.step is None:  # no run of ours, whose weights go with one config

@@ -19,8 +19,9 @@ from data.dataset import Dataset, open_dataset
 from data.memory import Memory
 from data.source import ImageSource
 from data.splits import spread
+from diffusion.generate import warn_of_start
 from kernels import dispatch
-from models.network import build_denoiser
+from models.network import build_denoiser, image_shape
 from models.pretrained import Trained
 from runtime import checkpoint
 from runtime.build import build
@@ -60,6 +61,7 @@ from training.parts import (
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained
+from transfer.source_images import made_anew
 from transfer.trained import has_origin
 
 log = logging.getLogger("train")
@@ -127,6 +129,7 @@ def place(config: Config, images: ImageSource, source: Source | None) -> tuple[d
     who["transfer"] = who["transfer"] | {"rules": [asdict(rule) for rule in rules_of(config)]}  # shares of a run depend on its length
     if source:
         who["source"] |= source.identity
+        who["transfer"] |= made_anew(config["transfer"], source.own)
     elif not config["source"]["include"]:
         who["source"] = {"include": []}  # nothing is copied, so where from makes no difference
     name = f"{config['transfer']['name']}-seed{config['seed']}-{digest(who)}"
@@ -216,6 +219,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
             prepared.restore(saved)
         if run_settings.compile:
             denoiser.network.compile()  # in place: names, and the copy that the average is, stay as they are
+        warn_of_start(denoiser.schedule, prepared.sampler, image_shape(config["data"]))
         log.info("%s, %s, %d training images, %.2fM parameters", device, precision, len(dataset.splits["train"]),
                  sum(p.numel() for p in denoiser.parameters()) / 1e6)
         yield prepared

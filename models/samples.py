@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.batches import to_uint8
 from diffusion.denoiser import Condition, Denoise, Denoiser, guide
-from diffusion.generate import SamplerSettings, generate, steps_of
+from diffusion.generate import SamplerSettings, generate, steps_of, warn_of_start
 from diffusion.schedule import NoiseSchedule
 from kernels import dispatch
 from models.sampling import cast_ahead, prepared
@@ -56,6 +56,8 @@ def write_missing(out: Path, making: Making, denoiser: Denoiser, reference: Deno
     precision = pick_precision(making.precision, device)
     dispatch.select(making.kernels, device)
     steps = steps_of(denoiser.schedule, making.sampler)[:-1]
+    if missing:
+        warn_of_start(denoiser.schedule, making.sampler, shape)
     if precision == "bf16":
         for each in {denoiser, reference}:
             cast_ahead(each.network, torch.bfloat16)

@@ -11,7 +11,7 @@ import torch
 import runtime.torchvision  # noqa: F401  before any peer that imports torchvision
 
 # isort: split
-from benchmarks import common, kernels, networks, operations, sampling, unet
+from benchmarks import common, kernels, networks, operations, sampling, spacing, unet
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {"device", "driver", "threads", "torch", "triton", "diffusers", "denoising-diffusion-pytorch", "commit"}
@@ -42,6 +42,18 @@ def test_unet(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("denoising-diffusion-pytorch is not installed here") for line in printed)
     assert printed[-1].startswith("demo")  # the table comes last
+
+
+def test_spacing(undisturbed, tmp_path, monkeypatch):
+    """Differences to log_snr, whose own is 0."""
+    run = undisturbed()
+    monkeypatch.chdir(tmp_path)  # for its cache
+    spacing.main(["--run", str(run), "--n", "4", "--steps", "3", "--sampler", "ddim", "--spacing", "log_snr,even", "--device", "cpu",
+                  "--threads", "1", "--csv", "spacing.csv"])
+    with open("spacing.csv", newline="") as file:
+        ours, other = csv.DictReader(file)
+    assert (ours["spacing"], other["spacing"]) == ("log_snr", "even") and float(ours["less log_snr"]) == float(ours["its high"]) == 0
+    assert float(other["less log_snr"]) == pytest.approx(float(other["KID"]) - float(ours["KID"]), abs=2e-4)
 
 
 @pytest.mark.parametrize(("benchmark", "more"), [(unet, ["--mode", "forward"]), (sampling, ["--sampler", "ddim", "--steps", "2"])])

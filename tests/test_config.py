@@ -39,7 +39,7 @@ def test_experiments_compose_and_build(experiment):
     for c in options(g)])
 def test_every_choice_composes_and_checks(group, choice):
     more = {"folder": NOWHERE, "dicom": NOWHERE, "nifti": NOWHERE, "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
-            "linear_zero_terminal": ["parameterization=velocity", "spacing=trailing"],
+            "linear_zero_terminal": ["parameterization=velocity"],
             "learned": ["loss=bound"], "learned_range": ["loss=hybrid"], "hybrid": ["variance=learned_range"]}
     source = ["source.from=somewhere"] if group == "transfer" else []
     config = composed("train", [f"{group}={choice}", *source, *more.get(choice, [])])
@@ -101,7 +101,7 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     ("sampler.steps=many", "sampler.steps"),
     ("sampler.steps=2000", "between 1 and the schedule's 1000"),
     ("schedule=linear_zero_terminal spacing=trailing", "parameterization=velocity"),
-    ("schedule=linear_zero_terminal parameterization=velocity", "use spacing=trailing"),
+    ("schedule=linear_zero_terminal parameterization=velocity spacing=even", "use spacing=trailing"),
     ("train.batch_size=10 train.accumulation=3", "multiple of accumulation"),
     ("model.channels=36", "divisible by groups"),
     ("data.size=25", "divisible by 4"),

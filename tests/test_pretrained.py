@@ -333,7 +333,8 @@ def test_sample_makes_the_pipelines_images(tmp_path):
 
     folder = tmp_path / "folder"
     export.export(open_pretrained(str(run_of(tmp_path, [*UNET, "parameterization=velocity"], moved=0))), folder)
-    done = runs.command("sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5", f"out={tmp_path}/images")
+    done = runs.command("sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5", "spacing=even",
+                        f"out={tmp_path}/images")
     assert done.returncode == 0, done.stderr
     pipeline = DDPMPipeline.from_pretrained(str(folder))
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)

@@ -135,6 +135,21 @@ def test_mistakes(run_directory, tmp_path, options, message):
     assert message in sample(f"checkpoint={run_directory}", f"out={tmp_path}/x", *options, fails=True)
 
 
+def test_a_folder_of_an_earlier_heun_is_not_added_to(run_directory, tmp_path):
+    """Its images were others."""
+    command = [f"checkpoint={run_directory}", f"out={tmp_path}", "sampler=heun", "sampler.steps=3", "n=1"]
+    sample(*command)
+    kept = json.loads((tmp_path / "sampling.json").read_text())
+    assert kept["sampler"].pop("revision") == 2
+    (tmp_path / "sampling.json").write_text(json.dumps(kept))
+    assert "sampler.revision: None -> 2" in sample(*command, fails=True)
+
+
+def test_a_start_that_loses_brightness_is_told_before_the_images(run_directory, tmp_path):
+    said = sample(f"checkpoint={run_directory}", f"out={tmp_path}", "sampler.steps=2", "spacing=even", "n=3", "batch_size=1")
+    assert said.count("spacing=log_snr begins at T") == 1
+
+
 def test_images_made_otherwise_are_not_mixed(run_directory, tmp_path):
     command = [f"checkpoint={run_directory}", f"out={tmp_path}", "n=1"]
     sample(*command, "sampler.steps=3")

@@ -17,9 +17,18 @@ from torch import nn
 from diffusion import samplers
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser, Prediction
-from diffusion.generate import SamplerSettings, generate
+from diffusion.generate import SamplerSettings, as_made, generate
 from diffusion.parameterization import PredictNoise, PredictVelocity
-from diffusion.samplers import NoisePerImage, ancestral, ddim, even_steps, quadratic_steps, trailing_steps
+from diffusion.samplers import (
+    NoisePerImage,
+    ancestral,
+    ddim,
+    even_steps,
+    inclusive_steps,
+    log_snr_steps,
+    quadratic_steps,
+    trailing_steps,
+)
 from diffusion.variance import FixedLarge, FixedSmall, Fraction
 
 FIXED_SMALL, FIXED_LARGE = FixedSmall(), FixedLarge()
@@ -107,7 +116,7 @@ def no_noise(v, bar_s, bar_t):
     return 0.0
 
 
-@pytest.mark.parametrize("steps", [even_steps(1000, 50), quadratic_steps(1000, 20), [1000, 0], [1000, 3, 2, 1]], ids=len)
+@pytest.mark.parametrize("steps", [even_steps(LINEAR, 50), quadratic_steps(LINEAR, 20), [1000, 0], [1000, 3, 2, 1]], ids=len)
 @pytest.mark.parametrize("name", DATA)
 def test_ddim_is_its_affine_map(name, steps):
     """Deterministic DDIM: the exact product of its steps' factors, and no draw at all."""
@@ -119,7 +128,7 @@ def test_ddim_is_its_affine_map(name, steps):
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-@pytest.mark.parametrize("steps", [even_steps(1000, 50), trailing_steps(1000, 7), [900, 500, 100]], ids=len)
+@pytest.mark.parametrize("steps", [even_steps(LINEAR, 50), trailing_steps(LINEAR, 7), [900, 500, 100]], ids=len)
 @pytest.mark.parametrize("name", DATA)
 def test_ddim_with_noise_is_its_affine_map(name, steps, eta):
     """eta > 0: eta^2 times the posterior's variance is added, taken from the predicted noise's share; none on a step to 0."""
@@ -132,7 +141,7 @@ def test_ddim_with_noise_is_its_affine_map(name, steps, eta):
 
 
 @pytest.mark.parametrize(("variance", "added"), [(FIXED_SMALL, posterior_variance), (FIXED_LARGE, beta)])
-@pytest.mark.parametrize("steps", [even_steps(1000, 50), trailing_steps(1000, 7), [900, 500, 100]], ids=len)
+@pytest.mark.parametrize("steps", [even_steps(LINEAR, 50), trailing_steps(LINEAR, 7), [900, 500, 100]], ids=len)
 @pytest.mark.parametrize("name", DATA)
 def test_ancestral_is_its_affine_map(name, steps, variance, added):
     """The mean is the regression of x_s on x_t; the variance asked for is added, on sub-sequences of steps too."""
@@ -144,7 +153,7 @@ def test_ancestral_is_its_affine_map(name, steps, variance, added):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("steps", [even_steps(1000, 50), quadratic_steps(1000, 30)], ids=len)
+@pytest.mark.parametrize("steps", [even_steps(LINEAR, 50), quadratic_steps(LINEAR, 30)], ids=len)
 def test_ddim_with_eta_one_is_ancestral_sampling(steps):
     """Song et al. 2021: eta = 1 is DDPM with the posterior's variance, draw for draw the same map."""
     mean, covariance = DATA["anisotropic"]
@@ -157,7 +166,7 @@ def test_ddim_with_eta_one_is_ancestral_sampling(steps):
 def test_ancestral_at_1000_steps_has_the_datas_variance():
     """The bracket of Ho et al. 2020, section 3.2: fixed large is exact for N(0, 1) data and too wide for narrower, fixed small is
     too narrow for anything but a point; at 1000 steps both come within 4% of the data's variance, as their recursion says."""
-    steps, ratio = even_steps(1000, 1000), {}
+    steps, ratio = even_steps(LINEAR, 1000), {}
     for variance, added in ((FIXED_SMALL, posterior_variance), (FIXED_LARGE, beta)):
         for name in ("narrow", "unit"):
             mean, covariance = DATA[name]
@@ -224,7 +233,7 @@ def test_zero_terminal_snr_is_sampled_from_its_end(sampler):
     """From T itself, where x_T tells nothing: the first step predicts the data's mean, and all stays finite in float32 too."""
     schedule = schedules.zero_terminal(LINEAR)
     mean, covariance = DATA["narrow"]
-    steps = trailing_steps(1000, 25)
+    steps = trailing_steps(LINEAR, 25)
     draws = 0 if sampler is ddim else 24
     got_mean, got = moments(sampler, ideal(schedule, mean, covariance), schedule, steps, 1, draws)
     np.testing.assert_allclose(got_mean, mean, rtol=1e-9)  # exact: nothing of x_T's mean is left to be wrong about
@@ -233,11 +242,12 @@ def test_zero_terminal_snr_is_sampled_from_its_end(sampler):
     assert sampler(denoiser, schedule, torch.randn(2, 3, 4, 4), steps, torch.randn_like).isfinite().all()
 
 
-@pytest.mark.parametrize(("total", "count"), [(1000, 1000), (1000, 50), (1000, 10), (1000, 1), (1000, 300), (10, 3), (1, 1), (4000, 100)])
+@pytest.mark.parametrize(("total", "count"), [(1000, 1000), (1000, 50), (1000, 10), (1000, 1), (1000, 300), (1000, 600), (10, 3), (1, 1),
+                                            (99, 50), (4000, 100)])
 def test_even_steps(total, count):
-    """range(0, T, T // S), the 0-based steps of Song's code, counted from 1 and falling to 0."""
-    expected = [u + 1 for u in range(0, total, total // count)][:count]
-    assert even_steps(total, count) == [*reversed(expected), 0]
+    """range(0, T, T // S), the 0-based steps of Song's code, counted from 1 and falling to 0; more than S where S does not divide T."""
+    expected = [u + 1 for u in range(0, total, total // count)]
+    assert even_steps(schedules.linear(total), count) == [*reversed(expected), 0]
 
 
 @pytest.mark.parametrize(("total", "count"), [(1000, 1000), (1000, 50), (1000, 10), (1000, 1), (10, 3), (1, 1), (5, 5), (4000, 100)])
@@ -245,7 +255,7 @@ def test_quadratic_steps(total, count):
     """int(linspace(0, sqrt(0.8 T), S)^2), Song et al. 2021, the same counting; equal ones are taken once."""
     end = math.sqrt(0.8 * total)
     squares = {int((end * k / max(count - 1, 1)) ** 2 + 1e-9) + 1 for k in range(count)}
-    steps = quadratic_steps(total, count)
+    steps = quadratic_steps(schedules.linear(total), count)
     assert steps[-1] == 0 and steps[0] <= total and all(t > s for t, s in pairwise(steps))
     assert len(squares ^ set(steps[:-1])) <= 2  # a whole number may round to either side
     assert set(steps[:-1]) == {int(u) + 1 for u in np.linspace(0, np.sqrt(total * 0.8), count) ** 2}
@@ -253,34 +263,63 @@ def test_quadratic_steps(total, count):
 
 def test_quadratic_steps_by_hand():
     """T = 1000, S = 10: squares of multiples of sqrt(800) / 9, 0-based 0, 9, 39, 88, 158, 246, 355, 483, 632, 800 (or 799)."""
-    assert quadratic_steps(1000, 10)[1:] == [633, 484, 356, 247, 159, 89, 40, 10, 1, 0]
-    assert quadratic_steps(1000, 10)[0] in (800, 801)
+    assert quadratic_steps(LINEAR, 10)[1:] == [633, 484, 356, 247, 159, 89, 40, 10, 1, 0]
+    assert quadratic_steps(LINEAR, 10)[0] in (800, 801)
 
 
 @pytest.mark.parametrize(("total", "count"), [(1000, 1000), (1000, 50), (1000, 7), (1000, 1), (10, 3), (1, 1), (5, 4)])
 def test_trailing_steps(total, count):
     """round(arange(T, 0, -T / S)), Lin et al. 2024, table 2 (their 0-based steps are these less 1)."""
     expected = np.round(np.arange(total, 0, -total / count)).astype(int)[:count].tolist()
-    assert trailing_steps(total, count) == [*expected, 0]
+    assert trailing_steps(schedules.linear(total), count) == [*expected, 0]
 
 
-@pytest.mark.parametrize("spacing", [even_steps, quadratic_steps, trailing_steps])
+@pytest.mark.parametrize("spacing", [even_steps, quadratic_steps, trailing_steps, inclusive_steps, log_snr_steps])
 def test_every_count_gives_steps_a_sampler_accepts(spacing):
-    """Falling from at most T to 0 for every count from 1 to T; trailing starts at T."""
-    for total in (1, 2, 3, 4, 5, 7, 16, 33):
+    """Falling from at most T to 0 for every count from 1 to T; so many of them, but for quadratic (equal ones are one) and even (more
+    where count does not divide T); those that are not Song et al.'s start at T."""
+    for total, schedule in [(total, make(total)) for total in (1, 2, 3, 4, 5, 7, 16, 33) for make in (schedules.linear, schedules.cosine)]:
         for count in range(1, total + 1):
-            steps = spacing(total, count)
+            steps = spacing(schedule, count)
             assert steps[-1] == 0 and steps[0] <= total and all(t > s for t, s in pairwise(steps))
-            assert len(steps) == count + 1 or (spacing is quadratic_steps and len(steps) <= count + 1)
-            assert spacing is not trailing_steps or steps[0] == total
+            more, fewer = spacing is even_steps and total % count > 0, spacing is quadratic_steps
+            assert len(steps) == count + 1 or (more and len(steps) > count + 1) or (fewer and len(steps) <= count + 1)
+            assert spacing in (even_steps, quadratic_steps) or steps[0] == total
 
 
-@pytest.mark.parametrize("spacing", [even_steps, quadratic_steps, trailing_steps])
+@pytest.mark.parametrize("schedule", [LINEAR, schedules.cosine(1000), schedules.cosine(4000), schedules.sigmoid(1000)],
+                         ids=["linear", "cosine", "cosine of 4000", "sigmoid"])
+@pytest.mark.parametrize("count", [2, 10, 50, 334, 600, 1000])
+def test_log_snr_steps(schedule, count):
+    """By brute force: the nearest t in the log of the signal-to-noise ratio, from T to 1; below the one before where that is as low, and
+    never so low that too few are left."""
+    log_snr = schedule.snr(torch.arange(1, schedule.steps + 1)).log().numpy()
+    expected, before = [], schedule.steps + 1
+    for k in range(count):
+        wanted = log_snr[-1] + (log_snr[0] - log_snr[-1]) * k / (count - 1)
+        where = np.interp(wanted, log_snr[::-1], np.arange(schedule.steps, 0, -1))  # between two t, by the log
+        before = min(before - 1, round(float(where)))
+        expected.append(max(before, count - k))
+    steps = log_snr_steps(schedule, count)
+    assert steps == [*expected, 0] and steps[0] == schedule.steps and steps[-2] == 1
+    if 2 < count <= 50:  # but at the ends, where t is coarse, evenly: within what rounding to a t leaves
+        middle = [t for t in steps if 50 < t < 0.9 * schedule.steps]
+        gaps = -np.diff(log_snr[np.array(middle) - 1]) / ((log_snr[-1] - log_snr[0]) / (count - 1))
+        assert len(middle) < 3 or (abs(gaps - 1) < 0.2).all()
+
+
+def test_log_snr_steps_without_an_end():
+    """Zero terminal SNR: from T itself, evenly."""
+    schedule = schedules.zero_terminal(LINEAR)
+    assert log_snr_steps(schedule, 7) == trailing_steps(schedule, 7) and log_snr_steps(LINEAR, 1) == [1000, 0]
+
+
+@pytest.mark.parametrize("spacing", [even_steps, quadratic_steps, trailing_steps, inclusive_steps, log_snr_steps])
 @pytest.mark.parametrize("count", [0, -3, 1001])
 def test_count_out_of_range_is_refused(spacing, count):
     """1 <= count <= T, and the message names the option."""
     with pytest.raises(ValueError, match=r"sampler\.steps"):
-        spacing(1000, count)
+        spacing(LINEAR, count)
 
 
 @pytest.mark.parametrize("sampler", [ancestral, ddim])
@@ -348,7 +387,7 @@ def test_generate_starts_from_its_seeds_noise_and_tells_its_steps():
     out = generate(denoiser, LINEAR, settings, (3, 8, 4), [11, 12], on_step=lambda x0, t: told.append((x0, t)))
     for k, seed in enumerate((11, 12)):
         assert torch.equal(seen[0][k], torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(seed)))
-    assert [t for _, t in told] == quadratic_steps(1000, 5)[:-1]
+    assert [t for _, t in told] == quadratic_steps(LINEAR, 5)[:-1]
     assert torch.equal(told[-1][0], out)  # the step to 0 of DDIM is the last predicted x0
     assert not out.requires_grad
 
@@ -361,9 +400,18 @@ def test_generate_clips_the_predicted_x0_or_not():
         assert torch.equal(out, torch.full_like(out, value))
 
 
+@pytest.mark.parametrize(("function", "spacing", "steps", "changed"), [
+    (samplers.heun, trailing_steps, 20, True), (partial(ddim, eta=0.0), even_steps, 50, False), (ddim, partial(even_steps), 600, True),
+    (ancestral, trailing_steps, 334, False), (samplers.dpm_solver, quadratic_steps, 20, False)])
+def test_images_of_an_earlier_version_are_told_apart(function, spacing, steps, changed):
+    """Where the same settings made other images: as the claim of a folder and the protocol of an evaluation see them."""
+    config = {"steps": steps}
+    assert as_made(config, SamplerSettings(function, spacing, steps), LINEAR) == (config | {"revision": 2} if changed else config)
+
+
 def test_a_sampler_stops_where_its_steps_end():
     """Steps may end at s > 0: two halves of a trajectory, joined, are the whole."""
-    denoise, steps = ideal(LINEAR, *DATA["anisotropic"]), even_steps(1000, 20)
+    denoise, steps = ideal(LINEAR, *DATA["anisotropic"]), even_steps(LINEAR, 20)
     x = torch.randn(2, 3, 1, 1, dtype=torch.float64)
     for sampler in (samplers.ddim, samplers.ancestral):
         whole = sampler(denoise, LINEAR, x, steps, torch.ones_like)

@@ -29,6 +29,7 @@ from diffusion.variance import FixedLarge, FixedSmall
 
 PREDICTIONS = {"epsilon": PredictNoise, "sample": PredictX0, "v_prediction": PredictVelocity}
 VARIANCES = {"fixed_small": FixedSmall(), "fixed_large": FixedLarge()}
+LINEAR = schedules.linear(1000)
 SPACINGS = {"leading": even_steps, "trailing": trailing_steps}
 
 
@@ -99,7 +100,7 @@ def test_ancestral_is_ddpm_scheduler(count, spacing, variance, prediction, clip)
     xs, x0 = theirs(scheduler, count)
     if spacing == "trailing":
         xs[-1] = x0  # see above
-    assert_same(ours(ancestral, denoiser, schedule, SPACINGS[spacing](1000, count), clip), xs)
+    assert_same(ours(ancestral, denoiser, schedule, SPACINGS[spacing](LINEAR, count), clip), xs)
 
 
 @pytest.mark.parametrize("clip", [True, False], ids=["clip", "no clip"])
@@ -111,7 +112,7 @@ def test_ddim_is_ddim_scheduler(count, spacing, eta, prediction, clip):
     scheduler = in_float64(DDIMScheduler(1000, prediction_type=prediction, clip_sample=clip, timestep_spacing=spacing))
     schedule = schedules.linear(1000)
     denoiser = Denoiser(Toy(), schedule, PREDICTIONS[prediction]())
-    assert_same(ours(partial(ddim, eta=eta), denoiser, schedule, SPACINGS[spacing](1000, count), clip),
+    assert_same(ours(partial(ddim, eta=eta), denoiser, schedule, SPACINGS[spacing](LINEAR, count), clip),
                 theirs(scheduler, count, eta=eta, use_clipped_model_output=clip)[0])
 
 
@@ -124,17 +125,18 @@ def test_zero_terminal_snr_is_diffusers(eta):
     scheduler.alphas_cumprod = (1 - rescale_zero_terminal_snr(scheduler.betas)).cumprod(0)
     schedule = schedules.zero_terminal(schedules.linear(1000))
     denoiser = Denoiser(Toy(), schedule, PredictVelocity())
-    assert_same(ours(partial(ddim, eta=eta), denoiser, schedule, trailing_steps(1000, 20), True),
+    assert_same(ours(partial(ddim, eta=eta), denoiser, schedule, trailing_steps(LINEAR, 20), True),
                 theirs(scheduler, 20, eta=eta, use_clipped_model_output=True)[0])
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 50, 300, 1000])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_steps_are_diffusers_timesteps(spacing, count):
-    """Its 0-based timesteps are ours less 1."""
+    """Its 0-based timesteps are ours less 1; of Song et al.'s evenly spaced ones, which are more than count where that does not divide
+    T, it keeps the lowest."""
     scheduler = DDIMScheduler(1000, timestep_spacing=spacing)
     scheduler.set_timesteps(count)
-    assert (scheduler.timesteps + 1).tolist() == SPACINGS[spacing](1000, count)[:-1]
+    assert (scheduler.timesteps + 1).tolist() == SPACINGS[spacing](LINEAR, count)[-count - 1 : -1]
 
 
 @pytest.mark.parametrize(("name", "options"), [("linear", {"beta_start": 1e-4, "beta_end": 0.02}), ("cosine", {}),

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +17,17 @@ from data.dataset import open_dataset
 from data.memory import Memory
 from data.source import to_array
 from diffusion.generate import SamplerSettings
-from diffusion.samplers import NoisePerImage, even_steps
+from diffusion.samplers import NoisePerImage, log_snr_steps
 from models.network import build_denoiser
 from models.pretrained import open_pretrained
+from runtime.config import CONF, composed, identity, options, sha256_of
 from runtime.errors import UserError
 from runtime.randomness import derive
 from tests.starts import begun, in_two_processes, trained
+from train import place
 from training.parts import settings_of
 from transfer import source_images
+from transfer.source import Source
 from transfer.source_images import generated, real
 
 
@@ -146,7 +150,9 @@ def by_hand(source, k: int, steps: int, seed: int = 0) -> np.ndarray:
     schedule, data = denoiser.schedule, source.state["config"]["data"]
     x = NoisePerImage([derive(seed, "replay", k)])(torch.empty(1, data["channels"], data["size"], data["size"]))
     classes = denoiser.network.classes
-    path = [round(schedule.steps * j / steps) for j in range(steps, -1, -1)] if schedule.zero_terminal_snr else even_steps(20, steps)
+    evenly = [round(schedule.steps * j / steps) for j in range(steps, -1, -1)]
+    path = evenly if schedule.zero_terminal_snr else log_snr_steps(schedule, steps)
+    assert path[0] == schedule.steps
     with torch.no_grad():
         for t, s in pairwise(path):
             (a, b), (a_s, b_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
@@ -219,6 +225,38 @@ def test_what_changes_the_images_makes_new_ones(tmp_path, monkeypatch, change):
         monkeypatch.setattr(source_images, "GENERATOR", 0)
     generated(begun(tmp_path, source=source, seed=int(change == "seed")), n=2, steps=3 if change == "steps" else 2, batch_size=2)
     assert source.opened and len(list((tmp_path / "generated").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("overrides", "steps", "same"), [([], 4, False), ([], 20, True), (ZERO_TERMINAL, 4, True)])
+def test_images_of_other_steps_are_not_read_from_an_old_cache(tmp_path, overrides, steps, same):
+    """Even steps began below T; these images have a new name, and those that did not change keep theirs."""
+    source = trained(overrides)
+    config = source.state["config"]
+    sections = ("model", "schedule", "parameterization", "variance")
+    old = sha256_of({"version": 1, "weights": source.state["sha256"]["ema.safetensors"], "shape": (1, 8, 8), "steps": steps, "seed": 0}
+                    | {section: config[section] for section in sections})
+    generated(begun(tmp_path, source=source), n=1, steps=steps, batch_size=1)
+    assert (tmp_path / "generated" / old[:16]).exists() == same
+
+
+USE_THEM = ["ant", "diff_tuning", "dreambooth", "ewc"]
+
+
+@pytest.mark.parametrize("strategy", [*USE_THEM, "full", "l2_sp"])
+def test_a_run_that_uses_them_has_another_name_and_no_other_has(strategy):
+    config, linear = composed("train", [f"transfer={strategy}", "source.from=somewhere"]), composed("train", [])["schedule"]
+    zero_terminal = {"_target_": "diffusion.schedule.zero_terminal", "schedule": linear}
+
+    def same(schedule):
+        who, _ = place(config, SimpleNamespace(fingerprint="x"), Source("s", {"from": "1"}, config={"schedule": schedule}))
+        before = identity(config, "x")
+        before["transfer"] = before["transfer"] | {"rules": who["transfer"]["rules"]}
+        before["source"] |= {"from": "1"}
+        return who == before
+
+    assert same(linear) == (strategy not in USE_THEM)
+    assert same(zero_terminal) and same(linear | {"steps": 50})  # all presets have 50 steps
+    assert sorted(n for n in options("transfer") if "source_images.generated" in (CONF / f"transfer/{n}.yaml").read_text()) == USE_THEM
 
 
 def killed(cache: Path, after: int) -> None:
@@ -327,4 +365,4 @@ def test_ddim_is_deterministic_and_its_steps_are_those_asked_for(tmp_path, monke
     generate = source_images.generate
     monkeypatch.setattr(source_images, "generate", lambda *a, **k: (seen.append(a[2]), generate(*a, **k))[1])
     generated(begun(tmp_path), n=1, steps=5, batch_size=1)
-    assert seen[0].steps == 5 and seen[0].function.__name__ == "ddim" and seen[0].spacing is even_steps and seen[0].clip
+    assert seen[0].steps == 5 and seen[0].function.__name__ == "ddim" and seen[0].spacing is log_snr_steps and seen[0].clip

@@ -18,7 +18,8 @@ from data.batches import to_uint8
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
 from data.memory import Memory
 from diffusion.generate import SamplerSettings, generate, steps_of
-from diffusion.samplers import ddim, even_steps, trailing_steps
+from diffusion.samplers import ddim, log_snr_steps
+from diffusion.schedule import NoiseSchedule
 from models.network import frozen_denoiser, image_shape
 from models.pretrained import Trained
 from runtime.build import build
@@ -76,9 +77,26 @@ def _at_target(data: DataSettings, own: DataSettings) -> DataSettings:
     return replace(own, size=data.size, channels=data.channels, resample=data.resample, upscale=own.upscale or enlarged)
 
 
+def which_steps(schedule: NoiseSchedule, steps: int) -> dict[str, str]:
+    """What the name of generated images says of their steps: nothing where they are those of the first version, which were even, and
+    trailing under zero terminal SNR."""
+    unchanged = schedule.zero_terminal_snr or steps == schedule.steps
+    return {} if unchanged else {"spacing": "log_snr"}
+
+
+def made_anew(strategy: Any, source: dict[str, Any]) -> dict[str, str]:
+    """which_steps of the images that a strategy's config lets its source generate: for the identity of its run."""
+    inside = strategy.values() if isinstance(strategy, dict) else strategy if isinstance(strategy, list) else []
+    found = {key: value for node in inside for key, value in made_anew(node, source).items()}
+    if isinstance(strategy, dict) and strategy.get("_target_") == f"{__name__}.{generated.__name__}":
+        found |= which_steps(build(source["schedule"], ["diffusion"], "the source's schedule"), strategy["steps"])
+    return found
+
+
 def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
-    """n images that the source makes, with its own network, size and channels, by DDIM in so many steps; classes in turn. Image k is a
-    function of (seed, k), so a larger n adds to those that are there. Made once, on the run's device, and kept in the cache."""
+    """n images that the source makes, with its own network, size and channels, by DDIM in so many steps (log_snr_steps); classes in turn.
+    Image k is a function of (seed, k), so a larger n adds to those that are there. Made once, on the run's device, and kept in the
+    cache."""
     if min(n, steps, batch_size) < 1:
         raise UserError(f"transfer.source_images.generated: n={n}, steps={steps} and batch_size={batch_size} must be at least 1.")
     images = SelfMade(start, n, steps, batch_size)
@@ -110,8 +128,10 @@ class SelfMade:
     def _made_by(start: Start, steps: int) -> dict[str, Any]:
         """All that decides the bits of an image."""
         config = start.trained.state["config"]
-        return {"version": GENERATOR, "weights": start.trained.state["sha256"][EMA], "shape": image_shape(config["data"]),
-                "steps": steps, "seed": start.seed} | {section: config[section] for section in SECTIONS if config.get(section)}
+        schedule = build(config["schedule"], ["diffusion"], "the source's schedule")
+        made = {"version": GENERATOR, "weights": start.trained.state["sha256"][EMA], "shape": image_shape(config["data"]),
+                "steps": steps, "seed": start.seed}
+        return made | which_steps(schedule, steps) | {section: config[section] for section in SECTIONS if config.get(section)}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -145,7 +165,7 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
     config = start.trained.state["config"]
     denoiser = frozen_denoiser(config, start.trained.weights(EMA), start.denoiser.schedule.alpha_bar.device)
     schedule = denoiser.schedule
-    sampler = SamplerSettings(ddim, trailing_steps if schedule.zero_terminal_snr else even_steps, steps)
+    sampler = SamplerSettings(ddim, log_snr_steps, steps)
     if steps > schedule.steps:
         raise UserError(f"transfer.source_images.generated, steps={steps}: the source's schedule has only {schedule.steps}.")
     shape, moves = image_shape(config["data"]), len(steps_of(schedule, sampler)) - 1
