@@ -31,6 +31,7 @@ from diffusion.timesteps import Uniform
 from models.network import build_denoiser, network_of
 from runtime.checkpoint import EMA, find
 from runtime.config import CONF, composed_keys, groups, options, resolved
+from runtime.results import read_result
 from tests.starts import trained as source_with
 from tests.transfers import Transfers, folders, weights
 from training.loop import Terms, Trainer
@@ -300,8 +301,9 @@ def test_the_share_is_that_of_all_rows_and_says_when_it_trains(transfers, caplog
     config = find(directory).state["config"]
     rows, everything = 3 * 64, sum(w.numel() for w in network_of(config).state_dict().values())
     assert f"{100 * rows / everything:.3g}% of the parameters train\n" in caplog.text
-    run(transfers, "lp_ft", "data.channels=1", "train.steps=4")
+    directory = run(transfers, "lp_ft", "data.channels=1", "train.steps=4")
     assert "100% of the parameters train, all from step 2\n" in caplog.text
+    assert read_result(directory).cells()["trained"] == "100%, all from step 2"
 
 
 def test_a_run_is_another_one_only_where_a_rule_came_on_top(transfers):

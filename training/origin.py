@@ -215,7 +215,7 @@ def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
     """What result.json says that does not change in a run."""
     origin, stored = read_origin(directory), to_store(plan, fit_table(directory))
     return {"trained_parameters": plan.count(), "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
-            "trained_share": plan.share(),
+            "trained_share": plan.share(), "all_from": plan.train_together(),
             "bytes_to_store": sum(plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored),
             "source_sha256": origin["sha256"] if origin else None}
 
