@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,20 @@ from runtime.signals import Preempted, leave, stops_at_once
 from runtime.sweep import cell, sweeping
 from training.loop import Terms, Trainer
 from training.origin import (
+    changed_since,
     check_fits,
     check_images_known,
     check_number_of_classes,
     class_names,
     facts,
     kept_classes,
+    planned_fit,
     start_from,
+    tell_of_alike,
     terms_of,
+    told_classes,
     warn_of_random,
+    with_alike_trained,
 )
 from training.parts import (
     TARGETS,
@@ -58,6 +64,7 @@ from training.parts import (
     with_classes,
     with_schedule,
 )
+from transfer.fit import Fit
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.source import Source, from_pretrained
@@ -91,12 +98,14 @@ def run(config: Config, wait: bool = False) -> Path:
     """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
     check_config(config)
     config = complete(config)
-    plan = check_network(config)
+    check_network(config)
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: locate(config), lambda: open_images(config))
     config = with_schedule(with_classes(config, len(images.classes), kept_classes(config, source)), source and source.own)
     check_number_of_classes(config, images, source)
-    who, directory = place(config, images, source)
+    table = planned_fit(config, source.own) if source else []
+    config = with_alike_trained(config, table)
+    who, directory = place(config, images, source, table)
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
     with locked(directory / ".lock", None if wait else busy):
         claim(directory, who)
@@ -106,8 +115,8 @@ def run(config: Config, wait: bool = False) -> Path:
         if saved and saved.step >= config["train"]["steps"] and not saved.state["pending"]:
             log.info("finished: %s has %d steps (a larger train.steps continues it)", directory, saved.step)
         else:
-            log.info("%s: %s, %.3g%% of the parameters train", f"resuming at step {saved.step}" if saved else "new run", directory,
-                     100 * plan.share())
+            log.info("%s: %s, %s", f"resuming at step {saved.step}" if saved else "new run", directory,
+                     check_network(config).told())
             needed = source and not (has_origin(directory) and saved and not settings_of(config, "transfer").needs_source)
             origin = source_weights(source, config) if needed else None
             with contextlib.ExitStack() as around:
@@ -123,8 +132,8 @@ def open_images(config: Config) -> ImageSource:
     return settings_of(config, "data").source(Memory(Path(config["run"]["cache"]) / "memory"))
 
 
-def place(config: Config, images: ImageSource, source: Source | None) -> tuple[dict[str, Any], Path]:
-    """What a run is (its identity), and the directory that follows from it."""
+def place(config: Config, images: ImageSource, source: Source | None, table: Sequence[Fit] = ()) -> tuple[dict[str, Any], Path]:
+    """What a run is (its identity), and the directory that follows from it. table: what becomes of its source's tensors."""
     who = identity(config, images.fingerprint)
     who["transfer"] = who["transfer"] | {"rules": [asdict(rule) for rule in rules_of(config)]}  # shares of a run depend on its length
     if source:
@@ -132,6 +141,8 @@ def place(config: Config, images: ImageSource, source: Source | None) -> tuple[d
         who["transfer"] |= made_anew(config["transfer"], source.own)
     elif not config["source"]["include"]:
         who["source"] = {"include": []}  # nothing is copied, so where from makes no difference
+    if changed := changed_since(config, table):
+        who["changed"] = changed
     name = f"{config['transfer']['name']}-seed{config['seed']}-{digest(who)}"
     settings = config["run"]
     return who, Path(settings["directory"] or Path(settings["root"]) / config["experiment"] / name)
@@ -193,6 +204,8 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     dispatch.select(run_settings.kernels, device)
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
     show_images(dataset, run_settings.samples, directory / "images.png")
+    if dataset.classes:
+        log.info(told_classes(dataset))
     dataset = replace(dataset, classes=saved.state["classes"] if saved else class_names(config, dataset.classes, origin))
     torch.manual_seed(derive(config["seed"], "weights"))
     denoiser = build_denoiser(config)
@@ -205,6 +218,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     denoiser.to(device, memory_format=torch.channels_last).train()
     plan = ParameterPlan(denoiser.network, rules_of(config))
     warn_of_random(plan, directory)
+    tell_of_alike(plan, directory, strategy.name)
     optimizer = optimizer_of(config, plan.groups())
     describe(directory, config, precision, device)
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))

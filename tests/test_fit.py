@@ -1,19 +1,26 @@
 """Source weights in another network: where the result is exact, it is held to the source's own output."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
+from models.adm import ADMUNet
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.fit import SourceSettings, fit, mean_and_variance, summary
+from transfer.fit import Ends, SourceSettings, fit, input_channels, mean_and_variance, summary
 
 
-def unet(**more) -> UNet:
+def unet(kind=UNet, **more) -> UNet:
     torch.manual_seed(more.pop("seed", 0))
-    network = UNet(8, [1, 2], 1, [1], groups=4, **more)
+    network = kind(8, [1, 2], 1, [1], groups=4, **more)
     for p in network.parameters():  # no layer near zero, so that nothing hides
         torch.nn.init.normal_(p, std=0.2)
     return network.eval()
+
+
+def adm(**more) -> UNet:
+    return unet(ADMUNet, heads=2, resample_blocks=True, **more)
 
 
 def fitted(source: UNet, target: UNet, include=("*",)) -> dict[str, str]:
@@ -66,9 +73,64 @@ def test_class_tables():
     assert torch.equal(source(x, T, {}), target(x, T, {}))  # the null class
 
 
-def test_a_class_table_that_the_source_lacks_is_new_and_one_that_the_target_lacks_is_dropped():
+def test_a_class_table_that_the_source_lacks_is_new_and_one_that_the_target_lacks_is_folded():
     assert fitted(unet(), unet(classes=2, seed=1))["class_embedding.weight"] == "new"
-    assert fitted(unet(classes=2), unet(seed=1))["class_embedding.weight"] == "dropped"
+    assert fitted(unet(classes=2), unet(seed=1))["class_embedding.weight"] == "folded"
+
+
+@pytest.mark.parametrize("kind", [unet, adm])
+@pytest.mark.parametrize("include", [["*"], ["time_mlp.2.bias", "down.*", "mid.*", "up.*", "conv*", "norm_out.*", "time_mlp.*"]])
+def test_a_network_without_classes_starts_as_the_null_class_of_its_source(kind, include):
+    """In float64, on images and at times of several kinds; and not as the source without its table, nor as one of its classes."""
+    source, target = kind(classes=3).double(), kind(seed=1).double()
+    fitted(source, target, include)
+    x = torch.randn(4, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    t = torch.tensor([0, 3, 500, 999])
+    torch.testing.assert_close(target(x, t, {}), source(x, t, {"label": torch.full((4,), 3)}), rtol=0, atol=1e-12)
+    assert (target(x, t, {}) - source(x, t, {"label": torch.full((4,), 0)})).abs().max() > 1e-3
+
+
+def test_the_null_row_goes_nowhere_where_what_it_is_added_to_is_not_copied():
+    source, target, untouched = unet(classes=3), unet(seed=1), unet(seed=1)
+    assert fitted(source, target, ["down.*"])["class_embedding.weight"] == "dropped"
+    assert torch.equal(target.time_mlp[2].bias, untouched.time_mlp[2].bias)
+    _, rows = fit(source.state_dict(), target.state_dict(), SourceSettings(copy=mean_and_variance))
+    assert {row.name: row.status for row in rows}["class_embedding.weight"] == "dropped"
+    before = source.time_mlp[2].bias.clone()
+    fit(source.state_dict(), target.state_dict())
+    assert torch.equal(source.time_mlp[2].bias, before)  # the source itself stays as it is
+
+
+def test_of_gray_from_color_noise_gets_another_response():
+    """The variance of what conv_in says of noise, by the sum over its weights: exact for gray images, up to three times as much here."""
+    equal = torch.ones(4, 3, 3, 3, dtype=torch.float64)
+    for weight in (equal, torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)):
+        gray = input_channels(weight, torch.empty(4, 1, 3, 3), Ends(3, 1)).value
+        ratio = gray.square().sum((1, 2, 3)) / weight.square().sum((1, 2, 3))
+        assert (ratio <= 3 + 1e-12).all()
+        assert torch.allclose(ratio, torch.tensor(3.0, dtype=torch.float64)) == torch.equal(weight, equal)
+
+
+@pytest.mark.parametrize(("n_source", "n_target"), [(1, 3), (3, 6), (2, 4), (3, 4), (4, 3), (2, 3)])
+def test_equal_channels_give_the_sources_response_where_the_numbers_divide(n_source, n_target):
+    weight = torch.randn(4, n_source, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value, _, alike = input_channels(weight, torch.empty(4, n_target, 3, 3), Ends(n_source, n_target))
+    assert torch.allclose(value.sum(1), weight.sum(1)) == (n_target % n_source == 0)
+    columns = [column.flatten().tolist() for column in value.unbind(1)]
+    assert alike == any(a == b for a, b in combinations(columns, 2))
+
+
+def test_which_tensors_begin_alike():
+    def alike(source: UNet, target: UNet) -> set[str]:
+        return {row.name for row in fit(source.state_dict(), target.state_dict())[1] if row.alike}
+
+    table, ends = {"class_embedding.weight"}, {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
+    gray = {"in_channels": 1, "out_channels": 1}
+    assert alike(unet(), unet(classes=2)) == alike(unet(classes=3), unet(classes=2)) == table
+    assert alike(unet(classes=2), unet(classes=2)) == alike(unet(), unet(**gray)) == alike(unet(classes=2), unet()) == set()
+    assert alike(unet(**gray), unet()) == ends and alike(unet(), unet(out_channels=6)) == ends - {"conv_in.weight"}
+    assert alike(unet(), unet(in_channels=1, out_channels=2)) == ends - {"conv_in.weight"}  # the variance's half
+    assert alike(unet(out_channels=6), unet()) == set()
 
 
 def test_every_tensor_has_one_row():
@@ -76,7 +138,8 @@ def test_every_tensor_has_one_row():
     _, rows = fit(source.state_dict(), target.state_dict())
     assert sorted(row.name for row in rows) == sorted(source.state_dict().keys() | target.state_dict().keys())
     text = summary(rows)
-    assert "dropped class_embedding.weight" in text and "resized conv_in.weight" in text and "new up.*" in text
+    assert "folded class_embedding.weight: the target has no classes: its null row is added to time_mlp.2.bias" in text
+    assert "resized conv_in.weight" in text and "new up.*" in text
 
 
 def test_include_copies_some_layers_and_leaves_the_rest_as_they_were():

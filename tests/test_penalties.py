@@ -18,6 +18,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.schedule import from_betas
+from models.network import build_denoiser
 from runtime.build import build
 from runtime.config import composed
 from runtime.errors import UserError
@@ -102,6 +103,49 @@ def test_only_what_was_copied_is_held(tmp_path):
     assert penalty(SEEN).item() == pytest.approx(1.5 * 0.16)
     with pytest.raises(UserError, match="source.include"):
         L2SP(scaled(tmp_path, copied=()), weight=1)
+
+
+@pytest.mark.parametrize("kind", [L2SP, EWC])
+def test_what_is_held_of_a_source_with_classes_is_its_null_class(tmp_path, kind):
+    """A target without classes starts with the null row in the last bias of what embeds time, and is held to that."""
+    source = trained(["model.classes=2"], classes=["a", "b"])
+    start = begun(tmp_path, source=source)
+    more = {"n": 4, "images": given(pictures(4))} if kind is EWC else {}
+    penalty = kind(start, weight=1.0, **more)
+    w = source.weights()
+    torch.testing.assert_close(penalty.w0["time_mlp.2.bias"], w["time_mlp.2.bias"] + w["class_embedding.weight"][2])
+    assert penalty(SEEN).item() == 0
+
+
+def test_the_fisher_information_of_a_source_with_classes_is_that_of_its_null_class(tmp_path):
+    """Of the folded network, and of the source's own, which is given no class."""
+    source, images = trained(["model.classes=2"], classes=["a", "b"]), pictures(4)
+    start = begun(tmp_path, source=source)
+    own = build_denoiser(source.state["config"]).eval()
+    own.network.load_state_dict(source.weights())
+    w = {name: p for name, p in own.network.named_parameters() if name != "class_embedding.weight"}
+    null = replace(images, labels=np.full(4, 2))
+    expected = fisher(own, list(w.values()), Batches(null, 1, False, derive(start.seed, "fisher")), 4, start.seed)
+    measured = known_fisher(start, images, 4)
+    for name, value in zip(w, expected, strict=True):
+        torch.testing.assert_close(measured[name], value, rtol=1e-3, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_rows_that_the_source_does_not_have_are_free(tmp_path, kept):
+    """Three new rows at the mean of the source's two, those where they are kept, the null row: only what is the source's is held."""
+    network = nn.Module()
+    network.class_embedding, network.other = nn.Embedding(4 + kept, 2).double(), nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    start = replace(scaled(tmp_path), denoiser=SimpleNamespace(network=network), copied={"class_embedding.weight", "other"}, new_rows=3)
+    penalty = L2SP(start, weight=2.0)
+    with torch.no_grad():
+        network.class_embedding.weight[:3] += 7
+        network.class_embedding.weight[3:] += 0.5
+    value = penalty(SEEN)
+    value.backward()
+    assert value.item() == pytest.approx((1 + kept) * 2 * 0.25)
+    gradient = network.class_embedding.weight.grad
+    assert not gradient[:3].any() and torch.equal(gradient[3:], torch.full((1 + kept, 2), 1.0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])

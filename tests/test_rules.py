@@ -5,10 +5,14 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
+from models.layers import output_of
 from models.unet import UNet
 from runtime.errors import UserError
 from training.ema import Ema, ema_decay, share_of_start
+from transfer.inject import inject
+from transfer.lora import LoRA
 from transfer.rules import ParameterPlan, Rule
+from transfer.scale import BranchScale
 
 
 def tiny(**more) -> UNet:
@@ -137,6 +141,64 @@ def test_share_left_on_the_source_without_warm_up_is_known():
     """transfer literature: 0.9999 for 24k steps leaves 9%; with the warm-up next to nothing is left."""
     assert pytest.approx(0.09, abs=0.002) == 0.9999**24000
     assert share_of_start(0.9999, 300) < 1e-9
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_weight_decay_leaves_scales_alone(optimizer):
+    """g of DiffFit is 1 where it does nothing. All else decays, biases and norms among it, as torch's optimizers do."""
+    network = tiny()
+    inject(network, [BranchScale(["*.conv2"]), LoRA(["*.qkv.weight"], 2)])
+    plan = ParameterPlan(network, [Rule("*")])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in plan.parameters.values():
+            parameter.copy_(torch.rand_like(parameter) + 1)
+    before = {name: p.detach().clone() for name, p in plan.parameters.items()}
+    stepper = optimizer(plan.groups(), lr=1e-2, weight_decay=0.1)
+    for _ in range(50):
+        for parameter in plan.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        stepper.step()
+    for name, parameter in plan.parameters.items():
+        if name.endswith(".scale.g"):
+            assert torch.equal(parameter, before[name])
+        elif optimizer is torch.optim.AdamW:
+            torch.testing.assert_close(parameter.detach(), before[name] * (1 - 1e-2 * 0.1) ** 50)
+        else:
+            assert (parameter < before[name]).all()
+
+
+def test_groups_are_as_they_were_where_no_scale_is():
+    """Their numbers are those of the optimizer's state in a checkpoint."""
+    network = tiny()
+    plan = ParameterPlan(network, [Rule("*"), Rule("down.*", 0.5)])
+    assert [group.keys() for group in plan.groups()] == [{"params"}] * 2
+    inject(network, [BranchScale(["*.conv2"])])
+    groups = ParameterPlan(network, [Rule("*.bias"), Rule("*.scale.g")]).groups()
+    assert [group.get("weight_decay") for group in groups] == [None, 0.0]
+
+
+def test_dropout_acts_in_frozen_layers_too():
+    """A choice: what is frozen trains nothing, and is still the network that the source was trained as. None in evaluation."""
+    network = tiny(dropout=0.5)
+    torch.nn.init.normal_(network.down[0].block[0].conv2.weight)
+    ParameterPlan(network, [Rule("*"), Rule("down.*", 0.0)]).apply(0)
+    seen = []
+    network.down[0].block[0].register_forward_hook(lambda module, inputs, output: seen.append(output_of(output).detach()))
+    for training in (True, False):
+        network.train(training)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            network(torch.ones(1, 3, 8, 8), torch.tensor([3]), {})
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])
+
+
+@pytest.mark.parametrize(("rules", "told"), [
+    ([Rule("*")], "100% of the parameters train"), ([], "0% of the parameters train"),
+    ([Rule("*", 0.1, from_=72), Rule("conv_out.*")], "100% of the parameters train, all from step 72"),
+    ([Rule("*", from_=5), Rule("conv_out.*", until=5), Rule("conv_out.*", 0.0, from_=5)], ", never all at once")])
+def test_the_share_says_from_when_on_all_of_it_trains(rules, told):
+    assert ParameterPlan(tiny(), rules).told().endswith(told)
 
 
 def test_plan_rows_name_every_parameter_and_period():

@@ -252,7 +252,8 @@ TERMS = {
     "feature_distillation": Term(feature_distance, ["transfer.penalties.0.weight=10"], ["transfer.penalties=[]"]),
     "pairwise_similarity": Term(similarity_distance, ["transfer.penalties.0.weight=100"], ["transfer.penalties=[]"]),
     "dreambooth": Term(loss_on_self_made, [], ["transfer.replay=null"],
-                       ["full", "model.classes=auto", "source.keep_classes=true", "train.label_dropout=0"]),
+                       ["full", "model.classes=auto", "source.keep_classes=true", "train.label_dropout=0",
+                        "transfer.rules=[{pattern: '*'}, {pattern: 'class_embedding.*', learning_rate_scale: 10}]"]),
     "diff_tuning": Term(loss_on_self_made, ["transfer.replay.weight=1"], ["transfer.replay=null"], ["full", "timesteps=power"]),
     "ant": Term(away_from_target, ["transfer.loss.guidance=100"], ["transfer.loss=null"],
                 ["locon", "transfer.inject.0.rank=14", "transfer.inject.1.rank=14"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import export
 import sample
 from data.batches import to_x0
 from diffusion.generate import SamplerSettings
@@ -20,7 +22,7 @@ from runtime.errors import UserError
 from runtime.randomness import derive
 from tests import runs
 from tests.transfers import Transfers, denoiser_of, folders, moved, weights
-from transfer.trained import merged
+from transfer.trained import merged, open_difference, origin_of, source_of
 
 TABLE = "class_embedding.weight"
 REAL = ["transfer.replay.images._target_=transfer.source_images.real", "~transfer.replay.images.n", "~transfer.replay.images.steps",
@@ -96,7 +98,8 @@ def loss_of_kept(transfers: Transfers, directory: Path) -> float:
 
 def test_dreambooth_keeps_what_the_sources_classes_mean(transfers):
     """Their rows start as the source's, and images of them are replayed under them."""
-    without = ["model.classes=auto", "source.keep_classes=true", "train.label_dropout=0"]
+    without = ["model.classes=auto", "source.keep_classes=true", "train.label_dropout=0",
+               "transfer.rules=[{pattern: '*'}, {pattern: 'class_embedding.*', learning_rate_scale: 10}]"]
     directory, other = run(transfers, "dreambooth", *REAL), run(transfers, "full", *without)
     assert loss_of_kept(transfers, directory) < 0.9 * loss_of_kept(transfers, other)
     kept = slice(2, 4)
@@ -104,6 +107,26 @@ def test_dreambooth_keeps_what_the_sources_classes_mean(transfers):
     assert not torch.equal(weights(directory)[TABLE][kept], started(transfers)[TABLE][kept])
     assert torch.equal(weights(directory)[TABLE][4], started(transfers)[TABLE][4])
     runs.assert_same_weights(run(transfers, "dreambooth", "transfer.replay=null"), other, 10)
+
+
+def losses_on_new(directory: Path) -> tuple[float, float, float]:
+    """On the target's images under their labels, under those of the other class, and under none."""
+    denoiser = denoiser_of(find(directory).state["config"], weights(directory))
+    images = [painted(color)(k) for color in NEW.values() for k in range(12)]
+    x0 = to_x0(torch.from_numpy(np.stack([np.asarray(i) for i in images])))
+    t = 1 + torch.arange(len(x0)) * 41 % 100
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([0] * 12 + [1] * 12)
+    x_t = denoiser.schedule.add_noise(x0, noise, t)
+    return tuple(F.mse_loss(denoiser(x_t, t, given).noise, noise).item() for given in ({"label": label}, {"label": 1 - label}, None))
+
+
+def test_dreambooth_tells_its_new_classes_from_each_other_and_from_none_in_few_steps(transfers):
+    """The rows begin equal. At the rate of the rest (asked for beside it) they are hardly told apart when the images already changed."""
+    own, other, none = losses_on_new(run(transfers, "dreambooth", *REAL, steps=40))
+    slow = losses_on_new(run(transfers, "dreambooth", *REAL, "transfer.rules=[{pattern: '*'}]", steps=40))
+    assert other - own > 0.01 > 5 * abs(slow[1] - slow[0])
+    assert none - own > slow[2] - slow[0] > 0
 
 
 def sampled(checkpoint: Path, out: Path, **other) -> list[bytes]:
@@ -127,6 +150,61 @@ def test_a_wrong_number_of_classes_is_told(transfers):
         run(transfers, "full", "model.classes=3", "source.keep_classes=true")
 
 
+# --- a target without classes -----------------------------------------------------------------------------------------------------------
+
+
+def null_class(transfers: Transfers, x: Tensor, t: Tensor) -> Tensor:
+    """What the source says without a label, by its own network and config."""
+    return denoiser_of(find(transfers.source).state["config"], transfers.started())(x, t).noise
+
+
+def noisy() -> tuple[Tensor, Tensor]:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 30, 60, 100])
+
+
+def test_zero_shot_is_the_null_class_of_its_source(transfers, tmp_path):
+    directory = run(transfers, "zero_shot", "model.classes=0")
+    config = find(directory).state["config"]
+    for tensors in (weights(directory, 0), weights(directory, 0, EMA)):
+        torch.testing.assert_close(denoiser_of(config, tensors)(*noisy()).noise, null_class(transfers, *noisy()), rtol=0, atol=1e-6)
+    without = denoiser_of(config, {name: w for name, w in transfers.started().items() if name != TABLE})
+    assert (without(*noisy()).noise - null_class(transfers, *noisy())).abs().max() > 1e-3
+    said = json.loads((directory / "source.json").read_text())
+    rows = {row["name"]: row for row in said["tensors"]}
+    assert said["null_row"] == "folded" and rows[TABLE]["status"] == "folded" and "time_mlp.2.bias" in rows[TABLE]["how"]
+    assert said.keys() - {"null_row"} == json.loads((run(transfers, "textual_inversion") / "source.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("strategy", ["freeze_encoder", "lora"])
+def test_a_small_file_without_classes_is_laid_on_the_null_class(transfers, tmp_path, strategy):
+    """Both freeze the bias that the null row is added to, so that the file does not have it."""
+    directory = run(transfers, strategy, "model.classes=0")
+    export.export_difference(str(directory), tmp_path / "x.safetensors")
+    laid = open_difference(str(tmp_path / "x.safetensors"), None)
+    expected = merged(find(directory).state["config"], weights(directory, file=EMA))
+    assert laid.weights(EMA).keys() == expected.keys() and all(torch.equal(w, expected[n]) for n, w in laid.weights(EMA).items())
+    start = denoiser_of(find(directory).state["config"], laid.start())
+    torch.testing.assert_close(start(*noisy()).noise, null_class(transfers, *noisy()), rtol=0, atol=1e-6)
+
+
+def test_a_start_of_an_older_version_is_not_made_again_otherwise(transfers):
+    """Its run dropped the null row, and what was trained on that belongs to no other start."""
+    directory = run(transfers, "freeze_encoder", "model.classes=0")
+    config, origin = find(directory).state["config"], origin_of(directory)
+    assert source_of(origin, config, None).path == find(transfers.source).path
+    with pytest.raises(UserError, match="without the null row of its class table.*train it anew"):
+        source_of({key: value for key, value in origin.items() if key != "null_row"}, config, None)
+
+
+def test_a_run_without_its_sources_classes_is_another_one(transfers):
+    """Its numbers changed when the null row was first folded; those of a run with classes did not."""
+    def changed(directory: Path) -> list[str] | None:
+        return json.loads((directory / "identity.json").read_text()).get("changed")
+
+    assert changed(run(transfers, "zero_shot", "model.classes=0")) == ["the null row of the source's classes is folded"]
+    assert changed(run(transfers, "textual_inversion")) is None
+
+
 # --- domain guidance -------------------------------------------------------------------------------------------------------------------
 
 
@@ -147,10 +225,7 @@ def test_domain_guidance_by_hand(transfers, tmp_path, monkeypatch, strategy, lab
     config = find(directory).state["config"]
     target = denoiser_of(config, merged(config, weights(directory, file=EMA)))
     source = denoiser_of(find(transfers.source).state["config"], transfers.started())
-    if label is None:  # the source of a network without classes is itself without its table, which adds the null row
-        plain = {name: w for name, w in transfers.started().items() if name != TABLE}
-        source = denoiser_of(config, plain)
-    without = source(x, t).noise.double()
+    without = source(x, t).noise.double()  # of the null class, also where the target has no classes
     with_label = target(x, t, {"label": torch.tensor([1, 1])} if label else None).noise.double()
     expected = without + 1.5 * (with_label - without)
     torch.testing.assert_close(caught[0](x, t).noise.double(), expected, rtol=1e-5, atol=1e-5)
@@ -165,7 +240,7 @@ def test_guidance_of_a_step(transfers, tmp_path):
                                         reference="source"), {})
     config = find(directory).state["config"]
     target = denoiser_of(config, weights(directory, file=EMA))
-    source = denoiser_of(config, {name: w for name, w in transfers.started().items() if name != TABLE})
+    source = denoiser_of(find(transfers.source).state["config"], transfers.started())
     t, x = torch.tensor([target.schedule.steps]), torch.empty(1, 3, 8, 8)
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(derive(0, "image", 0)))
     guided = source(x, t).noise + 1.5 * (target(x, t).noise - source(x, t).noise)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.dataset import Dataset
@@ -20,16 +22,23 @@ from runtime.build import build
 from runtime.config import differences
 from runtime.errors import Misfit, UserError
 from training.loop import Terms
-from training.parts import TARGETS, Config, settings_of
+from training.parts import ANY, TARGETS, Config, optimizer_of, rules_of, settings_of
 from training.settings import TransferSettings
-from transfer.fit import AT_ZERO, COPIED, Fit, fit, summary, values
-from transfer.rules import ParameterPlan
+from transfer.fit import AT_ZERO, COPIED, TABLE, Fit, fit, summary, values
+from transfer.inject import inject
+from transfer.penalties import L2SP
+from transfer.rules import ParameterPlan, own_word, rules_for_alike
+from transfer.scale import BranchScale
 from transfer.source import Source, other_settings
 from transfer.source_images import check_known, real
 from transfer.start import Start
-from transfer.trained import fitted, read_origin, write_origin
+from transfer.trained import fitted, left_without_classes, read_origin, write_origin
 
 log = logging.getLogger(__name__)
+TOLD = 20  # classes in a line of the log
+# What is so as long as a parameter that begins alike does not train.
+ALIKE = {TABLE: "its labels do nothing", "conv_in.weight": "the network does not see the channels apart",
+         "conv_out.weight": "new outputs cannot tell anything apart"}
 
 
 def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Path, classes: Sequence[str]) -> None:
@@ -48,6 +57,8 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
     origin = {"from": settings.from_, "path": str(found.path), "step": found.step, "weights": file, "sha256": found.state["sha256"][file]}
     check_same_source(directory, origin)
     state, rows = fitted(config, denoiser.network, found)
+    if left_without_classes(config, theirs):
+        origin["null_row"] = "folded" if any(row.status == "folded" for row in rows) else "left out"
     if other:
         log.warning(other)
     denoiser.network.load_state_dict(state)
@@ -64,14 +75,59 @@ def other_network(config: Config, theirs: Config) -> str:
 def check_fits(config: Config, theirs: Config) -> None:
     """Fits the weights of a source with that config without memory: that none fits shows before data is read. The classes that both
     have count later."""
-    settings = replace(settings_of(config, "source"), copy=values)
     one = {"classes": 1}
-    ours, source = (c | {"model": c["model"] | (one if c["model"].get("classes", 0) else {})} for c in (config, theirs))
     try:
-        with torch.device("meta"):
-            fit(network_of(source).state_dict(), network_of(ours).state_dict(), settings)
+        planned_fit(*(c | {"model": c["model"] | (one if c["model"].get("classes", 0) else {})} for c in (config, theirs)))
     except UserError as error:
         raise Misfit(f"{error}\n{other_network(config, theirs)}".strip()) from error
+
+
+def planned_fit(config: Config, theirs: Config) -> list[Fit]:
+    """What will become of the tensors of a source with that config, without memory."""
+    settings = settings_of(config, "source")
+    with torch.device("meta"):
+        rows = fit(network_of(theirs).state_dict(), network_of(config).state_dict(), replace(settings, copy=values),
+                   settings.kept(theirs))[1]
+    return [row._replace(alike=False) if settings.draws and row.status in COPIED else row for row in rows]
+
+
+def with_alike_trained(config: Config, table: Sequence[Fit]) -> Config:
+    """What begins alike trains in every strategy that trains: here, and nowhere else, the rules for it come into the config
+    (transfer.rules.rules_for_alike). What is injected that such a weight would have to stay frozen for is taken off it."""
+    rules, alike = rules_of(config), [row.name for row in table if row.alike]
+    if not rules or not alike:
+        return config
+    network = network_of(config)
+    names = [name for name, _ in network.named_parameters()]
+    taught = [name for name in alike if not own_word(rules, names, name)]
+    strategy = config["transfer"] | {"inject": [
+        node | {"patterns": patterns_beside(node["patterns"], names, taught)} if getattr(injection, "frozen_base", False) else node
+        for node, injection in zip(config["transfer"].get("inject", []), settings_of(config, "transfer").inject, strict=True)]}
+    inject(network, settings_of(config | {"transfer": strategy}, "transfer").inject)
+    more = [{"pattern": rule.pattern, "learning_rate_scale": rule.learning_rate_scale}
+            for rule in rules_for_alike(rules, network, alike)]
+    return config | {"transfer": strategy | {"rules": [*strategy["rules"], *more]}}
+
+
+def patterns_beside(patterns: Sequence[str], names: Sequence[str], out: Sequence[str]) -> list[str]:
+    """Globs that match what these do but for the names in out: one that matched any of those becomes the list of the others."""
+    found: list[str] = []
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        found += [name for name in matched if name not in out] if set(matched) & set(out) else [pattern]
+    return found
+
+
+def changed_since(config: Config, table: Sequence[Fit]) -> list[str]:
+    """What of this run is computed otherwise than when runs with the same settings got their names."""
+    strategy = settings_of(config, "transfer")
+    penalties = [getattr(penalty, "func", None) for penalty in strategy.penalties]
+    scales = any(isinstance(injection, BranchScale) for injection in strategy.inject)
+    status = {row.name: row.status for row in table}.get(TABLE)
+    applies = {"the null row of the source's classes is folded": status == "folded",
+               "L2-SP does not hold new rows of the class table": status == "resized" and L2SP in penalties,
+               "weight decay leaves scales alone": scales and optimizer_of(config, ANY).defaults.get("weight_decay", 0) > 0}
+    return [what for what, does in applies.items() if does]
 
 
 def check_images_known(config: Config, source: Trained) -> None:
@@ -107,6 +163,13 @@ def class_names(config: Config, images: Sequence[str], origin: Trained | None) -
     return [*(images or ["new"]), *kept]
 
 
+def told_classes(dataset: Dataset) -> str:
+    """The images' classes and how many images of each are trained on: "3 classes: A (40), B (30), C (30)"."""
+    counts = np.bincount(dataset.labels[dataset.splits["train"]], minlength=len(dataset.classes))
+    named = [f"{name} ({count})" for name, count in zip(dataset.classes, counts, strict=True)]
+    return f"{len(named)} classes: {', '.join(named[:TOLD])}" + (f" and {len(named) - TOLD} more" if len(named) > TOLD else "")
+
+
 def kept_classes(config: Config, source: Source | None) -> int:
     """How many classes of the source stay in the class table."""
     return settings_of(config, "source").kept(source.own) if source else 0
@@ -128,8 +191,10 @@ def terms_of(strategy: TransferSettings, origin: Trained, denoiser: Denoiser, da
     """What the strategy adds to the loss, built from where the run starts."""
     kept = settings_of(config, "source").kept(origin.state["config"])
     first_kept = denoiser.network.classes - kept if denoiser.network.classes and kept else None
-    start = Start(denoiser, origin, copied(fit_table(directory)), dataset, settings_of(config, "data"), first_kept, config["seed"],
-                  config["train"]["batch_size"], Path(config["run"]["cache"]))
+    table = fit_table(directory)
+    resized = any(row.name == TABLE and row.status == "resized" for row in table)
+    start = Start(denoiser, origin, copied(table), dataset, settings_of(config, "data"), first_kept, config["seed"],
+                  config["train"]["batch_size"], Path(config["run"]["cache"]), denoiser.network.classes - kept if resized else 0)
     return Terms([penalty(start) for penalty in strategy.penalties], strategy.replay and strategy.replay(start),
                  strategy.loss and strategy.loss(start))
 
@@ -149,7 +214,7 @@ def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
     """What result.json says that does not change in a run."""
     origin, stored = read_origin(directory), to_store(plan, fit_table(directory))
     return {"trained_parameters": plan.count(), "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
-            "trained_share": plan.share(),
+            "trained_share": plan.share(), "all_from": plan.train_together(),
             "bytes_to_store": sum(plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored),
             "source_sha256": origin["sha256"] if origin else None}
 
@@ -161,6 +226,17 @@ def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
     if stuck := [name for name in random if name not in trains]:
         log.warning("%d tensors are random and frozen, so that they stay random (%s): the rules freeze what the source did not fill",
                     len(stuck), ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""))
+
+
+def tell_of_alike(plan: ParameterPlan, directory: Path, strategy: str) -> None:
+    """What begins alike trains from the first step on, or what it cannot do where it does not."""
+    alike, trains = [row.name for row in fit_table(directory) if row.alike], plan.trains()
+    frozen = [name for name in alike if not any(n == name or n.startswith(f"{name}.") for n in trains)]
+    if taught := [name for name in alike if name not in frozen]:
+        log.info("new to the source, so that it trains: %s", ", ".join(taught))
+    for name in frozen:
+        if name in ALIKE:
+            log.warning("%s is new to the source and does not train with transfer=%s: %s", name, strategy, ALIKE[name])
 
 
 def fit_table(directory: Path) -> list[Fit]:

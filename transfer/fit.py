@@ -65,6 +65,7 @@ NOT_INCLUDED = "not in source.include"
 TOO_DEEP = "beyond source.depth"
 AT_ZERO = "the source has no classes: zero, so that the network starts as the source"
 TABLE = "class_embedding.weight"
+TIME_BIAS = "time_mlp.2.bias"  # of what a row of the table is added to
 
 
 class Ends(NamedTuple):
@@ -91,33 +92,48 @@ def levels_of(names: Collection[str]) -> int:
 
 DRAWN = "at random, by source.copy"
 COPIED = ("loaded", "resized")
-STATUSES = (*COPIED, "drawn", "new", "dropped")
+STATUSES = (*COPIED, "drawn", "new", "folded", "dropped")
 
 
 class Fit(NamedTuple):
-    """What became of one tensor. status: loaded, resized, drawn, new or dropped."""
+    """What became of one tensor. status: loaded, resized, drawn, new, folded or dropped. alike: parts of it that the source does not
+    know begin as zeros or as copies of each other, so that they tell nothing apart until it trains."""
 
     name: str
     status: str
     how: str
+    alike: bool = False
 
 
-def input_channels(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str] | None:
-    """conv_in [O, I, k, k] for another number of input channels.
+class Resized(NamedTuple):
+    """A source's tensor in the target's shape. how, alike: of its Fit."""
 
-    To gray: the sum over the inputs, exact for an image whose channels were equal. To more channels: repeated and scaled, so
-    that equal channels give the source's response.
+    value: Tensor
+    how: str
+    alike: bool
+
+
+def input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+    """conv_in [O, I, k, k] for images of n_target channels in place of n_source.
+
+    To gray: the sum over the inputs. On a gray image this is the source's response to the image as RGB. It is not on noise: the
+    source saw n_source independent noises, whose responses add up in squares, and the sum sees one, of up to sqrt(n_source) times
+    their standard deviation (n_source times the variance). Else target channel j gets the weights of channel j mod n_source, times
+    n_source / n_target. Equal channels give the source's response where n_target is a multiple of n_source; else (3 -> 4, 4 -> 3)
+    some of its channels weigh more than others. Of more channels than the source has, some have the same weights, so that the network
+    sees only their sum until it trains.
     """
     n_source, n_target, _ = ends
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
         return None
     if n_target == 1:
-        return source.sum(1, keepdim=True), f"summed over {n_source} input channels"
+        return Resized(source.sum(1, keepdim=True), f"summed over {n_source} input channels", False)
     index = torch.arange(n_target) % n_source
-    return source[:, index] * (n_source / n_target), f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}"
+    return Resized(source[:, index] * (n_source / n_target),
+                   f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}", n_target > n_source)
 
 
-def output_channels(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str] | None:
+def output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """conv_out (weight and bias) for images of another number of channels, n_source -> n_target: the mean for gray, repeated rows for
     more. Its second half is about the variance, where that is learned: one that is new starts at zero, in the middle of
     Nichol and Dhariwal's range; one that the target does not learn is left out."""
@@ -133,10 +149,10 @@ def output_channels(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor,
         halves, how = torch.cat([halves, torch.zeros_like(halves)]), [*how, "the variance's half starts at zero"]
     elif wanted < len(halves):
         halves, how = halves[:wanted], [*how, "the variance's half left out"]
-    return halves.flatten(0, 1), ", ".join(how)
+    return Resized(halves.flatten(0, 1), ", ".join(how), n_target > n_source or wanted > len(source) // n_source)
 
 
-def class_rows(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str] | None:
+def class_rows(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """The class table for other classes: every new class starts as the mean of the source's, whose own rows follow where they are kept;
     the null class stays itself."""
     if source.shape[1:] != target.shape[1:]:
@@ -144,11 +160,12 @@ def class_rows(source: Tensor, target: Tensor, ends: Ends) -> tuple[Tensor, str]
     classes, null = source[:-1], source[-1:]
     kept = classes[: ends.kept]
     new = classes.mean(0, keepdim=True).expand(len(target) - 1 - len(kept), -1)
-    return torch.cat([new, kept, null]), f"mean of {len(classes)} classes; {f'{len(kept)} of them and ' if len(kept) else ''}null kept"
+    how = f"mean of {len(classes)} classes; {f'{len(kept)} of them and ' if len(kept) else ''}null kept"
+    return Resized(torch.cat([new, kept, null]), how, True)
 
 
-# (source, target, where the networks differ) -> (the source in the target's shape, how), or None
-RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], tuple[Tensor, str] | None]] = {
+# (source, target, where the networks differ) -> the source in the target's shape, or None
+RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], Resized | None]] = {
     "conv_in.weight": input_channels,
     "conv_out.weight": output_channels,
     "conv_out.bias": output_channels,
@@ -169,6 +186,8 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSe
     if settings.depth is not None and not 0 <= settings.depth <= 2 * levels + 2:
         raise UserError(f"source.depth={settings.depth}: this network has the parts 0 (conv_in, the embedding of time) to {2 * levels + 2} "
                         "(norm_out, conv_out), and null copies all.")
+    if folds := TABLE in source and TABLE not in target and TIME_BIAS in source and not settings.draws:
+        source = with_null_row(source)
     state, rows = dict(target), []
     ends = Ends(*(weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0 for weights in (source, target)), kept)
     for name, tensor in target.items():
@@ -177,17 +196,26 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSe
             continue
         value, row = _fit_one(name, source.get(name), tensor, ends)
         if row.status in COPIED and settings.draws:
-            value, row = settings.copy(value, generator(seed, "copy", name)), row._replace(status="drawn", how=DRAWN)
+            value = settings.copy(value, generator(seed, "copy", name))
+            row = Fit(name, "drawn", DRAWN)
         rows.append(row)
         if value is not None:
             state[name] = value.to(tensor.dtype)
-    rows += [Fit(name, "dropped", "the target has no such tensor") for name in source if name not in target]
+    folded = folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows)
+    rows += [Fit(name, "folded", f"the target has no classes: its null row is added to {TIME_BIAS}") if folded and name == TABLE
+             else Fit(name, "dropped", "the target has no such tensor") for name in source if name not in target]
     wanted = [row for row in rows if row.name in target and row.how not in (NOT_INCLUDED, TOO_DEEP)]
     weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
     if weights and all(row.status == "new" for row in weights):
         raise UserError("source.from: no weight of the source fits the target network; their architectures differ. Set model=... to "
                         "the source's.")
     return state, rows
+
+
+def with_null_row(source: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network without classes that answers as this one does to the null class: what embeds time has the null row in its last bias, to
+    which the row is added in UNet.embed."""
+    return source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
 
 
 def _left_out(name: str, settings: SourceSettings, levels: int) -> str | None:
@@ -198,7 +226,7 @@ def _left_out(name: str, settings: SourceSettings, levels: int) -> str | None:
 
 def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tuple[Tensor | None, Fit]:
     if source is None and name == TABLE:
-        return torch.zeros_like(target), Fit(name, "new", AT_ZERO)
+        return torch.zeros_like(target), Fit(name, "new", AT_ZERO, alike=True)
     if source is None:
         return None, Fit(name, "new", "the source has no such tensor")
     if source.shape == target.shape:
@@ -208,7 +236,7 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tu
     resized = RESIZE[name](source, target, ends) if known else None
     if resized is None:
         return None, Fit(name, "new", f"shapes differ: {shapes}")
-    return resized[0], Fit(name, "resized", f"{resized[1]}, {shapes}")
+    return resized.value, Fit(name, "resized", f"{resized.how}, {shapes}", resized.alike)
 
 
 def summary(rows: Sequence[Fit]) -> str:
@@ -219,6 +247,6 @@ def summary(rows: Sequence[Fit]) -> str:
         if row.status != "loaded":
             lines.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
     return "\n".join([
-        "source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n or status != "drawn"),
+        "source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n or status not in ("drawn", "folded")),
         *(f"  {status} {names[0] if len(names) == 1 else f'{part}.* ({len(names)} tensors)'}: {how}"
           for (status, part, how), names in lines.items())])

@@ -30,6 +30,7 @@ class Injected(nn.Module):
 
     kind: str  # in names, between the weight's and the parameter's
     frozen_base = False  # whether f holds only for the weight that it was made from
+    decays = True  # whether weight decay pulls its parameters to 0
 
     def forward(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -96,6 +97,13 @@ def added(network: nn.Module) -> set[str]:
     """The plain names of what was injected."""
     return {plain for plain, (name, _) in zip(parameters(network), network.named_parameters(), strict=True)
             if "parametrizations." in name and not name.endswith(".original")}
+
+
+def undecayed(network: nn.Module) -> set[str]:
+    """The plain names of injected parameters that weight decay has to leave alone."""
+    names = zip(parameters(network), network.named_parameters(), strict=True)
+    alone = {id(p) for _, _, injected in _injected(network) if not injected.decays for p in injected.parameters()}
+    return {plain for plain, (_, parameter) in names if id(parameter) in alone}
 
 
 def _plain(network: nn.Module, name: str) -> str:

@@ -23,6 +23,7 @@ from runtime.config import sha256_of
 from runtime.errors import UserError
 from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
+from transfer.fit import TABLE
 from transfer.inject import parameters
 from transfer.start import Seen, Start
 
@@ -32,16 +33,20 @@ FISHER = 1  # raise when the same settings measure something else
 class L2SP:
     """weight / 2 * sum (w - w0)^2 over the parameters that came from the source; Li et al. 2018 (L2-SP). w0: their values at the start.
 
-    A parameter that is frozen at a step does not count in it. Their second term, beta / 2 * sum w^2 over the new last layer, is left
-    out: what is new in a denoiser are norms, gates and adapters, which 0 is no place to pull to.
+    Biases and norms are held too. The authors' code (holyseven/TransferLearningClassification, model/network_base.py) holds the
+    weights alone by default, wd_mode 1, and all parameters as here with wd_mode 101.
+
+    A parameter that is frozen at a step does not count in it, nor do rows of the class table for classes that the source does not have.
+    Their second term, beta / 2 * sum w^2 over the new last layer, is left out: what is new in a denoiser are rows for classes, norms,
+    gates and adapters, which 0 is no place to pull to.
     """
 
     def __init__(self, start: Start, *, weight: float):
         if not weight > 0:
             raise UserError(f"{type(self).__name__}: weight={weight} must be above 0; without a penalty leave it out.")
-        self.weight = weight
+        self.weight, self.new_rows = weight, start.new_rows
         self.w = copied_parameters(start.denoiser.network, start)
-        self.w0 = {name: w.detach().clone() for name, w in self.w.items()}
+        self.w0 = {name: self.held(name, w).detach().clone() for name, w in self.w.items()}
         self.importance: dict[str, Tensor] | None = None  # None: 1 for each
 
     def __call__(self, seen: Seen) -> Tensor:
@@ -49,7 +54,12 @@ class L2SP:
         if not names:
             return torch.zeros((), device=seen.x_t.device)
         importance = self.importance and [self.importance[name] for name in names]
-        return self.weight * HalfSquare.apply([self.w0[name] for name in names], importance, *(self.w[name] for name in names))
+        w = [self.held(name, self.w[name]) for name in names]
+        return self.weight * HalfSquare.apply([self.w0[name] for name in names], importance, *w)
+
+    def held(self, name: str, values: Tensor) -> Tensor:
+        """What of a parameter's values is the source's."""
+        return values[self.new_rows:] if name == TABLE else values
 
 
 class EWC(L2SP):
@@ -64,7 +74,7 @@ class EWC(L2SP):
         if n < 1:
             raise UserError(f"EWC: n={n} must be at least 1.")
         measured = known_fisher(start, images(start), n)
-        self.importance = {name: torch.empty_like(w).copy_(measured[name]) for name, w in self.w0.items()}  # strides of w too
+        self.importance = {name: torch.empty_like(w).copy_(self.held(name, measured[name])) for name, w in self.w0.items()}  # w's strides
 
 
 class HalfSquare(torch.autograd.Function):

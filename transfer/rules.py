@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from runtime.errors import UserError
-from transfer.inject import added, parameters
+from transfer.inject import added, parameters, undecayed
 from transfer.patterns import check_pattern
 
 
@@ -62,11 +62,12 @@ class ParameterPlan:
         for rule in rules:
             if not rule.optional:
                 check_pattern(rule.pattern, list(self.parameters), "transfer.rules")
-        groups: dict[tuple[Rule, ...], list[str]] = {}
+        alone = undecayed(network)
+        groups: dict[tuple[tuple[Rule, ...], bool], list[str]] = {}
         for name in self.parameters:
-            groups.setdefault(tuple(r for r in rules if fnmatchcase(name, r.pattern)), []).append(name)
-        # A group that every one of its rules freezes stays out of the optimizer.
-        self.trained = {rules: names for rules, names in groups.items() if any(r.learning_rate_scale > 0 for r in rules)}
+            groups.setdefault((tuple(r for r in rules if fnmatchcase(name, r.pattern)), name not in alone), []).append(name)
+        # A group that every one of its rules freezes stays out of the optimizer. (its rules, whether weight decay applies): names
+        self.trained = {group: names for group, names in groups.items() if any(r.learning_rate_scale > 0 for r in group[0])}
         self.moments = sorted({0} | {m for rule in rules for m in (rule.from_, rule.until) if m is not None})
         self._trains: dict[str, bool] | None = None
 
@@ -77,17 +78,18 @@ class ParameterPlan:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer."""
-        return [{"params": [self.parameters[n] for n in names]} for names in self.trained.values()] or [{"params": []}]
+        return [{"params": [self.parameters[n] for n in names]} | ({} if decays else {"weight_decay": 0.0})
+                for (_, decays), names in self.trained.items()] or [{"params": []}]
 
     def rates(self, step: int) -> list[float]:
         """The scale of each of groups(), in order."""
-        return [self.scale(rules, step) for rules in self.trained]
+        return [self.scale(rules, step) for rules, _ in self.trained]
 
     def apply(self, step: int) -> bool:
         """Sets requires_grad for this step. True where the set that trains has changed. A frozen parameter has no gradient, so
         the optimizer leaves it and its moments alone."""
         trains = dict.fromkeys(self.parameters, False)
-        for rules, names in self.trained.items():
+        for (rules, _), names in self.trained.items():
             trains.update(dict.fromkeys(names, self.scale(rules, step) > 0))
         if trains == self._trains:
             return False
@@ -103,7 +105,11 @@ class ParameterPlan:
 
     def trains(self) -> list[str]:
         """The parameters that train at some step."""
-        return [n for rules, names in self.trained.items() if any(self.scale(rules, m) for m in self.moments) for n in names]
+        return [n for (rules, _), names in self.trained.items() if any(self.scale(rules, m) for m in self.moments) for n in names]
+
+    def train_together(self) -> int | None:
+        """The first step at which all that ever trains does; None where there is no such step."""
+        return next((m for m in self.moments if all(self.rates(m))), None)
 
     def must_train(self, steps: float = math.inf) -> None:
         """Raises UserError where nothing ever trains, or nothing at some step of so many."""
@@ -122,10 +128,15 @@ class ParameterPlan:
         """The values that train at some step over those of the plain network, as papers count them."""
         return self.count() / sum(self.parameters[n].numel() for n in self.plain)
 
+    def told(self) -> str:
+        """The share, and where not all of it trains from the start, from when on: "100% of the parameters train, all from step 72"."""
+        share, step = f"{100 * self.share():.3g}% of the parameters train", self.train_together()
+        return share + ("" if step == 0 else ", never all at once" if step is None else f", all from step {step}")
+
     def rows(self, learning_rate: float) -> list[list[Any]]:
         """plan.csv: one row for each parameter and period in which its rate is the same; step "end" is open."""
         rows: list[list[Any]] = [["parameter", "shape", "group", "learning_rate", "from", "until"]]
-        group_of = {n: (k, rules) for k, (rules, names) in enumerate(self.trained.items()) for n in names}
+        group_of = {n: (k, rules) for k, ((rules, _), names) in enumerate(self.trained.items()) for n in names}
         for name, parameter in self.parameters.items():
             group, rules = group_of.get(name, ("", ()))
             shape = "x".join(map(str, parameter.shape))
@@ -138,3 +149,23 @@ class ParameterPlan:
                     periods.append([rate, start, stop])
             rows += [[name, shape, group, *period] for period in periods]
         return rows
+
+
+def own_word(rules: Sequence[Rule], names: Collection[str], name: str) -> bool:
+    """Whether a rule is about this parameter alone, as class_embedding.* is and conv_out.* is not."""
+    return any([n for n in names if fnmatchcase(n, rule.pattern)] == [name] for rule in rules)
+
+
+def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[str]) -> list[Rule]:
+    """What the rules lack: one for each parameter of alike (transfer.fit.Fit) that they do not train from the first step on, at the
+    optimizer's rate, or at that of what trains fastest where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first,
+    and at the full rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
+    plan = ParameterPlan(network, rules)
+    rate = min(1.0, max(plan.rates(0), default=0.0))
+
+    def begins_at(name: str) -> float:
+        """The rate of the parameter, or of what is injected into it."""
+        inside = [n for n in plan.parameters if n == name or n.startswith(f"{name}.")]
+        return max(plan.scale([r for r in rules if fnmatchcase(n, r.pattern)], 0) for n in inside)
+
+    return [Rule(name, rate) for name in alike if not own_word(rules, plan.plain, name) and begins_at(name) < rate]

@@ -16,6 +16,7 @@ class Scale(Injected):
     """g W, by output row; the same g on the bias. `weight.scale.g`, which the bias shares, so that it is listed once."""
 
     kind = "scale"
+    decays = False  # g = 1 leaves the branch as it is, and g = 0 takes it out
 
     def __init__(self, bias: Tensor):
         super().__init__()

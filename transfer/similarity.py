@@ -17,7 +17,8 @@ class PairwiseSimilarity:
         weight KL(x) + high_frequency_weight KL(hf(x)) + reconstruction_weight mean (hf(student's x) - hf(x0))^2
 
     KL is similarity_kl. The published code was read, the papers' equations could not be. There, 3 images of a batch are compared and
-    KLDivLoss averages over the pairs, so its weights 4, 4, 1 are 2, 2, 1 here (for n images, 4 / (n - 1)); both KLs are of the source
+    KLDivLoss averages over the pairs, so its weights 4, 4, 1 are 2, 2, 1 here (for n images, 4 / (n - 1)); the third was 0.05 in the
+    code as first published (commit a877a21 of bbzhu-jy16/DomainStudio) and is 1 since the next (cc69341); both KLs are of the source
     to the student (its text-to-image script turns the second one round); and without a learned variance it leaves out the second and
     the third term, which we do not. x is not clipped: a network that predicts noise has an error of x as large as that of the
     noise times 1 / SNR, so the third term is mostly about high noise.

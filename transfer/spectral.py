@@ -60,6 +60,7 @@ class SpectralShift:
     patterns: Sequence[str]
     branches: int = 1
     tensors: ClassVar = ("weight",)
+    frozen_base: ClassVar = Spectrum.frozen_base
 
     def __post_init__(self):
         if self.branches < 1:

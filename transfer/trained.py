@@ -103,12 +103,20 @@ def source_of(origin: dict[str, Any], config: dict[str, Any], elsewhere: str | N
                         "it back, or say where to: source=PATH.") from error
     if found.state["sha256"][origin["weights"]] != origin["sha256"]:
         raise UserError(f"{where} is not the source of this run: its weights have another sha256. Say where that one is: source=PATH.")
+    if left_without_classes(config, found.state["config"]) and "null_row" not in origin:
+        raise UserError(f"this run started from {where} without the null row of its class table, as an older version of this code did, and "
+                        "its start cannot be made again: train it anew.")
     return found
 
 
 def write_origin(run: Path, origin: dict[str, Any], tensors: Sequence[Fit]) -> None:
     """tensors: what became of each."""
     write_sealed(run / SOURCE, origin | {"tensors": [row._asdict() for row in tensors]}, indent=1)
+
+
+def left_without_classes(config: dict[str, Any], source: dict[str, Any]) -> bool:
+    """Whether a source with classes goes to a network without."""
+    return bool(source["model"].get("classes", 0)) and not config["model"].get("classes", 0)
 
 
 def read_origin(run: Path) -> dict[str, Any] | None:
