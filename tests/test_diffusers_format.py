@@ -91,7 +91,12 @@ def their_trajectory(pipeline, count, seeds, **options):
     return [*xs, images.images]
 
 
-def our_trajectory(denoiser, shape, function, count, seeds, spacing=even_steps):
+def leading(schedule, count):
+    """diffusers' default: the lowest count of the even steps."""
+    return even_steps(schedule, count)[-count - 1 :]
+
+
+def our_trajectory(denoiser, shape, function, count, seeds, spacing=leading):
     xs = []
 
     def watched(x_t, t, condition=None):
