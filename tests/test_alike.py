@@ -41,7 +41,7 @@ from transfer.fit import TABLE
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.start import Start
-from transfer.trained import fitted, merged, open_difference
+from transfer.trained import fitted, merged, open_difference, write_origin
 
 TINY = ("model.channels=16", "model.multipliers=[1]", "model.groups=4", "model.attention_levels=[0]", "model.blocks=1",
         "model.dropout=0", "data.size=8", "sampler.steps=2", "schedule.steps=20")
@@ -345,7 +345,7 @@ def test_other_numbers_are_another_run_and_equal_ones_are_not():
 def test_which_rows_a_term_is_told_to_be_new(tmp_path, theirs, kept, new):
     config = with_classes(config_of("full", "data.channels=1", f"source.keep_classes={str(kept).lower()}"), 3, theirs if kept else 0)
     table = planned_fit(config, source(theirs).state["config"])
-    (tmp_path / "source.json").write_text(json.dumps({"tensors": [row._asdict() for row in table]}))
+    write_origin(tmp_path, {"path": "", "weights": "", "sha256": ""}, table)
     strategy = SimpleNamespace(penalties=[lambda start: start], replay=None, loss=None)
     [start] = terms_of(strategy, source(theirs), build_denoiser(config), colored(), config, tmp_path).penalties
     assert start.new_rows == new

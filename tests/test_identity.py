@@ -43,7 +43,7 @@ def test_a_run_has_the_identity_that_it_had(tmp_path, kept):
 def test_a_key_that_comes_new_counts_where_it_is_not_at_its_default(monkeypatch, section):
     content = composed("train", ["+experiment=pretrain_demo"])
     before = digest(identity(content, "images"))
-    monkeypatch.setattr(config, "LATER", {section: {"new": None}})
+    monkeypatch.setattr(config, "LATER", config.LATER | {section: config.LATER.get(section, {}) | {"new": None}})
     assert digest(identity(content, "images")) == before
     for value, same in ((None, True), (0, False), (7, False)):
         later = copy.deepcopy(content)
