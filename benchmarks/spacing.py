@@ -30,7 +30,7 @@ from diffusion.samplers import (
 )
 from evaluation.features import extract
 from evaluation.features.random import RandomConvolutional
-from evaluation.intervals import interval, paired
+from evaluation.intervals import interval
 from evaluation.kernel import kid, kid_replicates
 from models.network import image_shape
 from runtime import checkpoint
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             made = extract(RandomConvolutional(), images(denoiser, settings, shape, chosen.n)).features
             values[name], replicates[name] = kid(made, real), kid_replicates(made, real)
             told = (values[name], *interval(replicates[name]), values[name] - values["log_snr"],
-                    *paired(replicates[name], replicates["log_snr"]))
+                    *interval(replicates[name] - replicates["log_snr"]))
             found.append([finished.config["experiment"], sampler, steps, name, chosen.n, *(f"{value:.4f}" for value in told)])
     report([HEADING, *found], chosen.csv, chosen.device)
 

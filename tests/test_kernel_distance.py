@@ -12,7 +12,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.kid import poly_mmd
 
 from evaluation import distances
-from evaluation.intervals import interval, paired
+from evaluation.intervals import interval
 from evaluation.kernel import _counts, kid, kid_replicates
 from runtime.errors import UserError
 from runtime.randomness import generator
@@ -104,7 +104,7 @@ def test_replicates_of_two_models_are_paired():
     """A model and the same one with a little noise: the difference is known far better than either."""
     x, y = normal(80, 6, 0, shift=0.5), normal(70, 6, 1)
     a, b = kid_replicates(x, y, key=(3,)), kid_replicates(x + 0.05 * normal(80, 6, 2), y, key=(3,))
-    width = [high - low for low, high in (paired(a, b), paired(a, kid_replicates(x, y, key=(4,))), interval(a))]
+    width = [high - low for low, high in (interval(a - b), interval(a - kid_replicates(x, y, key=(4,))), interval(a))]
     assert width[0] < width[2] / 5 < width[1] / 5
     assert torch.equal(a[:20], kid_replicates(x, y, draws=20, key=(3,)))
 

@@ -26,6 +26,7 @@ from models.layers import output_of
 from models.network import build_network, network_of
 from runtime.checkpoint import EMA, MODEL, find
 from runtime.config import options
+from runtime.files import read_checked
 from tests import runs
 from tests.test_presets import INJECTED, SUBSETS, bias, inside_attention, norm, owners, part
 from tests.transfers import Transfers, denoiser_of, moved, weights
@@ -164,7 +165,7 @@ def distance(transfers: Transfers, directory: Path) -> float:
 
 def fisher_distance(transfers: Transfers, directory: Path) -> float:
     [path] = transfers.root.glob("cache/fisher-*.safetensors")
-    importance, end = safetensors.torch.load_file(path), weights(directory)
+    importance, end = safetensors.torch.load(read_checked(path)), weights(directory)
     return sum((importance[name] * (end[name] - w).square()).sum().item() for name, w in transfers.started().items())
 
 
@@ -219,7 +220,7 @@ def away_from_target(transfers: Transfers, directory: Path) -> float:
     """How far the predicted noise points along grad log p(target | x_t), against which the target of ANT is shifted."""
     [path] = transfers.root.glob("cache/classifier-*.safetensors")
     classifier = Classifier(3).eval()
-    classifier.load_state_dict({name: w for name, w in safetensors.torch.load_file(path).items() if name != "accuracy"})
+    classifier.load_state_dict({name: w for name, w in safetensors.torch.load(read_checked(path)).items() if name != "accuracy"})
     denoiser = denoiser_of(find(directory).state["config"], merged_weights(directory))
     x_t, t, _ = noisy(denoiser, shown(Tissue(None), 48))
     return (denoiser(x_t, t).noise * towards_target(classifier, x_t, t)).sum().item()
