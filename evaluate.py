@@ -25,9 +25,8 @@ from diffusion.generate import SamplerSettings, as_made
 from evaluation.closest import write_closest
 from evaluation.features import Features
 from evaluation.folder import open_images
-from evaluation.held_out import GRID
 from evaluation.judge import Notes, Seen
-from evaluation.record import EVALUATION, VERSION
+from evaluation.record import EVALUATION, GRID, VERSION
 from kernels import dispatch
 from models.network import frozen_denoiser
 from models.samples import Making

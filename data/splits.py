@@ -56,13 +56,26 @@ def draw_splits(items: Sequence[int], labels: Sequence[int], groups: Sequence[Ha
 
 
 def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """count of the rows, or all where there are fewer, evenly over their order and, where labels [*] of all images are given, class by
-    class: of every class, and of every stretch of neighbours such as the files of a folder, within one of its share.
+    """count of the rows, or all where there are fewer, in order: one at random in each of so many equal parts of a class, so that a
+    regular order, such as ten slices a volume, is not met in step. labels [*]: of all images; None takes all for one class.
 
-    Systematic sampling from the middle of count equal parts (Cochran 1977, chapter 8).
+    Of each class the floor or the ceiling of its share; of a stretch of neighbours inside a class, such as a patient, less than two from
+    it. Stratified sampling with proportional allocation (Cochran 1977, chapter 5). A function of the number of rows, of the labels and
+    of count alone.
     """
     rows = np.asarray(rows)
-    if labels is not None:
-        rows = rows[np.argsort(labels[rows], kind="stable")]
     count = min(count, len(rows))
-    return rows[(2 * np.arange(count) + 1) * len(rows) // (2 * max(count, 1))]
+    if labels is None or not count:
+        return rows[_one_in_each_part(len(rows), count, 0)]
+    order = np.argsort(labels[rows], kind="stable")
+    members = np.split(rows[order], np.flatnonzero(np.diff(labels[rows][order])) + 1)
+    ends = np.cumsum([0, *map(len, members)]) * count
+    taken = np.diff((2 * ends + len(rows)) // (2 * len(rows)))  # the shares, rounded so that they add up to count
+    return np.concatenate([inside[_one_in_each_part(len(inside), n, k)] for k, (inside, n) in enumerate(zip(members, taken, strict=True))])
+
+
+def _one_in_each_part(length: int, count: int, key: int) -> np.ndarray:
+    """Of range(length)."""
+    ends = np.arange(count + 1) * length // max(count, 1)
+    u = torch.rand(count, generator=generator("spread", key), dtype=torch.float64).numpy()
+    return ends[:-1] + (u * np.diff(ends)).astype(np.int64)

@@ -15,18 +15,23 @@ from diffusion.denoiser import Denoiser
 from runtime.randomness import generator
 
 CHUNK = 64
-GRID = 2  # raise when the same rows and draws give other triples
 
 
 class HeldOut(NamedTuple):
     """Draw by draw, on the CPU; the k-th draw of two denoisers is of the same image, t and noise.
 
-    errors: [draws] float64, in units of noise. decile: [draws] of t, 0 (lowest noise) to 9. image: [draws], which of those drawn.
+    errors: [draws] float64, in units of noise. t: [draws] in 1..T. image: [draws], which of those drawn. steps: T.
     """
 
     errors: Tensor
-    decile: Tensor
+    t: Tensor
     image: Tensor
+    steps: int
+
+    @property
+    def decile(self) -> Tensor:
+        """[draws] of t, 0 (lowest noise) to 9."""
+        return (self.t - 1) * 10 // self.steps
 
     def values(self) -> dict[str, float]:
         """{"loss": mean over t, "loss_t0" .. "loss_t9": by decile of t}; a decile that no draw fell into is left out."""
@@ -40,9 +45,8 @@ def held_out_errors(denoiser: Denoiser, images: np.ndarray, labels: np.ndarray |
     """On a fixed grid of (image, t, noise) triples, the same for every run on the same rows.
 
     Images are spread evenly over the rows, class by class where there are labels, a quarter as many as draws or all rows where there
-    are fewer. Each has the same number of t, four or a multiple, one in each of so many equal parts of 1..T: what two images differ
-    in is then not their t. Over all images the t are even over 1..T. draws is the number of triples, rounded down to what that
-    allows, and at least 4.
+    are fewer. Each has the same number of t, four or a multiple, one in each of so many equal parts of 1..T, and over all images
+    the t are even over 1..T. draws is the number of triples, rounded down to what that allows, and at least 4.
 
     In units of noise whatever the network predicts; 1 is what predicting 0 would give. denoiser: in eval mode. images: [*, H, W, C]
     uint8. labels: [*] of all images, None for the null class, as for images of a domain whose classes the network does not have.
@@ -62,7 +66,30 @@ def held_out_errors(denoiser: Denoiser, images: np.ndarray, labels: np.ndarray |
         condition = {} if labels is None else {"label": torch.from_numpy(labels[index]).to(device)}
         prediction = denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition)
         errors.append((prediction.noise - noise).square().flatten(1).mean(1).cpu())
-    return HeldOut(torch.cat(errors).double(), (t_all.flatten() - 1) * 10 // T, image)
+    return HeldOut(torch.cat(errors).double(), t_all.flatten(), image, T)
+
+
+def about_the_curve(errors: Tensor, t: Tensor, window: int = 17) -> Tensor:
+    """[draws]: what each error adds to the mean error at its t, so what the image and the noise do: the grid is even in t, and which t an
+    image has says nothing of the images.
+
+    The mean is the line through the nearest `window` errors in the order of t (local linear regression, Cleveland 1979), and a residual
+    is scaled by 1 / sqrt(1 - h), h the weight of an error in its own mean. Linear in errors: the residuals of a difference of two runs
+    are the difference of their residuals.
+    """
+    order, draws = t.argsort(stable=True), len(t)
+    window = min(window, draws - 1 + draws % 2)
+    if window < 3:
+        return errors - errors.mean()
+    y, first = errors[order], (torch.arange(draws) - window // 2).clamp(0, draws - window)
+    near = first[:, None] + torch.arange(window)
+    x = (near - torch.arange(draws)[:, None]).double()  # the rank of t, from that of the error itself
+    centre = x.mean(1, keepdim=True)
+    spread_of_x = (x - centre).square().sum(1)
+    slope = ((x - centre) * y[near]).sum(1) / spread_of_x
+    own = 1 / window + centre[:, 0] ** 2 / spread_of_x
+    residual = (y - y[near].mean(1) + slope * centre[:, 0]) / (1 - own).sqrt()
+    return torch.empty_like(residual).scatter_(0, order, residual)
 
 
 def grid_of(rows: int, draws: int) -> tuple[int, int]:

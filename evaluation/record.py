@@ -9,6 +9,7 @@ from torch import Tensor
 from evaluation.intervals import interval
 
 EVALUATION, VERSION = "evaluation.json", 2  # the file, and its format
+GRID = 2  # of the held-out loss: raise when the same rows and draws give other triples of image, t and noise
 
 
 class Estimate(TypedDict):

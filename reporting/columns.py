@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from evaluation.record import GRID
 from reporting.numbers import count, number, rate, share
 from reporting.runs import Run, Value, value_of
 from runtime.results import size
@@ -55,7 +56,10 @@ def best_step(run: Run) -> Value | None:
 
 
 def judged_loss(run: Run) -> Value | None:
-    """Of the validation images at the checkpoint that is judged; where metrics.jsonl does not say it, at the run's last look."""
+    """Of the validation images at the checkpoint that is judged; where metrics.jsonl does not say it, at the run's last look. None of a
+    run of an earlier version, whose loss was of other images."""
+    if run.result.values.get("held_out_grid") != GRID:
+        return None
     step = run.at("checkpoint", "step")
     step = run.result.values.get("best_step") if step is None else step
     return value_of(dict(run.curve("validation/loss")).get(step, run.result.values.get("held_out_loss")))

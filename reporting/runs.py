@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.record import EVALUATION, VERSION
+from evaluation.record import EVALUATION, GRID, VERSION
 from runtime.config import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
@@ -135,6 +135,9 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
     """What this experiment still lacks: runs that are not finished, cells of its sweeps that failed or have not run, evaluations."""
     lines = [f"{r.name} " + (f"is at step {r.result.values['step']}" if "step" in r.result.values else "has no result yet")
              for r in runs if not r.result.finished]
+    lines += [f"{r.name} is of an earlier version, whose held-out loss was of the first files alone: it is not shown. The test loss of an "
+              "evaluation is, and the same command in another run.root trains it anew"
+              for r in runs if r.result.values.get("held_out_loss") is not None and r.result.values.get("held_out_grid") != GRID]
     for path in sorted(folder.glob(f"sweeps/*/{SWEEP}")):
         sweep = read_sweep(path.parent)
         for cell, record in zip(sweep.cells, sweep.records(), strict=True):

@@ -130,9 +130,12 @@ def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], opti
 
 
 def prune(directory: Path, keep_last: int) -> None:
-    """Removes all but the newest keep_last and the best."""
+    """Removes all but the newest keep_last and the best, of each kind of images that the held-out loss was taken on."""
     checkpoints = all_checkpoints(directory)
-    kept = {c.path for c in [*checkpoints[-keep_last:], *ranked(checkpoints)[:1]]}
+    alike: dict[int | None, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        alike.setdefault(checkpoint.state.get("held_out_grid"), []).append(checkpoint)
+    kept = {c.path for c in [*checkpoints[-keep_last:], *(best for found in alike.values() for best in ranked(found)[:1])]}
     for checkpoint in checkpoints:
         if checkpoint.path not in kept:
             remove_directory(checkpoint.path)

@@ -70,7 +70,7 @@ class Result:
             "seed": str(self.seed) if self.subset in (None, self.seed) else f"{self.seed}, images by {self.subset}",
             "trained": percent(v.get("trained_share")) + (f", all from step {v['all_from']}" if v.get("all_from") else ""),
             "steps": MISSING if step is None else str(step) if self.finished or steps is None else f"{step} of {steps}",
-            "held-out loss": loss_text(self.loss),
+            "held-out loss": loss_text(self.loss) + " (of the first files)" * (self.loss is not None and "held_out_grid" not in v),
             "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu")}
 
 

@@ -44,7 +44,8 @@ def test_losses_on_other_images_are_not_compared(tmp_path):
     """A run that was begun when the held-out loss looked at the first files alone, and went on with all of them."""
     for step, loss, grid in ((1, 0.01, None), (2, 0.5, 2), (3, 0.4, 2), (4, 0.45, 2)):
         saved(tmp_path, step, loss, by="loss", grid=grid)
-    assert checkpoint.best(tmp_path).step == 3
+        checkpoint.prune(tmp_path / "checkpoints", 1)
+    assert checkpoint.best(tmp_path).step == 3 and steps(tmp_path) == [1, 3, 4]
 
 
 def test_of_equals_the_oldest_is_the_best_as_it_was_while_the_run_went_on(tmp_path):

@@ -24,7 +24,6 @@ from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
 from evaluation.features.random import RandomConvolutional
-from evaluation.held_out import HeldOut
 from evaluation.judge import Notes
 from evaluation.kernel import kid
 from evaluation.likelihood import bound
@@ -38,7 +37,7 @@ from runtime.signals import PREEMPTED
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
 from training.finished import Finished, classes_of
-from training.judging import Looking, Reference, images_judged, mean_error
+from training.judging import Looking, Reference, images_judged
 from transfer.trained import start_of
 
 SAMPLER = SamplerSettings(ddim, even_steps, 2)
@@ -299,13 +298,6 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
     assert "precision" not in record["quality"]["test"] and "precision, recall, density and coverage of the held-out images" in said
     for number in json.dumps(record).replace("[", ",").split(","):
         assert "NaN" not in number and "Infinity" not in number
-
-
-def test_an_image_that_was_drawn_twice_counts_twice_in_each_replicate():
-    """As in the mean itself: 2048 draws of 1500 images come to some twice."""
-    held_out = HeldOut(torch.tensor([0.0, 3.0, 0.0], dtype=torch.float64), torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 0]))
-    found = mean_error(held_out)
-    assert found["value"] == 1 and set(found["replicates"]) == {0.0, 1.0, 3.0}
 
 
 def test_validation_images_in_place_of_a_test_are_said(tmp_path):

@@ -10,9 +10,10 @@ from torch import nn
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
-from evaluation.held_out import held_out_errors
+from evaluation.held_out import HeldOut, about_the_curve, held_out_errors, stratified
 from runtime.randomness import generator
 from tests.terms import SCHEDULE, images
+from training.judging import mean_error
 
 
 class Told(nn.Module):
@@ -61,7 +62,7 @@ def test_class_folders_have_their_shares_and_an_image_a_t_in_each_quarter(labell
     assert all(quarter[held.image == k].sort().values.tolist() == [0, 1, 2, 3] for k in range(128))
     chosen = spread(rows, 128, labels if labelled else None)
     for c, size in enumerate(sizes):
-        assert abs((labels[chosen] == c).sum() - 128 * size / 1800) < 1
+        assert abs((labels[chosen] == c).sum() - 128 * size / 1800) < (1 if labelled else 2)
     bar = SCHEDULE.alpha_bar[timestep + 1].view(-1, 1, 1, 1)
     value = ((x.double() - (1 - bar).sqrt() * noise_of(x)) / bar.sqrt()).mean((1, 2, 3)) * 127.5 + 127.5
     assert value.round().long().tolist() == pictures[chosen[held.image.numpy()], 0, 0, 0].tolist()
@@ -101,3 +102,46 @@ def test_without_labels_the_network_is_given_none_and_the_draws_are_the_same():
     (held, seen, _), (again, others, _) = judged(labels=False, rows=np.array([0, 2, 5, 7])), judged()
     assert all(label is None for *_, label in seen)
     assert torch.equal(held.errors, again.errors) and torch.equal(seen[1][0], others[1][0])
+
+
+def made_up(seed: int, of_images: float, of_noise: float, n: int = 64, each: int = 4) -> tuple[HeldOut, torch.Tensor]:
+    """Errors that fall with t as a network's do, and differ by image and by draw; and what each image adds."""
+    random = torch.Generator().manual_seed(seed)
+    t, image = stratified(n, each, 1000), torch.arange(n).repeat_interleave(each)
+    added = of_images * torch.randn(n, generator=random, dtype=torch.float64)
+    noise = of_noise * torch.randn(n * each, generator=random, dtype=torch.float64)
+    curve = 0.02 + 0.9 * (-t.flatten().double() / 120).exp()
+    return HeldOut(curve + added[image] + noise, t.flatten(), image, 1000), added
+
+
+def test_the_interval_is_of_the_images_and_not_of_their_t():
+    """Images that are all alike, and errors that are known: nothing is unknown about the mean, though the errors run from 0.02 to 0.9."""
+    held, _ = made_up(0, 0.0, 0.0)
+    found = mean_error(held)
+    naive = torch.stack([held.errors[held.image == k].mean() for k in range(64)]).std().item() / 8
+    assert 0 < found["high"] - found["low"] < 0.15 * 4 * naive
+
+
+@pytest.mark.parametrize(("n", "each"), [(64, 4), (32, 12)])
+def test_the_interval_holds_the_truth(n, each):
+    """Of 400 sets of images whose mean error is known."""
+    truth = mean_error(made_up(0, 0.0, 0.0, n, each)[0])["value"]
+    found = [mean_error(made_up(seed, 0.02, 0.02, n, each)[0]) for seed in range(1, 401)]
+    assert 0.91 * 400 <= sum(e["low"] <= truth <= e["high"] for e in found) <= 0.98 * 400
+    spread = np.std([e["value"] for e in found])
+    assert np.mean([np.std(e["replicates"]) for e in found]) == pytest.approx(spread, rel=0.2)
+
+
+def test_what_images_add_is_linear_in_the_errors():
+    """So that replicates of two runs, each about its own curve, differ as the runs do."""
+    (a, _), (b, _) = made_up(1, 0.02, 0.01), made_up(2, 0.01, 0.03)
+    difference = about_the_curve(a.errors, a.t) - about_the_curve(b.errors, b.t)
+    torch.testing.assert_close(about_the_curve(a.errors - b.errors, a.t), difference, rtol=1e-12, atol=1e-14)
+    straight = 3 + 0.01 * a.t.double()  # along the grid, which is even, a line
+    assert about_the_curve(straight, a.t).abs().max() < 0.02
+
+
+def test_few_draws_have_a_mean_and_no_curve():
+    for draws in (1, 2):
+        errors = torch.arange(draws, dtype=torch.float64)
+        assert torch.equal(about_the_curve(errors, torch.arange(draws)), errors - errors.mean())

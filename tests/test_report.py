@@ -14,10 +14,11 @@ from PIL import Image
 from scipy import stats
 
 import report
+from evaluation.record import GRID
 from reporting import pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
-from reporting.runs import Evaluation, Run, read_runs
+from reporting.runs import Evaluation, Run, missing, read_runs
 from reporting.table import difference, floors, rows, situations, training_spread
 from runtime.results import percent, read_result, size, varied
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
@@ -442,3 +443,16 @@ def test_sizes(count, text):
 
 def test_shares_keep_their_first_digits():
     assert [percent(x) for x in (1.0, 0.0249, 0.000312, None)] == ["100%", "2.49%", "0.0312%", "-"]
+
+
+def test_a_loss_on_other_images_is_not_compared(tmp_path):
+    """A sweep that was continued with a later version: its old cell has the lowest loss, of the first files alone."""
+    for rate, loss, grid in ((1e-3, 0.05, None), (3e-3, 0.07, GRID)):
+        evaluated(tmp_path, "full", settings={"optimizer.lr": rate}, result={"held_out_loss": loss, "held_out_grid": grid})
+    evaluated(tmp_path, "lora", result={"held_out_loss": 0.09})
+    table = rows(read_runs(tmp_path))
+    old, new = (next(row for row in table if row.name == "full" and row.settings["optimizer.lr"] == rate) for rate in (1e-3, 3e-3))
+    assert old.value(HELD_OUT) is None and new.value(HELD_OUT) == 0.07
+    (contenders,) = situations(table).values()
+    assert [row.settings["optimizer.lr"] for row in contenders if row.name == "full"] == [3e-3]
+    assert any("earlier version" in line and "first files" in line for line in missing(tmp_path, read_runs(tmp_path)))

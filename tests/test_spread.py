@@ -38,11 +38,28 @@ def check_shares(values) -> None:
 def test_every_class_has_its_share(count, shuffled):
     """By hand: n images of a class of size m among 220 are floor or ceiling of n m / 220; no image comes twice."""
     rows = np.random.default_rng(0).permutation(220) if shuffled else np.arange(220)
-    chosen = spread(rows, count, LABELS if shuffled else None)
+    chosen = spread(rows, count, LABELS)
     taken = min(count, 220)
     assert len(set(chosen.tolist())) == len(chosen) == taken
     for c, size in enumerate(SIZES):
         assert np.floor(taken * size / 220) <= (LABELS[chosen] == c).sum() <= np.ceil(taken * size / 220)
+    folders = LABELS[spread(np.arange(220), count)]  # nobody says the classes, and they lie one after the other
+    assert all(abs((folders == c).sum() - taken * size / 220) < 2 for c, size in enumerate(SIZES))
+
+
+def test_a_regular_order_is_not_met_in_step():
+    """One image of each of 128 volumes of ten slices: not the same slice of all; of 256 pairs not the same side."""
+    for period in (10, 2):
+        place = np.bincount(spread(np.arange(128 * period), 128) % period, minlength=period)
+        assert np.abs(place - 128 / period).max() < 5 * (128 / period * (1 - 1 / period)) ** 0.5, place
+
+
+def test_folders_inside_classes_are_all_seen():
+    """Ten hospitals, each with two images of twenty classes: taken class by class, in the order of paths, every hospital has about its
+    share; an even step through each class would meet the same five everywhere."""
+    hospital, label = np.repeat(np.arange(10), 40), np.tile(np.repeat(np.arange(20), 2), 10)
+    found = np.bincount(hospital[spread(np.arange(400), 100, label)], minlength=10)
+    assert np.abs(found - 10).max() < 5 * 9**0.5 and np.abs(found - 10).mean() < 4, found
 
 
 def test_no_rows_are_no_rows():

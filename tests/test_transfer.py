@@ -255,11 +255,12 @@ def test_precisions_agree_with_fp32(root, tmp_path, precision):
 
 
 def test_a_run_shows_its_training_images(undisturbed):
-    """Two of them, the middle ones of the training split's halves, as they lie in the memory map."""
+    """Two of them, one from each half of the training split, as they lie in the memory map."""
     directory = undisturbed()
     sheet = np.asarray(Image.open(directory / "images.png"))[::12, ::12]  # enlarged 12 times
     images = np.load(next((directory.parents[2] / "cache").glob("*.npy")))[..., 0]
-    assert (sheet[1:9, 1:9] == images[22]).all() and (sheet[1:9, 10:18] == images[67]).all()
+    shown = [[k for k in range(90) if (tile == images[k]).all()] for tile in (sheet[1:9, 1:9], sheet[1:9, 10:18])]
+    assert shown[0] and shown[1] and shown[0][0] < 45 <= shown[1][-1]
 
 
 def test_the_log_of_a_run_says_what_was_found_of_its_images(tmp_path):

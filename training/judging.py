@@ -22,7 +22,7 @@ from evaluation import judge
 from evaluation.features import Features, extract
 from evaluation.features.distances import Pixels
 from evaluation.forgetting import unmatched, weight_change
-from evaluation.held_out import HeldOut, grid_of, held_out_errors
+from evaluation.held_out import HeldOut, about_the_curve, grid_of, held_out_errors
 from evaluation.intervals import bootstrap_mean, resampled
 from evaluation.kernel import kid, kid_replicates
 from evaluation.likelihood import Bound, bound, every, strata
@@ -230,11 +230,11 @@ def of_errors(held_out: HeldOut) -> Record:
 
 
 def mean_error(held_out: HeldOut) -> Record:
-    """With its interval over images: the draws of one image go together."""
-    images, draws = held_out.image.unique(return_inverse=True, return_counts=True)[1:]
-    total = torch.zeros(len(draws), dtype=torch.float64).index_add_(0, images, held_out.errors)
-    taken = resampled(len(draws), 200, "held-out")
-    return estimate(held_out.errors.mean().item(), (taken @ total) / (taken @ draws.double()), len(draws))
+    """With its interval over images: the draws of one image go together, and the t that it has do not count."""
+    value, images = held_out.errors.mean(), int(held_out.image.max()) + 1
+    residual = about_the_curve(held_out.errors, held_out.t)
+    total = torch.zeros(images, dtype=torch.float64).index_add_(0, held_out.image, residual - residual.mean())
+    return estimate(value.item(), value + resampled(images, 200, "held-out") @ total / len(residual), images)
 
 
 def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:

@@ -22,7 +22,8 @@ from diffusion.denoiser import Condition, Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
-from evaluation.held_out import GRID, held_out_errors
+from evaluation.held_out import held_out_errors
+from evaluation.record import GRID
 from runtime import checkpoint
 from runtime.device import peak_memory
 from runtime.directory import device_name, write_json
@@ -242,7 +243,7 @@ class Trainer:
 
     def _result(self, values: dict[str, float]) -> dict[str, Any]:
         """What the run came to so far, for report.py."""
-        return {"step": self.steps_done, "held_out_loss": values.get("loss"),
+        return {"step": self.steps_done, "held_out_loss": values.get("loss"), "held_out_grid": GRID,
                 "best_step": self._best_step(values), "best_by": self.run.best_by,
                 "ema_share_of_start": share_of_start(self.settings.ema_decay, self.steps_done), "hours": self._elapsed() / 3600,
                 "device": device_name(self.device), "peak_memory_bytes": peak_memory(self.device), **self.facts}
