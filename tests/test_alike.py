@@ -286,7 +286,10 @@ def test_what_a_log_says(transfers, caplog):
     trained = re.search(r"fp32, (\d+) training images", text)[1]
     assert list(counts) == ["A", "B", "C"] and sum(map(int, counts.values())) == int(trained)
     assert f"new to the source, so that it trains: {TABLE}, conv_in.weight, conv_out.weight, conv_out.bias" in text
-    assert "repeated 1 -> 3" in text and "does not train" not in text
+    assert "repeated 1 -> 3" in text and "does not train" not in text and "freezes it" not in text
+    text = log_of(run(transfers, "full", "transfer.rules=[{pattern: '*'}, {pattern: 'conv_*', learning_rate_scale: 0}]"))
+    assert all(f"{name} trains, though {{pattern: 'conv_*', learning_rate_scale: 0}} freezes it: it is new to the source. A rule for it "
+               f"alone is obeyed: {{pattern: {name}," in text for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"))
     text = log_of(run(transfers, "zero_shot"))
     assert f"{TABLE} is new to the source and does not train with transfer=zero_shot: its labels do nothing" in text
     assert "conv_out.weight is new to the source and does not train with transfer=zero_shot: new outputs cannot" in text

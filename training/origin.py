@@ -27,7 +27,7 @@ from training.settings import TransferSettings
 from transfer.fit import AT_ZERO, COPIED, TABLE, Fit, fit, summary, values
 from transfer.inject import inject
 from transfer.penalties import L2SP
-from transfer.rules import ParameterPlan, own_word, rules_for_alike
+from transfer.rules import ParameterPlan, Rule, own_word, rules_for_alike
 from transfer.scale import BranchScale
 from transfer.source import Source, other_settings
 from transfer.source_images import check_known, real
@@ -228,12 +228,17 @@ def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
                     len(stuck), ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""))
 
 
-def tell_of_alike(plan: ParameterPlan, directory: Path, strategy: str) -> None:
-    """What begins alike trains from the first step on, or what it cannot do where it does not."""
+def tell_of_alike(plan: ParameterPlan, rules: Sequence[Rule], directory: Path, strategy: str) -> None:
+    """What begins alike trains from the first step on, also where a rule for more than it alone freezes it; or what it cannot do where it
+    does not train."""
     alike, trains = [row.name for row in fit_table(directory) if row.alike], plan.trains()
     frozen = [name for name in alike if not any(n == name or n.startswith(f"{name}.") for n in trains)]
     if taught := [name for name in alike if name not in frozen]:
         log.info("new to the source, so that it trains: %s", ", ".join(taught))
+    for name in taught:
+        if overruled := [rule.pattern for rule in rules if rule.learning_rate_scale == 0 and fnmatchcase(name, rule.pattern)]:
+            log.warning("%s trains, though {pattern: '%s', learning_rate_scale: 0} freezes it: it is new to the source. A rule for it "
+                        "alone is obeyed: {pattern: %s, learning_rate_scale: 0}", name, overruled[-1], name)
     for name in frozen:
         if name in ALIKE:
             log.warning("%s is new to the source and does not train with transfer=%s: %s", name, strategy, ALIKE[name])
