@@ -353,7 +353,8 @@ def summary(record: dict[str, Any]) -> str:
         if isinstance(node, float):
             lines.append(f"  {name:<30}{node:>10.4g}")
         elif node:
-            lines.append(f"  {name:<30}{node['value']:>10.4g}   ({node['low']:.4g} to {node['high']:.4g})")
+            band = "" if node["low"] is None else f"   ({node['low']:.4g} to {node['high']:.4g})"  # one image has none
+            lines.append(f"  {name:<30}{node['value']:>10.4g}{band}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evaluation.intervals import Mean, Pooled, between_trainings, mean_over
+from evaluation.intervals import Mean, mean_over, moderated, spread_of
 from evaluation.memorization import Band
 from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
@@ -168,9 +168,9 @@ def averaged(values: Sequence[Value]) -> Value:
 
 
 def drawn_alike(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
-    """Their replicates, () where they cannot be paired; and the fewest images."""
-    lengths, images = {len(v.replicates) for v in values}, [v.images for v in values if v.images]
-    return [v.replicates for v in values] if len(lengths) == 1 and lengths.pop() > 1 else [], min(images, default=None)
+    """Their replicates, () where they cannot be paired or are of one image, which has no others to draw; and the fewest images."""
+    lengths, images = {len(v.replicates) for v in values}, min((v.images for v in values if v.images), default=None)
+    return [v.replicates for v in values] if len(lengths) == 1 and lengths.pop() > 1 and images != 1 else [], images
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -249,16 +249,18 @@ def numeric(situation: tuple) -> list[tuple]:
             for _, value in situation]
 
 
-def training_spread(rows: Sequence[Row], column: Column) -> Pooled | None:
-    """What another training changes, told together by all strategies that were trained twice or more."""
-    found = {row.label: row.by_seed(column) for row in rows if row.trained}
-    return between_trainings({name: {s: v.value for s, v in by.items()} for name, by in found.items() if len(by) > 1})
+class Paired(NamedTuple):
+    """The differences of two rows, one for each seed that both have; their replicates and from how many images these are. trained: both
+    were, so that the seeds tell how a training of each varies."""
+
+    values: Sequence[float]
+    replicates: Sequence[Sequence[float]]
+    images: int | None
+    trained: bool
 
 
-def difference(row: Row, other: Row, column: Column, spread: Pooled | None = None) -> Mean | None:
-    """row - other, paired by the seeds that both have: None where these are none. spread: training_spread of the rows they are among.
-
-    What starts from random weights may vary more between seeds than what starts from a source: then its own variance counts."""
+def paired(row: Row, other: Row, column: Column) -> Paired | None:
+    """row - other. None where they share no seed."""
     ours, theirs = row.by_seed(column), other.by_seed(column)
     if row.constant(column):
         ours = {**dict.fromkeys(theirs, next(iter(ours.values()))), **ours}  # the same for every seed
@@ -272,14 +274,12 @@ def difference(row: Row, other: Row, column: Column, spread: Pooled | None = Non
     values = [ours[s].value - theirs[s].value for s in seeds]
     pairs, images = drawn_alike([v for s in seeds for v in (ours[s], theirs[s])])
     replicates = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(pairs[::2], pairs[1::2], strict=True)]
-    both = spread and row.trained and other.trained and len(seeds) > 1
-    pooled = Pooled(2 * spread.variance, spread.freedom) if both else None
-    mean = mean_over(values, replicates, images, pooled)
-    if pooled and (row.from_scratch or other.from_scratch):
-        mean = max(mean, mean_over(values, replicates, images, pooled._replace(variance=own_variance(values))), key=lambda m: m.variance)
-    return mean
+    return Paired(values, replicates, images, row.trained and other.trained)
 
 
-def own_variance(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean]:
+    """Label -> that row - other, of those that share a seed with it. Each contrast has its own variance between seeds, moderated by those
+    of the other rows; where one of the two was not trained, its own alone."""
+    found = {row.label: pair for row in rows if row is not other and (pair := paired(row, other, column))}
+    spreads = moderated({label: spread_of(pair.values) for label, pair in found.items() if pair.trained and len(pair.values) > 1})
+    return {label: mean_over(pair.values, pair.replicates, pair.images, spreads.get(label)) for label, pair in found.items()}

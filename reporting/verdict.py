@@ -16,7 +16,7 @@ from evaluation.intervals import Mean, is_best, told_apart
 from evaluation.memorization import NEAR, OUTRIGHT, Band, copy_sign, near_sign
 from reporting.columns import COPIES, COPIES_TEST, FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column
 from reporting.numbers import interval, number, share
-from reporting.table import Cell, Row, difference, other_kind, ranking, training_spread
+from reporting.table import Cell, Row, contrasts, other_kind, ranking
 
 SIGNS = "Signs of copying"  # marked in the page
 UNTOUCHED = "untouched source"  # floor
@@ -64,11 +64,14 @@ class Contest:
         return self.judged[0]
 
     @cached_property
-    def spread(self):
-        return training_spread(self.judged, self.column)
+    def _contrasts(self) -> dict[str, dict[str, Mean]]:
+        return {}
 
     def minus(self, row: Row, other: Row) -> Mean:
-        return difference(row, other, self.column, self.spread) or Mean(0.0, 0)
+        """Its variance between seeds is moderated by the contrasts of all that are judged with that other."""
+        if other.label not in self._contrasts:
+            self._contrasts[other.label] = contrasts(self.judged, other, self.column)
+        return self._contrasts[other.label].get(row.label, Mean(0.0, 0))
 
     @cached_property
     def behind(self) -> dict[str, Mean]:

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from scipy import stats
+from scipy import special, stats
 
+import evaluate
 import report
+from evaluation import record
 from evaluation.record import GRID
 from reporting import pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, missing, read_runs
-from reporting.table import difference, floors, rows, situations, training_spread
+from reporting.table import contrasts, floors, rows, situations
 from runtime.results import percent, read_result, size, varied
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
 
@@ -65,6 +68,7 @@ SPREAD = np.linspace(-0.001, 0.001, 201)  # of the replicates of tests.report_ru
 def with_images(values, of_images: float) -> tuple[float, float]:
     """The interval of the mean of values over seeds, by Satterthwaite; of_images: the variance that the images add to all alike."""
     of_seeds, free = np.var(values, ddof=1) / len(values), len(values) - 1
+    of_images *= 413 / 412  # a bootstrap's variance is too small by this
     larger = of_seeds * (1 + 2 / free)
     freedom = (larger + of_images) ** 2 / (larger**2 / free + of_images**2 / 200)
     return stats.t.interval(0.95, freedom, np.mean(values), (of_seeds + of_images) ** 0.5)
@@ -100,41 +104,49 @@ def test_what_holds_no_other_training_is_marked(tmp_path, capsys):
 
 
 def test_differences_are_paired_by_seed(tmp_path):
-    """Two strategies that rise and fall together differ by far less than each varies; of two, their differences tell how trainings vary."""
+    """Two strategies that rise and fall together differ by far less than each varies."""
     for seed, kid in enumerate((0.02, 0.06, 0.10)):
         evaluated(tmp_path, "full", seed, kid=kid, loss=None)
         evaluated(tmp_path, "lora", seed, kid=kid + 0.01 + 0.001 * seed, loss=None)
     evaluated(tmp_path, "lora", 7, kid=5.0, loss=None)  # no partner
     full, lora = rows(read_runs(tmp_path))
-    found = difference(lora, full, KID)
+    (found,) = contrasts([full, lora], full, KID).values()
     assert (found.value, *found.interval(), found.n) == pytest.approx((0.011, *t_interval((0.01, 0.011, 0.012)), 3))
-    pooled = difference(lora, full, KID, training_spread([lora, full], KID))
-    assert pooled.interval() == pytest.approx(found.interval())
 
 
-def test_all_strategies_tell_how_trainings_vary(tmp_path):
-    """The residual of the two-way table, strategies by seeds; against scipy's t and numpy."""
-    table = np.random.default_rng(0).normal(0.05, 0.01, (4, 3))
+def test_the_other_contrasts_steady_how_trainings_vary(tmp_path):
+    """Variances that are alike are averaged in their logarithm, with the degrees of freedom that so many contrasts have."""
+    table = np.zeros((4, 3)) + np.array([[0.05], [0.051], [0.052], [0.05]])
+    table[1:] += 0.001 * np.array([[1.0, -1.0, 0.1], [0.2, 1.0, -1.1], [-1.0, 0.15, 1.0]])
     for (k, seed), kid in np.ndenumerate(table):
         evaluated(tmp_path, f"s{k}", seed, kid=kid, loss=None)
     evaluated(tmp_path, "once", 0, kid=0.5, loss=None)  # tells nothing of it, and takes nothing away
     found = {row.name: row for row in rows(read_runs(tmp_path))}
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    error = (2 * (rest**2).sum() / 6 / 3) ** 0.5
-    d = difference(found["s1"], found["s0"], KID, training_spread(list(found.values()), KID))
-    assert d.interval() == pytest.approx(stats.t.interval(0.95, 6, table[1].mean() - table[0].mean(), error))
+    d = table[1:] - table[0]
+    own = d.var(1, ddof=1)
+    common, d0 = np.exp(np.log(own).mean() - special.digamma(1)), 2  # of 3 contrasts: 4 * 3 / 6 times 2, less their own 2
+    variances = np.maximum((d0 * common + 2 * own) / (d0 + 2), own)
+    assert (variances > own).all()
+    known = contrasts(list(found.values()), found["s0"], KID)
+    for k in range(3):
+        assert known[f"s{k + 1}"].interval() == pytest.approx(stats.t.interval(0.95, 4, d[k].mean(), (variances[k] / 3) ** 0.5))
+    assert "once" in known and "s0" not in known
 
 
-def test_what_starts_from_random_weights_keeps_its_own_spread_where_that_is_larger(tmp_path):
+@pytest.mark.parametrize("noisy", ["scratch", "svdiff"])
+def test_one_that_varies_more_keeps_its_spread_and_leaves_the_others_theirs(tmp_path, noisy):
     rng = np.random.default_rng(3)
     for seed in range(3):
         for k in range(4):
             evaluated(tmp_path, f"s{k}", seed, kid=0.05 + 0.001 * rng.normal(), loss=None)
-        evaluated(tmp_path, "scratch", seed, include=(), kid=0.05 + 0.02 * seed, loss=None)
-    found = {row.name: row for row in rows(read_runs(tmp_path))}
-    spread = training_spread(list(found.values()), KID)
-    with_scratch, without = (difference(found[name], found["s0"], KID, spread).variance for name in ("scratch", "s1"))
-    assert with_scratch > 1.5 * without
+        evaluated(tmp_path, noisy, seed, include=() if noisy == "scratch" else ("*",), kid=0.05 + 0.02 * seed, loss=None)
+    table = rows(read_runs(tmp_path))
+    found = {row.name: row for row in table}
+    known, calm = (contrasts(among, found["s0"], KID) for among in (table, [row for row in table if row.name != noisy]))
+    alone = contrasts([found[noisy]], found["s0"], KID)[noisy]
+    assert known[noisy] == alone
+    for k in (1, 2, 3):
+        assert known[f"s{k}"].variance < 1.5 * calm[f"s{k}"].variance and known[f"s{k}"].variance < alone.variance / 10
 
 
 def test_what_no_seed_changes_stands_beside_every_seed(tmp_path):
@@ -142,7 +154,7 @@ def test_what_no_seed_changes_stands_beside_every_seed(tmp_path):
         evaluated(tmp_path, "full", seed, kid=kid, loss=None)
     evaluated(tmp_path, "zero_shot", 5, result={"step": 0}, settings={"train.steps": 0}, kid=0.3, loss=None)
     full, zero_shot = rows(read_runs(tmp_path))
-    found = difference(zero_shot, full, KID, training_spread([full, zero_shot], KID))
+    found = contrasts([full, zero_shot], full, KID)[zero_shot.label]
     assert (found.value, *found.interval(), found.n) == pytest.approx((0.26, *t_interval((0.28, 0.27, 0.23)), 3))
 
 
@@ -153,11 +165,12 @@ def test_with_one_seed_the_replicates_are_paired(tmp_path):
     evaluated(tmp_path, "lora", kid=0.022, replicates=0.02 + noise + apart, loss=None)
     evaluated(tmp_path, "bitfit", 3, kid=0.03, loss=None)
     full, lora, bitfit = rows(read_runs(tmp_path))
-    found = difference(lora, full, KID)
+    found = contrasts([full, lora, bitfit], full, KID)
+    assert bitfit.label not in found  # no seed in common
+    found = found[lora.label]
     assert (found.value, *found.interval(), found.n) == pytest.approx(
-        (0.002, *stats.t.interval(0.95, 199, 0.002, np.std(apart, ddof=1)), 1))
-    assert difference(bitfit, full, KID) is None  # no seed in common
-    assert difference(lora, full, HELD_OUT).variance is None  # of one run each there are no replicates
+        (0.002, *stats.t.interval(0.95, 199, 0.002, np.std(apart, ddof=1) * (413 / 412) ** 0.5), 1))
+    assert contrasts([lora], full, HELD_OUT)[lora.label].variance is None  # of one run each there are no replicates
 
 
 def test_subsets_and_trainings_are_told_apart(tmp_path):
@@ -362,6 +375,31 @@ def test_a_step_that_was_asked_for_counts_only_where_no_rule_chose(tmp_path):
     write_evaluation(directory, content, "b")
     assert rows(read_runs(tmp_path))[0].value(KID) == pytest.approx(0.2)
     assert "checkpoint step_100 of each run" in protocol_text(Run(read_runs(tmp_path)[0].result, Evaluation(tmp_path, content)))
+
+
+def of_one_image(node):
+    """An evaluation's content as it is where one image is held out: no number has an interval."""
+    if isinstance(node, dict) and "replicates" in node:
+        return record.estimate(node["value"], torch.full((200,), node["value"], dtype=torch.float64), 1)
+    return {key: of_one_image(v) for key, v in node.items()} if isinstance(node, dict) else node
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_held_out_image_tells_no_interval(tmp_path, capsys, seeds):
+    """Its replicates are all alike: nothing is told apart by that, whatever the difference; over seeds it is the trainings alone."""
+    for seed in range(seeds):
+        for name, loss, include in (("full", 0.05, ("*",)), ("scratch", 0.5, ())):
+            content = of_one_image(evaluation(loss=loss * (1 + 0.01 * seed), kid=loss))
+            write_evaluation(write_run(tmp_path, name, seed, include=include, held_out_loss=loss), content)
+    (told,) = (line for line in evaluate.summary(content).splitlines() if "loss on held-out images" in line)
+    assert told.split()[-1].startswith("0.5") and "(" not in told
+    report.main([str(tmp_path)])
+    full = rows(read_runs(tmp_path))[0]
+    assert full.cell(TEST_LOSS).text(TEST_LOSS).startswith("0.05") and bool(full.cell(TEST_LOSS).band(TEST_LOSS)) == (seeds > 1)
+    assert ("one run, no interval" if seeds == 1 else "the images are not in it") in full.cell(TEST_LOSS).source
+    assert {(row["test_loss_low"], row["test_loss_high"]) for row in read_csv(tmp_path)} == {("", "")}
+    (said,) = [s for s in Report(tmp_path, read_runs(tmp_path)).verdicts[0][1] if s.startswith("Did the source help?")]
+    assert ("not told, as there is no interval" in said) if seeds == 1 else ("by test loss yes" in said.lower())
 
 
 def test_what_could_not_be_computed_says_why(tmp_path):
