@@ -137,7 +137,7 @@ def test_cells_elsewhere_are_told_of_as_they_end(as_cell, caplog):
     caplog.set_level(logging.INFO)
     run = as_cell / "run"
     run.mkdir()
-    (run / "result.json").write_text('{"held_out_loss": 0.06512}')
+    (run / "result.json").write_text('{"held_out_loss": 0.06512, "held_out_grid": 2}')
     with sweep.told_of_cells(sweep.read_sweep(as_cell)):
         (as_cell / "2.json").write_text(json.dumps({"status": "finished", "run": str(run), "seconds": 54.4}))
         end = time.monotonic() + 20
