@@ -168,8 +168,8 @@ def did_the_source_help(contests: Sequence[Contest]) -> str:
             d = contest.minus(scratch, contest.reference)
             answer = {"better": "no, it did harm", "worse": "yes", "not told apart": "not told",
                       UNKNOWN: "not told, as there is no interval" if d.n else "not compared, as they share no seed",
-                      "lower, of one training each": "not that of these two trainings, and one of each cannot say more",
-                      "higher, of one training each": "that of these two trainings, and one of each cannot say more"}[outcome(d)]
+                      "lower, of one training each": "in these two trainings no, and one of each says nothing of others",
+                      "higher, of one training each": "in these two trainings yes, and one of each says nothing of others"}[outcome(d)]
             parts.append(f"by {contest.column.heading} {answer}"
                          + (f" ({scratch.name} {difference_text(d)} against {REFERENCE}, {seeds_text(d.n)})" if d.n else ""))
     return f"Did the source help? {begun('; '.join(parts))}" if parts else ""

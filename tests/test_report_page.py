@@ -487,7 +487,8 @@ def test_one_seed_says_what_its_interval_means(tmp_path):
     evaluated(tmp_path, "scratch", kid=0.05, replicates=0.05 + noise, include=(), loss=None)
     headline, source, compared, forgot, _, caveat, _ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest KID test")
-    assert source.startswith("Did the source help? By KID test that of these two trainings, and one of each cannot say more (scratch +0.03")
+    assert source.startswith("Did the source help? By KID test in these two trainings yes, and one of each says nothing of others "
+                             "(scratch +0.03")
     assert compared.startswith("Against full, by KID test: higher, of one training each: lora +0.0100 [+0.00")
     assert compared.endswith("(one seed).") and not re.search("best|better|worse", headline + source + compared)
     assert "forgot nothing that could be measured" in forgot
