@@ -73,7 +73,7 @@ def one_step(made):
     return {"loss": loss.detach(), **{name: p.grad for name, p in parameters(made).items() if p.requires_grad}}
 
 
-@pytest.mark.parametrize("kind", [UNet, ADMUNet])
+@pytest.mark.parametrize("kind", [UNet, pytest.param(ADMUNet, marks=pytest.mark.slow)])
 def test_every_norm_and_attention_of_a_training_step_is_a_kernel(kind, no_reference):
     made = network(kind)
     norms, attentions = norms_and_attentions(made)
