@@ -1,7 +1,7 @@
 """Runs of train.py for the tests: tiny ones, in processes of their own, compared by what they leave on the disk.
 
-The processes are forked from a server that has imported torch, so that one costs a second and not five; train.py itself is run anew
-in each, from its first line.
+The processes are forked from a server that has imported torch and composed a config (preload.py), so that one costs a second and not
+five; train.py itself is run anew in each, from its first line.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ UNFREEZING = ["transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {patt
 TIMES = ("images_per_second", "seconds")  # what may differ between the rows of two equal runs
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch._dynamo", "torch.optim", "safetensors.torch", "hydra", "hydra.core.override_parser",
-                                 "skimage.data", "PIL.Image", "tqdm"])
+_context.set_forkserver_preload(["tests.preload"])
 
 
 @dataclass

@@ -1,5 +1,5 @@
-"""The Triton kernels under Triton's interpreter, each file of tests/interpreted in a process of its own: the mode is the process's, set
-before triton is imported, and what is compiled ahead of time needs it unset."""
+"""The Triton kernels under Triton's interpreter, tests/interpreted in processes of their own: the mode is the process's, set before triton
+is imported, and what is compiled ahead of time needs it unset. What is quick shares one process, whose start costs eight seconds."""
 
 import os
 import subprocess
@@ -9,16 +9,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "tests" / "interpreted").glob("test_*.py"))
-SLOW = [file for file in FILES if "pytest.mark.slow" in file.read_text() or "norms.cases(" in file.read_text()]
+INTERPRETED = ROOT / "tests" / "interpreted"
+SLOW = [file for file in sorted(INTERPRETED.glob("test_*.py"))
+        if "pytest.mark.slow" in file.read_text() or "norms.cases(" in file.read_text()]
+
+
+def passes(path: Path, marked: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", marked, "-p", "no:cacheprovider", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-4000:]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("file", "marked"), [*((file, "not slow") for file in FILES),
-                                              *(pytest.param(file, "slow", marks=pytest.mark.slow) for file in SLOW)],
-                         ids=lambda value: getattr(value, "stem", value))
-def test_interpreted(file, marked):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", marked, "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-4000:]
+def test_interpreted():
+    passes(INTERPRETED, "not slow")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("file", SLOW, ids=lambda file: file.stem)
+def test_interpreted_slow(file):
+    passes(file, "slow")

@@ -1,0 +1,19 @@
+"""What the server of tests/runs.py does before it forks a run: the slow imports, and one composed config, which finds Hydra's plugins and
+fills the tables of its parser. What the runs import is compiled once for all, also where PYTHONDONTWRITEBYTECODE is set."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.config", "safetensors.torch", "skimage.data", "skimage.util",
+           "skimage.exposure", "PIL.Image", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "tqdm"]
+
+sys.dont_write_bytecode = False
+for name in IMPORTS:
+    importlib.import_module(name)
+with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf"), version_base="1.3"):
+    compose("train", ["+experiment=transfer_demo", "model.multipliers=[1,2]", "train.steps=12"], return_hydra_config=True)
