@@ -337,7 +337,7 @@ def write(folder: Path, device: torch.device, record: dict[str, Any]) -> None:
     log.info("%s\n%s", folder / EVALUATION, summary(record))
 
 
-SHOWN = {"loss on held-out images": ("loss", "target", "loss"), "KID to held-out images": ("quality", "test", "kid"),
+SHOWN = {"loss on {} images": ("loss", "target", "loss"), "KID to {} images": ("quality", "test", "kid"),
          "precision": ("quality", "test", "precision"), "coverage": ("quality", "test", "coverage"),
          "rho (copies: below 0.5)": ("memorization", "features", "rho"), "copy share": ("memorization", "pixels", "copy_share"),
          "change of the source's loss": ("loss", "source_change"), "bound, bits per value": ("bound", "bits")}
@@ -346,7 +346,8 @@ SHOWN = {"loss on held-out images": ("loss", "target", "loss"), "KID to held-out
 def summary(record: dict[str, Any]) -> str:
     """A few lines for the terminal."""
     lines = [f"in {record['features']['name']}"]
-    for name, path in SHOWN.items():
+    held_out = record["protocol"]["held_out"]  # test, or validation where there is no such split
+    for name, path in ((name.format(held_out), path) for name, path in SHOWN.items()):
         node: Any = record
         for key in path:
             node = node.get(key, {})

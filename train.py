@@ -234,6 +234,9 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
             prepared.restore(saved)
         if run_settings.compile:
             denoiser.network.compile()  # in place: names, and the copy that the average is, stay as they are
+        if settings.steps < settings.warmup:
+            log.warning("train.warmup=%d is longer than train.steps=%d: the rate ends at %.0f%% of optimizer.lr", settings.warmup,
+                        settings.steps, 100 * settings.steps / settings.warmup)
         warn_of_start(denoiser.schedule, prepared.sampler, image_shape(config["data"]))
         log.info("%s, %s, %d training images, %.2fM parameters", device, precision, len(dataset.splits["train"]),
                  sum(p.numel() for p in denoiser.parameters()) / 1e6)

@@ -87,6 +87,8 @@ HOURS = Column("hours", "GPU-hours", "cost", told("hours"), text=lambda v: numbe
                means="hours of training on the device that the head of the page names")
 STORE = Column("bytes_to_store", "to store", "cost", told("bytes_to_store"), text=lambda v: size(round(v)), better="lower",
                means="what the target costs beside its source")
+PRECISION = Column("precision", "precision", "quality", evaluated("quality", "test", "precision"), better="higher",
+                   means="share of generated images among the test images (Kynkaanniemi et al. 2019, k 5): fidelity")
 RATE = Column("lr", "rate", "training", learning_rate, text=rate, means="optimizer.lr; a strategy may scale it by layer")
 COLUMNS = (
     TEST_LOSS,
@@ -95,8 +97,7 @@ COLUMNS = (
     RHO,
     COPIES,
     HELD_OUT,
-    Column("precision", "precision", "quality", evaluated("quality", "test", "precision"), better="higher",
-           means="share of generated images among the test images (Kynkaanniemi et al. 2019, k 5): fidelity"),
+    PRECISION,
     Column("density", "density", "quality", evaluated("quality", "test", "density"), better="higher",
            means="precision that outliers of the test set do not flatter (Naeem et al. 2020); 1 is real data, more is possible"),
     Column("coverage", "coverage", "quality", evaluated("quality", "test", "coverage"), better="higher",

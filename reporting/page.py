@@ -247,7 +247,7 @@ def protocol_text(run: Run) -> str:
         parts.append(f"losses over {protocol['held_out_draws']:,} draws of (image, t, noise)")
     if "bound" in protocol and "bound" in protocol.get("metrics", ["bound"]):
         count, steps = protocol["bound"]
-        parts.append(f"bound of {count} images with {steps or 'all'} steps each")
+        parts.append(f"bound of {min(count, counts.get('test') or count)} images with {steps or 'all'} steps each")
     return ", ".join(parts)
 
 

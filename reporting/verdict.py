@@ -14,7 +14,7 @@ from itertools import combinations
 
 from evaluation.intervals import Mean, is_best, told_apart
 from evaluation.memorization import NEAR, OUTRIGHT, Band, copy_sign, near_sign
-from reporting.columns import COPIES, COPIES_TEST, FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column
+from reporting.columns import COPIES, COPIES_TEST, FORGOT, HELD_OUT, KID, PRECISION, RHO, TEST_LOSS, Column
 from reporting.numbers import interval, number, share
 from reporting.table import Cell, Row, contrasts, other_kind, ranking
 
@@ -34,7 +34,7 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
     beside = Contest(contenders, KID) if column is TEST_LOSS and ranks and any(row.value(KID) is not None for row in contenders) else None
     where = {KID: samples, TEST_LOSS: samples.split(" in ")[0], HELD_OUT: "validation images"}[column]
     sentences = [headline(by, where), did_the_source_help([by, *([beside] if beside else [])]), by.compared(),
-                 " ".join(filter(None, [headline(beside, samples), beside.compared()])) if beside else "",
+                 " ".join(filter(None, [lowest(beside, "has the", samples), beside.compared()])) if beside else "",
                  "" if ranks else ranks_nothing(contenders, floors)]
     if column is not HELD_OUT:
         sentences += [forgetting(by.best, by.tied), copying(by.judged, floors)]
@@ -43,7 +43,7 @@ def verdict(contenders: Sequence[Row], floors: Sequence[Row], samples: str) -> l
     sentences.append(" ".join(filter(None, [unsure_steps(by.judged), few_seeds(by.judged, column), drawn(by.best, column),
                                             chosen_on_test(by.judged)])))
     if column is not HELD_OUT:
-        sentences.append(beside_floors(by.best, floors))
+        sentences += [precision_is_blind(by.best, floors), beside_floors(by.best, floors)]
     return list(filter(None, sentences))
 
 
@@ -156,8 +156,11 @@ def difference_text(d: Mean, level: float = 0.95) -> str:
 
 
 def headline(by: Contest, samples: str) -> str:
-    return (f"{named(by.best)} {'is best, with the' if by.won else 'has the'} lowest {by.column.heading}: "
-            f"{with_interval(by.best.cell(by.column), by.column)}, on {samples}.")
+    return lowest(by, "is best, with the" if by.won else "has the", samples)
+
+
+def lowest(by: Contest, has: str, samples: str) -> str:
+    return f"{named(by.best)} {has} lowest {by.column.heading}: {with_interval(by.best.cell(by.column), by.column)}, on {samples}."
 
 
 def did_the_source_help(contests: Sequence[Contest]) -> str:
@@ -317,6 +320,16 @@ def chosen_on_test(judged: Sequence[Row]) -> str:
     if not any(run.at("protocol", "held_out") == "validation" for row in judged for run in row.counted):
         return ""
     return "There is no test split: checkpoints and settings were chosen by the very images that they are judged on, which flatters them."
+
+
+def precision_is_blind(best: Row, floors: Sequence[Row]) -> str:
+    """Where images of the source pass for those of the target as well as real ones do: bland images lie in most balls."""
+    found = {row.name: row.value(PRECISION) for row in floors if row.situation == best.situation}
+    source, real = found.get(UNTOUCHED), found.get("train against test")
+    if source is None or real is None or source < real:
+        return ""
+    return (f"Precision and density rank nothing here: the untouched source, which draws none of the target's images, has a precision of "
+            f"{number(source)}, and the training images themselves {number(real)}.")
 
 
 def beside_floors(best: Row, floors: Sequence[Row]) -> str:

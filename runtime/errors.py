@@ -63,6 +63,9 @@ def one_message(main: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
+        except BrokenPipeError:  # of `| head`, which has read enough; nothing more is flushed at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except (UserError, OSError) as error:
             message = message_of(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

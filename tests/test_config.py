@@ -1,6 +1,8 @@
 """The command line: what composes, and what is refused with one message before any data is read."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -196,6 +198,15 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake():
+    """As in `python report.py runs/X | head -1`."""
+    loop = "from runtime.errors import one_message; one_message(lambda: [print('line', flush=True) for _ in range(100000)])()"
+    python = subprocess.Popen([sys.executable, "-c", loop], cwd=CONF.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert python.stdout.readline() == b"line\n"
+    python.stdout.close()
+    assert python.stderr.read() == b"" and python.wait() == 1
 
 
 def test_help_shows_the_commands():

@@ -170,6 +170,19 @@ def test_how_images_were_made_is_said_in_full(tmp_path):
                   "losses over 2,048 draws of (image, t, noise)",
                   "bound of 16 images with 100 steps each"):
         assert words in said, said
+    content["images"]["test"] = 10
+    path.write_text(json.dumps(content))
+    assert "bound of 10 images with" in dict(Report(tmp_path, read_runs(tmp_path)).facts)["evaluation"]
+
+
+@pytest.mark.parametrize(("source", "blind"), [(1.0, True), (0.3, False)])
+def test_precision_that_the_source_passes_too_is_said_to_rank_nothing(tmp_path, source, blind):
+    path = next(evaluated(tmp_path, "full").glob("evaluation/*/evaluation.json"))
+    content = json.loads(path.read_text())
+    content["floors"] |= {"untouched source": {"quality": {"test": {"precision": source}}},
+                          "train against test": {"quality": {"test": {"precision": 0.72}}}}
+    path.write_text(json.dumps(content))
+    assert ("Precision and density rank nothing here" in " ".join(verdict_of(tmp_path))) == blind
 
 
 def test_the_page_says_what_made_its_numbers(tmp_path):
@@ -448,7 +461,7 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
     assert headline == "full is best, with the lowest test loss: 0.0500 [0.0489, 0.0511] (2 seeds), on 413 test images."
     assert compared.startswith("Against full, by test loss: worse: zero_shot +0.0700")
     if ranks:
-        assert kid.startswith("zero_shot is best, with the lowest KID test") and "better: zero_shot -0.200" in kid
+        assert kid.startswith("zero_shot has the lowest KID test") and "better: zero_shot -0.200" in kid
     else:
         assert kid.startswith("KID test ranks nothing here: the training images themselves are at 0.4500 [0.4450, 0.4550]")
 

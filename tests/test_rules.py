@@ -195,6 +195,7 @@ def test_dropout_acts_in_frozen_layers_too():
 
 @pytest.mark.parametrize(("rules", "told"), [
     ([Rule("*")], "100% of the parameters train"), ([], "0% of the parameters train"),
+    ([Rule("*"), Rule("down.*", 0.0), Rule("conv_out.*", 0.0)], "% of the parameters train"),  # freeze_encoder, freeze_decoder
     ([Rule("*", 0.1, from_=72), Rule("conv_out.*")], "100% of the parameters train, all from step 72"),
     ([Rule("*", from_=5), Rule("conv_out.*", until=5), Rule("conv_out.*", 0.0, from_=5)], ", never all at once")])
 def test_the_share_says_from_when_on_all_of_it_trains(rules, told):

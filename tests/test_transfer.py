@@ -276,6 +276,7 @@ def test_the_log_of_a_run_says_what_was_found_of_its_images(tmp_path):
     for log in tmp_path.glob("runs/custom/*/log.txt"):
         text = log.read_text()
         assert "left out 1 file" in text and ".txt 1" in text and "data.source.range" in text and "held-out loss" in text
+        assert "train.warmup=500 is longer than train.steps=3: the rate ends at 1% of optimizer.lr" in text
     assert len(list(tmp_path.glob("runs/custom/*/log.txt"))) == 2 and len(list(tmp_path.glob("cache/*.npy"))) == 1
 
 

@@ -109,7 +109,8 @@ class ParameterPlan:
 
     def train_together(self) -> int | None:
         """The first step at which all that ever trains does; None where there is no such step."""
-        return next((m for m in self.moments if all(self.rates(m))), None)
+        trains = [{n for n, rate in enumerate(self.rates(m)) if rate} for m in self.moments]
+        return next((m for m, now in zip(self.moments, trains) if now == set().union(*trains)), None)
 
     def must_train(self, steps: float = math.inf) -> None:
         """Raises UserError where nothing ever trains, or nothing at some step of so many."""
