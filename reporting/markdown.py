@@ -29,7 +29,8 @@ def markdown(report: Report) -> str:
     for figure in report.figures:
         parts += drawn(figure) if isinstance(figure, Figure) else [f"{figure.title}: {figure.why}"]
     if report.samples:
-        parts += ["## Samples", "The newest of each strategy, from the same noise.", "![samples](samples.png)"]
+        parts += ["## Samples", "The newest of each strategy, from the same noise. They are of its last step, and the best step, which is "
+                  "judged, may be an earlier one.", "![samples](samples.png)"]
     if report.closest:
         parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
                   bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
