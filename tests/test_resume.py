@@ -43,6 +43,7 @@ def test_killed(undisturbed, tmp_path, operation, when):
     runs.assert_same_run(killed_and_resumed(tmp_path, [], at), expected)
 
 
+@pytest.mark.slow  # test_killed_again_and_again is quick
 @pytest.mark.parametrize("operation, when", [MOMENTS[1], MOMENTS[2]])
 def test_killed_while_unfreezing(undisturbed, tmp_path, operation, when):
     expected = undisturbed(*runs.UNFREEZING)

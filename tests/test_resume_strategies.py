@@ -58,7 +58,7 @@ def test_killed(undisturbed, tmp_path, name, operation):
     assert {p: p.stat().st_mtime_ns for p in measured} == measured
 
 
-@pytest.mark.parametrize("step", [5, 6, 7])
+@pytest.mark.parametrize("step", [5, 6, pytest.param(7, marks=pytest.mark.slow)])
 def test_lp_ft_stopped_just_before_at_and_after_the_moment(undisturbed, tmp_path, step):
     command = arguments(undisturbed, "lp_ft")
     expected = undisturbed(*command)

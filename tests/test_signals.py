@@ -35,7 +35,8 @@ def stop(run: runs.Launched, number: signal.Signals) -> tuple[str, float]:
     return text, time.monotonic() - start
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, *(pytest.param(s, marks=pytest.mark.slow)
+                                                                        for s in (signal.SIGINT, signal.SIGUSR2))])
 def test_stopped_at_a_random_moment(undisturbed, tmp_path, number):
     run = runs.launch(tmp_path, LONGER)
     run.until(r"0/24")
