@@ -234,7 +234,7 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
             prepared.restore(saved)
         if run_settings.compile:
             denoiser.network.compile()  # in place: names, and the copy that the average is, stay as they are
-        if settings.steps < settings.warmup:
+        if 0 < settings.steps < settings.warmup:
             log.warning("train.warmup=%d is longer than train.steps=%d: the rate ends at %.0f%% of optimizer.lr", settings.warmup,
                         settings.steps, 100 * settings.steps / settings.warmup)
         warn_of_start(denoiser.schedule, prepared.sampler, image_shape(config["data"]))

@@ -292,7 +292,8 @@ def test_what_a_log_says(transfers, caplog):
     text = log_of(run(transfers, "full", "transfer.rules=[{pattern: '*'}, {pattern: 'conv_*', learning_rate_scale: 0}]"))
     assert all(f"{name} trains, though {{pattern: 'conv_*', learning_rate_scale: 0}} freezes it: it is new to the source. A rule for it "
                f"alone is obeyed: {{pattern: {name}," in text for name in ("conv_in.weight", "conv_out.weight", "conv_out.bias"))
-    text = log_of(run(transfers, "zero_shot"))
+    text = log_of(run(transfers, "zero_shot", "train.warmup=50"))
+    assert "train.warmup" not in text  # it trains no step
     assert f"{TABLE} is new to the source and does not train with transfer=zero_shot: its labels do nothing" in text
     assert "conv_out.weight is new to the source and does not train with transfer=zero_shot: new outputs cannot" in text
     text = log_of(run(transfers, "full", "transfer.rules=[{pattern: 'up.*'}, {pattern: 'class_embedding.*', learning_rate_scale: 0}]"))
