@@ -347,15 +347,15 @@ def summary(record: dict[str, Any]) -> str:
     """A few lines for the terminal."""
     lines = [f"in {record['features']['name']}"]
     held_out = record["protocol"]["held_out"]  # test, or validation where there is no such split
-    for name, path in ((name.format(held_out), path) for name, path in SHOWN.items()):
-        node: Any = record
+    for name, path in SHOWN.items():
+        title, node = f"  {name.format(held_out):<30}", record
         for key in path:
             node = node.get(key, {})
         if isinstance(node, float):
-            lines.append(f"  {name:<30}{node:>10.4g}")
+            lines.append(f"{title}{node:>10.4g}")
         elif node:
             band = "" if node["low"] is None else f"   ({node['low']:.4g} to {node['high']:.4g})"  # one image has none
-            lines.append(f"  {name:<30}{node['value']:>10.4g}{band}")
+            lines.append(f"{title}{node['value']:>10.4g}{band}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from evaluation.intervals import Mean, is_best, told_apart
 from evaluation.memorization import NEAR, OUTRIGHT, Band, copy_sign, near_sign
 from reporting.columns import COPIES, COPIES_TEST, FORGOT, HELD_OUT, KID, PRECISION, RHO, TEST_LOSS, Column
 from reporting.numbers import interval, number, share
-from reporting.table import Cell, Row, contrasts, other_kind, ranking
+from reporting.table import REAL, Cell, Row, contrasts, other_kind, ranking
 
 SIGNS = "Signs of copying"  # marked in the page
 UNTOUCHED = "untouched source"  # floor
@@ -262,7 +262,7 @@ def copying(judged: Sequence[Row], floors: Sequence[Row]) -> str:
     known = [row for row in judged if row.value(RHO) is not None or row.value(COPIES) is not None]
     if not known:
         return "Whether anything copies its training images was not measured."
-    untouched = next((row for row in floors if row.name == UNTOUCHED and row.situation == judged[0].situation), None)
+    untouched = floor(UNTOUCHED, judged[0], floors)
     caught = {row.label: signs for row in known if (signs := copies(row, untouched))}
     alike = [row.name for row in known if row.label not in caught and copies(row, None)]
     text = copying_by(caught, known, judged[0], untouched)
@@ -322,10 +322,14 @@ def chosen_on_test(judged: Sequence[Row]) -> str:
     return "There is no test split: checkpoints and settings were chosen by the very images that they are judged on, which flatters them."
 
 
+def floor(name: str, beside: Row, floors: Sequence[Row]) -> Row | None:
+    """The one of the same data."""
+    return next((row for row in floors if row.name == name and row.situation == beside.situation), None)
+
+
 def precision_is_blind(best: Row, floors: Sequence[Row]) -> str:
     """Where images of the source pass for those of the target as well as real ones do: bland images lie in most balls."""
-    found = {row.name: row.value(PRECISION) for row in floors if row.situation == best.situation}
-    source, real = found.get(UNTOUCHED), found.get("train against test")
+    source, real = (row and row.value(PRECISION) for row in (floor(name, best, floors) for name in (UNTOUCHED, REAL)))
     if source is None or real is None or source < real:
         return ""
     return (f"Precision and density rank nothing here: the untouched source, which draws none of the target's images, has a precision of "
