@@ -33,8 +33,9 @@ def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear
 
 
 def _initialized(layer, scale):
-    variance_scaling_(layer.weight, scale)
-    nn.init.zeros_(layer.bias)
+    if not layer.weight.is_meta:  # where there is no memory to fill, this would be half of the time
+        variance_scaling_(layer.weight, scale)
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -48,6 +49,10 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
 
 class Conv2d(nn.Conv2d):
     """nn.Conv2d that can leave its bias to what comes next."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
         return self._conv_forward(x, self.weight, self.bias if biased else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -115,11 +116,17 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
                         "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.source.patient=\"(P\\d+)_\"'.") from error
 
 
-def composed_keys(config_name: str, overrides: list[str], hydra: bool = False) -> dict[str, Any]:
-    """A config that may still lack values; hydra: with Hydra's own settings."""
+def composed_keys(config_name: str, overrides: Sequence[str], hydra: bool = False) -> dict[str, Any]:
+    """A config that may still lack values; hydra: with Hydra's own settings. Composed once in a process, as a command line is checked
+    key by key."""
+    return OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra))
+
+
+@lru_cache
+def _composed_keys(conf: Path, config_name: str, overrides: tuple[str, ...], hydra: bool) -> DictConfig:
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(compose(config_name, overrides, return_hydra_config=hydra))
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return compose(config_name, list(overrides), return_hydra_config=hydra)
     except (HydraException, YAMLError) as error:
         raise UserError(str(error)) from error
 

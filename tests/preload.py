@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
-
-from hydra import compose, initialize_config_dir
 
 IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.config", "safetensors.torch", "skimage.data", "skimage.util",
            "skimage.exposure", "PIL.Image", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "tqdm"]
@@ -15,5 +12,4 @@ IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.c
 sys.dont_write_bytecode = False
 for name in IMPORTS:
     importlib.import_module(name)
-with initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf"), version_base="1.3"):
-    compose("train", ["+experiment=transfer_demo", "model.multipliers=[1,2]", "train.steps=12"], return_hydra_config=True)
+importlib.import_module("runtime.config").check_overrides("train", [])

@@ -31,7 +31,7 @@ from tests import kill_at
 REPO = Path(__file__).resolve().parent.parent
 PATIENCE = 120  # seconds that a tiny run may take at most
 TINY = [
-    "model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "model.dropout=0.1",
+    "model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[1]", "model.dropout=0.1",
     "data.size=8", "data.flip=true", "optimizer.lr=2e-4", "train.batch_size=8", "train.accumulation=2", "train.warmup=3",
     "train.precision=fp32", "train.ema_decay=0.99", "train.steps=12", "run.device=cpu", "run.checkpoint_every=4", "run.log_every=3",
     "run.held_out_draws=16", "run.sample_every=8", "run.samples=2", "sampler.steps=2", "run.keep_last=2"]
