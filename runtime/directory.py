@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def cpu_model() -> str:
     return next(filter(None, named), platform.processor() or platform.machine())
 
 
+@cache
 def versions() -> dict[str, str]:
     def version(name):
         try:
@@ -106,8 +108,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
+@cache
 def commit() -> str | None:
-    """The git commit of this code, "+" behind it where files were changed since."""
+    """The git commit of this code, "+" behind it where files were changed since, as the process first asked for it: what it runs."""
     def git(*arguments):
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=20)
 

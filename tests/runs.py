@@ -1,6 +1,6 @@
 """Runs of train.py for the tests: tiny ones, in processes of their own, compared by what they leave on the disk.
 
-The processes are forked from a server that has imported torch and composed a config (preload.py), so that one costs a second and not
+The processes are forked from a server that has imported everything and composed a config (preload.py), so that one costs a second and not
 five; train.py itself is run anew in each, from its first line.
 """
 
@@ -31,12 +31,12 @@ from tests import kill_at
 REPO = Path(__file__).resolve().parent.parent
 PATIENCE = 120  # seconds that a tiny run may take at most
 TINY = [
-    "model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[1]", "model.dropout=0.1",
-    "data.size=8", "data.flip=true", "optimizer.lr=2e-4", "train.batch_size=8", "train.accumulation=2", "train.warmup=3",
+    "model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "model.dropout=0.1",
+    "data.size=8", "data.flip=true", "optimizer.lr=2e-4", "train.batch_size=8", "train.warmup=3",
     "train.precision=fp32", "train.ema_decay=0.99", "train.steps=12", "run.device=cpu", "run.checkpoint_every=4", "run.log_every=3",
     "run.held_out_draws=16", "run.sample_every=8", "run.samples=2", "sampler.steps=2", "run.keep_last=2"]
 # What trains changes before, between and after the checkpoints at 4 and 8; one part is frozen again, the time embedding always is.
-UNFREEZING = ["transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {pattern: '*norm*', from: 3, "
+UNFREEZING = ["train.accumulation=2", "transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {pattern: '*norm*', from: 3, "
               "learning_rate_scale: 0.5}, {pattern: 'down.*', from: 6}, {pattern: 'up.1.*', learning_rate_scale: 0, from: 9}]"]
 TIMES = ("images_per_second", "seconds")  # what may differ between the rows of two equal runs
 

@@ -23,8 +23,7 @@ from training.parts import settings_of
 from transfer.fit import fit
 from transfer.start import Start
 
-TINY = ("model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[1]", "data.size=8",
-        "sampler.steps=2")
+TINY = ("model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "sampler.steps=2")
 
 
 def config_of(overrides: Sequence[str]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from runtime.log import read_metrics
 from runtime.results import read_result
 from tests import runs, transfers
 
-TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[]", "data.size=8",
-        "data.channels=1", "train.batch_size=4", "train.warmup=0", "train.precision=fp32", "run.device=cpu", "run.held_out_draws=8",
-        "run.samples=1", "run.checkpoint_every=2", "run.log_every=1", "sampler.steps=2", "schedule.steps=20"]
+TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[]", "data.size=8", "data.channels=1",
+        "train.batch_size=4", "train.warmup=0", "train.precision=fp32", "run.device=cpu", "run.held_out_draws=8", "run.samples=1",
+        "run.checkpoint_every=2", "run.log_every=1", "sampler.steps=2", "schedule.steps=20"]
 STEPS = 4
 
 

@@ -1,7 +1,11 @@
 """The floors of the house: imports go down only."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 BELOW = {
@@ -46,3 +50,11 @@ def test_nothing_imports_the_scripts():
 def test_every_package_is_on_a_floor():
     packages = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
     assert packages <= set(BELOW)
+
+
+@pytest.mark.parametrize("script", ["sample", "report"])
+def test_a_script_starts_from_nothing(script):
+    """The others do so in tests of theirs; what tests/runs.py forks has everything imported already."""
+    done = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    said = done.stdout + done.stderr
+    assert f"python {script}.py" in said and "Traceback" not in said, said

@@ -11,7 +11,7 @@ import pytest
 from runtime.checkpoint import find
 from tests import runs
 
-TISSUE = ["data=bundled_tissue", "data.size=8", "data.n_train=30", "seed=1"]
+TISSUE = ["data=bundled_tissue", "data.size=8", "data.n_train=30", "seed=1", "train.accumulation=2"]
 IMAGES = ["n=12", "steps=3"]  # of those that the source makes
 STRATEGIES = {
     "lp_ft": [],

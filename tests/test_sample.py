@@ -21,7 +21,7 @@ from runtime.randomness import derive
 from training.parts import build_denoiser
 
 ROOT = Path(__file__).parent.parent
-TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[1]", "data.size=[8,12]",
+TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=[8,12]",
         "data.channels=3"]
 
 

@@ -79,7 +79,7 @@ def test_the_number_of_steps_is_no_axis(tmp_path):
 
 
 def test_cells_that_fail_fail_alone_and_are_named(tmp_path):
-    code, text = runs.train(tmp_path, ["data.n_train=100000,40", "train.batch_size=8,7"], tiny=SWEEP)
+    code, text = runs.train(tmp_path, ["data.n_train=100000,40", "train.batch_size=8,7"], tiny=[*SWEEP, "train.accumulation=2"])
     assert code == 1, text
     assert "error: 3 of 4 cells failed:" in text and "Traceback" not in text
     assert "[2/4] train.batch_size=8 data.n_train=40: finished, held-out loss" in text

@@ -26,9 +26,8 @@ from training.parts import build_denoiser
 from transfer.trained import difference, origin_of, source_of
 
 ROOT = Path(__file__).parent.parent
-TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[1]", "data.size=8",
-        "train.batch_size=4", "train.steps=3", "train.precision=fp32", "run.held_out_draws=8", "run.samples=1", "sampler.steps=2",
-        "run.log_every=1"]
+TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "train.batch_size=4",
+        "train.steps=3", "train.precision=fp32", "run.held_out_draws=8", "run.samples=1", "sampler.steps=2", "run.log_every=1"]
 SOURCE = "source.overrides=[" + ",".join(f'"{o}"' for o in [*TINY, "data.channels=1"]) + "]"
 
 

@@ -92,8 +92,8 @@ def check(name, size, timestep, monkeypatch):
 
 
 def test_cifar10_is_unet2d(monkeypatch):
-    """google/ddpm-cifar10-32's configuration, 35.7 M parameters, two images at different timesteps."""
-    check("ddpm_cifar10", 32, [7, 999], monkeypatch)
+    """google/ddpm-cifar10-32's configuration, 35.7 M parameters, two images of 16 px at different timesteps."""
+    check("ddpm_cifar10", 16, [7, 999], monkeypatch)
 
 
 @pytest.mark.slow

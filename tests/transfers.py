@@ -16,7 +16,7 @@ from runtime.checkpoint import EMA, MODEL, all_checkpoints, find
 from runtime.config import composed
 
 # Three levels, so that presets by resolution have a coarse part. One rate for all: at this size a preset's own are too low to be seen.
-TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.blocks=1", "model.groups=4", "model.attention_levels=[1]",
+TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]",
         "model.dropout=0", "schedule.steps=100", "data.size=8", "data.channels=3", "optimizer.lr=2e-3", "train.batch_size=4",
         "train.warmup=0", "train.precision=fp32", "train.ema_decay=0.9", "run.device=cpu", "run.held_out_draws=8", "run.sample_every=10000",
         "run.samples=1", "run.keep_last=9", "run.log_every=5", "sampler.steps=2"]

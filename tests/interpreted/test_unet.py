@@ -34,8 +34,7 @@ def chosen():
     dispatch._chosen = before
 
 
-@pytest.fixture
-def no_reference(monkeypatch):
+def forbid_the_reference(monkeypatch):
     def refused(*_, **__):
         raise AssertionError("through the reference")
 
@@ -73,21 +72,8 @@ def one_step(made):
     return {"loss": loss.detach(), **{name: p.grad for name, p in parameters(made).items() if p.requires_grad}}
 
 
-@pytest.mark.parametrize("kind", [UNet, pytest.param(ADMUNet, marks=pytest.mark.slow)])
-def test_every_norm_and_attention_of_a_training_step_is_a_kernel(kind, no_reference):
-    made = network(kind)
-    norms, attentions = norms_and_attentions(made)
-    with watched() as launches:
-        one_step(made)
-    ran = Counter((each.kernel.fn.__module__.rpartition(".")[2], each.kernel.__name__) for each in launches
-                  if each.constants.get("STAGE") != 2)
-    assert norms > 10 and attentions > 1
-    assert ran == {("group_norm_kernels", "forward"): norms, ("group_norm_kernels", "backward"): norms,
-                   ("attention_kernels", "forward"): attentions, ("attention_kernels", "backward_q"): attentions,
-                   ("attention_kernels", "backward_kv"): attentions}
-
-
-def test_every_norm_and_attention_of_a_sampling_step_is_a_kernel(no_reference):
+def test_every_norm_and_attention_of_a_sampling_step_is_a_kernel(monkeypatch):
+    forbid_the_reference(monkeypatch)
     made = network(UNet).eval().requires_grad_(False)
     denoise = prepared(Denoiser(made, linear(40), PredictNoise()), [21, 1])(None)
     with watched() as launches:
@@ -102,12 +88,22 @@ def compared(ours, theirs):
         torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=2e-5 * float(largest), msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize(("kind", "options"), [
-    (UNet, {}), (ADMUNet, {}), pytest.param(UNet, {"gradient_checkpointing": True}, marks=pytest.mark.slow)])
-def test_a_training_step_is_the_references(kind, options):
-    """Biases left to the norms, sums to the next norm, and the same masks of dropout."""
-    made = network(kind, **options)
-    ours = one_step(copy.deepcopy(made))
+@pytest.mark.parametrize(("kind", "checkpointing"), [(UNet, False), (ADMUNet, False), pytest.param(UNet, True, marks=pytest.mark.slow)])
+def test_a_training_step_is_the_references(kind, checkpointing, monkeypatch):
+    """Every norm and every attention is a kernel (those inside a checkpoint run forward twice); biases left to the norms, sums to the
+    next norm, and the same masks of dropout."""
+    made = network(kind, gradient_checkpointing=checkpointing)
+    norms, attentions = norms_and_attentions(made)
+    assert norms > 10 and attentions > 1
+    with monkeypatch.context() as without, watched() as launches:
+        forbid_the_reference(without)
+        ours = one_step(copy.deepcopy(made))
+    ran = Counter((each.kernel.fn.__module__.rpartition(".")[2], each.kernel.__name__) for each in launches
+                  if each.constants.get("STAGE") != 2)
+    forward = ran.pop(("group_norm_kernels", "forward")), ran.pop(("attention_kernels", "forward"))
+    assert norms < forward[0] <= 2 * norms and forward[1] == 2 * attentions if checkpointing else forward == (norms, attentions)
+    assert ran == {("group_norm_kernels", "backward"): norms, ("attention_kernels", "backward_q"): attentions,
+                   ("attention_kernels", "backward_kv"): attentions}
     dispatch.select("reference", torch.device("cpu"))
     compared(ours, one_step(made))
 
