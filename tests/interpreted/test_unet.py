@@ -88,7 +88,8 @@ def compared(ours, theirs):
         torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=2e-5 * float(largest), msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize(("kind", "checkpointing"), [(UNet, False), (ADMUNet, False), pytest.param(UNet, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kind", "checkpointing"), [
+    (UNet, False), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(ADMUNet, False), (UNet, True)])])
 def test_a_training_step_is_the_references(kind, checkpointing, monkeypatch):
     """Every norm and every attention is a kernel (those inside a checkpoint run forward twice); biases left to the norms, sums to the
     next norm, and the same masks of dropout."""
