@@ -79,12 +79,12 @@ def trained(directory: Path, name: str) -> set[str]:
 
 
 # What they train follows from rules alone, which test_presets tells; of their kind others run.
-ALIKE = ("bitfit", "norm_only", "time_embedding", "time_conditioning", "middle_only", "freeze_decoder", "freeze_high_resolution",
-         "freeze_low_resolution")
+BY_RULES = ("bitfit", "norm_only", "time_embedding", "time_conditioning", "middle_only", "freeze_decoder", "freeze_high_resolution",
+            "freeze_low_resolution")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in options("transfer")])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in BY_RULES else n for n in options("transfer")])
 def test_what_moves(transfers, steps, name):
     directory = run(transfers, name, steps)
     before = start_of(transfers, directory)
