@@ -8,14 +8,22 @@ import gc
 import importlib
 import sys
 
-IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.config", "safetensors.torch", "skimage.data", "skimage.util",
-           "skimage.exposure", "PIL.Image", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "tqdm", "train", "sample", "evaluate", "report",
-           "tests.runs"]
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
+
+IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.config",
+           "safetensors.torch", "skimage.data", "skimage.util", "skimage.exposure", "skimage.io",
+           "scipy.linalg", "imageio.v3", "PIL.Image", "PIL.PngImagePlugin", "PIL.JpegImagePlugin",
+           "tqdm", "train", "sample", "evaluate", "report", "tests.runs"]
 
 sys.dont_write_bytecode = False
 for name in IMPORTS:
     importlib.import_module(name)
-importlib.import_module("runtime.config").check_overrides("train", [])
+for chosen in ([], ["+experiment=pretrain_demo"], ["+experiment=transfer_demo"]):
+    importlib.import_module("runtime.config").check_overrides("train", chosen)
+importlib.import_module("runtime.config").check_overrides("sample", [])
+# Hydra composes a config for this alone, which no file of ours sets. What begins with nothing (test_imports.py, ...) goes by its own way.
+Hydra.get_mode = lambda self, config_name, overrides: RunMode.MULTIRUN if "hydra.mode=MULTIRUN" in overrides else None
 importlib.import_module("runtime.directory").commit()
 importlib.import_module("runtime.directory").versions()
 gc.freeze()

@@ -59,7 +59,7 @@ def test_spacing(undisturbed, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("benchmark", "more"), [(unet, ["--mode", "forward"]), (sampling, ["--sampler", "ddim", "--steps", "2"])])
 def test_what_is_called_compiled_is_compiled_at_every_batch(benchmark, more, monkeypatch):
     """torch compiles a function for so many shapes and then runs it as it stands: such a row would time the wrong thing."""
-    compiled, compile = [], torch.compile
+    compiled, compile, settings = [], torch.compile, networks.settings
 
     def backend(graph, inputs):
         compiled.append(1)
@@ -67,6 +67,8 @@ def test_what_is_called_compiled_is_compiled_at_every_batch(benchmark, more, mon
 
     absent(monkeypatch, "diffusers")
     absent(monkeypatch, "denoising_diffusion_pytorch")
+    small = {"multipliers": [1], "blocks": 1, "attention_levels": [0]}  # its compilation takes a while
+    monkeypatch.setattr(networks, "settings", lambda model: settings(model) | small)
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=backend, fullgraph=True, **options))
     with torch._dynamo.config.patch(recompile_limit=1):
         benchmark.main([*TINY, *more, "--batch", "1,2", "--pairs", "1", "--compile"])

@@ -1,14 +1,17 @@
 """The command line: what composes, and what is refused with one message before any data is read."""
 
+import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
 from data.source import hash_of
 from runtime.build import build, fits
-from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed
+from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed, resolved
 from runtime.errors import UserError
 from tests import runs
 from training.parts import TARGETS, check_config, check_network, with_schedule
@@ -24,6 +27,34 @@ def refused(*arguments: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize("overrides", [
+    ["+experiment=transfer_demo", "transfer=lora", "seed=3", "transfer.inject.0.rank=2", "data.flip=true"],
+    ["data.size=16", "model.channels=${data.size}", "data.size=32"],
+    ["model.channels=16", "model={channels: 8}", "+experiment=transfer_demo"], ["model={channels: 8}", "model.channels=16"],
+    ["transfer.rules=[{pattern: 'x'}]", "transfer={rules: []}", "+model={new: 1}"],
+    ["sampler.steps=7", "sampler=heun", "~model.dropout", "+wandb.tags=[a,b]", "++train.clip=2", "+train.new={a: 1}"],
+    ["transfer.rules=[{pattern: 'up.*'}]", "source.overrides=['train.steps=3']", "data.source.path='a b'"],
+    ["~sampler"], ["transfer.rules.0.pattern=x"], ["seed=1,2"], ["model.none=1"], ["~model.none"], ["+seed=1"], ["foo/bar=1"],
+    ["model@x=demo"], ["hydra.none=1"], ["hydra.job.num=3", "seed=2"], ["model=none"]], ids=" ".join)
+def test_composed_is_hydras_own_composition(overrides):
+    """In which values are set one by one after what is chosen; here all at once."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            expected = json.dumps(resolved(compose("train", overrides)))
+        except HydraException as error:
+            with pytest.raises(UserError) as ours:
+                composed("train", overrides)
+            assert str(error) in str(ours.value)
+            return
+    for _ in range(2):  # the second is of what the first has left
+        assert json.dumps(composed("train", overrides)) == expected
+
+
+def test_what_is_composed_is_a_copy():
+    composed("train", ["seed=1"])["model"]["multipliers"].append(9)
+    assert composed("train", ["seed=1"])["model"]["multipliers"][-1] != 9
+
+
 NOWHERE = ["data.source.path=nowhere"]  # must be set
 
 
@@ -35,15 +66,19 @@ def test_experiments_compose_and_build(experiment):
     assert config["experiment"] == experiment
 
 
-@pytest.mark.parametrize(("group", "choice"), [(g, c) for g in (
-    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "sampler", "timesteps", "spacing", "wandb", "data", "copy")
-    for c in options(g)])
-def test_every_choice_composes_and_checks(group, choice):
-    """But of transfer: test_presets has those."""
-    more = {"folder": NOWHERE, "dicom": NOWHERE, "nifti": NOWHERE, "betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"],
-            "linear_zero_terminal": ["parameterization=velocity"],
-            "learned": ["loss=bound"], "learned_range": ["loss=hybrid"], "hybrid": ["variance=learned_range"]}
-    config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
+# Choices that need others. test_presets has those of transfer.
+NEEDS = {"schedule=betas": ["schedule.betas=[0.1,0.2]", "sampler.steps=2"], "schedule=linear_zero_terminal": ["parameterization=velocity"],
+         "variance=learned": ["loss=bound"], "variance=learned_range": ["loss=hybrid"], "loss=hybrid": ["variance=learned_range"]}
+FREE = {group: [c for c in options(group) if f"{group}={c}" not in NEEDS] for group in (
+    "model", "schedule", "parameterization", "variance", "loss", "optimizer", "sampler", "timesteps", "spacing", "wandb", "data", "copy")}
+
+
+@pytest.mark.parametrize("choices", [
+    *([f"{group}={names[k % len(names)]}" for group, names in FREE.items()] for k in range(max(map(len, FREE.values())))),
+    *([choice, *more] for choice, more in NEEDS.items())], ids=" ".join)
+def test_every_choice_composes_and_checks(choices):
+    """Many in one config: the k-th of each group."""
+    config = composed("train", [*choices, *(NOWHERE if {"data=folder", "data=dicom", "data=nifti"} & set(choices) else [])])
     check_config(config)
     for section in ("schedule", "parameterization", "variance", "loss"):
         build(config[section], TARGETS[section], section)
@@ -114,6 +149,9 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     ("schedule._target_=os.system", "is not defined in diffusion"),
     ("transfer=l2_sp transfer.penalties.weight=1", "transfer.penalties is a list, whose 1 elements"),
     ("transfer=l2_sp transfer.penalties.1.weight=1", "transfer.penalties is a list, whose 1 elements"),
+    ("~transfer.penalties.0 transfer=l2_sp", "no element of a list can be left out; give the whole list, transfer.penalties=[...]"),
+    ("~sampler", "~sampler: it cannot be left out; choose one, sampler=NAME of ancestral, ddim"),
+    ("transfer=glob(f*)", "transfer=glob(f*): several values are several runs: add -m, python train.py -m"),
     ("transfer=l2_sp transfer.penalties.0.wieght=1", "did you mean transfer.penalties.0.weight"),
     ("transfer.name=a/b", "no slash"),
     ("transfer=lp_ft train.steps=1", "train.steps=1 they are the steps 0 (until: 50%) and 0 (from: 0). Train longer"),
@@ -163,11 +201,11 @@ def test_a_strategy_that_is_no_strategy(text, message, tmp_path, monkeypatch):
 
 
 def test_a_sweep_is_checked_value_by_value():
-    assert "did you mean full" in refused("transfer=scratch,ful")
-    check_overrides("train", ["transfer=scratch,full", "train.steps=1,2"])
-    message = refused("transfer=l2_sp,full", "transfer.penalties.0.weight=1,2")
+    assert "did you mean full" in refused("-m", "transfer=scratch,ful")
+    check_overrides("train", ["-m", "transfer=scratch,full", "train.steps=1,2"])
+    message = refused("-m", "transfer=l2_sp,full", "transfer.penalties.0.weight=1,2")
     assert message.startswith("transfer.penalties.0.weight: there is no such setting") and message.endswith("(with transfer=full)")
-    check_overrides("train", ["transfer=lora,locon", "transfer.inject.0.rank=1,2"])
+    check_overrides("train", ["-m", "transfer=lora,locon", "transfer.inject.0.rank=1,2"])
 
 
 def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
@@ -187,6 +225,9 @@ def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
     (["sample.py", "chekpoint=nowhere"], "did you mean checkpoint"),
     (["sample.py"], "checkpoint"),
     (["train.py", "data=bundled_faces", "run.device=cuda:99"], "error: device=cuda:99: not usable here"),
+    (["train.py", "seed=1,2"], "error: seed=1,2: several values are several runs: add -m, python train.py -m"),
+    (["sample.py", "checkpoint=x", "n=1,2"], "error: n=1,2: several values are several runs: add -m, python sample.py -m"),
+    (["train.py", "--resolve"], "error: --resolve belongs to --cfg"),
     (["report.py", "--help"], "usage: python report.py runs/EXPERIMENT"),
     (["report.py", "runs/nowhere"], "error: runs/nowhere: no such folder"),
     (["train.py", "data=bundled_faces", "run.directory=README.md/run"], "error: README.md/run: Not a directory. Where things are"),

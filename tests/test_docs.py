@@ -29,7 +29,7 @@ def commands() -> list[tuple[str, str]]:
     for name in FILES:
         text = (ROOT / name).read_text().replace("\\\n", " ")
         for script, arguments in re.findall(r"python (train|sample|evaluate|export)\.py((?: +[^\s`#()]*(?:'[^']*'|\"[^\"]*\")?)*)", text):
-            words = [w for w in shlex.split(re.split(r"\s{3,}|;", arguments.strip())[0]) if "=" in w and "..." not in w]
+            words = [w for w in shlex.split(re.split(r"\s{3,}|;", arguments.strip())[0]) if ("=" in w or w == "-m") and "..." not in w]
             found.add((script, " ".join(map(shlex.quote, words))))
     return sorted(found | set(commands_of_scripts()))
 
@@ -42,7 +42,7 @@ def commands_of_scripts() -> list[tuple[str, str]]:
         told = subprocess.run(["bash", "-euc", said + block], capture_output=True, text=True, check=True)
         for script, *words in map(shlex.split, told.stdout.splitlines()):
             if script != "report.py":
-                found.append((script.removesuffix(".py"), " ".join(shlex.quote(w) for w in words if "=" in w)))
+                found.append((script.removesuffix(".py"), " ".join(shlex.quote(w) for w in words if "=" in w or w == "-m")))
     return found
 
 
