@@ -34,9 +34,9 @@ from runtime import checkpoint
 from runtime.build import build, settings_from
 from runtime.config import check_overrides, differences, resolved, sha256_of
 from runtime.device import pick_device
-from runtime.directory import IDENTITY, machine, write_json
+from runtime.directory import IDENTITY, machine
 from runtime.errors import UserError, message_of, near, one_message
-from runtime.files import Damaged, locked, read_json
+from runtime.files import Damaged, locked, read_sealed, write_sealed
 from runtime.log import log_to_terminal
 from runtime.results import read_result
 from runtime.signals import PREEMPTED
@@ -285,7 +285,7 @@ def kept(folder: Path, protocol: dict[str, Any], run: Path | None) -> dict[str, 
     """The evaluation that is there, {} where there is none, a damaged one or one of another format. Raises UserError where it is of
     something else. run: where the folder is not its own."""
     try:
-        there = read_json(folder / EVALUATION, keys=["protocol"])
+        there = read_sealed(folder / EVALUATION, keys=["protocol"], unsealed=True)
         before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
         if run:
             before["run"] = str(Path(there["checkpoint"]["path"]).parent.parent.resolve()) if "checkpoint" in there else None
@@ -331,7 +331,7 @@ def arguments() -> list[str]:
 
 
 def write(folder: Path, device: torch.device, record: dict[str, Any]) -> None:
-    write_json(folder / EVALUATION, {"version": VERSION, **record, "arguments": arguments(), **machine(device)})
+    write_sealed(folder / EVALUATION, {"version": VERSION, **record, "arguments": arguments(), **machine(device)}, indent=1)
     for line in record["notes"]:
         log.info("note: %s", line)
     log.info("%s\n%s", folder / EVALUATION, summary(record))

@@ -14,7 +14,7 @@ from evaluation.record import EVALUATION, GRID, VERSION
 from runtime.config import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
-from runtime.files import read_json
+from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
 from runtime.results import Result, read_result
 from runtime.sweep import SWEEP, read_sweep
@@ -106,7 +106,7 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     """Of one run, the newest first."""
     paths = sorted(directory.glob(f"evaluation/*/{EVALUATION}"), key=lambda p: (p.stat().st_mtime_ns, p), reverse=True)
     again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
-    found = [Evaluation(path, read_json(path, again)) for path in paths]
+    found = [Evaluation(path, read_sealed(path, again, unsealed=True)) for path in paths]
     for evaluation in found:
         version = evaluation.content.get("version") if isinstance(evaluation.content, dict) else None
         if version != VERSION:

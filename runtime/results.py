@@ -16,7 +16,7 @@ from yaml import YAMLError
 from runtime.config import CONF, NUMBERS, canonical
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
-from runtime.files import read_json
+from runtime.files import read_json, read_sealed
 
 RESULT = "result.json"  # written at each evaluation
 DRAWS = ("data.subset_seed",)  # beside the seed: what runs of one setting are drawn by
@@ -83,7 +83,7 @@ def read_result(directory: Path) -> Result:
         config = _read_yaml(path, "delete it; the command of the run writes it anew where it goes on, or " + begin)
     path = directory / RESULT
     mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
-    return Result(directory, config, read_json(path, mend) if path.exists() else {})
+    return Result(directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {})
 
 
 def _read_yaml(path: Path, mend: str) -> dict[str, Any]:

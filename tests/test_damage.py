@@ -22,6 +22,7 @@ from runtime.checkpoint import EMA, MODEL, OPTIMIZER
 from runtime.config import composed
 from runtime.directory import kept_precision
 from runtime.errors import UserError
+from runtime.files import Damaged
 from runtime.log import read_metrics
 from runtime.results import read_result
 from tests import runs, transfers
@@ -215,6 +216,18 @@ def test_a_run_goes_on_past_a_damaged_file_that_can_be_made_anew(expected, halfw
     assert read_result(directory).config["train"] == read_result(undisturbed).config["train"]
     if name == "environment.json":
         assert json.loads(path.read_text())["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("spoil", [flipped, cut])
+def test_a_result_with_another_number_is_not_shown(expected, tmp_path, spoil):
+    path = runs.directory_of(copied(expected, tmp_path)) / "result.json"
+    loss = str(json.loads(path.read_text())["held_out_loss"])
+    if spoil is flipped:
+        path.write_text(path.read_text().replace(loss, loss.replace(loss[-1], str((int(loss[-1]) + 1) % 10))))
+    else:
+        spoil(path)
+    with pytest.raises(Damaged, match=rf"{path} is damaged .*: delete it; the next evaluation of the run writes it anew"):
+        read_result(path.parent)
 
 
 def test_a_missing_environment_is_made_anew(expected, halfway, tmp_path):

@@ -346,10 +346,11 @@ def test_a_folder_given_keeps_what_is_in_it(full, transfers, tmp_path):
     for other, what in ((run, settings(transfers, metrics="loss", out=given.out, seed=1)), (transfers.source, given)):
         with pytest.raises(UserError, match=r"holds another evaluation(.|\n)*(seed: 0 -> 1|run: )"):
             evaluate.of_run(other, what, NODE)
-    (tmp_path / "mine" / "evaluation.json").write_text('{"half": ')
-    assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"]
-    (tmp_path / "mine" / "evaluation.json").write_text("[]")
-    assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"]
+    path = tmp_path / "mine" / "evaluation.json"
+    whole = json.loads(path.read_text())
+    for damaged in ('{"half": ', "[]", path.read_text().replace('"value": 0', '"value": 9')):
+        path.write_text(damaged)
+        assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"] == whole["loss"]
 
 
 def test_images_that_were_made_anew_are_judged_anew(full, transfers, tmp_path):

@@ -23,6 +23,7 @@ from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, missing, read_runs
 from reporting.table import contrasts, floors, rows, situations
+from runtime.files import write_sealed
 from runtime.results import percent, read_result, size, varied
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
 
@@ -440,6 +441,19 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, capsys):
     assert f"error: {directory / name} is damaged" in message and "delete" in message and "Traceback" not in message
     assert ("python evaluate.py checkpoint=" in message) == ("evaluation" in name)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_number_that_was_changed_is_not_shown(tmp_path, capsys):
+    """As evaluate.py writes it, one digit is another one."""
+    directory = evaluated(tmp_path, "full")
+    path = directory / "evaluation/default/evaluation.json"
+    write_sealed(path, json.loads(path.read_text()), indent=1)
+    report.main([str(tmp_path)])
+    path.write_text(path.read_text().replace('"value": 0', '"value": 9'))
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path)])
+    message = capsys.readouterr().err
+    assert f"error: {path} is damaged (its content does not have the sha256 that it says): delete it and evaluate" in message
 
 
 def test_an_evaluation_of_another_version_is_refused(tmp_path, capsys):

@@ -26,8 +26,9 @@ from evaluation.held_out import held_out_errors
 from evaluation.record import GRID
 from runtime import checkpoint
 from runtime.device import peak_memory
-from runtime.directory import device_name, write_json
+from runtime.directory import device_name
 from runtime.errors import UserError
+from runtime.files import write_sealed
 from runtime.log import RunLog, grid
 from runtime.randomness import derive, generator
 from runtime.results import RESULT
@@ -238,7 +239,7 @@ class Trainer:
         self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
         if picture is not None:
             self.log.picture("samples", self.steps_done, picture)
-        write_json(self.directory / RESULT, self._result(values))
+        write_sealed(self.directory / RESULT, self._result(values), indent=1)
         self._save(values)
 
     def _result(self, values: dict[str, float]) -> dict[str, Any]:
