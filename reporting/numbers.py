@@ -26,10 +26,12 @@ def number(value: float | None, low: float | None = None, high: float | None = N
 
 
 def interval(value: float, low: float | None, high: float | None, signed: bool = False) -> str:
-    """[low, high], "" where it is not known."""
+    """[low, high], "" where it is not known. With more digits where an end would read as 0 and is not: whether 0 lies inside is shown."""
     if low is None or high is None:
         return ""
     digits = decimals(value, low, high)
+    while digits < 8 and any(end and not round(end, digits) for end in (low, high)):
+        digits += 1
     return f"[{written(low, digits, signed)}, {written(high, digits, signed)}]"
 
 
