@@ -109,9 +109,4 @@ def floors(train: Seen, test: Seen | None, halves: tuple[Tensor, Tensor] | None,
         found["train against test"] = {"quality": {"test": found["memoriser"]["quality"]["test"]}}
     if halves is not None:
         found["half of test against the other half"] = {"quality": {"test": against(*halves, "the held-out images", frechet, notes)}}
-    return without_replicates(found)
-
-
-def without_replicates(node: Any) -> Any:
-    """Nobody takes a paired difference to a floor."""
-    return {key: without_replicates(value) for key, value in node.items() if key != "replicates"} if isinstance(node, dict) else node
+    return found

@@ -57,7 +57,8 @@ class Report:
 
     @cached_property
     def settings(self) -> list[str]:
-        return [path for path in varied([run.result for run in self.runs]) if path != "optimizer.lr"]
+        apart = ["identity"] if any("identity" in row.settings for row in self.table) else []  # reporting.table.apart
+        return [*(path for path in varied([run.result for run in self.runs]) if path != "optimizer.lr"), *apart]
 
     @cached_property
     def evaluate(self) -> str:

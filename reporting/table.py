@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evaluation.intervals import Mean, mean_over, moderated, spread_of
+from evaluation.intervals import Mean, mean_over, moderated, spread_of, wilson
 from evaluation.memorization import Band
 from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
@@ -148,17 +149,28 @@ class Row:
 
     def constant(self, column: Column) -> bool:
         """What no seed changes was measured once."""
-        return not self.trained and len({v.value for v in self.by_seed(column).values()}) == 1
+        values = [v.value for v in self.by_seed(column).values()]
+        return not self.trained and bool(values) and all(math.isclose(v, values[0], rel_tol=1e-9) for v in values)
 
     def cell(self, column: Column) -> Cell:
         values = list(self.by_seed(column).values())
         if not values:
             return Cell(None, None, None, 0, column.why(self.counted[0]))
-        if len(values) == 1 or self.constant(column):
-            return Cell(*values[0][:3], 1, images=True)
         replicates, images = drawn_alike(values)
+        if len(values) == 1 or self.constant(column):
+            return Cell(*widened(column, values[0][:3], images), 1, images=True)
         mean = mean_over([v.value for v in values], replicates, images)
-        return Cell(mean.value, *mean.interval(), mean.n, of=self.of, images=bool(replicates))
+        low, high = mean.interval()
+        if not replicates and (bands := [v for v in values if v.low is not None]):  # floors of earlier versions: all that any holds
+            low, high = min(low, *(v.low for v in bands)), max(high, *(v.high for v in bands))
+            return Cell(mean.value, low, high, mean.n, of=self.of, images=True)
+        return Cell(*widened(column, (mean.value, low, high), images), mean.n, of=self.of, images=bool(replicates))
+
+
+def widened(column: Column, told: tuple[float, float | None, float | None], images: int | None) -> tuple[float, float | None, float | None]:
+    """A share of images that all are alike, as 0 of 60, has Wilson's interval: a bootstrap of them has no width."""
+    value, low, high = told
+    return (value, *wilson(value * images, images)) if column.percent and images and low is not None and low == high else told
 
 
 def averaged(values: Sequence[Value]) -> Value:
@@ -181,9 +193,18 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         settings = run.result.settings()
         row = Row(run.result.strategy, {p: settings[p] for p in paths if p in settings}, [])
         groups.setdefault(row.label, row).runs.append(run)
-    beside, table = floors(runs), list(groups.values())
+    beside, table = floors(runs), [row for group in groups.values() for row in apart(group)]
     ranked = {row.situation: ranking([r for r in table if r.situation == row.situation], beside) for row in table}
     return sorted(table, key=lambda row: (numeric(row.situation), order(row, ranked[row.situation])))
+
+
+def apart(row: Row) -> list[Row]:
+    """Runs that differ in what no setting says, as their images were changed in between or their source was trained anew, are no seeds of
+    one row: where a seed is there twice, a row for each kind."""
+    kinds = dict.fromkeys(run.result.kind for run in row.runs)
+    if len({(run.result.seed, run.result.subset) for run in row.runs}) == len(row.runs) or len(kinds) == 1:
+        return [row]
+    return [Row(row.name, row.settings | {"identity": kind}, [run for run in row.runs if run.result.kind == kind]) for kind in kinds]
 
 
 def ranking(rows: Sequence[Row], floors: Sequence[Row]) -> list[Column]:

@@ -7,13 +7,14 @@ evaluation.intervals.is_best. A single training of each tells networks apart and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
 from evaluation.intervals import Mean, is_best, told_apart
-from evaluation.memorization import NEAR, OUTRIGHT, Band, copy_sign, near_sign
+from evaluation.memorization import COPIED, NEAR, OUTRIGHT, Band, copy_sign, innocent_share, near_sign
 from reporting.columns import COPIES, COPIES_TEST, FORGOT, HELD_OUT, KID, PRECISION, RHO, TEST_LOSS, Column
 from reporting.numbers import interval, number, share
 from reporting.table import REAL, Cell, Row, contrasts, other_kind, ranking
@@ -269,7 +270,22 @@ def copying(judged: Sequence[Row], floors: Sequence[Row]) -> str:
     if alike:
         text += (f" What is no sign: {listed(alike)} {'comes' if len(alike) == 1 else 'come'} no nearer to the training images than the "
                  f"untouched source, which saw none of them (rho {in_words(untouched, RHO)}).")
-    return text
+    return " ".join(filter(None, [text, unseen(judged[0], untouched), of_an_earlier_step(known)]))
+
+
+def unseen(row: Row, untouched: Row | None) -> str:
+    """What share of copies these images cannot show."""
+    most = innocent_share(innocent_shares(row), known_band(untouched, COPIES))
+    return "" if row.value(COPIES) is None or most <= COPIED else (
+        f"Up to {share(most)} of copies by pixels would not be a sign here: so many may the images have that copy nothing, as few of them "
+        "were looked at.")
+
+
+def of_an_earlier_step(known: Sequence[Row]) -> str:
+    """Which runs went on after the step that was looked at: from a few images the last steps copy most."""
+    found = [row.name for row in known if any((run.at("checkpoint", "step") or math.inf) < (run.result.values.get("step") or 0)
+                                              for run in row.counted)]
+    return f"Not of the last step, which samples.png and sample.py show (`select=last` looks at it): {listed(found)}." if found else ""
 
 
 def copying_by(caught: dict[str, list[str]], known: Sequence[Row], best: Row, untouched: Row | None) -> str:
@@ -304,11 +320,15 @@ def lagging(row: Row) -> float | None:
 
 def unsure_steps(judged: Sequence[Row]) -> str:
     """What more steps would change."""
+    once = [row.name for row in judged if row.trained and any(len(run.curve("validation/loss")) == 1 for run in row.counted)]
     better = [row.name for row in judged if improving(row)]
     late = {row.name: left for row in judged if (left := lagging(row)) is not None and left > LEFT_ON_START}
     parts = []
     if better:
         parts.append(f"still improving at the last step, so that more steps may change the order: {listed(better)}")
+    if once:
+        parts.append(f"whether more steps would change the order is unknown of {listed(once)}, as its loss was looked at once "
+                     "(run.checkpoint_every)")
     if late:
         lags = [f"{name} {share(left)}" for name, left in late.items()]
         parts.append(f"the averaged weights, which are what is judged, still are the start in part: {listed(lags)}")

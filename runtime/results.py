@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runtime.config import CONF, NUMBERS, canonical
+from runtime.config import CONF, NUMBERS, canonical, digest
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
@@ -25,11 +25,13 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Result:
-    """config: of the run, or its identity where it has not begun. values: of result.json, {} where there is none yet."""
+    """config: of the run, or its identity where it has not begun. values: of result.json, {} where there is none yet. kind: a hash of all
+    that decides its numbers but for the seeds, also of the images and of the source's weights, which no config has."""
 
     directory: Path
     config: dict[str, Any]
     values: dict[str, Any]
+    kind: str = ""
 
     @property
     def strategy(self) -> str:
@@ -75,15 +77,16 @@ class Result:
 
 
 def read_result(directory: Path) -> Result:
-    config, begin = {}, "delete its directory and give the command of the run again"
+    config, kind, begin = {}, "", "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
         config = read_json(path, begin)
+        kind = digest(config | {"seed": None, "data": config.get("data", {}) | {"subset_seed": None}})
         config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
         config = _read_yaml(path, "delete it; the command of the run writes it anew where it goes on, or " + begin)
     path = directory / RESULT
     mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
-    return Result(directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {})
+    return Result(directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {}, kind)
 
 
 def _read_yaml(path: Path, mend: str) -> dict[str, Any]:

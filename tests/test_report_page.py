@@ -27,6 +27,7 @@ from reporting.numbers import interval, number
 from reporting.page import Report
 from reporting.plots import Absent, Figure
 from reporting.runs import read_runs
+from reporting.table import floors
 from reporting.table import rows as rows_of
 from tests.report_runs import estimate, evaluated, evaluation, write_evaluation, write_run
 from training.judging import noise_images
@@ -222,7 +223,7 @@ def test_a_clear_winner(tmp_path):
                         "features in full.")
     assert compared == "Against full, by KID test: worse: lora +0.0210 [+0.0185, +0.0235] (3 seeds)."
     assert forgot == "full forgot: the loss on source images changed by +0.0510 [+0.0488, +0.0532] (3 seeds)."
-    assert copying.startswith("No sign of copying; full: rho 1.000 [0.977, 1.023] (3 seeds), copies 0%")
+    assert copying.startswith("No sign of copying; full: rho 1.000 [0.977, 1.023] (3 seeds), copies 0.00% [0.00, 0.92] (3 seeds).")
     assert not any("seed only" in s or "Two seeds" in s for s in sentences) and "memoriser 0.0050 [0.0040, 0.0060]" in sentences[-1]
 
 
@@ -390,8 +391,8 @@ def with_untouched(directory: Path, **features) -> None:
 
 @pytest.mark.parametrize(("numbers", "sign"), [
     ({"rho": 0.04}, "rho 0.040 [0.020, 0.060] below 0.5"),
-    ({"copies": 0.2}, "20.0% [20.0, 20.0] copies"),
-    ({"copies": 0.2, "c_t": -5.0}, "20.0% [20.0, 20.0] copies")])
+    ({"copies": 0.2}, "20.0% [16.4, 24.1] copies"),
+    ({"copies": 0.2, "c_t": -5.0}, "20.0% [16.4, 24.1] copies")])
 def test_a_memoriser_is_named_and_another_one_recommended(tmp_path, numbers, sign):
     evaluated(tmp_path, "full", kid=0.001, **numbers)
     evaluated(tmp_path, "lora", kid=0.02)
@@ -443,6 +444,54 @@ def test_a_share_that_new_images_come_to_as_well_is_no_sign(tmp_path):
     content["memorization"]["pixels"]["copy_share_test"] = {"value": 0.11, "low": 0.07, "high": 0.16}
     path.write_text(json.dumps(content))
     assert said_of_copying(tmp_path).startswith("No sign of copying")
+
+
+def test_what_few_test_images_cannot_show_is_said(tmp_path):
+    """Of 11 of which none looks like a copy Wilson's interval reaches to 26%."""
+    directory = evaluated(tmp_path, "full", copies=0.12)
+    path = next(directory.glob("evaluation/*/evaluation.json"))
+    content = json.loads(path.read_text())
+    test = stats.binomtest(0, 11).proportion_ci(method="wilson")
+    content["memorization"]["pixels"]["copy_share_test"] = {"value": 0.0, "low": test.low, "high": test.high}
+    path.write_text(json.dumps(content))
+    assert "Up to 25.9% of copies by pixels would not be a sign here" in said_of_copying(tmp_path)
+
+
+def test_copying_is_said_to_be_of_the_step_that_was_looked_at(tmp_path):
+    assert "last step" not in said_of_copying(evaluated(tmp_path / "last", "full", step=300).parent)
+    said = said_of_copying(evaluated(tmp_path / "best", "full", step=150).parent)
+    assert said.endswith("Not of the last step, which samples.png and sample.py show (`select=last` looks at it): full.")
+
+
+def test_a_floor_over_seeds_has_the_spread_of_its_images(tmp_path):
+    """Two seeds whose numbers are near to one another by chance: the interval is no narrower than that of the images, which all share."""
+    draws = np.random.default_rng(0).normal(0, 0.03, 200)
+    for seed, value in enumerate((-0.0190, -0.0181)):
+        path = next(evaluated(tmp_path, "full", seed).glob("evaluation/*/evaluation.json"))
+        content = json.loads(path.read_text())
+        content["floors"]["memoriser"]["quality"]["test"]["kid"] = {
+            "value": value, "low": value - 0.06, "high": value + 0.06, "replicates": list(value + draws), "images": 110}
+        path.write_text(json.dumps(content))
+    memoriser = next(row for row in floors(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
+    assert memoriser.high - memoriser.low == pytest.approx(2 * stats.t.ppf(0.975, 109) * draws.std(ddof=1) * (110 / 109) ** 0.5, rel=0.02)
+    for path in tmp_path.glob("*/evaluation/*/evaluation.json"):  # of an earlier version
+        content = json.loads(path.read_text())
+        del content["floors"]["memoriser"]["quality"]["test"]["kid"]["replicates"]
+        path.write_text(json.dumps(content))
+    memoriser = next(row for row in floors(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
+    assert (memoriser.low, memoriser.high) == pytest.approx((-0.0790, 0.0419))  # all that either holds
+
+
+def test_runs_of_one_seed_on_other_images_are_no_seeds_of_one_row(tmp_path):
+    for images in ("before", "after"):
+        for seed in (0, 1):
+            path = evaluated(tmp_path, "full", seed) / "identity.json"
+            identity = {k: v for k, v in json.loads(path.read_text()).items() if k != "run"}  # as a real one
+            path.write_text(json.dumps(identity | {"data": identity["data"] | {"images": images}}))
+    evaluated(tmp_path, "lora", 0)
+    table = rows_of(read_runs(tmp_path))
+    assert sorted((row.name, row.cell(KID).n, len(row.runs)) for row in table) == [("full", 2, 2), ("full", 2, 2), ("lora", 1, 1)]
+    assert "| identity |" in (report.main([str(tmp_path)]) or (tmp_path / "report.md").read_text())
 
 
 @pytest.mark.parametrize(("real", "ranks"), [(0.45, False), (0.006, True), (0.02, True)])
