@@ -205,7 +205,8 @@ def trainer(config: Config, images: ImageSource, directory: Path, saved: checkpo
     dataset = open_dataset(data, images, config["seed"], Path(run_settings.cache))
     show_images(dataset, run_settings.samples, directory / "images.png")
     if dataset.classes:
-        log.info(told_classes(dataset))
+        log.info("%s%s", told_classes(dataset), "" if config["model"].get("classes", 0) else
+                 ", which the network is not told, as model.classes is 0; model.classes=auto tells it")
     dataset = replace(dataset, classes=saved.state["classes"] if saved else class_names(config, dataset.classes, origin))
     torch.manual_seed(derive(config["seed"], "weights"))
     denoiser = build_denoiser(config)

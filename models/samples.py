@@ -127,7 +127,7 @@ def labels(label: int | str | Sequence[int] | None, classes: Sequence[str], imag
     if label is None:
         return None
     if not classes:
-        raise UserError(f"label={label}: this model has no classes.")
+        raise UserError(f"label={label}: this model has no classes; one that was trained with model.classes=auto has those of its images.")
     if label == "all":
         label = range(len(classes))
     if not isinstance(label, int | str):

@@ -296,6 +296,9 @@ def test_what_a_log_says(transfers, caplog):
     assert "train.warmup" not in text  # it trains no step
     assert f"{TABLE} is new to the source and does not train with transfer=zero_shot: its labels do nothing" in text
     assert "conv_out.weight is new to the source and does not train with transfer=zero_shot: new outputs cannot" in text
+    assert "which the network is not told" not in text
+    text = log_of(run(transfers, "zero_shot", "model.classes=0"))
+    assert re.search(r"3 classes: A \(\d+\), B \(\d+\), C \(\d+\), which the network is not told, as model.classes is 0", text)
     text = log_of(run(transfers, "full", "transfer.rules=[{pattern: 'up.*'}, {pattern: 'class_embedding.*', learning_rate_scale: 0}]"))
     assert f"{TABLE} is new to the source and does not train with transfer=full: its labels do nothing" in text
 
