@@ -98,7 +98,7 @@ def run(config: Config, wait: bool = False) -> Path:
     """Trains what config says, from where it was left, and returns the run's directory. wait: for another process that is at it."""
     check_config(config)
     config = complete(config)
-    check_network(config)
+    checked, plan = config, check_network(config)
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: locate(config), lambda: open_images(config))
     config = with_schedule(with_classes(config, len(images.classes), kept_classes(config, source)), source and source.own)
@@ -116,7 +116,7 @@ def run(config: Config, wait: bool = False) -> Path:
             log.info("finished: %s has %d steps (a larger train.steps continues it)", directory, saved.step)
         else:
             log.info("%s: %s, %s", f"resuming at step {saved.step}" if saved else "new run", directory,
-                     check_network(config).told())
+                     (plan if config == checked else check_network(config)).told())
             needed = source and not (has_origin(directory) and saved and not settings_of(config, "transfer").needs_source)
             origin = source_weights(source, config) if needed else None
             with contextlib.ExitStack() as around:

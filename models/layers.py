@@ -29,11 +29,11 @@ def conv(in_channels: int, out_channels: int, kernel: int, scale: float = 1.0, *
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
-    return _initialized(nn.Linear(in_features, out_features), scale)
+    return _initialized(Linear(in_features, out_features), scale)
 
 
 def _initialized(layer, scale):
-    if not layer.weight.is_meta:  # where there is no memory to fill, this would be half of the time
+    if not layer.weight.is_meta:
         variance_scaling_(layer.weight, scale)
         nn.init.zeros_(layer.bias)
     return layer
@@ -47,12 +47,20 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d that can leave its bias to what comes next."""
+class Filled:
+    """A layer that is not initialized where there is no memory to fill: a network on the meta device takes half the time."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+class Linear(Filled, nn.Linear):
+    pass
+
+
+class Conv2d(Filled, nn.Conv2d):
+    """nn.Conv2d that can leave its bias to what comes next."""
 
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
         return self._conv_forward(x, self.weight, self.bias if biased else None)
@@ -70,7 +78,7 @@ class Sum(NamedTuple):
         return total if self.bias is None else total + self.bias.to(total.dtype)[:, None, None]  # as autocast's convolution casts it
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(Filled, nn.GroupNorm):
     """Group norm with what follows it, as one operation of kernels.dispatch. eps: Ho's unless told. dropout: in [0, 1)."""
 
     def __init__(self, groups: int, channels: int, eps: float = NORM_EPS, act: Act = "silu", dropout: float = 0.0):

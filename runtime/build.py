@@ -42,9 +42,7 @@ def check(node: dict, packages: Sequence[str], where: str, given: Sequence[str] 
 
 def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str, given: Sequence[str] = ()) -> None:
     """The same with the target known. A parameter `from_` is the key `from`."""
-    parameters = {name.rstrip("_"): p for name, p in inspect.signature(target).parameters.items()}
-    hints = {name.rstrip("_"): hint for name, hint in typing.get_type_hints(
-        target.__init__ if inspect.isclass(target) else target).items()}
+    parameters, hints = _schema(target)
     for key, value in node.items():
         if key in SPECIAL:
             continue
@@ -64,6 +62,14 @@ def check_arguments(target: Any, node: dict, packages: Sequence[str], where: str
                    if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and n not in node and n not in given]
         if missing:
             raise UserError(f"{where}.{missing[0]} must be set.")
+
+
+@functools.cache
+def _schema(target: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
+    """The parameters of a class or function and their types, by key."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    return ({name.rstrip("_"): p for name, p in inspect.signature(target).parameters.items()},
+            {name.rstrip("_"): hint for name, hint in hints.items()})
 
 
 def _nodes(value: Any) -> list[tuple[str, dict]]:
@@ -132,7 +138,7 @@ def build(node: dict, packages: Sequence[str], where: str, **given: Any) -> Any:
 
 def arguments_of(target: Any, node: dict, packages: Sequence[str], where: str) -> dict[str, Any]:
     """A node's settings as arguments of target: nested nodes built, keywords such as `from` spelled `from_`."""
-    names = {name.rstrip("_"): name for name in inspect.signature(target).parameters}
+    names = {key: parameter.name for key, parameter in _schema(target)[0].items()}
     settings = {}
     for key, value in node.items():
         if key not in SPECIAL:
