@@ -47,8 +47,8 @@ def steps(request) -> int:
 
 
 @pytest.fixture(scope="module")
-def transfers(tmp_path_factory) -> Transfers:
-    return Transfers(tmp_path_factory.mktemp("transfers"))
+def transfers(tmp_path_factory, steps) -> Transfers:
+    return Transfers(tmp_path_factory.mktemp("transfers"), ["train.steps=100"] if steps == 10 else [])
 
 
 def run(transfers: Transfers, name: str, steps: int, *more: str) -> Path:
