@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 MISSING = "-"
+ROUNDING = 1e-12  # what is nearer to 0 is 0
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
@@ -30,7 +31,7 @@ def interval(value: float, low: float | None, high: float | None, signed: bool =
     if low is None or high is None:
         return ""
     digits = decimals(value, low, high)
-    while digits < 8 and any(end and not round(end, digits) for end in (low, high)):
+    while digits < 8 and any(abs(end) >= ROUNDING and not round(end, digits) for end in (low, high)):
         digits += 1
     return f"[{written(low, digits, signed)}, {written(high, digits, signed)}]"
 

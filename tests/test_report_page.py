@@ -20,6 +20,7 @@ from scipy import stats
 import report
 from evaluation import judge
 from evaluation.features.random import RandomConvolutional
+from evaluation.intervals import wilson
 from reporting import svg
 from reporting.charts import pareto, staircase
 from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
@@ -627,6 +628,8 @@ def test_digits(value, low, high, text):
 
 def test_signs():
     assert f"{number(0.012, 0.01, 0.014, True)} {interval(0.012, 0.01, 0.014, True)}" == "+0.0120 [+0.0100, +0.0140]"
+    assert interval(0.0, *(100 * end for end in wilson(0, 500))) == "[0.00, 0.76]"  # its lower end is 0 but for rounding
+    assert interval(0.00035, 3e-6, 0.0007, True) == "[+0.000003, +0.000700]"  # 0 lies outside
     assert f"{number(0.0, 0.0, 0.0, True)} {interval(-0.5, -1.0, 0.0, True)}" == "0 [-1.00, 0.00]"
 
 
