@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evaluation.checks import check_features
 from evaluation.distances import chunks
-from evaluation.intervals import bootstrap_mean, resampled, wilson
+from evaluation.intervals import bootstrap_mean, resampled, share_interval, wilson
 from evaluation.record import estimate
 from runtime.errors import UserError
 from runtime.randomness import generator
@@ -222,7 +222,10 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) 
     if len(train) > 1:
         for name, flags in (("copy_share", copies(near)), ("authentic_share", authentic(near, train))):
             flags = flags.double().cpu()
-            result[name] = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags))
+            found = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags))
+            if found["low"] is not None:
+                found["low"], found["high"] = share_interval(found["value"], found["low"], found["high"], len(flags))
+            result[name] = found
     else:
         result["notes"].append("copy share and AuthPct are left out: they compare two training images, and there is one")
     if not len(test):

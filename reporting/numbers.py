@@ -14,12 +14,12 @@ def decimals(value: float, low: float | None = None, high: float | None = None) 
     if low is None or high is None or high - low <= 1e-9 * size:
         return after_point(size, 3)
     fine = after_point((high - low) / 2, 2)
-    return fine if size < 1e-12 else max(min(fine, after_point(size, 4)), after_point(size, 2))
+    return fine if size < ROUNDING else max(min(fine, after_point(size, 4)), after_point(size, 2))
 
 
 def after_point(size: float, digits: int) -> int:
     """Where the first digits of a number end, at most 8 places after the point."""
-    return min(8, max(0, digits - 1 - math.floor(math.log10(size)))) if size >= 1e-12 else 0
+    return min(8, max(0, digits - 1 - math.floor(math.log10(size)))) if size >= ROUNDING else 0
 
 
 def number(value: float | None, low: float | None = None, high: float | None = None, signed: bool = False) -> str:

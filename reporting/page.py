@@ -57,8 +57,7 @@ class Report:
 
     @cached_property
     def settings(self) -> list[str]:
-        apart = ["identity"] if any("identity" in row.settings for row in self.table) else []  # reporting.table.apart
-        return [*(path for path in varied([run.result for run in self.runs]) if path != "optimizer.lr"), *apart]
+        return sorted({path for row in self.table for path in row.settings} - {"optimizer.lr"})
 
     @cached_property
     def evaluate(self) -> str:

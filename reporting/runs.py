@@ -108,7 +108,7 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
     found = [Evaluation(path, read_sealed(path, again, unsealed=True)) for path in paths]
     for evaluation in found:
-        version = evaluation.content.get("version") if isinstance(evaluation.content, dict) else None
+        version = evaluation.content.get("version")
         if version != VERSION:
             raise UserError(f"{evaluation.path}: version {version} of the format, and this code reads {VERSION}; {again}")
     return found

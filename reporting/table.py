@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evaluation.intervals import Mean, mean_over, moderated, spread_of, wilson
+from evaluation.intervals import Mean, mean_over, moderated, share_interval, spread_of
 from evaluation.memorization import Band
 from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
@@ -167,10 +167,10 @@ class Row:
         return Cell(*widened(column, (mean.value, low, high), images), mean.n, of=self.of, images=bool(replicates))
 
 
-def widened(column: Column, told: tuple[float, float | None, float | None], images: int | None) -> tuple[float, float | None, float | None]:
-    """A share of images that all are alike, as 0 of 60, has Wilson's interval: a bootstrap of them has no width."""
+def widened(column: Column, told: Sequence[float | None], images: int | None) -> Band:
+    """Of a share: told, with the width that a bootstrap of images that all are alike has not."""
     value, low, high = told
-    return (value, *wilson(value * images, images)) if column.percent and images and low is not None and low == high else told
+    return Band(value, *share_interval(value, low, high, images)) if column.percent and images and low is not None else Band(*told)
 
 
 def averaged(values: Sequence[Value]) -> Value:
@@ -202,7 +202,7 @@ def apart(row: Row) -> list[Row]:
     """Runs that differ in what no setting says, as their images were changed in between or their source was trained anew, are no seeds of
     one row: where a seed is there twice, a row for each kind."""
     kinds = dict.fromkeys(run.result.kind for run in row.runs)
-    if len({(run.result.seed, run.result.subset) for run in row.runs}) == len(row.runs) or len(kinds) == 1:
+    if len({(run.result.seed, run.result.subset) for run in row.counted}) == len(row.counted) or len(kinds) == 1:
         return [row]
     return [Row(row.name, row.settings | {"identity": kind}, [run for run in row.runs if run.result.kind == kind]) for kind in kinds]
 

@@ -327,7 +327,7 @@ def unsure_steps(judged: Sequence[Row]) -> str:
     if better:
         parts.append(f"still improving at the last step, so that more steps may change the order: {listed(better)}")
     if once:
-        parts.append(f"whether more steps would change the order is unknown of {listed(once)}, as its loss was looked at once "
+        parts.append(f"whether more steps would change the order is unknown of {listed(once)}, of which the loss was looked at once "
                      "(run.checkpoint_every)")
     if late:
         lags = [f"{name} {share(left)}" for name, left in late.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,9 +41,10 @@ def groups() -> list[str]:
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """A config by name and overrides, resolved, whether or not Hydra is running. What is chosen is composed once in a process; values are
     then set in a copy, by Hydra's own function: it takes ten times as long to compose. Raises UserError with Hydra's word on it."""
-    given, known = parsed(overrides), groups()
-    values = [o for o in given if _is_value(o, known)]
-    config = copy.deepcopy(_composed_keys(CONF, config_name, tuple(o.input_line for o in given if o not in values), False))
+    values, chosen, known = [], [], groups()
+    for override in parsed(overrides):
+        (values if _is_value(override, known) else chosen).append(override)
+    config = copy.deepcopy(_composed_keys(CONF, config_name, tuple(o.input_line for o in chosen), False))
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
     except HydraException as error:
@@ -97,12 +99,17 @@ def _check_flags(config_name: str, arguments: Sequence[str], ours: Sequence[Over
     asked = get_args_parser().parse_args(arguments)
     if asked.resolve and not (asked.cfg or asked.help):
         raise UserError("--resolve belongs to --cfg: --cfg job --resolve shows the config with every reference filled in.")
-    if asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides:
+    if is_multirun(asked):
         return
     for override in ours:
         if override.is_sweep_override() and override.input_line in asked.overrides:
             raise UserError(f"{override.input_line}: several values are several runs: add -m, python {config_name}.py -m .... "
                             "A list is written [a,b], a text with a comma in two pairs of quotes.")
+
+
+def is_multirun(asked: Namespace) -> bool:
+    """Whether Hydra's parsed command line asks for many runs."""
+    return asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
 
 
 def _keys_with(config_name: str, chosen: Sequence[Override], other: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
-from runtime.config import CONF, composed, composed_keys, sha256_of, task_overrides
+from runtime.config import CONF, composed, composed_keys, is_multirun, sha256_of, task_overrides
 from runtime.device import free_memory
 from runtime.directory import write_json
 from runtime.errors import UserError, message_of
@@ -130,7 +130,7 @@ def is_sweep(config_name: str, asked) -> bool:
         raise UserError("--cfg and --info show one run: leave -m out, and give one value of each setting.")
     if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
         return False
-    if asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides:
+    if is_multirun(asked):
         return True
     for override in asked.overrides:
         if override.startswith(("+sweep=", "hydra/launcher=")):

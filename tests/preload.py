@@ -19,9 +19,10 @@ IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.c
 sys.dont_write_bytecode = False
 for name in IMPORTS:
     importlib.import_module(name)
+check_overrides = importlib.import_module("runtime.config").check_overrides
 for chosen in ([], ["+experiment=pretrain_demo"], ["+experiment=transfer_demo"]):
-    importlib.import_module("runtime.config").check_overrides("train", chosen)
-importlib.import_module("runtime.config").check_overrides("sample", [])
+    check_overrides("train", chosen)
+check_overrides("sample", [])
 # Hydra composes a config for this alone, which no file of ours sets. What begins with nothing (test_imports.py, ...) goes by its own way.
 Hydra.get_mode = lambda self, config_name, overrides: RunMode.MULTIRUN if "hydra.mode=MULTIRUN" in overrides else None
 importlib.import_module("runtime.directory").commit()

@@ -104,6 +104,13 @@ def test_a_copy_of_an_image_that_is_there_twice_is_a_copy():
     assert m.copy_share(m.nearest(FRESH, train)) == 0.0  # both nearest are one image: no ratio says that it is close
 
 
+@pytest.mark.parametrize(("images", "copied"), [(FRESH, 0), (COPIES, len(COPIES))])
+def test_a_share_of_images_that_are_all_alike_has_a_width(images, copied):
+    found = m.memorization(images, torch.cat([TRAIN, TRAIN]), TEST)["copy_share"]
+    wilson = scipy.stats.binomtest(copied, len(images)).proportion_ci(method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-12)
+
+
 # C_T
 
 

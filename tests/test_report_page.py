@@ -580,6 +580,7 @@ def test_what_has_not_ended_is_said(tmp_path):
     evaluated(tmp_path, "zero_shot", kid=0.6, result={"step": 300, "ema_share_of_start": 0.1})
     (caveat,) = [s for s in verdict_of(tmp_path) if s.startswith("Still improving")]
     assert "more steps may change the order: full;" in caveat
+    assert "whether more steps would change the order is unknown of once, of which the loss was looked at once" in caveat
     assert "averaged weights, which are what is judged, still are the start in part: lora 20% and full 30%." in caveat
 
 
