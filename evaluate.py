@@ -20,6 +20,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from config.overrides import check_overrides, resolved
+from config.sections import Precision
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, as_made
 from evaluation.closest import write_closest
@@ -28,21 +30,20 @@ from evaluation.folder import open_images
 from evaluation.judge import Notes, Seen
 from evaluation.record import EVALUATION, GRID, VERSION
 from kernels import dispatch
-from models.network import frozen_denoiser
 from models.samples import Making
-from runtime import checkpoint
-from runtime.build import build, settings_from
-from runtime.config import check_overrides, differences, resolved, sha256_of
+from runtime.build import Settings, parse
+from runtime.checkpoint import FILES, STATE, Which, find
+from runtime.content import differences, sha256_of
 from runtime.device import pick_device
 from runtime.directory import IDENTITY, machine
 from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import Damaged, locked, read_sealed, write_sealed
 from runtime.log import log_to_terminal
-from runtime.results import read_result
 from runtime.signals import PREEMPTED
+from training.best_checkpoint import find_best_checkpoint
 from training.finished import NULL_CLASS, Finished, classes_of
 from training.judging import Looking, OfNetwork, Reference, images_judged, noise_images, samples
-from training.settings import Precision
+from training.result import read_result
 
 log = logging.getLogger("evaluate")
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
@@ -51,7 +52,7 @@ OF_NETWORK = ("loss", "bound")  # those that need no images
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(Settings):
     """See conf/evaluate.yaml."""
 
     sampler: SamplerSettings
@@ -67,7 +68,7 @@ class EvaluateSettings:
     n: int = 2000
     seed: int = 0
     select: Literal["best", "last"] = "best"
-    weights: checkpoint.Which = "ema"
+    weights: Which = "ema"
     label: int | str | None = None
     held_out_draws: int = 2048
     bound_images: int = 16
@@ -114,10 +115,7 @@ def main(cfg: DictConfig) -> None:
     log_to_terminal()
     config = resolved(cfg)
     config.pop("spacing")
-    sampler = config["sampler"]
-    node = {"_target_": "diffusion.generate.SamplerSettings", **sampler}
-    settings = settings_from(EvaluateSettings, config | {"sampler": node}, "evaluate",
-                             {"sampler": ["diffusion"], "features": ["evaluation"], "perceptual": ["evaluation"]})
+    settings, sampler = parse(EvaluateSettings, config, ["diffusion", "evaluation"], ""), config["sampler"]
     if settings.checkpoint is None:
         of_folder(settings)
         return
@@ -155,13 +153,13 @@ def runs_of(path: Path) -> list[Path]:
 def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> Path:
     """Evaluates one run, or skips it where that has been done. Returns the folder of its evaluation."""
     began = time.monotonic()
-    found = checkpoint.best(path) if settings.select == "best" else checkpoint.find(path)
+    found = find_best_checkpoint(path) if settings.select == "best" else find(path)
     run = Finished(found, settings.weights, settings.overrides, settings.source, Path(settings.cache).expanduser())
     dataset, about = run.images
     reference = Reference.of(dataset.images, dataset.splits, about)
-    sha256 = found.state["sha256"][checkpoint.FILES[settings.weights]]
-    select = found.path.name if (path / checkpoint.STATE).is_file() else settings.select
-    sampler = as_made(sampler, settings.sampler, build(run.config["schedule"], ["diffusion"], "schedule"))
+    sha256 = found.digests[FILES[settings.weights]]
+    select = found.path.name if (path / STATE).is_file() else settings.select
+    sampler = as_made(sampler, settings.sampler, run.config.schedule)
     protocol = protocol_of(settings, reference, sampler, select)
     folder = folder_of(settings, run.directory, protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
@@ -173,13 +171,13 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         device = pick_device(settings.device)
-        label = classes_of(settings.label, run.config["model"].get("classes", 0), dataset)
+        label = classes_of(settings.label, run.config.classes, dataset)
         making = Making(settings.sampler, settings.n, settings.seed, settings.batch_size, label, precision=settings.precision,
                         kernels=settings.kernels)
         made_by = {"weights": sha256, "seed": settings.seed, "sampler": sampler, "label": label, "precision": settings.precision}
 
         def drawn(denoiser: Denoiser, weights: str, below: Path) -> Path:
-            return samples(denoiser, run.config, found.state["classes"], making, made_by | {"weights": weights}, below)
+            return samples(denoiser, run.config, found.classes, making, made_by | {"weights": weights}, below)
 
         floors = writable(run.directory.parent / "floors", folder)
         source = None if settings.images else partial(untouched, run, device, drawn, floors)
@@ -187,7 +185,7 @@ def of_run(path: Path, settings: EvaluateSettings, sampler: dict[str, Any]) -> P
         if given is None and set(settings.wanted) - set(OF_NETWORK):
             given = drawn(run.denoiser(device), sha256, writable(run.directory / "generated", folder))
         network = None if settings.images else OfNetwork(run, device, reference, settings.held_out_draws, Notes())
-        if network and given and found.state["classes"] and (line := about_label(settings.label)):
+        if network and given and found.classes and (line := about_label(settings.label)):
             network.notes.say(line)
         record = judged(settings, device, given, folder, reference, network, source if run.has_source else None)
         about = {"path": str(found.path), "step": found.step, "sha256": sha256}
@@ -213,7 +211,7 @@ def untouched(run: Finished, device: torch.device, drawn: Callable[[Denoiser, st
     """Images of the run's source, which all runs of that source share."""
     tensors = run.untouched
     weights = sha256_of({name: [tensor.double().sum().item(), tensor.double().square().sum().item()] for name, tensor in tensors.items()})
-    return drawn(frozen_denoiser(run.config, tensors, device), weights, below / f"untouched_{weights[:8]}")
+    return drawn(run.config.frozen_denoiser(tensors, device), weights, below / f"untouched_{weights[:8]}")
 
 
 def of_folder(settings: EvaluateSettings) -> Path:

@@ -18,35 +18,34 @@ import numpy as np
 import safetensors.torch
 from omegaconf import DictConfig
 
+from config.overrides import check_overrides, resolved
+from config.run_config import RunConfig
 from diffusion.schedule import NoiseSchedule
 from models.adm import ADMUNet, ScaleShiftResBlock
 from models.diffusers_format import FAMILIES, INDEX, SCHEDULER, UNET, WEIGHTS, UNet2DConfig, to_diffusers
 from models.diffusers_scheduler import PARAMETERIZATIONS, VARIANCES
 from models.layers import Attention
-from models.network import network_of
-from models.pretrained import Trained
 from models.unet import UNet
-from runtime import checkpoint
-from runtime.build import build, resolve, settings_from
-from runtime.config import check_overrides, resolved
+from runtime.build import Settings, parse, resolve
+from runtime.checkpoint import Which, find
 from runtime.errors import UserError, one_message
 from runtime.files import sync_directory, write_atomically, write_directory
 from runtime.log import log_to_terminal
-from training.origin import fit_table, to_store
-from training.parts import check_network
-from transfer.trained import difference, open_named, origin_of
+from training.checks import check_network
+from training.start_from_source import to_store
+from transfer.trained_weights import TrainedWeights, difference, fit_table, load_weights, origin_of, stated_config
 
 log = logging.getLogger("export")
 VERSION = "0.35.0"  # of diffusers, whose keys are written
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(Settings):
     """See conf/export.yaml."""
 
     checkpoint: str
     out: str
-    weights: checkpoint.Which = "ema"
+    weights: Which = "ema"
     trained_as: str | None = None
     overrides: Sequence[str] = ()
     source: str | None = None
@@ -56,22 +55,22 @@ class ExportSettings:
 @one_message
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
-    config = resolved(cfg)
-    settings = settings_from(ExportSettings, config, "export")
+    settings = parse(ExportSettings, resolved(cfg), [], "")
     out = Path(settings.out).expanduser()
     if out.suffix == ".safetensors":
         if settings.weights != "ema":
             raise UserError(f"weights={settings.weights}: a small file has the average of a run: leave weights=ema, or give out= a folder.")
         export_difference(settings.checkpoint, out)
         return
-    export(open_named(settings.checkpoint, settings.trained_as, settings.overrides, settings.source), out, settings.weights)
+    stated = stated_config(settings.checkpoint, settings.trained_as, settings.overrides)
+    export(load_weights(settings.checkpoint, stated=stated, source=settings.source), out, settings.weights)
 
 
 def export_difference(name: str, out: Path) -> None:
     """Writes what a run's average adds to its source, a small file where little trained."""
-    found = checkpoint.find(name)
+    found = find(name)
     run = found.path.parent.parent
-    origin, names = origin_of(run), to_store(check_network(found.state["config"]), fit_table(run))
+    origin, names = origin_of(run), to_store(check_network(RunConfig(found.config)), fit_table(run))
     content = difference(found, origin, names)
     if out.exists() and not (out.is_file() and out.read_bytes() == content):
         raise UserError(f"{out} holds something else, which is not overwritten: give another out=FILE.safetensors, or remove it.")
@@ -81,11 +80,11 @@ def export_difference(name: str, out: Path) -> None:
              len(names), out.stat().st_size, origin["path"], out)
 
 
-def export(found: Trained, out: Path, weights: checkpoint.Which = "ema") -> None:
+def export(found: TrainedWeights, out: Path, weights: Which = "ema") -> None:
     """Writes the folder out, and says how to sample from it."""
-    config = found.state["config"]
+    config = found.config
     unet, scheduler = unet_config(config), scheduler_config(config)  # refused before anything is read or written
-    state = to_diffusers(found.weights(checkpoint.FILES[weights]), network_of(config))
+    state = to_diffusers(found.load(weights), config.shape_network())
     index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     write_pipeline(out, {
         INDEX: as_json(index), f"unet/{UNET}": as_json({"_class_name": "UNet2DModel", **unet}),
@@ -130,12 +129,12 @@ def refuse(what: str, reason: str) -> NoReturn:
     raise UserError(f"diffusers has nothing for {what}: {reason}")
 
 
-def unet_config(config: dict[str, Any]) -> dict[str, Any]:
+def unet_config(config: RunConfig) -> dict[str, Any]:
     """The arguments of UNet2DModel for the network of config. Raises UserError where it cannot be one."""
-    network = network_of(config)
+    network = config.shape_network()
     family = FAMILIES.get(f"{type(network).__module__}.{type(network).__name__}")
     if family is None:
-        refuse(config["model"]["_target_"], "only models.unet.UNet and models.adm.ADMUNet can be exported. Sample with sample.py.")
+        refuse(config.raw["model"]["_target_"], "only models.unet.UNet and models.adm.ADMUNet can be exported. Sample with sample.py.")
     if network.classes:
         refuse(f"model.classes={network.classes}", "DDPMPipeline passes no labels to the network. Sample with sample.py label=..., or "
                "fine-tune it without classes (source.from=RUN model.classes=0) and export that.")
@@ -147,7 +146,7 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
     if widths[0] != network.channels:
         refuse(f"a first level of width {widths[0]} beside model.channels={network.channels}", "UNet2DModel has a time embedding of the "
                "first level's width. Sample with sample.py, or train with model.multipliers that begin with 1.")
-    size = config["data"]["size"]
+    size = config.raw["data"]["size"]
     if size is None:
         refuse("images of unknown size", "DDPMPipeline starts from noise of sample_size. Write that into the config of the network.")
     plain, attention = ("ResnetDownsampleBlock2D" if resample else "DownBlock2D"), "AttnDownBlock2D"
@@ -176,21 +175,21 @@ def head_width(network: UNet) -> int | None:
 # --- the scheduler -------------------------------------------------------------------------------------------------------------------
 
 
-def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
+def scheduler_config(config: RunConfig) -> dict[str, Any]:
     """The arguments of DDPMScheduler for what config predicts, and how. Raises UserError where it has no such."""
-    predicts, variance = (config[section]["_target_"].rpartition(".")[2] for section in ("parameterization", "variance"))
+    predicts, variance = type(config.parameterization).__name__, type(config.variance).__name__
     if predicts not in PARAMETERIZATIONS.values():
         refuse(f"parameterization {predicts}", "DDPMScheduler takes a prediction of the noise, of x0 or of the velocity. Sample with "
                "sample.py, or train with parameterization=noise.")
     if variance not in VARIANCES.values():
         refuse(f"variance {variance}", "its variance_type=learned takes the output for the variance itself and not for its log. Sample "
                "with sample.py, or train with variance=learned_range.")
-    if config.get("network_schedule"):
+    if config.network_schedule:
         refuse("a network that knows the timesteps of another schedule than its own", "DDPMScheduler gives it its own. Sample with "
                "sample.py, or transfer with the source's schedule.")
-    schedule = build(config["schedule"], ["diffusion"], "schedule")
+    schedule = config.schedule
     return {"num_train_timesteps": schedule.steps, "beta_start": 1e-4, "beta_end": 0.02, "trained_betas": None,
-            **(named(config["schedule"]) or {"beta_schedule": "linear", "trained_betas": betas_for_float32(schedule)}),
+            **(named(config.raw["schedule"]) or {"beta_schedule": "linear", "trained_betas": betas_for_float32(schedule)}),
             "variance_type": first(VARIANCES, variance), "prediction_type": first(PARAMETERIZATIONS, predicts), "clip_sample": True,
             "clip_sample_range": 1.0, "thresholding": False, "steps_offset": 0, "rescale_betas_zero_snr": False,
             # A schedule without signal at T must be sampled from T, where leading steps do not begin.

@@ -32,8 +32,6 @@ from evaluation.features import extract
 from evaluation.features.random import RandomConvolutional
 from evaluation.intervals import interval
 from evaluation.kernel import kid, kid_replicates
-from models.network import image_shape
-from runtime import checkpoint
 from runtime.randomness import derive
 from training.finished import Finished
 
@@ -46,12 +44,12 @@ HEADING = ["run", "sampler", "steps", "spacing", "n", "KID", "low", "high", "les
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = arguments("KID by spacing", argv, run="", sampler="ddim,dpm_solver,heun", spacing="log_snr,trailing,even,quadratic",
                        steps="", n=256)
-    finished = Finished(checkpoint.best(Path(chosen.run)), "ema", (), None, Path("cache"))
+    finished = Finished(find_best_checkpoint(Path(chosen.run)), "ema", (), None, Path("cache"))
     dataset, _ = finished.images
     rows = np.concatenate(list(dataset.splits.values()))
     rows = np.sort(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()[:MOST]])
     real = extract(RandomConvolutional(), dataset.images, rows).features
-    denoiser, shape = finished.denoiser(chosen.device), image_shape(finished.config["data"])
+    denoiser, shape = finished.denoiser(chosen.device), finished.config.image_shape
     found = []
     for steps, sampler in product(numbers(chosen.steps, (20, 50), (20, 50), chosen.device), chosen.sampler.split(",")):
         values, replicates = {}, {}
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             values[name], replicates[name] = kid(made, real), kid_replicates(made, real)
             told = (values[name], *interval(replicates[name]), values[name] - values["log_snr"],
                     *interval(replicates[name] - replicates["log_snr"]))
-            found.append([finished.config["experiment"], sampler, steps, name, chosen.n, *(f"{value:.4f}" for value in told)])
+            found.append([finished.config.experiment, sampler, steps, name, chosen.n, *(f"{value:.4f}" for value in told)])
     report([HEADING, *found], chosen.csv, chosen.device)
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data.memory import Changed, Memory
 from data.source import ImageSource, TooSmall, hash_of, to_array
+from runtime.build import Settings
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, raise_if_full, read_sealed, sync_directory, write_sealed
 from runtime.log import recorded
@@ -42,7 +43,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """source: which images. size: [height, width] or one number for both. channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray
     is repeated). flip: mirror at random while training; off where left and right differ, as in radiographs. n_train: train on so
     many images; null for all. subset_seed: draws them; null is the run's seed, so that each seed of a run sees others. upscale:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from runtime.config import sha256_of
+from runtime.content import sha256_of
 from runtime.errors import UserError
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +34,10 @@ class Denoiser(nn.Module):
     network(x [B, C, H, W], timestep [B] in 0..T-1, condition) -> [B, variance.outputs C, H, W]
     known: the schedule whose timesteps the network knows, where that is another one: at t it is then given the timestep of equal
     signal-to-noise ratio there, which may lie between two.
-    on_output: told (x_t, t, condition, the network's output) of each call, where it is set.
     """
 
-    on_output: Callable[[Tensor, Tensor, Condition, Tensor], object] | None = None
+    network: Any  # a module with .classes, the number of labels that it knows
+    timestep: Tensor
 
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, parameterization: Parameterization,
                  variance: Variance | None = None, known: NoiseSchedule | None = None):
@@ -53,7 +55,7 @@ class Denoiser(nn.Module):
         """The same around another network."""
         return Denoiser(network, self.schedule, self.parameterization, self.variance, self.known)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Denoiser:
         super()._apply(fn, recurse)
         device = fn(self.schedule.alpha_bar).device
         self.schedule, self.timestep = self.schedule.to(device), self.timestep.to(device)  # they follow the device and stay float64
@@ -62,15 +64,15 @@ class Denoiser(nn.Module):
     def outputs(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """What the network says of the image, and of the variance where that is learned. float32 or wider, whatever the autocast."""
         t = t.expand(len(x_t)) if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
-        out = self.network(x_t, self.timestep[t], condition or {})
-        if self.on_output:
-            self.on_output(x_t, t, condition or {}, out)
-        return self.halves(out)
+        return self.halves(self.network(x_t, self.timestep[t], condition or {}))
 
     def halves(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the network gave, as outputs() says it."""
         out = out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
-        return out.chunk(2, dim=1) if self.variance.outputs == 2 else (out, None)
+        if self.variance.outputs == 1:
+            return out, None
+        mean, of_variance = out.chunk(2, dim=1)
+        return mean, of_variance
 
     def predict(self, output: Tensor, of_variance: Tensor | None, x_t: Tensor, t: Time) -> Prediction:
         """The meaning of outputs()."""
@@ -79,6 +81,37 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Time, condition: Condition | None = None) -> Prediction:
         return self.predict(*self.outputs(x_t, t, condition), x_t, t)
+
+    def forward_pass(self, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> ForwardPass:
+        """Of the images x0 [B, C, H, W] in [-1, 1], noised to t [B] in 1..T."""
+        x_t = self.schedule.add_noise(x0, noise, t)
+        return ForwardPass(self, x0, t, noise, condition or {}, x_t, *self.outputs(x_t, t, condition))
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One pass of a network over noised images, and all that a loss or a penalty asks of it.
+
+    x_t: the tensor that the network was given, and no copy. output, of_variance: what it said, with the gradient, as
+    Denoiser.outputs returns them.
+    """
+
+    denoiser: Denoiser
+    x0: Tensor
+    t: Tensor
+    noise: Tensor
+    condition: Condition
+    x_t: Tensor
+    output: Tensor
+    of_variance: Tensor | None
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.denoiser.schedule
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        return self.denoiser.predict(self.output, self.of_variance, self.x_t, self.t)
 
 
 def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import Denoise, clip_x0
+from diffusion.denoiser import Denoise, Prediction, clip_x0
 from diffusion.samplers import NoisePerImage, Sampler, Spacing, even_steps, heun
-from diffusion.schedule import NoiseSchedule
+from diffusion.schedule import NoiseSchedule, Time
+from runtime.build import Settings
 from runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ LOST = 0.1  # share of it that the start may lose beside what is lost from T
 
 
 @dataclass(frozen=True)
-class SamplerSettings:
+class SamplerSettings(Settings):
     """function: the sampler. spacing: (schedule, steps) -> which steps. clip: keep the predicted x0 in [-1, 1]."""
 
     function: Sampler
@@ -91,7 +92,7 @@ def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSetting
         denoise = clip_x0(denoise, schedule)
     reached = schedule.steps + 1
 
-    def watched(x_t, t):
+    def watched(x_t: Tensor, t: Time) -> Prediction:
         nonlocal reached
         prediction = denoise(x_t, t)
         if t < reached:  # some samplers come twice

@@ -1,4 +1,4 @@
-"""Losses. Each is a function (denoiser, x0, t, noise, condition) -> [B], nats or squared error averaged over an image's values."""
+"""Losses. Each is a function of a pass of the network -> [B], nats or squared error averaged over an image's values."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import Condition, Denoiser, Prediction
+from diffusion.denoiser import ForwardPass, Prediction
 from diffusion.schedule import NoiseSchedule, expand
 from diffusion.variance import Fraction
 
-Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Condition | None], Tensor]
+Loss = Callable[[ForwardPass], Tensor]
 Weight = Callable[[NoiseSchedule, Tensor], Tensor]  # (schedule, t [B]) -> [B] weight of the squared error of x0
 
 
-def simple_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
+def simple_loss(step: ForwardPass) -> Tensor:
     """L_simple, eq. 14 of Ho et al. 2020: the squared error of whatever the network predicts."""
-    x_t = denoiser.schedule.add_noise(x0, noise, t)
-    target = denoiser.parameterization.encode(denoiser.schedule, x0, noise, t)
-    output, _ = denoiser.outputs(x_t, t, condition)
-    return (output - target).square().flatten(1).mean(1)
+    target = step.denoiser.parameterization.encode(step.schedule, step.x0, step.noise, step.t)
+    return (step.output - target).square().flatten(1).mean(1)
 
 
-def weighted_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None, *,
-                  weight: Weight) -> Tensor:
+def weighted_loss(step: ForwardPass, *, weight: Weight) -> Tensor:
     """The squared error of x0 times weight, whatever the network predicts."""
-    own = denoiser.parameterization.x0_weight(denoiser.schedule, t)
-    return simple_loss(denoiser, x0, t, noise, condition) * (weight(denoiser.schedule, t) / own).to(x0.dtype)
+    own = step.denoiser.parameterization.x0_weight(step.schedule, step.t)
+    return simple_loss(step) * (weight(step.schedule, step.t) / own).to(step.x0.dtype)
 
 
 def min_snr(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0) -> Tensor:
@@ -43,27 +40,22 @@ def p2(schedule: NoiseSchedule, t: Tensor, gamma: float = 1.0, k: float = 1.0) -
     return snr / (k + snr) ** gamma
 
 
-def hybrid_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None, *,
-                bound_weight: float = 0.001) -> Tensor:
+def hybrid_loss(step: ForwardPass, *, bound_weight: float = 0.001) -> Tensor:
     """L_simple + bound_weight L_vlb, where L_vlb teaches the variance only; Nichol and Dhariwal 2021, eq. 16.
 
     L_vlb is a sum over t, here T times the term of one t, in bits as in their code (which says it as T / 1000 with weight 1).
     """
-    schedule, x_t = denoiser.schedule, denoiser.schedule.add_noise(x0, noise, t)
-    output, of_variance = denoiser.outputs(x_t, t, condition)
-    target = denoiser.parameterization.encode(schedule, x0, noise, t)
-    simple = (output - target).square().flatten(1).mean(1)
-    prediction = denoiser.predict(output.detach(), of_variance, x_t, t)
-    return simple + bound_weight * schedule.steps * bound_term(schedule, prediction, x0, x_t, t)
+    prediction = step.denoiser.predict(step.output.detach(), step.of_variance, step.x_t, step.t)
+    bound = bound_term(step.schedule, prediction, step.x0, step.x_t, step.t)
+    return simple_loss(step) + bound_weight * step.schedule.steps * bound
 
 
-def bound_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
+def bound_loss(step: ForwardPass) -> Tensor:
     """The term of the variational bound at t in 1..T: eq. 5 of Ho et al. 2020, L_{t-1}, or L_0 at t = 1; bits per value.
 
     The sum over t plus prior_bits is the bound itself.
     """
-    x_t = denoiser.schedule.add_noise(x0, noise, t)
-    return bound_term(denoiser.schedule, denoiser(x_t, t, condition), x0, x_t, t)
+    return bound_term(step.schedule, step.prediction, step.x0, step.x_t, step.t)
 
 
 def bound_term(schedule: NoiseSchedule, prediction: Prediction, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -37,55 +37,55 @@ def noise_of(schedule: NoiseSchedule, x0: Tensor, x_t: Tensor, t: Time) -> Tenso
 class PredictNoise:
     """eps; Ho et al. 2020, eq. 11-14."""
 
-    def encode(self, schedule, x0, noise, t):
+    def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         return noise
 
-    def decode(self, schedule, output, x_t, t):
+    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         alpha, sigma = _scales(schedule, t, x_t)
         return (x_t - sigma * output) / alpha, output
 
-    def x0_weight(self, schedule, t):
+    def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
         return schedule.snr(t)
 
 
 class PredictX0:
     """The clean image."""
 
-    def encode(self, schedule, x0, noise, t):
+    def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         return x0
 
-    def decode(self, schedule, output, x_t, t):
+    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         return output, noise_of(schedule, output, x_t, t)
 
-    def x0_weight(self, schedule, t):
+    def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
         return torch.ones_like(schedule.snr(t))
 
 
 class PredictVelocity:
     """v = alpha noise - sigma x0; Salimans and Ho 2022, section 4."""
 
-    def encode(self, schedule, x0, noise, t):
+    def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         alpha, sigma = _scales(schedule, t, x0)
         return alpha * noise - sigma * x0
 
-    def decode(self, schedule, output, x_t, t):
+    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         alpha, sigma = _scales(schedule, t, x_t)
         return alpha * x_t - sigma * output, sigma * x_t + alpha * output
 
-    def x0_weight(self, schedule, t):
+    def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
         return schedule.snr(t) + 1
 
 
 class PredictMean:
     """The mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 8 and the rows "mean prediction" of table 2."""
 
-    def encode(self, schedule, x0, noise, t):
+    def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         return schedule.posterior_mean(x0, schedule.add_noise(x0, noise, t), t - 1, t)
 
-    def decode(self, schedule, output, x_t, t):
+    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         of_x0, of_xt = schedule.posterior_coefficients(t - 1, t)
         x0 = (output - expand(of_xt, x_t) * x_t) / expand(of_x0, x_t)
         return x0, noise_of(schedule, x0, x_t, t)
 
-    def x0_weight(self, schedule, t):
+    def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
         return schedule.posterior_coefficients(t - 1, t)[0] ** 2

@@ -51,12 +51,13 @@ def ddim(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[i
 def dpm_solver(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
     """DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Deterministic, one call a step, of second order; the first
     step, and the last, which has no log-SNR to reach, are of first order."""
-    x0_before = h_before = None
+    x0_before: Tensor | None = None
+    h_before: Tensor | None = None
     for t, s in _descend(steps, schedule):
         x0 = slope = denoise(x, t).x0
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         h = (alpha_s * sigma_t / (sigma_s * alpha_t)).log()  # the step in log(alpha / sigma)
-        if x0_before is not None and s > 0:
+        if x0_before is not None and h_before is not None and s > 0:
             slope = x0 + expand(h / (2 * h_before), x) * (x0 - x0_before)
         ratio = sigma_s / sigma_t
         x = expand(ratio, x) * x + expand(alpha_s - alpha_t * ratio, x) * slope

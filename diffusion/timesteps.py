@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-class Timesteps(Protocol):
-    """A module, built for a schedule's number of steps."""
+class Timesteps(nn.Module):
+    """Built for a schedule's number of steps. One that no loss changes leaves nothing in a checkpoint."""
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(t [batch] integers in 1..T, the weight of each one's loss [batch]), on the generator's device, without waiting for it."""
+        raise NotImplementedError
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Told the losses [B] of each step, unweighted."""
 
 
-class Memoryless(nn.Module):
-    """A distribution that no loss changes: it leaves nothing in a checkpoint."""
-
-    def update(self, t: Tensor, loss: Tensor) -> None:
-        """As Timesteps.update."""
-
-
-class Uniform(Memoryless):
+class Uniform(Timesteps):
     """t uniform in 1..T; Ho et al. 2020, algorithm 1."""
 
     def __init__(self, steps: int):
@@ -39,11 +32,13 @@ class Uniform(Memoryless):
         return t, torch.ones(batch, device=t.device)
 
 
-class Tabulated(Memoryless):
+class Tabulated(Timesteps):
     """t by fixed probabilities. The loss is not weighted against them: what is seen more often counts more.
 
     likelihood: [T] of t = 1..T, in any scale.
     """
+
+    cumulative: Tensor
 
     def __init__(self, likelihood: Tensor):
         super().__init__()
@@ -92,12 +87,15 @@ class Range(Tabulated):
         super().__init__(inside)
 
 
-class Importance(nn.Module):
+class Importance(Timesteps):
     """t with probability in proportion to the root mean square of its last losses, the loss weighted by 1 / (T p(t)), which leaves
     its mean; Nichol and Dhariwal 2021, eq. 18.
 
     Uniform until every t has `history` losses. uniform: share that stays uniform, so that no t is forgotten (their code: 0.001).
     """
+
+    losses: Tensor
+    seen: Tensor
 
     def __init__(self, steps: int, history: int = 10, uniform: float = 0.001):
         super().__init__()

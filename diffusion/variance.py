@@ -44,7 +44,7 @@ class FixedSmall:
 
     outputs = 1
 
-    def __call__(self, output, t):
+    def __call__(self, output: Tensor | None, t: Time) -> Fraction:
         return Fraction(0.0)
 
 
@@ -54,7 +54,7 @@ class FixedLarge:
 
     outputs = 1
 
-    def __call__(self, output, t):
+    def __call__(self, output: Tensor | None, t: Time) -> Fraction:
         return Fraction((torch.as_tensor(t) > 1).double())
 
 
@@ -64,7 +64,8 @@ class LearnedRange:
 
     outputs = 2
 
-    def __call__(self, output, t):
+    def __call__(self, output: Tensor | None, t: Time) -> Fraction:
+        assert output is not None
         return Fraction((output + 1) / 2)
 
 
@@ -73,5 +74,6 @@ class Learned:
 
     outputs = 2
 
-    def __call__(self, output, t):
+    def __call__(self, output: Tensor | None, t: Time) -> LogVariance:
+        assert output is not None
         return LogVariance(output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from kernels.reference import Act
 
 NORM_EPS = 1e-6  # TensorFlow's default, which Ho's weights were trained with
 NEAR_ZERO = 1e-10  # Ho's scale for the last layer of a block: it starts as the identity
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
@@ -121,6 +123,11 @@ def output_of(said: Any) -> Tensor:
     if isinstance(said, Sum):
         return said.total()
     return said if isinstance(said, Tensor) else output_of(said[-1])
+
+
+def to_channels_last(module: M, device: torch.device) -> M:
+    """The module on the device, its weights in the memory format that convolutions are fastest in."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def same_size(x: Tensor) -> Tensor:

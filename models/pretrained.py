@@ -1,5 +1,4 @@
-"""Trained weights from wherever a user has them, behind what Checkpoint offers: a run, a folder in diffusers' format, a name on the
-Hugging Face Hub, or a bare file of weights."""
+"""Weights that others published: a folder in diffusers' format, a name on the Hugging Face Hub, or a bare file of weights."""
 
 from __future__ import annotations
 
@@ -7,28 +6,23 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from models.ddim_format import from_ddim, is_ddim, weights_of
-from models.diffusers_format import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, is_folder, read_folder
-from models.network import network_of
+from models.diffusers_format import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, read_folder
 from models.openai_format import from_openai, is_openai
 from models.unet import UNet
-from runtime import checkpoint
 from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, STATE
-from runtime.config import CONF, composed, differences, options
-from runtime.errors import UserError, near
-from runtime.files import sha256
+from runtime.content import differences
+from runtime.errors import UserError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -40,101 +34,48 @@ SECTIONS = ("model", "schedule", "parameterization", "variance", "data")
 log = logging.getLogger(__name__)
 
 
-class Trained(Protocol):
-    """What train.py, sample.py and export.py ask of trained weights; runtime.checkpoint.Checkpoint is one.
+@dataclass(frozen=True)
+class Published:
+    """One set of weights, which is the model and its average at once (a training checkpoint of DDIM's code alone holds both).
 
-    path: of the checkpoint, folder or file. step: null where it is not known. state: "config" with the sections of SECTIONS (of data
-    only size and channels are read), "classes" (their names) and "sha256" of MODEL and EMA.
+    path: what the user named. file: where the tensors are. sections: SECTIONS of our config, of data the size and channels.
     """
 
     path: Path
-    state: dict[str, Any]
-
-    @property
-    def step(self) -> int | None: ...
-
-    def weights(self, which: str) -> dict[str, Tensor]:
-        """The tensors of MODEL or of EMA, under our names."""
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """Weights that are no checkpoint of ours: one set, which is the model and its average at once (a training checkpoint of DDIM's code
-    alone holds both). file: where the tensors are."""
-
-    path: Path
     file: Path
-    state: dict[str, Any]
-    step: None = None
+    sections: dict[str, Any]
 
-    def weights(self, which: str = EMA) -> dict[str, Tensor]:
-        """The tensors under our names, which network_of has all of, in its shapes. Raises UserError where they are other ones."""
+    def tensors(self, network: UNet, average: bool) -> dict[str, Tensor]:
+        """All that the network has, under our names and in its shapes. Raises UserError where they are other ones."""
         try:
-            return _converted(read_weights(self.file), network_of(self.state["config"]), self.file.name, average=which == EMA)
+            return _converted(read_weights(self.file), network, self.file.name, average)
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from error
 
 
-def open_pretrained(name: str, config: dict[str, Any] | None = None) -> Trained:
-    """A run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, or one file of weights.
-
-    config: the settings of the network in a file, which carries none (guided-diffusion, improved-diffusion, DDIM, or ours), where
-    conf/published.yaml does not know it by its name.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _file(path, published(path.name) or config)
-    if path.is_dir():
-        if is_folder(path):
-            return _folder(path)
-        if not (path / STATE).is_file() and not (path / "checkpoints").is_dir():
-            raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME), one of its checkpoints/step_N, a "
-                            f"folder in diffusers' format (with {INDEX} or {UNET}), or a file of weights.")
-        return checkpoint.find(path)
-    if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).is_dir():  # runs/NAME misspelt is no name on the Hub
-        return _folder(download(name))
-    raise UserError(f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face Hub, which is OWNER/NAME.")
-
-
-def open_with(name: str, trained_as: str | None, overrides: Sequence[str]) -> Trained:
-    """open_pretrained for a command line: an experiment and overrides of it say the settings that a bare file of weights has."""
-    if trained_as is None and not overrides:
-        return open_pretrained(name)
-    if not Path(name).expanduser().is_file():
-        raise UserError(f"trained_as={trained_as}, overrides={list(overrides)}: these are for a bare file of weights, and {name} is none: "
-                        "leave them out.")
-    if trained_as is not None and trained_as not in options("experiment"):
-        raise UserError(f"trained_as={trained_as}: no such experiment; {near(trained_as, options('experiment'))}")
-    return _file(Path(name).expanduser(), composed("train", [*([f"+experiment={trained_as}"] if trained_as else []), *overrides]))
-
-
-def published(file: str) -> dict[str, Any] | None:
-    """The settings of a file that its publisher gave this name."""
-    known = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))
-    return composed("train", known[file]) if file in known else None
-
-
-def _folder(path: Path) -> Pretrained:
+def open_folder(path: Path) -> Published:
+    """In diffusers' format."""
     config, file = read_folder(path)
     if config["model"]["classes"]:
         log.warning(NO_NULL_CLASS, path)
-    return _pretrained(path, file, config)
+    return Published(path, file, config)
 
 
-def _file(path: Path, config: dict[str, Any] | None) -> Pretrained:
+def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
+    """A bare file, with the settings that it is said to have."""
     if path.suffix not in FILES:
         raise UserError(f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a folder give the folder.")
     says = STATE if path.name in (MODEL, EMA) else UNET if path.stem == WEIGHTS else None
     if says and (path.parent / says).is_file():  # which is true, and other settings are not
         raise UserError(f"{path}: {says} beside it says what its network is: give the folder {path.parent} instead of the file.")
-    if config is None:
+    if sections is None:
         raise UserError(f"{path}: a file of weights does not say its network. Name the experiment of ours whose settings it has: "
                         "trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. (conf/published.yaml knows published files by name.)")
     try:
-        config = with_ends(read_weights(path), {section: config[section] for section in SECTIONS}, path)
+        sections = with_ends(read_weights(path), {section: sections[section] for section in SECTIONS}, path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return _pretrained(path, path, config)
+    return Published(path, path, sections)
 
 
 def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -158,14 +99,6 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
     if lines := differences(adapted, config):
         log.warning("%s: read with what the file itself shows (its settings -> the file's): %s", path, "; ".join(lines))
     return adapted
-
-
-def _pretrained(path: Path, file: Path, config: dict[str, Any]) -> Pretrained:
-    network_of(config)  # what is wrong with it shows here, before anything large is read
-    digest = sha256(file)
-    model = f"{digest}, model" if file == path else digest  # a bare file may hold the average beside it
-    classes = [str(k) for k in range(config["model"].get("classes", 0))]
-    return Pretrained(path, file, {"step": None, "config": config, "classes": classes, "sha256": {MODEL: model, EMA: digest}})
 
 
 def read_weights(path: Path) -> Any:

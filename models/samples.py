@@ -19,7 +19,7 @@ from diffusion.generate import SamplerSettings, generate, steps_of, warn_of_star
 from diffusion.schedule import NoiseSchedule
 from kernels import dispatch
 from models.sampling import cast_ahead, prepared
-from runtime.config import differences
+from runtime.content import differences
 from runtime.device import arithmetic, pick_precision
 from runtime.directory import write_json
 from runtime.errors import UserError, near

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from evaluation.record import GRID
 from reporting.numbers import count, number, rate, share
 from reporting.runs import Run, Value, value_of
-from runtime.results import size
+from training.result import size
 
 EVALUATE = "not evaluated: python evaluate.py checkpoint="
 

@@ -18,7 +18,7 @@ from reporting.runs import Run, floors_of, missing
 from reporting.svg import marker
 from reporting.table import OF_IMAGES, Row, floors, known, ranking, rows, situations
 from reporting.verdict import SIGNS, named, verdict
-from runtime.results import varied
+from training.result import varied
 
 HERE = Path(__file__).parent
 PLOT_CSS = (HERE / "plot.css").read_text()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.record import EVALUATION, GRID, VERSION
-from runtime.config import canonical, differences
+from runtime.content import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
-from runtime.results import Result, read_result
-from runtime.sweep import SWEEP, read_sweep
+from training.result import Result, read_result
+from training.sweep import SWEEP, read_sweep
 
 
 class Value(NamedTuple):

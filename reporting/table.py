@@ -13,7 +13,7 @@ from evaluation.memorization import Band
 from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, floors_of
-from runtime.results import varied
+from training.result import varied
 
 OF_IMAGES = "°"  # behind an interval that is of the images alone, beside those that hold other trainings too
 REAL, HALVES = "train against test", "half of test against the other half"  # floors

@@ -8,8 +8,7 @@ import io
 import json
 import logging
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import UserError
-from runtime.files import remove_directory, sha256, write_directory
+from runtime.files import sha256, write_directory
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
 Which = Literal["ema", "model"]  # of the two sets of weights, as settings say it
@@ -29,19 +28,34 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run was. pending: stopped between the step and its evaluation. validation_*, held_out_grid: of its
+    evaluation there, and which images that was taken on; None where there was none. seconds: trained. rows: of metrics.jsonl.
+    window: the summed loss since the last of these, and of how many steps."""
+
+    pending: bool = False
+    validation_loss: float | None = None
+    validation_kid: float | None = None
+    held_out_grid: int | None = None
+    seconds: float = 0.0
+    rows: int = 0
+    window: tuple[float, int] = (0.0, 0)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk. state: what state.json says, the config of the run among it."""
+    """A checkpoint on the disk. config: of the run. classes: their names. digests: the sha256 of each file."""
 
     path: Path
-    state: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return self.state["step"]
+    step: int
+    config: dict[str, Any]
+    classes: list[str]
+    digests: dict[str, str]
+    progress: Progress = Progress()
 
     def damage(self, names: list[str] | None = None) -> str | None:
         """What is wrong with the files, or None where every sha256 is right."""
-        for name, expected in self.state["sha256"].items():
+        for name, expected in self.digests.items():
             if names and name not in names:
                 continue
             file = self.path / name
@@ -75,7 +89,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("its content does not have the sha256 that it says")
     except (OSError, ValueError) as error:
         raise UserError(f"{path / STATE} is damaged or not of this project: {error}") from error
-    return Checkpoint(path, state)
+    progress = Progress(**{f.name: state[f.name] for f in fields(Progress) if f.name in state})
+    return Checkpoint(path, state["step"], state["config"], state.get("classes", []), state["sha256"], progress)
 
 
 def _digest(state: dict[str, Any]) -> str:
@@ -114,8 +129,9 @@ def find(path: str | Path) -> Checkpoint:
     raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME) or one of its checkpoints/step_N.")
 
 
-def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict, state: dict[str, Any]) -> None:
-    """Writes directory/step_N, N = state["step"]."""
+def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Any], step: int,
+         config: dict[str, Any], classes: list[str], progress: Progress) -> None:
+    """Writes directory/step_N."""
     buffer = io.BytesIO()
     torch.save(optimizer, buffer)
     contents: dict[str, bytes] = {
@@ -124,48 +140,6 @@ def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], opti
         OPTIMIZER: buffer.getvalue(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    state = state | {"sha256": digests}
+    state = {"step": step, **asdict(progress), "classes": classes, "config": config, "sha256": digests}
     contents[STATE] = json.dumps(state | {OWN: _digest(state)}, indent=1).encode()
-    write_directory(directory / f"step_{state['step']}", contents)
-
-
-def prune(directory: Path, keep_last: int) -> None:
-    """Removes all but the newest keep_last and the best, of each kind of images that the held-out loss was taken on."""
-    checkpoints = all_checkpoints(directory)
-    alike: dict[int | None, list[Checkpoint]] = {}
-    for checkpoint in checkpoints:
-        alike.setdefault(checkpoint.state.get("held_out_grid"), []).append(checkpoint)
-    kept = {c.path for c in [*checkpoints[-keep_last:], *(best for found in alike.values() for best in ranked(found)[:1])]}
-    for checkpoint in checkpoints:
-        if checkpoint.path not in kept:
-            remove_directory(checkpoint.path)
-
-
-def ranked(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Those that were judged as the newest one was, the best first: of lowest validation loss, or KID where the newest one's config has
-    run.best_by=kid. Of equals the oldest."""
-    if not checkpoints:
-        return []
-    by = f"validation_{checkpoints[-1].state['config'].get('run', {}).get('best_by', 'loss')}"  # older runs do not say it
-    alike = [c for c in checkpoints if c.state.get("held_out_grid") == checkpoints[-1].state.get("held_out_grid")]
-    return sorted((c for c in alike if c.state.get(by) is not None), key=lambda c: c.state[by])
-
-
-def best(path: str | Path) -> Checkpoint:
-    """The best of the kept checkpoints of a run directory, or a directory of checkpoints, by the run's own rule; the newest where none
-    was judged; one checkpoint is itself. A damaged one is named and passed over. Raises UserError where there is none."""
-    path = Path(path).expanduser()
-    if (path / STATE).is_file():
-        return open_checkpoint(path)
-    checkpoints = all_checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
-    damages = []
-    for checkpoint in {c.path: c for c in [*ranked(checkpoints), *reversed(checkpoints)]}.values():
-        damage = checkpoint.damage()
-        if damage is None:
-            for line in damages:
-                log.warning("%s; taking the next best checkpoint.", line)
-            return checkpoint
-        damages.append(damage)
-    if damages:
-        raise UserError(f"{path}: no checkpoint is whole:\n  " + "\n  ".join(damages))
-    raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME).")
+    write_directory(directory / f"step_{step}", contents)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from runtime.config import differences
+from runtime.content import differences
 from runtime.device import PRECISIONS, pick_precision
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_atomically

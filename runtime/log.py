@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from runtime.build import Settings
 from runtime.files import put_aside, raise_if_full, write_all, write_atomically
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class WandbSettings:
+class WandbSettings(Settings):
     """mode offline never touches the network. timeout: seconds that online waits for it at the start."""
 
     mode: Literal["disabled", "offline", "online"]

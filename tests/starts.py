@@ -8,22 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from config.overrides import composed
+from config.run_config import RunConfig
 from data.dataset import Dataset
-from models.network import build_denoiser
-from runtime.checkpoint import EMA, MODEL
-from runtime.config import composed, sha256_of
-from training.parts import settings_of
+from runtime.checkpoint import Which
+from runtime.content import sha256_of
 from transfer.fit import fit
 from transfer.start import Start
+from transfer.trained_weights import TrainedWeights
 
 TINY = ("model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "sampler.steps=2")
+
+OPENED: list[str] = []  # what was read of the last trained()
 
 
 def config_of(overrides: Sequence[str]) -> dict[str, Any]:
@@ -37,35 +39,35 @@ def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     return composed("train", overrides)
 
 
-def trained(source: Sequence[str] = (), *, step: int | None = 7, classes: Sequence[str] = (), seed: int = 0) -> Any:
-    """A fake models.pretrained.Trained: of TINY with these overrides, its weights by seed and far enough from Ho's zeros to matter."""
-    config = config_of(source)
+def trained(source: Sequence[str] = (), *, step: int | None = 7, classes: Sequence[str] = (), seed: int = 0) -> TrainedWeights:
+    """Of TINY with these overrides, weights by seed and far enough from Ho's zeros to matter. OPENED notes what is read of it."""
+    config = RunConfig(config_of(source))
     torch.manual_seed(seed)
-    state = build_denoiser(config).network.state_dict()
+    state = config.build_denoiser().network.state_dict()
     weights = {name: (w + 0.05 * torch.randn_like(w)) for name, w in state.items()}
     digest = sha256_of({name: w.tolist() for name, w in weights.items()})
-    opened: list[str] = []
+    OPENED.clear()
 
-    def read(which: str = EMA) -> dict[str, Tensor]:
-        opened.append(which)
+    def read(which: Which) -> dict[str, Tensor]:
+        OPENED.append(which)
         return {name: w.clone() for name, w in weights.items()}
 
-    return SimpleNamespace(path=Path("runs/source/checkpoints/step_7"), step=step, weights=read, opened=opened,
-                           state={"config": config, "classes": list(classes), "sha256": {EMA: digest, MODEL: f"model {digest}"}})
+    path, digests = Path("runs/source/checkpoints/step_7"), {"ema": digest, "model": f"model {digest}"}
+    return TrainedWeights(path, config, list(classes), step, digests, read)
 
 
 def begun(cache: Path, target: Sequence[str] = (), source: Any = None, images: Dataset | None = None, **other: Any) -> Start:
     """A run of TINY with the overrides of target, which starts from source. other: fields of Start."""
     source = source or trained()
-    config = config_of(target)
-    data = settings_of(config, "data")
+    config = RunConfig(config_of(target))
+    data = config.data
     torch.manual_seed(1)
-    denoiser = build_denoiser(config).to(memory_format=torch.channels_last)
-    state, rows = fit(source.weights(EMA), denoiser.network.state_dict())
-    getattr(source, "opened", []).clear()
+    denoiser = config.build_denoiser().to(memory_format=torch.channels_last)
+    state, rows = fit(source.load("ema"), denoiser.network.state_dict())
+    OPENED.clear()
     denoiser.network.load_state_dict(state)
     start = Start(denoiser, source, {r.name for r in rows if r.status in ("loaded", "resized")},
-                  images or pictures(12, data.height_width, data.channels), data, None, config["seed"], 8, cache)
+                  images or pictures(12, data.height_width, data.channels), data, None, config.seed, 8, cache)
     return replace(start, **other)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from data.dataset import Dataset, DataSettings
 from diffusion import schedule as schedules
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.parameterization import Parameterization, PredictNoise
 from diffusion.schedule import NoiseSchedule
 from models.unet import UNet
-from transfer.start import Seen, Start
+from transfer.start import Start
 
 SCHEDULE = schedules.linear(100)
 
@@ -57,8 +57,7 @@ def batch(n: int = 4, height: int = 8, width: int = 8, seed: int = 0, dtype: tor
     return x0.clamp(-1, 1), torch.randint(1, 101, (n,), generator=draw), noise
 
 
-def seen_by(denoiser: Denoiser, seed: int = 0, n: int = 4, dtype: torch.dtype = torch.float32, condition=None) -> Seen:
+def seen_by(denoiser: Denoiser, seed: int = 0, n: int = 4, dtype: torch.dtype = torch.float32, condition=None) -> ForwardPass:
     """What a step sees: the student's pass has just been."""
     x0, t, noise = batch(n, seed=seed, dtype=dtype)
-    x_t = denoiser.schedule.add_noise(x0, noise, t)
-    return Seen(x_t, t, condition or {}, denoiser(x_t, t, condition), x0)
+    return denoiser.forward_pass(x0, t, noise, condition)

@@ -21,27 +21,27 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from training.parts import check_network, complete, optimizer_of, rules_of, with_classes
+from transfer.trained import fitted, merged, open_difference, write_origin
 
 import export
+from config.overrides import CONF, composed_keys, groups, options, resolved
+from config.run_config import RunConfig
 from data.batches import Batches
 from data.dataset import Dataset
 from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
 from diffusion.timesteps import Uniform
-from models.network import build_denoiser, network_of
 from runtime.checkpoint import EMA, find
-from runtime.config import CONF, composed_keys, groups, options, resolved
-from runtime.results import read_result
 from tests.starts import trained as source_with
 from tests.transfers import Transfers, folders, weights
 from training.loop import Terms, Trainer
-from training.origin import changed_since, copied, patterns_beside, planned_fit, terms_of, with_alike_trained
-from training.parts import check_network, complete, optimizer_of, rules_of, settings_of, with_classes
+from training.result import read_result
+from training.start_from_source import changed_since, copied, patterns_beside, planned_fit, terms_of, with_alike_trained
 from transfer.fit import TABLE
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 from transfer.start import Start
-from transfer.trained import fitted, merged, open_difference, write_origin
 
 TINY = ("model.channels=16", "model.multipliers=[1]", "model.groups=4", "model.attention_levels=[0]", "model.blocks=1",
         "model.dropout=0", "data.size=8", "sampler.steps=2", "schedule.steps=20")
@@ -96,27 +96,27 @@ class Begun:
 
     def __init__(self, config: dict[str, Any], trained: Any, cache):
         scratch = not config["source"]["include"]
-        kept = 0 if scratch else settings_of(config, "source").kept(trained.state["config"])
+        kept = 0 if scratch else RunConfig(config).source.kept(trained.state["config"])
         self.config = with_classes(config, 3, kept)
         self.table = [] if scratch else planned_fit(self.config, trained.state["config"])
         self.config = with_alike_trained(self.config, self.table)
         torch.manual_seed(0)
-        self.denoiser = build_denoiser(self.config)
+        self.denoiser = RunConfig(self.config).build_denoiser()
         if not scratch:
             state, self.table = fitted(self.config, self.denoiser.network, trained)
             self.denoiser.network.load_state_dict(state)
-        strategy = settings_of(self.config, "transfer")
+        strategy = RunConfig(self.config).transfer
         inject(self.denoiser.network, strategy.inject)
         self.plan = ParameterPlan(self.denoiser.network, rules_of(self.config))
-        classes, data = self.denoiser.network.classes, settings_of(self.config, "data")
+        classes, data = self.denoiser.network.classes, RunConfig(self.config).data
         start = Start(self.denoiser, trained, copied(self.table), colored(), data, classes - kept if kept else None, 0, 6, cache)
         self.terms = Terms([p(start) for p in strategy.penalties], strategy.replay and strategy.replay(start),
                            strategy.loss and strategy.loss(start))
 
     def after(self, steps: int) -> Denoiser:
-        settings, run = settings_of(self.config, "train"), settings_of(self.config, "run")
+        settings, run = RunConfig(self.config).train, RunConfig(self.config).run
         trainer = Trainer(self.denoiser, simple_loss, Uniform(20), optimizer_of(self.config, self.plan.groups()), self.plan,
-                          Batches(colored(), 6, False, 0), settings_of(self.config, "sampler"), settings, run, self.config, None, None,
+                          Batches(colored(), 6, False, 0), RunConfig(self.config).sampler, settings, run, self.config, None, None,
                           contextlib.nullcontext, self.terms, {})
         replay = self.terms.replay
         for k in range(steps):
@@ -308,7 +308,7 @@ def test_the_share_is_that_of_all_rows_and_says_when_it_trains(transfers, caplog
     caplog.set_level(logging.INFO)
     directory = run(transfers, "textual_inversion", "data.channels=1")
     config = find(directory).state["config"]
-    rows, everything = 3 * 64, sum(w.numel() for w in network_of(config).state_dict().values())
+    rows, everything = 3 * 64, sum(w.numel() for w in RunConfig(config).shape_network().state_dict().values())
     assert f"{100 * rows / everything:.3g}% of the parameters train\n" in caplog.text
     directory = run(transfers, "lp_ft", "data.channels=1", "train.steps=4")
     assert "100% of the parameters train, all from step 2\n" in caplog.text
@@ -356,5 +356,5 @@ def test_which_rows_a_term_is_told_to_be_new(tmp_path, theirs, kept, new):
     table = planned_fit(config, source(theirs).state["config"])
     write_origin(tmp_path, {"path": "", "weights": "", "sha256": ""}, table)
     strategy = SimpleNamespace(penalties=[lambda start: start], replay=None, loss=None)
-    [start] = terms_of(strategy, source(theirs), build_denoiser(config), colored(), config, tmp_path).penalties
+    [start] = terms_of(strategy, source(theirs), RunConfig(config).build_denoiser(), colored(), config, tmp_path).penalties
     assert start.new_rows == new

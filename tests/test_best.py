@@ -37,7 +37,7 @@ def test_pruning_keeps_the_best_by_the_runs_rule(tmp_path, by, best):
         saved(tmp_path, step, LOSSES[step], KIDS[step], by)
         checkpoint.prune(tmp_path / "checkpoints", 1)
         assert steps(tmp_path) == sorted({expected, step})
-        assert checkpoint.best(tmp_path).step == checkpoint.best(tmp_path / "checkpoints").step == expected
+        assert find_best_checkpoint(tmp_path).step == find_best_checkpoint(tmp_path / "checkpoints").step == expected
 
 
 def test_losses_on_other_images_are_not_compared(tmp_path):
@@ -45,19 +45,19 @@ def test_losses_on_other_images_are_not_compared(tmp_path):
     for step, loss, grid in ((1, 0.01, None), (2, 0.5, 2), (3, 0.4, 2), (4, 0.45, 2)):
         saved(tmp_path, step, loss, by="loss", grid=grid)
         checkpoint.prune(tmp_path / "checkpoints", 1)
-    assert checkpoint.best(tmp_path).step == 3 and steps(tmp_path) == [1, 3, 4]
+    assert find_best_checkpoint(tmp_path).step == 3 and steps(tmp_path) == [1, 3, 4]
 
 
 def test_of_equals_the_oldest_is_the_best_as_it_was_while_the_run_went_on(tmp_path):
     for step, loss in ((1, 0.5), (2, 0.25), (3, 0.25)):
         saved(tmp_path, step, loss, by="loss")
-    assert checkpoint.best(tmp_path).step == 2
+    assert find_best_checkpoint(tmp_path).step == 2
 
 
 def test_what_was_not_judged_is_not_the_best(tmp_path):
     for step, (loss, kid) in {1: (0.5, None), 2: (0.1, None), 3: (0.6, 0.4), 4: (0.7, 0.3), 5: (None, None)}.items():
         saved(tmp_path, step, loss, kid, "kid")
-    assert checkpoint.best(tmp_path).step == 4
+    assert find_best_checkpoint(tmp_path).step == 4
     checkpoint.prune(tmp_path / "checkpoints", 1)
     assert steps(tmp_path) == [4, 5]
 
@@ -65,7 +65,7 @@ def test_what_was_not_judged_is_not_the_best(tmp_path):
 def test_where_none_was_judged_the_best_is_the_newest(tmp_path):
     for step in (1, 2, 11):
         saved(tmp_path, step, 0.1 * step, None, "kid")
-    assert checkpoint.best(tmp_path).step == 11
+    assert find_best_checkpoint(tmp_path).step == 11
     checkpoint.prune(tmp_path / "checkpoints", 1)
     assert steps(tmp_path) == [11]
 
@@ -75,15 +75,15 @@ def test_a_damaged_best_is_named_and_the_next_best_taken(tmp_path, caplog):
         saved(tmp_path, step, loss, by="loss")
     file = tmp_path / "checkpoints/step_2" / MODEL
     file.write_bytes(file.read_bytes()[:-1] + b"!")
-    assert checkpoint.best(tmp_path).step == 1
+    assert find_best_checkpoint(tmp_path).step == 1
     assert str(file) in caplog.text
 
 
 def test_no_checkpoint_is_one_message(tmp_path):
     for empty in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="no checkpoint"):
-            checkpoint.best(empty)
+            find_best_checkpoint(empty)
     saved(tmp_path, 3, 0.1)
     remove_directory(tmp_path / "checkpoints/step_3")
     with pytest.raises(UserError, match="no checkpoint"):
-        checkpoint.best(tmp_path)
+        find_best_checkpoint(tmp_path)

@@ -13,7 +13,9 @@ from functools import cache
 
 import pytest
 import torch
+from training.parts import settings_of
 
+from config.overrides import composed, options
 from diffusion import generate as generating
 from diffusion import schedule as schedules
 from diffusion.denoiser import Prediction
@@ -30,10 +32,7 @@ from diffusion.samplers import (
     trailing_steps,
 )
 from diffusion.variance import FixedLarge, FixedSmall
-from models.network import image_shape
 from runtime.build import build
-from runtime.config import composed, options
-from training.parts import settings_of
 
 MEAN = DEVIATION = 0.2
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}

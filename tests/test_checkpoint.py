@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from training.parts import check_config, settings_of
 
+from config.overrides import composed
 from data.bundled import Faces
 from data.dataset import DataSettings, decoded
 from data.memory import Memory
 from runtime import checkpoint
 from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER, STATE
-from runtime.config import composed
 from runtime.errors import UserError
 from tests import runs
 from train import open_images, trainer
-from training.parts import build_denoiser, check_config, settings_of
 
 FILES = [MODEL, EMA, OPTIMIZER, STATE]
 
@@ -236,14 +236,14 @@ def build_part(config: dict, section: str):
         return settings_of(config, section)
     if section == "optimizer":
         return build(config[section], ["torch.optim"], section)
-    return build_denoiser(config)
+    return RunConfig(config).build_denoiser()
 
 
 def test_a_hostile_target_inside_a_part_is_refused(undisturbed):
     config = json.loads(json.dumps(checkpoint.find(undisturbed()).state["config"]))
     config["schedule"] = {"_target_": "diffusion.schedule.zero_terminal", "schedule": {"_target_": "os.system", "command": "true"}}
     with pytest.raises(UserError, match="os.system is not defined in diffusion"):
-        build_denoiser(config)
+        RunConfig(config).build_denoiser()
 
 
 # A full disk

@@ -8,13 +8,16 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from training.parts import TARGETS, check_config, check_network, with_schedule
+from config.overrides import _check_choice
 
+from config.identity import digest, identity
+from config.overrides import CONF, check_overrides, composed, options, parsed, resolved
 from data.source import hash_of
 from runtime.build import build, fits
-from runtime.config import CONF, _check_choice, check_overrides, composed, differences, digest, identity, options, parsed, resolved
+from runtime.content import differences
 from runtime.errors import UserError
 from tests import runs
-from training.parts import TARGETS, check_config, check_network, with_schedule
 
 
 def refused(*arguments: str) -> str:

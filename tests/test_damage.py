@@ -16,16 +16,16 @@ from PIL import Image
 
 import data.dataset
 import train
+from config.overrides import composed
 from data.folder import Folder
 from data.memory import Memory
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER
-from runtime.config import composed
 from runtime.directory import kept_precision
 from runtime.errors import UserError
 from runtime.files import Damaged
 from runtime.log import read_metrics
-from runtime.results import read_result
 from tests import runs, transfers
+from training.result import read_result
 
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[]", "data.size=8", "data.channels=1",
         "train.batch_size=4", "train.warmup=0", "train.precision=fp32", "run.device=cpu", "run.held_out_draws=8", "run.samples=1",

@@ -23,22 +23,22 @@ import runtime.torchvision  # noqa: F401  before anything that imports torchvisi
 import diffusers
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
+from training.parts import build_denoiser
 
 import models.adm
 import models.unet
+from config.overrides import composed
+from config.run_config import RunConfig
 from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings, generate
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
 from models.diffusers_format import _multipliers, read_folder
 from models.diffusers_scheduler import read_scheduler
-from models.network import network_of
 from models.pretrained import open_pretrained
 from runtime.build import build
-from runtime.config import composed
 from runtime.errors import UserError
 from tests.test_unet_diffusers import difference, randomize
-from training.parts import build_denoiser
 
 HO = {"norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None}  # google/ddpm-*
 SMALL = {"sample_size": 16, "block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8,
@@ -76,7 +76,7 @@ def saved(folder, unet, scheduler=None, kind=DDPMScheduler):
 def opened(folder):
     """Our denoiser of that folder, and the shape of its images."""
     found = open_pretrained(str(folder))
-    denoiser = build_denoiser(found.state["config"]).eval()
+    denoiser = RunConfig(found.state["config"]).build_denoiser().eval()
     denoiser.network.load_state_dict(found.weights("ema.safetensors"))
     size = found.state["config"]["data"]["size"]
     return denoiser, (found.state["config"]["data"]["channels"], *((size, size) if isinstance(size, int) else size))
@@ -173,7 +173,7 @@ def test_cifar10_at_full_size(tmp_path):
     theirs = their_trajectory(pipeline, 5, [1])
     assert_same(our_trajectory(*opened(tmp_path), ancestral, 5, [1]), theirs, 2e-4, "CIFAR-10, ancestral, float32")
     config = read_folder(tmp_path)[0]
-    assert sum(p.numel() for p in network_of(config).parameters()) == 35_746_307
+    assert sum(p.numel() for p in RunConfig(config).shape_network().parameters()) == 35_746_307
     assert config["model"] == composed("train", ["model=ddpm_cifar10", "data.channels=3", "model.dropout=0"])["model"]
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from training.parts import check_config
 
-from models.network import network_of
-from runtime.config import check_overrides, composed, options
+from config.overrides import check_overrides, composed, options
+from config.run_config import RunConfig
 from runtime.errors import UserError
-from training.parts import build_denoiser, check_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["README.md", "docs/pretrained.md", "docs/strategies.md", "docs/evaluation.md", "conf/train.yaml", "conf/sample.yaml",
@@ -59,7 +59,7 @@ def test_the_command_line_is_understood(script, arguments):
 def test_published_files_have_settings_that_build(file, overrides):
     config = composed("train", overrides)
     check_config(config)
-    network = network_of(config)
+    network = RunConfig(config).shape_network()
     assert network.conv_in.in_channels == 3 and network.conv_out.out_channels == 6
     assert file in (ROOT / "docs/pretrained.md").read_text()
 
@@ -76,7 +76,7 @@ def test_improved_cifar10_is_the_published_model():
     config = composed("train", ["+experiment=pretrain_cifar10_improved"])
     check_config(config)
     with torch.device("meta"):
-        denoiser = build_denoiser(config)
+        denoiser = RunConfig(config).build_denoiser()
     assert sum(p.numel() for p in denoiser.network.parameters()) == 52_546_438
     assert denoiser.schedule.steps == 4000 and denoiser.network.timestep_scale * 4000 == 1000
     assert config["train"]["clip"] is None and config["train"]["warmup"] == 0 and config["optimizer"]["weight_decay"] == 0

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transfer.trained import start_of
 
 import evaluate
 import report
+from config.overrides import check_overrides, composed, options
 from data.batches import to_x0
 from data.dataset import Dataset
 from diffusion.denoiser import clip_x0
@@ -27,9 +29,7 @@ from evaluation.features.random import RandomConvolutional
 from evaluation.judge import Notes
 from evaluation.kernel import kid
 from evaluation.likelihood import bound
-from models.network import frozen_denoiser
 from runtime.checkpoint import EMA, find
-from runtime.config import check_overrides, composed, options
 from runtime.directory import commit
 from runtime.errors import UserError
 from runtime.randomness import derive
@@ -38,7 +38,6 @@ from tests.runs import snapshot
 from tests.transfers import Transfers, folders
 from training.finished import Finished, classes_of
 from training.judging import Looking, Reference, images_judged
-from transfer.trained import start_of
 
 SAMPLER = SamplerSettings(ddim, even_steps, 2)
 NODE = {"function": "ddim", "steps": 2}

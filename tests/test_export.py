@@ -19,23 +19,22 @@ import runtime.torchvision  # noqa: F401  before anything that imports torchvisi
 # isort: split
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
+from transfer.trained import DIFFERENCE, is_difference
 
 import export as script
 import models.adm
 import models.unet
+from config.overrides import composed
+from config.run_config import RunConfig
 from diffusion import schedule as schedules
 from diffusion.samplers import ancestral, trailing_steps
-from models.network import network_of
 from models.pretrained import open_pretrained
 from runtime import checkpoint
 from runtime.checkpoint import EMA
-from runtime.config import composed
 from runtime.errors import UserError
 from tests import runs
 from tests.test_diffusers_format import assert_same, opened, our_trajectory, their_trajectory
 from tests.test_unet_diffusers import difference, randomize
-from training.parts import build_denoiser
-from transfer.trained import DIFFERENCE, is_difference
 
 ROOT = Path(__file__).parent.parent
 UNET = ["data.size=[16,8]", "data.channels=3", "model.channels=16", "model.multipliers=[1,2]", "model.groups=8",
@@ -55,7 +54,7 @@ RUNS = {
 def run_of(directory: Path, overrides) -> Path:
     """A run with random weights, the average's other than the model's: as good as a trained one here."""
     config = composed("train", overrides)
-    network = build_denoiser(config).network
+    network = RunConfig(config).build_denoiser().network
     randomize(network)
     average = {name: tensor + 0.01 for name, tensor in network.state_dict().items()}
     state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
@@ -233,7 +232,7 @@ def test_every_published_model_is_written_or_refused_by_name():
             found[name] = "written"
         except UserError as error:
             found[name] = str(error).split(":")[0].removeprefix("diffusers has nothing for ").split("=")[0]
-        assert network_of(config).conv_in.weight.is_meta
+        assert RunConfig(config).shape_network().conv_in.weight.is_meta
     written = {name for name, what in found.items() if what == "written"}
     assert written >= {"demo", "ddpm_cifar10", "ddpm_celeba64", "ddpm_256", "adm_lsun256", "adm_imagenet256_uncond", "improved_lsun256"}
     assert {what for name, what in found.items() if name not in written} == {"model.classes", "model.timestep_scale"}

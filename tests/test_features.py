@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from config.overrides import CONF, options
 from evaluation.features import Embedding, extract
 from evaluation.features.distances import Pixels
 from evaluation.features.random import CHANNELS, RandomConvolutional
 from runtime.build import build
-from runtime.config import CONF, options
 from runtime.errors import UserError
 
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from config.overrides import CONF
 from data.dataset import DataSettings, decoded, open_dataset
 from data.folder import Folder
 from data.memory import Memory
 from runtime.build import check, resolve
-from runtime.config import CONF
 from runtime.errors import UserError
 
 MEMORY = Memory(Path(tempfile.mkdtemp()))

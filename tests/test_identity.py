@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from training.parts import complete, with_classes, with_schedule
 
 import train
+from config.identity import digest, identity
+from config.overrides import composed
 from runtime import config
-from runtime.config import composed, digest, identity
-from training.origin import kept_classes
-from training.parts import complete, with_classes, with_schedule
+from training.start_from_source import kept_classes
 
 # What commit 11a2594 wrote as identity.json for these commands. The folder's images have a made-up fingerprint and three classes.
 KEPT = json.loads((Path(__file__).parent / "files/identity_11a2594.json").read_text())

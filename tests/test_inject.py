@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from config.overrides import composed
+from config.run_config import RunConfig
 from models.adm import ADMUNet
 from models.layers import Attention, ResBlock, Sum, output_of
-from models.network import network_of
 from models.unet import UNet
 from runtime.build import build
-from runtime.config import composed
 from runtime.errors import UserError
 from training.ema import Ema
 from transfer.inject import check, inject, load, merge, parameters
@@ -406,7 +406,7 @@ ATTENTION = [LoRA(QKV, 8, branches=3), LoRA(OUT, 8)]
 ])
 def test_published_shares(model, injections, trains, share):
     """In percent of the plain network's count, to the last digit that is given."""
-    network = network_of(composed("train", [f"model={model}", "data.channels=3", "model.classes=0"]))
+    network = RunConfig(composed("train", [f"model={model}", "data.channels=3", "model.classes=0"])).shape_network()
     plain = sum(p.numel() for p in network.parameters())
     assert plain == {"ddpm_cifar10": 35_746_307, "ddpm_celeba64": 78_700_803}[model]
     inject(network, injections)

@@ -9,13 +9,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from training.parts import check_config
 
+from config.overrides import composed
 from data.dataset import Dataset
 from evaluation.features import Embedding
 from evaluation.features.random import RandomConvolutional
 from evaluation.kernel import kid
 from runtime import checkpoint
-from runtime.config import composed
 from runtime.errors import UserError
 from runtime.randomness import derive
 from runtime.signals import PREEMPTED
@@ -23,7 +24,6 @@ from tests import runs
 from tests.terms import images
 from training import light
 from training.light import LightSet
-from training.parts import check_config
 
 KID = ["run.kid_images=12", "run.best_by=kid", "run.keep_last=1"]
 CPU = torch.device("cpu")
@@ -160,12 +160,12 @@ def test_the_best_by_kid_is_kept_and_said(judged, undisturbed):
     by_loss = {row["step"]: row["validation/loss"] for row in runs.rows(judged) if "validation/loss" in row}
     best = min(by_kid, key=by_kid.get)
     assert best != min(by_loss, key=by_loss.get) == 12  # or the test would tell nothing
-    assert runs.steps_of(judged) == [best, 12] and checkpoint.best(judged).step == best
-    assert checkpoint.best(judged).state["validation_kid"] == by_kid[best]
+    assert runs.steps_of(judged) == [best, 12] and find_best_checkpoint(judged).step == best
+    assert find_best_checkpoint(judged).state["validation_kid"] == by_kid[best]
     result = json.loads((judged / "result.json").read_text())
     assert (result["best_step"], result["best_by"], result["step"]) == (best, "kid", 12)
     plain = json.loads((undisturbed() / "result.json").read_text())
-    assert (plain["best_step"], plain["best_by"]) == (12, "loss") and checkpoint.best(undisturbed()).step == 12
+    assert (plain["best_step"], plain["best_by"]) == (12, "loss") and find_best_checkpoint(undisturbed()).step == 12
 
 
 def test_a_run_stopped_in_the_light_set_repeats_it(judged, tmp_path):

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training.parts import check_config
 
 import data.npz
 import data.npz_file
+from config.overrides import CONF, check_overrides, composed
 from data.dataset import DataSettings, open_dataset
 from data.memory import Memory
 from data.npz import Npz
 from runtime.build import resolve
-from runtime.config import CONF, check_overrides, composed
 from runtime.errors import UserError
-from training.parts import check_config, settings_of
 
 MEMORY = Memory(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
@@ -415,4 +415,4 @@ def test_a_config_opens_with_a_command_and_has_every_option(name, tmp_path, monk
     assert {p.rstrip("_") for p in parameters} - {"memory"} == node.keys() - {"_target_", "_partial_"}
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"datasets/|FILE\.npz"):  # and the files are looked for where it says
-        settings_of(config, "data").source(MEMORY)
+        RunConfig(config).data.source(MEMORY)

@@ -12,20 +12,20 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from training.parts import check_config
 
+from config.overrides import composed
+from config.run_config import RunConfig
 from data.batches import Batches, to_x0
 from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.schedule import from_betas
-from models.network import build_denoiser
 from runtime.build import build
-from runtime.config import composed
 from runtime.errors import UserError
 from runtime.files import read_checked
 from runtime.randomness import derive, generator
 from tests.starts import begun, given, in_two_processes, pictures, trained
-from training.parts import check_config
 from transfer import penalties
 from transfer.penalties import EWC, L2SP, HalfSquare, fisher, known_fisher
 from transfer.start import Seen
@@ -121,7 +121,7 @@ def test_the_fisher_information_of_a_source_with_classes_is_that_of_its_null_cla
     """Of the folded network, and of the source's own, which is given no class."""
     source, images = trained(["model.classes=2"], classes=["a", "b"]), pictures(4)
     start = begun(tmp_path, source=source)
-    own = build_denoiser(source.state["config"]).eval()
+    own = RunConfig(source.state["config"]).build_denoiser().eval()
     own.network.load_state_dict(source.weights())
     w = {name: p for name, p in own.network.named_parameters() if name != "class_embedding.weight"}
     null = replace(images, labels=np.full(4, 2))

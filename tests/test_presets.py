@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from torch import nn
+from training.parts import check_config, check_network, complete, rules_of, with_classes
 
+from config.overrides import CONF, composed, options
 from models.layers import Attention
 from runtime.build import build
-from runtime.config import CONF, composed, options
-from training.parts import check_config, check_network, complete, rules_of, settings_of, with_classes
 from transfer.inject import inject
 from transfer.rules import ParameterPlan
 
@@ -24,7 +24,7 @@ def preset(name: str, *overrides: str, new: int = 0, kept: int = 0) -> tuple[nn.
     """A small network with what the preset injects, and its plan."""
     config = with_classes(complete(composed("train", [*TINY, f"transfer={name}", "train.steps=100", *overrides])), new, kept)
     network = build(config["model"], ["models"], "model")
-    inject(network, settings_of(config, "transfer").inject)
+    inject(network, RunConfig(config).transfer.inject)
     return network, ParameterPlan(network, rules_of(config))
 
 

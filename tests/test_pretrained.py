@@ -14,23 +14,22 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from transfer.source import other_settings
 
 import export
 import sample
+from config.overrides import composed
+from config.run_config import RunConfig
 from models import pretrained
 from models.ddim_format import to_ddim
-from models.network import network_of
 from models.openai_format import to_openai
 from models.pretrained import Pretrained, open_pretrained, open_with
 from runtime import checkpoint
 from runtime.checkpoint import EMA, MODEL
-from runtime.config import composed
 from runtime.errors import UserError
 from runtime.randomness import derive
 from tests import runs
 from tests.test_unet_diffusers import randomize
-from training.parts import build_denoiser
-from transfer.source import other_settings
 
 ROOT = Path(__file__).parent.parent
 UNET = ["data.size=8", "data.channels=3", "model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]"]
@@ -41,7 +40,7 @@ ADM = ["model=adm_lsun256", "data.size=8", "data.channels=3", "model.channels=16
 def network(overrides):
     """(config, network with random weights)"""
     config = composed("train", overrides)
-    made = build_denoiser(config).network
+    made = RunConfig(config).build_denoiser().network
     randomize(made)
     return config, made
 
@@ -128,12 +127,12 @@ def test_a_source_with_other_ends_than_the_target(tmp_path, caplog, write):
     assert "data.channels: 1 -> 3" in caplog.text and ("LearnedRange" in caplog.text) == (write != "ddim")
     assert ("model.classes: 0 -> 3" in caplog.text) == (write != "ddim")
     assert other_settings(composed("train", target)["model"], found.state["config"]["model"]) == []
-    assert build_denoiser(found.state["config"]).network.conv_in.in_channels == 3
+    assert RunConfig(found.state["config"]).build_denoiser().network.conv_in.in_channels == 3
 
 
 def test_published_files_are_known_by_their_names(tmp_path, caplog):
     """Their own settings, whatever the target's are."""
-    network = network_of(composed("train", ["model=improved_cifar10", "data.channels=3", "variance=learned_range", "loss=hybrid"]))
+    network = RunConfig(composed("train", ["model=improved_cifar10", "data.channels=3", "variance=learned_range", "loss=hybrid"])).shape_network()
     network.to_empty(device="cpu")
     file = tmp_path / "cifar10_uncond_50M_500K.pt"
     torch.save(to_openai(network.state_dict(), network), file)

@@ -24,8 +24,8 @@ from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, missing, read_runs
 from reporting.table import contrasts, floors, rows, situations
 from runtime.files import write_sealed
-from runtime.results import percent, read_result, size, varied
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
+from training.result import percent, read_result, size, varied
 
 
 def lines(text: str) -> list[list[str]]:

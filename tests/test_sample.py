@@ -14,11 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from config.overrides import composed
 from diffusion.samplers import NoisePerImage
 from runtime import checkpoint
-from runtime.config import composed
 from runtime.randomness import derive
-from training.parts import build_denoiser
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=[8,12]",
@@ -31,7 +30,7 @@ def run_directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("run")
     config = composed("train", [*TINY, "model.classes=3"])
     torch.manual_seed(0)
-    network = build_denoiser(config).network
+    network = RunConfig(config).build_denoiser().network
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     torch.nn.init.normal_(network.class_embedding.weight)
@@ -180,7 +179,7 @@ def test_bare_weights_with_other_settings_are_other_images(run_directory, tmp_pa
 def test_images_that_are_not_finite_are_refused_and_not_written(tmp_path):
     """As bytes they would look like any image."""
     config = composed("train", TINY)
-    network = build_denoiser(config).network
+    network = RunConfig(config).build_denoiser().network
     weights = network.state_dict() | {"conv_out.bias": torch.full_like(network.conv_out.bias, float("nan"))}
     state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
     checkpoint.save(tmp_path / "checkpoints", weights, weights, {}, state)

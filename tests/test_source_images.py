@@ -12,22 +12,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training.parts import settings_of
+from transfer.source import Source
 
+from config.identity import identity
+from config.overrides import CONF, composed, options
+from config.run_config import RunConfig
 from data.dataset import open_dataset
 from data.memory import Memory
 from data.source import to_array
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import NoisePerImage, log_snr_steps
-from models.network import build_denoiser
 from models.pretrained import open_pretrained
-from runtime.config import CONF, composed, identity, options, sha256_of
+from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.randomness import derive
 from tests.starts import begun, in_two_processes, trained
 from train import place
-from training.parts import settings_of
 from transfer import source_images
-from transfer.source import Source
 from transfer.source_images import generated, real
 
 
@@ -53,7 +55,7 @@ def of_folder(folder: Path, *more: str) -> list[str]:
 def own_images(source, cache: Path):
     """What the run of the source trained on, by the way that train.py goes."""
     config = source.state["config"]
-    settings = settings_of(config, "data")
+    settings = RunConfig(config).data
     return open_dataset(settings, settings.source(Memory(cache / "memory")), config["seed"], cache)
 
 
@@ -144,7 +146,7 @@ def test_a_finished_run_is_such_a_source(undisturbed, tmp_path):
 
 def by_hand(source, k: int, steps: int, seed: int = 0) -> np.ndarray:
     """Image k at the source's size, by the formula of DDIM (Song et al. 2021, eq. 12) from noise by (seed, "replay", k). [H, W, C]"""
-    denoiser = build_denoiser(source.state["config"])
+    denoiser = RunConfig(source.state["config"]).build_denoiser()
     denoiser.network.load_state_dict(source.weights())
     denoiser.eval()
     schedule, data = denoiser.schedule, source.state["config"]["data"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import train
+from config.overrides import composed
 from data.dataset import Dataset
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
 from evaluation.features import Embedding
-from runtime.config import composed
 from tests.terms import SCHEDULE
 from training import finished, judging, light
 from transfer import ant

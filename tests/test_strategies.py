@@ -20,17 +20,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from config.overrides import options
+from config.run_config import RunConfig
 from data.bundled import Faces, Tissue
 from diffusion.denoiser import Denoiser
 from models.layers import output_of
-from models.network import build_network, network_of
 from runtime.checkpoint import EMA, MODEL, find
-from runtime.config import options
 from runtime.files import read_checked
 from tests import runs
 from tests.test_presets import INJECTED, SUBSETS, bias, inside_attention, norm, owners, part
 from tests.transfers import Transfers, denoiser_of, moved, weights
-from training.parts import settings_of
 from transfer.ant import Classifier, towards_target
 from transfer.inject import inject, parameters
 
@@ -63,9 +62,9 @@ def start_of(transfers: Transfers, directory: Path) -> dict[str, Tensor]:
 
 def injected_at_start(before: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
     config = find(directory).state["config"]
-    network = build_network(config)
+    network = RunConfig(config).build_network()
     network.load_state_dict(before)
-    inject(network, settings_of(config, "transfer").inject, config["seed"])
+    inject(network, RunConfig(config).transfer.inject, config["seed"])
     return {name: w.detach() for name, w in parameters(network).items() if name not in before}
 
 

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import yaml
-
-from runtime.build import resolve
-from runtime.config import CONF, composed, options
 from training.parts import check_config, check_network, complete
+
+from config.overrides import CONF, composed, options
+from runtime.build import resolve
 
 TEXT = (CONF.parent / "docs" / "strategies.md").read_text()
 # name of a section: its text

@@ -18,8 +18,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from config.overrides import check_overrides, options
 from runtime import config, sweep
-from runtime.config import check_overrides, options
 from runtime.errors import UserError
 from runtime.signals import PREEMPTED, Preempted
 from tests import runs

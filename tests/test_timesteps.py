@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from training.parts import TARGETS, check_config
 
+from config.overrides import composed
 from diffusion.timesteps import Importance, MirroredPower, Power, Range, Uniform
 from runtime.build import build
-from runtime.config import composed
 from runtime.errors import UserError
 from tests import runs
-from training.parts import TARGETS, check_config
 
 
 class Slow:

@@ -10,19 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transfer.trained import is_difference, open_difference, plain
 
 import export
 import sample
+from config.run_config import RunConfig
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
-from models.network import build_denoiser
 from models.pretrained import open_pretrained
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from tests.transfers import TISSUE, Transfers, denoiser_of, weights
-from training.parts import settings_of
 from transfer.inject import inject, load
-from transfer.trained import is_difference, open_difference, plain
 
 STRATEGIES = ["full", "freeze_encoder", "lora", "svdiff", "textual_inversion"]
 SAMPLER = SamplerSettings(ddim, even_steps, 3)
@@ -62,10 +61,10 @@ def reference(directory: Path) -> list[Tensor]:
     """What the network says that the run trained, as it trained it."""
     saved = find(directory)
     config = saved.state["config"]
-    denoiser = build_denoiser(config).eval().requires_grad_(False)
+    denoiser = RunConfig(config).build_denoiser().eval().requires_grad_(False)
     plain = saved.weights(EMA)
     denoiser.network.load_state_dict({name: plain[name] for name in denoiser.network.state_dict()})
-    inject(denoiser.network, settings_of(config, "transfer").inject)
+    inject(denoiser.network, RunConfig(config).transfer.inject)
     load(denoiser.network, plain)
     return [denoiser(*given(), condition).noise for condition in conditions(denoiser.network.classes)]
 

@@ -13,17 +13,16 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from transfer.trained import difference, origin_of, source_of
 
+from config.overrides import composed
 from runtime import checkpoint
-from runtime.config import composed
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.log import read_metrics
 from tests import runs
 from train import locate
-from training.origin import check_number_of_classes, start_from
-from training.parts import build_denoiser
-from transfer.trained import difference, origin_of, source_of
+from training.start_from_source import check_number_of_classes, start_from
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "train.batch_size=4",
@@ -134,7 +133,7 @@ def test_another_kind_of_learned_variance_is_named(tmp_path, caplog):
     """The shapes agree, and the second half is a fraction in one and a log variance in the other. What is fixed says nothing of weights."""
     tiny = ["model.channels=8", "model.groups=4", "variance=learned", "loss=bound"]
     ours, theirs = (composed("train", [*tiny, *more]) for more in ([], ["variance=learned_range"]))
-    denoiser = build_denoiser(ours)
+    denoiser = RunConfig(ours).build_denoiser()
     for source in (theirs, ours, composed("train", ["variance=fixed_small"])):
         caplog.clear()
         found = SimpleNamespace(path=tmp_path, step=1, weights=lambda file: denoiser.network.state_dict(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train
-from runtime.config import check_overrides, composed
+from config.overrides import check_overrides, composed
 from runtime.errors import Misfit, UserError, together
 from tests import runs
 

@@ -8,12 +8,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from triton.errors import TritonError
 
+from config.overrides import CONF
 from kernels import ahead, configs, reference, tune
 from kernels.launch import Launch, launch
 from kernels.workloads import Work, attentions, norms, workloads
 from models.layers import Attention, GroupNorm, output_of
 from runtime.build import build
-from runtime.config import CONF
 
 CPU = torch.device("cpu")
 FASTEST_IS_WRONG = {1: 3.0, 2: 1.0, 4: 0.5, 8: 2.0}  # ms by tile

@@ -11,7 +11,7 @@ import pytest
 from reporting.runs import Evaluation, Run
 from reporting.table import Row
 from reporting.verdict import verdict
-from runtime.results import Result
+from training.result import Result
 
 SWEEPS, DRAWS = 200, 50
 NOISY = 5.0

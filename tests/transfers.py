@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import train
+from config.overrides import composed
+from config.run_config import RunConfig
 from diffusion.denoiser import Denoiser
-from models.network import build_denoiser
 from runtime.checkpoint import EMA, MODEL, all_checkpoints, find
-from runtime.config import composed
+from training import run
 
 # Three levels, so that presets by resolution have a coarse part. One rate for all: at this size a preset's own are too low to be seen.
 TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]",
@@ -42,7 +42,7 @@ class Transfers:
         if arguments not in self.done:
             torch.set_num_threads(1)
             places = [f"run.root={self.root}/runs", f"run.cache={self.root}/cache"]
-            self.done[arguments] = train.run(composed("train", [*TINY, *places, *arguments]))
+            self.done[arguments] = run.train(composed("train", [*TINY, *places, *arguments]))
         return self.done[arguments]
 
     def target(self, strategy: str, *more: str) -> Path:
@@ -64,9 +64,9 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name, w in before.items() if not torch.equal(w, after[name])}
 
 
-def denoiser_of(config: dict, tensors: dict[str, Tensor]) -> Denoiser:
+def denoiser_of(config: RunConfig, tensors: dict[str, Tensor]) -> Denoiser:
     """A plain network with these weights."""
-    denoiser = build_denoiser(config).eval().requires_grad_(False)
+    denoiser = config.build_denoiser().eval().requires_grad_(False)
     denoiser.network.load_state_dict(tensors)
     return denoiser
 

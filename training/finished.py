@@ -13,23 +13,20 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from config.run_config import RunConfig
 from data.dataset import Dataset, DataSettings, open_dataset
 from data.memory import Memory
 from data.splits import spread
 from diffusion.denoiser import Denoiser
-from models.network import frozen_denoiser
-from models.pretrained import Trained
-from runtime.build import build
-from runtime.checkpoint import FILES, Checkpoint, Which
+from runtime.checkpoint import Checkpoint, Which
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json
 from runtime.randomness import generator
 from transfer.source_images import own_images
-from transfer.trained import plain, read_origin, source_of, start_of
+from transfer.trained_weights import TrainedWeights, of_checkpoint, read_origin, source_of, start_of
 
 NULL_CLASS = "null_class"
-VALUES = {"_target_": "transfer.fit.values", "_partial_": True}
 ENOUGH, MOST = 100, 2000  # images of the source: so few are not judged on while it has others, and no more than so many
 
 
@@ -49,32 +46,32 @@ class Finished:
         return self.checkpoint.path.parent.parent
 
     @cached_property
-    def trained(self) -> Trained:
-        """With what was injected merged."""
-        return plain(self.checkpoint)
+    def trained(self) -> TrainedWeights:
+        """With its adapters merged."""
+        return of_checkpoint(self.checkpoint)
 
     @property
-    def config(self) -> dict[str, Any]:
-        return self.trained.state["config"]
+    def config(self) -> RunConfig:
+        return self.trained.config
 
     @cached_property
     def trained_weights(self) -> dict[str, torch.Tensor]:
-        return self.trained.weights(FILES[self.weights])
+        return self.trained.load(self.weights)
 
     def denoiser(self, device: torch.device) -> Denoiser:
-        return frozen_denoiser(self.config, self.trained_weights, device)
+        return self.config.frozen_denoiser(self.trained_weights, device)
 
     @cached_property
     def data(self) -> DataSettings:
-        content = {"data": self.config["data"]}
+        content = {"data": self.config.raw["data"]}
         for line in self.overrides:
             if not line.startswith("data.source.") or "=" not in line:
                 raise UserError(f"overrides={line}: they are of the run's images, such as 'overrides=[\"data.source.path=DIR\"]'.")
         try:
-            content = OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(self.overrides))))
+            merged: Any = OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(self.overrides))))
         except OmegaConfBaseException as error:
             raise UserError(f"overrides={list(self.overrides)}: {error}") from error
-        return build({"_target_": "data.dataset.DataSettings", **content["data"]}, ["data"], "data")
+        return self.config.with_sections(data=merged["data"]).data
 
     @cached_property
     def images(self) -> tuple[Dataset, list[Any]]:
@@ -83,7 +80,7 @@ class Finished:
         try:
             source = data.source(Memory(self.cache / "memory"))
             self._check_same(source.fingerprint)
-            return (open_dataset(data, source, self.config["seed"], self.cache),
+            return (open_dataset(data, source, self.config.seed, self.cache),
                     [source.fingerprint, data.height_width, data.channels, data.resample, data.upscale])
         except UserError as error:
             raise UserError(f"the images of {self.directory}: {error}\nWhere they are: 'overrides=[\"data.source.path=DIR\"]'") from error
@@ -101,10 +98,10 @@ class Finished:
         return read_origin(self.directory) is not None
 
     @cached_property
-    def source(self) -> Trained | None:
+    def source(self) -> TrainedWeights | None:
         """What the run started from; None where it had no source. Raises UserError where that is gone."""
         origin = read_origin(self.directory)
-        return origin and source_of(origin, self.checkpoint.state["config"], self.elsewhere)
+        return source_of(origin, self.config, self.elsewhere) if origin else None
 
     @cached_property
     def start(self) -> dict[str, torch.Tensor]:
@@ -114,8 +111,8 @@ class Finished:
     @cached_property
     def untouched(self) -> dict[str, torch.Tensor]:
         """The whole source in the shapes of this run, of a run that had one: what there was to forget, whichever of it the run copied."""
-        whole = self.config["source"] | {"include": ["*"], "depth": None, "copy": VALUES}
-        return start_of(self.config | {"source": whole}, self.source)
+        whole = self.config.raw["source"] | {"include": ["*"], "depth": None, "copy": None}
+        return start_of(self.config.with_sections(source=whole), self.source)
 
     def source_images(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, str]:
         """(images [*, H, W, C] uint8, labels as this network knows them or None for its null class, rows, their split) of the source, at
@@ -125,9 +122,8 @@ class Finished:
         theirs = own_images(self.source, self.data, self.cache)
         split = next((s for s in ("test", "validation") if len(theirs.splits[s]) >= ENOUGH), "train")
         rows = spread(theirs.splits[split], MOST, theirs.labels)
-        kept = build({"_target_": "transfer.fit.SourceSettings", **self.config["source"]}, ["transfer"], "source").kept(
-            self.source.state["config"])
-        first = self.config["model"].get("classes", 0) - kept
+        kept = self.config.kept_classes(self.source.config)
+        first = self.config.classes - kept
         return theirs.images, theirs.labels + first if kept else None, rows, split
 
 

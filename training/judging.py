@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from config.run_config import RunConfig
 from data.batches import to_uint8, to_x0
 from data.splits import spread
 from diffusion.denoiser import Denoiser, clip_x0
@@ -27,9 +28,8 @@ from evaluation.intervals import bootstrap_mean, resampled
 from evaluation.kernel import kid, kid_replicates
 from evaluation.likelihood import Bound, bound, every, strata
 from evaluation.record import estimate
-from models.network import frozen_denoiser, image_shape
 from models.samples import Making, claim, write_missing
-from runtime.config import sha256_of
+from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from training.finished import Finished
@@ -107,13 +107,13 @@ def npy(tensor: Tensor) -> bytes:
     return file.getvalue()
 
 
-def samples(denoiser: Denoiser, config: dict[str, Any], classes: Sequence[str], making: Making, made_by: Record, below: Path) -> Path:
+def samples(denoiser: Denoiser, config: RunConfig, classes: Sequence[str], making: Making, made_by: Record, below: Path) -> Path:
     """The folder of images 0 .. n - 1; those that are missing in it are made. made_by: all that decides them."""
     out = below / f"evaluation_{sha256_of(made_by)[:8]}"
     log.info("%d images in %s", making.n, out)
     with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
         claim(out, made_by)
-        write_missing(out, making, denoiser, denoiser, classes if denoiser.network.classes else [], image_shape(config["data"]))
+        write_missing(out, making, denoiser, denoiser, classes if denoiser.network.classes else [], config.image_shape)
     return out
 
 
@@ -168,7 +168,7 @@ class OfNetwork:
 
     @cached_property
     def untouched(self) -> Denoiser:
-        return frozen_denoiser(self.run.config, self.run.untouched, self.device)
+        return self.run.config.frozen_denoiser(self.run.untouched, self.device)
 
     def losses(self) -> Record:
         """Of the held-out images and, of a run that had a source, of the source's images: its own loss, and that of the source itself."""
@@ -218,7 +218,7 @@ class OfNetwork:
 
     def _kid_source(self, generated: judge.Seen, looking: Looking) -> Record:
         images, _, rows, _ = self.run.source_images()
-        digest = sha256_of([self.run.source.state["sha256"], images.shape[1:], self.run.data.resample, rows.tolist()])
+        digest = sha256_of([self.run.source.digests, images.shape[1:], self.run.data.resample, rows.tolist()])
         theirs = looking.kept(Reference(images, {"train": rows}, None, {"train": digest}), "train").features
         ours = generated.features
         return estimate(kid(ours, theirs), kid_replicates(ours, theirs), min(len(ours), len(theirs)))

@@ -14,32 +14,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from config.run_config import RunConfig
 from data.batches import Batch, Batches, to_uint8, to_x0
-from diffusion.denoiser import Condition, Denoiser
-from diffusion.generate import SamplerSettings, generate
+from diffusion.denoiser import Condition, Denoiser, ForwardPass
+from diffusion.generate import generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
 from evaluation.held_out import held_out_errors
 from evaluation.record import GRID
 from runtime import checkpoint
+from runtime.checkpoint import Checkpoint, Progress
 from runtime.device import peak_memory
 from runtime.directory import device_name
 from runtime.errors import UserError
 from runtime.files import write_sealed
 from runtime.log import RunLog, grid
 from runtime.randomness import derive, generator
-from runtime.results import RESULT
 from runtime.signals import Preempted, StopRequest
+from training.best_checkpoint import prune_checkpoints, rank_checkpoints
 from training.ema import Ema, share_of_start
 from training.light import LightSet
-from training.settings import RunSettings, TrainSettings
+from training.result import RESULT
 from transfer.inject import load, parameters
 from transfer.replay import Replay
 from transfer.rules import ParameterPlan
-from transfer.start import Penalty, Seen
+from transfer.start import Penalty
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +75,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     plan: ParameterPlan
     batches: Batches
-    sampler: SamplerSettings
-    settings: TrainSettings
-    run: RunSettings
-    config: dict[str, Any]
+    config: RunConfig
     directory: Path
     log: RunLog
     autocast: Callable[[], contextlib.AbstractContextManager]
@@ -89,20 +88,17 @@ class Trainer:
     def __post_init__(self):
         d = self.denoiser
         self.device = d.schedule.alpha_bar.device
-        self.seed: int = self.config["seed"]
+        self.seed, self.run = self.config.seed, self.config.run
         self.base_rate: float = self.optimizer.defaults["lr"]
-        self.ema = Ema(d.network, self.settings.ema_decay)
+        self.ema = Ema(d.network, self.config.train.ema_decay)
         self.averaged = d.around(self.ema.network).eval()
         self.window = torch.zeros((), device=self.device)  # summed loss since the last row of the log
         self.window_steps = 0
         self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss or gradient that is not finite
         self.pending = False  # stopped between the step and its evaluation
         self.replay_seed = derive(self.seed, "replay")
-        self.last: tuple[Any, ...] = ()
         count = self.run.kid_images
-        self.light = LightSet(self.batches.dataset, count, self.settings.batch_size, self.device) if count else None
-        if self.terms.penalties:
-            d.on_output = self._remember
+        self.light = LightSet(self.batches.dataset, count, self.config.train.batch_size, self.device) if count else None
 
     # one step
 
@@ -111,18 +107,18 @@ class Trainer:
         here waits for the device."""
         if self.plan.at_change(k):
             self.plan.apply(k)
-        warmup = min(1.0, (k + 1) / max(1, self.settings.warmup))
+        warmup = min(1.0, (k + 1) / max(1, self.config.train.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
             group["lr"] = self.base_rate * scale * warmup
         draw = self._draw(k, batch, self.batches.flip, self.timesteps, self.seed)
         total, losses = self._backward(k, draw, self.terms.loss or self.loss, self.seed, penalties=self.terms.penalties)
         self.timesteps.update(draw.t, losses)
-        if replay := self.terms.replay:
+        if (replay := self.terms.replay) and replayed:
             draw = self._draw(k, replayed, replay.batches.flip, replay.timesteps, self.replay_seed)
             more, losses = self._backward(k, draw, self.loss, self.replay_seed, scale=replay.weight)
             replay.timesteps.update(draw.t, losses)
             total = total + more
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), self.settings.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), self.config.train.clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(k)
@@ -139,44 +135,39 @@ class Trainer:
         noise = torch.randn(images.shape, generator=generator(seed, "noise", k, device=self.device), device=self.device)
         if classes := self.denoiser.network.classes:
             drop = torch.rand(len(label), generator=generator(seed, "label", k, device=self.device), device=self.device)
-            label = torch.where(drop < self.settings.label_dropout, classes, label)
+            label = torch.where(drop < self.config.train.label_dropout, classes, label)
         return Draw(x0, t, weight, noise.permute(0, 3, 1, 2), {"label": label})
 
     def _backward(self, k: int, draw: Draw, of: Loss, seed: int, scale: float = 1.0,
                   penalties: Sequence[Penalty] = ()) -> tuple[Tensor, Tensor]:
         """The gradient of scale x the mean loss, and of the penalties, micro-batch by micro-batch -> (the loss, each image's [B])."""
         x0, t, weight, noise, condition = draw
-        micro = -(-len(x0) // self.settings.accumulation)
+        micro = -(-len(x0) // self.config.train.accumulation)
         total, losses = torch.zeros((), device=self.device), []
         for m, first in enumerate(range(0, len(x0), micro)):
             part = slice(first, first + micro)
             torch.manual_seed(derive(seed, "dropout", k, m))
+            inputs = x0[part], t[part], noise[part], {name: values[part] for name, values in condition.items()}
             with self.autocast():
-                loss = of(self.denoiser, x0[part], t[part], noise[part], {n: c[part] for n, c in condition.items()})
-                added = self._added(x0[part], penalties)
+                step = self._forward_pass(of, *inputs)
+                loss, added = of(step), sum(penalty(step) for penalty in penalties)
             losses.append(loss.detach())
             loss = (scale * (loss * weight[part]).mean() + added) / (len(x0) / len(loss))
             loss.backward()
             total += loss.detach()
         return total, torch.cat(losses)
 
-    def _added(self, x0: Tensor, penalties: Sequence[Penalty]) -> Tensor | float:
-        """The penalties on what the network was last given and what it said."""
-        last, self.last = self.last, ()  # let go of the graph
-        if not penalties:
-            return 0.0
-        x_t, t, condition, output = last
-        seen = Seen(x_t, t, condition, self.denoiser.predict(*self.denoiser.halves(output), x_t, t), x0)
-        return sum(penalty(seen) for penalty in penalties)
-
-    def _remember(self, *what: Any) -> None:
-        self.last = what
+    def _forward_pass(self, of: Loss, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition) -> ForwardPass:
+        """A loss with a method noise_of chooses the noise that the network is given."""
+        if choose := getattr(of, "noise_of", None):
+            noise = choose(self.denoiser, x0, t, noise, condition)
+        return self.denoiser.forward_pass(x0, t, noise, condition)
 
     # all steps
 
     def train(self) -> None:
         """Runs to settings.steps. Raises Preempted, after saving, where a signal asked to stop."""
-        steps, interactive = self.settings.steps, sys.stderr.isatty()
+        steps, interactive = self.config.train.steps, sys.stderr.isatty()
         with StopRequest() as self.stop, tqdm(total=steps, initial=self.steps_done, unit="step", mininterval=0.5 if interactive else 30,
                                               desc=self.directory.parent.name) as self.bar:
             self._clock = time.monotonic()
@@ -202,7 +193,7 @@ class Trainer:
     def _report(self, norm: Tensor) -> None:
         self._check_finite()
         loss, now = self.window.item() / self.window_steps, time.monotonic()
-        speed = self.window_steps * self.settings.batch_size / (now - self._clock)
+        speed = self.window_steps * self.config.train.batch_size / (now - self._clock)
         self.log.metrics(self.steps_done, {
             "loss": loss, "grad_norm": norm.item(), "learning_rate": max(g["lr"] for g in self.optimizer.param_groups),
             "images_per_second": speed, "seconds": self._elapsed()})
@@ -246,18 +237,18 @@ class Trainer:
         """What the run came to so far, for report.py."""
         return {"step": self.steps_done, "held_out_loss": values.get("loss"), "held_out_grid": GRID,
                 "best_step": self._best_step(values), "best_by": self.run.best_by,
-                "ema_share_of_start": share_of_start(self.settings.ema_decay, self.steps_done), "hours": self._elapsed() / 3600,
+                "ema_share_of_start": share_of_start(self.config.train.ema_decay, self.steps_done), "hours": self._elapsed() / 3600,
                 "device": device_name(self.device), "peak_memory_bytes": peak_memory(self.device), **self.facts}
 
     def _best_step(self, values: dict[str, float]) -> int:
-        """The step of the checkpoint that runtime.checkpoint.best finds once that of this evaluation is written."""
+        """The step of the checkpoint that find_best_checkpoint finds once that of this evaluation is written."""
         directory = self.directory / "checkpoints"
-        now = checkpoint.Checkpoint(directory, {"step": self.steps_done, "config": self.config, **judged(values)})
+        now = Checkpoint(directory, self.steps_done, self.config.raw, [], {}, self._progress(values))
         before = [c for c in checkpoint.all_checkpoints(directory) if c.step < now.step]
-        return [*checkpoint.ranked([*before, now]), now][0].step
+        return [*rank_checkpoints([*before, now]), now][0].step
 
     def _sampling_is_due(self) -> bool:
-        return self.steps_done % self.run.sample_every == 0 or self.steps_done == self.settings.steps
+        return self.steps_done % self.run.sample_every == 0 or self.steps_done == self.config.train.steps
 
     def _evaluate(self) -> dict[str, float]:
         data = self.batches.dataset
@@ -268,7 +259,7 @@ class Trainer:
             values = held_out_errors(self.averaged, data.images, data.labels, rows, self.run.held_out_draws,
                                      lambda drawn: self.stop.check()).values()
         self._check_finite(values["loss"])
-        values["ema_share_of_start"] = share_of_start(self.settings.ema_decay, self.steps_done)
+        values["ema_share_of_start"] = share_of_start(self.config.train.ema_decay, self.steps_done)
         by_noise = [f"{which} noise {values[key]:.4f}" for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9")) if key in values]
         log.info("step %d: held-out loss %.5f%s", self.steps_done, values["loss"], f" ({', '.join(by_noise)})" if by_noise else "")
         if self.light:
@@ -282,7 +273,7 @@ class Trainer:
         condition = {"label": label} if self.denoiser.network.classes else {}
         H, W, C = self.batches.dataset.images.shape[1:]
         with self.autocast():
-            return generate(lambda x, t: self.averaged(x, t, condition), self.denoiser.schedule, self.sampler, (C, H, W), seeds,
+            return generate(lambda x, t: self.averaged(x, t, condition), self.denoiser.schedule, self.config.sampler, (C, H, W), seeds,
                             lambda *_: self.stop.check())
 
     def _sample(self):
@@ -298,30 +289,31 @@ class Trainer:
         """values: what the evaluation came to, where there was one."""
         self._check_finite()
         self.log.sync()
-        state = {"step": self.steps_done, "pending": self.pending, **judged(values or {}), "seconds": self._elapsed(),
-                 "rows": self.log.rows, "window": [self.window.item(), self.window_steps],
-                 "classes": list(self.batches.dataset.classes), "config": self.config}
         directory = self.directory / "checkpoints"
         optimizer = {"optimizer": self.optimizer.state_dict()} | {name: part.state_dict() for name, part in self._histories().items()}
-        checkpoint.save(directory, parameters(self.denoiser.network), parameters(self.ema.network), optimizer, state)
-        checkpoint.prune(directory, self.run.keep_last)
+        checkpoint.save(directory, _tensors(self.denoiser.network), _tensors(self.ema.network), optimizer, self.steps_done,
+                        self.config.raw, list(self.batches.dataset.classes), self._progress(values or {}))
+        prune_checkpoints(directory, self.run.keep_last)
+
+    def _progress(self, values: dict[str, float]) -> Progress:
+        return Progress(self.pending, values.get("loss"), values.get("kid"), GRID, self._elapsed(), self.log.rows,
+                        (self.window.item(), self.window_steps))
 
     def _histories(self) -> dict[str, Timesteps]:
         """What remembers losses by t."""
         return {"timesteps": self.timesteps} | ({"replay": self.terms.replay.timesteps} if self.terms.replay else {})
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         load(self.denoiser.network, saved.weights(checkpoint.MODEL))
         load(self.ema.network, saved.weights(checkpoint.EMA))
         optimizer = saved.optimizer()
         self.optimizer.load_state_dict(optimizer["optimizer"])
         for name, part in self._histories().items():
             part.load_state_dict(optimizer[name])
-        self.steps_done, self.pending, self.seconds = saved.step, saved.state["pending"], saved.state["seconds"]
-        window, self.window_steps = saved.state["window"]
+        self.steps_done, self.pending, self.seconds = saved.step, saved.progress.pending, saved.progress.seconds
+        window, self.window_steps = saved.progress.window
         self.window.fill_(window)
 
 
-def judged(values: dict[str, float]) -> dict[str, float | None]:
-    """An evaluation as the state of a checkpoint keeps it, to find the best one."""
-    return {f"validation_{name}": values.get(name) for name in ("loss", "kid")} | {"held_out_grid": GRID}
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict(parameters(network))

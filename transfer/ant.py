@@ -19,9 +19,9 @@ from data.batches import to_x0
 from data.dataset import Dataset
 from data.source import hash_of
 from data.splits import spread
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.denoiser import Condition, Denoiser, ForwardPass
 from diffusion.schedule import NoiseSchedule, expand
-from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding
+from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding, to_channels_last
 from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from transfer.start import Start
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 
 class AdversarialNoise:
-    """The loss of DPMs-ANT (Wang et al., ICML 2024, arXiv 2308.11948): (denoiser, x0, t, noise, condition) -> [B], the squared error of the
-    predicted noise, averaged over an image's values.
+    """The loss of DPMs-ANT (Wang et al., ICML 2024, arXiv 2308.11948): a pass over images with the noise of noise_of -> [B], the squared
+    error of the predicted noise, averaged over an image's values.
 
     1. Adversarial noise: ascent_steps times noise <- norm(noise + ascent_rate grad_noise |noise - eps(x_t(noise), t)|^2), where norm
        gives each image's noise mean 0 and standard deviation 1. The gradient goes through the network; its parameters get none.
@@ -59,16 +59,13 @@ class AdversarialNoise:
         self.guidance, self.ascent_steps, self.ascent_rate = guidance, ascent_steps, ascent_rate
         self.classifier = classifier_of(start, images(start), classifier_steps)
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
-        schedule = denoiser.schedule
-        noise = self.hardest(denoiser, x0, t, noise, condition)
-        x_t = schedule.add_noise(x0, noise, t)
-        factor = expand(1 - schedule.alpha_bar[t], x_t)
-        target = noise - self.guidance * factor * towards_target(self.classifier, x_t, t)
-        return (denoiser(x_t, t, condition).noise - target).square().flatten(1).mean(1)
+    def __call__(self, step: ForwardPass) -> Tensor:
+        factor = expand(1 - step.schedule.alpha_bar[step.t], step.x_t)
+        target = step.noise - self.guidance * factor * towards_target(self.classifier, step.x_t, step.t)
+        return (step.prediction.noise - target).square().flatten(1).mean(1)
 
-    def hardest(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
-        """The noise after the ascent."""
+    def noise_of(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
+        """The noise after the ascent, which the pass that trains is made with."""
         with evaluating(denoiser), torch.enable_grad():
             for _ in range(self.ascent_steps):
                 noise = noise.detach().requires_grad_()
@@ -126,7 +123,7 @@ class Classifier(nn.Module):
         time = self.time_mlp(timestep_embedding(t, self.WIDTHS[0]).to(weight.dtype))
         h = Sum(self.conv_in(x.to(weight.dtype).contiguous(memory_format=torch.channels_last)))
         for block in self.down:
-            _, h = block(h, block.time_proj(time))
+            _, h = block(h, block.time_proj(time))  # type: ignore[operator]
         return self.out(self.norm_out(h)[1].mean((2, 3))).squeeze(1)
 
 
@@ -148,7 +145,7 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
              ", ".join(f"{a:.0%} at t={t}" for t, a in zip(_levels(T), accuracy, strict=True)))
     classifier = _untrained(start)
     classifier.load_state_dict(content)
-    return classifier.to(schedule.alpha_bar.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    return to_channels_last(classifier, schedule.alpha_bar.device).requires_grad_(False).eval()
 
 
 def digest(data: Dataset) -> str:
@@ -156,7 +153,7 @@ def digest(data: Dataset) -> str:
     rows = data.splits["train"]
     found = hashlib.sha256(repr((len(rows), *data.images.shape[1:])).encode())
     for start in range(0, len(rows), 1024):
-        found.update(np.ascontiguousarray(data.images[rows[start : start + 1024]]))
+        found.update(np.ascontiguousarray(data.images[rows[start : start + 1024]]).data)
     return found.hexdigest()
 
 
@@ -175,7 +172,7 @@ def _untrained(start: Start) -> Classifier:
 def _train(start: Start, source: Dataset, steps: int) -> bytes:
     """Its tensors and its accuracy, as safetensors."""
     schedule, device = start.denoiser.schedule, start.denoiser.schedule.alpha_bar.device
-    classifier = _untrained(start).to(device, memory_format=torch.channels_last)
+    classifier = to_channels_last(_untrained(start), device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=RATE)
     is_target = torch.arange(2 * HALF_BATCH, device=device).ge(HALF_BATCH).float()
     for k in tqdm(range(steps), desc="classifier of source and target", unit="step", delay=2):

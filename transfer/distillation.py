@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from diffusion.denoiser import ForwardPass
 from models.layers import output_of
 from runtime.errors import UserError
 from transfer.patterns import check_pattern
-from transfer.start import Seen, Start
+from transfer.start import Start
 
 Features = dict[str, Tensor]  # output by the name of its module
 
@@ -34,12 +36,12 @@ class FeatureDistillation:
         self.of_student = recorded(start.denoiser.network, names, lambda network: network.training and torch.is_grad_enabled())
         self.of_source = recorded(self.source.network, names, lambda network: True)
 
-    def __call__(self, seen: Seen) -> Tensor:
-        student = self.of_student.pop(seen.x_t)
+    def __call__(self, step: ForwardPass) -> Tensor:
+        student = self.of_student.pop(step.x_t)
         self.of_student.clear()  # of passes over other images
         with torch.no_grad():
-            self.source.outputs(seen.x_t, seen.t, seen.condition)
-        source = self.of_source.pop(seen.x_t)
+            self.source.outputs(step.x_t, step.t, step.condition)
+        source = self.of_source.pop(step.x_t)
         differences = [(full(student[name]) - full(source[name])).square().mean() for name in source]
         return self.weight * torch.stack(differences).mean()
 
@@ -67,16 +69,16 @@ def recorded(network: nn.Module, names: Sequence[str], when: Callable[[nn.Module
     passes = WeakTensorKeyDictionary()
     under_way: list[Features] = []
 
-    def begin(module, inputs):
+    def begin(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if when(module):
             passes[inputs[0]] = {}
             under_way.append(passes[inputs[0]])
 
-    def end(module, inputs, output):
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
         under_way.clear()
 
-    def keep(name):
-        def hook(module, inputs, output):
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if under_way:
                 under_way[0][name] = output_of(output)
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from runtime.checkpoint import Which
+from config.run_config import RunConfig
+from config.sections import SourceSettings
 from runtime.errors import UserError
 from runtime.randomness import generator
 from transfer.patterns import check_pattern
-
-Copy = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def values(source: Tensor, generator: torch.Generator) -> Tensor:
@@ -30,35 +29,12 @@ def mean_and_variance(source: Tensor, generator: torch.Generator) -> Tensor:
     return source.mean() + spread * torch.randn(source.shape, generator=generator)
 
 
-@dataclass(frozen=True)
-class SourceSettings:
-    """from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format, OWNER/NAME on the Hugging Face Hub, or
-    a file of weights; null starts at random. include: globs of the parameters that are copied. depth: only the first so many parts
-    of the network, see depth_of; null for all. copy: the values, or what is drawn after them. keep_classes: the class table has the
-    source's classes after the target's. weights: the running average or the last iterate. train: train a missing source even if
-    that takes long. overrides: of the source experiment's own settings."""
+ALL = SourceSettings()  # of which every tensor is copied
 
-    from_: str | None = None
-    include: Sequence[str] = ("*",)
-    depth: int | None = None
-    copy: Copy = values
-    keep_classes: bool = False
-    weights: Which = "ema"
-    train: bool = False
-    overrides: Sequence[str] = ()
 
-    @property
-    def used(self) -> bool:
-        return self.from_ is not None and len(self.include) > 0
-
-    @property
-    def draws(self) -> bool:
-        """Whether what is copied is drawn after the source's values, and not these themselves."""
-        return getattr(self.copy, "func", self.copy) is not values
-
-    def kept(self, source: dict[str, Any]) -> int:
-        """How many classes of a source with this config stay in the class table."""
-        return source["model"].get("classes", 0) if self.keep_classes else 0
+def draws(settings: SourceSettings) -> bool:
+    """Whether what is copied is drawn after the source's values, and not these themselves."""
+    return settings.copy is not None and getattr(settings.copy, "func", settings.copy) is not values
 
 
 NOT_INCLUDED = "not in source.include"
@@ -173,7 +149,7 @@ RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], Resized | None]] = {
 }
 
 
-def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSettings = SourceSettings(), kept: int = 0,
+def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSettings = ALL, kept: int = 0,
         seed: int = 0) -> tuple[dict[str, Tensor], list[Fit]]:
     """Source weights in the target's shapes -> (a full state dict for the target, the table of what became of each tensor).
 
@@ -186,16 +162,16 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSe
     if settings.depth is not None and not 0 <= settings.depth <= 2 * levels + 2:
         raise UserError(f"source.depth={settings.depth}: this network has the parts 0 (conv_in, the embedding of time) to {2 * levels + 2} "
                         "(norm_out, conv_out), and null copies all.")
-    if folds := TABLE in source and TABLE not in target and TIME_BIAS in source and not settings.draws:
+    if folds := TABLE in source and TABLE not in target and TIME_BIAS in source and not draws(settings):
         source = with_null_row(source)
     state, rows = dict(target), []
-    ends = Ends(*(weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0 for weights in (source, target)), kept)
+    ends = Ends(_image_channels(source), _image_channels(target), kept)
     for name, tensor in target.items():
         if left_out := _left_out(name, settings, levels):
             rows.append(Fit(name, "new", left_out))
             continue
         value, row = _fit_one(name, source.get(name), tensor, ends)
-        if row.status in COPIED and settings.draws:
+        if value is not None and settings.copy and row.status in COPIED and draws(settings):
             value = settings.copy(value, generator(seed, "copy", name))
             row = Fit(name, "drawn", DRAWN)
         rows.append(row)
@@ -210,6 +186,19 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSe
         raise UserError("source.from: no weight of the source fits the target network; their architectures differ. Set model=... to "
                         "the source's.")
     return state, rows
+
+
+def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
+    """What will become of the tensors of a source with that config, without memory."""
+    theirs, ours = source.shape_network().state_dict(), config.shape_network().state_dict()
+    _, rows = fit(theirs, ours, replace(config.source, copy=None), config.kept_classes(source))
+    if draws(config.source):
+        return [row._replace(alike=False) if row.status in COPIED else row for row in rows]
+    return rows
+
+
+def _image_channels(weights: dict[str, Tensor]) -> int:
+    return weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0
 
 
 def with_null_row(source: dict[str, Tensor]) -> dict[str, Tensor]:

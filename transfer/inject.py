@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from runtime.randomness import generator
 from transfer.patterns import check_pattern
 
 WHERE = "transfer.inject"
+Layer = Any  # a module with a weight; where it cannot have what is put on it, `on` says so
 
 
 class Injected(nn.Module):
@@ -46,11 +47,11 @@ class Injection(Protocol):
     patterns: Sequence[str]
     tensors: tuple[str, ...]
 
-    def on(self, layer: nn.Module, random: torch.Generator) -> Injected:
+    def on(self, layer: Layer, random: torch.Generator) -> Injected:
         """For one layer. Raises ValueError where it cannot be put there."""
 
 
-def matrix_shape(layer: nn.Module) -> tuple[int, int]:
+def matrix_shape(layer: Layer) -> tuple[int, int]:
     """Rows and columns of the weight as a matrix: [out, in] of a linear layer, [out, in k k] of a convolution."""
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError("only the weights of linear layers and convolutions can have it.")
@@ -69,7 +70,7 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
             except ValueError as error:
                 raise UserError(f"{WHERE}: {type(injection).__name__} on {name}: {error}") from None
             for tensor in injection.tensors:
-                if is_parametrized(layer, tensor) and new.kind in (old.kind for old in layer.parametrizations[tensor]):
+                if is_parametrized(layer, tensor) and new.kind in (old.kind for old in _chains(layer)[tensor]):
                     raise UserError(f"{WHERE}: {name} is named by two injections of the kind {new.kind}; it can have one.")
                 register_parametrization(layer, tensor, new)
 
@@ -118,11 +119,16 @@ def _plain(network: nn.Module, name: str) -> str:
     return f"{layer}{tensor}.{network.get_submodule(f'{layer}{injected}{tensor}.{index}').kind}.{leaf}"
 
 
+def _chains(layer: nn.Module) -> Any:
+    """What is put on each tensor of a layer, by the tensor's name."""
+    return layer.parametrizations
+
+
 def _injected(network: nn.Module) -> Iterator[tuple[str, Tensor, Injected]]:
     """(plain name of a tensor, the original tensor, what is put on it)."""
     for name, layer in network.named_modules():
         if is_parametrized(layer):
-            for tensor, chain in layer.parametrizations.items():
+            for tensor, chain in _chains(layer).items():
                 yield from ((f"{name}.{tensor}", chain.original, injected) for injected in chain)
 
 
@@ -156,7 +162,7 @@ def merge(network: nn.Module) -> nn.Module:
         # torch keeps the injected tensors' accessors in a class of the layer's own, which a deep copy shares, and removes them from it
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-        for tensor in list(layer.parametrizations):
+        for tensor in list(_chains(layer)):
             remove_parametrizations(layer, tensor)
         for tensor in [name for name in ("weight", "bias") if name in layer._parameters]:  # what was taken out came back last
             layer._parameters[tensor] = layer._parameters.pop(tensor)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from transfer.inject import Injected, matrix_shape
+from transfer.inject import Injected, Layer, matrix_shape
 
 
 class LowRank(Injected):
@@ -44,10 +44,10 @@ class LoRA:
     branches: int = 1
     tensors: ClassVar = ("weight",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least_one(rank=self.rank, branches=self.branches)
 
-    def on(self, layer: nn.Module, random: torch.Generator) -> LowRank:
+    def on(self, layer: Layer, random: torch.Generator) -> LowRank:
         rows, columns = matrix_shape(layer)
         if rows % self.branches:
             raise ValueError(f"its {rows} outputs are not branches={self.branches} matrices.")
@@ -65,10 +65,10 @@ class MatrixProductLoRA:
     alpha: float | None = None
     tensors: ClassVar = ("weight",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least_one(rank=self.rank)
 
-    def on(self, layer: nn.Module, random: torch.Generator) -> LowRank:
+    def on(self, layer: Layer, random: torch.Generator) -> LowRank:
         if not isinstance(layer, nn.Conv2d) or layer.kernel_size[0] != layer.kernel_size[1]:
             raise ValueError("only the weights of square convolutions can have it.")
         outputs, inputs, k, _ = layer.weight.shape

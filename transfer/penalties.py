@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from data.batches import Batches, to_x0
 from data.dataset import Dataset
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
-from runtime.config import sha256_of
+from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from transfer.fit import TABLE
 from transfer.inject import parameters
-from transfer.start import Seen, Start
+from transfer.start import Start
 
 FISHER = 1  # raise when the same settings measure something else
 
@@ -49,10 +49,10 @@ class L2SP:
         self.w0 = {name: self.held(name, w).detach().clone() for name, w in self.w.items()}
         self.importance: dict[str, Tensor] | None = None  # None: 1 for each
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, step: ForwardPass) -> Tensor:
         names = [name for name, w in self.w.items() if w.requires_grad]
         if not names:
-            return torch.zeros((), device=seen.x_t.device)
+            return torch.zeros((), device=step.x_t.device)
         importance = self.importance and [self.importance[name] for name in names]
         w = [self.held(name, self.w[name]) for name in names]
         return self.weight * HalfSquare.apply([self.w0[name] for name in names], importance, *w)
@@ -82,14 +82,14 @@ class HalfSquare(torch.autograd.Function):
     of several for each parameter. F: a list, or None for 1."""
 
     @staticmethod
-    def forward(ctx, w0: list[Tensor], F: list[Tensor] | None, *w: Tensor) -> Tensor:
+    def forward(ctx: Any, w0: list[Tensor], F: list[Tensor] | None, *w: Tensor) -> Tensor:
         difference = torch._foreach_sub(w, w0)
         ctx.force = difference if F is None else torch._foreach_mul(difference, F)
         return torch.stack(torch._foreach_norm(torch._foreach_mul(difference, ctx.force), 1)).sum() / 2  # norm 1: the sum, as none is < 0
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *torch._foreach_mul(ctx.force, gradient)
 
 
@@ -115,7 +115,7 @@ def fisher(denoiser: Denoiser, w: Sequence[Tensor], batches: Batches, n: int, se
         x0 = to_x0(batch.images.to(device))
         t = torch.full((1,), 1 + (2 * k + 1) * T // (2 * n), device=device)
         noise = torch.randn(x0.shape, generator=generator(seed, "fisher noise", k)).to(device)
-        loss = simple_loss(denoiser, x0, t, noise, {"label": batch.label.to(device)}).sum()
+        loss = simple_loss(denoiser.forward_pass(x0, t, noise, {"label": batch.label.to(device)})).sum()
         gradient = torch.autograd.grad(loss, w, allow_unused=True, materialize_grads=True)
         torch._foreach_addcmul_(total, gradient, gradient, 1 / n)
     return total

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from data.batches import Batches
 from data.dataset import Dataset
+from diffusion.timesteps import Timesteps
 from runtime.errors import UserError
 from runtime.randomness import derive
 from transfer.start import Start
@@ -24,7 +23,7 @@ class Replay:
     a fifth of it the source's, which is share 0.25 beside a batch of 26.
     """
 
-    def __init__(self, start: Start, *, weight: float, images: Callable[[Start], Dataset], timesteps: Callable[[int], nn.Module],
+    def __init__(self, start: Start, *, weight: float, images: Callable[[Start], Dataset], timesteps: Callable[[int], Timesteps],
                  share: float = 1.0):
         if not weight > 0 or not share > 0:
             raise UserError(f"transfer.replay: weight={weight} and share={share} must be above 0; for none leave transfer.replay out.")
@@ -34,5 +33,5 @@ class Replay:
             self.timesteps = timesteps(start.denoiser.schedule.steps).to(device)
         except ValueError as error:
             raise UserError(f"transfer.replay.timesteps: {error}") from error
-        flip = bool(start.trained.state["config"]["data"].get("flip", False))  # as the source saw its images, and not as the target's
+        flip = bool(start.trained.config.raw["data"].get("flip", False))  # as the source saw its images, and not as the target's
         self.batches = Batches(images(start), max(1, round(share * start.batch_size)), flip, derive(start.seed, "replay"))

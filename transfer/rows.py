@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from transfer.inject import Injected
+from transfer.inject import Injected, Layer
 
 
 class Rows(Injected):
@@ -32,11 +32,11 @@ class NewRows:
     patterns: ClassVar = ("class_embedding.weight",)
     tensors: ClassVar = ("weight",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.count != "auto" and self.count < 1:
             raise ValueError(f"count must be at least 1 or auto, not {self.count}.")
 
-    def on(self, layer: nn.Module, random: torch.Generator) -> Rows:
+    def on(self, layer: Layer, random: torch.Generator) -> Rows:
         assert self.count != "auto", "the number of the target's classes stands in its place by now"
         if self.count >= len(layer.weight):
             raise ValueError(f"count={self.count}, and the table has {len(layer.weight) - 1} rows before that of the null class.")

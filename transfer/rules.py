@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from config.run_config import RunConfig
+from config.sections import RuleSettings
 from runtime.errors import UserError
 from transfer.inject import added, parameters, undecayed
 from transfer.patterns import check_pattern
@@ -18,33 +20,39 @@ from transfer.patterns import check_pattern
 
 @dataclass(frozen=True)
 class Rule:
-    """pattern: glob on the full name of a parameter (`*` also crosses dots). learning_rate_scale: times the optimizer's rate; 0
-    freezes. from_, until: active while from_ <= step < until, steps counted from 0; each a step or a share of the run, "30%".
-    optional: the pattern may match nothing, such as the class table of a network without classes."""
+    """A rule of the config with its moments as steps, see config.sections.RuleSettings."""
 
     pattern: str
     learning_rate_scale: float = 1.0
-    from_: int | str = 0
-    until: int | str | None = None
+    from_: int = 0
+    until: int | None = None
     optional: bool = False
-
-    def at(self, steps: int) -> Rule:
-        """The same with from_ and until as steps of a run of so many. Raises UserError where they make no sense."""
-        where = f"transfer.rules, pattern {self.pattern}"
-        from_, until = (_step(moment, steps, where) for moment in (self.from_, self.until))
-        if not self.learning_rate_scale >= 0 or from_ < 0:
-            raise UserError(f"{where}: learning_rate_scale and from must not be negative (they are {self.learning_rate_scale:g} and "
-                            f"{self.from_}).")
-        if until is not None and until <= from_:
-            raise UserError(f"{where}: until must come after from, and in a run of train.steps={steps} they are the steps {until} "
-                            f"(until: {self.until}) and {from_} (from: {self.from_}). Train longer, or give other moments.")
-        return replace(self, from_=from_, until=until)
 
     def active(self, step: int) -> bool:
         return self.from_ <= step and (self.until is None or step < self.until)
 
 
-def _step(moment: int | str | None, steps: int, where: str) -> int | None:
+def rules_of(config: RunConfig) -> list[Rule]:
+    """With shares of the run as steps. Raises UserError where a moment makes no sense."""
+    return [rule_at(rule, config.train.steps) for rule in config.transfer.rules]
+
+
+def rule_at(rule: RuleSettings, steps: int) -> Rule:
+    """In a run of so many steps."""
+    where = f"transfer.rules, pattern {rule.pattern}"
+    from_ = _step(rule.from_, steps, where)
+    until = None if rule.until is None else _step(rule.until, steps, where)
+    if not rule.learning_rate_scale >= 0 or from_ < 0:
+        raise UserError(f"{where}: learning_rate_scale and from must not be negative (they are "
+                        f"{rule.learning_rate_scale:g} and {rule.from_}).")
+    if until is not None and until <= from_:
+        raise UserError(f"{where}: until must come after from, and in a run of train.steps={steps} they are "
+                        f"the steps {until} (until: {rule.until}) and {from_} (from: {rule.from_}). Train "
+                        "longer, or give other moments.")
+    return Rule(rule.pattern, rule.learning_rate_scale, from_, until, rule.optional)
+
+
+def _step(moment: int | str, steps: int, where: str) -> int:
     if not isinstance(moment, str):
         return moment
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", moment)

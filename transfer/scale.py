@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from transfer.inject import Injected, matrix_shape
+from transfer.inject import Injected, Layer, matrix_shape
 
 
 class Scale(Injected):
@@ -34,7 +34,7 @@ class BranchScale:
     patterns: Sequence[str]
     tensors: ClassVar = ("weight", "bias")
 
-    def on(self, layer: nn.Module, random: torch.Generator) -> Scale:
+    def on(self, layer: Layer, random: torch.Generator) -> Scale:
         matrix_shape(layer)
         if layer.bias is None:
             raise ValueError("it has no bias, which g multiplies too.")

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.denoiser import ForwardPass
 from runtime.errors import UserError
-from transfer.start import Seen, Start
+from transfer.start import Start
 
 
 class PairwiseSimilarity:
@@ -32,15 +33,15 @@ class PairwiseSimilarity:
         self.reconstruction_weight = reconstruction_weight
         self.source = start.frozen()
 
-    def __call__(self, seen: Seen) -> Tensor:
-        check_images(len(seen.x_t))
+    def __call__(self, step: ForwardPass) -> Tensor:
+        check_images(len(step.x_t))
         with torch.no_grad():
-            source = self.source(seen.x_t, seen.t, seen.condition).x0
-        student = seen.prediction.x0
+            source = self.source(step.x_t, step.t, step.condition).x0
+        student = step.prediction.x0
         with torch.autocast(student.device.type, enabled=False):  # a cosine in bf16 would be off by more than the images differ
             return (self.weight * similarity_kl(source, student)
                     + self.high_frequency_weight * similarity_kl(high_frequencies(source), high_frequencies(student))
-                    + self.reconstruction_weight * F.mse_loss(high_frequencies(student), high_frequencies(seen.x0)))
+                    + self.reconstruction_weight * F.mse_loss(high_frequencies(student), high_frequencies(step.x0)))
 
 
 def check_images(n: int) -> None:

@@ -14,21 +14,19 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from config.sections import TransferSettings
 from data.batches import to_uint8
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
 from data.memory import Memory
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, log_snr_steps
 from diffusion.schedule import NoiseSchedule
-from models.network import frozen_denoiser, image_shape
-from models.pretrained import Trained
-from runtime.build import build
-from runtime.checkpoint import EMA
-from runtime.config import sha256_of
+from runtime.content import sha256_of
 from runtime.errors import Misfit, UserError
 from runtime.files import locked, read_checked, remove_leftovers, write_checked
 from runtime.randomness import derive, generator
 from transfer.start import Start
+from transfer.trained_weights import TrainedWeights
 
 GENERATOR = 1  # raise when the same settings make other images
 SECTIONS = ("model", "schedule", "network_schedule", "parameterization", "variance")
@@ -49,25 +47,23 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
     return replace(own, labels=start.labels_of(own.labels), splits={"train": rows})
 
 
-def own_images(trained: Trained, data: DataSettings, cache: Path) -> Dataset:
+def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Dataset:
     """The images of a source in its own splits, with the size and channels of a target's data, and the source's labels. Raises UserError
     where they are gone, and for published weights, which do not say their images."""
     check_known(trained)
-    config = trained.state["config"]
     try:
-        node = {"_target_": "data.dataset.DataSettings", **config["data"]}
-        own: DataSettings = build(node, ["data"], "the source's data")
+        own = trained.config.data
         images = own.source(Memory(cache / "memory"))
-        opened = open_dataset(own, images, config["seed"], cache)  # its own n_train, less what was broken
+        opened = open_dataset(own, images, trained.config.seed, cache)  # its own n_train, less what was broken
     except UserError as error:
         raise UserError(f"the images that {trained.path} was trained on: {error}\n{CURE}") from error
     pixels, _ = decoded(images, _at_target(data, own), cache)
     return replace(opened, images=pixels)
 
 
-def check_known(source: Trained) -> None:
+def check_known(source: TrainedWeights) -> None:
     """Raises Misfit where a source cannot say what it was trained on."""
-    if source.step is None or "source" not in source.state["config"]["data"]:  # a bare file's config names images of ours
+    if source.step is None or "source" not in source.config.raw["data"]:  # a bare file's config names images of ours
         raise Misfit(f"{source.path}: published weights come without the images that they were trained on. {CURE}")
 
 
@@ -84,12 +80,17 @@ def which_steps(schedule: NoiseSchedule, steps: int) -> dict[str, str]:
     return {} if unchanged else {"spacing": "log_snr"}
 
 
-def made_anew(strategy: Any, source: dict[str, Any]) -> dict[str, str]:
-    """which_steps of the images that a strategy's config lets its source generate: for the identity of its run."""
-    inside = strategy.values() if isinstance(strategy, dict) else strategy if isinstance(strategy, list) else []
-    found = {key: value for node in inside for key, value in made_anew(node, source).items()}
-    if isinstance(strategy, dict) and strategy.get("_target_") == f"{__name__}.{generated.__name__}":
-        found |= which_steps(build(source["schedule"], ["diffusion"], "the source's schedule"), strategy["steps"])
+def images_of(term: Any) -> Any:
+    """The images of the source that a term of a strategy takes, real or generated, bound to their settings; None for none."""
+    return getattr(term, "keywords", {}).get("images")
+
+
+def made_anew(strategy: TransferSettings, schedule: NoiseSchedule) -> dict[str, str]:
+    """which_steps of the images that a strategy lets its source, of this schedule, generate: for the identity of its run."""
+    found: dict[str, str] = {}
+    for images in map(images_of, strategy.terms.values()):
+        if getattr(images, "func", None) is generated:
+            found |= which_steps(schedule, images.keywords["steps"])
     return found
 
 
@@ -99,7 +100,7 @@ def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
     cache."""
     if min(n, steps, batch_size) < 1:
         raise UserError(f"transfer.source_images.generated: n={n}, steps={steps} and batch_size={batch_size} must be at least 1.")
-    images = SelfMade(start, n, steps, batch_size)
+    images: Any = SelfMade(start, n, steps, batch_size)
     pixels, _ = decoded(images, replace(start.data, upscale=True, skip_broken=False), start.cache)
     return Dataset(pixels, start.labels_of(np.asarray(images.labels, dtype=np.int64)), {"train": np.arange(n)}, images.classes)
 
@@ -110,7 +111,7 @@ class SelfMade:
 
     def __init__(self, start: Start, n: int, steps: int, batch_size: int):
         self.name = f"{n} images generated by {start.trained.path.name}"
-        self.classes = start.trained.state["classes"]
+        self.classes = start.trained.classes
         made_by = self._made_by(start, steps)
         self.fingerprint = sha256_of([made_by, n])
         self.splits = {"train": range(n)}
@@ -122,16 +123,16 @@ class SelfMade:
                 _make(start, range(len(images), n), steps, batch_size, folder)
                 images = _kept(folder)
         self.images = images[:n]
-        self.labels = _labels(start.trained.state["config"], range(n))
+        self.labels = _labels(start.trained.config.classes, range(n))
 
     @staticmethod
     def _made_by(start: Start, steps: int) -> dict[str, Any]:
         """All that decides the bits of an image."""
-        config = start.trained.state["config"]
-        schedule = build(config["schedule"], ["diffusion"], "the source's schedule")
-        made = {"version": GENERATOR, "weights": start.trained.state["sha256"][EMA], "shape": image_shape(config["data"]),
+        config = start.trained.config
+        made = {"version": GENERATOR, "weights": start.trained.digests["ema"], "shape": config.image_shape,
                 "steps": steps, "seed": start.seed}
-        return made | which_steps(schedule, steps) | {section: config[section] for section in SECTIONS if config.get(section)}
+        sections = {section: config.raw[section] for section in SECTIONS if config.raw.get(section)}
+        return made | which_steps(config.schedule, steps) | sections
 
     def __len__(self) -> int:
         return len(self.images)
@@ -155,24 +156,23 @@ def _whole(path: Path) -> Sequence[np.ndarray]:
     return () if read_checked(path) is None else np.load(path, mmap_mode="r")  # what is behind the array does not matter to it
 
 
-def _labels(config: dict[str, Any], images: Sequence[int]) -> list[int]:
-    classes = config["model"].get("classes", 0)
+def _labels(classes: int, images: Sequence[int]) -> list[int]:
     return [k % classes if classes else 0 for k in images]
 
 
 def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Path) -> None:
     """Generates the images with these numbers, a batch at a time, and keeps each batch when it is whole."""
-    config = start.trained.state["config"]
-    denoiser = frozen_denoiser(config, start.trained.weights(EMA), start.denoiser.schedule.alpha_bar.device)
+    config = start.trained.config
+    denoiser = config.frozen_denoiser(start.trained.load("ema"), start.denoiser.schedule.alpha_bar.device)
     schedule = denoiser.schedule
     sampler = SamplerSettings(ddim, log_snr_steps, steps)
     if steps > schedule.steps:
         raise UserError(f"transfer.source_images.generated, steps={steps}: the source's schedule has only {schedule.steps}.")
-    shape, moves = image_shape(config["data"]), len(steps_of(schedule, sampler)) - 1
+    shape, moves = config.image_shape, len(steps_of(schedule, sampler)) - 1
     with tqdm(total=len(missing) * moves, unit="step", delay=2, desc=f"images of the source, {len(missing)} of {missing.stop}") as bar:
         for first in range(missing.start, missing.stop, batch_size):
             numbers = range(first, min(first + batch_size, missing.stop))
-            condition = {"label": torch.tensor(_labels(config, numbers), device=schedule.alpha_bar.device)}
+            condition = {"label": torch.tensor(_labels(config.classes, numbers), device=schedule.alpha_bar.device)}
             seeds = [derive(start.seed, "replay", k) for k in numbers]
             try:
                 x0 = generate(partial(denoiser, condition=condition), schedule, sampler, shape, seeds, partial(_count, bar, len(numbers)))
@@ -184,5 +184,5 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
             write_checked(folder / f"{first:08d}.npy", file.getvalue())
 
 
-def _count(bar: tqdm, images: int, *_: Any) -> None:
+def _count(bar: Any, images: int, *_: Any) -> None:
     bar.update(images)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from transfer.inject import Injected, matrix_shape
+from transfer.inject import Injected, Layer, matrix_shape
 
 
 class Spectrum(Injected):
@@ -23,11 +23,14 @@ class Spectrum(Injected):
     """
 
     kind = "spectral"
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
     frozen_base = True
 
     def __init__(self, weight: Tensor, branches: int):
         super().__init__()
-        self.branches, self._factored = branches, None
+        self.branches, self._factored = branches, ""  # the digest of the weight that was factored
         rows, columns = weight.shape[0] // branches, weight[0].numel()
         rank = min(rows, columns)
         for name, shape in {"U": (rows, rank), "S": (rank,), "Vh": (rank, columns)}.items():
@@ -44,7 +47,7 @@ class Spectrum(Injected):
         if weight.is_meta:
             return
         weight = weight.detach().cpu().contiguous()
-        digest = hashlib.sha256(weight.numpy()).hexdigest()
+        digest = hashlib.sha256(weight.numpy().data).hexdigest()
         if digest != self._factored:
             factors = torch.linalg.svd(weight.double().view(self.branches, -1, weight[0].numel()), full_matrices=False)
             for own, new in zip((self.U, self.S, self.Vh), factors, strict=True):
@@ -62,11 +65,11 @@ class SpectralShift:
     tensors: ClassVar = ("weight",)
     frozen_base: ClassVar = Spectrum.frozen_base
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.branches < 1:
             raise ValueError(f"branches must be at least 1, not {self.branches}.")
 
-    def on(self, layer: nn.Module, random: torch.Generator) -> Spectrum:
+    def on(self, layer: Layer, random: torch.Generator) -> Spectrum:
         rows, _ = matrix_shape(layer)
         if rows % self.branches:
             raise ValueError(f"its {rows} outputs are not branches={self.branches} matrices.")

@@ -6,28 +6,15 @@ import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from data.dataset import Dataset, DataSettings
-from diffusion.denoiser import Condition, Denoiser, Prediction
-from models.pretrained import Trained
+from diffusion.denoiser import Denoiser, ForwardPass
+from transfer.trained_weights import TrainedWeights
 
-
-class Seen(NamedTuple):
-    """What a training step has just computed on a micro-batch of target images. x_t: [B, C, H, W], the tensor that the network was
-    given and no copy; t: [B] in 1..T; prediction: the student's, with its gradient; x0: the images, in [-1, 1]."""
-
-    x_t: Tensor
-    t: Tensor
-    condition: Condition
-    prediction: Prediction
-    x0: Tensor
-
-
-Penalty = Callable[[Seen], Tensor]  # -> what is added to the loss, a scalar
+Penalty = Callable[[ForwardPass], Tensor]  # of a micro-batch of target images -> what is added to its loss, a scalar
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,7 @@ class Start:
     """
 
     denoiser: Denoiser
-    trained: Trained
+    trained: TrainedWeights
     copied: Collection[str]
     target: Dataset
     data: DataSettings

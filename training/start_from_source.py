@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from config.run_config import RunConfig
 from data.dataset import Dataset
-from data.source import ImageSource
 from diffusion.denoiser import Denoiser
-from models.network import network_of
-from models.pretrained import Trained
 from runtime import checkpoint
-from runtime.build import build
-from runtime.config import differences
+from runtime.checkpoint import FILES
+from runtime.content import differences
 from runtime.errors import Misfit, UserError
+from training.class_table import warn_of_renamed_classes
 from training.loop import Terms
-from training.parts import ANY, TARGETS, Config, optimizer_of, rules_of, settings_of
-from training.settings import TransferSettings
-from transfer.fit import AT_ZERO, COPIED, TABLE, Fit, fit, summary, values
+from transfer.fit import AT_ZERO, COPIED, TABLE, Fit, planned_fit, summary
 from transfer.inject import inject
-from transfer.penalties import L2SP
-from transfer.rules import ParameterPlan, Rule, own_word, rules_for_alike
-from transfer.scale import BranchScale
-from transfer.source import Source, other_settings
-from transfer.source_images import check_known, real
+from transfer.rules import ParameterPlan, Rule, own_word, rules_for_alike, rules_of
+from transfer.source_images import check_known, images_of, real
 from transfer.start import Start
-from transfer.trained import fitted, left_without_classes, read_origin, write_origin
+from transfer.trained_weights import TrainedWeights, fit_table, fitted, left_without_classes, read_origin, write_origin
 
 log = logging.getLogger(__name__)
-TOLD = 20  # classes in a line of the log
+FREE = ("in_channels", "out_channels", "classes", "dropout", "gradient_checkpointing")  # of a model: the weights fit all the same
 # What is so as long as a parameter that begins alike does not train.
 ALIKE = {TABLE: "its labels do nothing", "conv_in.weight": "the network does not see the channels apart",
          "conv_out.weight": "new outputs cannot tell anything apart"}
 
 
-def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Path, classes: Sequence[str]) -> None:
+def start_from(found: TrainedWeights, denoiser: Denoiser, config: RunConfig, directory: Path, classes: Sequence[str]) -> None:
     """Fits the source's weights to the network and keeps the table of what became of each tensor."""
-    settings = settings_of(config, "source")
-    theirs = found.state["config"]
-    learned = all(build(c["variance"], TARGETS["variance"], "variance").outputs == 2 for c in (config, theirs))
-    if lines := differences(config["schedule"], theirs["schedule"], "schedule"):
+    theirs, which = found.config, config.source.weights
+    learned = config.variance.outputs == theirs.variance.outputs == 2
+    if lines := differences(config.raw["schedule"], theirs.raw["schedule"], "schedule"):
         log.info("the source was trained with another schedule (source -> here), so its network is given the timestep of equal "
                  "signal-to-noise ratio: %s", "; ".join(f"{line:.200}" for line in lines))
     for section in ("parameterization", *(["variance"] if learned else [])):
-        if lines := differences(config[section], theirs[section], section):
+        if lines := differences(config.raw[section], theirs.raw[section], section):
             log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
     other = other_network(config, theirs)
-    file = checkpoint.FILES[settings.weights]
-    origin = {"from": settings.from_, "path": str(found.path), "step": found.step, "weights": file, "sha256": found.state["sha256"][file]}
+    origin = {"from": config.source.from_, "path": str(found.path), "step": found.step, "weights": FILES[which],
+              "sha256": found.digests[which]}
     check_same_source(directory, origin)
     state, rows = fitted(config, denoiser.network, found)
     if left_without_classes(config, theirs):
@@ -63,50 +53,49 @@ def start_from(found: Trained, denoiser: Denoiser, config: Config, directory: Pa
         log.warning(other)
     denoiser.network.load_state_dict(state)
     log.info(summary(rows))
-    check_classes(found.state["classes"], classes, denoiser.network.classes)
+    warn_of_renamed_classes(found.classes, classes, denoiser.network.classes)
     write_origin(directory, origin, rows)
 
 
-def other_network(config: Config, theirs: Config) -> str:
-    other = "; ".join(other_settings(config["model"], theirs["model"]))
+def other_network(config: RunConfig, theirs: RunConfig) -> str:
+    """The settings of the source's model that decide which tensors fit and that the target's has otherwise, as overrides."""
+    ours, models = config.raw["model"], theirs.raw["model"]
+    other = "; ".join(f"model.{key}={_short(ours.get(key))} -> {_short(models.get(key))}" for key in ours | models
+                      if key not in FREE and ours.get(key) != models.get(key))
     return other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
 
 
-def check_fits(config: Config, theirs: Config) -> None:
+def _short(value: Any) -> str:
+    return json.dumps(value).replace(" ", "").strip('"')
+
+
+def check_fits(config: RunConfig, theirs: RunConfig) -> None:
     """Fits the weights of a source with that config without memory: that none fits shows before data is read. The classes that both
     have count later."""
-    one = {"classes": 1}
+    ours, source = (c.with_sections(model=c.raw["model"] | {"classes": 1}) if c.classes else c for c in (config, theirs))
     try:
-        planned_fit(*(c | {"model": c["model"] | (one if c["model"].get("classes", 0) else {})} for c in (config, theirs)))
+        planned_fit(ours, source)
     except UserError as error:
         raise Misfit(f"{error}\n{other_network(config, theirs)}".strip()) from error
 
 
-def planned_fit(config: Config, theirs: Config) -> list[Fit]:
-    """What will become of the tensors of a source with that config, without memory."""
-    settings = settings_of(config, "source")
-    with torch.device("meta"):
-        rows = fit(network_of(theirs).state_dict(), network_of(config).state_dict(), replace(settings, copy=values),
-                   settings.kept(theirs))[1]
-    return [row._replace(alike=False) if settings.draws and row.status in COPIED else row for row in rows]
-
-
-def with_alike_trained(config: Config, table: Sequence[Fit]) -> Config:
+def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:
     """What begins alike trains in every strategy that trains: here, and nowhere else, the rules for it come into the config
     (transfer.rules.rules_for_alike). What is injected that such a weight would have to stay frozen for is taken off it."""
     rules, alike = rules_of(config), [row.name for row in table if row.alike]
     if not rules or not alike:
         return config
-    network = network_of(config)
+    network = config.shape_network()
     names = [name for name, _ in network.named_parameters()]
     taught = [name for name in alike if not own_word(rules, names, name)]
-    strategy = config["transfer"] | {"inject": [
+    strategy = config.raw["transfer"]
+    strategy = strategy | {"inject": [
         node | {"patterns": patterns_beside(node["patterns"], names, taught)} if getattr(injection, "frozen_base", False) else node
-        for node, injection in zip(config["transfer"].get("inject", []), settings_of(config, "transfer").inject, strict=True)]}
-    inject(network, settings_of(config | {"transfer": strategy}, "transfer").inject)
+        for node, injection in zip(strategy.get("inject", []), config.transfer.inject, strict=True)]}
+    inject(network, config.with_sections(transfer=strategy).transfer.inject)
     more = [{"pattern": rule.pattern, "learning_rate_scale": rule.learning_rate_scale}
             for rule in rules_for_alike(rules, network, alike)]
-    return config | {"transfer": strategy | {"rules": [*strategy["rules"], *more]}}
+    return config.with_sections(transfer=strategy | {"rules": [*strategy["rules"], *more]})
 
 
 def patterns_beside(patterns: Sequence[str], names: Sequence[str], out: Sequence[str]) -> list[str]:
@@ -118,23 +107,9 @@ def patterns_beside(patterns: Sequence[str], names: Sequence[str], out: Sequence
     return found
 
 
-def changed_since(config: Config, table: Sequence[Fit]) -> list[str]:
-    """What of this run is computed otherwise than when runs with the same settings got their names."""
-    strategy = settings_of(config, "transfer")
-    penalties = [getattr(penalty, "func", None) for penalty in strategy.penalties]
-    scales = any(isinstance(injection, BranchScale) for injection in strategy.inject)
-    status = {row.name: row.status for row in table}.get(TABLE)
-    applies = {"the null row of the source's classes is folded": status == "folded",
-               "L2-SP does not hold new rows of the class table": status == "resized" and L2SP in penalties,
-               "weight decay leaves scales alone": scales and optimizer_of(config, ANY).defaults.get("weight_decay", 0) > 0}
-    return [what for what, does in applies.items() if does]
-
-
-def check_images_known(config: Config, source: Trained) -> None:
+def check_images_known(config: RunConfig, source: TrainedWeights) -> None:
     """Raises UserError where a term takes the images that the source was trained on, and the source does not say them."""
-    strategy = settings_of(config, "transfer")
-    for term in filter(None, [*strategy.penalties, strategy.replay, strategy.loss]):
-        images = term.keywords.get("images")
+    for images in map(images_of, config.transfer.terms.values()):
         if getattr(images, "func", images) is real:
             check_known(source)
 
@@ -147,54 +122,14 @@ def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
                         "or give this run another run.directory.")
 
 
-def check_classes(source: Sequence[str], target: Sequence[str], classes: int) -> None:
-    """Says where the rows of the source's class table went to classes of other names."""
-    if classes and len(source) == len(target) and list(source) != list(target):
-        log.warning("the source's classes have other names, and each starts as that of its number: %s",
-                    ", ".join(f"{theirs} -> {ours}" for theirs, ours in list(zip(source, target, strict=True))[:8]))
-
-
-def class_names(config: Config, images: Sequence[str], origin: Trained | None) -> list[str]:
-    """Of the rows of the class table, where there is one: the images' classes, or "new" for images that have none, then the source's that
-    are kept. Of a network without classes, the images'."""
-    if not config["model"].get("classes", 0):
-        return list(images)
-    kept = [f"source/{name}" for name in origin.state["classes"]] if origin and config["source"]["keep_classes"] else []
-    return [*(images or ["new"]), *kept]
-
-
-def told_classes(dataset: Dataset) -> str:
-    """The images' classes and how many images of each are trained on: "3 classes: A (40), B (30), C (30)"."""
-    counts = np.bincount(dataset.labels[dataset.splits["train"]], minlength=len(dataset.classes))
-    named = [f"{name} ({count})" for name, count in zip(dataset.classes, counts, strict=True)]
-    return f"{len(named)} classes: {', '.join(named[:TOLD])}" + (f" and {len(named) - TOLD} more" if len(named) > TOLD else "")
-
-
-def kept_classes(config: Config, source: Source | None) -> int:
-    """How many classes of the source stay in the class table."""
-    return settings_of(config, "source").kept(source.own) if source else 0
-
-
-def check_number_of_classes(config: Config, images: ImageSource, source: Source | None) -> None:
-    classes, kept = config["model"].get("classes", 0), kept_classes(config, source)
-    new = max(1, len(images.classes)) if classes else 0
-    if classes and classes != new + kept:
-        raise UserError(f"model.classes={classes}, but {images.name} has {len(images.classes)} classes"
-                        + (f" and {kept} of the source are kept" if kept else "")
-                        + f": set model.classes to {new + kept if images.classes or kept else 0}, or to auto.")
-    if kept and not classes:
-        raise UserError(f"source.keep_classes=true keeps the {kept} classes of the source in a class table, and a network with "
-                        "model.classes=0 has none: set model.classes=auto, or source.keep_classes=false.")
-
-
-def terms_of(strategy: TransferSettings, origin: Trained, denoiser: Denoiser, dataset: Dataset, config: Config, directory: Path) -> Terms:
+def terms_of(config: RunConfig, origin: TrainedWeights, denoiser: Denoiser, dataset: Dataset, directory: Path) -> Terms:
     """What the strategy adds to the loss, built from where the run starts."""
-    kept = settings_of(config, "source").kept(origin.state["config"])
+    strategy, kept = config.transfer, config.kept_classes(origin.config)
     first_kept = denoiser.network.classes - kept if denoiser.network.classes and kept else None
     table = fit_table(directory)
     resized = any(row.name == TABLE and row.status == "resized" for row in table)
-    start = Start(denoiser, origin, copied(table), dataset, settings_of(config, "data"), first_kept, config["seed"],
-                  config["train"]["batch_size"], Path(config["run"]["cache"]), denoiser.network.classes - kept if resized else 0)
+    start = Start(denoiser, origin, copied(table), dataset, config.data, first_kept, config.seed, config.train.batch_size,
+                  Path(config.run.cache), denoiser.network.classes - kept if resized else 0)
     return Terms([penalty(start) for penalty in strategy.penalties], strategy.replay and strategy.replay(start),
                  strategy.loss and strategy.loss(start))
 
@@ -242,9 +177,3 @@ def tell_of_alike(plan: ParameterPlan, rules: Sequence[Rule], directory: Path, s
     for name in frozen:
         if name in ALIKE:
             log.warning("%s is new to the source and does not train with transfer=%s: %s", name, strategy, ALIKE[name])
-
-
-def fit_table(directory: Path) -> list[Fit]:
-    """What became of the source's tensors, as source.json says it; empty without a source."""
-    origin = read_origin(directory)
-    return [Fit(**row) for row in origin["tensors"]] if origin else []

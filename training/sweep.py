@@ -29,14 +29,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
-from runtime.config import CONF, composed, composed_keys, is_multirun, sha256_of, task_overrides
+from config.overrides import CONF, composed, composed_keys, is_multirun, task_overrides
+from runtime.content import sha256_of
 from runtime.device import free_memory
 from runtime.directory import write_json
 from runtime.errors import UserError, message_of
 from runtime.files import Damaged, read_json
 from runtime.log import log_to_terminal, table
-from runtime.results import MISSING, read_result
 from runtime.signals import PREEMPTED, Preempted, is_job
+from training.result import MISSING, read_result
 
 log = logging.getLogger(__name__)
 SWEEP = "sweep.json"
@@ -224,11 +225,11 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
                 write_json(sweep.folder / f"{number}.json", {"status": "failed", "message": message, "seconds": 0})
             return [JobReturn(status=JobStatus.COMPLETED)]
 
-    Job.results = noted
+    setattr(Job, "results", noted)  # noqa: B010  (a method, which mypy lets nobody assign)
     try:
         yield
     finally:
-        Job.results = results
+        setattr(Job, "results", results)  # noqa: B010
 
 
 def report_failures(sweep: Sweep) -> bool:
@@ -253,7 +254,7 @@ def cell(train: Callable[[], Path]) -> None:
         return
     sweep, number, start = read_sweep(Path(hydra.sweep.dir)), hydra.job.num, time.monotonic()
     try:
-        record = {"status": "finished", "run": str(train())}
+        record: dict[str, Any] = {"status": "finished", "run": str(train())}
     except Preempted:
         raise
     except (Exception, SystemExit) as error:

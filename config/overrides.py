@@ -1,16 +1,14 @@
-"""The command line and the composed config: near names for what is misspelt, and a run's identity."""
+"""The command line and the config that Hydra composes of it, with near names for what is misspelt."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -41,10 +39,12 @@ def groups() -> list[str]:
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """A config by name and overrides, resolved, whether or not Hydra is running. What is chosen is composed once in a process; values are
     then set in a copy, by Hydra's own function: it takes ten times as long to compose. Raises UserError with Hydra's word on it."""
-    values, chosen, known = [], [], groups()
+    values: list[Override] = []
+    chosen: list[Override] = []
+    known = groups()
     for override in parsed(overrides):
         (values if _is_value(override, known) else chosen).append(override)
-    config = copy.deepcopy(_composed_keys(CONF, config_name, tuple(o.input_line for o in chosen), False))
+    config = copy.deepcopy(_composed_keys(CONF, config_name, tuple(str(o.input_line) for o in chosen), False))
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
     except HydraException as error:
@@ -60,10 +60,10 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
     return key not in known or isinstance(override.value(), dict)
 
 
-def resolved(config) -> dict[str, Any]:
+def resolved(config: DictConfig) -> dict[str, Any]:
     """As plain dicts and lists, every interpolation and ??? filled in or refused."""
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be set: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
@@ -132,7 +132,7 @@ def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]
         _check_choice(override)
         if override.is_sweep_override():
             raise UserError(f"+sweep={','.join(_values(override))}: one sweep at a time.")
-    about = [o.input_line for o in overrides if o in sweeps or "hydra.sweeper.params" in o.key_or_group]
+    about = [str(o.input_line) for o in overrides if o in sweeps or "hydra.sweeper.params" in o.key_or_group]
     params = composed_keys(config_name, about, hydra=True)["hydra"]["sweeper"]["params"] if about else None
     varied = parsed([f"{key}={value}" for key, value in (params or {}).items()])
     return list({o.get_key_element(): o for o in [*varied, *ours]}.values())
@@ -150,7 +150,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
 def composed_keys(config_name: str, overrides: Sequence[str], hydra: bool = False) -> dict[str, Any]:
     """A config that may still lack values; hydra: with Hydra's own settings. Composed once in a process, as a command line is checked
     key by key."""
-    return OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra))
+    return cast(dict[str, Any], OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra)))
 
 
 @lru_cache
@@ -209,50 +209,3 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
             known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ADDED] if depth == 0 else [])
             raise UserError(f"{override.key_or_group}: there is no such setting; {near('.'.join(parts[: depth + 1]), known)}")
         node = node[part]
-
-
-# What a run is: everything that changes its numbers, and nothing else.
-NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance", "loss", "timesteps", "optimizer",
-           "train", "transfer", "source")
-# section: keys that came after runs had names, and their defaults, which are no part of a name
-LATER: dict[str, dict[str, Any]] = {
-    "data": {"subset_seed": None},
-}
-
-
-def identity(config: dict[str, Any], data_fingerprint: str) -> dict[str, Any]:
-    """The part of a config that decides the weights. Images count by their fingerprint and not by their path; the number of steps
-    does not count, so that a larger one continues a run."""
-    chosen = {section: config[section] for section in NUMBERS}
-    chosen["data"] = {k: v for k, v in config["data"].items() if k != "source"} | {"images": data_fingerprint}
-    chosen["train"] = {k: v for k, v in config["train"].items() if k != "steps"}
-    chosen["source"] = {k: v for k, v in config["source"].items() if k != "train"}
-    for section, defaults in LATER.items():
-        chosen[section] = {k: v for k, v in chosen[section].items() if k not in defaults or v != defaults[k]}
-    return chosen
-
-
-def digest(identity: dict[str, Any]) -> str:
-    return sha256_of(identity)[:8]
-
-
-def sha256_of(content: Any) -> str:
-    """Of what JSON can hold."""
-    return hashlib.sha256(json.dumps(canonical(content), sort_keys=True).encode()).hexdigest()
-
-
-def canonical(content: Any) -> Any:
-    """The same in which 40.0 is 40: how a number is written makes no other run."""
-    if isinstance(content, dict):
-        return {key: canonical(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [canonical(value) for value in content]
-    return int(content) if isinstance(content, float) and content.is_integer() else content
-
-
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Lines "path: theirs -> ours" for what two configs differ in."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = sorted(ours.keys() | theirs.keys())
-        return [line for key in keys for line in differences(ours.get(key), theirs.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if ours == theirs else [f"{path}: {theirs} -> {ours}"]

@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runtime.config import CONF, NUMBERS, canonical, digest
+from config.identity import NUMBERS, digest
+from config.overrides import CONF
+from runtime.content import canonical
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
@@ -91,7 +93,7 @@ def read_result(directory: Path) -> Result:
 
 def _read_yaml(path: Path, mend: str) -> dict[str, Any]:
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
         if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("train", "transfer")):
             raise ValueError("it lacks train or transfer")
     except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:  # OmegaConf's own, of what is no mapping, is an OSError
@@ -115,7 +117,7 @@ def varied(results: Sequence[Result]) -> list[str]:
 def set_by(strategy: str) -> tuple[str, ...]:
     """What the paths begin with that a preset sets: its own section, and others that its YAML names."""
     path = CONF / "transfer" / f"{strategy}.yaml"
-    content = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     untrained = ("train.steps",) if content.get("rules") == [] else ()
     return ("transfer.", *untrained, *(path for path, _ in _leaves(content) if path.split(".")[0] in NUMBERS))
 

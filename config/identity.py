@@ -1,0 +1,36 @@
+"""What a run is: everything that changes its numbers, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config.run_config import RunConfig
+from runtime.content import sha256_of
+
+NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance",
+           "loss", "timesteps", "optimizer", "train", "transfer", "source")
+# section: keys that came after runs had names, and their defaults, which are no part of a name
+LATER: dict[str, dict[str, Any]] = {
+    "data": {"subset_seed": None},
+}
+
+
+def identity(config: RunConfig, images: str) -> dict[str, Any]:
+    """The part of a config that decides the weights. images: their fingerprint, which counts and not
+    their path. The number of steps does not count, so that a larger one continues a run."""
+    chosen = {section: config.raw[section] for section in NUMBERS}
+    chosen["data"] = _without(config.raw["data"], "source") | {"images": images}
+    chosen["train"] = _without(config.raw["train"], "steps")
+    chosen["source"] = _without(config.raw["source"], "train")
+    for section, defaults in LATER.items():
+        at_default = [key for key, value in defaults.items() if chosen[section].get(key) == value]
+        chosen[section] = _without(chosen[section], *at_default)
+    return chosen
+
+
+def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}
+
+
+def digest(identity: dict[str, Any]) -> str:
+    return sha256_of(identity)[:8]

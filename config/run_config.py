@@ -1,0 +1,223 @@
+"""The config of a run as a typed record. What may be built in each section is fixed here: a config inside
+a checkpoint is foreign input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from config.sections import RunSettings, SourceSettings, TrainSettings, TransferSettings
+from data.dataset import DataSettings
+from diffusion.denoiser import Denoiser
+from diffusion.generate import SamplerSettings
+from diffusion.losses import Loss
+from diffusion.parameterization import Parameterization
+from diffusion.schedule import NoiseSchedule
+from diffusion.timesteps import Timesteps
+from diffusion.variance import Variance
+from models.layers import to_channels_last
+from models.unet import UNet
+from runtime.build import bind, build, make, parse
+from runtime.content import canonical
+from runtime.errors import UserError
+from runtime.log import WandbSettings
+
+T = TypeVar("T")
+# sections that are nodes, and the packages that define their targets
+NODES = {"model": ["models"], "schedule": ["diffusion"], "parameterization": ["diffusion"],
+         "variance": ["diffusion"], "loss": ["diffusion"], "timesteps": ["diffusion"],
+         "optimizer": ["torch.optim"]}
+SETTINGS = ("data", "train", "transfer", "source", "sampler", "run", "wandb")
+VALUES = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict,
+          "network_schedule": dict | None}  # what stands beside the sections
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """raw: plain dicts and lists, for saving and for the run's identity. Each section is parsed once, where
+    it is first read, and raises UserError where it is wrong; training.checks reads them all at a start.
+    The config of published weights has some sections alone (models.pretrained.SECTIONS; of data the
+    size and channels)."""
+
+    raw: dict[str, Any]
+
+    def with_sections(self, **sections: Any) -> RunConfig:
+        """The same with these sections in place of its own."""
+        return RunConfig(self.raw | sections)
+
+    # what a trained network is
+
+    @cached_property
+    def model(self) -> Callable[..., UNet]:
+        """(out_channels=...) -> the network, on the current default device, weights by the global seed."""
+        return bind(self.raw["model"], NODES["model"], "model", ["out_channels"])
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        with torch.device("cpu"):
+            return self._part("schedule")
+
+    @cached_property
+    def network_schedule(self) -> NoiseSchedule | None:
+        """The schedule whose timesteps the network knows, where that is not schedule."""
+        node = self.raw.get("network_schedule")
+        with torch.device("cpu"):
+            return node and build(node, NODES["schedule"], "network_schedule")
+
+    @cached_property
+    def parameterization(self) -> Parameterization:
+        return self._part("parameterization")
+
+    @cached_property
+    def variance(self) -> Variance:
+        return self._part("variance")
+
+    @property
+    def classes(self) -> int:
+        """Rows of the class table, without the null class; 0 for none."""
+        return self.raw["model"].get("classes", 0)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the images that the network was made for."""
+        size, channels = self.raw["data"]["size"], self.raw["data"]["channels"]
+        if size is None:
+            raise UserError("the config of this network does not say the size of its images: write it there, "
+                            "as sample_size.")
+        return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+    def build_network(self) -> UNet:
+        """Its output channels follow from those of the image and from whether the variance is learned."""
+        channels = self.raw["model"].get("in_channels", 3)
+        return make(self.model, "model", out_channels=self.variance.outputs * channels)
+
+    def shape_network(self) -> UNet:
+        """The network without memory: names and shapes."""
+        with torch.device("meta"):
+            return self.build_network()
+
+    def build_denoiser(self) -> Denoiser:
+        """The network inside its schedule and parameterization."""
+        try:
+            return Denoiser(self.build_network(), self.schedule, self.parameterization, self.variance,
+                            self.network_schedule)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def frozen_denoiser(self, weights: dict[str, Tensor], device: torch.device) -> Denoiser:
+        """The same with trained weights, to be asked and not trained. The global random stream is left
+        alone."""
+        with torch.random.fork_rng(devices=[]):
+            denoiser = self.build_denoiser()
+        denoiser.network.load_state_dict(weights)
+        return to_channels_last(denoiser, device).eval().requires_grad_(False)
+
+    # what a run is
+
+    @property
+    def experiment(self) -> str:
+        return self.raw["experiment"]
+
+    @property
+    def seed(self) -> int:
+        return self.raw["seed"]
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.raw["gpu_hours"]
+
+    @cached_property
+    def data(self) -> DataSettings:
+        return self._settings("data", DataSettings, ["data"])
+
+    @cached_property
+    def train(self) -> TrainSettings:
+        return self._settings("train", TrainSettings)
+
+    @cached_property
+    def transfer(self) -> TransferSettings:
+        return self._settings("transfer", TransferSettings, ["transfer", "diffusion"])
+
+    @cached_property
+    def source(self) -> SourceSettings:
+        return self._settings("source", SourceSettings, ["transfer"])
+
+    @cached_property
+    def sampler(self) -> SamplerSettings:
+        return self._settings("sampler", SamplerSettings, ["diffusion"])
+
+    @cached_property
+    def run(self) -> RunSettings:
+        return self._settings("run", RunSettings)
+
+    @cached_property
+    def wandb(self) -> WandbSettings:
+        return self._settings("wandb", WandbSettings)
+
+    @cached_property
+    def loss(self) -> Loss:
+        return self._part("loss")
+
+    def build_timesteps(self) -> Timesteps:
+        return build(self.raw["timesteps"], NODES["timesteps"], "timesteps", steps=self.schedule.steps)
+
+    def build_optimizer(self, groups: Sequence[Any]) -> torch.optim.Optimizer:
+        """Of these parameters, or groups of them. Raises UserError at a setting that it refuses."""
+        optimizer = bind(self.raw["optimizer"], NODES["optimizer"], "optimizer", ["params"])
+        try:
+            return optimizer(groups)
+        except ValueError as error:
+            raise UserError(f"optimizer: {error}.") from error
+
+    def _part(self, section: str) -> Any:
+        return build(self.raw[section], NODES[section], section)
+
+    def _settings(self, section: str, kind: type[T], packages: Sequence[str] = ()) -> T:
+        return parse(kind, self.raw[section], packages, section)
+
+    # what its images and its source fill in
+
+    @property
+    def completed(self) -> RunConfig:
+        """A strategy without rules trains nothing, so its run has no steps."""
+        if self.raw["transfer"]["rules"]:
+            return self
+        return self.with_sections(train=self.raw["train"] | {"steps": 0})
+
+    def with_classes(self, new: int, kept: int = 0) -> RunConfig:
+        """classes=auto and count=auto as numbers: new classes of the images, then those kept of the
+        source. Images without classes are one class of their own, where the strategy wants a class."""
+        new, transfer = max(new, 1), self.raw["transfer"]
+        inject = transfer.get("inject", [])
+        if isinstance(inject, list):
+            inject = [_filled(node, "count", new) for node in inject]
+        return self.with_sections(model=_filled(self.raw["model"], "classes", new + kept),
+                                  transfer=transfer | {"inject": inject})
+
+    def kept_classes(self, source: RunConfig | None) -> int:
+        """How many classes of this source stay in the class table."""
+        return source.classes if source and self.source.keep_classes else 0
+
+    def with_schedule_of(self, source: RunConfig | None) -> RunConfig:
+        """The network of a source knows the timesteps of the source's schedule, and goes on being given
+        those. Raises UserError where what it says means something in its own schedule only."""
+        if source is None or self.raw["network_schedule"]:
+            return self
+        known = source.raw.get("network_schedule") or source.raw["schedule"]
+        if canonical(known) == canonical(self.raw["schedule"]):
+            return self
+        for section, target in (("parameterization", "PredictMean"), ("variance", "Learned")):
+            ours, theirs = self.raw[section], source.raw[section]
+            if ours["_target_"].endswith(f".{target}") and ours == theirs:
+                raise UserError(f"{section}={target} is about the steps of the source's schedule, and "
+                                f"schedule= is another one: take the source's schedule, or another {section}.")
+        return self.with_sections(network_schedule=known)
+
+
+def _filled(node: Any, key: str, number: int) -> Any:
+    return node | {key: number} if isinstance(node, dict) and node.get(key) == "auto" else node
