@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.memory import Changed, Memory
-from data.source import ImageSource, TooSmall, hash_of, to_array
+from data.file_cache import Changed, Memory
+from data.image_reader import ImageSource, TooSmall, hash_of, to_array
 from runtime.build import Settings
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, raise_if_full, read_sealed, sync_directory, write_sealed

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.files import by_suffix, visible
-from data.images import SUFFIXES, read_image
-from data.levels import value_range
-from data.source import to_array
+from data.folder_reader import by_suffix, visible
+from data.image_file import SUFFIXES, read_image
+from data.image_reader import to_array
+from data.intensity import value_range
 from runtime.errors import UserError
 
 SHEETS = {"grid.png", "strip.png"}  # of sample.py, beside its numbered images and none of them

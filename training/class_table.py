@@ -9,7 +9,7 @@ import numpy as np
 
 from config.run_config import RunConfig
 from data.dataset import Dataset
-from data.source import ImageSource
+from data.image_reader import ImageSource
 from runtime.errors import UserError
 from transfer.trained_weights import TrainedWeights
 

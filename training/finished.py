@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from config.run_config import RunConfig
 from data.dataset import Dataset, DataSettings, open_dataset
-from data.memory import Memory
+from data.file_cache import Memory
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.checkpoint import Checkpoint, Which

@@ -15,7 +15,7 @@ import torch
 from config.run_config import RunConfig
 from data.batches import Batches
 from data.dataset import Dataset, open_dataset
-from data.source import ImageSource
+from data.image_reader import ImageSource
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.generate import warn_of_start

@@ -11,8 +11,8 @@ import torch
 
 from config.identity import digest, identity
 from config.run_config import RunConfig
-from data.memory import Memory
-from data.source import ImageSource
+from data.file_cache import Memory
+from data.image_reader import ImageSource
 from transfer.fit import TABLE, Fit
 from transfer.penalties import L2SP
 from transfer.rules import rules_of

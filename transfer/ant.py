@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.batches import to_x0
 from data.dataset import Dataset
-from data.source import hash_of
+from data.image_reader import hash_of
 from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser, ForwardPass
 from diffusion.schedule import NoiseSchedule, expand

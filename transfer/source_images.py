@@ -17,7 +17,7 @@ from tqdm import tqdm
 from config.sections import TransferSettings
 from data.batches import to_uint8
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
-from data.memory import Memory
+from data.file_cache import Memory
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, log_snr_steps
 from diffusion.schedule import NoiseSchedule

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.levels import joined
-from data.memory import Memory
-from data.source import hash_of
+from data.file_cache import Memory
+from data.image_reader import hash_of
+from data.intensity import joined
 from data.splits import SPLITS, check_shares, draw_splits, strata
 from runtime.errors import UserError
 

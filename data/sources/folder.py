@@ -8,10 +8,10 @@ from typing import Literal
 
 from PIL import Image
 
-from data.files import Files, check_found, existing_folder, visible
-from data.images import SUFFIXES, deep_range, read_image
-from data.levels import Given, Measured, value_range
-from data.memory import Memory
+from data.file_cache import Memory
+from data.folder_reader import Files, check_found, existing_folder, visible
+from data.image_file import SUFFIXES, deep_range, read_image
+from data.intensity import Given, Measured, value_range
 
 log = logging.getLogger("data")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.files import visible
-from data.images import read_image
-from data.levels import value_range
-from data.memory import Memory
-from data.source import hash_of
+from data.file_cache import Memory
+from data.folder_reader import visible
+from data.image_file import read_image
+from data.image_reader import hash_of
+from data.intensity import value_range
 from data.splits import SPLITS
 from runtime.errors import UserError
 

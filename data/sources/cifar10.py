@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.memory import AGAIN, Changed, Memory
-from data.source import hash_of
+from data.file_cache import AGAIN, Changed, Memory
+from data.image_reader import hash_of
 from runtime.errors import UserError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.levels import to_levels, value_range
-from data.memory import Memory
-from data.npz_file import choose_keys, layout_of, listed, read_array, read_headers, read_labels
-from data.source import hash_of
+from data.file_cache import Memory
+from data.image_reader import hash_of
+from data.intensity import to_levels, value_range
+from data.sources.npz_content import choose_keys, layout_of, listed, read_array, read_headers, read_labels
 from data.splits import SPLITS, draw_splits
 from runtime.errors import UserError
 

@@ -18,10 +18,10 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import UID
 
-from data.files import Files, check_found, counted, existing_folder, visible
-from data.levels import Measured, joined, to_levels, value_range
-from data.memory import Memory
-from data.source import hash_of
+from data.file_cache import Memory
+from data.folder_reader import Files, check_found, counted, existing_folder, visible
+from data.image_reader import hash_of
+from data.intensity import Measured, joined, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they say so at byte 128

@@ -1,7 +1,7 @@
 """One ordinary image file, read as it is meant: upright, and with all of its bits.
 
 Pillow cuts colour of 16 bits to 8 without a word, and some gray. Such files are found by their header and read by pypng,
-tifffile or here; their values then become levels by a range (data.levels).
+tifffile or here; their values then become levels by a range (data.intensity).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import png
 import tifffile
 from PIL import Image
 
-from data.levels import Range, to_levels, value_range
+from data.intensity import Range, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".pnm", ".pbm"}

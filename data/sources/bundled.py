@@ -9,8 +9,8 @@ import skimage
 import skimage.data
 from PIL import Image
 
-from data.memory import Memory
-from data.source import hash_of
+from data.file_cache import Memory
+from data.image_reader import hash_of
 from runtime.errors import UserError
 
 # sha256 of the pixels that the fingerprints stand for

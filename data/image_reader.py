@@ -49,7 +49,7 @@ def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: 
     """[H, W, channels] uint8: the shorter side scaled to fit (antialiased), then the centre cut out.
 
     size: height, width. resample: one of Pillow's filters. What is transparent is laid on white; gray in 3 channels is repeated,
-    colour in 1 is luma (ITU-R 601, Pillow's L). Mode "F" is gray in 0..255 (data.levels), rounded at the end. Colour profiles are
+    colour in 1 is luma (ITU-R 601, Pillow's L). Mode "F" is gray in 0..255 (data.intensity), rounded at the end. Colour profiles are
     not applied.
     """
     H, W = size

@@ -14,9 +14,9 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from data.files import Files, check_found, existing_folder, visible
-from data.levels import Given, to_levels, value_range
-from data.memory import Memory
+from data.file_cache import Memory
+from data.folder_reader import Files, check_found, existing_folder, visible
+from data.intensity import Given, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")

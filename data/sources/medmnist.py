@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.memory import Memory
-from data.npz import Npz
+from data.file_cache import Memory
+from data.sources.npz import Npz
 from runtime.errors import UserError, near
 from runtime.files import locked
 
