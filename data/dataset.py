@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.file_cache import Changed, Memory
-from data.image_reader import ImageSource, TooSmall, hash_of, to_array
+from data.file_cache import Changed, FileCache
+from data.image_reader import ImageReader, TooSmall, hash_of, to_array
 from runtime.build import Settings
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, raise_if_full, read_sealed, sync_directory, write_sealed
@@ -50,7 +50,7 @@ class DataSettings(Settings):
     enlarge images that are smaller than size. resample: the filter that scales, antialiased in each case. skip_broken: leave out what
     is broken, foreign or too small, instead of stopping."""
 
-    source: Callable[[Memory], ImageSource]
+    source: Callable[[FileCache], ImageReader]
     size: int | Sequence[int]
     channels: int
     flip: bool
@@ -74,7 +74,7 @@ class DataSettings(Settings):
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
 
-def open_dataset(settings: DataSettings, source: ImageSource, seed: int, cache: Path) -> Dataset:
+def open_dataset(settings: DataSettings, source: ImageReader, seed: int, cache: Path) -> Dataset:
     """Decodes what is not decoded yet, takes out what cannot be used and draws the training subset."""
     _check_subset(settings, source.splits["train"], source)  # before hours of decoding
     images, broken = decoded(source, settings, cache)
@@ -94,12 +94,12 @@ def open_dataset(settings: DataSettings, source: ImageSource, seed: int, cache: 
     return Dataset(images, labels, splits | {"train": train}, source.classes)
 
 
-def _check_subset(settings: DataSettings, train: Sequence[int], source: ImageSource) -> None:
+def _check_subset(settings: DataSettings, train: Sequence[int], source: ImageReader) -> None:
     if settings.n_train is not None and not 1 <= settings.n_train <= len(train):
         raise UserError(f"data.n_train={settings.n_train}: {source.name} has {len(train)} training images.")
 
 
-def decoded(source: ImageSource, settings: DataSettings, cache: Path) -> tuple[np.ndarray, dict[int, str]]:
+def decoded(source: ImageReader, settings: DataSettings, cache: Path) -> tuple[np.ndarray, dict[int, str]]:
     """The memory map of a source, and why which of its items could not be used (none of them without skip_broken). Built first where
     it is missing or damaged; runs that need the same one wait for a single builder. Raises Changed, and keeps nothing, where a file is
     not what the source's fingerprint is of."""
@@ -119,7 +119,7 @@ def decoded(source: ImageSource, settings: DataSettings, cache: Path) -> tuple[n
     return np.load(path, mmap_mode="r"), broken
 
 
-def _known(path: Path, source: ImageSource, settings: DataSettings,
+def _known(path: Path, source: ImageReader, settings: DataSettings,
            tell: Callable[[Path, str], object] = lambda path, why: None) -> dict[str, Any] | None:
     """What is known of the map, or None where it has to be built. One with gaps is built anew for a run that wants none: what it
     takes to read them, a decoder say, may have been installed since; so is one of a start that could not read how many frames there
@@ -170,14 +170,14 @@ def _broken(about: dict[str, Any]) -> dict[int, str]:
     return {int(item): reason for item, reason in about["broken"].items()}
 
 
-def _decode(source: ImageSource, settings: DataSettings, path: Path) -> dict[str, Any]:
+def _decode(source: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
     aside = path.with_suffix(".partial")
     shape = (len(source), *settings.height_width, settings.channels)
     failures: dict[int, UserError] = {}
 
     def decode(item: int) -> np.ndarray | None:
         try:
-            return to_array(source.read(item), settings.height_width, settings.channels, settings.upscale, settings.resample)
+            return to_array(source.read_image(item), settings.height_width, settings.channels, settings.upscale, settings.resample)
         except Changed:
             raise
         except UserError as error:
@@ -192,7 +192,7 @@ def _decode(source: ImageSource, settings: DataSettings, path: Path) -> dict[str
                 for item, image in zip(items, pool.map(decode, items), strict=True):
                     if image is not None:
                         images[item] = image
-        getattr(source, "check", lambda: None)()
+        getattr(source, "check_files", lambda: None)()
         images.flush()
         if not failures or settings.skip_broken:
             with open(aside, "rb+") as file:
@@ -217,8 +217,8 @@ def _decode(source: ImageSource, settings: DataSettings, path: Path) -> dict[str
                     + (" What is too small is enlarged with data.upscale=true; or choose a smaller data.size." if small else ""))
 
 
-def _listed(source: ImageSource, broken: dict[int, str], verdict: str) -> str:
-    name = getattr(source, "label_of", lambda item: f"image {item}")
+def _listed(source: ImageReader, broken: dict[int, str], verdict: str) -> str:
+    name = getattr(source, "item_name", lambda item: f"image {item}")
     shown = [f"  {name(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
     return (f"{len(broken)} of {len(source)} images of {source.name}: {verdict}\n" + "\n".join(shown)
             + (f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""))

@@ -29,7 +29,7 @@ class Changed(UserError):
     """A file has another content than it had when it was hashed. Never a reason to leave an image out: all ends with it."""
 
 
-class Memory:
+class FileCache:
     """Values of files, kept in a folder and found again by path, size and time of change (of content or attributes).
 
     What it has told of a file in this process is held together: read and unchanged raise Changed where the content is not the one
@@ -43,7 +43,7 @@ class Memory:
         self._stamps: dict[str, dict[Path, Stamp]] = {}  # what -> those of the files that it was told of
         self._hashed: dict[Path, tuple[int, ...]] = {}  # files that were found to have their sha256, and when
 
-    def of(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> list[Any]:
+    def look_up(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> list[Any]:
         """[compute(path), ...], computed on threads for those files that are new or have changed since. compute returns what JSON
         holds; what it computes, version included, is named by `what`. None is not remembered: the next start tries again."""
         return self._of(paths, what, compute)[0]
@@ -82,7 +82,7 @@ class Memory:
         self._stores.update(dict.fromkeys(paths, store))
         return digests
 
-    def read(self, path: Path) -> bytes:
+    def read_bytes(self, path: Path) -> bytes:
         """The bytes that have the sha256 that was told. Raises Changed where there are others, or none any more."""
         try:
             data = path.read_bytes()
@@ -105,13 +105,13 @@ class Memory:
                 raise self._changed(path)
             self._hashed[path] = before
 
-    def check(self, paths: Sequence[Path]) -> None:
+    def check_unchanged(self, paths: Sequence[Path]) -> None:
         """Raises Changed where two values that were told of a file, such as its sha256 and its range, are of two contents."""
         for path in paths:
             if len({stamps[path] for stamps in self._stamps.values() if path in stamps}) > 1:
                 raise self._changed(path)
 
-    def note(self, what: str, path: Path) -> None:
+    def note_reading(self, what: str, path: Path) -> None:
         """For check: `what` is about to be read of this file, by its own reader."""
         with contextlib.suppress(OSError):  # that reader says so
             self._bind(what, [path], [_stamp(path)])

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.file_cache import Memory
+from data.file_cache import FileCache
 from data.image_reader import hash_of
-from data.intensity import joined
+from data.intensity import join_ranges
 from data.splits import SPLITS, check_shares, draw_splits, strata
 from runtime.errors import UserError
 
@@ -22,7 +22,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "vali
 log = logging.getLogger("data")
 
 
-class Files:
+class FolderReader:
     """Files in a folder, at any depth, each of one or more frames: the items are (file, frame). Its subclasses know what is in a file.
 
     Subfolders named train, val (valid, validation) and test are the splits; what is missing of validation and test is drawn
@@ -33,24 +33,24 @@ class Files:
     None where the file stands for itself. settings: what else changes pixels.
     """
 
-    def __init__(self, memory: Memory, root: Path, files: Sequence[Path], frames: Sequence[Sequence[int]], patients: Sequence[str | None],
+    def __init__(self, file_cache: FileCache, root: Path, files: Sequence[Path], frames: Sequence[Sequence[int]], patients: Sequence[str | None],
                  validation: float, test: float, patient: str | None, classes: bool, settings: Sequence[Any]):
         check_shares(validation, test)
         kind = type(self).__name__.lower()
-        self.root, self.name, self.memory = root, f"{kind} {root}", memory
+        self.root, self.name, self.file_cache = root, f"{kind} {root}", file_cache
         names = [p.relative_to(root).as_posix() for p in files]
         if patient is not None:
-            patients = patients_by(patient, names)
-        splits, class_names = layout(root, names, classes)
+            patients = find_patients(patient, names)
+        splits, class_names = splits_and_classes(root, names, classes)
         self.classes = sorted(set(class_names)) if classes and all(class_names) else []
         label = {name: k for k, name in enumerate(self.classes)}
         self.items = [(k, frame) for k in range(len(files)) for frame in frames[k]]
         self.files = [files[k] for k, _ in self.items]  # one an item
         self.labels = [label.get(class_names[k], 0) for k, _ in self.items]
-        hashes = memory.sha256(files)
+        hashes = file_cache.sha256(files)
         self.fingerprint = hash_of(kind, 2, validation, test, patient, classes, *settings, list(zip(names, hashes, strict=True)))
         groups = [names[k] if patients[k] is None else f"patient {patients[k]}" for k, _ in self.items]
-        self.check()
+        self.check_files()
         self.splits = self._split([splits[k] for k, _ in self.items], groups, validation, test)
         self._warn_of_shared("patients", [group if group.startswith("patient ") else None for group in groups])
         self._warn_of_shared("files of the same content", [hashes[k] for k, _ in self.items])
@@ -98,27 +98,27 @@ class Files:
         if shared:
             one, other = next(iter(shared.values()))
             log.warning("%s: %s in more than one split: %d, so held-out numbers will look better than they are; for one: %s and %s",
-                        self.name, what, len(shared), self.label_of(one), self.label_of(other))
+                        self.name, what, len(shared), self.item_name(one), self.item_name(other))
 
-    def measured(self, what: str, range_of_file: Callable[[Path], list[float] | None]) -> tuple[tuple[float, float], int]:
+    def measure_range(self, what: str, range_of_file: Callable[[Path], list[float] | None]) -> tuple[tuple[float, float], int]:
         """The range that holds those of the training files, or of all files where none of these has one; and of how many."""
         training, every = (list(dict.fromkeys(self.files[item] for item in items)) for items in (self.splits["train"], range(len(self))))
-        ranges = next(found for files in (training, every) if (found := [r for r in self.memory.of(files, what, range_of_file) if r]))
-        return joined(ranges), len(ranges)
+        ranges = next(found for files in (training, every) if (found := [r for r in self.file_cache.look_up(files, what, range_of_file) if r]))
+        return join_ranges(ranges), len(ranges)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         """Raises Changed where what was found out about a file and its hash are of two contents."""
-        self.memory.check(self.files)
+        self.file_cache.check_unchanged(self.files)
 
-    def label_of(self, item: int) -> str:
+    def item_name(self, item: int) -> str:
         """How a message calls this item."""
         return str(self.files[item])
 
 
-def existing_folder(path: str) -> Path:
+def find_folder(path: str) -> Path:
     root = Path(path).expanduser()
     if root.is_file():
         raise UserError(f"data.source.path={path} is a file, and a folder is needed. Unpack it, or name the folder that it lies in.")
@@ -127,7 +127,7 @@ def existing_folder(path: str) -> Path:
     return root
 
 
-def visible(root: Path) -> list[Path]:
+def list_files(root: Path) -> list[Path]:
     """All files below root in the order of their names, but hidden ones, such as the ._x that macOS leaves. Links are followed."""
 
     def refused(error: OSError):
@@ -145,26 +145,26 @@ def _leads_back(folder: str, here: str) -> bool:
     return os.path.islink(folder) and f"{here}/".startswith(f"{os.path.realpath(folder)}/")
 
 
-def counted(names: Iterable[str]) -> str:
+def count_names(names: Iterable[str]) -> str:
     """"a 3, b 1", the most frequent first."""
     return ", ".join(f"{name} {n}" for name, n in sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))[:12])
 
 
-def by_suffix(files: Iterable[Path]) -> str:
-    return counted(p.suffix.lower() or "without suffix" for p in files)
+def count_suffixes(files: Iterable[Path]) -> str:
+    return count_names(p.suffix.lower() or "without suffix" for p in files)
 
 
-def check_found(path: str, found: Sequence[Path], others: Sequence[Path], what: str, looked_for: str) -> None:
+def check_found_files(path: str, found: Sequence[Path], others: Sequence[Path], what: str, looked_for: str) -> None:
     """Refuses a folder without the files that are looked for, and says what else lies beside them."""
     if not found:
-        beside = f"; it has {len(others)} other files: {by_suffix(others)}" if others else ", and no other files"
+        beside = f"; it has {len(others)} other files: {count_suffixes(others)}" if others else ", and no other files"
         raise UserError(f"data.source.path={path}: no {what} in it (looked for {looked_for}{beside}).")
     if others:
         log.info("%s: left out %s: %s", path, f"{len(others)} files that are no {what}" if len(others) > 1 else
-                 f"1 file that is no {what.removesuffix('s')}", by_suffix(others))
+                 f"1 file that is no {what.removesuffix('s')}", count_suffixes(others))
 
 
-def patients_by(pattern: str, names: Sequence[str]) -> list[str]:
+def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
     """For each path, what the regular expression finds in it: its first group, or all that it matches."""
     try:
         matches = [re.search(pattern, name) for name in names]
@@ -178,7 +178,7 @@ def patients_by(pattern: str, names: Sequence[str]) -> list[str]:
     return [match[1] if match.re.groups else match[0] for match in matches]
 
 
-def layout(root: Path, names: Sequence[str], classes: bool) -> tuple[list[str | None], list[str]]:
+def splits_and_classes(root: Path, names: Sequence[str], classes: bool) -> tuple[list[str | None], list[str]]:
     """For each path: the split that its first folder says, or None, and the class that the next one says, or ""."""
     parts = [name.split("/") for name in names]
     splits = [SPLIT_NAMES.get(p[0].lower()) if len(p) > 1 else None for p in parts]

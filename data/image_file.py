@@ -42,14 +42,14 @@ class Deep(NamedTuple):
         return self.values if self.alpha is None else self.values[self.alpha > 0]
 
 
-def read_image(file: Path | bytes, range_of: Range) -> Image.Image:
+def read_image_file(file: Path | bytes, range_of: Range) -> Image.Image:
     """file: where it is, or what it holds. range_of: what of the values of an image of more than 8 bits is black and what white."""
     found = _read(file)
     return shown(found, range_of) if isinstance(found, Deep) else found
 
 
-def deep_range(path: Path) -> list[float] | None:
-    """The range of one image for Memory: empty where it has 8 bits, None where it cannot be read."""
+def measure_deep_range(path: Path) -> list[float] | None:
+    """The range of one image for FileCache: empty where it has 8 bits, None where it cannot be read."""
     try:
         with open(path, "rb") as file:
             if file.read(2) in (b"\xff\xd8", b"BM", b"GI"):  # JPEG, BMP, GIF: 8 bits, and there are many of them

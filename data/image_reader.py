@@ -12,7 +12,7 @@ from runtime.content import sha256_of
 from runtime.errors import UserError
 
 
-class ImageSource(Protocol):
+class ImageReader(Protocol):
     """Images that are decoded one by one, each in exactly one split. A source is built from a Memory and its settings.
 
     name: for messages. fingerprint: a hash of what the images are, not of where they lie. splits: item numbers by split.
@@ -27,12 +27,12 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         """Raises UserError where the image is broken, and Changed where its file is not what the fingerprint is of. Called from
         several threads at once, item after item."""
         ...
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         """Raises Changed where what was found out about the files, such as a range, is of another content than the fingerprint."""
         ...
 

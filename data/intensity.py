@@ -47,13 +47,13 @@ def value_range(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def joined(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
+def join_ranges(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """The range that holds all of these: the least low and the greatest high. At least one is needed."""
     lows, highs = zip(*ranges, strict=True)
     return float(min(lows)), float(max(highs))
 
 
-class Measured:
+class MeasuredRange:
     """The range of many images, measured when it is first asked for, by whichever thread asks first: where no image needs it, none
     is read for it."""
 
@@ -67,7 +67,7 @@ class Measured:
             return self._range
 
 
-class Given:
+class GivenRange:
     """A range by setting."""
 
     def __init__(self, low_high: Sequence[float], setting: str):

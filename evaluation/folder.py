@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.folder_reader import by_suffix, visible
-from data.image_file import SUFFIXES, read_image
+from data.folder_reader import count_suffixes, list_files
+from data.image_file import SUFFIXES, read_image_file
 from data.image_reader import to_array
 from data.intensity import value_range
 from runtime.errors import UserError
@@ -43,7 +43,7 @@ def open_images(folder: str | Path, size: int | Sequence[int] | None = None, cha
     def decode(k: int) -> bool:
         """Whether the image has colour."""
         try:
-            image = read_image(files[k], value_range)
+            image = read_image_file(files[k], value_range)
             if as_they_are and (image.height, image.width) != size:
                 raise UserError(f"{image.height} high and {image.width} wide, and {files[0]} is {size[0]} high and {size[1]} wide. "
                                 "Images of several sizes need one to be scaled to: size=[HEIGHT,WIDTH]")
@@ -70,11 +70,11 @@ def _files(folder: str | Path) -> list[Path]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"{folder}: " + ("a file, and a folder of images is needed." if root.is_file() else "there is no such folder."))
-    found = visible(root)
+    found = list_files(root)
     numbered = {path.parent for path in found if path.stem.isdecimal()}
     files = [path for path in found if path.suffix.lower() in SUFFIXES and not (path.name in SHEETS and path.parent in numbered)]
     if not files:
-        beside = f"it has {len(found)} other files: {by_suffix(found)}" if found else "it has no files"
+        beside = f"it has {len(found)} other files: {count_suffixes(found)}" if found else "it has no files"
         raise UserError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))}; {beside}).")
     return sorted(files, key=lambda path: by_number(path.relative_to(root).as_posix()))
 
@@ -87,7 +87,7 @@ def by_number(name: str) -> list[tuple[int, str]]:
 
 def _size_of(path: Path) -> tuple[int, int]:
     try:
-        image = read_image(path, value_range)
+        image = read_image_file(path, value_range)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return image.height, image.width

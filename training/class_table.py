@@ -9,7 +9,7 @@ import numpy as np
 
 from config.run_config import RunConfig
 from data.dataset import Dataset
-from data.image_reader import ImageSource
+from data.image_reader import ImageReader
 from runtime.errors import UserError
 from transfer.trained_weights import TrainedWeights
 
@@ -26,7 +26,7 @@ def class_names(config: RunConfig, images: Sequence[str], origin: TrainedWeights
     return [*(images or ["new"]), *kept]
 
 
-def check_number_of_classes(config: RunConfig, images: ImageSource, source: RunConfig | None) -> None:
+def check_number_of_classes(config: RunConfig, images: ImageReader, source: RunConfig | None) -> None:
     """Raises UserError where the class table has other rows than the images and the source ask for."""
     classes, kept = config.classes, config.kept_classes(source)
     new = max(1, len(images.classes)) if classes else 0

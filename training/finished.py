@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from config.run_config import RunConfig
 from data.dataset import Dataset, DataSettings, open_dataset
-from data.file_cache import Memory
+from data.file_cache import FileCache
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.checkpoint import Checkpoint, Which
@@ -78,7 +78,7 @@ class Finished:
         """What the run was trained on and what was held out, and what decides their pixels."""
         data = self.data
         try:
-            source = data.source(Memory(self.cache / "memory"))
+            source = data.source(FileCache(self.cache / "memory"))
             self._check_same(source.fingerprint)
             return (open_dataset(data, source, self.config.seed, self.cache),
                     [source.fingerprint, data.height_width, data.channels, data.resample, data.upscale])

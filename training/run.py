@@ -15,7 +15,7 @@ import torch
 from config.run_config import RunConfig
 from data.batches import Batches
 from data.dataset import Dataset, open_dataset
-from data.image_reader import ImageSource
+from data.image_reader import ImageReader
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.generate import warn_of_start
@@ -82,7 +82,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
     return directory
 
 
-def complete(asked: RunConfig, images: ImageSource, source: PretrainedSource | None) -> tuple[RunConfig, dict[str, Any], Path]:
+def complete(asked: RunConfig, images: ImageReader, source: PretrainedSource | None) -> tuple[RunConfig, dict[str, Any], Path]:
     """The config with what images and source fill in, the run's identity and its directory."""
     theirs = source.config if source else None
     config = asked.with_classes(len(images.classes), asked.kept_classes(theirs)).with_schedule_of(theirs)
@@ -106,7 +106,7 @@ def source_weights(source: PretrainedSource, config: RunConfig) -> TrainedWeight
 
 
 @contextlib.contextmanager
-def open_trainer(config: RunConfig, images: ImageSource, directory: Path, saved: Checkpoint | None,
+def open_trainer(config: RunConfig, images: ImageReader, directory: Path, saved: Checkpoint | None,
                  origin: TrainedWeights | None) -> Iterator[Trainer]:
     """Everything that one run needs, built, started from its source, and restored from its checkpoint where it has one."""
     device = pick_device(config.run.device)

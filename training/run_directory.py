@@ -11,8 +11,8 @@ import torch
 
 from config.identity import digest, identity
 from config.run_config import RunConfig
-from data.file_cache import Memory
-from data.image_reader import ImageSource
+from data.file_cache import FileCache
+from data.image_reader import ImageReader
 from transfer.fit import TABLE, Fit
 from transfer.penalties import L2SP
 from transfer.rules import rules_of
@@ -30,9 +30,9 @@ class NamedSource(Protocol):
     def identity(self) -> dict[str, Any]: ...
 
 
-def open_images(config: RunConfig) -> ImageSource:
+def open_images(config: RunConfig) -> ImageReader:
     """Those that a run is trained on, not decoded yet."""
-    return config.data.source(Memory(Path(config.run.cache) / "memory"))
+    return config.data.source(FileCache(Path(config.run.cache) / "memory"))
 
 
 def name_run(config: RunConfig, images: str, source: NamedSource | None, table: Sequence[Fit]) -> tuple[dict[str, Any], Path]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from config.sections import TransferSettings
 from data.batches import to_uint8
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
-from data.file_cache import Memory
+from data.file_cache import FileCache
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, log_snr_steps
 from diffusion.schedule import NoiseSchedule
@@ -53,7 +53,7 @@ def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Data
     check_known(trained)
     try:
         own = trained.config.data
-        images = own.source(Memory(cache / "memory"))
+        images = own.source(FileCache(cache / "memory"))
         opened = open_dataset(own, images, trained.config.seed, cache)  # its own n_train, less what was broken
     except UserError as error:
         raise UserError(f"the images that {trained.path} was trained on: {error}\n{CURE}") from error
@@ -106,7 +106,7 @@ def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
 
 
 class SelfMade:
-    """An ImageSource whose items are the source's samples. They lie at its own size in cache/generated/HASH/, one file a batch, named by
+    """An ImageReader whose items are the source's samples. They lie at its own size in cache/generated/HASH/, one file a batch, named by
     its first image: what was interrupted goes on after the last whole batch."""
 
     def __init__(self, start: Start, n: int, steps: int, batch_size: int):
@@ -137,7 +137,7 @@ class SelfMade:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         pixels = self.images[item]
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 

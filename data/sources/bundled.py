@@ -9,7 +9,7 @@ import skimage
 import skimage.data
 from PIL import Image
 
-from data.file_cache import Memory
+from data.file_cache import FileCache
 from data.image_reader import hash_of
 from runtime.errors import UserError
 
@@ -32,7 +32,7 @@ class Faces:
     name = "bundled faces"
     classes: list[str] = []
 
-    def __init__(self, memory: Memory):
+    def __init__(self, file_cache: FileCache):
         faces = (skimage.data.lfw_subset()[:100] * 255).round().astype(np.uint8)  # the other 100 are not faces
         self.images = checked(faces, "lfw_subset", FACES)
         self.fingerprint = hash_of(self.name, 1)
@@ -42,7 +42,7 @@ class Faces:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         return Image.fromarray(self.images[item])
 
 
@@ -57,7 +57,7 @@ class Tissue:
     classes: list[str] = []
     columns = {"train": (0, 320), "validation": (320, 416), "test": (416, 512)}
 
-    def __init__(self, memory: Memory, window: int = 48, stride: int = 8):
+    def __init__(self, file_cache: FileCache, window: int = 48, stride: int = 8):
         if not 1 <= window <= 96 or stride < 1:
             raise ValueError(f"window must be 1 to 96 pixels and stride at least 1, not {window} and {stride}.")
         self.image = Image.fromarray(checked(skimage.data.immunohistochemistry(), "immunohistochemistry", TISSUE))
@@ -74,6 +74,6 @@ class Tissue:
     def __len__(self) -> int:
         return len(self.corners)
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         x, y = self.corners[item]
         return self.image.crop((x, y, x + self.window, y + self.window))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.file_cache import Memory
-from data.folder_reader import visible
-from data.image_file import read_image
+from data.file_cache import FileCache
+from data.folder_reader import list_files
+from data.image_file import read_image_file
 from data.image_reader import hash_of
 from data.intensity import value_range
 from data.splits import SPLITS
@@ -39,27 +39,27 @@ class CelebA:
     name = "CelebA"
     classes: list[str] = []
 
-    def __init__(self, memory: Memory, path: str, crop: Sequence[int] | None = (25, 57, 153, 185)):
+    def __init__(self, file_cache: FileCache, path: str, crop: Sequence[int] | None = (25, 57, 153, 185)):
         self.crop = None if crop is None else _checked(crop)
-        self.memory = memory
+        self.file_cache = file_cache
         root = Path(path).expanduser()
         self.numbers, self.files = _find(root, path)
         self.labels = [0] * len(self.files)
         self.splits = split_by_number(self.numbers)
         _tell(self.numbers, self.splits, root)
         _check_size(self.files[0])
-        self.fingerprint = hash_of("CelebA", 1, self.crop, list(zip(self.numbers, memory.sha256(self.files), strict=True)))
+        self.fingerprint = hash_of("CelebA", 1, self.crop, list(zip(self.numbers, file_cache.sha256(self.files), strict=True)))
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, item: int) -> Image.Image:
-        image = read_image(self.memory.read(self.files[item]), value_range)
+    def read_image(self, item: int) -> Image.Image:
+        image = read_image_file(self.file_cache.read_bytes(self.files[item]), value_range)
         if image.size != SIZE:
             raise UserError(_other_size(image.size))
         return image.crop(self.crop) if self.crop else image
 
-    def label_of(self, item: int) -> str:
+    def item_name(self, item: int) -> str:
         """How a message calls this item."""
         return str(self.files[item])
 
@@ -95,7 +95,7 @@ def _find(root: Path, given: str) -> tuple[list[int], list[Path]]:
     found: dict[int, Path] = {}
     others = 0
     start = next((root / place for place in PLACES if (root / place).is_dir()), root)
-    for file in visible(start) if start.is_dir() else []:
+    for file in list_files(start) if start.is_dir() else []:
         match = FILE.fullmatch(file.name)
         if not match:
             others += file.suffix.lower() in (".jpg", ".jpeg", ".png")

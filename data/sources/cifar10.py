@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.file_cache import AGAIN, Changed, Memory
+from data.file_cache import AGAIN, Changed, FileCache
 from data.image_reader import hash_of
 from runtime.errors import UserError
 
@@ -35,9 +35,9 @@ class Cifar10:
     name = "CIFAR-10"
     classes = CLASSES
 
-    def __init__(self, memory: Memory, path: str):
+    def __init__(self, file_cache: FileCache, path: str):
         self.files = _find(Path(path).expanduser(), path)
-        known = memory.of(self.files, "CIFAR-10: sha256 of the records and labels, 1", _summary)
+        known = file_cache.look_up(self.files, "CIFAR-10: sha256 of the records and labels, 1", _summary)
         self.fingerprint = hash_of("CIFAR-10", 1, [batch["sha256"] for batch in known])
         self._digests = [batch["sha256"] for batch in known]
         self.labels = [int(digit) for batch in known for digit in batch["labels"]]
@@ -49,7 +49,7 @@ class Cifar10:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         with self._lock:
             if self._records is None:
                 pairs = zip(self.files, self._digests, strict=True)
@@ -60,19 +60,19 @@ class Cifar10:
     def _same(self, file: Path, digest: str) -> np.ndarray:
         """The records that have this sha256. Raises Changed where the file holds others, or none any more."""
         try:
-            found = records(file)
+            found = read_records(file)
         except (UserError, OSError) as error:
             raise Changed(f"{file} changed after it was hashed ({error}). {AGAIN}") from error
         if hashlib.sha256(found.tobytes()).hexdigest() != digest:
             raise Changed(f"{file} changed between being hashed and being decoded. {AGAIN}")
         return found
 
-    def label_of(self, item: int) -> str:
+    def item_name(self, item: int) -> str:
         """How a message calls this item."""
         return f"image {item % IMAGES} of {self.files[item // IMAGES]}"
 
 
-def records(file: Path) -> np.ndarray:
+def read_records(file: Path) -> np.ndarray:
     """One batch, in the form of the binary version. [IMAGES, RECORD] uint8"""
     data = file.read_bytes()
     found = np.frombuffer(data, np.uint8) if file.suffix == ".bin" else _unpickled(data, file)
@@ -100,7 +100,7 @@ def _unpickled(data: bytes, file: Path) -> np.ndarray:
 
 def _summary(file: Path) -> dict[str, str]:
     """What a later start needs of a batch without reading it: a hash of its records, and their labels as a row of digits."""
-    found = records(file)
+    found = read_records(file)
     return {"sha256": hashlib.sha256(found.tobytes()).hexdigest(), "labels": "".join(map(str, found[:, 0].tolist()))}
 
 

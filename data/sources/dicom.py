@@ -18,10 +18,10 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import UID
 
-from data.file_cache import Memory
-from data.folder_reader import Files, check_found, counted, existing_folder, visible
+from data.file_cache import FileCache
+from data.folder_reader import FolderReader, check_found_files, count_names, find_folder, list_files
 from data.image_reader import hash_of
-from data.intensity import Measured, joined, to_levels, value_range
+from data.intensity import MeasuredRange, join_ranges, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they say so at byte 128
@@ -34,8 +34,8 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks of
 log = logging.getLogger("data")
 
 
-class Dicom(Files):
-    """A folder of DICOM files, at any depth; splits and classes by its folders, see Files. One image a frame.
+class Dicom(FolderReader):
+    """A folder of DICOM files, at any depth; splits and classes by its folders, see FolderReader. One image a frame.
 
     validation, test: shares that are drawn where no folders train, val and test are. patient: a regular expression on a file's path
     below the folder, whose first group (or all that it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID
@@ -44,48 +44,48 @@ class Dicom(Files):
     none is, a range that is measured over the training files.
     """
 
-    def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
+    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = False, window: Sequence[float] | None = None):
         if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
             raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
-        self.window, self.range = window, Measured(self._measure)
-        root = existing_folder(path)
-        found = visible(root)
+        self.window, self.range = window, MeasuredRange(self._measure)
+        root = find_folder(path)
+        found = list_files(root)
         named = [p.suffix.lower() in SUFFIXES for p in found]
-        magic = iter(memory.of([p for p, by_name in zip(found, named, strict=True) if not by_name], "DICM at 128, 1", has_magic))
+        magic = iter(file_cache.look_up([p for p, by_name in zip(found, named, strict=True) if not by_name], "DICM at 128, 1", has_magic))
         is_dicom = [by_name or next(magic) for by_name in named]
         files = [p for p, yes in zip(found, is_dicom, strict=True) if yes]
-        check_found(path, files, [p for p, yes in zip(found, is_dicom, strict=True) if not yes], "DICOM files",
+        check_found_files(path, files, [p for p, yes in zip(found, is_dicom, strict=True) if not yes], "DICOM files",
                     "files named .dcm or with DICM at byte 128")
-        headers = [found or BROKEN for found in memory.of(files, "DICOM header, 2", header)]
+        headers = [found or BROKEN for found in file_cache.look_up(files, "DICOM header, 2", read_header)]
         if without := [(p, h["without pixels"]) for p, h in zip(files, headers, strict=True) if "without pixels" in h]:
             log.info("%s: left out %d DICOM files without pixels: %s; for one %s", path, len(without),
-                     counted(what for _, what in without), without[0][0])
+                     count_names(what for _, what in without), without[0][0])
         kept = [k for k, h in enumerate(headers) if "without pixels" not in h]
         if not kept:
             raise UserError(f"data.source.path={path}: none of its {len(files)} DICOM files has pixels.")
-        super().__init__(memory, root, [files[k] for k in kept], [range(headers[k]["frames"]) for k in kept],
+        super().__init__(file_cache, root, [files[k] for k in kept], [range(headers[k]["frames"]) for k in kept],
                          [headers[k].get("patient") for k in kept], validation, test, patient, classes, [window])
 
     def _measure(self) -> tuple[float, float]:
-        (low, high), count = self.measured("range of a DICOM file, 1", file_range)
+        (low, high), count = self.measure_range("range of a DICOM file, 1", measure_file_range)
         log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to train on; "
                  "data.source.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
         return low, high
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         path, (_, frame) = self.files[item], self.items[item]
-        with self.memory.unchanged(path):
+        with self.file_cache.unchanged(path):
             return self._frame(path, frame)
 
     def _frame(self, path: Path, frame: int) -> Image.Image:
         try:
-            about = header_of_frame(path, frame)
-            values = pixels(path, frame, about)
+            about = read_frame_header(path, frame)
+            values = read_pixels(path, frame, about)
             if values.ndim == 3:
                 return to_levels(values, 0, 255 if about.PhotometricInterpretation == "PALETTE COLOR" else 2**about.BitsStored - 1)
             values = apply_modality_lut(values, about)
-            image = linear(values, *self.window) if self.window else by_own_window(values, about)
+            image = window_linear(values, *self.window) if self.window else apply_own_window(values, about)
             image = to_levels(values, *self.range(values)) if image is None else image
             return Image.fromarray(255 - np.asarray(image)) if about.PhotometricInterpretation == "MONOCHROME1" else image
         except UserError:
@@ -95,7 +95,7 @@ class Dicom(Files):
         except Exception as error:  # a broken file can raise anything
             raise UserError(f"cannot be read as DICOM ({str(error) or type(error).__name__})") from error
 
-    def label_of(self, item: int) -> str:
+    def item_name(self, item: int) -> str:
         frames = sum(1 for k in (item - 1, item + 1) if 0 <= k < len(self) and self.items[k][0] == self.items[item][0])
         return f"{self.files[item]}, frame {self.items[item][1] + 1}" if frames else str(self.files[item])
 
@@ -105,8 +105,8 @@ def has_magic(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def header(path: Path) -> dict[str, Any] | None:
-    """What a start needs of a file, for Memory: how many frames and, as a hash, whose. None of a broken file: the next start tries
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What a start needs of a file, for FileCache: how many frames and, as a hash, whose. None of a broken file: the next start tries
     again."""
     try:
         found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
@@ -118,7 +118,7 @@ def header(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def header_of_frame(path: Path, frame: int) -> Dataset:
+def read_frame_header(path: Path, frame: int) -> Dataset:
     """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at the top level."""
     about = pydicom.dcmread(path, stop_before_pixels=True)
     groups = [*(about.get("SharedFunctionalGroupsSequence") or [])[:1],
@@ -130,7 +130,7 @@ def header_of_frame(path: Path, frame: int) -> Dataset:
     return about
 
 
-def pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
+def read_pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
     """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to RGB."""
     syntax, missing = about.file_meta.TransferSyntaxUID, []
     if syntax.is_encapsulated:
@@ -148,14 +148,14 @@ def pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
             raise
         raise UserError(f"compressed as {syntax.name}, which cannot be decoded here ({' '.join(str(error).split())}); "
                         f"pip install {_packages(missing)} may help") from error
-    return palette(values, about) if about.PhotometricInterpretation == "PALETTE COLOR" else values
+    return apply_palette(values, about) if about.PhotometricInterpretation == "PALETTE COLOR" else values
 
 
 def _packages(missing: list[list[str]]) -> str:
     return " ".join(next((names for names in missing if names[:1] in (["pylibjpeg"], ["pyjpegls"])), missing[0]))
 
 
-def palette(values: np.ndarray, about: Dataset) -> np.ndarray:
+def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     """Colours [H, W, 3] in 0..255 of indices [H, W]."""
     n, first, bits = about.RedPaletteColorLookupTableDescriptor
     place = np.clip(values.astype(np.int64) - first, 0, (n or 65536) - 1)
@@ -167,7 +167,7 @@ def palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))  # 16 bits are claimed by some that use 8
 
 
-def by_table(values: np.ndarray, lut: Dataset, about: Dataset) -> Image.Image:
+def apply_voi_table(values: np.ndarray, lut: Dataset, about: Dataset) -> Image.Image:
     """The VOI LUT. pydicom's wraps around where a table of 8 bits has more than 256 entries."""
     n, first, bits = lut.LUTDescriptor
     table = table_of(lut.LUTData, n or 65536, about)
@@ -182,30 +182,30 @@ def table_of(data: Any, n: int, about: Dataset) -> np.ndarray:
     return np.frombuffer(data, np.uint8 if len(data) < 2 * n else wide)[:n]
 
 
-def linear(values: np.ndarray, center: float, width: float) -> Image.Image:
+def window_linear(values: np.ndarray, center: float, width: float) -> Image.Image:
     """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1; files whose units are fractions have them all the same."""
     if width < 1:
-        return linear_exact(values, center, width)
+        return window_linear_exact(values, center, width)
     return to_levels(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
 
 
-def linear_exact(values: np.ndarray, center: float, width: float) -> Image.Image:
+def window_linear_exact(values: np.ndarray, center: float, width: float) -> Image.Image:
     """DICOM PS3.3 C.11.2.1.3.2."""
     return to_levels(values, center - width / 2, center + width / 2)
 
 
-def sigmoid(values: np.ndarray, center: float, width: float) -> Image.Image:
+def window_sigmoid(values: np.ndarray, center: float, width: float) -> Image.Image:
     """DICOM PS3.3 C.11.2.1.3.1."""
     return to_levels(1 / (1 + np.exp(-4 * (values - center) / width)), 0, 1)
 
 
-FUNCTIONS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}
+FUNCTIONS = {"LINEAR": window_linear, "LINEAR_EXACT": window_linear_exact, "SIGMOID": window_sigmoid}
 
 
-def by_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
+def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
     """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched. None where the file does not say."""
     if tables := about.get("VOILUTSequence"):
-        return by_table(values, tables[0], about)
+        return apply_voi_table(values, tables[0], about)
     center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
     if center is not None and width:
         return FUNCTIONS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
@@ -220,25 +220,25 @@ def _first(value: Any) -> float | None:
     return None if value in (None, "") or isinstance(value, MultiValue | list) else float(value)
 
 
-def file_range(path: Path) -> list[float] | None:
-    """The range of a file for Memory: empty where it says itself how it is shown, None where it cannot be read."""
+def measure_file_range(path: Path) -> list[float] | None:
+    """The range of a file for FileCache: empty where it says itself how it is shown, None where it cannot be read."""
     try:
-        about = header_of_frame(path, 0)
+        about = read_frame_header(path, 0)
         if about.get("SamplesPerPixel", 1) != 1 or about.PhotometricInterpretation == "PALETTE COLOR":
             return []
         frames = int(about.get("NumberOfFrames") or 1)
         ranges = []
         for frame in sorted({k * frames // MEASURED_FRAMES for k in range(MEASURED_FRAMES)}):
-            about = header_of_frame(path, frame)
-            stored = pixels(path, frame, about)
+            about = read_frame_header(path, frame)
+            stored = read_pixels(path, frame, about)
             values = apply_modality_lut(stored, about)
-            if by_own_window(values, about) is not None:
+            if apply_own_window(values, about) is not None:
                 return []
             if (padding := _first(about.get("PixelPaddingValue"))) is not None:  # what lies outside of the scanner's circle
                 limit = _first(about.get("PixelPaddingRangeLimit"))
                 low, high = sorted((padding, padding if limit is None else limit))
                 values = values[(stored < low) | (stored > high)]
             ranges.append(value_range(values))
-        return list(joined(ranges))
+        return list(join_ranges(ranges))
     except Exception:  # told when it is read
         return None

@@ -8,16 +8,16 @@ from typing import Literal
 
 from PIL import Image
 
-from data.file_cache import Memory
-from data.folder_reader import Files, check_found, existing_folder, visible
-from data.image_file import SUFFIXES, deep_range, read_image
-from data.intensity import Given, Measured, value_range
+from data.file_cache import FileCache
+from data.folder_reader import FolderReader, check_found_files, find_folder, list_files
+from data.image_file import SUFFIXES, measure_deep_range, read_image_file
+from data.intensity import GivenRange, MeasuredRange, value_range
 
 log = logging.getLogger("data")
 
 
-class Folder(Files):
-    """A folder of images, at any depth; splits and classes by its folders, see Files.
+class Folder(FolderReader):
+    """A folder of images, at any depth; splits and classes by its folders, see FolderReader.
 
     validation, test: shares that are drawn where no such folders are. patient: a regular expression on a file's path below the
     folder, whose first group (or all that it matches) is the patient; null: each image is its own. classes: the first level of
@@ -25,21 +25,21 @@ class Folder(Files):
     image's own range; null for one that is measured over the training images. Files of 8 bits are never stretched.
     """
 
-    def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
+    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = True, range_: Sequence[float] | Literal["image"] | None = None):
-        self.range = {"image": value_range, None: Measured(self._measure)}[range_] if range_ in ("image", None) \
-            else Given(range_, "data.source.range")
-        root = existing_folder(path)
-        found = visible(root)
+        self.range = {"image": value_range, None: MeasuredRange(self._measure)}[range_] if range_ in ("image", None) \
+            else GivenRange(range_, "data.source.range")
+        root = find_folder(path)
+        found = list_files(root)
         files = [p for p in found if p.suffix.lower() in SUFFIXES]
-        check_found(path, files, [p for p in found if p.suffix.lower() not in SUFFIXES], "images", ", ".join(sorted(SUFFIXES)))
-        super().__init__(memory, root, files, [(0,)] * len(files), [None] * len(files), validation, test, patient, classes, [range_])
+        check_found_files(path, files, [p for p in found if p.suffix.lower() not in SUFFIXES], "images", ", ".join(sorted(SUFFIXES)))
+        super().__init__(file_cache, root, files, [(0,)] * len(files), [None] * len(files), validation, test, patient, classes, [range_])
 
     def _measure(self) -> tuple[float, float]:
-        (low, high), count = self.measured("range of an image, 1", deep_range)
+        (low, high), count = self.measure_range("range of an image, 1", measure_deep_range)
         log.info("%s: in images of more than 8 bits %g is black and %g white, measured over the %d of them to train on; "
                  "data.source.range=[LOW,HIGH] sets it, data.source.range=image takes each image's own", self.name, low, high, count)
         return low, high
 
-    def read(self, item: int) -> Image.Image:
-        return read_image(self.memory.read(self.files[item]), self.range)
+    def read_image(self, item: int) -> Image.Image:
+        return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)

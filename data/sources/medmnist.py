@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.file_cache import Memory
+from data.file_cache import FileCache
 from data.sources.npz import Npz
 from runtime.errors import UserError, near
 from runtime.files import locked
@@ -36,7 +36,7 @@ class MedMnist(Npz):
     through the medmnist package, which is needed for nothing else. classes: names of the labels 0, 1, ..., null for the numbers.
     """
 
-    def __init__(self, memory: Memory, name: str, size: int, root: str, download: bool = False, classes: Sequence[str] | None = None):
+    def __init__(self, file_cache: FileCache, name: str, size: int, root: str, download: bool = False, classes: Sequence[str] | None = None):
         if name in VOLUMES:
             raise UserError(f"data.source.name={name}: volumes, and this code learns images of two dimensions: {', '.join(sorted(SETS))}.")
         if name not in SETS:
@@ -47,8 +47,8 @@ class MedMnist(Npz):
         if not path.is_file():
             if not download:
                 raise UserError(_missing(name, size, path))
-            fetch(name, size, path)
-        super().__init__(memory, str(path), classes=classes)
+            download_file(name, size, path)
+        super().__init__(file_cache, str(path), classes=classes)
         shape = self.headers[self.keys["train"][0]].shape
         if shape[1:3] != (size, size) or list(self.keys) != ["train", "validation", "test"]:
             held = ", ".join(f"{key} {header}" for key, header in self.headers.items())
@@ -63,7 +63,7 @@ def file_name(name: str, size: int) -> str:
     return f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
 
 
-def fetch(name: str, size: int, path: Path) -> None:
+def download_file(name: str, size: int, path: Path) -> None:
     """Downloads a file through the medmnist package, which checks its md5. It appears whole or not at all."""
     aside = path.parent / f".{path.name}.{os.getpid()}"
     try:

@@ -14,9 +14,9 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from data.file_cache import Memory
-from data.folder_reader import Files, check_found, existing_folder, visible
-from data.intensity import Given, to_levels, value_range
+from data.file_cache import FileCache
+from data.folder_reader import FolderReader, check_found_files, find_folder, list_files
+from data.intensity import GivenRange, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -28,8 +28,8 @@ _at_once = threading.Semaphore(4)  # volumes that are decoded at the same time, 
 log = logging.getLogger("data")
 
 
-class Nifti(Files):
-    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes by its folders, see Files.
+class Nifti(FolderReader):
+    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes by its folders, see FolderReader.
 
     axis: across which the slices lie, to the nearest axis of the scanner; nothing is resampled, so pixels are as wide and high as
     voxels are. Slices are shown in radiological convention: the patient's right on the image's left; axial ones with the front
@@ -42,45 +42,45 @@ class Nifti(Files):
     classes: the first level of folders are classes, and not patients.
     """
 
-    def __init__(self, memory: Memory, path: str, axis: Literal["axial", "coronal", "sagittal"] = "axial", every: int = 1,
+    def __init__(self, file_cache: FileCache, path: str, axis: Literal["axial", "coronal", "sagittal"] = "axial", every: int = 1,
                  range_: Sequence[float] | None = None, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = False):
         if every < 1:
             raise UserError(f"data.source.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
-        root = existing_folder(path)
-        found = visible(root)
+        root = find_folder(path)
+        found = list_files(root)
         files = [p for p in found if p.name.lower().endswith(SUFFIXES)]
-        check_found(path, files, [p for p in found if not p.name.lower().endswith(SUFFIXES)], "NIfTI files", ", ".join(SUFFIXES))
+        check_found_files(path, files, [p for p in found if not p.name.lower().endswith(SUFFIXES)], "NIfTI files", ", ".join(SUFFIXES))
         abouts = [about or BROKEN for about in
-                  memory.of(files, f"NIfTI volume across {axis}, 2", lambda file: about_volume(file, self.axis))]
+                  file_cache.look_up(files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis))]
         self.ranges = {file: about["range"] for file, about in zip(files, abouts, strict=True)}
-        self.given = None if range_ is None else Given(range_, "data.source.range")
+        self.given = None if range_ is None else GivenRange(range_, "data.source.range")
         frames = [[k for k in about["slices"] if k % every == 0] for about in abouts]
         constant = sum(len(range(0, about["depth"], every)) for about in abouts) - sum(map(len, frames))
         if not any(frames):
             raise UserError(f"data.source.path={path}: all {constant} slices of its {len(files)} volumes are constant.")
         if constant:
             log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + sum(map(len, frames)))
-        self.volumes = Recent(self._load, KEPT)
-        super().__init__(memory, root, files, frames, [p.relative_to(root).as_posix() for p in files], validation, test, patient,
+        self.volumes = RecentVolumes(self._load, KEPT)
+        super().__init__(file_cache, root, files, frames, [p.relative_to(root).as_posix() for p in files], validation, test, patient,
                          classes, [axis, every, range_])
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         path, (_, k) = self.files[item], self.items[item]
         volume = self.volumes(path)
         low, high = self.given(volume) if self.given else self.ranges[path]
         return to_levels(volume[k][::-1, ::-1].T, low, high)
 
     def _load(self, path: Path) -> np.ndarray:
-        with self.memory.unchanged(path):
-            return load(path, self.axis)
+        with self.file_cache.unchanged(path):
+            return load_volume(path, self.axis)
 
-    def label_of(self, item: int) -> str:
+    def item_name(self, item: int) -> str:
         return f"{self.files[item]}, slice {self.items[item][1]}"
 
 
-class Recent:
+class RecentVolumes:
     """The last few of what load gave, by key. Threads that want the same one wait for a single load."""
 
     def __init__(self, load: Callable[[Path], np.ndarray], kept: int):
@@ -102,7 +102,7 @@ class Recent:
         return future.result()
 
 
-def load(path: Path, axis: int) -> np.ndarray:
+def load_volume(path: Path, axis: int) -> np.ndarray:
     """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front or up, in this order."""
     try:
         with _at_once:
@@ -124,11 +124,11 @@ def load(path: Path, axis: int) -> np.ndarray:
         raise UserError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from error
 
 
-def about_volume(path: Path, axis: int) -> dict[str, Any] | None:
-    """What a start needs of a volume, for Memory: which of its slices are not constant, and its range. None of a broken file, or where
+def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
+    """What a start needs of a volume, for FileCache: which of its slices are not constant, and its range. None of a broken file, or where
     memory was short: the next start tries again."""
     try:
-        volume = load(path, axis)
+        volume = load_volume(path, axis)
     except UserError:
         return None
     flat = volume.reshape(len(volume), -1)

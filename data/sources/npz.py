@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.file_cache import Memory
+from data.file_cache import FileCache
 from data.image_reader import hash_of
 from data.intensity import to_levels, value_range
-from data.sources.npz_content import choose_keys, layout_of, listed, read_array, read_headers, read_labels
+from data.sources.npz_content import channel_layout, choose_keys, list_headers, read_array, read_headers, read_labels
 from data.splits import SPLITS, draw_splits
 from runtime.errors import UserError
 
@@ -32,26 +32,26 @@ class Npz:
     images, labels: keys of the two arrays, null for the usual ones. classes: names of the labels 0, 1, ..., null for the numbers.
     """
 
-    def __init__(self, memory: Memory, path: str, validation: float = 0.1, test: float = 0.1, images: str | None = None,
+    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, images: str | None = None,
                  labels: str | None = None, range_: Sequence[float] | None = None, classes: Sequence[str] | None = None):
         if range_ is not None and not (len(range_) == 2 and all(map(math.isfinite, range_)) and range_[0] != range_[1]):
             raise UserError(f"data.source.range={list(range_)}: two different numbers, the values that become black and white.")
         self.path = Path(path).expanduser()
         self.name = self.path.name
-        self.memory = memory
-        memory.note("headers and labels", self.path)
+        self.file_cache = file_cache
+        file_cache.note_reading("headers and labels", self.path)
         self.headers = read_headers(self.path, path)
         self.keys = choose_keys(self.headers, images, labels, self.path)
-        self.layouts = {split: layout_of(self.headers[key], f"{self.path}: {key}") for split, (key, _) in self.keys.items()}
+        self.layouts = {split: channel_layout(self.headers[key], f"{self.path}: {key}") for split, (key, _) in self.keys.items()}
         if len({self.headers[key].dtype for key, _ in self.keys.values()}) > 1:
-            raise UserError(f"{self.path}: {listed({key: self.headers[key] for key, _ in self.keys.values()})}: of different types, so "
+            raise UserError(f"{self.path}: {list_headers({key: self.headers[key] for key, _ in self.keys.values()})}: of different types, so "
                             "perhaps in different ranges. Save them in one type.")
         self.counts = {split: self.headers[key].shape[0] for split, (key, _) in self.keys.items()}
         self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
         self.splits = self._split(validation, test)
         self.range = None if range_ is None else (float(range_[0]), float(range_[1]))
-        digest = memory.sha256([self.path])[0]
-        self.check()
+        digest = file_cache.sha256([self.path])[0]
+        self.check_files()
         self.fingerprint = hash_of("npz", 1, digest, sorted(self.keys.items()), validation, test, self.range,
                                    self.labels)  # not the names of the classes, which change no number
         self._arrays: dict[str, np.ndarray | UserError] = {}
@@ -61,7 +61,7 @@ class Npz:
     def __len__(self) -> int:
         return sum(self.counts.values())
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         split, k = self._place(item)
         image = self.layouts[split](self._image(split, k))
         if image.dtype == np.uint8 and self.range is None:
@@ -70,11 +70,11 @@ class Npz:
             raise UserError("holds NaN or infinite values: replace them before saving, by numpy.nan_to_num for example")
         return to_levels(image, *self.range)
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         """Raises Changed where the labels and the hash are of two contents."""
-        self.memory.check([self.path])
+        self.file_cache.check_unchanged([self.path])
 
-    def label_of(self, item: int) -> str:
+    def item_name(self, item: int) -> str:
         """How a message calls this item."""
         split, k = self._place(item)
         return f"{self.path}: {self.keys[split][0]}[{k}]"
@@ -102,7 +102,7 @@ class Npz:
         if split not in self._arrays:
             self._unread[split] = self.counts[split]
             try:
-                with self.memory.unchanged(self.path):
+                with self.file_cache.unchanged(self.path):
                     self._arrays[split] = read_array(self.path, self.keys[split][0])
                 if split == "train" and self.range is None:
                     rows = self.splits["train"]  # of the file's first array, whose others may be held out

@@ -92,21 +92,21 @@ def choose_keys(headers: dict[str, Header], images: str | None, labels: str | No
     if images is not None:
         keys: Keys = {"train": (images, labels)}
     elif labels is not None:
-        raise UserError(f"data.source.labels={labels} needs data.source.images=KEY beside it; {path} holds {listed(headers)}.")
+        raise UserError(f"data.source.labels={labels} needs data.source.images=KEY beside it; {path} holds {list_headers(headers)}.")
     elif form:
         keys = {split: (image, label if label in headers else None) for split, (image, label) in form.items() if image in headers}
     elif len(headers) == 1:
         keys = {"train": (next(iter(headers)), None)}
     else:
-        raise UserError(f"{path} holds {listed(headers)}, none of them train_images, x_train, images or arr_0: name the array of images "
+        raise UserError(f"{path} holds {list_headers(headers)}, none of them train_images, x_train, images or arr_0: name the array of images "
                         "by data.source.images=KEY, and that of the labels, if there is one, by data.source.labels=KEY.")
     unused = headers.keys() - {key for pair in keys.values() for key in pair}
     if unused and images is None:
-        log.warning("%s: not used: %s", path, listed({key: headers[key] for key in sorted(unused)}))
+        log.warning("%s: not used: %s", path, list_headers({key: headers[key] for key in sorted(unused)}))
     return keys
 
 
-def listed(headers: dict[str, Header]) -> str:
+def list_headers(headers: dict[str, Header]) -> str:
     shown = [f"{key} {header}" for key, header in list(headers.items())[:12]]
     return ", ".join(shown) + (", ..." if len(headers) > 12 else "")
 
@@ -126,7 +126,7 @@ def channels_first(image: np.ndarray) -> np.ndarray:
     return channels_last(image.transpose(1, 2, 0))
 
 
-def layout_of(header: Header, where: str) -> Callable[[np.ndarray], np.ndarray]:
+def channel_layout(header: Header, where: str) -> Callable[[np.ndarray], np.ndarray]:
     """What turns a row of the array into [H, W] or [H, W, 3]; refuses what is no array of images, or could be two."""
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
