@@ -70,7 +70,7 @@ def export_difference(name: str, out: Path) -> None:
     """Writes what a run's average adds to its source, a small file where little trained."""
     found = find(name)
     run = found.path.parent.parent
-    origin, names = origin_of(run), to_store(check_network(RunConfig(found.config)), fit_table(run))
+    origin, names = origin_of(run), to_store(check_network(RunConfig.of_saved(found.config)), fit_table(run))
     content = difference(found, origin, names)
     if out.exists() and not (out.is_file() and out.read_bytes() == content):
         raise UserError(f"{out} holds something else, which is not overwritten: give another out=FILE.safetensors, or remove it.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from config.run_config import RunConfig
+from config.old_spelling import as_then
+from config.run_config import RunConfig, reader_keys
 from runtime.content import sha256_of
 
 NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance",
@@ -18,10 +19,11 @@ LATER: dict[str, dict[str, Any]] = {
 def identity(config: RunConfig, images: str) -> dict[str, Any]:
     """The part of a config that decides the weights. images: their fingerprint, which counts and not
     their path. The number of steps does not count, so that a larger one continues a run."""
-    chosen = {section: config.raw[section] for section in NUMBERS}
-    chosen["data"] = _without(config.raw["data"], "source") | {"images": images}
-    chosen["train"] = _without(config.raw["train"], "steps")
-    chosen["source"] = _without(config.raw["source"], "train")
+    chosen = as_then({section: config.raw[section] for section in NUMBERS})
+    reader = reader_keys(config.raw["data"])
+    chosen["data"] = _without(chosen["data"], "_target_", *reader) | {"images": images}
+    chosen["train"] = _without(chosen["train"], "steps")
+    chosen["source"] = _without(chosen["source"], "train")
     for section, defaults in LATER.items():
         at_default = [key for key, value in defaults.items() if chosen[section].get(key) == value]
         chosen[section] = _without(chosen[section], *at_default)

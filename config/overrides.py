@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from config.old_spelling import refuse_old_config, refuse_old_override
 from runtime.errors import UserError, near
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -63,11 +64,13 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
 def resolved(config: DictConfig) -> dict[str, Any]:
     """As plain dicts and lists, every interpolation and ??? filled in or refused."""
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        found = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be set: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise UserError(str(error).strip().replace("\n", "; ")) from error
+    refuse_old_config(found)
+    return found
 
 
 def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
@@ -139,12 +142,14 @@ def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
+    for line in overrides:
+        refuse_old_override(line)
     loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))  # for transfer=glob(*)
     try:
         return OverridesParser.create(loader).parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces, "
-                        "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.source.patient=\"(P\\d+)_\"'.") from error
+                        "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.patient=\"(P\\d+)_\"'.") from error
 
 
 def composed_keys(config_name: str, overrides: Sequence[str], hydra: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@ a checkpoint is foreign input."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from config.old_spelling import translate
 from config.sections import RunSettings, SourceSettings, TrainSettings, TransferSettings
-from data.dataset import DataSettings
+from data.dataset import OWN_KEYS, DataSettings
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings
 from diffusion.losses import Loss
@@ -22,9 +24,9 @@ from diffusion.timesteps import Timesteps
 from diffusion.variance import Variance
 from models.layers import to_channels_last
 from models.unet import UNet
-from runtime.build import bind, build, make, parse
+from runtime.build import bind, build, check_arguments, make, parse, resolve
 from runtime.content import canonical
-from runtime.errors import UserError
+from runtime.errors import UserError, near
 from runtime.log import WandbSettings
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ T = TypeVar("T")
 NODES = {"model": ["models"], "schedule": ["diffusion"], "parameterization": ["diffusion"],
          "variance": ["diffusion"], "loss": ["diffusion"], "timesteps": ["diffusion"],
          "optimizer": ["torch.optim"]}
+READERS = ["data.sources"]  # what defines the target of section data
 SETTINGS = ("data", "train", "transfer", "source", "sampler", "run", "wandb")
 VALUES = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict,
           "network_schedule": dict | None}  # what stands beside the sections
@@ -45,6 +48,11 @@ class RunConfig:
     size and channels)."""
 
     raw: dict[str, Any]
+
+    @classmethod
+    def of_saved(cls, raw: dict[str, Any]) -> RunConfig:
+        """From a checkpoint or a file that may be of before a spelling changed."""
+        return cls(translate(raw))
 
     def with_sections(self, **sections: Any) -> RunConfig:
         """The same with these sections in place of its own."""
@@ -133,7 +141,15 @@ class RunConfig:
 
     @cached_property
     def data(self) -> DataSettings:
-        return self._settings("data", DataSettings, ["data"])
+        """The keys of DataSettings, and beside them those of what reads the images, its _target_."""
+        section = self.raw["data"]
+        known = OWN_KEYS | reader_keys(section)
+        if unknown := [key for key in section if key not in known | {"_target_"}]:
+            raise UserError(f"data.{unknown[0]}: no such setting; {near(unknown[0], known)}")
+        reader = {key: value for key, value in section.items() if key not in OWN_KEYS}
+        own = {key: section[key] for key in section if key in OWN_KEYS}
+        check_arguments(DataSettings, own, [], "data", ["reader"])
+        return make(DataSettings, "data", bind(reader, READERS, "data", ["file_cache"]), **own)
 
     @cached_property
     def train(self) -> TrainSettings:
@@ -221,3 +237,9 @@ class RunConfig:
 
 def _filled(node: Any, key: str, number: int) -> Any:
     return node | {key: number} if isinstance(node, dict) and node.get(key) == "auto" else node
+
+
+def reader_keys(data: dict[str, Any]) -> set[str]:
+    """The settings, in section data, of what reads the images."""
+    target = resolve(data.get("_target_"), READERS, "data")
+    return {name.rstrip("_") for name in inspect.signature(target).parameters} - {"file_cache"}

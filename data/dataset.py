@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.file_cache import Changed, FileCache
 from data.image_reader import ImageReader, TooSmall, hash_of, to_array
-from runtime.build import Settings
+from runtime.build import Settings, make
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, raise_if_full, read_sealed, sync_directory, write_sealed
 from runtime.log import recorded
@@ -44,13 +44,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """source: which images. size: [height, width] or one number for both. channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray
+    """reader: of the images. size: [height, width] or one number for both. channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray
     is repeated). flip: mirror at random while training; off where left and right differ, as in radiographs. n_train: train on so
     many images; null for all. subset_seed: draws them; null is the run's seed, so that each seed of a run sees others. upscale:
     enlarge images that are smaller than size. resample: the filter that scales, antialiased in each case. skip_broken: leave out what
     is broken, foreign or too small, instead of stopping."""
 
-    source: Callable[[FileCache], ImageReader]
+    reader: Callable[[FileCache], ImageReader]
     size: int | Sequence[int]
     channels: int
     flip: bool
@@ -72,6 +72,13 @@ class DataSettings(Settings):
     @property
     def height_width(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+    def open_reader(self, cache: Path) -> ImageReader:
+        """cache: a folder, in which it is kept what was found out about files."""
+        return make(self.reader, "data", FileCache(cache / "memory"))
+
+
+OWN_KEYS = {field.name for field in fields(DataSettings)} - {"reader"}  # of section data; others are the reader's
 
 
 def open_dataset(settings: DataSettings, source: ImageReader, seed: int, cache: Path) -> Dataset:

@@ -65,23 +65,23 @@ class FolderReader:
         splits = {split: found[split] if split != "train" and found[split] else drawn[split] for split in SPLITS}
         for split in SPLITS:
             if not splits[split] and shares.get(split, 1):
-                log.warning("%s: too few images for any in %s at data.source.%s=%s", self.name, split, split, shares.get(split))
+                log.warning("%s: too few images for any in %s at data.%s=%s", self.name, split, split, shares.get(split))
         if absent := {self.labels[i] for i in range(len(given))} - {self.labels[i] for i in splits["train"]}:
             log.warning("%s: class %s has no training images", self.name, ", ".join(self.classes[k] for k in sorted(absent)))
         return splits
 
     def _check_drawable(self, items: list[int], groups: list[str]) -> None:
-        cure = "data.source.validation=0 data.source.test=0 draws no splits"
+        cure = "data.validation=0 data.test=0 draws no splits"
         if self.classes:
             counts = Counter(self.labels[i] for i in items)
             if alone := [k for k in sorted(counts) if counts[k] == 1]:
                 raise UserError(f"{self.name}: class {self.classes[alone[0]]} has a single image"
                                 + (f" (and {len(alone) - 1} other classes)" if len(alone) > 1 else "")
-                                + ", which cannot be split: give it more, remove its folder, set data.source.classes=false for no "
+                                + ", which cannot be split: give it more, remove its folder, set data.classes=false for no "
                                 f"classes, or make the splits yourself, as folders train, val and test ({cure}).")
         if len(items) > 1 and len({groups[i] for i in items}) == 1:
             raise UserError(f"{self.name}: all {len(items)} images are of one patient, and a patient is not split. "
-                            f"data.source.patient=REGEX says otherwise whose a file is, by its path; {cure}.")
+                            f"data.patient=REGEX says otherwise whose a file is, by its path; {cure}.")
         found = strata(items, self.labels, groups)
         if alone := [k for k in sorted(found) if len(found[k]) == 1 < len(found)]:
             log.warning("%s: all images of class %s are of one patient, so they are to train on and in no other split", self.name,
@@ -121,9 +121,9 @@ class FolderReader:
 def find_folder(path: str) -> Path:
     root = Path(path).expanduser()
     if root.is_file():
-        raise UserError(f"data.source.path={path} is a file, and a folder is needed. Unpack it, or name the folder that it lies in.")
+        raise UserError(f"data.path={path} is a file, and a folder is needed. Unpack it, or name the folder that it lies in.")
     if not root.is_dir():
-        raise UserError(f"data.source.path={path}: there is no such folder. Set data.source.path to the folder of your images.")
+        raise UserError(f"data.path={path}: there is no such folder. Set data.path to the folder of your images.")
     return root
 
 
@@ -158,7 +158,7 @@ def check_found_files(path: str, found: Sequence[Path], others: Sequence[Path], 
     """Refuses a folder without the files that are looked for, and says what else lies beside them."""
     if not found:
         beside = f"; it has {len(others)} other files: {count_suffixes(others)}" if others else ", and no other files"
-        raise UserError(f"data.source.path={path}: no {what} in it (looked for {looked_for}{beside}).")
+        raise UserError(f"data.path={path}: no {what} in it (looked for {looked_for}{beside}).")
     if others:
         log.info("%s: left out %s: %s", path, f"{len(others)} files that are no {what}" if len(others) > 1 else
                  f"1 file that is no {what.removesuffix('s')}", count_suffixes(others))
@@ -169,12 +169,12 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
     try:
         matches = [re.search(pattern, name) for name in names]
     except re.error as error:
-        raise UserError(f"data.source.patient={pattern}: not a regular expression ({error}).") from error
+        raise UserError(f"data.patient={pattern}: not a regular expression ({error}).") from error
     without = [name for name, match in zip(names, matches, strict=True) if not match or (match.re.groups and match[1] is None)]
     if without:
-        raise UserError(f"data.source.patient={pattern} matches {'none' if len(without) == len(names) else 'not all'} of the paths: "
+        raise UserError(f"data.patient={pattern} matches {'none' if len(without) == len(names) else 'not all'} of the paths: "
                         f"{len(without)} of {len(names)} are without, such as {without[0]}. It is searched in the path below "
-                        "data.source.path, and its first group names the patient.")
+                        "data.path, and its first group names the patient.")
     return [match[1] if match.re.groups else match[0] for match in matches]
 
 
@@ -186,14 +186,14 @@ def splits_and_classes(root: Path, names: Sequence[str], classes: bool) -> tuple
         splits = [None] * len(parts)
         if len({p[0] for p in parts}) == 1 and any(len(p) > 2 and SPLIT_NAMES.get(p[1].lower()) == "train" for p in parts):
             raise UserError(f"{root}: all its images are in {parts[0][0]}, which holds the folders of the splits. Name that one: "
-                            f"data.source.path={root / parts[0][0]}")
+                            f"data.path={root / parts[0][0]}")
     if any(splits) and not all(splits):
         stray = root / names[splits.index(None)]
         raise UserError(f"{root}: {stray} lies beside the folders train and test: move it into one of them.")
     inside = [p[1:] if split else p for p, split in zip(parts, splits, strict=True)]
     class_names = [p[0] if len(p) > 1 else "" for p in inside]
     if classes and len(set(class_names)) == 1 and all(class_names) and not any(splits) and len({p[1] for p in parts if len(p) > 2}) > 1:
-        log.warning("%s: all its images are in %s, which is one class; data.source.path=%s takes the folders in it for classes", root,
+        log.warning("%s: all its images are in %s, which is one class; data.path=%s takes the folders in it for classes", root,
                     class_names[0], root / class_names[0])
     if classes:
         _check_classes(root, names, splits, class_names)
@@ -209,4 +209,4 @@ def _check_classes(root: Path, names: Sequence[str], splits: Sequence[str | None
         stray = [k for k in inside if not class_names[k]]
         if named and stray:
             raise UserError(f"{root}: {len(stray)} images lie beside class folders such as {named}, or where these should be; for one "
-                            f"{root / names[stray[0]]}. Move them into a class, or set data.source.classes=false for no classes.")
+                            f"{root / names[stray[0]]}. Move them into a class, or set data.classes=false for no classes.")

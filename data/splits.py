@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 def check_shares(validation: float, test: float) -> None:
     if not (validation >= 0 and test >= 0 and validation + test < 1):  # nor NaN
-        raise UserError(f"data.source: validation={validation} and test={test} must be shares that leave some for training.")
+        raise UserError(f"data: validation={validation} and test={test} must be shares that leave some for training.")
 
 
 def strata(items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable]) -> dict[int, dict[Hashable, list[int]]]:

@@ -135,7 +135,7 @@ class Report:
         facts = [("runs", f"{len(self.runs)}, {sum(run.result.finished for run in self.runs)} of them finished; "
                           f"{len({row.name for row in self.table})} strategies, seeds {several(c.get('seed') for c in configs)}"),
                  ("source", several(c.get("source", {}).get("from") for c in configs)),
-                 ("target", several(described(c.get("data", {}).get("source")) for c in configs)),
+                 ("target", several(described(c.get("data")) for c in configs)),
                  ("training images", several(self._images(row.runs[0]) for row in self.table)),
                  ("steps", several(trained)), ("device", several(v.get("device") for v in values))]
         if run := self.evaluated:
@@ -216,12 +216,12 @@ def words(value: Any) -> str:
     return "all" if value is None else str(value)
 
 
-def described(source: dict | None) -> str | None:
-    """A source of images in words: its class, and its path or name."""
-    if not isinstance(source, dict) or "_target_" not in source:
+def described(data: dict | None) -> str | None:
+    """Images in words: what reads them, and its path or name."""
+    if not isinstance(data, dict) or "_target_" not in data:
         return None
-    where = source.get("path") or source.get("name") or source.get("dataset")
-    return source["_target_"].rsplit(".", 1)[-1] + (f" ({where})" if where else "")
+    where = data.get("path") or data.get("name")
+    return data["_target_"].rsplit(".", 1)[-1] + (f" ({where})" if where else "")
 
 
 def protocol_text(run: Run) -> str:

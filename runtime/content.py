@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -28,3 +29,14 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
             lines += differences(ours.get(key), theirs.get(key), f"{path}.{key}".lstrip("."))
         return lines
     return [] if ours == theirs else [f"{path}: {theirs} -> {ours}"]
+
+
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of each value, with the path by which a command line sets it."""
+    if isinstance(node, list) and any(isinstance(value, dict) for value in node):
+        node = dict(enumerate(node))  # as transfer.penalties.0.weight
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from leaves(value, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, node

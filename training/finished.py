@@ -13,9 +13,9 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from config.run_config import RunConfig
+from config.old_spelling import refuse_old_override
+from config.run_config import RunConfig, reader_keys
 from data.dataset import Dataset, DataSettings, open_dataset
-from data.file_cache import FileCache
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.checkpoint import Checkpoint, Which
@@ -64,9 +64,11 @@ class Finished:
     @cached_property
     def data(self) -> DataSettings:
         content = {"data": self.config.raw["data"]}
+        images = tuple(f"data.{key}=" for key in reader_keys(content["data"]))
         for line in self.overrides:
-            if not line.startswith("data.source.") or "=" not in line:
-                raise UserError(f"overrides={line}: they are of the run's images, such as 'overrides=[\"data.source.path=DIR\"]'.")
+            refuse_old_override(line)
+            if not line.startswith(images):
+                raise UserError(f"overrides={line}: they are of the run's images, such as 'overrides=[\"data.path=DIR\"]'.")
         try:
             merged: Any = OmegaConf.to_container(OmegaConf.merge(content, OmegaConf.from_dotlist(list(self.overrides))))
         except OmegaConfBaseException as error:
@@ -78,12 +80,12 @@ class Finished:
         """What the run was trained on and what was held out, and what decides their pixels."""
         data = self.data
         try:
-            source = data.source(FileCache(self.cache / "memory"))
-            self._check_same(source.fingerprint)
-            return (open_dataset(data, source, self.config.seed, self.cache),
-                    [source.fingerprint, data.height_width, data.channels, data.resample, data.upscale])
+            reader = data.open_reader(self.cache)
+            self._check_same(reader.fingerprint)
+            return (open_dataset(data, reader, self.config.seed, self.cache),
+                    [reader.fingerprint, data.height_width, data.channels, data.resample, data.upscale])
         except UserError as error:
-            raise UserError(f"the images of {self.directory}: {error}\nWhere they are: 'overrides=[\"data.source.path=DIR\"]'") from error
+            raise UserError(f"the images of {self.directory}: {error}\nWhere they are: 'overrides=[\"data.path=DIR\"]'") from error
 
     def _check_same(self, fingerprint: str) -> None:
         """Of other images the split would be another one, with images that were trained on among those held out."""

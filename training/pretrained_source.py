@@ -85,5 +85,5 @@ def _run_of(experiment: str, config: RunConfig) -> PretrainedSource:
     except UserError as error:
         raise UserError(f"source.from={experiment} needs its images, to be trained or to be found: {error}\nWithout them give source.from= "
                         "a run directory of it or published weights (docs/pretrained.md), or say where they are: "
-                        "'source.overrides=[\"data.source.path=DIR\"]'") from error
+                        "'source.overrides=[\"data.path=DIR\"]'") from error
     return PretrainedSource(experiment, own, {"run": digest(who), "steps": own.train.steps}, directory=directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from config.identity import NUMBERS, digest
+from config.old_spelling import translate
 from config.overrides import CONF
-from runtime.content import canonical
+from runtime.content import canonical, leaves
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
@@ -62,8 +63,8 @@ class Result:
     def settings(self) -> dict[str, Any]:
         """Path -> value of all that decides the numbers, but for the seed and that of the subset."""
         sections = [s for s in NUMBERS if s != "seed"]
-        leaves = _leaves(canonical({s: self.config[s] for s in sections if s in self.config}))
-        return {path: value for path, value in leaves if path not in DRAWS}
+        found = leaves(canonical({s: self.config[s] for s in sections if s in self.config}))
+        return {path: value for path, value in found if path not in DRAWS}
 
     def cells(self) -> dict[str, str]:
         """Column -> text, of the table of a sweep."""
@@ -86,6 +87,7 @@ def read_result(directory: Path) -> Result:
         config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
     if (path := directory / "config.yaml").exists():
         config = _read_yaml(path, "delete it; the command of the run writes it anew where it goes on, or " + begin)
+    config = translate(config)
     path = directory / RESULT
     mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
     return Result(directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {}, kind)
@@ -119,7 +121,7 @@ def set_by(strategy: str) -> tuple[str, ...]:
     path = CONF / "transfer" / f"{strategy}.yaml"
     content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     untrained = ("train.steps",) if content.get("rules") == [] else ()
-    return ("transfer.", *untrained, *(path for path, _ in _leaves(content) if path.split(".")[0] in NUMBERS))
+    return ("transfer.", *untrained, *(path for path, _ in leaves(content) if path.split(".")[0] in NUMBERS))
 
 
 def loss_text(loss: float | None) -> str:
@@ -136,13 +138,3 @@ def size(count: int | None) -> str:
         return MISSING
     power = min(3, int(math.log10(max(1, count)) // 3))
     return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB')[power]}"
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, list) and any(isinstance(value, dict) for value in node):
-        node = dict(enumerate(node))  # as transfer.penalties.0.weight, by which the command line sets it
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}".lstrip("."))
-    else:
-        yield path, node

@@ -11,7 +11,6 @@ import torch
 
 from config.identity import digest, identity
 from config.run_config import RunConfig
-from data.file_cache import FileCache
 from data.image_reader import ImageReader
 from transfer.fit import TABLE, Fit
 from transfer.penalties import L2SP
@@ -32,7 +31,7 @@ class NamedSource(Protocol):
 
 def open_images(config: RunConfig) -> ImageReader:
     """Those that a run is trained on, not decoded yet."""
-    return config.data.source(FileCache(Path(config.run.cache) / "memory"))
+    return config.data.open_reader(Path(config.run.cache))
 
 
 def name_run(config: RunConfig, images: str, source: NamedSource | None, table: Sequence[Fit]) -> tuple[dict[str, Any], Path]:

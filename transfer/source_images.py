@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from config.old_spelling import as_then
 from config.sections import TransferSettings
 from data.batches import to_uint8
 from data.dataset import Dataset, DataSettings, decoded, open_dataset
-from data.file_cache import FileCache
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, log_snr_steps
 from diffusion.schedule import NoiseSchedule
@@ -53,7 +53,7 @@ def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Data
     check_known(trained)
     try:
         own = trained.config.data
-        images = own.source(FileCache(cache / "memory"))
+        images = own.open_reader(cache)
         opened = open_dataset(own, images, trained.config.seed, cache)  # its own n_train, less what was broken
     except UserError as error:
         raise UserError(f"the images that {trained.path} was trained on: {error}\n{CURE}") from error
@@ -63,7 +63,7 @@ def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Data
 
 def check_known(source: TrainedWeights) -> None:
     """Raises Misfit where a source cannot say what it was trained on."""
-    if source.step is None or "source" not in source.config.raw["data"]:  # a bare file's config names images of ours
+    if source.step is None or "_target_" not in source.config.raw["data"]:  # a bare file's config names images of ours
         raise Misfit(f"{source.path}: published weights come without the images that they were trained on. {CURE}")
 
 
@@ -132,7 +132,7 @@ class SelfMade:
         made = {"version": GENERATOR, "weights": start.trained.digests["ema"], "shape": config.image_shape,
                 "steps": steps, "seed": start.seed}
         sections = {section: config.raw[section] for section in SECTIONS if config.raw.get(section)}
-        return made | which_steps(config.schedule, steps) | sections
+        return made | which_steps(config.schedule, steps) | as_then(sections)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -117,7 +117,7 @@ def of_published(found: Published) -> TrainedWeights:
 
 def of_checkpoint(found: Checkpoint) -> TrainedWeights:
     """Of a network with adapters, these merged into its weights."""
-    config = RunConfig(found.config)
+    config = RunConfig.of_saved(found.config)
     adapted = bool(found.config.get("transfer", {}).get("inject"))
 
     def read(which: Which) -> Tensors:
@@ -245,7 +245,7 @@ def open_difference(path: Path, elsewhere: str | None) -> TrainedWeights:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()[DIFFERENCE])
-        config, digest, origin = RunConfig(about["config"]), sha256(path), about["source"]
+        config, digest, origin = RunConfig.of_saved(about["config"]), sha256(path), about["source"]
         plain, classes, _ = without_adapters(config), about["classes"], about["step"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged: what it says of itself cannot be read ({error}). Copy or make it again.") from error

@@ -85,7 +85,7 @@ def split_by_number(numbers: Sequence[int]) -> dict[str, list[int]]:
 
 def _checked(crop: Sequence[int]) -> list[int]:
     if len(crop) != 4 or not (0 <= crop[0] < crop[2] <= SIZE[0] and 0 <= crop[1] < crop[3] <= SIZE[1]):
-        raise UserError(f"data.source.crop={list(crop)}: left, upper, right and lower edge inside 178x218 pixels, or null for all; "
+        raise UserError(f"data.crop={list(crop)}: left, upper, right and lower edge inside 178x218 pixels, or null for all; "
                         "DDIM's is [25,57,153,185].")
     return list(crop)
 
@@ -103,10 +103,10 @@ def _find(root: Path, given: str) -> tuple[list[int], list[Path]]:
         number = int(match[1])
         if not 1 <= number <= COUNT:
             raise UserError(f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of images: use data=folder "
-                            f"data.source.path={given}.")
+                            f"data.path={given}.")
         if number in found:
             raise UserError(f"{found[number]} and {file} are the same file of CelebA: name the folder of one copy by "
-                            "data.source.path, or remove the other.")
+                            "data.path, or remove the other.")
         found[number] = file
     if len(found) < 3:
         raise UserError(_missing(root, start, given, len(found), others))
@@ -118,15 +118,15 @@ def _missing(root: Path, start: Path, given: str, found: int, others: int) -> st
     """What to do where no CelebA is found."""
     archive = root if root.is_file() else next((p for p in (root / ARCHIVE, root / "celeba" / ARCHIVE) if p.is_file()), None)
     if archive:
-        return (f"data.source.path={given}: {archive} is not unpacked. Run: unzip -q {archive} -d {archive.parent}   and set "
-                f"data.source.path={archive.parent}. {MEANWHILE}")
+        return (f"data.path={given}: {archive} is not unpacked. Run: unzip -q {archive} -d {archive.parent}   and set "
+                f"data.path={archive.parent}. {MEANWHILE}")
     if others:
-        return (f"data.source.path={given}: {others} images in {start}, but {found or 'none'} named as CelebA's are (000001.jpg to "
-                f"{COUNT}.jpg). For other images, such as CelebA-HQ: data=folder data.source.path={given}.")
+        return (f"data.path={given}: {others} images in {start}, but {found or 'none'} named as CelebA's are (000001.jpg to "
+                f"{COUNT}.jpg). For other images, such as CelebA-HQ: data=folder data.path={given}.")
     what = "CelebA is not there" if root.is_dir() else "there is no such folder"
     if found:
         what = f"only {found} of CelebA's files, too few to split"
-    return (f"data.source.path={given}: {what} (looked for celeba/img_align_celeba/*.jpg, img_align_celeba/*.jpg and 000001.jpg at any "
+    return (f"data.path={given}: {what} (looked for celeba/img_align_celeba/*.jpg, img_align_celeba/*.jpg and 000001.jpg at any "
             f"depth). Download {ARCHIVE} (1.4 GB, \"Align&Cropped Images\") from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; "
             "torchvision.datasets.CelebA(ROOT, download=True), which needs gdown, gets it from the same Google Drive, whose daily quota "
             f"often fails: try again a day later. Then: unzip -q {ARCHIVE} -d {given}. {MEANWHILE}")

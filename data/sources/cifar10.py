@@ -118,10 +118,10 @@ def _find(root: Path, given: str) -> list[Path]:
                                 f"download it again from {URL}.")
     archive = root if root.is_file() else next((root / name for name in (BINARY, PYTHON) if (root / name).is_file()), None)
     if archive:
-        raise UserError(f"data.source.path={given}: {archive} is not unpacked. Run: tar xzf {archive} -C {archive.parent}   and set "
-                        f"data.source.path={archive.parent}.")
+        raise UserError(f"data.path={given}: {archive} is not unpacked. Run: tar xzf {archive} -C {archive.parent}   and set "
+                        f"data.path={archive.parent}.")
     state = "CIFAR-10 is not there" if root.is_dir() else "there is no such folder"
-    raise UserError(f"data.source.path={given}: {state} (looked for cifar-10-batches-bin and cifar-10-batches-py). Download {BINARY} "
+    raise UserError(f"data.path={given}: {state} (looked for cifar-10-batches-bin and cifar-10-batches-py). Download {BINARY} "
                     f"(162 MB) from {URL} and unpack it: mkdir -p {given}; tar xzf {BINARY} -C {given}. For a folder of images "
-                    "(DIR/train/airplane/*.png ...): data=folder data.source.path=DIR data.size=32. Meanwhile, with no download: "
+                    "(DIR/train/airplane/*.png ...): data=folder data.path=DIR data.size=32. Meanwhile, with no download: "
                     "python train.py +experiment=transfer_demo")

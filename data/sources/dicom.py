@@ -47,7 +47,7 @@ class Dicom(FolderReader):
     def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = False, window: Sequence[float] | None = None):
         if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
-            raise UserError(f"data.source.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
+            raise UserError(f"data.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
         self.window, self.range = window, MeasuredRange(self._measure)
         root = find_folder(path)
         found = list_files(root)
@@ -63,14 +63,14 @@ class Dicom(FolderReader):
                      count_names(what for _, what in without), without[0][0])
         kept = [k for k, h in enumerate(headers) if "without pixels" not in h]
         if not kept:
-            raise UserError(f"data.source.path={path}: none of its {len(files)} DICOM files has pixels.")
+            raise UserError(f"data.path={path}: none of its {len(files)} DICOM files has pixels.")
         super().__init__(file_cache, root, [files[k] for k in kept], [range(headers[k]["frames"]) for k in kept],
                          [headers[k].get("patient") for k in kept], validation, test, patient, classes, [window])
 
     def _measure(self) -> tuple[float, float]:
         (low, high), count = self.measure_range("range of a DICOM file, 1", measure_file_range)
         log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to train on; "
-                 "data.source.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
+                 "data.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
         return low, high
 
     def read_image(self, item: int) -> Image.Image:

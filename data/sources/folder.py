@@ -28,7 +28,7 @@ class Folder(FolderReader):
     def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = True, range_: Sequence[float] | Literal["image"] | None = None):
         self.range = {"image": value_range, None: MeasuredRange(self._measure)}[range_] if range_ in ("image", None) \
-            else GivenRange(range_, "data.source.range")
+            else GivenRange(range_, "data.range")
         root = find_folder(path)
         found = list_files(root)
         files = [p for p in found if p.suffix.lower() in SUFFIXES]
@@ -38,7 +38,7 @@ class Folder(FolderReader):
     def _measure(self) -> tuple[float, float]:
         (low, high), count = self.measure_range("range of an image, 1", measure_deep_range)
         log.info("%s: in images of more than 8 bits %g is black and %g white, measured over the %d of them to train on; "
-                 "data.source.range=[LOW,HIGH] sets it, data.source.range=image takes each image's own", self.name, low, high, count)
+                 "data.range=[LOW,HIGH] sets it, data.range=image takes each image's own", self.name, low, high, count)
         return low, high
 
     def read_image(self, item: int) -> Image.Image:

@@ -32,28 +32,28 @@ URL = "https://zenodo.org/records/10519652/files/{file}?download=1"  # of medmni
 class MedMnist(Npz):
     """One set of MedMNIST: root/NAME.npz at 28 pixels, root/NAME_SIZE.npz at 64, 128 and 224.
 
-    name: such as pneumoniamnist. size: of the images in the file, 28, 64, 128 or 224. download: fetch a file that is missing
+    name: such as pneumoniamnist. file_size: of the images in the file, 28, 64, 128 or 224. download: fetch a file that is missing
     through the medmnist package, which is needed for nothing else. classes: names of the labels 0, 1, ..., null for the numbers.
     """
 
-    def __init__(self, file_cache: FileCache, name: str, size: int, root: str, download: bool = False, classes: Sequence[str] | None = None):
+    def __init__(self, file_cache: FileCache, name: str, file_size: int, root: str, download: bool = False, classes: Sequence[str] | None = None):
         if name in VOLUMES:
-            raise UserError(f"data.source.name={name}: volumes, and this code learns images of two dimensions: {', '.join(sorted(SETS))}.")
+            raise UserError(f"data.name={name}: volumes, and this code learns images of two dimensions: {', '.join(sorted(SETS))}.")
         if name not in SETS:
-            raise UserError(f"data.source.name={name}: there is no such set in MedMNIST; {near(name.lower(), SETS)}")
-        if size not in SIZES:
-            raise UserError(f"data.source.size={size}: MedMNIST has {', '.join(map(str, SIZES))}; data.size scales them to any other.")
-        path = Path(root).expanduser() / file_name(name, size)
+            raise UserError(f"data.name={name}: there is no such set in MedMNIST; {near(name.lower(), SETS)}")
+        if file_size not in SIZES:
+            raise UserError(f"data.file_size={file_size}: MedMNIST has {', '.join(map(str, SIZES))}; data.size scales them to any other.")
+        path = Path(root).expanduser() / file_name(name, file_size)
         if not path.is_file():
             if not download:
-                raise UserError(_missing(name, size, path))
-            download_file(name, size, path)
+                raise UserError(_missing(name, file_size, path))
+            download_file(name, file_size, path)
         super().__init__(file_cache, str(path), classes=classes)
         shape = self.headers[self.keys["train"][0]].shape
-        if shape[1:3] != (size, size) or list(self.keys) != ["train", "validation", "test"]:
+        if shape[1:3] != (file_size, file_size) or list(self.keys) != ["train", "validation", "test"]:
             held = ", ".join(f"{key} {header}" for key, header in self.headers.items())
-            raise UserError(f"{path} is not {name} at {size}x{size}: it holds {held}. Put the official file there "
-                            f"({URL.format(file=path.name)}), or read this one as it is: data=npz data.source.path={path}.")
+            raise UserError(f"{path} is not {name} at {file_size}x{file_size}: it holds {held}. Put the official file there "
+                            f"({URL.format(file=path.name)}), or read this one as it is: data=npz data.path={path}.")
         if (counts := tuple(self.counts.values())) != SETS[name][1]:
             log.warning("%s: %s, %s and %s images to train, validate and test; the official file has %s, %s and %s", path, *counts,
                         *SETS[name][1])
@@ -74,10 +74,10 @@ def download_file(name: str, size: int, path: Path) -> None:
             getattr(importlib.import_module("medmnist"), SETS[name][0])(split="val", download=True, root=str(aside), size=size)
             os.replace(aside / path.name, path)
     except ImportError as error:
-        raise UserError(f"data.source.download=true needs the medmnist package ({error}): pip install medmnist. Or by hand: "
+        raise UserError(f"data.download=true needs the medmnist package ({error}): pip install medmnist. Or by hand: "
                         + _by_hand(name, size, path)) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): set data.source.root to a folder of yours.") from error
+        raise UserError(f"{path} cannot be written ({error}): set data.root to a folder of yours.") from error
     except Exception as error:  # the package turns whatever happens into a RuntimeError of many lines
         raise UserError(f"{path.name}: the download through the medmnist package failed; there is no network, or its version is below 3. "
                         "By hand: " + _by_hand(name, size, path)) from error
@@ -87,13 +87,13 @@ def download_file(name: str, size: int, path: Path) -> None:
 
 def _missing(name: str, size: int, path: Path) -> str:
     """What to do where a file is not there."""
-    return (f"{path} is not there. Where there is a network: pip install medmnist, then data.source.download=true. Or by hand: "
+    return (f"{path} is not there. Where there is a network: pip install medmnist, then data.download=true. Or by hand: "
             + _by_hand(name, size, path))
 
 
 def _by_hand(name: str, size: int, path: Path) -> str:
     others = [s for s in SIZES if (path.parent / file_name(name, s)).is_file()]
-    beside = "".join(f" {path.parent / file_name(name, s)} is there: data.source.size={s} takes it"
+    beside = "".join(f" {path.parent / file_name(name, s)} is there: data.file_size={s} takes it"
                      + (f", with data.upscale=true up to data.size={size}." if s < size else ".") for s in others)
     return (f"download {URL.format(file=path.name)} to {path}.{beside} Meanwhile, with no download: "
             "python train.py +experiment=transfer_demo")

@@ -46,7 +46,7 @@ class Nifti(FolderReader):
                  range_: Sequence[float] | None = None, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
                  classes: bool = False):
         if every < 1:
-            raise UserError(f"data.source.every={every}: every n-th slice is taken, and n is at least 1.")
+            raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
         root = find_folder(path)
         found = list_files(root)
@@ -55,11 +55,11 @@ class Nifti(FolderReader):
         abouts = [about or BROKEN for about in
                   file_cache.look_up(files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis))]
         self.ranges = {file: about["range"] for file, about in zip(files, abouts, strict=True)}
-        self.given = None if range_ is None else GivenRange(range_, "data.source.range")
+        self.given = None if range_ is None else GivenRange(range_, "data.range")
         frames = [[k for k in about["slices"] if k % every == 0] for about in abouts]
         constant = sum(len(range(0, about["depth"], every)) for about in abouts) - sum(map(len, frames))
         if not any(frames):
-            raise UserError(f"data.source.path={path}: all {constant} slices of its {len(files)} volumes are constant.")
+            raise UserError(f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant.")
         if constant:
             log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + sum(map(len, frames)))
         self.volumes = RecentVolumes(self._load, KEPT)

@@ -35,7 +35,7 @@ class Npz:
     def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, images: str | None = None,
                  labels: str | None = None, range_: Sequence[float] | None = None, classes: Sequence[str] | None = None):
         if range_ is not None and not (len(range_) == 2 and all(map(math.isfinite, range_)) and range_[0] != range_[1]):
-            raise UserError(f"data.source.range={list(range_)}: two different numbers, the values that become black and white.")
+            raise UserError(f"data.range={list(range_)}: two different numbers, the values that become black and white.")
         self.path = Path(path).expanduser()
         self.name = self.path.name
         self.file_cache = file_cache
@@ -132,7 +132,7 @@ def range_of(images: np.ndarray, where: str) -> tuple[float, float] | None:
     if images.dtype != np.uint8:
         return measured_range(images, where)
     if (greatest := images.max()) < 64:  # masks of 0 and 1, or 4 bits, are saved as bytes too
-        log.warning("%s: no pixel is above %d of 255, so all will be dark; data.source.range=[0,%d] makes that white", where, greatest,
+        log.warning("%s: no pixel is above %d of 255, so all will be dark; data.range=[0,%d] makes that white", where, greatest,
                     greatest)
     return None
 
@@ -149,11 +149,11 @@ def measured_range(images: np.ndarray, where: str) -> tuple[float, float]:
         chosen = usual
     elif high - low > 2 * (robust_high - robust_low) > 0:
         chosen = robust_low, robust_high
-        log.warning("%s: a few pixels lie far outside of %g .. %g and are cut off there; data.source.range=[%g,%g] shows them too", where,
+        log.warning("%s: a few pixels lie far outside of %g .. %g and are cut off there; data.range=[%g,%g] shows them too", where,
                     *chosen, low, high)
     else:
         chosen = low, high
-    log.info("%s (%s): values %g .. %g; black is %g and white %g (data.source.range=[LOW,HIGH] sets others)", where, images.dtype,
+    log.info("%s (%s): values %g .. %g; black is %g and white %g (data.range=[LOW,HIGH] sets others)", where, images.dtype,
              low, high, *chosen)
     return chosen
 

@@ -41,7 +41,7 @@ def read_headers(path: Path, given: str) -> dict[str, Header]:
     if not path.is_file():
         state, folder = ("a folder", path) if path.is_dir() else ("there is no such file", path.parent)
         beside = sorted(map(str, folder.glob("*.npz")))[:10]
-        raise UserError(f"data.source.path={given}: {state}. Set data.source.path to the .npz file "
+        raise UserError(f"data.path={given}: {state}. Set data.path to the .npz file "
                         f"({', '.join(beside) if beside else 'there is none in that folder'}).")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -87,19 +87,19 @@ def choose_keys(headers: dict[str, Header], images: str | None, labels: str | No
     """Which arrays are the images and labels of which split: those that are named, or the first form that fits."""
     for option, key in (("images", images), ("labels", labels)):
         if key is not None and key not in headers:
-            raise UserError(f"data.source.{option}={key}: {path} has no such array; {near(key, headers)}")
+            raise UserError(f"data.{option}={key}: {path} has no such array; {near(key, headers)}")
     form = next((form for form in FORMS if form["train"][0] in headers), None)
     if images is not None:
         keys: Keys = {"train": (images, labels)}
     elif labels is not None:
-        raise UserError(f"data.source.labels={labels} needs data.source.images=KEY beside it; {path} holds {list_headers(headers)}.")
+        raise UserError(f"data.labels={labels} needs data.images=KEY beside it; {path} holds {list_headers(headers)}.")
     elif form:
         keys = {split: (image, label if label in headers else None) for split, (image, label) in form.items() if image in headers}
     elif len(headers) == 1:
         keys = {"train": (next(iter(headers)), None)}
     else:
         raise UserError(f"{path} holds {list_headers(headers)}, none of them train_images, x_train, images or arr_0: name the array of images "
-                        "by data.source.images=KEY, and that of the labels, if there is one, by data.source.labels=KEY.")
+                        "by data.images=KEY, and that of the labels, if there is one, by data.labels=KEY.")
     unused = headers.keys() - {key for pair in keys.values() for key in pair}
     if unused and images is None:
         log.warning("%s: not used: %s", path, list_headers({key: headers[key] for key in sorted(unused)}))
@@ -133,7 +133,7 @@ def channel_layout(header: Header, where: str) -> Callable[[np.ndarray], np.ndar
         raise UserError(f"{where} holds Python objects, which are pickled; a pickle can run code, so it is not opened. Save the images "
                         "as one array of numbers, all of one size: numpy.savez(FILE, images=numpy.stack(LIST)).")
     if dtype.kind not in "uifb":
-        raise UserError(f"{where} is {header}, and images are numbers. Name another array by data.source.images=KEY.")
+        raise UserError(f"{where} is {header}, and images are numbers. Name another array by data.images=KEY.")
     if 0 in shape:
         raise UserError(f"{where} is {header}: there are no images in it.")
     if len(shape) == 3 and shape[2] not in (1, 3, 4):
@@ -169,7 +169,7 @@ def read_labels(path: Path, headers: dict[str, Header], keys: Keys, names: Seque
     for image, label in keys.values():
         if label and headers[label].shape[:1] != headers[image].shape[:1]:
             raise UserError(f"{path}: {image} is {headers[image]} and {label} {headers[label]}: not one label an image. Where {label} is "
-                            f"something else, data.source.images={image} alone reads the images without it.")
+                            f"something else, data.images={image} alone reads the images without it.")
         if label and headers[label].dtype.hasobject:
             raise UserError(f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, so it is not opened. Save "
                             "the labels as numbers or as texts: numpy.asarray(LABELS, dtype=str).")
@@ -178,7 +178,7 @@ def read_labels(path: Path, headers: dict[str, Header], keys: Keys, names: Seque
     if not why:
         return _numbered(np.concatenate([_flat(labels) for labels in found]), names, path)
     if names is not None:
-        raise UserError(f"data.source.classes={list(names)}: {path} has no classes: {why}.")
+        raise UserError(f"data.classes={list(names)}: {path} has no classes: {why}.")
     if found:
         log.info("%s: no classes: %s", path, why)
     return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
@@ -216,7 +216,7 @@ def _numbered(labels: np.ndarray, names: Sequence[str] | None, path: Path) -> tu
     texts = [label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels.tolist()]
     known = sorted(set(texts)) if names is None else list(names) if labels.dtype.kind in "US" else list(range(len(names)))
     if unknown := sorted(set(texts) - set(known)):
-        raise UserError(f"data.source.classes={list(names)}: {path} has labels beside these: {', '.join(map(str, unknown[:10]))}. Name "
-                        "them all in the order of their numbers from 0, or leave data.source.classes=null.")
+        raise UserError(f"data.classes={list(names)}: {path} has labels beside these: {', '.join(map(str, unknown[:10]))}. Name "
+                        "them all in the order of their numbers from 0, or leave data.classes=null.")
     position = {label: k for k, label in enumerate(known)}
     return [str(label) for label in known] if names is None else list(names), [position[label] for label in texts]
