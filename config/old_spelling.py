@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from data.dataset import OWN_KEYS
+from data.settings import OWN_KEYS
 from runtime.content import leaves
 from runtime.errors import UserError
 

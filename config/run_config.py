@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config.old_spelling import translate
 from config.sections import RunSettings, SourceSettings, TrainSettings, TransferSettings
-from data.dataset import OWN_KEYS, DataSettings
+from data.settings import OWN_KEYS, DataSettings
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings
 from diffusion.losses import Loss

@@ -1,5 +1,5 @@
-"""What is known of files from an earlier start, so that hundreds of thousands of them are not read again to be named; and that what is
-decoded of a file later is what was hashed."""
+"""What is known of files from an earlier start, so that hundreds of thousands of them are not read
+again to be named; and that what is decoded of a file later is what was hashed."""
 
 from __future__ import annotations
 
@@ -10,94 +10,110 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, read_sealed, sha256, write_sealed
 
-FRESH = 2.0  # seconds; a file changed so recently can change again without its time of change showing it
+FRESH = 2.0  # seconds; a file changed so recently can change again without its time showing it
 KEPT_EVERY = 60.0  # seconds
 AGAIN = "Nothing was kept of it: run the same command again, when nothing writes to it any more."
 
-
+F = TypeVar("F", str, Path)
+T = TypeVar("T")
 Stamp = tuple[int, int]  # size in bytes; the later one of the times of change, in ns
 
 
 class Changed(UserError):
-    """A file has another content than it had when it was hashed. Never a reason to leave an image out: all ends with it."""
+    """A file has another content than it had when it was hashed. Never a reason to leave an image
+    out: all ends with it."""
 
 
 class FileCache:
-    """Values of files, kept in a folder and found again by path, size and time of change (of content or attributes).
+    """Values of files, kept in a folder and found again by path, size and time of change (of content
+    or attributes).
 
-    What it has told of a file in this process is held together: read and unchanged raise Changed where the content is not the one
-    whose sha256 it told, check where two of its values are of two contents.
+    What it has told of a file in this process is held together: read_bytes and unchanged raise
+    Changed where the content is not the one whose sha256 it told, check_unchanged where two of its
+    values are of two contents.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._sha256: dict[Path, str] = {}
-        self._stores: dict[Path, Path] = {}  # where these are kept
-        self._stamps: dict[str, dict[Path, Stamp]] = {}  # what -> those of the files that it was told of
-        self._hashed: dict[Path, tuple[int, ...]] = {}  # files that were found to have their sha256, and when
+        self._stores: dict[Path, Path | None] = {}  # where these are kept
+        self._stamps: dict[str, dict[Path, Stamp]] = {}  # by what was told of them
+        self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
 
     def look_up(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> list[Any]:
-        """[compute(path), ...], computed on threads for those files that are new or have changed since. compute returns what JSON
-        holds; what it computes, version included, is named by `what`. None is not remembered: the next start tries again."""
-        return self._of(paths, what, compute)[0]
+        """[compute(path), ...], computed on threads for the files that are new or have changed.
 
-    def _of(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> tuple[list[Any], Path | None]:
+        Args:
+            what: names what compute computes, version included.
+            compute: returns what JSON holds. None is not remembered: the next start tries again.
+        Raises:
+            UserError: where the system does not give a file out.
+            Changed: where one changes while it is read.
+        """
+        return self._look_up(paths, what, compute)[0]
+
+    def _look_up(self, paths: Sequence[Path], what: str,
+                 compute: Callable[[Path], Any]) -> tuple[list[Any], Path | None]:
         """Also where they are kept."""
         if not paths:
             return [], None
         real = _resolved(paths)
         root = os.path.commonpath({os.path.dirname(path) for path in real})
         key = hashlib.sha256(f"{what}\n{root}".encode(errors="surrogateescape")).hexdigest()[:16]
-        store, stamps = self.folder / f"{key}.json", list(map(_told(_stamp), real))
+        store = self.folder / f"{key}.json"
+        stamps = [_told(_stamp, path) for path in real]
         names = [path[len(root):].lstrip("/") for path in real]
-        known = self._known(store)
-        missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True)) if known.get(name, [None])[0] != list(stamp)]
+        known = self._read_store(store)
+        missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True))
+                   if known.get(name, [None])[0] != list(stamp)]
         if missing:
             started, kept, fresh = time.time(), time.monotonic(), {}
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                computed = tqdm(pool.map(_told(compute), [paths[k] for k in missing]), desc=f"reading {root}: {what}", unit="file",
-                                total=len(missing), delay=2)
-                for k, value in zip(missing, computed, strict=True):
-                    if _told(_stamp)(real[k]) != stamps[k]:
+                computed = pool.map(lambda k: _told(compute, paths[k]), missing)
+                for k, value in zip(missing, tqdm(computed, f"reading {root}: {what}", len(missing),
+                                                  unit="file", delay=2), strict=True):
+                    if _told(_stamp, real[k]) != stamps[k]:
                         raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
                     fresh[names[k]] = [list(stamps[k]), value]
-                    if time.monotonic() - kept > KEPT_EVERY:  # a start that is interrupted goes on from there
+                    if time.monotonic() - kept > KEPT_EVERY:  # an interrupted start goes on from there
                         self._add(store, fresh, started)
                         kept = time.monotonic()
             self._add(store, fresh, started)
-            known = known | fresh
+            known |= fresh
         self._bind(what, paths, stamps)
         return [known[name][1] for name in names], store
 
     def sha256(self, paths: Sequence[Path]) -> list[str]:
-        digests, store = self._of(paths, "sha256", sha256)
+        digests, store = self._look_up(paths, "sha256", sha256)
         self._sha256.update(zip(paths, digests, strict=True))
-        self._stores.update(dict.fromkeys(paths, store))
+        for path in paths:
+            self._stores[path] = store
         return digests
 
     def read_bytes(self, path: Path) -> bytes:
-        """The bytes that have the sha256 that was told. Raises Changed where there are others, or none any more."""
+        """The bytes that have the sha256 that was told. Raises Changed where there are others, or none
+        any more."""
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise Changed(f"{path} cannot be opened any more, after it was hashed ({error.strerror or error}). {AGAIN}") from error
+            raise _gone(path, error) from error
         if hashlib.sha256(data).hexdigest() != self._sha256[path]:
             raise self._changed(path)
         return data
 
     @contextlib.contextmanager
     def unchanged(self, path: Path) -> Iterator[None]:
-        """What is read of path inside, by whatever reads it, is of the content whose sha256 was told: for what is too large to be held
-        twice. The file is hashed once, and its stamps are equal before and after. Raises Changed, also in place of what is raised
-        inside."""
-        before = self._stat(path)
+        """What is read of path inside, by whatever reads it, is of the content whose sha256 was told:
+        for what is too large to be held twice. The file is hashed once, and its stamps are equal before
+        and after. Raises Changed, also in place of what is raised inside."""
+        before = _whole_stamp(path)
         try:
             yield
         finally:
@@ -106,13 +122,14 @@ class FileCache:
             self._hashed[path] = before
 
     def check_unchanged(self, paths: Sequence[Path]) -> None:
-        """Raises Changed where two values that were told of a file, such as its sha256 and its range, are of two contents."""
+        """Raises Changed where two values that were told of a file, such as its sha256 and its range,
+        are of two contents."""
         for path in paths:
             if len({stamps[path] for stamps in self._stamps.values() if path in stamps}) > 1:
                 raise self._changed(path)
 
     def note_reading(self, what: str, path: Path) -> None:
-        """For check: `what` is about to be read of this file, by its own reader."""
+        """For check_unchanged: `what` is about to be read of this file, by its own reader."""
         with contextlib.suppress(OSError):  # that reader says so
             self._bind(what, [path], [_stamp(path)])
 
@@ -126,27 +143,23 @@ class FileCache:
             told[path] = stamp
 
     def _as_hashed(self, path: Path, before: tuple[int, ...]) -> bool:
-        """Whether path has the sha256 that was told, and has had it since `before`. One that is gone has not."""
+        """Whether path has the sha256 that was told, and has had it since `before`. One that is gone has
+        not."""
         try:
-            return (self._hashed.get(path) == before or sha256(path) == self._sha256[path]) and self._stat(path) == before
+            same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
+            return same and _whole_stamp(path) == before
         except (OSError, Changed):
             return False
 
-    def _stat(self, path: Path) -> tuple[int, ...]:
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            raise Changed(f"{path} cannot be opened any more, after it was hashed ({error.strerror or error}). {AGAIN}") from error
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
     def _changed(self, path: Path) -> Changed:
-        """The hashes are forgotten: should the file's time not show its change, the next start would trust them again."""
+        """The hashes are forgotten: should the file's time not show its change, the next start would
+        trust them again."""
         if store := self._stores.get(path):
             with contextlib.suppress(OSError):  # of a cache that may be read alone
                 store.unlink(missing_ok=True)
         return Changed(f"{path} changed between being hashed and being decoded. {AGAIN}")
 
-    def _known(self, store: Path) -> dict[str, Any]:
+    def _read_store(self, store: Path) -> dict[str, Any]:
         """What a store holds; one that is damaged is put aside, and its files are read again."""
         try:
             return read_sealed(store)
@@ -158,30 +171,43 @@ class FileCache:
             return {}
 
     def _add(self, store: Path, entries: dict[str, Any], started: float) -> None:
-        lasting = {name: entry for name, entry in entries.items() if entry[1] is not None and started - entry[0][1] / 1e9 > FRESH}
+        lasting = {name: [stamp, value] for name, (stamp, value) in entries.items()
+                   if value is not None and started - stamp[1] / 1e9 > FRESH}
         with locked(store.with_suffix(".lock")):
-            write_sealed(store, self._known(store) | lasting)
+            write_sealed(store, self._read_store(store) | lasting)
 
 
 def _resolved(paths: Sequence[Path]) -> list[str]:
-    """Where they really lie. Folders are resolved once and not for each of their files: that is most of a second start's time."""
+    """Where they really lie. Folders are resolved once and not for each of their files: that is most of
+    a second start's time."""
     folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
     found = [os.path.join(folders[os.path.dirname(path)], os.path.basename(path)) for path in paths]
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
 
 
-def _told(compute: Callable) -> Callable:
-    """compute, with a message where the system does not give the file out: no permission, or a link to nothing."""
-
-    def told(path):
-        try:
-            return compute(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror or error}). Mend it, or remove it from the folder.") from error
-
-    return told
+def _told(compute: Callable[[F], T], path: F) -> T:
+    """compute(path), with a message where the system does not give the file out: no permission, or a
+    link to nothing."""
+    try:
+        return compute(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror or error}). Mend it, or remove it from "
+                        "the folder.") from error
 
 
 def _stamp(path: str | Path) -> Stamp:
     stat = os.stat(path)
     return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _whole_stamp(path: Path) -> tuple[int, ...]:
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise _gone(path, error) from error
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _gone(path: Path, error: OSError) -> Changed:
+    return Changed(f"{path} cannot be opened any more, after it was hashed "
+                   f"({error.strerror or error}). {AGAIN}")

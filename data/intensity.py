@@ -11,56 +11,67 @@ from PIL import Image
 
 from runtime.errors import UserError
 
-Range = Callable[[np.ndarray], tuple[float, float]]  # what of an image is black and what white; value_range is one
+LowHigh = tuple[float, float]  # the values that are shown black and white
+Range = Callable[[np.ndarray], LowHigh]  # of an image; value_range is one
 TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not darken all the rest
 DRAWN = 1 << 20  # values that a quantile is taken from, where there are more
 
 
 def to_levels(values: np.ndarray, low: float, high: float) -> Image.Image:
-    """[H, W] or [H, W, 3] numbers of any type -> an image in which low is black (0) and high is white (255), clipped.
+    """An image in which low is black (0) and high is white (255), clipped; NaN is black. low above
+    high turns black and white around; low = high makes black all up to it.
 
-    Gray is of Pillow's mode "F", in 0..255 and not rounded, so that resizing comes before rounding; colour is RGB of 8 bits.
-    low above high turns black and white around. low = high: black up to it and white above. What is no number (NaN) is black.
+    Args:
+        values: [H, W] or [H, W, 3], of any type.
+    Returns:
+        Gray in Pillow's mode "F", 0..255 and not rounded, so that resizing comes before rounding;
+        colour in RGB of 8 bits.
     """
     if values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)):
         raise ValueError(f"an image is [H, W] or [H, W, 3], not {list(values.shape)}.")
     values = np.asarray(values, dtype=np.float64)
-    levels = (values - low) * (255 / (high - low)) if high != low else np.where(values > low, 255.0, 0.0)
+    levels = (values - low) * (255 / (high - low)) if high != low else 255.0 * (values > low)
     levels = np.nan_to_num(np.clip(levels, 0, 255), nan=0.0)
-    return Image.fromarray(levels.astype(np.float32) if levels.ndim == 2 else levels.round().astype(np.uint8))
+    gray = levels.ndim == 2
+    return Image.fromarray(levels.astype(np.float32) if gray else levels.round().astype(np.uint8))
 
 
-def value_range(values: np.ndarray) -> tuple[float, float]:
-    """The range of one image or volume: its 0.1 % and 99.9 % quantiles, or least and greatest value where those coincide.
+def value_range(values: np.ndarray) -> LowHigh:
+    """The range of one image or volume: its 0.1 % and 99.9 % quantiles, or least and greatest value
+    where those coincide.
 
-    What is not finite does not count; (0, 0) where nothing is. Of more than a million values, a million are drawn, always the same.
+    What is not finite does not count; (0, 0) where nothing is. Of more than a million values, a
+    million are drawn, always the same.
     """
     values = np.asarray(values).ravel()
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 0.0
-    drawn = values if values.size <= DRAWN else values[np.random.default_rng(0).integers(0, values.size, DRAWN)]
+    drawn = values
+    if values.size > DRAWN:
+        drawn = values[np.random.default_rng(0).integers(0, values.size, DRAWN)]
     low, high = np.quantile(drawn.astype(np.float64), TAILS)
     if low == high:
         low, high = values.min(), values.max()
     return float(low), float(high)
 
 
-def join_ranges(ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
+def join_ranges(ranges: Iterable[Sequence[float]]) -> LowHigh:
     """The range that holds all of these: the least low and the greatest high. At least one is needed."""
     lows, highs = zip(*ranges, strict=True)
     return float(min(lows)), float(max(highs))
 
 
 class MeasuredRange:
-    """The range of many images, measured when it is first asked for, by whichever thread asks first: where no image needs it, none
-    is read for it."""
+    """The range of many images, measured when it is first asked for, by whichever thread asks first:
+    where no image needs it, none is read for it."""
 
-    def __init__(self, measure: Callable[[], tuple[float, float]]):
-        self._measure, self._range, self._lock = measure, None, threading.Lock()
+    def __init__(self, measure: Callable[[], LowHigh]):
+        self._measure, self._lock = measure, threading.Lock()
+        self._range: LowHigh | None = None
 
-    def __call__(self, values: np.ndarray) -> tuple[float, float]:
+    def __call__(self, values: np.ndarray) -> LowHigh:
         with self._lock:
             if self._range is None:
                 self._range = self._measure()
@@ -68,12 +79,13 @@ class MeasuredRange:
 
 
 class GivenRange:
-    """A range by setting."""
+    """data.range=[low, high]."""
 
-    def __init__(self, low_high: Sequence[float], setting: str):
+    def __init__(self, low_high: Sequence[float]):
         if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
-            raise UserError(f"{setting}={list(low_high)}: two numbers are needed, [LOW, HIGH], what is shown black and what white.")
+            raise UserError(f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is "
+                            "shown black and what white.")
         self._range = float(low_high[0]), float(low_high[1])
 
-    def __call__(self, values: np.ndarray) -> tuple[float, float]:
+    def __call__(self, values: np.ndarray) -> LowHigh:
         return self._range

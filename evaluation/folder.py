@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.folder_reader import count_suffixes, list_files
+from data.folder_layout import count_suffixes, list_files
 from data.image_file import SUFFIXES, read_image_file
-from data.image_reader import to_array
 from data.intensity import value_range
+from data.resize import to_array
 from runtime.errors import UserError
 
 SHEETS = {"grid.png", "strip.png"}  # of sample.py, beside its numbered images and none of them

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from config.old_spelling import refuse_old_override
 from config.run_config import RunConfig, reader_keys
-from data.dataset import Dataset, DataSettings, open_dataset
+from data.dataset import Dataset, open_dataset
+from data.settings import DataSettings
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.checkpoint import Checkpoint, Which

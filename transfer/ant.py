@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from data.batches import to_x0
 from data.dataset import Dataset
-from data.image_reader import hash_of
 from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser, ForwardPass
 from diffusion.schedule import NoiseSchedule, expand
 from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding, to_channels_last
+from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from transfer.start import Start
@@ -131,8 +131,8 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
     """Trained on noisy images of the source against those of the target, or found in start.cache; frozen, on the denoiser's device."""
     assert source.images.shape[1:] == start.target.images.shape[1:], "source images have the target's size"
     schedule = start.denoiser.schedule
-    key = hash_of("classifier", CLASSIFIER, digest(source), digest(start.target), schedule.alpha_bar.tolist(), steps, start.data.flip,
-                  start.seed)[:16]
+    key = sha256_of(["classifier", CLASSIFIER, digest(source), digest(start.target), schedule.alpha_bar.tolist(), steps,
+                     start.data.flip, start.seed])[:16]
     path = start.cache / f"classifier-{key}.safetensors"
     with locked(path.with_suffix(".lock")):
         data = read_checked(path)

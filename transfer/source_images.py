@@ -17,7 +17,10 @@ from tqdm import tqdm
 from config.old_spelling import as_then
 from config.sections import TransferSettings
 from data.batches import to_uint8
-from data.dataset import Dataset, DataSettings, decoded, open_dataset
+from data.dataset import Dataset, open_dataset
+from data.image_reader import ImageReader
+from data.memory_map import open_memory_map
+from data.settings import DataSettings
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim, log_snr_steps
 from diffusion.schedule import NoiseSchedule
@@ -57,7 +60,7 @@ def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Data
         opened = open_dataset(own, images, trained.config.seed, cache)  # its own n_train, less what was broken
     except UserError as error:
         raise UserError(f"the images that {trained.path} was trained on: {error}\n{CURE}") from error
-    pixels, _ = decoded(images, _at_target(data, own), cache)
+    pixels, _ = open_memory_map(images, _at_target(data, own), cache)
     return replace(opened, images=pixels)
 
 
@@ -100,13 +103,13 @@ def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
     cache."""
     if min(n, steps, batch_size) < 1:
         raise UserError(f"transfer.source_images.generated: n={n}, steps={steps} and batch_size={batch_size} must be at least 1.")
-    images: Any = SelfMade(start, n, steps, batch_size)
-    pixels, _ = decoded(images, replace(start.data, upscale=True, skip_broken=False), start.cache)
+    images = SelfMade(start, n, steps, batch_size)
+    pixels, _ = open_memory_map(images, replace(start.data, upscale=True, skip_broken=False), start.cache)
     return Dataset(pixels, start.labels_of(np.asarray(images.labels, dtype=np.int64)), {"train": np.arange(n)}, images.classes)
 
 
-class SelfMade:
-    """An ImageReader whose items are the source's samples. They lie at its own size in cache/generated/HASH/, one file a batch, named by
+class SelfMade(ImageReader):
+    """The items are the source's samples. They lie at its own size in cache/generated/HASH/, one file a batch, named by
     its first image: what was interrupted goes on after the last whole batch."""
 
     def __init__(self, start: Start, n: int, steps: int, batch_size: int):
@@ -133,9 +136,6 @@ class SelfMade:
                 "steps": steps, "seed": start.seed}
         sections = {section: config.raw[section] for section in SECTIONS if config.raw.get(section)}
         return made | which_steps(config.schedule, steps) | as_then(sections)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def read_image(self, item: int) -> Image.Image:
         pixels = self.images[item]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data.dataset import Dataset, DataSettings
+from data.dataset import Dataset
+from data.settings import DataSettings
 from diffusion.denoiser import Denoiser, ForwardPass
 from transfer.trained_weights import TrainedWeights
 

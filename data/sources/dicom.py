@@ -19,85 +19,100 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pix
 from pydicom.uid import UID
 
 from data.file_cache import FileCache
-from data.folder_reader import FolderReader, check_found_files, count_names, find_folder, list_files
-from data.image_reader import hash_of
-from data.intensity import MeasuredRange, join_ranges, to_levels, value_range
+from data.folder_layout import count_names, find_folder, list_files, select_files
+from data.folder_reader import FolderReader
+from data.intensity import LowHigh, MeasuredRange, join_ranges, to_levels, value_range
+from runtime.content import sha256_of
 from runtime.errors import UserError
 
 SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they say so at byte 128
 TAGS = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows", "Columns", "NumberOfFrames"]
 BROKEN: dict[str, Any] = {"frames": 1, "patient": None}  # one frame, which fails where it is read
 MEASURED_FRAMES = 16  # of a file, for its range
+PALETTE = "PALETTE COLOR"
 
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # a bad name or date is not ours to complain about
+# a bad name or date is not ours to complain about
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
 log = logging.getLogger("data")
 
 
 class Dicom(FolderReader):
-    """A folder of DICOM files, at any depth; splits and classes by its folders, see FolderReader. One image a frame.
+    """A folder of DICOM files, at any depth; splits and classes by its folders, see FolderReader. One
+    image a frame.
 
-    validation, test: shares that are drawn where no folders train, val and test are. patient: a regular expression on a file's path
-    below the folder, whose first group (or all that it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID
-    where that is empty. classes: the first level of folders are classes, and not patients or studies. window: [center, width] in
-    units of the modality, such as HU, by DICOM's linear function; null takes the first VOI LUT or window of each file, and where
-    none is, a range that is measured over the training files.
+    Args:
+        validation, test: shares that are drawn where no folders train, val and test are.
+        patient: a regular expression on a file's path below the folder, whose first group (or all that
+            it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID where that is
+            empty.
+        classes: the first level of folders are classes, and not patients or studies.
+        window: [center, width] in units of the modality, such as HU, by DICOM's linear function; null
+            takes the first VOI LUT or window of each file, and where none is, a range that is measured
+            over the training files.
     """
 
-    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
-                 classes: bool = False, window: Sequence[float] | None = None):
-        if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0):
-            raise UserError(f"data.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a width above 0.")
+    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1,
+                 patient: str | None = None, classes: bool = False,
+                 window: Sequence[float] | None = None):
+        if window is not None and not (len(window) == 2 and all(map(math.isfinite, window))
+                                       and window[1] > 0):
+            raise UserError(f"data.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a "
+                            "width above 0.")
         self.window, self.range = window, MeasuredRange(self._measure)
         root = find_folder(path)
         found = list_files(root)
-        named = [p.suffix.lower() in SUFFIXES for p in found]
-        magic = iter(file_cache.look_up([p for p, by_name in zip(found, named, strict=True) if not by_name], "DICM at 128, 1", has_magic))
-        is_dicom = [by_name or next(magic) for by_name in named]
-        files = [p for p, yes in zip(found, is_dicom, strict=True) if yes]
-        check_found_files(path, files, [p for p, yes in zip(found, is_dicom, strict=True) if not yes], "DICOM files",
-                    "files named .dcm or with DICM at byte 128")
-        headers = [found or BROKEN for found in file_cache.look_up(files, "DICOM header, 2", read_header)]
-        if without := [(p, h["without pixels"]) for p, h in zip(files, headers, strict=True) if "without pixels" in h]:
+        unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
+        magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic), strict=True))
+        files = select_files(path, found, [magic.get(p, True) for p in found], "DICOM files",
+                             "files named .dcm or with DICM at byte 128")
+        known = file_cache.look_up(files, "DICOM header, 2", read_header)
+        headers = {file: header or BROKEN for file, header in zip(files, known, strict=True)}
+        if without := [p for p in files if "without pixels" in headers[p]]:
             log.info("%s: left out %d DICOM files without pixels: %s; for one %s", path, len(without),
-                     count_names(what for _, what in without), without[0][0])
-        kept = [k for k, h in enumerate(headers) if "without pixels" not in h]
+                     count_names(headers[p]["without pixels"] for p in without), without[0])
+        kept = [p for p in files if "without pixels" not in headers[p]]
         if not kept:
             raise UserError(f"data.path={path}: none of its {len(files)} DICOM files has pixels.")
-        super().__init__(file_cache, root, [files[k] for k in kept], [range(headers[k]["frames"]) for k in kept],
-                         [headers[k].get("patient") for k in kept], validation, test, patient, classes, [window])
+        super().__init__(file_cache, root, kept, [range(headers[p]["frames"]) for p in kept],
+                         [headers[p].get("patient") for p in kept], validation, test, patient, classes,
+                         [window])
 
-    def _measure(self) -> tuple[float, float]:
+    def _measure(self) -> LowHigh:
         (low, high), count = self.measure_range("range of a DICOM file, 1", measure_file_range)
-        log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to train on; "
-                 "data.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
+        log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to "
+                 "train on; data.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
         return low, high
 
     def read_image(self, item: int) -> Image.Image:
         path, (_, frame) = self.files[item], self.items[item]
         with self.file_cache.unchanged(path):
-            return self._frame(path, frame)
+            try:
+                return self._read_frame(path, frame)
+            except UserError:
+                raise
+            except InvalidDicomError as error:
+                raise UserError("no DICOM file: it has no DICM at byte 128") from error
+            except Exception as error:  # a broken file can raise anything
+                why = str(error) or type(error).__name__
+                raise UserError(f"cannot be read as DICOM ({why})") from error
 
-    def _frame(self, path: Path, frame: int) -> Image.Image:
-        try:
-            about = read_frame_header(path, frame)
-            values = read_pixels(path, frame, about)
-            if values.ndim == 3:
-                return to_levels(values, 0, 255 if about.PhotometricInterpretation == "PALETTE COLOR" else 2**about.BitsStored - 1)
-            values = apply_modality_lut(values, about)
-            image = window_linear(values, *self.window) if self.window else apply_own_window(values, about)
-            image = to_levels(values, *self.range(values)) if image is None else image
-            return Image.fromarray(255 - np.asarray(image)) if about.PhotometricInterpretation == "MONOCHROME1" else image
-        except UserError:
-            raise
-        except InvalidDicomError as error:
-            raise UserError("no DICOM file: it has no DICM at byte 128") from error
-        except Exception as error:  # a broken file can raise anything
-            raise UserError(f"cannot be read as DICOM ({str(error) or type(error).__name__})") from error
+    def _read_frame(self, path: Path, frame: int) -> Image.Image:
+        about = read_frame_header(path, frame)
+        values = read_pixels(path, frame, about)
+        photometric = about.PhotometricInterpretation
+        if values.ndim == 3:
+            return to_levels(values, 0, 255 if photometric == PALETTE else 2**about.BitsStored - 1)
+        values = apply_modality_lut(values, about)
+        image = window_linear(values, *self.window) if self.window else apply_own_window(values, about)
+        if image is None:
+            image = to_levels(values, *self.range(values))
+        return Image.fromarray(255 - np.asarray(image)) if photometric == "MONOCHROME1" else image
 
     def item_name(self, item: int) -> str:
-        frames = sum(1 for k in (item - 1, item + 1) if 0 <= k < len(self) and self.items[k][0] == self.items[item][0])
-        return f"{self.files[item]}, frame {self.items[item][1] + 1}" if frames else str(self.files[item])
+        neighbours = [k for k in (item - 1, item + 1) if 0 <= k < len(self)]
+        several = any(self.items[k][0] == self.items[item][0] for k in neighbours)
+        return f"{self.files[item]}{f', frame {self.items[item][1] + 1}' if several else ''}"
 
 
 def has_magic(path: Path) -> bool:
@@ -106,20 +121,23 @@ def has_magic(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """What a start needs of a file, for FileCache: how many frames and, as a hash, whose. None of a broken file: the next start tries
-    again."""
+    """What a start needs of a file, for FileCache: how many frames and, as a hash, whose. None of a
+    broken file: the next start tries again."""
     try:
         found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-        if "Rows" not in found or "Columns" not in found:  # reports, presentation states, structures, DICOMDIR
-            return {"without pixels": found.file_meta.get("MediaStorageSOPClassUID", UID("")).name or "no image"}
+        if "Rows" not in found or "Columns" not in found:  # reports, presentation states, DICOMDIR
+            kind = found.file_meta.get("MediaStorageSOPClassUID", UID("")).name
+            return {"without pixels": kind or "no image"}
         patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "").strip()
-        return {"frames": int(found.get("NumberOfFrames") or 1), "patient": hash_of(patient)[:16] if patient else None}
+        return {"frames": int(found.get("NumberOfFrames") or 1),
+                "patient": sha256_of([patient])[:16] if patient else None}
     except Exception:  # told when it is read
         return None
 
 
 def read_frame_header(path: Path, frame: int) -> Dataset:
-    """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at the top level."""
+    """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at the
+    top level."""
     about = pydicom.dcmread(path, stop_before_pixels=True)
     groups = [*(about.get("SharedFunctionalGroupsSequence") or [])[:1],
               *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame:frame + 1]]
@@ -131,28 +149,32 @@ def read_frame_header(path: Path, frame: int) -> Dataset:
 
 
 def read_pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
-    """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to RGB."""
+    """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to RGB.
+    Raises UserError where a decoder lacks."""
     syntax, missing = about.file_meta.TransferSyntaxUID, []
     if syntax.is_encapsulated:
         decoder = get_decoder(syntax)
         missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
         if not decoder.is_available:
-            raise UserError(f"compressed as {syntax.name}, which needs a decoder: pip install {_packages(missing)}")
+            raise UserError(f"compressed as {syntax.name}, which needs a decoder: pip install "
+                            f"{_packages(missing)}")
     try:
-        try:
-            values = pixel_array(pydicom.dcmread(path) if syntax.is_deflated else path, index=frame)  # a path: only this frame is read
+        try:  # of a path only this frame is read
+            values = pixel_array(pydicom.dcmread(path) if syntax.is_deflated else path, index=frame)
         except Exception:  # some that are not quite by the standard can be read as a whole
             values = pixel_array(pydicom.dcmread(path), index=frame)
     except Exception as error:
         if not missing or isinstance(error, AttributeError):  # no pixels at all
             raise
-        raise UserError(f"compressed as {syntax.name}, which cannot be decoded here ({' '.join(str(error).split())}); "
-                        f"pip install {_packages(missing)} may help") from error
-    return apply_palette(values, about) if about.PhotometricInterpretation == "PALETTE COLOR" else values
+        raise UserError(f"compressed as {syntax.name}, which cannot be decoded here "
+                        f"({' '.join(str(error).split())}); pip install {_packages(missing)} may help"
+                        ) from error
+    return apply_palette(values, about) if about.PhotometricInterpretation == PALETTE else values
 
 
 def _packages(missing: list[list[str]]) -> str:
-    return " ".join(next((names for names in missing if names[:1] in (["pylibjpeg"], ["pyjpegls"])), missing[0]))
+    known = (["pylibjpeg"], ["pyjpegls"])
+    return " ".join(next((names for names in missing if names[:1] in known), missing[0]))
 
 
 def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
@@ -160,21 +182,23 @@ def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     n, first, bits = about.RedPaletteColorLookupTableDescriptor
     place = np.clip(values.astype(np.int64) - first, 0, (n or 65536) - 1)
     if "RedPaletteColorLookupTableData" in about:
-        tables = [table_of(about[f"{colour}PaletteColorLookupTableData"].value, n or 65536, about) for colour in ("Red", "Green", "Blue")]
-        colours = np.stack([table[place] for table in tables], -1)
+        data = [about[f"{c}PaletteColorLookupTableData"].value for c in ("Red", "Green", "Blue")]
+        colours = np.stack([_read_table(each, n or 65536, about)[place] for each in data], -1)
     else:  # segmented
         colours = apply_color_lut(place + first, about)[..., :3]
-    return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))  # 16 bits are claimed by some that use 8
+    # 16 bits are claimed by some that use 8
+    return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))
 
 
 def apply_voi_table(values: np.ndarray, lut: Dataset, about: Dataset) -> Image.Image:
     """The VOI LUT. pydicom's wraps around where a table of 8 bits has more than 256 entries."""
     n, first, bits = lut.LUTDescriptor
-    table = table_of(lut.LUTData, n or 65536, about)
-    return to_levels(table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)], 0, 2**bits - 1)
+    table = _read_table(lut.LUTData, n or 65536, about)
+    place = np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)
+    return to_levels(table[place], 0, 2**bits - 1)
 
 
-def table_of(data: Any, n: int, about: Dataset) -> np.ndarray:
+def _read_table(data: Any, n: int, about: Dataset) -> np.ndarray:
     """n entries, which pydicom hands out as bytes or as numbers."""
     if not isinstance(data, bytes):
         return np.asarray(data)[:n]
@@ -183,7 +207,8 @@ def table_of(data: Any, n: int, about: Dataset) -> np.ndarray:
 
 
 def window_linear(values: np.ndarray, center: float, width: float) -> Image.Image:
-    """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1; files whose units are fractions have them all the same."""
+    """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1, as pydicom does not; files whose units
+    are fractions have them all the same."""
     if width < 1:
         return window_linear_exact(values, center, width)
     return to_levels(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
@@ -199,32 +224,37 @@ def window_sigmoid(values: np.ndarray, center: float, width: float) -> Image.Ima
     return to_levels(1 / (1 + np.exp(-4 * (values - center) / width)), 0, 1)
 
 
-FUNCTIONS = {"LINEAR": window_linear, "LINEAR_EXACT": window_linear_exact, "SIGMOID": window_sigmoid}
+WINDOWS = {"LINEAR": window_linear, "LINEAR_EXACT": window_linear_exact, "SIGMOID": window_sigmoid}
 
 
 def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
-    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched. None where the file does not say."""
+    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched. None
+    where the file does not say."""
     if tables := about.get("VOILUTSequence"):
         return apply_voi_table(values, tables[0], about)
-    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
+    center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
     if center is not None and width:
-        return FUNCTIONS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
-    plain = "ModalityLUTSequence" not in about and (_first(about.get("RescaleSlope")) or 1, _first(about.get("RescaleIntercept")) or 0)
-    if about.get("BitsStored") == 8 and not about.get("PixelRepresentation") and plain == (1, 0):
+        return WINDOWS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
+    stored = ("ModalityLUTSequence" not in about and (_first(about, "RescaleSlope") or 1) == 1
+              and not _first(about, "RescaleIntercept"))
+    if about.get("BitsStored") == 8 and not about.get("PixelRepresentation") and stored:
         return to_levels(values, 0, 255)
     return None
 
 
-def _first(value: Any) -> float | None:
-    value = value[0] if isinstance(value, MultiValue | list) and len(value) else value
+def _first(about: Dataset, tag: str) -> float | None:
+    value = about.get(tag)
+    if isinstance(value, MultiValue | list) and len(value):
+        value = value[0]
     return None if value in (None, "") or isinstance(value, MultiValue | list) else float(value)
 
 
 def measure_file_range(path: Path) -> list[float] | None:
-    """The range of a file for FileCache: empty where it says itself how it is shown, None where it cannot be read."""
+    """The range of a file for FileCache: empty where it says itself how it is shown, None where it cannot
+    be read."""
     try:
         about = read_frame_header(path, 0)
-        if about.get("SamplesPerPixel", 1) != 1 or about.PhotometricInterpretation == "PALETTE COLOR":
+        if about.get("SamplesPerPixel", 1) != 1 or about.PhotometricInterpretation == PALETTE:
             return []
         frames = int(about.get("NumberOfFrames") or 1)
         ranges = []
@@ -234,11 +264,16 @@ def measure_file_range(path: Path) -> list[float] | None:
             values = apply_modality_lut(stored, about)
             if apply_own_window(values, about) is not None:
                 return []
-            if (padding := _first(about.get("PixelPaddingValue"))) is not None:  # what lies outside of the scanner's circle
-                limit = _first(about.get("PixelPaddingRangeLimit"))
-                low, high = sorted((padding, padding if limit is None else limit))
-                values = values[(stored < low) | (stored > high)]
-            ranges.append(value_range(values))
+            ranges.append(value_range(values[_inside(stored, about)]))
         return list(join_ranges(ranges))
     except Exception:  # told when it is read
         return None
+
+
+def _inside(stored: np.ndarray, about: Dataset) -> np.ndarray:
+    """Which pixels are not what lies outside of the scanner's circle."""
+    padding, limit = _first(about, "PixelPaddingValue"), _first(about, "PixelPaddingRangeLimit")
+    if padding is None:
+        return np.ones(stored.shape, bool)
+    low, high = sorted((padding, padding if limit is None else limit))
+    return (stored < low) | (stored > high)

@@ -15,56 +15,69 @@ import numpy as np
 from PIL import Image
 
 from data.file_cache import FileCache
-from data.folder_reader import FolderReader, check_found_files, find_folder, list_files
+from data.folder_layout import find_folder, list_files, select_files
+from data.folder_reader import FolderReader
 from data.intensity import GivenRange, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
-AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of a volume whose axes run to the right, to the front and up
-BROKEN = {"slices": [0], "depth": 1, "range": [0, 0]}  # one slice, which fails where it is read
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of axes to the right, to the front and up
+# one slice, which fails where it is read
+BROKEN: dict[str, Any] = {"slices": [0], "depth": 1, "range": [0, 0]}
 KEPT = 3  # volumes in memory while slices are decoded in their order
 
-_at_once = threading.Semaphore(4)  # volumes that are decoded at the same time, on however many threads: they are large
+_at_once = threading.Semaphore(4)  # volumes that are decoded at the same time: they are large
 log = logging.getLogger("data")
 
 
 class Nifti(FolderReader):
-    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes by its folders, see FolderReader.
+    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes by
+    its folders, see FolderReader. Volumes of 4 dimensions are refused.
 
-    axis: across which the slices lie, to the nearest axis of the scanner; nothing is resampled, so pixels are as wide and high as
-    voxels are. Slices are shown in radiological convention: the patient's right on the image's left; axial ones with the front
-    of the body up, coronal ones with the head up, sagittal ones with the head up and the front on the left. every: take slices 0,
-    n, 2n ... Slices that are constant are left out. range: [low, high], what is black and what is white, such as HU; null for each
-    volume's own range (MRI has no absolute units). Volumes of 4 dimensions are refused.
+    Slices are shown in radiological convention: the patient's right on the image's left; axial ones
+    with the front of the body up, coronal ones with the head up, sagittal ones with the head up and the
+    front on the left. Slices that are constant are left out.
 
-    validation, test: shares that are drawn where no folders train, val and test are, whole volumes each. patient: a regular
-    expression on a file's path below the folder, whose first group (or all that it matches) is the patient; null: each file is one.
-    classes: the first level of folders are classes, and not patients.
+    Args:
+        axis: across which the slices lie, to the nearest axis of the scanner; nothing is resampled, so
+            pixels are as wide and high as voxels are.
+        every: take slices 0, n, 2n ...
+        range: [low, high], what is black and what is white, such as HU; null for each volume's own range
+            (MRI has no absolute units).
+        validation, test: shares that are drawn where no folders train, val and test are, whole volumes
+            each.
+        patient: a regular expression on a file's path below the folder, whose first group (or all that
+            it matches) is the patient; null: each file is one.
+        classes: the first level of folders are classes, and not patients.
     """
 
-    def __init__(self, file_cache: FileCache, path: str, axis: Literal["axial", "coronal", "sagittal"] = "axial", every: int = 1,
-                 range_: Sequence[float] | None = None, validation: float = 0.1, test: float = 0.1, patient: str | None = None,
-                 classes: bool = False):
+    def __init__(self, file_cache: FileCache, path: str,
+                 axis: Literal["axial", "coronal", "sagittal"] = "axial", every: int = 1,
+                 range_: Sequence[float] | None = None, validation: float = 0.1, test: float = 0.1,
+                 patient: str | None = None, classes: bool = False):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
         root = find_folder(path)
         found = list_files(root)
-        files = [p for p in found if p.name.lower().endswith(SUFFIXES)]
-        check_found_files(path, files, [p for p in found if not p.name.lower().endswith(SUFFIXES)], "NIfTI files", ", ".join(SUFFIXES))
-        abouts = [about or BROKEN for about in
-                  file_cache.look_up(files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis))]
-        self.ranges = {file: about["range"] for file, about in zip(files, abouts, strict=True)}
-        self.given = None if range_ is None else GivenRange(range_, "data.range")
-        frames = [[k for k in about["slices"] if k % every == 0] for about in abouts]
-        constant = sum(len(range(0, about["depth"], every)) for about in abouts) - sum(map(len, frames))
-        if not any(frames):
-            raise UserError(f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant.")
+        files = select_files(path, found, [p.name.lower().endswith(SUFFIXES) for p in found],
+                             "NIfTI files", ", ".join(SUFFIXES))
+        known = file_cache.look_up(files, f"NIfTI volume across {axis}, 2",
+                                   lambda file: summarize_volume(file, self.axis))
+        volumes = [about or BROKEN for about in known]
+        self.ranges = {file: about["range"] for file, about in zip(files, volumes, strict=True)}
+        self.given = None if range_ is None else GivenRange(range_)
+        frames = [[k for k in about["slices"] if k % every == 0] for about in volumes]
+        taken = sum(map(len, frames))
+        constant = sum(len(range(0, about["depth"], every)) for about in volumes) - taken
+        if not taken:
+            raise UserError(f"data.path={path}: all {constant} slices of its {len(files)} volumes are "
+                            "constant.")
         if constant:
-            log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + sum(map(len, frames)))
+            log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + taken)
         self.volumes = RecentVolumes(self._load, KEPT)
-        super().__init__(file_cache, root, files, frames, [p.relative_to(root).as_posix() for p in files], validation, test, patient,
-                         classes, [axis, every, range_])
+        super().__init__(file_cache, root, files, frames, [p.relative_to(root).as_posix() for p in files],
+                         validation, test, patient, classes, [axis, every, range_])
 
     def read_image(self, item: int) -> Image.Image:
         path, (_, k) = self.files[item], self.items[item]
@@ -85,7 +98,7 @@ class RecentVolumes:
 
     def __init__(self, load: Callable[[Path], np.ndarray], kept: int):
         self.load, self.kept, self._lock = load, kept, threading.Lock()
-        self._futures: OrderedDict[Path, Future] = OrderedDict()
+        self._futures: OrderedDict[Path, Future[np.ndarray]] = OrderedDict()
 
     def __call__(self, key: Path) -> np.ndarray:
         with self._lock:
@@ -103,19 +116,21 @@ class RecentVolumes:
 
 
 def load_volume(path: Path, axis: int) -> np.ndarray:
-    """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front or up, in this order."""
+    """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front or
+    up, in this order. Raises UserError for a broken file, colours and a series of volumes."""
     try:
         with _at_once:
-            image = nibabel.load(path)
+            image: Any = nibabel.load(path)
             shape = image.shape
             if image.get_data_dtype().names:
                 raise UserError("voxels of colours: save it as gray")
             while len(shape) > 3 and shape[-1] == 1:
                 shape = shape[:-1]
             if len(shape) > 3:
-                raise UserError(f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save each of its volumes as a file of "
-                                "its own, in one folder for each patient")
-            volume = image.get_fdata(dtype=np.float32, caching="unchanged").reshape([*shape, *[1] * (3 - len(shape))])
+                raise UserError(f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save "
+                                "each of its volumes as a file of its own, in one folder for each patient")
+            volume = image.get_fdata(dtype=np.float32, caching="unchanged")
+            volume = volume.reshape([*shape, *[1] * (3 - len(shape))])
             volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
         return np.moveaxis(volume, axis, 0)
     except UserError:
@@ -125,12 +140,14 @@ def load_volume(path: Path, axis: int) -> np.ndarray:
 
 
 def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
-    """What a start needs of a volume, for FileCache: which of its slices are not constant, and its range. None of a broken file, or where
-    memory was short: the next start tries again."""
+    """What a start needs of a volume, for FileCache: which of its slices are not constant, and its
+    range. None of a broken file, or where memory was short: the next start tries again."""
     try:
         volume = load_volume(path, axis)
     except UserError:
         return None
     flat = volume.reshape(len(volume), -1)
-    low, high = np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)  # NaN counts only where all is NaN, and is not below itself
-    return {"slices": np.flatnonzero(low < high).tolist(), "depth": len(volume), "range": list(value_range(volume))}
+    # NaN counts only where all is NaN, and is not below itself
+    low, high = np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)
+    return {"slices": np.flatnonzero(low < high).tolist(), "depth": len(volume),
+            "range": list(value_range(volume))}

@@ -1,0 +1,198 @@
+"""The images of a reader, decoded once into a uint8 memory map whose name is a hash of what made it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.file_cache import Changed
+from data.image_reader import ImageReader
+from data.resize import TooSmall, to_array
+from data.settings import DataSettings
+from runtime.content import sha256_of
+from runtime.errors import UserError
+from runtime.files import Damaged, locked, put_aside, raise_if_full, read_sealed, sync_directory, write_sealed
+from runtime.log import recorded
+
+DECODER = 3  # raise when to_array changes what it makes of a file
+SHOWN = 20  # files that a message names
+BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
+
+# maps whose bytes this process has found to be right: path, inode, size, times
+_verified: set[tuple[Any, ...]] = set()
+
+log = logging.getLogger("data")
+
+
+def open_memory_map(reader: ImageReader, settings: DataSettings,
+                    cache: Path) -> tuple[np.ndarray, dict[int, str]]:
+    """Built first where it is missing or damaged; runs that need the same one wait for a single
+    builder.
+
+    Returns:
+        The map, [N, H, W, C] uint8, and why which items could not be used (none without skip_broken).
+    Raises:
+        UserError: where images cannot be used, without skip_broken.
+        Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
+    """
+    key = sha256_of([DECODER, reader.fingerprint, settings.height_width, settings.channels,
+                     settings.upscale, settings.resample])[:16]
+    path, built = cache / f"{key}.npy", False
+    about = _read_record(path, reader, settings)
+    if about is None:
+        with locked(cache / f"{key}.lock"):
+            about = _read_record(path, reader, settings, put_aside)
+            if about is None:
+                about, built = _decode(reader, settings, path), True
+    for line in [] if built else about["said"]:  # such as a range that was measured
+        log.info("%s", line)
+    broken = _broken(about)
+    if broken:
+        log.warning("%s\n(remembered in %s; delete it to try these again)",
+                    _list_broken(reader, broken, "left out"), path.with_suffix(".json"))
+    return np.load(path, mmap_mode="r"), broken
+
+
+def _read_record(path: Path, reader: ImageReader, settings: DataSettings,
+                 tell: Callable[[Path, str], object] = lambda path, why: None) -> dict[str, Any] | None:
+    """What is known of the map, or None where it has to be built. One with gaps is built anew for a
+    run that wants none: what it takes to read them, a decoder say, may have been installed since; so
+    is one of a start that could not read how many frames there are. tell: what to do with a file that
+    is damaged."""
+    record = path.with_suffix(".json")
+    if not path.exists() or not record.exists():
+        return None
+    try:
+        about = read_sealed(record)
+    except Damaged as error:
+        tell(record, str(error))
+        return None
+    if about["shape"][0] != len(reader) or (_broken(about) and not settings.skip_broken):
+        return None
+    if damage := _damage(path, about):
+        tell(path, damage)
+        return None
+    return about
+
+
+def _damage(path: Path, about: dict[str, Any]) -> str | None:
+    """What is wrong with the bytes of a map, or None. They are read once a process: it costs 0.6 s a
+    GB of a core."""
+    stat = path.stat()
+    stamp = path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    if stamp in _verified:
+        return None
+    try:
+        found = _checksums(path)
+    except OSError as error:  # a bad sector
+        return f"{path} cannot be read ({error.strerror or error})"
+    if stat.st_size != about["bytes"]:
+        return f"{path} is damaged: it has {stat.st_size} bytes of {about['bytes']}"
+    expected = about["crc32"]
+    if wrong := [k for k, crc in enumerate(found) if crc != expected[k]]:
+        return (f"{path} is damaged: {len(wrong)} of its {len(found)} blocks of {BLOCK >> 20} MiB do "
+                f"not have their checksum, the first at byte {wrong[0] * BLOCK}")
+    _verified.add(stamp)
+    return None
+
+
+def _checksums(path: Path) -> list[int]:
+    """crc32 of each block of a file: against accidents, and three times as fast as sha256."""
+    with open(path, "rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        blocks = range(0, os.fstat(file.fileno()).st_size, BLOCK)
+        return list(pool.map(lambda at: zlib.crc32(os.pread(file.fileno(), BLOCK, at)), blocks))
+
+
+def _broken(about: dict[str, Any]) -> dict[int, str]:
+    return {int(item): reason for item, reason in about["broken"].items()}
+
+
+def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
+    """Builds the map and its record, all or nothing."""
+    with _written_aside(path) as aside:
+        failures, said = _fill(reader, settings, aside)
+        reader.check_files()
+        if failures and not settings.skip_broken:
+            raise _unusable(reader, failures)
+        about = {"source": reader.name, "shape": (len(reader), *settings.image_shape),
+                 "broken": {item: str(failures[item]) for item in sorted(failures)}, "said": said,
+                 "bytes": aside.stat().st_size, "crc32": _checksums(aside)}
+        os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
+        sync_directory(path.parent)
+        write_sealed(path.with_suffix(".json"), about)
+        sync_directory(path.parent)
+    return about
+
+
+@contextmanager
+def _written_aside(path: Path) -> Iterator[Path]:
+    """A name for the file while it is written, which is gone afterwards whatever happens."""
+    aside = path.with_suffix(".partial")
+    try:
+        yield aside
+    except OSError as error:
+        raise_if_full(error, path)
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _fill(reader: ImageReader, settings: DataSettings,
+          path: Path) -> tuple[dict[int, UserError], list[str]]:
+    """Writes the images into a new file; why which could not be used, and what was logged."""
+    failures: dict[int, UserError] = {}
+
+    def decode(item: int) -> np.ndarray | None:
+        try:
+            return to_array(reader.read_image(item), settings.height_width, settings.channels,
+                            settings.upscale, settings.resample)
+        except Changed:
+            raise
+        except UserError as error:
+            failures[item] = error
+            return None
+
+    _reserve(path, (len(reader), *settings.image_shape))
+    images = np.lib.format.open_memmap(path, mode="r+")
+    with recorded() as said, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in tqdm(range(0, len(reader), 256), desc=f"decoding {reader.name}", unit="x256", delay=2):
+            items = range(start, min(start + 256, len(reader)))
+            for item, image in zip(items, pool.map(decode, items), strict=True):
+                if image is not None:
+                    images[item] = image
+    images.flush()
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return failures, [record.getMessage() for record in said if record.name == log.name]
+
+
+def _unusable(reader: ImageReader, failures: dict[int, UserError]) -> UserError:
+    small = any(isinstance(error, TooSmall) for error in failures.values())
+    reasons = {item: str(error) for item, error in failures.items()}
+    return UserError(
+        _list_broken(reader, reasons, "cannot be used")
+        + "\nMend or remove them, or leave them out with data.skip_broken=true."
+        + " What is too small is enlarged with data.upscale=true; or choose a smaller data.size." * small)
+
+
+def _list_broken(reader: ImageReader, broken: dict[int, str], verdict: str) -> str:
+    shown = [f"  {reader.item_name(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
+    return (f"{len(broken)} of {len(reader)} images of {reader.name}: {verdict}\n" + "\n".join(shown)
+            + (f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""))
+
+
+def _reserve(path: Path, shape: Sequence[int]) -> None:
+    """Creates the array's file with its space taken: a full disk says so here, and not by a signal
+    while writing the map."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=tuple(shape)).flush()
+    with open(path, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

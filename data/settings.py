@@ -1,0 +1,62 @@
+"""Section data of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from data.file_cache import FileCache
+from data.image_reader import ImageReader
+from runtime.build import Settings, make
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """Which images, and what is made of them.
+
+    reader: of the images, bound to its own settings. size: [height, width] or one number for both.
+    channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray is repeated). flip: mirror at random while
+    training; off where left and right differ, as in radiographs. n_train: train on so many images; null
+    for all. subset_seed: draws them; null is the run's seed, so that each seed of a run sees others.
+    upscale: enlarge images that are smaller than size. resample: the filter that scales, antialiased in
+    each case. skip_broken: leave out what is broken, foreign or too small, instead of stopping.
+    """
+
+    reader: Callable[[FileCache], ImageReader]
+    size: int | Sequence[int]
+    channels: int
+    flip: bool
+    n_train: int | None = None
+    subset_seed: int | None = None
+    upscale: bool = False
+    resample: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, not {self.channels}.")
+        sides = 2 if isinstance(self.size, int) else len(self.size)
+        if sides != 2 or min(self.height_width) < 1:
+            raise ValueError(f"size must be one positive number or [height, width], not {self.size}.")
+        if self.subset_seed is not None and self.n_train is None:
+            raise ValueError(f"subset_seed={self.subset_seed} draws n_train of the images, and n_train is "
+                             "null: set n_train too, or leave subset_seed at null.")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return height, width
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """H, W, C of a decoded image."""
+        return *self.height_width, self.channels
+
+    def open_reader(self, cache: Path) -> ImageReader:
+        """cache: a folder, in which it is kept what was found out about files."""
+        return make(self.reader, "data", FileCache(cache / "memory"))
+
+
+OWN_KEYS = {field.name for field in fields(DataSettings)} - {"reader"}  # of section data
