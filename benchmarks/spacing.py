@@ -33,6 +33,7 @@ from evaluation.features.random import RandomConvolutional
 from evaluation.intervals import interval
 from evaluation.kernel import kid, kid_replicates
 from runtime.randomness import derive
+from training.best_checkpoint import find_best_checkpoint
 from training.finished import Finished
 
 SAMPLERS = {"ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}

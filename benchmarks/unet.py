@@ -108,7 +108,7 @@ def of_ours(network: UNet, size: int, device: torch.device, compiled: bool) -> C
     flop = gflop(lambda x, t: network(x, t, {}), size)
     network.to(device, memory_format=torch.channels_last)
     denoiser = Denoiser(called(network, compiled), linear(), PredictNoise()).to(device)
-    return Candidate("ours", compiled, "channels_last", network, flop, lambda *batch: simple_loss(denoiser, *batch).mean(),
+    return Candidate("ours", compiled, "channels_last", network, flop, lambda *batch: simple_loss(denoiser.forward_pass(*batch)).mean(),
                      lambda x: denoiser.outputs(x, 500)[0])
 
 

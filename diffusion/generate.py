@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoise, Prediction, clip_x0
 from diffusion.samplers import NoisePerImage, Sampler, Spacing, even_steps, heun
-from diffusion.schedule import NoiseSchedule, Time
+from diffusion.schedule import NoiseSchedule
 from runtime.build import Settings
 from runtime.errors import UserError
 
@@ -92,7 +92,7 @@ def generate(denoise: Denoise, schedule: NoiseSchedule, settings: SamplerSetting
         denoise = clip_x0(denoise, schedule)
     reached = schedule.steps + 1
 
-    def watched(x_t: Tensor, t: Time) -> Prediction:
+    def watched(x_t: Tensor, t: Any) -> Prediction:
         nonlocal reached
         prediction = denoise(x_t, t)
         if t < reached:  # some samplers come twice

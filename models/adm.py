@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,8 @@ class ADMUNet(UNet):
         self.head_channels, self.timestep_scale, self.resample_blocks = head_channels, timestep_scale, resample_blocks
         self.block_type = ScaleShiftResBlock if scale_shift else ResBlock
         # plain values, which nn.Module lets stand before its own constructor: the methods that fill the skeleton read them
-        super().__init__(channels, multipliers, blocks, attention_levels, in_channels, out_channels, dropout, heads, groups, classes,
-                         gradient_checkpointing)
+        super().__init__(channels, multipliers, blocks, attention_levels, in_channels, out_channels,  # type: ignore[arg-type]
+                         dropout, heads, groups, classes, gradient_checkpointing)  # type: ignore[arg-type]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -75,7 +76,7 @@ class ADMUNet(UNet):
         for module in modules:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()
-        last = [m.conv2 for m in modules if isinstance(m, ResBlock)] + [m.out for m in modules if isinstance(m, Attention)]
+        last: list[Any] = [m.conv2 for m in modules if isinstance(m, ResBlock)] + [m.out for m in modules if isinstance(m, Attention)]
         for layer in [*last, self.conv_out]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

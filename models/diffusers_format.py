@@ -96,7 +96,7 @@ def _weights_file(folder: Path) -> Path:
                     + (f", only {', '.join(others)}: save the UNet again with save_pretrained, in one file." if others else "."))
 
 
-def _size(size: int | Sequence[int] | None, where: str) -> int | list[int] | None:
+def _size(size: int | Sequence[int] | None, where: str) -> int | Sequence[int] | None:
     pair = size if isinstance(size, list) else [size or 1, 1]
     if len(pair) != 2 or min(pair) < 1 or size == 0:
         _refuse(where, "sample_size", size, "it is one number, or height and width")
@@ -276,7 +276,7 @@ def _theirs(parts: list[str], levels: int) -> list[str]:
 
 def to_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
     """A state dict of network under diffusers' names, without the null class."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for ours, theirs in names(network).items():
         tensor = state[ours][:-1] if ours == "class_embedding.weight" else state[ours]
         renamed |= zip(theirs, tensor.chunk(len(theirs)), strict=True)

@@ -52,9 +52,11 @@ def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
 class Filled:
     """A layer that is not initialized where there is no memory to fill: a network on the meta device takes half the time."""
 
+    weight: Any
+
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
-            super().reset_parameters()
+            super().reset_parameters()  # type: ignore[misc]
 
 
 class Linear(Filled, nn.Linear):
@@ -93,7 +95,8 @@ class GroupNorm(Filled, nn.GroupNorm):
     def settings(self) -> tuple[Tensor, Tensor, int, float, Act]:
         return self.weight, self.bias, self.num_groups, self.eps, self.act
 
-    def forward(self, x: Tensor, row_bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, row_bias: Tensor | None = None, scale: Tensor | None = None,  # type: ignore[override]
+                shift: Tensor | None = None) -> Tensor:
         """dropout(act(norm(x + row_bias) (1 + scale) + shift)); row_bias, scale, shift: [B, C] or [1, C]."""
         dropout = self.dropout if self.training else 0.0
         seed = torch.randint(2**62, (1,), device=x.device) if dropout else None
@@ -103,7 +106,7 @@ class GroupNorm(Filled, nn.GroupNorm):
 class JoiningNorm(GroupNorm):
     """The same of a sum, beside which comes what a skip connection brings."""
 
-    def forward(self, x: Sum, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Sum, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(what was joined, its norm)"""
         row_bias = None if x.bias is None else x.bias[None]
         if skip is not None:
@@ -114,7 +117,7 @@ class JoiningNorm(GroupNorm):
         return total, dispatch.group_norm_act(total, *self.settings)
 
 
-def added(a: Tensor, b: Tensor | None) -> Tensor:
+def added(a: Any, b: Tensor | None) -> Tensor:
     return a if b is None else a + b
 
 
@@ -159,9 +162,9 @@ class ResBlock(nn.Module):
         self.conv2 = conv(out_channels, out_channels, 3, scale=NEAR_ZERO)
         self.shortcut = Same() if in_channels == out_channels else conv(in_channels, out_channels, 1)
 
-    def forward(self, x: Sum, time: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Sum]:
+    def forward(self, stream: Sum, time: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Sum]:
         """(what came in, what goes out). time: [B, TIME_WIDTHS * C], time_proj of the embedding after its SiLU."""
-        x, h = self.norm1(x, skip)
+        x, h = self.norm1(stream, skip)
         biased = not dispatch.fused(x)  # on a GPU a bias is a pass of its own, which the next norm spares
         h = self.conv1(self.resample(h), biased)
         h = self.conv2(self.norm_with_time(h, time, None if biased else self.conv1.bias), biased)
@@ -185,8 +188,8 @@ class Attention(nn.Module):
         for branch in self.qkv.weight.data.chunk(3):  # three square matrices, each with its own fans
             variance_scaling_(branch)
 
-    def forward(self, x: Sum) -> Sum:
-        x, h = self.norm(x)
+    def forward(self, stream: Sum) -> Sum:
+        x, h = self.norm(stream)
         B, C, H, W = x.shape
         tokens = h.permute(0, 2, 3, 1).reshape(B, H * W, C)  # a view in channels_last
         h = self.out(dispatch.attention(self.qkv(tokens), self.heads))

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import misfit
 from models.adm import ADMUNet, EvenDownsample
@@ -52,7 +52,7 @@ def to_openai(state: Mapping[str, Tensor], network: UNet, new_attention_order: b
 
 def names(network: UNet) -> dict[str, str]:
     """Our parameters' names -> theirs."""
-    table = {}
+    table: dict[str, str] = {}
     for ours, theirs in ENDS.items():
         if hasattr(network, ours.split(".")[0]):
             table |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf, _ in network.get_submodule(ours).named_parameters()}
@@ -83,7 +83,7 @@ def _sequences(network: UNet) -> Iterator[tuple[str, list[str]]]:
             yield f"output_blocks.{next(number)}", [*_with_attention(f"up.{index}", level, k), *upsample]
 
 
-def _with_attention(prefix: str, level: nn.Module, k: int) -> list[str]:
+def _with_attention(prefix: str, level: Any, k: int) -> list[str]:
     return [f"{prefix}.block.{k}"] + ([f"{prefix}.attention.{k}"] if isinstance(level.attention[k], Attention) else [])
 
 
@@ -109,7 +109,8 @@ def _swap(tensor: Tensor, a: int, b: int) -> Tensor:
 
 
 def _heads(name: str, network: UNet) -> int:
-    return network.get_submodule(name[:name.index(".qkv.")]).heads
+    attention: Any = network.get_submodule(name[:name.index(".qkv.")])
+    return attention.heads
 
 
 # --- what does not fit ---------------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def labels(label: int | str | Sequence[int] | None, classes: Sequence[str], imag
         return torch.tensor([label[k % len(label)] for k in images])
     if str(label) not in classes and not (isinstance(label, int) and 0 <= label < len(classes)):
         raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
-    number = list(classes).index(str(label)) if str(label) in classes else label
+    number: Any = list(classes).index(str(label)) if str(label) in classes else label
     return torch.full((len(images),), number)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoiser import Condition, Denoise, Denoiser
+from diffusion.denoiser import Condition, Denoise, Denoiser, Prediction
 
 AHEAD = 2**26  # values of time terms that are kept at once: 256 MB in float32
 
@@ -31,7 +32,7 @@ def prepared(denoiser: Denoiser, steps: Sequence[int], graph: bool = True) -> Ca
     def given(condition: Condition | None) -> Denoise:
         terms = TimeTerms(denoiser, steps, condition or {})
 
-        def denoise(x_t: Tensor, t: int):
+        def denoise(x_t: Tensor, t: Any) -> Prediction:
             return decoder.predict(*decoder.halves(run(x_t, terms(t))), x_t, t)
 
         return denoise
@@ -48,7 +49,8 @@ class TimeTerms:
         if "label" in condition:
             label, self.row = condition["label"].unique(return_inverse=True)
             self.condition = {"label": label}
-        self.first, self.ahead = 0, None
+        self.first = 0
+        self.ahead: Tensor | None = None
 
     def __call__(self, t: int) -> Tensor:
         k = self.steps.index(t)

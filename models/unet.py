@@ -3,7 +3,8 @@ first attention of level 1 on the way down; level 0 has the full resolution on b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,9 @@ from models.layers import (
 class Level(nn.Module):
     """The blocks of one resolution, each with its attention or none, and the change to the next resolution."""
 
+    block: Any
+    attention: Any
+
     def __init__(self, block: list[nn.Module], attention: list[nn.Module], **resample: nn.Module):
         super().__init__()
         self.block, self.attention = nn.ModuleList(block), nn.ModuleList(attention)
@@ -48,6 +52,8 @@ class UNet(nn.Module):
     """
 
     EPS = NORM_EPS  # of every norm
+    down: Any  # a list of Level
+    up: Any
 
     def __init__(self, channels: int, multipliers: Sequence[int], blocks: int, attention_levels: Sequence[int],
                  in_channels: int = 3, out_channels: int = 3, dropout: float = 0.0, heads: int = 1, groups: int = 32,
@@ -171,7 +177,7 @@ class UNet(nn.Module):
         _, h = self.norm_out(h)
         return self.conv_out(h)
 
-    def _unit(self, block: nn.Module, attention: Callable[[Sum], Sum], h: Sum, *inputs: Tensor | None) -> tuple[Tensor, Sum]:
+    def _unit(self, block: nn.Module, attention: Any, h: Sum, *inputs: Tensor | None) -> tuple[Tensor, Sum]:
         """(what came in, what goes out) of a block and its attention."""
 
         def through(h, *inputs):

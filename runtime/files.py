@@ -154,10 +154,10 @@ def read_json(path: Path, mend: str = "", kind: type = dict, keys: Collection[st
 
 def _parsed(path: Path, data: bytes, mend: str, kind: type, keys: Collection[str]) -> Any:
     try:
-        found = json.loads(data.decode())
+        found: Any = json.loads(data.decode())
     except (ValueError, RecursionError) as error:  # of JSON, or of the encoding
         raise _damaged(path, error, mend) from error
-    if not isinstance(found, kind):
+    if not issubclass(type(found), kind):
         raise _damaged(path, f"it holds a {type(found).__name__}, and a {kind.__name__} belongs there", mend)
     if lacking := [key for key in keys if key not in found]:
         raise _damaged(path, f"it lacks {', '.join(lacking)}", mend)

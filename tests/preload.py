@@ -19,7 +19,7 @@ IMPORTS = ["torch", "torch._dynamo", "torch.optim", "torch.utils.serialization.c
 sys.dont_write_bytecode = False
 for name in IMPORTS:
     importlib.import_module(name)
-check_overrides = importlib.import_module("runtime.config").check_overrides
+check_overrides = importlib.import_module("config.overrides").check_overrides
 for chosen in ([], ["+experiment=pretrain_demo"], ["+experiment=transfer_demo"]):
     check_overrides("train", chosen)
 check_overrides("sample", [])

@@ -7,10 +7,10 @@ import contextlib
 import json
 import logging
 import re
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from training.parts import check_network, complete, optimizer_of, rules_of, with_classes
-from transfer.trained import fitted, merged, open_difference, write_origin
 
 import export
 from config.overrides import CONF, composed_keys, groups, options, resolved
@@ -35,13 +33,16 @@ from diffusion.timesteps import Uniform
 from runtime.checkpoint import EMA, find
 from tests.starts import trained as source_with
 from tests.transfers import Transfers, folders, weights
+from training.checks import check_network
 from training.loop import Terms, Trainer
 from training.result import read_result
-from training.start_from_source import changed_since, copied, patterns_beside, planned_fit, terms_of, with_alike_trained
-from transfer.fit import TABLE
+from training.run_directory import changed_since
+from training.start_from_source import copied, patterns_beside, terms_of, with_alike_trained
+from transfer.fit import TABLE, planned_fit
 from transfer.inject import inject
-from transfer.rules import ParameterPlan
+from transfer.rules import ParameterPlan, rules_of
 from transfer.start import Start
+from transfer.trained_weights import fitted, load_weights, merged, write_origin
 
 TINY = ("model.channels=16", "model.multipliers=[1]", "model.groups=4", "model.attention_levels=[0]", "model.blocks=1",
         "model.dropout=0", "data.size=8", "sampler.steps=2", "schedule.steps=20")
@@ -58,7 +59,7 @@ ENDS = {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
 
 
 @lru_cache
-def config_of(name: str, *overrides: str) -> dict[str, Any]:
+def config_of(name: str, *overrides: str) -> RunConfig:
     """A preset in a config that is composed once for all: Hydra takes longer over one than a tiny run does."""
     preset = OmegaConf.load(CONF / "transfer" / f"{name}.yaml")
     preset.pop("defaults", None)  # of diff_tuning: which t its target sees
@@ -67,7 +68,7 @@ def config_of(name: str, *overrides: str) -> dict[str, Any]:
     for override in (o for o in (*FEW.get(name, []), *overrides) if o not in choices):
         key, _, value = override.partition("=")
         OmegaConf.update(config, key, yaml.safe_load(value))
-    return complete(resolved(config))
+    return RunConfig(resolved(config)).completed
 
 
 @lru_cache
@@ -94,30 +95,28 @@ def colored() -> Dataset:
 class Begun:
     """A run at its first step, in memory."""
 
-    def __init__(self, config: dict[str, Any], trained: Any, cache):
-        scratch = not config["source"]["include"]
-        kept = 0 if scratch else RunConfig(config).source.kept(trained.state["config"])
-        self.config = with_classes(config, 3, kept)
-        self.table = [] if scratch else planned_fit(self.config, trained.state["config"])
+    def __init__(self, config: RunConfig, trained: Any, cache):
+        scratch = not config.source.include
+        kept = 0 if scratch else config.kept_classes(trained.config)
+        self.config = config.with_classes(3, kept)
+        self.table = [] if scratch else planned_fit(self.config, trained.config)
         self.config = with_alike_trained(self.config, self.table)
         torch.manual_seed(0)
-        self.denoiser = RunConfig(self.config).build_denoiser()
+        self.denoiser = self.config.build_denoiser()
         if not scratch:
             state, self.table = fitted(self.config, self.denoiser.network, trained)
             self.denoiser.network.load_state_dict(state)
-        strategy = RunConfig(self.config).transfer
+        strategy = self.config.transfer
         inject(self.denoiser.network, strategy.inject)
         self.plan = ParameterPlan(self.denoiser.network, rules_of(self.config))
-        classes, data = self.denoiser.network.classes, RunConfig(self.config).data
+        classes, data = self.denoiser.network.classes, self.config.data
         start = Start(self.denoiser, trained, copied(self.table), colored(), data, classes - kept if kept else None, 0, 6, cache)
         self.terms = Terms([p(start) for p in strategy.penalties], strategy.replay and strategy.replay(start),
                            strategy.loss and strategy.loss(start))
 
     def after(self, steps: int) -> Denoiser:
-        settings, run = RunConfig(self.config).train, RunConfig(self.config).run
-        trainer = Trainer(self.denoiser, simple_loss, Uniform(20), optimizer_of(self.config, self.plan.groups()), self.plan,
-                          Batches(colored(), 6, False, 0), RunConfig(self.config).sampler, settings, run, self.config, None, None,
-                          contextlib.nullcontext, self.terms, {})
+        trainer = Trainer(self.denoiser, simple_loss, Uniform(20), self.config.build_optimizer(self.plan.groups()), self.plan,
+                          Batches(colored(), 6, False, 0), self.config, None, None, contextlib.nullcontext, self.terms, {})
         replay = self.terms.replay
         for k in range(steps):
             trainer.step(k, trainer.batches.batch(k), replay and replay.batches.batch(k))
@@ -187,11 +186,12 @@ def test_equal_channels_cannot_pass_two_thirds():
 
 def added(name: str, *overrides: str, theirs: tuple[int, int] = (0, 3), **more: Any) -> dict[str, float]:
     """The rules that a preset gets from a source of (classes, channels) for three classes in color."""
-    config = with_classes(config_of(name, *overrides) | more, 3, theirs[0] if name in ("dreambooth", "textual_inversion") else 0)
-    full = with_alike_trained(config, planned_fit(config, source(*theirs).state["config"]))
-    n = len(config["transfer"]["rules"])
-    assert full["transfer"]["rules"][:n] == config["transfer"]["rules"]
-    return {rule["pattern"]: rule["learning_rate_scale"] for rule in full["transfer"]["rules"][n:]}
+    kept = theirs[0] if name in ("dreambooth", "textual_inversion") else 0
+    config = config_of(name, *overrides).with_sections(**more).with_classes(3, kept)
+    full = with_alike_trained(config, planned_fit(config, source(*theirs).config)).transfer.rules
+    n = len(config.transfer.rules)
+    assert full[:n] == config.transfer.rules
+    return {rule.pattern: rule.learning_rate_scale for rule in full[n:]}
 
 
 # Those that freeze the table, and those that train it late or slowly.
@@ -242,7 +242,7 @@ def test_a_rule_about_the_table_alone_is_obeyed(rule):
 def test_a_weight_that_trains_has_nothing_injected_that_needs_it_frozen():
     """Shifts of singular values that are zero, as a matrix of equal rows has them, would be along vectors that rounding chose."""
     config = config_of("svdiff", "model.classes=0")
-    config = with_alike_trained(config, planned_fit(config, source(0).state["config"]))
+    config = with_alike_trained(config, planned_fit(config, source(0).config))
     plan = check_network(config)
     assert set(plan.trains()) >= ENDS and not any(n.startswith(("conv_in.weight.", "conv_out.weight.")) for n in plan.parameters)
     assert "time_mlp.0.weight.spectral.shift" in plan.trains()
@@ -307,8 +307,8 @@ def test_the_share_is_that_of_all_rows_and_says_when_it_trains(transfers, caplog
     """Three new rows of the table, counted before the images were known as one."""
     caplog.set_level(logging.INFO)
     directory = run(transfers, "textual_inversion", "data.channels=1")
-    config = find(directory).state["config"]
-    rows, everything = 3 * 64, sum(w.numel() for w in RunConfig(config).shape_network().state_dict().values())
+    config = RunConfig(find(directory).config)
+    rows, everything = 3 * 64, sum(w.numel() for w in config.shape_network().state_dict().values())
     assert f"{100 * rows / everything:.3g}% of the parameters train\n" in caplog.text
     directory = run(transfers, "lp_ft", "data.channels=1", "train.steps=4")
     assert "100% of the parameters train, all from step 2\n" in caplog.text
@@ -328,9 +328,9 @@ def test_a_run_is_another_one_only_where_a_rule_came_on_top(transfers):
 def test_a_small_file_has_what_a_rule_on_top_trained(transfers, tmp_path):
     directory = run(transfers, "lora")
     export.export_difference(str(directory), tmp_path / "x.safetensors")
-    laid = open_difference(str(tmp_path / "x.safetensors"), None)
-    expected = merged(find(directory).state["config"], weights(directory, file=EMA))
-    assert all(torch.equal(w, expected[name]) for name, w in laid.weights(EMA).items())
+    laid = load_weights(str(tmp_path / "x.safetensors"))
+    expected = merged(RunConfig(find(directory).config), weights(directory, file=EMA))
+    assert all(torch.equal(w, expected[name]) for name, w in laid.load("ema").items())
     assert {TABLE, *ENDS} <= load_file(tmp_path / "x.safetensors").keys()
 
 
@@ -340,8 +340,8 @@ def test_a_small_file_has_what_a_rule_on_top_trained(transfers, tmp_path):
 def test_other_numbers_are_another_run_and_equal_ones_are_not():
     """Runs that had their names before, and what is computed otherwise since."""
     def changed(name: str, *overrides: str, theirs: int = 0) -> list[str]:
-        config = with_classes(config_of(name, "data.channels=1", *overrides), 3)
-        return changed_since(config, planned_fit(config, source(theirs).state["config"]))
+        config = config_of(name, "data.channels=1", *overrides).with_classes(3)
+        return changed_since(config, planned_fit(config, source(theirs).config))
 
     assert changed("difffit", "optimizer=adamw", "optimizer.weight_decay=0.1") == ["weight decay leaves scales alone"]
     assert changed("lora", "optimizer=adamw", "optimizer.weight_decay=0.1") == changed("difffit", "optimizer=adamw") == []
@@ -352,9 +352,9 @@ def test_other_numbers_are_another_run_and_equal_ones_are_not():
 
 @pytest.mark.parametrize(("theirs", "kept", "new"), [(2, False, 3), (2, True, 3), (3, False, 0), (0, False, 0)])
 def test_which_rows_a_term_is_told_to_be_new(tmp_path, theirs, kept, new):
-    config = with_classes(config_of("full", "data.channels=1", f"source.keep_classes={str(kept).lower()}"), 3, theirs if kept else 0)
-    table = planned_fit(config, source(theirs).state["config"])
+    config = config_of("full", "data.channels=1", f"source.keep_classes={str(kept).lower()}").with_classes(3, theirs if kept else 0)
+    table = planned_fit(config, source(theirs).config)
     write_origin(tmp_path, {"path": "", "weights": "", "sha256": ""}, table)
-    strategy = SimpleNamespace(penalties=[lambda start: start], replay=None, loss=None)
-    [start] = terms_of(strategy, source(theirs), RunConfig(config).build_denoiser(), colored(), config, tmp_path).penalties
+    vars(config)["transfer"] = replace(config.transfer, penalties=[lambda start: start])
+    [start] = terms_of(config, source(theirs), config.build_denoiser(), colored(), tmp_path).penalties
     assert start.new_rows == new

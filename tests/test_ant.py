@@ -58,6 +58,12 @@ def built(tmp_path, network=None, classifier=None, parameterization=None, **sett
     return loss, start.denoiser
 
 
+def value_of(loss, denoiser, x0, t, noise, condition=None):
+    """As a training step goes: the noise is chosen, then the network is asked once."""
+    noise = loss.noise_of(denoiser, x0, t, noise, condition)
+    return loss(denoiser.forward_pass(x0, t, noise, condition))
+
+
 def by_hand(A, x0, t, noise, w, steps, rate, guidance):
     """The loss of DPMs-ANT in numpy. x0, noise: [B, values]."""
     alpha_bar = SCHEDULE.alpha_bar.numpy()[t][:, None]
@@ -78,7 +84,7 @@ def test_the_loss_follows_the_formula(tmp_path, steps, rate, guidance):
     x0, t, noise = batch(dtype=torch.float64)
     expected = by_hand(denoiser.network.A.detach().numpy(), x0.flatten(1).numpy(), t.numpy(), noise.flatten(1).numpy(),
                        loss.classifier.w.numpy(), steps, rate, guidance)
-    value = loss(denoiser, x0, t, noise)
+    value = value_of(loss, denoiser, x0, t, noise)
     assert value.shape == (4,)
     np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-9)
 
@@ -101,13 +107,13 @@ def test_it_is_the_error_of_the_noise_whatever_the_network_predicts(tmp_path, pa
             return parameterization.encode(SCHEDULE, x0, eps, timestep + 1)
 
     other = Denoiser(Other(), SCHEDULE, parameterization)
-    torch.testing.assert_close(plain(other, x0, t, noise), plain(denoiser, x0, t, noise), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(value_of(plain, other, x0, t, noise), value_of(plain, denoiser, x0, t, noise), rtol=1e-7, atol=1e-7)
 
 
 def test_ascent_finds_noise_that_is_harder_and_still_of_unit_variance(tmp_path):
     loss, denoiser = built(tmp_path, unet().double(), guidance=0.0, ascent_steps=10)
     x0, t, noise = batch(dtype=torch.float64)
-    hard = loss.hardest(denoiser, x0, t, noise, None)
+    hard = loss.noise_of(denoiser, x0, t, noise, None)
 
     def error(noise):
         return (denoiser(SCHEDULE.add_noise(x0, noise, t), t).noise - noise).square().flatten(1).mean(1)
@@ -122,9 +128,9 @@ def test_the_ascent_leaves_the_parameters_without_a_gradient_and_the_target_is_a
     loss, denoiser = built(tmp_path, ascent_steps=2)
     x0, t, noise = batch(dtype=torch.float64)
     with torch.no_grad():
-        hard = loss.hardest(denoiser, x0, t, noise, None)  # works without a gradient around it, too
+        hard = loss.noise_of(denoiser, x0, t, noise, None)  # works without a gradient around it, too
     assert denoiser.network.A.grad is None
-    loss(denoiser, x0, t, noise).sum().backward()
+    value_of(loss, denoiser, x0, t, noise).sum().backward()
     x_t = SCHEDULE.add_noise(x0, hard, t)
     factor = (1 - SCHEDULE.alpha_bar[t])[:, None]
     w = loss.classifier.w
@@ -154,15 +160,15 @@ def test_the_condition_reaches_each_pass(tmp_path):
     loss, denoiser = built(tmp_path, Told(), ascent_steps=3)
     condition = {"label": torch.zeros(4, dtype=torch.long)}
     x0, t, noise = batch(dtype=torch.float64)
-    loss(denoiser, x0, t, noise, condition)
+    value_of(loss, denoiser, x0, t, noise, condition)
     assert seen == [condition] * 4
 
 
 def test_images_do_not_depend_on_their_batch(tmp_path):
     loss, denoiser = built(tmp_path)
     x0, t, noise = batch(dtype=torch.float64)
-    together = loss(denoiser, x0, t, noise)
-    alone = torch.cat([loss(denoiser, *(x[i : i + 1] for x in (x0, t, noise))) for i in range(4)])
+    together = value_of(loss, denoiser, x0, t, noise)
+    alone = torch.cat([value_of(loss, denoiser, *(x[i : i + 1] for x in (x0, t, noise))) for i in range(4)])
     torch.testing.assert_close(together, alone)
 
 
@@ -173,11 +179,11 @@ def test_dropout_sleeps_in_the_ascent_and_draws_as_with_any_other_loss(tmp_path)
     network.mid.eval()  # a part in another mode stays in it
     modes = [m.training for m in network.modules()]
     torch.manual_seed(1)
-    value = loss(denoiser, x0, t, noise)
+    value = value_of(loss, denoiser, x0, t, noise)
     after = torch.rand(1)
     assert [m.training for m in network.modules()] == modes
     still = copy.deepcopy(denoiser).eval()
-    hard = loss.hardest(still, x0, t, noise, None)
+    hard = loss.noise_of(still, x0, t, noise, None)
     torch.manual_seed(1)
     torch.testing.assert_close(value, (denoiser(SCHEDULE.add_noise(x0, hard, t), t).noise - hard).square().flatten(1).mean(1))
     assert after == torch.rand(1)
@@ -202,12 +208,12 @@ def test_frozen_parts_checkpointing_and_autocast(tmp_path, checkpointing, bf16, 
         parameter.requires_grad_(trained in name)
     x0, t, noise = batch()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        value = loss(denoiser, x0, t, noise)
+        value = value_of(loss, denoiser, x0, t, noise)
     value.mean().backward()
     plain = unet().double()
     plain.load_state_dict(network.state_dict())
     loss.classifier = copy.deepcopy(classifier).double()
-    reference = loss(Denoiser(plain, SCHEDULE, PredictNoise()), x0.double(), t, noise.double())
+    reference = value_of(loss, Denoiser(plain, SCHEDULE, PredictNoise()), x0.double(), t, noise.double())
     reference.mean().backward()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), reference, rtol=0.1 if bf16 else 1e-4, atol=0)
@@ -223,7 +229,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     loss, denoiser = built(tmp_path, unet(), Classifier(3), ascent_steps=2)
     denoiser, loss.classifier = denoiser.to("meta"), loss.classifier.to("meta")
-    assert loss(denoiser, *(x.to("meta") for x in batch())).shape == (4,)
+    assert value_of(loss, denoiser, *(x.to("meta") for x in batch())).shape == (4,)
 
 
 def test_guidance_is_the_gradient_of_the_log_probability_of_the_target():

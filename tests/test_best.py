@@ -11,6 +11,7 @@ from runtime import checkpoint
 from runtime.checkpoint import MODEL
 from runtime.errors import UserError
 from runtime.files import remove_directory
+from training.best_checkpoint import find_best_checkpoint, prune_checkpoints
 
 
 def saved(directory: Path, step: int, loss: float | None = None, kid: float | None = None, by: str | None = None,
@@ -18,9 +19,8 @@ def saved(directory: Path, step: int, loss: float | None = None, kid: float | No
     """by: run.best_by of its config; None for a run from before there was a choice. grid: of the held-out loss, likewise."""
     weights = {"a": torch.full((2,), float(step))}
     config = {"seed": 0} if by is None else {"run": {"best_by": by}}
-    state = {"step": step, "validation_loss": loss, "config": config} | ({} if by is None else {"validation_kid": kid})
-    state |= {} if grid is None else {"held_out_grid": grid}
-    checkpoint.save(directory / "checkpoints", weights, weights, {"state": {}}, state)
+    progress = checkpoint.Progress(validation_loss=loss, validation_kid=kid, held_out_grid=grid)
+    checkpoint.save(directory / "checkpoints", weights, weights, {"state": {}}, step, config, [], progress)
 
 
 def steps(directory: Path) -> list[int]:
@@ -35,7 +35,7 @@ KIDS = {1: 0.09, 2: -0.01, 3: 0.02, 4: 0.05, 12: -0.005}
 def test_pruning_keeps_the_best_by_the_runs_rule(tmp_path, by, best):
     for step, expected in zip(LOSSES, best, strict=True):
         saved(tmp_path, step, LOSSES[step], KIDS[step], by)
-        checkpoint.prune(tmp_path / "checkpoints", 1)
+        prune_checkpoints(tmp_path / "checkpoints", 1)
         assert steps(tmp_path) == sorted({expected, step})
         assert find_best_checkpoint(tmp_path).step == find_best_checkpoint(tmp_path / "checkpoints").step == expected
 
@@ -44,7 +44,7 @@ def test_losses_on_other_images_are_not_compared(tmp_path):
     """A run that was begun when the held-out loss looked at the first files alone, and went on with all of them."""
     for step, loss, grid in ((1, 0.01, None), (2, 0.5, 2), (3, 0.4, 2), (4, 0.45, 2)):
         saved(tmp_path, step, loss, by="loss", grid=grid)
-        checkpoint.prune(tmp_path / "checkpoints", 1)
+        prune_checkpoints(tmp_path / "checkpoints", 1)
     assert find_best_checkpoint(tmp_path).step == 3 and steps(tmp_path) == [1, 3, 4]
 
 
@@ -58,7 +58,7 @@ def test_what_was_not_judged_is_not_the_best(tmp_path):
     for step, (loss, kid) in {1: (0.5, None), 2: (0.1, None), 3: (0.6, 0.4), 4: (0.7, 0.3), 5: (None, None)}.items():
         saved(tmp_path, step, loss, kid, "kid")
     assert find_best_checkpoint(tmp_path).step == 4
-    checkpoint.prune(tmp_path / "checkpoints", 1)
+    prune_checkpoints(tmp_path / "checkpoints", 1)
     assert steps(tmp_path) == [4, 5]
 
 
@@ -66,7 +66,7 @@ def test_where_none_was_judged_the_best_is_the_newest(tmp_path):
     for step in (1, 2, 11):
         saved(tmp_path, step, 0.1 * step, None, "kid")
     assert find_best_checkpoint(tmp_path).step == 11
-    checkpoint.prune(tmp_path / "checkpoints", 1)
+    prune_checkpoints(tmp_path / "checkpoints", 1)
     assert steps(tmp_path) == [11]
 
 

@@ -13,9 +13,9 @@ from functools import cache
 
 import pytest
 import torch
-from training.parts import settings_of
 
 from config.overrides import composed, options
+from config.run_config import RunConfig
 from diffusion import generate as generating
 from diffusion import schedule as schedules
 from diffusion.denoiser import Prediction
@@ -92,7 +92,7 @@ def shipped():
         config = composed("train", [f"+experiment={name}", *(["data.source.path=nowhere"] if "folder" in name else [])])
         schedule = config["schedule"]
         key = f"{schedule['_target_'].split('.')[-1]}, T {schedule['steps']}"
-        found.setdefault(key, (build(schedule, ["diffusion"], "schedule"), {}))[1][math.prod(image_shape(config["data"]))] = name
+        found.setdefault(key, (build(schedule, ["diffusion"], "schedule"), {}))[1][math.prod(RunConfig(config).image_shape)] = name
     return found
 
 
@@ -104,7 +104,7 @@ OTHERS = {"cosine": schedules.cosine(1000), "sigmoid": SIGMOID, "scaled linear":
 @cache
 def defaults():
     """name: settings of the samplers, as conf/sampler has them."""
-    return {name: settings_of(composed("train", [f"sampler={name}"]), "sampler") for name in options("sampler")}
+    return {name: RunConfig(composed("train", [f"sampler={name}"])).sampler for name in options("sampler")}
 
 
 def test_the_shipped_cases():

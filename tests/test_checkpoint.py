@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.parts import check_config, settings_of
 
 from config.overrides import composed
+from config.run_config import RunConfig
 from data.bundled import Faces
 from data.dataset import DataSettings, decoded
 from data.memory import Memory
@@ -22,7 +22,10 @@ from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER, STATE
 from runtime.errors import UserError
 from tests import runs
-from train import open_images, trainer
+from training.best_checkpoint import prune_checkpoints
+from training.checks import check_run_config
+from training.run import open_trainer
+from training.run_directory import open_images
 
 FILES = [MODEL, EMA, OPTIMIZER, STATE]
 
@@ -36,8 +39,8 @@ def flip(path: Path, position: int, bit: int = 1) -> None:
 def saved(directory: Path, step: int, loss: float | None = None, optimizer=None) -> checkpoint.Checkpoint:
     """A small checkpoint, not of a run."""
     weights = {"a": torch.full((4, 3), float(step)), "b": torch.arange(5.0)}
-    state = {"step": step, "pending": False, "validation_loss": loss, "config": {"seed": 0}, "classes": []}
-    checkpoint.save(directory, weights, {name: w / 2 for name, w in weights.items()}, optimizer or {"state": {}}, state)
+    checkpoint.save(directory, weights, {name: w / 2 for name, w in weights.items()}, optimizer or {"state": {}}, step, {"seed": 0}, [],
+                    checkpoint.Progress(validation_loss=loss))
     return checkpoint.open_checkpoint(directory / f"step_{step}")
 
 
@@ -97,7 +100,7 @@ def test_no_flipped_bit_of_the_state_goes_unseen(tmp_path):
     for position in range(len(data)):
         flip(file, position, (1, 4, 32)[position % 3])
         try:
-            assert checkpoint.open_checkpoint(good.path).state == good.state, position
+            assert checkpoint.open_checkpoint(good.path) == good, position
         except UserError as error:
             assert str(good.path) in str(error)
         file.write_bytes(data)
@@ -154,10 +157,10 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path):
     kept = []
     for step, loss in losses.items():
         saved(tmp_path, step, loss)
-        checkpoint.prune(tmp_path, 2)
+        prune_checkpoints(tmp_path, 2)
         kept.append(sorted(c.step for c in checkpoint.all_checkpoints(tmp_path)))
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6], [2, 6, 12]]
-    checkpoint.prune(tmp_path, 1)
+    prune_checkpoints(tmp_path, 1)
     assert sorted(c.step for c in checkpoint.all_checkpoints(tmp_path)) == [2, 12]
     assert not list(tmp_path.glob(".*"))
     assert all(c.damage() is None for c in checkpoint.all_checkpoints(tmp_path))
@@ -167,7 +170,7 @@ def test_a_damaged_state_does_not_stop_pruning(tmp_path):
     for step in (1, 2, 3, 4):
         saved(tmp_path, step)
     (tmp_path / "step_2" / STATE).write_text("{")
-    checkpoint.prune(tmp_path, 1)
+    prune_checkpoints(tmp_path, 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_2", "step_4"]
 
 
@@ -198,8 +201,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 def test_a_run_with_a_hostile_optimizer_stops_with_one_message(undisturbed, tmp_path):
     directory = runs.copied(undisturbed(), tmp_path / "run")
     last = checkpoint.find(directory)
-    state = {key: value for key, value in last.state.items() if key != "sha256"}
-    checkpoint.save(last.path.parent, last.weights(MODEL), last.weights(EMA), {"state": Evil(tmp_path / "created")}, state)
+    checkpoint.save(last.path.parent, last.weights(MODEL), last.weights(EMA), {"state": Evil(tmp_path / "created")}, last.step, last.config,
+                    last.classes, last.progress)
     message = one_error(*runs.train(tmp_path / "run", ["train.steps=16"]))
     assert f"step_12/{OPTIMIZER}" in message
     assert not (tmp_path / "created").exists()
@@ -222,25 +225,25 @@ def test_a_hostile_target_in_a_config_is_refused(undisturbed, monkeypatch, tmp_p
     for call in ("system", "remove", "unlink", "rmdir"):
         monkeypatch.setattr(os, call, lambda *_: pytest.fail("it was called"))
     monkeypatch.setattr(shutil, "rmtree", lambda *_: pytest.fail("it was called"))
-    config = json.loads(json.dumps(checkpoint.find(made).state["config"]))
+    config = json.loads(json.dumps(checkpoint.find(made).config))
     node = {"_target_": target, "command": "true", "path": str(tmp_path)}
     config[section] = {**config[section], "source": node} if section == "data" else {**config[section], "function": node} \
         if section == "sampler" else node
-    for use in (check_config, lambda config: build_part(config, section)):
+    for use in (check_run_config, lambda config: build_part(config, section)):
         with pytest.raises(UserError, match="_target_: .*(is not defined in|there is no)"):
             use(config)
 
 
 def build_part(config: dict, section: str):
     if section in ("data", "sampler"):
-        return settings_of(config, section)
+        return getattr(RunConfig(config), section)
     if section == "optimizer":
         return build(config[section], ["torch.optim"], section)
     return RunConfig(config).build_denoiser()
 
 
 def test_a_hostile_target_inside_a_part_is_refused(undisturbed):
-    config = json.loads(json.dumps(checkpoint.find(undisturbed()).state["config"]))
+    config = json.loads(json.dumps(checkpoint.find(undisturbed()).config))
     config["schedule"] = {"_target_": "diffusion.schedule.zero_terminal", "schedule": {"_target_": "os.system", "command": "true"}}
     with pytest.raises(UserError, match="os.system is not defined in diffusion"):
         RunConfig(config).build_denoiser()
@@ -331,10 +334,10 @@ def test_weights_out_of_range_are_not_kept_as_a_good_checkpoint(tmp_path):
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     """A finite loss with an infinite gradient: the weights are lost in that very step, here the last before a checkpoint."""
     torch.set_num_threads(1)
-    config = composed("train", [*runs.TINY, "run.checkpoint_every=3", "run.log_every=8", f"run.cache={tmp_path}/cache"])
+    config = RunConfig(composed("train", [*runs.TINY, "run.checkpoint_every=3", "run.log_every=8", f"run.cache={tmp_path}/cache"]))
     directory = tmp_path / "run"
     directory.mkdir()
-    with trainer(config, open_images(config), directory, None, None) as prepared:
+    with open_trainer(config, open_images(config), directory, None, None) as prepared:
         weight = prepared.denoiser.network.conv_in.weight
         weight.register_hook(lambda gradient: gradient * float("inf") if prepared.steps_done == 2 else gradient)
         with pytest.raises(UserError, match="gradient of step 2 is not finite.*No checkpoint"):

@@ -8,16 +8,16 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from training.parts import TARGETS, check_config, check_network, with_schedule
-from config.overrides import _check_choice
 
 from config.identity import digest, identity
-from config.overrides import CONF, check_overrides, composed, options, parsed, resolved
+from config.overrides import CONF, _check_choice, check_overrides, composed, options, parsed, resolved
+from config.run_config import NODES, RunConfig
 from data.source import hash_of
 from runtime.build import build, fits
 from runtime.content import differences
 from runtime.errors import UserError
 from tests import runs
+from training.checks import check_network, check_run_config
 
 
 def refused(*arguments: str) -> str:
@@ -25,8 +25,7 @@ def refused(*arguments: str) -> str:
     with pytest.raises(UserError) as error:
         check_overrides("train", arguments)
         config = composed("train", arguments)
-        check_config(config)
-        check_network(config)
+        check_network(check_run_config(config))
     return str(error.value)
 
 
@@ -64,8 +63,7 @@ NOWHERE = ["data.source.path=nowhere"]  # must be set
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiments_compose_and_build(experiment):
     config = composed("train", [f"+experiment={experiment}", *(NOWHERE if "folder" in experiment else [])])
-    check_config(config)
-    check_network(config)  # builds the network on the meta device
+    check_network(check_run_config(config))  # builds the network on the meta device
     assert config["experiment"] == experiment
 
 
@@ -78,9 +76,9 @@ def test_every_choice_composes_and_checks(group, choice):
             "linear_zero_terminal": ["parameterization=velocity"],
             "learned": ["loss=bound"], "learned_range": ["loss=hybrid"], "hybrid": ["variance=learned_range"]}
     config = composed("train", [f"{group}={choice}", *more.get(choice, [])])
-    check_config(config)
+    check_run_config(config)
     for section in ("schedule", "parameterization", "variance", "loss"):
-        build(config[section], TARGETS[section], section)
+        build(config[section], NODES[section], section)
 
 
 @pytest.mark.parametrize("data", ["folder", "dicom", "nifti", "npz", "medmnist", "celeba"])
@@ -88,17 +86,17 @@ def test_every_choice_composes_and_checks(group, choice):
 def test_any_images_go_into_the_transfer_experiments(experiment, data):
     more = NOWHERE if data in ("folder", "dicom", "nifti") else []
     config = composed("train", [f"+experiment={experiment}", f"data={data}", *more])
-    check_config(config)
+    check_run_config(config)
 
 
 def test_what_the_caller_gives_is_not_among_the_known_settings():
     config = composed("train", ["data=folder", *NOWHERE])
     config["data"]["source"]["pth"] = "x"
     with pytest.raises(UserError, match="data.source.pth: no such setting; did you mean path"):
-        check_config(config)
+        check_run_config(config)
     config["data"]["source"]["zzzzzz"] = config["data"]["source"].pop("pth")
     with pytest.raises(UserError) as raised:
-        check_config(config)
+        check_run_config(config)
     assert "memory" not in str(raised.value) and "validation" in str(raised.value)
 
 
@@ -107,7 +105,7 @@ def test_what_the_caller_gives_is_not_among_the_known_settings():
     (["loss=hybrid"], "variance=learned_range")])
 def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     with pytest.raises(UserError, match=names):
-        check_config(composed("train", arguments))
+        check_run_config(composed("train", arguments))
 
 
 @pytest.mark.parametrize(("argument", "names"), [
@@ -195,7 +193,7 @@ TIMES = "timesteps: {_target_: diffusion.timesteps.Uniform, _partial_: true}"
 def test_a_strategy_that_is_no_strategy(text, message, tmp_path, monkeypatch):
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf/transfer/own.yaml").write_text(text)
-    monkeypatch.setattr("runtime.config.CONF", tmp_path / "conf")
+    monkeypatch.setattr("config.overrides.CONF", tmp_path / "conf")
     assert message in refused("transfer=own", "source.from=x")
 
 
@@ -210,7 +208,7 @@ def test_a_sweep_is_checked_value_by_value():
 def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
     shutil.copytree(CONF / "transfer", tmp_path / "transfer")
     (tmp_path / "transfer/own.yaml").write_text("rules: [")
-    monkeypatch.setattr("runtime.config.CONF", tmp_path)
+    monkeypatch.setattr("config.overrides.CONF", tmp_path)
     with pytest.raises(UserError, match="transfer=own: while parsing"):
         _check_choice(parsed(["transfer=full,own"])[0])
 
@@ -262,25 +260,25 @@ def test_hydras_own_flags_pass():
 
 def test_identity_is_what_changes_the_numbers():
     """Device, wandb, paths, logging and a larger number of steps stay out of it; everything else is in it."""
-    base = identity(composed("train", []), "images")
+    base = identity(RunConfig(composed("train", [])), "images")
     same = ["run.device=cpu", "wandb=offline", "run.root=elsewhere", "run.cache=elsewhere", "run.log_every=1", "run.samples=1",
             "run.checkpoint_every=7", "train.steps=9999", "sampler=ancestral", "source.train=true", "run.directory=here"]
     for override in same:
-        assert identity(composed("train", [override]), "images") == base, override
+        assert identity(RunConfig(composed("train", [override])), "images") == base, override
     different = ["seed=1", "train.batch_size=16", "optimizer.lr=0.1", "model.dropout=0.1", "schedule=cosine", "loss=bound",
                  "parameterization=x0", "variance=fixed_small", "transfer=freeze_encoder",
                  "data.size=16", "data.n_train=10", "train.precision=bf16",
                  "train.accumulation=2", "source.include=[up.*]", "data.flip=false"]
     for override in different:
-        assert identity(composed("train", [override]), "images") != base, override
-    assert identity(composed("train", []), "other images") != base
+        assert identity(RunConfig(composed("train", [override])), "images") != base, override
+    assert identity(RunConfig(composed("train", [])), "other images") != base
     assert "subset_seed" not in base["data"]  # it came after runs had names
-    assert identity(composed("train", ["data.n_train=10", "data.subset_seed=0"]), "images") != identity(
-        composed("train", ["data.n_train=10"]), "images")
+    assert identity(RunConfig(composed("train", ["data.n_train=10", "data.subset_seed=0"])), "images") != identity(
+        RunConfig(composed("train", ["data.n_train=10"])), "images")
 
 
 def test_a_folder_counts_by_its_images_and_not_by_its_path():
-    one, other = (identity(composed("train", ["data=folder", f"data.source.path={p}"]), "same") for p in ("a", "b"))
+    one, other = (identity(RunConfig(composed("train", ["data=folder", f"data.source.path={p}"])), "same") for p in ("a", "b"))
     assert one == other
 
 
@@ -297,7 +295,7 @@ def test_types(value, hint, right):
 
 def test_how_a_number_is_written_makes_no_other_run():
     def name(*overrides):
-        return digest(identity(composed("train", overrides), "x"))
+        return digest(identity(RunConfig(composed("train", overrides)), "x"))
 
     assert name("train.clip=1", "optimizer.eps=1") == name("train.clip=1.0", "optimizer.eps=1.0")
     assert name("train.clip=1", "optimizer.eps=1") != name("train.clip=1.5", "optimizer.eps=1")
@@ -309,10 +307,10 @@ def test_how_a_number_is_written_makes_no_other_run():
     (["parameterization=velocity", "variance=learned_range", "loss=hybrid"], None)])
 def test_a_network_that_speaks_of_its_own_schedules_steps_goes_to_no_other(settings, message):
     """The mean of q(x_{t-1} | x_t) and its variance are those of one schedule; noise, x0 and a share of a range are of any."""
-    source, target = (composed("train", [*settings, f"schedule={schedule}"]) for schedule in ("cosine", "linear"))
-    assert with_schedule(target, None)["network_schedule"] is None and with_schedule(source, source)["network_schedule"] is None
+    source, target = (RunConfig(composed("train", [*settings, f"schedule={schedule}"])) for schedule in ("cosine", "linear"))
+    assert target.with_schedule_of(None).network_schedule is None and source.with_schedule_of(source).network_schedule is None
     if message:
         with pytest.raises(UserError, match=f"{message} is about the steps of the source's schedule.*take the source's schedule"):
-            with_schedule(target, source)
+            target.with_schedule_of(source)
     else:
-        assert with_schedule(target, source)["network_schedule"] == source["schedule"]
+        assert target.with_schedule_of(source).raw["network_schedule"] == source.raw["schedule"]

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 import data.dataset
-import train
 from config.overrides import composed
 from data.folder import Folder
 from data.memory import Memory
@@ -25,6 +24,7 @@ from runtime.errors import UserError
 from runtime.files import Damaged
 from runtime.log import read_metrics
 from tests import runs, transfers
+from training import run as training_run
 from training.result import read_result
 
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[]", "data.size=8", "data.channels=1",
@@ -47,7 +47,7 @@ def run(root: Path, *more: str, steps: int = STEPS) -> Path:
     """A tiny run of root/images by train.py, which keeps all below root -> its directory."""
     torch.set_num_threads(1)
     places = ["data=folder", f"data.source.path={root}/images", f"run.root={root}/runs", f"run.cache={root}/cache"]
-    return train.run(composed("train", [*TINY, *places, f"train.steps={steps}", *more]))
+    return training_run.train(composed("train", [*TINY, *places, f"train.steps={steps}", *more]))
 
 
 def bits(directory: Path, step: int = STEPS) -> list[str]:
@@ -174,14 +174,14 @@ def test_images_replaced_after_they_were_hashed_end_the_run(expected, tmp_path, 
     start is that of the new images, and that of the old ones again where they are put back."""
     root = tmp_path
     images(root / "images")
-    file, opened = root / "images/dark/3.png", train.open_dataset
+    file, opened = root / "images/dark/3.png", training_run.open_dataset
     for spoil, more in ((another, []), (garbage, ["data.skip_broken=true"]), (Path.unlink, ["data.skip_broken=true"])):
         images_again(root / "images")
-        monkeypatch.setattr(train, "open_dataset", lambda *given, spoil=spoil: (spoil(file), opened(*given))[1])
+        monkeypatch.setattr(training_run, "open_dataset", lambda *given, spoil=spoil: (spoil(file), opened(*given))[1])
         with pytest.raises(UserError, match=rf"{file} (changed|cannot be opened any more).*run the same command again"):
             run(root, *more)
         assert {path.suffix for path in (root / "cache").iterdir() if path.is_file()} <= {".lock"}
-    monkeypatch.setattr(train, "open_dataset", opened)
+    monkeypatch.setattr(training_run, "open_dataset", opened)
     images_again(root / "images")
     assert bits(run(root)) == bits(runs.directory_of(expected))
     another(file)

@@ -23,7 +23,6 @@ import runtime.torchvision  # noqa: F401  before anything that imports torchvisi
 import diffusers
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
-from training.parts import build_denoiser
 
 import models.adm
 import models.unet
@@ -35,10 +34,10 @@ from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
 from models.diffusers_format import _multipliers, read_folder
 from models.diffusers_scheduler import read_scheduler
-from models.pretrained import open_pretrained
 from runtime.build import build
 from runtime.errors import UserError
 from tests.test_unet_diffusers import difference, randomize
+from transfer.trained_weights import load_weights
 
 HO = {"norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None}  # google/ddpm-*
 SMALL = {"sample_size": 16, "block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8,
@@ -75,11 +74,11 @@ def saved(folder, unet, scheduler=None, kind=DDPMScheduler):
 
 def opened(folder):
     """Our denoiser of that folder, and the shape of its images."""
-    found = open_pretrained(str(folder))
-    denoiser = RunConfig(found.state["config"]).build_denoiser().eval()
-    denoiser.network.load_state_dict(found.weights("ema.safetensors"))
-    size = found.state["config"]["data"]["size"]
-    return denoiser, (found.state["config"]["data"]["channels"], *((size, size) if isinstance(size, int) else size))
+    found = load_weights(str(folder))
+    denoiser = found.config.build_denoiser().eval()
+    denoiser.network.load_state_dict(found.load("ema"))
+    size = found.config.raw["data"]["size"]
+    return denoiser, (found.config.raw["data"]["channels"], *((size, size) if isinstance(size, int) else size))
 
 
 def their_trajectory(pipeline, count, seeds, **options):
@@ -207,7 +206,7 @@ def test_labels(tmp_path):
         assert difference(denoiser.network(x, t, {"label": label}), network(x, t, class_labels=label).sample) < 1e-5
     table = denoiser.network.class_embedding.weight
     torch.testing.assert_close(table[3], table[:3].mean(0))
-    assert open_pretrained(str(tmp_path)).state["classes"] == ["0", "1", "2"]
+    assert load_weights(str(tmp_path)).classes == ["0", "1", "2"]
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------------------
@@ -242,9 +241,9 @@ def test_flat_layout_with_old_names(tmp_path):
     pipeline = saved(tmp_path / "new", SMALL | HO)
     flat(tmp_path / "old", pipeline)
     assert "proj_attn" in str(list(torch.load(tmp_path / "old" / "diffusion_pytorch_model.bin")))
-    new, old = (open_pretrained(str(tmp_path / name)) for name in ("new", "old"))
-    assert new.state["config"] == old.state["config"]
-    a, b = new.weights(), old.weights()
+    new, old = (load_weights(str(tmp_path / name)) for name in ("new", "old"))
+    assert new.config == old.config
+    a, b = new.load("ema"), old.load("ema")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -261,7 +260,7 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path, capsys, legacy):
     content = {"conv_in.weight": Malicious()}
     file.write_bytes(pickle.dumps(content, protocol=2)) if legacy else torch.save(content, file)
     with pytest.raises(UserError, match="could run any code"):
-        open_pretrained(str(tmp_path / "old")).weights()
+        load_weights(str(tmp_path / "old")).load("ema")
     assert "this code ran" not in capsys.readouterr().out
 
 
@@ -335,7 +334,7 @@ def edited(folder, tmp_path):
 ])
 def test_what_the_unet_cannot_be(edited, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        open_pretrained(str(edited("unet/config.json", **changes))).weights()
+        load_weights(str(edited("unet/config.json", **changes))).load("ema")
     assert "unet" in str(error.value) or "model" in str(error.value)
 
 
@@ -355,7 +354,7 @@ def test_what_the_unet_cannot_be(edited, changes, message):
 ])
 def test_what_the_scheduler_cannot_be(edited, changes, message):
     with pytest.raises(UserError, match=message):
-        build_denoiser(open_pretrained(str(edited("scheduler/scheduler_config.json", **changes))).state["config"])
+        load_weights(str(edited("scheduler/scheduler_config.json", **changes))).config.build_denoiser()
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -369,7 +368,7 @@ def test_how_a_scheduler_samples_is_told(edited, caplog, changes, message):
 
 def test_latents_are_refused(edited):
     with pytest.raises(UserError, match=r"also has vqvae"):
-        open_pretrained(str(edited("model_index.json", vqvae=["diffusers", "VQModel"])))
+        load_weights(str(edited("model_index.json", vqvae=["diffusers", "VQModel"])))
 
 
 def test_damaged_folders(edited, tmp_path):
@@ -377,16 +376,16 @@ def test_damaged_folders(edited, tmp_path):
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="damaged"):
-        open_pretrained(path).weights()
+        load_weights(path).load("ema")
     weights.rename(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     with pytest.raises(UserError, match=r"no diffusion_pytorch_model.safetensors.*fp16"):
-        open_pretrained(path)
+        load_weights(path)
     (tmp_path / "unet" / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        open_pretrained(path)
+        load_weights(path)
     (tmp_path / "unet" / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config.json of a UNet"):
-        open_pretrained(path)
+        load_weights(path)
 
 
 def test_every_width_is_hit():

@@ -14,7 +14,6 @@ from models.layers import Sum, output_of
 from runtime.errors import UserError
 from tests.terms import batch, seen_by, start_of, unet
 from transfer.distillation import FeatureDistillation, matching
-from transfer.start import Seen
 
 LAYERS = ["down.*.block.*", "mid.attention.0", "mid.block.1"]
 NAMES = ["down.0.block.0", "down.1.block.0", "mid.attention.0", "mid.block.1"]  # those that are whole blocks
@@ -241,7 +240,7 @@ def test_no_step_waits_for_the_device():
     start.denoiser.to("meta")
     penalty = FeatureDistillation(start, weight=1.0, layers=LAYERS)
     x0, t, _ = (x.to("meta") for x in batch())
-    penalty(Seen(x0, t, {}, start.denoiser(x0, t), x0)).backward()
+    penalty(start.denoiser.forward_pass(x0, t, torch.zeros_like(x0))).backward()
 
 
 def test_a_glob_that_matches_no_module_names_near_ones():

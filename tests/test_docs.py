@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from training.parts import check_config
 
 from config.overrides import check_overrides, composed, options
 from config.run_config import RunConfig
 from runtime.errors import UserError
+from training import run
+from training.checks import check_run_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["README.md", "docs/pretrained.md", "docs/strategies.md", "docs/evaluation.md", "conf/train.yaml", "conf/sample.yaml",
@@ -58,7 +59,7 @@ def test_the_command_line_is_understood(script, arguments):
 @pytest.mark.parametrize(("file", "overrides"), yaml.safe_load((ROOT / "conf/published.yaml").read_text()).items())
 def test_published_files_have_settings_that_build(file, overrides):
     config = composed("train", overrides)
-    check_config(config)
+    check_run_config(config)
     network = RunConfig(config).shape_network()
     assert network.conv_in.in_channels == 3 and network.conv_out.out_channels == 6
     assert file in (ROOT / "docs/pretrained.md").read_text()
@@ -74,7 +75,7 @@ def test_an_experiment_opens_with_its_command_its_hours_and_what_to_expect(exper
 def test_improved_cifar10_is_the_published_model():
     """Nichol and Dhariwal's flags for cifar10_uncond_50M_500K.pt, and the parameters of its file."""
     config = composed("train", ["+experiment=pretrain_cifar10_improved"])
-    check_config(config)
+    check_run_config(config)
     with torch.device("meta"):
         denoiser = RunConfig(config).build_denoiser()
     assert sum(p.numel() for p in denoiser.network.parameters()) == 52_546_438
@@ -84,11 +85,9 @@ def test_improved_cifar10_is_the_published_model():
 
 def test_what_is_missing_is_named_at_once(tmp_path, monkeypatch):
     """Neither the source's images nor the target's: one message with both places, and what to run meanwhile."""
-    import train
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as raised:
-        train.run(composed("train", ["+experiment=transfer_celeba_to_medical", "run.device=cpu"]))
+        run.train(composed("train", ["+experiment=transfer_celeba_to_medical", "run.device=cpu"]))
     message = str(raised.value)
     for word in ("datasets/celeba", "img_align_celeba.zip", "pneumoniamnist_64.npz", "docs/pretrained.md", "+experiment=transfer_demo"):
         assert word in message

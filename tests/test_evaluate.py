@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transfer.trained import start_of
 
 import evaluate
 import report
 from config.overrides import check_overrides, composed, options
+from config.run_config import RunConfig
 from data.batches import to_x0
 from data.dataset import Dataset
 from diffusion.denoiser import clip_x0
@@ -38,6 +38,7 @@ from tests.runs import snapshot
 from tests.transfers import Transfers, folders
 from training.finished import Finished, classes_of
 from training.judging import Looking, Reference, images_judged
+from transfer.trained_weights import of_checkpoint, start_of
 
 SAMPLER = SamplerSettings(ddim, even_steps, 2)
 NODE = {"function": "ddim", "steps": 2}
@@ -111,7 +112,7 @@ def test_kid_is_that_of_the_kept_images(full):
     generated = pictures(Path(record["images"]["folder"]))
     assert len(generated) == 12
     features = RandomConvolutional()
-    tissue = find(run).state["config"]
+    tissue = find(run).config
     from tests.transfers import TISSUE  # the images by another way: the source itself, decoded here
     assert TISSUE[0] == "data=bundled_tissue" and tissue["data"]["size"] == 8
     from data.bundled import Tissue
@@ -127,8 +128,8 @@ def test_losses_are_of_the_test_images_and_of_the_source_as_it_was(full, transfe
     loss = record["loss"]
     now, then = (loss[name]["loss"]["value"] for name in ("source", "source_start"))
     assert loss["source_change"]["value"] == pytest.approx(now - then, abs=1e-6)
-    start = start_of(find(run).state["config"], find(transfers.source))
-    denoiser = frozen_denoiser(find(run).state["config"], start, torch.device("cpu"))
+    start = start_of(RunConfig(find(run).config), of_checkpoint(find(transfers.source)))
+    denoiser = RunConfig(find(run).config).frozen_denoiser(start, torch.device("cpu"))
     faces = np.load(next(p for p in (transfers.root / "cache").glob("*.npy") if len(np.load(p, mmap_mode="r")) == 100))
     x0 = to_x0(torch.from_numpy(faces[:90]))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
@@ -146,7 +147,7 @@ def test_what_did_not_train_did_not_change(transfers):
     folder = evaluate.of_run(run, settings(transfers, metrics=["forgetting"]), NODE)
     changed = json.loads((folder / "evaluation.json").read_text())["forgetting"]["weights"]
     assert changed["conv_in"] == changed["down.0"] == changed["time_mlp"] == 0
-    now, start = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
+    now, start = find(run).weights(EMA), start_of(RunConfig(find(run).config), of_checkpoint(find(transfers.source)))
     assert changed["mid"] == pytest.approx(change_of("mid.", now, start), rel=1e-6) and changed["mid"] > 0
 
 
@@ -171,7 +172,7 @@ def test_what_was_forgotten_is_told_from_the_whole_source(full, transfers, start
     assert record["floors"]["untouched source"] == whole["floors"]["untouched source"]
     now, then = (record["loss"][name]["loss"]["value"] for name in ("source", "source_start"))
     assert record["loss"]["source_change"]["value"] == pytest.approx(now - then, abs=1e-6) and now > then
-    now, began = find(run).weights(EMA), start_of(find(run).state["config"], find(transfers.source))
+    now, began = find(run).weights(EMA), start_of(RunConfig(find(run).config), of_checkpoint(find(transfers.source)))
     assert record["forgetting"]["weights"]["mid"] == pytest.approx(change_of("mid.", now, began), rel=1e-6)
 
 
@@ -200,7 +201,7 @@ def conditional(classes) -> Path:
 def test_images_are_of_the_classes_of_the_training_images(classes, conditional):
     """As often as these; and not of the null class, which textual_inversion and dreambooth leave to the source, nor of kept classes."""
     found = find(conditional)
-    assert found.state["classes"][:2] == ["green", "red"] and found.state["classes"][2].startswith("source/")
+    assert found.classes[:2] == ["green", "red"] and found.classes[2].startswith("source/")
 
     def made(label) -> list[bytes]:
         record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["quality"], label=label), NODE)

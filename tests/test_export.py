@@ -15,11 +15,11 @@ import safetensors.torch
 import torch
 
 import runtime.torchvision  # noqa: F401  before anything that imports torchvision
+from runtime.checkpoint import Progress
 
 # isort: split
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
-from transfer.trained import DIFFERENCE, is_difference
 
 import export as script
 import models.adm
@@ -28,13 +28,12 @@ from config.overrides import composed
 from config.run_config import RunConfig
 from diffusion import schedule as schedules
 from diffusion.samplers import ancestral, trailing_steps
-from models.pretrained import open_pretrained
 from runtime import checkpoint
-from runtime.checkpoint import EMA
 from runtime.errors import UserError
 from tests import runs
 from tests.test_diffusers_format import assert_same, opened, our_trajectory, their_trajectory
 from tests.test_unet_diffusers import difference, randomize
+from transfer.trained_weights import DIFFERENCE, is_difference, load_weights
 
 ROOT = Path(__file__).parent.parent
 UNET = ["data.size=[16,8]", "data.channels=3", "model.channels=16", "model.multipliers=[1,2]", "model.groups=8",
@@ -57,14 +56,13 @@ def run_of(directory: Path, overrides) -> Path:
     network = RunConfig(config).build_denoiser().network
     randomize(network)
     average = {name: tensor + 0.01 for name, tensor in network.state_dict().items()}
-    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
-    checkpoint.save(directory / "checkpoints", network.state_dict(), average, {}, state)
+    checkpoint.save(directory / "checkpoints", network.state_dict(), average, {}, 7, config, [], Progress(validation_loss=1.0))
     return directory
 
 
 def exported(run: Path, out: Path, weights="ema"):
     """The pipeline that diffusers opens."""
-    script.export(open_pretrained(str(run)), out, weights)
+    script.export(load_weights(str(run)), out, weights)
     pipeline = DDPMPipeline.from_pretrained(str(out))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -104,7 +102,7 @@ def test_zero_terminal_snr(tmp_path):
     assert pipeline.scheduler.config.timestep_spacing == "trailing"  # of fewer steps leading ones would not begin at T
     theirs = their_trajectory(pipeline, 20, [3])
     assert_same(our_trajectory(*opened(run), ancestral, 20, [3], trailing_steps), theirs, 2e-4, "zero terminal SNR, float32")
-    assert open_pretrained(str(tmp_path / "out")).state["config"]["schedule"]["_target_"].endswith("from_betas")
+    assert load_weights(str(tmp_path / "out")).config.raw["schedule"]["_target_"].endswith("from_betas")
 
 
 @pytest.mark.parametrize("name", ["noise, linear", "velocity, cosine", "learned range, scaled linear", "heads"])
@@ -112,12 +110,12 @@ def test_there_and_back(name, tmp_path):
     """The weights to the bit and the config."""
     model, rest = RUNS[name]
     run = run_of(tmp_path / "run", [*model, *rest])
-    script.export(open_pretrained(str(run)), tmp_path / "out")
-    before, after = (open_pretrained(str(path)) for path in (run, tmp_path / "out"))
-    a, b = before.weights(EMA), after.weights(EMA)
+    script.export(load_weights(str(run)), tmp_path / "out")
+    before, after = (load_weights(str(path)) for path in (run, tmp_path / "out"))
+    a, b = before.load("ema"), after.load("ema")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    config = before.state["config"]
-    assert after.state["config"] == {section: config[section] for section in ("model", "schedule", "parameterization", "variance")} | {
+    config = before.config.raw
+    assert after.config.raw == {section: config[section] for section in ("model", "schedule", "parameterization", "variance")} | {
         "data": {"size": config["data"]["size"], "channels": 3}}
 
 
@@ -170,22 +168,22 @@ def test_schedules_have_their_name_only_where_they_are_the_same():
 def test_what_diffusers_has_not(overrides, message, tmp_path):
     run = run_of(tmp_path / "run", overrides)
     with pytest.raises(UserError, match=message):
-        script.export(open_pretrained(str(run)), tmp_path / "out")
+        script.export(load_weights(str(run)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left(tmp_path):
     run, out = run_of(tmp_path / "run", UNET), tmp_path / "out"
     out.mkdir()  # an empty one is filled
-    script.export(open_pretrained(str(run)), out)
+    script.export(load_weights(str(run)), out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    script.export(open_pretrained(str(run)), out)  # the same again is there already
+    script.export(load_weights(str(run)), out)  # the same again is there already
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     with pytest.raises(UserError, match="holds something else"):
-        script.export(open_pretrained(str(run)), out, "model")
+        script.export(load_weights(str(run)), out, "model")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
-        script.export(open_pretrained(str(run)), tmp_path / "file")
+        script.export(load_weights(str(run)), tmp_path / "file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out", "run"]
 
 
@@ -193,7 +191,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
     run = run_of(tmp_path / "run", UNET)
     monkeypatch.setattr(script, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
-        script.export(open_pretrained(str(run)), tmp_path / "out")
+        script.export(load_weights(str(run)), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -212,7 +210,7 @@ def test_the_command_line(tmp_path):
     assert (tmp_path / "image.png").exists()
     assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/other", "weights=emma")
-    assert wrong.returncode == 2 and wrong.stderr == "error: export.weights='emma' is not one of ema, model.\n"
+    assert wrong.returncode == 2 and wrong.stderr == "error: weights='emma' is not one of ema, model.\n"
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/small.safetensors", "weights=model")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: weights=model: a small file has the average"), wrong.stderr
 
@@ -226,13 +224,13 @@ def test_every_published_model_is_written_or_refused_by_name():
     """What of conf/model diffusers can hold, told without memory for the network."""
     found = {}
     for name in sorted(p.stem for p in (ROOT / "conf/model").glob("*.yaml")):
-        config = composed("train", [f"model={name}", "data.channels=3", "data.size=64"])
+        config = RunConfig(composed("train", [f"model={name}", "data.channels=3", "data.size=64"]))
         try:
             script.unet_config(config)
             found[name] = "written"
         except UserError as error:
             found[name] = str(error).split(":")[0].removeprefix("diffusers has nothing for ").split("=")[0]
-        assert RunConfig(config).shape_network().conv_in.weight.is_meta
+        assert config.shape_network().conv_in.weight.is_meta
     written = {name for name, what in found.items() if what == "written"}
     assert written >= {"demo", "ddpm_cifar10", "ddpm_celeba64", "ddpm_256", "adm_lsun256", "adm_imagenet256_uncond", "improved_lsun256"}
     assert {what for name, what in found.items() if name not in written} == {"model.classes", "model.timestep_scale"}
@@ -242,17 +240,16 @@ def test_a_small_file_that_is_cut_short_is_named_as_such(tmp_path):
     whole = safetensors.torch.save({"a": torch.zeros(9)}, {DIFFERENCE: "{}"})
     for content, expected in ((whole, True), (safetensors.torch.save({"a": torch.zeros(9)}), False)):
         (tmp_path / "lora.safetensors").write_bytes(content)
-        assert is_difference(str(tmp_path / "lora.safetensors")) is expected
+        assert is_difference(tmp_path / "lora.safetensors") is expected
     (tmp_path / "lora.safetensors").write_bytes(whole[:-4])
     with pytest.raises(UserError, match="lora.safetensors: damaged"):
-        is_difference(str(tmp_path / "lora.safetensors"))
+        is_difference(tmp_path / "lora.safetensors")
 
 
 def test_a_small_file_is_put_where_it_is_asked_for_and_overwrites_nothing(tmp_path, monkeypatch):
     """A folder that is missing is made."""
     monkeypatch.setattr(script, "difference", lambda *_: b"small")
-    monkeypatch.setattr(script.checkpoint, "find", lambda _: SimpleNamespace(path=tmp_path / "run/checkpoints/step_1",
-                                                                             state={"config": composed("train", [])}))
+    monkeypatch.setattr(script, "find", lambda _: SimpleNamespace(path=tmp_path / "run/checkpoints/step_1", config=composed("train", [])))
     monkeypatch.setattr(script, "origin_of", lambda _: {"path": "x"})
     out = tmp_path / "new/folder/lora.safetensors"
     for _ in range(2):

@@ -5,10 +5,11 @@ from itertools import combinations
 import pytest
 import torch
 
+from config.sections import SourceSettings
 from models.adm import ADMUNet
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.fit import Ends, SourceSettings, fit, input_channels, mean_and_variance, summary
+from transfer.fit import Ends, fit, input_channels, mean_and_variance, summary
 
 
 def unet(kind=UNet, **more) -> UNet:

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training.parts import complete, with_classes, with_schedule
 
-import train
+from config import identity as names
 from config.identity import digest, identity
 from config.overrides import composed
-from runtime import config
-from training.start_from_source import kept_classes
+from config.run_config import RunConfig
+from runtime.content import differences
+from training.pretrained_source import find_source
+from training.run import complete
+from training.run_directory import open_images
 
 # What commit 11a2594 wrote as identity.json for these commands. The folder's images have a made-up fingerprint and three classes.
 KEPT = json.loads((Path(__file__).parent / "files/identity_11a2594.json").read_text())
@@ -24,18 +26,17 @@ FOLDER = SimpleNamespace(fingerprint="0123456789abcdef" * 4, classes=["a", "b", 
 
 def identity_of(command: list[str], root: Path) -> tuple[dict[str, Any], Path]:
     """What train.run comes to for a command, and its directory, without training anything."""
-    content = complete(composed("train", [*command, f"run.cache={root}/cache", f"run.root={root}/runs"]))
-    source = train.locate(content)
-    images = FOLDER if "data=folder" in command else train.open_images(content)
-    content = with_schedule(with_classes(content, len(images.classes), kept_classes(content, source)), source and source.own)
-    return train.place(content, images, source)
+    asked = RunConfig(composed("train", [*command, f"run.cache={root}/cache", f"run.root={root}/runs"])).completed
+    images = FOLDER if "data=folder" in command else open_images(asked)
+    _, who, directory = complete(asked, images, find_source(asked))
+    return who, directory
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=[" ".join(kept["command"]) for kept in KEPT])
 def test_a_run_has_the_identity_that_it_had(tmp_path, kept):
     """A key that came since and stands at its default belongs into LATER; what changes a run's numbers is another run."""
     who, directory = identity_of(kept["command"], tmp_path)
-    assert not config.differences(json.loads(json.dumps(who)), kept["identity"])
+    assert not differences(json.loads(json.dumps(who)), kept["identity"])
     assert digest(who) == kept["hash"] == digest(kept["identity"])
     assert directory.name.endswith(f"-seed{kept['identity']['seed']}-{kept['hash']}")
 
@@ -43,10 +44,10 @@ def test_a_run_has_the_identity_that_it_had(tmp_path, kept):
 @pytest.mark.parametrize("section", ["data", "train", "source", "transfer", "model"])
 def test_a_key_that_comes_new_counts_where_it_is_not_at_its_default(monkeypatch, section):
     content = composed("train", ["+experiment=pretrain_demo"])
-    before = digest(identity(content, "images"))
-    monkeypatch.setattr(config, "LATER", config.LATER | {section: config.LATER.get(section, {}) | {"new": None}})
-    assert digest(identity(content, "images")) == before
+    before = digest(identity(RunConfig(content), "images"))
+    monkeypatch.setattr(names, "LATER", names.LATER | {section: names.LATER.get(section, {}) | {"new": None}})
+    assert digest(identity(RunConfig(content), "images")) == before
     for value, same in ((None, True), (0, False), (7, False)):
         later = copy.deepcopy(content)
         later[section]["new"] = value
-        assert (digest(identity(later, "images")) == before) == same
+        assert (digest(identity(RunConfig(later), "images")) == before) == same

@@ -14,10 +14,11 @@ BELOW = {
     "data": {"runtime"},
     "kernels": {"runtime"},
     "models": {"kernels", "diffusion", "data", "runtime"},
-    "transfer": {"models", "kernels", "diffusion", "data", "runtime"},
+    "config": {"models", "kernels", "diffusion", "data", "runtime"},
+    "transfer": {"config", "models", "kernels", "diffusion", "data", "runtime"},
     "evaluation": {"models", "kernels", "diffusion", "data", "runtime"},
-    "training": {"transfer", "evaluation", "models", "kernels", "diffusion", "data", "runtime"},
-    "reporting": {"evaluation", "runtime"},
+    "training": {"transfer", "evaluation", "config", "models", "kernels", "diffusion", "data", "runtime"},
+    "reporting": {"training", "evaluation", "config", "runtime"},
 }
 
 

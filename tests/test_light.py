@@ -9,7 +9,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from training.parts import check_config
 
 from config.overrides import composed
 from data.dataset import Dataset
@@ -23,6 +22,8 @@ from runtime.signals import PREEMPTED
 from tests import runs
 from tests.terms import images
 from training import light
+from training.best_checkpoint import find_best_checkpoint
+from training.checks import check_run_config
 from training.light import LightSet
 
 KID = ["run.kid_images=12", "run.best_by=kid", "run.keep_last=1"]
@@ -137,7 +138,7 @@ def test_images_that_are_not_finite_are_refused():
     (["run.best_by=fid", "run.kid_images=50"], "best_by")])
 def test_settings_that_cannot_be_are_refused_at_once(settings, message):
     with pytest.raises(UserError, match=message):
-        check_config(composed("train", settings))
+        check_run_config(composed("train", settings))
 
 
 # In a run
@@ -161,7 +162,7 @@ def test_the_best_by_kid_is_kept_and_said(judged, undisturbed):
     best = min(by_kid, key=by_kid.get)
     assert best != min(by_loss, key=by_loss.get) == 12  # or the test would tell nothing
     assert runs.steps_of(judged) == [best, 12] and find_best_checkpoint(judged).step == best
-    assert find_best_checkpoint(judged).state["validation_kid"] == by_kid[best]
+    assert find_best_checkpoint(judged).progress.validation_kid == by_kid[best]
     result = json.loads((judged / "result.json").read_text())
     assert (result["best_step"], result["best_by"], result["step"]) == (best, "kid", 12)
     plain = json.loads((undisturbed() / "result.json").read_text())
@@ -175,8 +176,8 @@ def test_a_run_stopped_in_the_light_set_repeats_it(judged, tmp_path):
     code, text = run.wait()
     assert code == PREEMPTED, text
     directory = runs.directory_of(tmp_path)
-    state = checkpoint.find(directory).state
-    assert (state["step"], state["pending"], state["validation_loss"], state["validation_kid"]) == (4, True, None, None)
+    saved = checkpoint.find(directory)
+    assert (saved.step, saved.progress.pending, saved.progress.validation_loss, saved.progress.validation_kid) == (4, True, None, None)
     runs.assert_same_run(runs.finish(tmp_path, KID), judged)
 
 

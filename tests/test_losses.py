@@ -53,8 +53,8 @@ def test_simple_loss_by_hand(parameterization):
     x0, noise = torch.tensor([[[[0.5, -1.0]]]] * 2), torch.tensor([[[[1.0, 0.5]]]] * 2)
     scales = [(0.8, 0.6), (0.4, math.sqrt(0.84))]  # alpha, sigma at t = 1, 2
     means = [(1.0, 0.0), (0.8 * 0.75 / 0.84, 0.5 * 0.36 / 0.84)]  # of x0 and of x_t, eq. 7 of Ho et al. 2020
-    loss = simple_loss(Denoiser(Output(lambda x, t: 2 * x), schedules.from_betas([0.36, 0.75]), parameterization), x0,
-                       torch.tensor([1, 2]), noise)
+    denoiser = Denoiser(Output(lambda x, t: 2 * x), schedules.from_betas([0.36, 0.75]), parameterization)
+    loss = simple_loss(denoiser.forward_pass(x0, torch.tensor([1, 2]), noise))
     assert loss.shape == (2,)
     for k, ((alpha, sigma), (of_x0, of_xt)) in enumerate(zip(scales, means, strict=True)):
         squares = []
@@ -77,8 +77,8 @@ def test_simple_loss_passes_the_condition():
 
     label = torch.tensor([3, 4])
     for loss in (simple_loss, bound_loss):
-        loss(Denoiser(Labelled(), LINEAR, PredictNoise()), *torch.randn(1, 2, 1, 2, 2), torch.tensor([1, 9]), torch.randn(2, 1, 2, 2),
-             {"label": label})
+        denoiser = Denoiser(Labelled(), LINEAR, PredictNoise())
+        loss(denoiser.forward_pass(*torch.randn(1, 2, 1, 2, 2), torch.tensor([1, 9]), torch.randn(2, 1, 2, 2), {"label": label}))
     assert all(torch.equal(s, label) for s in seen) and len(seen) == 2
 
 
@@ -142,7 +142,7 @@ def test_bound_of_the_truth_is_zero():
     """With x0 known and the posterior's variance, every KL term is 0."""
     t = torch.arange(2, 1001)
     x0, noise = torch.randn(2, 999, 1, 2, 2, dtype=torch.float64)
-    loss = bound_loss(Denoiser(Output(lambda x, t: x0), LINEAR, PredictX0(), FixedSmall()), x0, t, noise)
+    loss = bound_loss(Denoiser(Output(lambda x, t: x0), LINEAR, PredictX0(), FixedSmall()).forward_pass(x0, t, noise))
     assert loss.abs().max() < 1e-12
 
 
@@ -236,7 +236,7 @@ def expected_bound(denoiser, total, dtype=torch.float64):
     prior = prior_bits(denoiser.schedule, (STD * a)[:, None, None, None].to(dtype)).double() @ weight
     a, b, weight = nodes(60)
     x0, noise = (v[:, None, None, None].to(dtype) for v in (STD * a, b))
-    decoder = bound_loss(denoiser, x0, torch.ones(3600, dtype=torch.long), noise).double() @ weight
+    decoder = bound_loss(denoiser.forward_pass(x0, torch.ones(3600, dtype=torch.long), noise)).double() @ weight
     return kl, decoder.item(), prior.item()
 
 
@@ -292,7 +292,8 @@ def test_gradients_of_the_bound_are_finite(parameterization, variance):
     network = UNet(8, [1, 2], 1, [1], in_channels=1, out_channels=1, groups=4)
     x0 = LEVELS[torch.randint(256, (5, 1, 8, 8))].float()
     x0[:, :, 0], x0[:, :, 1] = -1, 1
-    loss = bound_loss(Denoiser(network, LINEAR, parameterization, variance), x0, torch.tensor([1, 2, 500, 1000, 1]), torch.randn_like(x0))
+    loss = bound_loss(Denoiser(network, LINEAR, parameterization, variance).forward_pass(x0, torch.tensor([1, 2, 500, 1000, 1]),
+                                                                                        torch.randn_like(x0)))
     assert loss.shape == (5,) and loss.isfinite().all()
     loss.sum().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
@@ -341,7 +342,7 @@ def test_min_snr_divides_by_what_the_target_already_weights(parameterization, ex
     denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), LINEAR, parameterization)
     x0, noise = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([t, 300])
-    plain, weighted = simple_loss(denoiser.forward_pass(x0, t, noise)), weighted_loss(denoiser, x0, t, noise, weight=min_snr)
+    plain, weighted = simple_loss(denoiser.forward_pass(x0, t, noise)), weighted_loss(denoiser.forward_pass(x0, t, noise), weight=min_snr)
     np.testing.assert_allclose(weighted / plain, [expected(snr(k)) for k in t.tolist()], rtol=1e-9)
 
 
@@ -350,6 +351,6 @@ def test_p2_is_of_the_noises_error(gamma, k):
     denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), LINEAR, PredictNoise())
     x0, noise = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([30, 700])
-    weighted = weighted_loss(denoiser, x0, t, noise, weight=lambda s, t: p2(s, t, gamma=gamma, k=k))
+    weighted = weighted_loss(denoiser.forward_pass(x0, t, noise), weight=lambda s, t: p2(s, t, gamma=gamma, k=k))
     expected = [1 / (k + snr(v)) ** gamma for v in t.tolist()]
     np.testing.assert_allclose(weighted / simple_loss(denoiser.forward_pass(x0, t, noise)), expected, rtol=1e-9)

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.parts import check_config
 
 import data.npz
 import data.npz_file
 from config.overrides import CONF, check_overrides, composed
+from config.run_config import RunConfig
 from data.dataset import DataSettings, open_dataset
 from data.memory import Memory
 from data.npz import Npz
 from runtime.build import resolve
 from runtime.errors import UserError
+from training.checks import check_run_config
 
 MEMORY = Memory(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
@@ -409,7 +410,7 @@ def test_a_config_opens_with_a_command_and_has_every_option(name, tmp_path, monk
     command = (CONF / f"data/{name}.yaml").read_text().splitlines()[0].removeprefix("# python train.py ").split("  ")[0].split()
     check_overrides("train", command)
     config = composed("train", command)
-    check_config(config)
+    check_run_config(config)
     node = config["data"]["source"]
     parameters = inspect.signature(resolve(node["_target_"], ["data"], "data.source")).parameters
     assert {p.rstrip("_") for p in parameters} - {"memory"} == node.keys() - {"_target_", "_partial_"}

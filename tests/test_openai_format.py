@@ -58,7 +58,7 @@ def worst(ours, theirs):
 def test_is_the_published_network(name, new_order):
     """Outputs and the gradients of the input and of every published tensor, in float64, within 1e-12; every tensor is used once."""
     configuration = CONFIGURATIONS[name]
-    network, state = RunConfig(configuration).shape_network().double(), published(configuration)
+    network, state = network_of(configuration).double(), published(configuration)
     network.load_state_dict(from_openai(state, network, new_order))  # strict
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
@@ -86,7 +86,7 @@ def test_the_attention_orders_differ():
     """With several heads the wrong order is another network; with one head there is only one order."""
     for heads, same in ((2, False), (1, True)):
         configuration = CONFIGURATIONS["no scale shift"] | {"heads": heads}
-        network, state = RunConfig(configuration).shape_network().double(), published(configuration)
+        network, state = network_of(configuration).double(), published(configuration)
         ours = [from_openai(state, network, order) for order in (False, True)]
         assert all(torch.equal(ours[0][name], ours[1][name]) for name in ours[0]) == same
 
@@ -112,7 +112,7 @@ def test_published_configurations_by_name_and_shape(name):
 def test_there_and_back(new_order):
     """to_openai undoes from_openai to the bit; the null class is the mean of the others."""
     configuration = CONFIGURATIONS["adm"]
-    network, state = RunConfig(configuration).shape_network(), published(configuration)
+    network, state = network_of(configuration), published(configuration)
     ours = from_openai(state, network, new_order)
     back = to_openai(ours, network, new_order)
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
@@ -144,9 +144,9 @@ def test_a_fixed_variance_and_an_upsampler_are_named():
     """A checkpoint of three channels out; one of six in."""
     configuration = CONFIGURATIONS["improved"]
     with pytest.raises(UserError, match=r"variance=fixed_large, .* 3 output channels for an image of 3   \(now 6\)"):
-        from_openai(published(configuration, out_channels=3), RunConfig(configuration).shape_network())
+        from_openai(published(configuration, out_channels=3), network_of(configuration))
     with pytest.raises(UserError, match="upsampler"):
-        from_openai(published(configuration, in_channels=6), RunConfig(configuration).shape_network())
+        from_openai(published(configuration, in_channels=6), network_of(configuration))
 
 
 def test_several_settings_are_named_together():
@@ -161,7 +161,7 @@ def test_several_settings_are_named_together():
 def test_what_is_no_such_checkpoint():
     """Another file, a classifier, Ho's network, an incomplete file: a message of its own for each."""
     configuration = CONFIGURATIONS["improved"]
-    network, state = RunConfig(configuration).shape_network(), published(configuration)
+    network, state = network_of(configuration), published(configuration)
     with pytest.raises(UserError, match=r"not a checkpoint of .*time_mlp.0.weight"):
         from_openai(network.state_dict(), network)
     with pytest.raises(UserError, match="classifier"):

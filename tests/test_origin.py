@@ -84,7 +84,7 @@ def retrain(directory: Path) -> None:
     saved = find(directory)
     tensors = {file: {name: w + 1e-3 for name, w in saved.weights(file).items()} for file in (MODEL, EMA)}
     optimizer = torch.load(saved.path / OPTIMIZER, weights_only=True)
-    checkpoint.save(saved.path.parent, tensors[MODEL], tensors[EMA], optimizer, saved.state)
+    checkpoint.save(saved.path.parent, tensors[MODEL], tensors[EMA], optimizer, saved.step, saved.config, saved.classes, saved.progress)
 
 
 def test_a_source_that_was_trained_anew_in_between(tmp_path):

@@ -162,14 +162,15 @@ def test_a_network_that_knows_another_schedule_is_told_the_timestep_of_equal_noi
         torch.testing.assert_close(network.calls[-1][1], network.calls[0][1].double(), rtol=0, atol=1e-9)
 
 
-def test_a_denoiser_tells_what_its_network_said():
-    network, told = Constant(torch.zeros(2, 3, 2, 2, dtype=torch.float64)), []
+def test_a_forward_pass_has_what_its_network_was_given_and_said():
+    network = Constant(torch.zeros(2, 3, 2, 2, dtype=torch.float64))
     denoiser = Denoiser(network, schedules.linear(10), PredictNoise())
-    denoiser.on_output = lambda *what: told.append(what)
-    x, t = images(2)[0], torch.tensor([3, 7])
-    denoiser(x, t, {"label": t})
-    ((x_t, at, condition, output),) = told
-    assert x_t is x and torch.equal(at, t) and condition["label"] is t and output is network.output
+    (x0, noise), t = images(2), torch.tensor([3, 7])
+    step = denoiser.forward_pass(x0, t, noise, {"label": t})
+    given, timestep, condition = network.calls[-1]
+    assert step.x_t is given and torch.equal(step.x_t, denoiser.schedule.add_noise(x0, noise, t)) and torch.equal(timestep, t - 1)
+    assert condition["label"] is t and step.output is network.output and step.of_variance is None
+    torch.testing.assert_close(step.prediction.x0, denoiser(step.x_t, t).x0, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("parameterization", ALL, ids=name_of)

@@ -12,12 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from training.parts import check_config
 
 from config.overrides import composed
-from config.run_config import RunConfig
 from data.batches import Batches, to_x0
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.schedule import from_betas
@@ -26,11 +24,11 @@ from runtime.errors import UserError
 from runtime.files import read_checked
 from runtime.randomness import derive, generator
 from tests.starts import begun, given, in_two_processes, pictures, trained
+from training.checks import check_run_config
 from transfer import penalties
 from transfer.penalties import EWC, L2SP, HalfSquare, fisher, known_fisher
-from transfer.start import Seen
 
-SEEN = Seen(torch.zeros(1), torch.ones(1), {}, None, torch.zeros(1))
+SEEN = ForwardPass(None, torch.zeros(1), torch.ones(1), torch.zeros(1), {}, torch.zeros(1), torch.zeros(1), None)
 
 
 class Scaled(nn.Module):
@@ -112,7 +110,7 @@ def test_what_is_held_of_a_source_with_classes_is_its_null_class(tmp_path, kind)
     start = begun(tmp_path, source=source)
     more = {"n": 4, "images": given(pictures(4))} if kind is EWC else {}
     penalty = kind(start, weight=1.0, **more)
-    w = source.weights()
+    w = source.load("ema")
     torch.testing.assert_close(penalty.w0["time_mlp.2.bias"], w["time_mlp.2.bias"] + w["class_embedding.weight"][2])
     assert penalty(SEEN).item() == 0
 
@@ -121,8 +119,8 @@ def test_the_fisher_information_of_a_source_with_classes_is_that_of_its_null_cla
     """Of the folded network, and of the source's own, which is given no class."""
     source, images = trained(["model.classes=2"], classes=["a", "b"]), pictures(4)
     start = begun(tmp_path, source=source)
-    own = RunConfig(source.state["config"]).build_denoiser().eval()
-    own.network.load_state_dict(source.weights())
+    own = source.config.build_denoiser().eval()
+    own.network.load_state_dict(source.load("ema"))
     w = {name: p for name, p in own.network.named_parameters() if name != "class_embedding.weight"}
     null = replace(images, labels=np.full(4, 2))
     expected = fisher(own, list(w.values()), Batches(null, 1, False, derive(start.seed, "fisher")), 4, start.seed)
@@ -234,7 +232,7 @@ def test_the_fisher_of_a_linear_denoiser_by_hand(tmp_path, parameterization):
 
 def test_every_t_is_seen_and_so_is_every_image(tmp_path, monkeypatch):
     start, seen, loss = scaled(tmp_path), [], penalties.simple_loss
-    monkeypatch.setattr(penalties, "simple_loss", lambda d, x0, t, *a: (seen.append((t.tolist(), x0.sum().item())), loss(d, x0, t, *a))[1])
+    monkeypatch.setattr(penalties, "simple_loss", lambda step: (seen.append((step.t.tolist(), step.x0.sum().item())), loss(step))[1])
     known_fisher(start, pictures(4, channels=2), 12)
     assert sorted(t for (t,), _ in seen) == [1] * 4 + [2] * 4 + [3] * 4
     assert sorted(np.unique([x for _, x in seen], return_counts=True)[1]) == [3, 3, 3, 3]
@@ -274,7 +272,7 @@ def test_it_is_the_square_of_each_samples_gradient_and_not_of_their_mean(tmp_pat
     of_six = fisher(start.denoiser, w, batches, 6, start.seed)[0]
     gradients = []
     for x0, t, noise, _ in triples(start, batches.dataset, 6):
-        gradients.append(torch.autograd.grad(simple_loss(start.denoiser, x0, torch.tensor([t]), noise).sum(), w)[0])
+        gradients.append(torch.autograd.grad(simple_loss(start.denoiser.forward_pass(x0, torch.tensor([t]), noise)).sum(), w)[0])
     stacked = torch.stack(gradients)
     torch.testing.assert_close(of_six, stacked.square().mean(0), rtol=1e-5, atol=0)
     assert not torch.allclose(of_six, stacked.mean(0).square(), rtol=0.1)
@@ -411,9 +409,9 @@ def test_configs_build_them(tmp_path):
 
 def test_weight_decay_that_the_optimizer_has_of_its_own_is_refused_too():
     with pytest.raises(UserError, match="weight_decay=0.01 draws the weights to 0"):
-        check_config(composed("train", ["transfer=l2_sp", "optimizer=adamw", "~optimizer.weight_decay", "source.from=pretrain_demo"]))
+        check_run_config(composed("train", ["transfer=l2_sp", "optimizer=adamw", "~optimizer.weight_decay", "source.from=pretrain_demo"]))
 
 
 def test_a_setting_that_the_optimizer_refuses_is_named_at_once():
     with pytest.raises(UserError, match="optimizer: Invalid learning rate: -1"):
-        check_config(composed("train", ["optimizer.lr=-1"]))
+        check_run_config(composed("train", ["optimizer.lr=-1"]))

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from torch import nn
-from training.parts import check_config, check_network, complete, rules_of, with_classes
 
 from config.overrides import CONF, composed, options
+from config.run_config import RunConfig
 from models.layers import Attention
 from runtime.build import build
+from training.checks import check_network, check_run_config
 from transfer.inject import inject
-from transfer.rules import ParameterPlan
+from transfer.rules import ParameterPlan, rules_of
 
 TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8",
         "source.from=somewhere"]
@@ -22,9 +23,9 @@ ADM = ["model=improved_cifar10", "model.channels=16", "model.groups=4", "model.m
 
 def preset(name: str, *overrides: str, new: int = 0, kept: int = 0) -> tuple[nn.Module, ParameterPlan]:
     """A small network with what the preset injects, and its plan."""
-    config = with_classes(complete(composed("train", [*TINY, f"transfer={name}", "train.steps=100", *overrides])), new, kept)
-    network = build(config["model"], ["models"], "model")
-    inject(network, RunConfig(config).transfer.inject)
+    config = RunConfig(composed("train", [*TINY, f"transfer={name}", "train.steps=100", *overrides])).completed.with_classes(new, kept)
+    network = build(config.raw["model"], ["models"], "model")
+    inject(network, config.transfer.inject)
     return network, ParameterPlan(network, rules_of(config))
 
 
@@ -152,8 +153,8 @@ SHARES = [("full", 100, 100), ("zero_shot", 0, 0), ("freeze_encoder", 74.5, 70.6
     (model, name, share) for name, *shares in SHARES
     for model, share in zip(("ddpm_celeba64", "ddpm_cifar10"), shares, strict=True) if share is not None])
 def test_trained_share_of_the_papers_networks(model, name, share):
-    config = complete(composed("train", [f"model={model}", f"transfer={name}", "data.channels=3", "data.size=32", "source.from=somewhere"]))
-    found = 100 * check_network(config).share()
+    config = composed("train", [f"model={model}", f"transfer={name}", "data.channels=3", "data.size=32", "source.from=somewhere"])
+    found = 100 * check_network(RunConfig(config).completed).share()
     digits = len(str(share).split(".")[1]) if "." in str(share) else 1
     assert abs(found - share) <= 0.5 * 10**-digits * 1.01, found
 
@@ -165,8 +166,8 @@ def test_presets_fit_every_network(name):
     own, adm = config["model"], adm_model() | {"classes": config["model"]["classes"]}
     for network, model in {"": own, "classes": own | {"classes": 3}, "heads": own | {"heads": 2}, "adm": adm}.items():
         print(network)
-        here = with_classes(complete(config | {"model": model}), 3)
-        check_config(here)
+        here = RunConfig(config | {"model": model}).completed.with_classes(3)
+        check_run_config(here.raw)
         assert bool(check_network(here).trains()) == (name != "zero_shot"), network
 
 

@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from transfer.source import other_settings
 
 import export
 import sample
@@ -23,13 +22,14 @@ from config.run_config import RunConfig
 from models import pretrained
 from models.ddim_format import to_ddim
 from models.openai_format import to_openai
-from models.pretrained import Pretrained, open_pretrained, open_with
 from runtime import checkpoint
-from runtime.checkpoint import EMA, MODEL
+from runtime.checkpoint import Progress
 from runtime.errors import UserError
 from runtime.randomness import derive
 from tests import runs
 from tests.test_unet_diffusers import randomize
+from training.start_from_source import other_settings
+from transfer.trained_weights import load_weights, stated_config
 
 ROOT = Path(__file__).parent.parent
 UNET = ["data.size=8", "data.channels=3", "model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]"]
@@ -53,16 +53,15 @@ def run(tmp_path) -> Path:
 def run_of(tmp_path, overrides, moved: float = 1.0) -> Path:
     """moved: of the average from the last iterate."""
     config, made = network(overrides)
-    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
     average = {name: tensor + moved for name, tensor in made.state_dict().items()}
-    checkpoint.save(tmp_path / "run" / "checkpoints", made.state_dict(), average, {}, state)
+    checkpoint.save(tmp_path / "run" / "checkpoints", made.state_dict(), average, {}, 7, config, [], Progress(validation_loss=1.0))
     return tmp_path / "run"
 
 
 @pytest.fixture
 def folder(run, tmp_path) -> Path:
     """That run in diffusers' format."""
-    export.export(open_pretrained(str(run)), tmp_path / "folder")
+    export.export(load_weights(str(run)), tmp_path / "folder")
     return tmp_path / "folder"
 
 
@@ -71,11 +70,11 @@ def same(a, b):
 
 
 def test_a_run_a_checkpoint_and_a_folder(run, folder):
-    of_run, of_checkpoint, of_folder = (open_pretrained(str(p)) for p in (run, run / "checkpoints" / "step_7", folder))
+    of_run, of_checkpoint, of_folder = (load_weights(str(p)) for p in (run, run / "checkpoints" / "step_7", folder))
     assert of_run == of_checkpoint and of_run.step == 7 and of_folder.step is None
-    assert same(of_run.weights(EMA), of_folder.weights(EMA)) and same(of_folder.weights(EMA), of_folder.weights(MODEL))
-    assert not same(of_run.weights(EMA), of_run.weights(MODEL))
-    assert of_folder.state["sha256"] == {name: runs.sha256(folder / "unet/diffusion_pytorch_model.safetensors") for name in (MODEL, EMA)}
+    assert same(of_run.load("ema"), of_folder.load("ema")) and same(of_folder.load("ema"), of_folder.load("model"))
+    assert not same(of_run.load("ema"), of_run.load("model"))
+    assert of_folder.digests == {which: runs.sha256(folder / "unet/diffusion_pytorch_model.safetensors") for which in ("model", "ema")}
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".ckpt", ".bin"])
@@ -83,34 +82,35 @@ def test_a_bare_file_of_ours(tmp_path, suffix):
     config, made = network(UNET)
     file = tmp_path / f"weights{suffix}"
     (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(made.state_dict(), file)
-    found = open_pretrained(str(file), config)
-    assert same(found.weights(EMA), made.state_dict())
-    assert found.state["config"]["model"] == config["model"] and set(found.state["config"]) == set(pretrained.SECTIONS)
+    found = load_weights(str(file), otherwise=RunConfig(config))
+    assert same(found.load("ema"), made.state_dict())
+    assert found.config.raw["model"] == config["model"] and set(found.config.raw) == set(pretrained.SECTIONS)
     with pytest.raises(UserError, match=r"does not say its network. Name the experiment"):
-        open_pretrained(str(file))
+        load_weights(str(file))
     with pytest.raises(UserError, match=rf"{file}: the weights are not those.*more"):
-        open_pretrained(str(file), composed("train", [*UNET, "model.channels=16"])).weights(EMA)
+        load_weights(str(file), otherwise=RunConfig(composed("train", [*UNET, "model.channels=16"]))).load("ema")
 
 
 @pytest.mark.parametrize(("name", "new_order"), [("mine.pt", False), ("64x64_diffusion.pt", True)])
 def test_openai(tmp_path, caplog, name, new_order):
     _, made = network([*ADM, "model.classes=3"])
     torch.save(to_openai(made.state_dict(), made, new_order), tmp_path / name)
-    found = open_with(str(tmp_path / name), None, [*ADM, "model.classes=3"])  # what is said wins over what its name says
-    weights = found.weights(EMA)
+    stated = stated_config(str(tmp_path / name), None, [*ADM, "model.classes=3"])
+    found = load_weights(str(tmp_path / name), stated=stated)  # what is said wins over what its name says
+    weights = found.load("ema")
     weights["class_embedding.weight"][-1] = made.class_embedding.weight[-1].detach()  # theirs has no null class
     assert same(weights, made.state_dict())
-    assert found.state["classes"] == ["0", "1", "2"] and "never saw a null class" in caplog.text
+    assert found.classes == ["0", "1", "2"] and "never saw a null class" in caplog.text
 
 
 def test_ddim_with_its_average(tmp_path):
     config, made = network(UNET)
     theirs = to_ddim(made.state_dict())
     torch.save([theirs, {}, 1, 2, {name: tensor + 1 for name, tensor in theirs.items()}], tmp_path / "ckpt.pth")
-    found = open_pretrained(str(tmp_path / "ckpt.pth"), config)
-    model, average = found.weights(MODEL), found.weights(EMA)
+    found = load_weights(str(tmp_path / "ckpt.pth"), otherwise=RunConfig(config))
+    model, average = found.load("model"), found.load("ema")
     assert same(model, made.state_dict()) and same(average, {k: v + 1 for k, v in model.items()})
-    assert found.state["sha256"][MODEL] != found.state["sha256"][EMA]  # or sample.py would take one for the other
+    assert found.digests["model"] != found.digests["ema"]  # or sample.py would take one for the other
 
 
 @pytest.mark.parametrize("write", ["ours", "openai", "ddim"])
@@ -122,31 +122,32 @@ def test_a_source_with_other_ends_than_the_target(tmp_path, caplog, write):
     state = {"ours": dict, "openai": lambda s: to_openai(s, made), "ddim": to_ddim}[write](made.state_dict())
     torch.save(state, tmp_path / "weights.pt")
     target = [o for o in overrides if "classes" not in o and "variance" not in o and "loss" not in o]
-    found = open_pretrained(str(tmp_path / "weights.pt"), composed("train", [*target, "data.channels=1"]))
-    assert {k: v.shape for k, v in found.weights(EMA).items()} == {k: v.shape for k, v in made.state_dict().items()}
+    found = load_weights(str(tmp_path / "weights.pt"), otherwise=RunConfig(composed("train", [*target, "data.channels=1"])))
+    assert {k: v.shape for k, v in found.load("ema").items()} == {k: v.shape for k, v in made.state_dict().items()}
     assert "data.channels: 1 -> 3" in caplog.text and ("LearnedRange" in caplog.text) == (write != "ddim")
     assert ("model.classes: 0 -> 3" in caplog.text) == (write != "ddim")
-    assert other_settings(composed("train", target)["model"], found.state["config"]["model"]) == []
-    assert RunConfig(found.state["config"]).build_denoiser().network.conv_in.in_channels == 3
+    assert other_settings(RunConfig(composed("train", target)), found.config) == []
+    assert found.config.build_denoiser().network.conv_in.in_channels == 3
 
 
 def test_published_files_are_known_by_their_names(tmp_path, caplog):
     """Their own settings, whatever the target's are."""
-    network = RunConfig(composed("train", ["model=improved_cifar10", "data.channels=3", "variance=learned_range", "loss=hybrid"])).shape_network()
+    config = RunConfig(composed("train", ["model=improved_cifar10", "data.channels=3", "variance=learned_range", "loss=hybrid"]))
+    network = config.shape_network()
     network.to_empty(device="cpu")
     file = tmp_path / "cifar10_uncond_50M_500K.pt"
     torch.save(to_openai(network.state_dict(), network), file)
-    for found in (open_pretrained(str(file)), open_pretrained(str(file), composed("train", UNET))):
-        schedule = found.state["config"]["schedule"]
+    for found in (load_weights(str(file)), load_weights(str(file), otherwise=RunConfig(composed("train", UNET)))):
+        schedule = found.config.raw["schedule"]
         assert schedule["_target_"] == "diffusion.schedule.cosine" and schedule["steps"] == 4000
-        assert found.state["config"]["model"]["timestep_scale"] == 0.25 and found.state["config"]["data"]["size"] == 32
-        assert found.weights(EMA).keys() == network.state_dict().keys()
+        assert found.config.raw["model"]["timestep_scale"] == 0.25 and found.config.raw["data"]["size"] == 32
+        assert found.load("ema").keys() == network.state_dict().keys()
     assert not caplog.text
 
 
 def test_diffusers_weights_without_their_config(folder, tmp_path):
     file = shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "weights.safetensors")
-    assert same(open_pretrained(file, composed("train", UNET)).weights(EMA), open_pretrained(str(folder)).weights(EMA))
+    assert same(load_weights(file, otherwise=RunConfig(composed("train", UNET))).load("ema"), load_weights(str(folder)).load("ema"))
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -156,7 +157,7 @@ def test_diffusers_weights_without_their_config(folder, tmp_path):
 def test_files_that_hold_something_else(tmp_path, content, message):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=message):
-        open_pretrained(str(tmp_path / "weights.pt"), composed("train", UNET)).weights(EMA)
+        load_weights(str(tmp_path / "weights.pt"), otherwise=RunConfig(composed("train", UNET))).load("ema")
 
 
 @pytest.mark.parametrize("data", [b"", b"no weights", b"PK\x03\x04" + bytes(100), pickle.dumps(print, protocol=2)[:5]])
@@ -164,7 +165,7 @@ def test_files_that_hold_something_else(tmp_path, content, message):
 def test_damaged_files(tmp_path, suffix, data):
     (tmp_path / f"weights{suffix}").write_bytes(data)
     with pytest.raises(UserError, match=r"weights.*: (damaged|refused)"):
-        open_pretrained(str(tmp_path / f"weights{suffix}"), composed("train", UNET)).weights(EMA)
+        load_weights(str(tmp_path / f"weights{suffix}"), otherwise=RunConfig(composed("train", UNET))).load("ema")
 
 
 def test_what_is_none(run, folder, tmp_path, monkeypatch):
@@ -180,7 +181,7 @@ def test_what_is_none(run, folder, tmp_path, monkeypatch):
             ("folder/unet/diffusion_pytorch_model.safetensors", r"config.json beside it says.* give the folder folder/unet instead")]:
         for settings in (None, composed("train", UNET)):
             with pytest.raises(UserError, match=message):
-                open_pretrained(name, settings)
+                load_weights(name, otherwise=RunConfig(settings))
     assert not asked
 
 
@@ -188,12 +189,13 @@ def test_settings_are_for_bare_files(run, tmp_path):
     _, made = network(["+experiment=pretrain_demo"])
     file = str(tmp_path / "weights.pt")
     torch.save(made.state_dict(), file)
-    assert same(open_with(file, "pretrain_demo", []).weights(EMA), made.state_dict())
+    assert same(load_weights(file, stated=stated_config(file, "pretrain_demo", [])).load("ema"), made.state_dict())
     with pytest.raises(UserError, match=r"trained_as=pretrain_demo.*bare file of weights, and .*run is none"):
-        open_with(str(run), "pretrain_demo", [])
+        load_weights(str(run), stated=stated_config(str(run), "pretrain_demo", []))
     with pytest.raises(UserError, match="did you mean pretrain_demo"):
-        open_with(file, "pretrain_dmo", [])
-    assert network_of(open_with(file, "pretrain_demo", ["model.channels=64"]).state["config"]).channels == 64
+        load_weights(file, stated=stated_config(file, "pretrain_dmo", []))
+    wider = load_weights(file, stated=stated_config(file, "pretrain_demo", ["model.channels=64"]))
+    assert wider.config.shape_network().channels == 64
 
 
 def test_settings_on_the_command_lines(tmp_path):
@@ -210,7 +212,7 @@ def test_settings_on_the_command_lines(tmp_path):
                          f"out={tmp_path}/images")
     assert code == 0 and np.asarray(Image.open(tmp_path / "images" / "000000.png")).shape == (16, 16, 3), text
     code, text = command("export.py", "trained_as=pretrain_demo", f"out={tmp_path}/out")
-    assert code == 0 and open_pretrained(str(tmp_path / "out")).state["config"]["schedule"]["_target_"].endswith("cosine"), text
+    assert code == 0 and load_weights(str(tmp_path / "out")).config.raw["schedule"]["_target_"].endswith("cosine"), text
     code, text = command("sample.py", "n=1")
     assert code == 2 and "trained_as=NAME" in text and "Traceback" not in text
 
@@ -226,8 +228,8 @@ def test_the_hub(folder, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = open_pretrained("google/ddpm-celebahq-256")
-    assert isinstance(found, Pretrained) and found.path == folder
+    found = load_weights("google/ddpm-celebahq-256")
+    assert found.step is None and found.path == folder
     [(name, patterns)] = asked
     assert name == "google/ddpm-celebahq-256"
     assert {"model_index.json", "unet/config.json", "config.json", "scheduler_config.json", "unet/diffusion_pytorch_model.safetensors",
@@ -245,7 +247,7 @@ def test_the_hub_has_only_a_pickle(folder, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert open_pretrained("owner/name").file == file.with_suffix(".bin")
+    assert load_weights("owner/name").digests["ema"] == runs.sha256(file.with_suffix(".bin"))
 
 
 def test_a_folder_comes_before_the_hub(folder, monkeypatch, tmp_path):
@@ -253,7 +255,7 @@ def test_a_folder_comes_before_the_hub(folder, monkeypatch, tmp_path):
     folder.rename(tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
-    assert open_pretrained("owner/name").path == Path("owner/name")
+    assert load_weights("owner/name").path == Path("owner/name")
 
 
 class RepositoryNotFoundError(Exception):
@@ -271,14 +273,14 @@ def test_the_hub_cannot_be_reached(monkeypatch, error, message):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(UserError, match=message) as told:
-        open_pretrained("owner/name")
+        load_weights("owner/name")
     assert "copy DIR here and give that folder" in str(told.value) and "\n" not in str(told.value)
 
 
 def test_the_hub_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install huggingface_hub"):
-        open_pretrained("owner/name")
+        load_weights("owner/name")
 
 
 # --- train.py and sample.py ----------------------------------------------------------------------------------------------------------
@@ -314,9 +316,9 @@ def test_a_source_that_is_none(tmp_path):
 
 
 def test_settings_that_no_tensor_depends_on_are_not_told():
-    ours, theirs = composed("train", UNET)["model"], composed("train", [*UNET, "model.dropout=0.3", "model.classes=4"])["model"]
+    ours, theirs = (RunConfig(composed("train", [*UNET, *more])) for more in ([], ["model.dropout=0.3", "model.classes=4"]))
     assert other_settings(ours, theirs) == []
-    adm = composed("train", ADM)["model"]
+    adm = RunConfig(composed("train", ADM))
     assert "model._target_=models.unet.UNet -> models.adm.ADMUNet" in other_settings(ours, adm)
     assert "model.head_channels=null -> 8" in other_settings(ours, adm)
 
@@ -331,7 +333,7 @@ def test_sample_makes_the_pipelines_images(tmp_path):
     from diffusers import DDIMScheduler, DDPMPipeline
 
     folder = tmp_path / "folder"
-    export.export(open_pretrained(str(run_of(tmp_path, [*UNET, "parameterization=velocity"], moved=0))), folder)
+    export.export(load_weights(str(run_of(tmp_path, [*UNET, "parameterization=velocity"], moved=0))), folder)
     done = runs.command("sample.py", f"checkpoint={folder}", "n=3", "batch_size=2", "sampler.steps=10", "seed=5", "spacing=even",
                         f"out={tmp_path}/images")
     assert done.returncode == 0, done.stderr
@@ -351,7 +353,7 @@ def test_sample_makes_the_pipelines_images(tmp_path):
 def test_where_images_of_a_folder_go(run, folder):
     """Not into the folder, which may be the Hub's cache."""
     settings = sample.SampleSettings(str(folder), None, seed=3)
-    assert sample.default_out(open_pretrained(str(folder)), settings) == Path("generated/folder_seed3")
-    assert sample.default_out(open_pretrained(str(run)), settings) == run / "generated" / "step_7_seed3"
+    assert sample.default_out(load_weights(str(folder)), settings) == Path("generated/folder_seed3")
+    assert sample.default_out(load_weights(str(run)), settings) == run / "generated" / "step_7_seed3"
     with pytest.raises(UserError, match="sample_size"):
-        sample.image_shape({"size": None, "channels": 3})
+        _ = RunConfig({"data": {"size": None, "channels": 3}}).image_shape

@@ -56,7 +56,7 @@ def test_the_sources_images_flip_as_the_source_saw_them(tmp_path, flip):
 def test_weights_that_do_not_say_whether_they_flipped(tmp_path):
     source = trained(step=None)
     start = begun(tmp_path, source=source)
-    source.state["config"]["data"] = {"size": 8, "channels": 1}
+    source.config.raw["data"] = {"size": 8, "channels": 1}
     assert not Replay(start, weight=1.0, images=given(pictures(4)), timesteps=Uniform).batches.flip
 
 

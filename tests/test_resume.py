@@ -184,8 +184,8 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_counts_them(undisturbed
     for step in (4, 8, 12):
         first = runs.number_of(done, rf"write \.step_{step}/model")
         assert re.search("fsync .*/metrics.jsonl", done[first - 2]), done
-        state = find(undisturbed() / f"checkpoints/step_{step}").state if step > 4 else {"rows": 2}
-        assert state["rows"] == sum(bool(re.search("write .*/metrics.jsonl", line)) for line in done[:first])
+        rows = find(undisturbed() / f"checkpoints/step_{step}").progress.rows if step > 4 else 2
+        assert rows == sum(bool(re.search("write .*/metrics.jsonl", line)) for line in done[:first])
 
 
 def test_the_average_follows_the_weights_from_step_to_step(tmp_path):
@@ -234,7 +234,7 @@ def test_killed_at_every_operation_after_a_signal_during_evaluation(undisturbed,
     at = runs.number_of(operations(expected), r"write samples/.*08.png") - 2  # the row of step 8, just before its evaluation
     code, text = runs.train(stopped, settings, f"{at}=TERM")
     assert code == 75, text
-    assert find(runs.directory_of(stopped)).state["pending"] and runs.steps_of(runs.directory_of(stopped)) == [8]
+    assert find(runs.directory_of(stopped)).progress.pending and runs.steps_of(runs.directory_of(stopped)) == [8]
     shutil.copytree(stopped, tmp_path / "resumed")
     runs.finish(tmp_path / "resumed", settings)
     moments = every_moment(runs.operations(tmp_path / "resumed"))

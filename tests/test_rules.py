@@ -5,13 +5,14 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
+from config.sections import RuleSettings
 from models.layers import output_of
 from models.unet import UNet
 from runtime.errors import UserError
 from training.ema import Ema, ema_decay, share_of_start
 from transfer.inject import inject
 from transfer.lora import LoRA
-from transfer.rules import ParameterPlan, Rule
+from transfer.rules import ParameterPlan, Rule, rule_at
 from transfer.scale import BranchScale
 
 
@@ -62,18 +63,18 @@ def test_mistakes(rules, message):
 
 def test_a_rule_that_ends_before_it_begins():
     with pytest.raises(UserError, match="until"):
-        Rule("*", from_=5, until=5).at(10)
+        rule_at(RuleSettings("*", from_=5, until=5), 10)
 
 
 @pytest.mark.parametrize(("moment", "step"), [("30%", 60), ("0%", 0), ("100%", 200), ("12.5%", 25), (7, 7)])
 def test_a_share_of_the_run_is_a_step(moment, step):
-    assert Rule("*", from_=moment).at(200).from_ == step
+    assert rule_at(RuleSettings("*", from_=moment), 200).from_ == step
 
 
 @pytest.mark.parametrize("moment", ["30", "-3%", "101%", "half", "%"])
 def test_what_is_neither_a_step_nor_a_share(moment):
     with pytest.raises(UserError, match="neither a step nor a share of the run, such as 30%"):
-        Rule("up.*", until=moment).at(200)
+        rule_at(RuleSettings("up.*", until=moment), 200)
 
 
 def test_an_optional_pattern_may_match_nothing():

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from config.overrides import composed
+from config.run_config import RunConfig
 from diffusion.samplers import NoisePerImage
 from runtime import checkpoint
+from runtime.checkpoint import Progress
 from runtime.randomness import derive
 
 ROOT = Path(__file__).parent.parent
@@ -34,9 +36,8 @@ def run_directory(tmp_path_factory) -> Path:
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     torch.nn.init.normal_(network.class_embedding.weight)
-    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": ["cat", "dog", "eel"],
-             "config": config}
-    checkpoint.save(directory / "checkpoints", network.state_dict(), network.state_dict(), {}, state)
+    checkpoint.save(directory / "checkpoints", network.state_dict(), network.state_dict(), {}, 7,
+                    config, ["cat", "dog", "eel"], Progress(validation_loss=1.0))
     return directory
 
 
@@ -127,7 +128,7 @@ def test_classes_and_guidance(run_directory, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["label=dgo"], "did you mean dog"), (["label=9"], "no such class"), (["n=0"], "at least 1"), (["n=few"], "sample.n='few'"),
+    (["label=dgo"], "did you mean dog"), (["label=9"], "no such class"), (["n=0"], "at least 1"), (["n=few"], "n='few'"),
     (["sampler.steps=2000"], "between 1 and the schedule's 1000"), (["weights=emma"], "one of ema, model"), (["sampler=dim"], "ddim"),
     (["sampler.function.eta=2"], "between 0 and 1"), (["guidance=2"], "label=all")])
 def test_mistakes(run_directory, tmp_path, options, message):
@@ -181,8 +182,7 @@ def test_images_that_are_not_finite_are_refused_and_not_written(tmp_path):
     config = composed("train", TINY)
     network = RunConfig(config).build_denoiser().network
     weights = network.state_dict() | {"conv_out.bias": torch.full_like(network.conv_out.bias, float("nan"))}
-    state = {"step": 7, "pending": False, "validation_loss": 1.0, "seconds": 0, "window": [0, 0], "classes": [], "config": config}
-    checkpoint.save(tmp_path / "checkpoints", weights, weights, {}, state)
+    checkpoint.save(tmp_path / "checkpoints", weights, weights, {}, 7, config, [], Progress(validation_loss=1.0))
     said = sample(f"checkpoint={tmp_path}", "n=3", "sampler.steps=2", f"out={tmp_path}/out", fails=True)
     assert "3 of 3 images are not finite (NaN or infinite), image 0 first" in said
     assert not images(tmp_path / "out")

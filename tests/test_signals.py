@@ -56,7 +56,7 @@ def test_the_step_that_was_reached_is_saved(undisturbed, tmp_path):
     directory = stopped(tmp_path, [], f"{row_6}=USR1")
     assert runs.rows(directory)[-1]["step"] == 6
     assert runs.steps_of(directory) == [4, 6]
-    assert not find(directory).state["pending"]
+    assert not find(directory).progress.pending
     runs.assert_same_run(runs.finish(tmp_path), undisturbed())
 
 
@@ -88,7 +88,7 @@ def test_stopped_in_an_evaluation_and_again_when_it_is_made_up_for(undisturbed, 
         _, seconds = stop(run, signal.SIGTERM)
         assert seconds < SOON
         saved = find(runs.directory_of(tmp_path))
-        assert saved.step == 4 and saved.state["pending"], attempt
+        assert saved.step == 4 and saved.progress.pending, attempt
         assert not any("validation/loss" in row for row in runs.rows(runs.directory_of(tmp_path)))
     runs.assert_same_run(runs.finish(tmp_path), undisturbed())
 
@@ -100,7 +100,7 @@ def test_stopped_while_sampling(undisturbed, tmp_path):
     assert seconds < SOON
     directory = runs.directory_of(tmp_path)
     saved = find(directory)
-    assert saved.step == 8 and saved.state["pending"]
+    assert saved.step == 8 and saved.progress.pending
     assert not list((directory / "samples").iterdir())
     runs.assert_same_run(runs.finish(tmp_path), undisturbed())
 
@@ -109,7 +109,7 @@ def test_stopped_in_the_evaluation_that_ends_the_run(undisturbed, tmp_path):
     """All steps are done, but the run is not finished."""
     number = runs.number_of(runs.operations(undisturbed().parents[2]), r"write samples/.*12.png") - 2
     directory = stopped(tmp_path, [], f"{number}=INT")
-    assert runs.steps_of(directory)[-1] == 12 and find(directory).state["pending"]
+    assert runs.steps_of(directory)[-1] == 12 and find(directory).progress.pending
     code, text = runs.train(tmp_path)
     assert code == 0 and "resuming at step 12" in text
     runs.assert_same_run(directory, undisturbed())

@@ -18,7 +18,6 @@ from diffusion.variance import LearnedRange
 from runtime.errors import UserError
 from tests.terms import batch, seen_by, start_of, unet
 from transfer.similarity import PairwiseSimilarity, high_frequencies, log_similarity, similarity_kl
-from transfer.start import Seen
 
 
 def similarities_by_hand(x: np.ndarray) -> np.ndarray:
@@ -170,7 +169,7 @@ def test_no_step_waits_for_the_device(monkeypatch):
     start.denoiser.to("meta")
     penalty = PairwiseSimilarity(start, weight=1.0, high_frequency_weight=1.0, reconstruction_weight=1.0)
     x0, t, _ = (x.to("meta") for x in batch())
-    penalty(Seen(x0, t, {}, start.denoiser(x0, t), x0)).backward()
+    penalty(start.denoiser.forward_pass(x0, t, torch.zeros_like(x0))).backward()
 
 
 def test_two_images_are_refused_with_the_settings_that_give_more():

@@ -6,14 +6,11 @@ import multiprocessing
 import os
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.parts import settings_of
-from transfer.source import Source
 
 from config.identity import identity
 from config.overrides import CONF, composed, options
@@ -23,14 +20,15 @@ from data.memory import Memory
 from data.source import to_array
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import NoisePerImage, log_snr_steps
-from models.pretrained import open_pretrained
 from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.randomness import derive
-from tests.starts import begun, in_two_processes, trained
-from train import place
+from tests.starts import OPENED, begun, in_two_processes, trained
+from training.pretrained_source import PretrainedSource
+from training.run_directory import name_run
 from transfer import source_images
 from transfer.source_images import generated, real
+from transfer.trained_weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +52,8 @@ def of_folder(folder: Path, *more: str) -> list[str]:
 
 def own_images(source, cache: Path):
     """What the run of the source trained on, by the way that train.py goes."""
-    config = source.state["config"]
-    settings = RunConfig(config).data
-    return open_dataset(settings, settings.source(Memory(cache / "memory")), config["seed"], cache)
+    settings = source.config.data
+    return open_dataset(settings, settings.source(Memory(cache / "memory")), source.config.seed, cache)
 
 
 @pytest.mark.parametrize("more", [[], ["data.n_train=5", "seed=3"], ["data.n_train=5", "data.subset_seed=4"]])
@@ -80,7 +77,7 @@ def test_real_images_at_another_size_and_in_gray(folder, tmp_path):
     source = trained(of_folder(folder))
     start = begun(tmp_path, ["data.size=[16,14]", "data.channels=1", "data.resample=box"], source)
     ours, theirs = real(start), own_images(source, tmp_path)
-    settings = settings_of(source.state["config"], "data")
+    settings = source.config.data
     images = settings.source(Memory(tmp_path / "memory"))
     assert ours.images.shape[1:] == (16, 14, 1)
     np.testing.assert_array_equal(ours.splits["train"], theirs.splits["train"])  # without the two that are too small for 8x8
@@ -103,7 +100,7 @@ def test_labels_of_kept_classes_and_the_null_class(folder, tmp_path):
     source = trained(of_folder(folder))
     kept = begun(tmp_path, ["data.channels=3", "model.classes=5"], source, first_kept=2)
     ours = real(kept)
-    images = settings_of(source.state["config"], "data").source(Memory(tmp_path / "memory"))
+    images = source.config.data.source(Memory(tmp_path / "memory"))
     assert ours.labels.tolist() == [2 + k for k in images.labels] and set(ours.labels) == {2, 3, 4}
     assert set(real(begun(tmp_path, ["data.channels=3", "model.classes=5"], source)).labels) == {5}
 
@@ -112,7 +109,7 @@ def test_published_weights_have_no_images(folder, tmp_path):
     """Also a bare file of weights, whose config was read with the settings of an experiment, images among them."""
     for source in (trained(of_folder(folder), step=None), trained()):
         if source.step is not None:
-            source.state["config"]["data"] = {"size": 8, "channels": 1}
+            source.config.raw["data"] = {"size": 8, "channels": 1}
         with pytest.raises(UserError, match="published weights.*transfer.source_images.generated"):
             real(begun(tmp_path, source=source))
 
@@ -123,10 +120,10 @@ def test_images_that_are_not_here_any_more(tmp_path):
         real(begun(tmp_path, ["data.channels=3"], source))
 
 
-@pytest.mark.parametrize("target", ["os.system", "training.parts.settings_of", "torch.load"])
+@pytest.mark.parametrize("target", ["os.system", "training.checks.check_network", "torch.load"])
 def test_the_sources_config_builds_nothing_but_data(tmp_path, target):
     source = trained()
-    source.state["config"]["data"]["source"] = {"_target_": target, "_partial_": True}
+    source.config.raw["data"]["source"] = {"_target_": target, "_partial_": True}
     with pytest.raises(UserError, match="nothing else is built"):
         real(begun(tmp_path, source=source))
 
@@ -135,7 +132,7 @@ def test_a_finished_run_is_such_a_source(undisturbed, tmp_path):
     """With its own checkpoint in place of the fake: its config, its labels, its weights."""
     directory = undisturbed()
     (own,) = (directory.parents[2] / "cache").glob("*.npy")
-    start = begun(tmp_path, source=open_pretrained(str(directory)))
+    start = begun(tmp_path, source=load_weights(str(directory)))
     ours = real(start)
     np.testing.assert_array_equal(ours.images, np.load(own))
     assert ours.splits["train"].tolist() == list(range(90)) and set(ours.labels) == {0}
@@ -146,10 +143,10 @@ def test_a_finished_run_is_such_a_source(undisturbed, tmp_path):
 
 def by_hand(source, k: int, steps: int, seed: int = 0) -> np.ndarray:
     """Image k at the source's size, by the formula of DDIM (Song et al. 2021, eq. 12) from noise by (seed, "replay", k). [H, W, C]"""
-    denoiser = RunConfig(source.state["config"]).build_denoiser()
-    denoiser.network.load_state_dict(source.weights())
+    denoiser = source.config.build_denoiser()
+    denoiser.network.load_state_dict(source.load("ema"))
     denoiser.eval()
-    schedule, data = denoiser.schedule, source.state["config"]["data"]
+    schedule, data = denoiser.schedule, source.config.raw["data"]
     x = NoisePerImage([derive(seed, "replay", k)])(torch.empty(1, data["channels"], data["size"], data["size"]))
     classes = denoiser.network.classes
     evenly = [round(schedule.steps * j / steps) for j in range(steps, -1, -1)]
@@ -177,7 +174,7 @@ ZERO_TERMINAL = ["schedule=linear_zero_terminal", "schedule.schedule.steps=20", 
 def test_generated_images_are_what_the_source_makes(tmp_path, overrides, classes):
     source = trained(overrides, classes=classes)
     ours = generated(begun(tmp_path, source=source, seed=4), n=5, steps=4, batch_size=2)
-    assert ours.splits["train"].tolist() == [0, 1, 2, 3, 4] and list(ours.classes) == classes and source.opened == ["ema.safetensors"]
+    assert ours.splits["train"].tolist() == [0, 1, 2, 3, 4] and list(ours.classes) == classes and OPENED == ["ema"]
     assert ours.images.std() > 20  # no plain gray
     for k in range(5):
         assert_nearly(ours.images[k], by_hand(source, k, 4, seed=4))
@@ -191,9 +188,9 @@ def test_generated_images_do_not_depend_on_the_batch_nor_on_how_many(tmp_path):
     assert_nearly(first.images[:3], other.images)
     assert len({image.tobytes() for image in first.images}) == 5
     start = begun(tmp_path / "a", ["data.size=[12,16]", "data.channels=1", "data.resample=bilinear"], source)
-    source.opened.clear()
+    OPENED.clear()
     gray = generated(start, n=5, steps=3, batch_size=5)
-    assert not source.opened  # nothing is generated again
+    assert not OPENED  # nothing is generated again
     for image, theirs in zip(gray.images, first.images, strict=True):
         np.testing.assert_array_equal(image, to_array(Image.fromarray(theirs), (12, 16), 1, True, "bilinear"))
 
@@ -226,16 +223,16 @@ def test_what_changes_the_images_makes_new_ones(tmp_path, monkeypatch, change):
     if change == "version":
         monkeypatch.setattr(source_images, "GENERATOR", 0)
     generated(begun(tmp_path, source=source, seed=int(change == "seed")), n=2, steps=3 if change == "steps" else 2, batch_size=2)
-    assert source.opened and len(list((tmp_path / "generated").iterdir())) == 2
+    assert OPENED and len(list((tmp_path / "generated").iterdir())) == 2
 
 
 @pytest.mark.parametrize(("overrides", "steps", "same"), [([], 4, False), ([], 20, True), (ZERO_TERMINAL, 4, True)])
 def test_images_of_other_steps_are_not_read_from_an_old_cache(tmp_path, overrides, steps, same):
     """Even steps began below T; these images have a new name, and those that did not change keep theirs."""
     source = trained(overrides)
-    config = source.state["config"]
+    config = source.config.raw
     sections = ("model", "schedule", "parameterization", "variance")
-    old = sha256_of({"version": 1, "weights": source.state["sha256"]["ema.safetensors"], "shape": (1, 8, 8), "steps": steps, "seed": 0}
+    old = sha256_of({"version": 1, "weights": source.digests["ema"], "shape": (1, 8, 8), "steps": steps, "seed": 0}
                     | {section: config[section] for section in sections})
     generated(begun(tmp_path, source=source), n=1, steps=steps, batch_size=1)
     assert (tmp_path / "generated" / old[:16]).exists() == same
@@ -250,8 +247,9 @@ def test_a_run_that_uses_them_has_another_name_and_no_other_has(strategy):
     zero_terminal = {"_target_": "diffusion.schedule.zero_terminal", "schedule": linear}
 
     def same(schedule):
-        who, _ = place(config, SimpleNamespace(fingerprint="x"), Source("s", {"from": "1"}, config={"schedule": schedule}))
-        before = identity(config, "x")
+        own = PretrainedSource("s", RunConfig({"schedule": schedule}), {"from": "1"})
+        who, _ = name_run(RunConfig(config), "x", own, ())
+        before = identity(RunConfig(config), "x")
         before["transfer"] = before["transfer"] | {"rules": who["transfer"]["rules"]}
         before["source"] |= {"from": "1"}
         return who == before
@@ -309,7 +307,7 @@ def _both(cache: Path, results) -> None:
     torch.set_num_threads(1)
     source = trained()
     images = generated(begun(cache, source=source), n=4, steps=2, batch_size=2).images
-    results.put((len(source.opened), images.tobytes()))
+    results.put((len(OPENED), images.tobytes()))
 
 
 def test_the_global_random_stream_is_left_alone(tmp_path):
@@ -357,7 +355,7 @@ def test_a_batch_too_large_for_the_device(tmp_path, monkeypatch):
 def test_a_published_network_of_unknown_size(tmp_path):
     source = trained(step=None)
     start = begun(tmp_path, source=source)
-    source.state["config"]["data"] = {"size": None, "channels": 1}
+    source.config.raw["data"] = {"size": None, "channels": 1}
     with pytest.raises(UserError, match="does not say the size"):
         generated(start, n=1, steps=2, batch_size=1)
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from config.overrides import composed
+from config.run_config import RunConfig
 from data.dataset import Dataset
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
 from evaluation.features import Embedding
 from tests.terms import SCHEDULE
-from training import finished, judging, light
+from training import finished, judging, light, run
 from transfer import ant
 
 SIZES = [40, 25, 60, 10, 33, 52]
@@ -69,8 +69,8 @@ def test_no_rows_are_no_rows():
 def test_source_images(monkeypatch):
     monkeypatch.setattr(finished, "MOST", COUNT)
     monkeypatch.setattr(finished, "own_images", lambda *_: DATA)
-    run = SimpleNamespace(source=SimpleNamespace(state={"config": {"model": {}}}), data=None, cache=None,
-                          config={"source": composed("train", ["+experiment=transfer_demo"])["source"], "model": {}})
+    plain = RunConfig({"source": composed("train", ["+experiment=transfer_demo"])["source"], "model": {}})
+    run = SimpleNamespace(source=SimpleNamespace(config=plain), data=None, cache=None, config=plain)
     images, labels, rows, split = finished.Finished.source_images(run)
     assert labels is None and split == "test"
     check_shares(images[rows, 0, 0, 0])
@@ -105,8 +105,8 @@ def test_accuracy_of_ants_classifier(monkeypatch):
 
 def test_sheet_of_training_images(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(train, "grid", lambda images, columns: seen.append(images) or images[0])
-    train.show_images(DATA, COUNT, tmp_path / "images.png")
+    monkeypatch.setattr(run, "grid", lambda images, columns: seen.append(images) or images[0])
+    run.show_images(DATA, COUNT, tmp_path / "images.png")
     check_shares(seen[0][:, 0, 0, 0])
 
 

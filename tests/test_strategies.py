@@ -56,21 +56,21 @@ def run(transfers: Transfers, name: str, steps: int, *more: str) -> Path:
 
 def start_of(transfers: Transfers, directory: Path) -> dict[str, Tensor]:
     """The source fitted, by hand: all shapes are the source's, and a class table that it lacks is zero."""
-    state = network_of(find(directory).state["config"]).state_dict()
+    state = RunConfig(find(directory).config).shape_network().state_dict()
     return transfers.started() | {name: torch.zeros(w.shape) for name, w in state.items() if name == TABLE}
 
 
 def injected_at_start(before: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
-    config = find(directory).state["config"]
-    network = RunConfig(config).build_network()
+    config = RunConfig(find(directory).config)
+    network = config.build_network()
     network.load_state_dict(before)
-    inject(network, RunConfig(config).transfer.inject, config["seed"])
+    inject(network, config.transfer.inject, config.seed)
     return {name: w.detach() for name, w in parameters(network).items() if name not in before}
 
 
 def trained(directory: Path, name: str) -> set[str]:
     """The source's parameters that the preset's paper trains."""
-    network = network_of(find(directory).state["config"])
+    network = RunConfig(find(directory).config).shape_network()
     if name == "attention_only":
         return inside_attention(network)
     belongs = (SUBSETS | BESIDE).get(name, lambda p, m: True)  # the rest train everything in the end
@@ -155,11 +155,11 @@ def noisy(denoiser: Denoiser, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def end_of(directory: Path) -> Denoiser:
-    return denoiser_of(find(directory).state["config"], weights(directory))
+    return denoiser_of(RunConfig(find(directory).config), weights(directory))
 
 
 def source_of(transfers: Transfers) -> Denoiser:
-    return denoiser_of(find(transfers.source).state["config"], transfers.started())
+    return denoiser_of(RunConfig(find(transfers.source).config), transfers.started())
 
 
 def distance(transfers: Transfers, directory: Path) -> float:
@@ -225,7 +225,7 @@ def away_from_target(transfers: Transfers, directory: Path) -> float:
     [path] = transfers.root.glob("cache/classifier-*.safetensors")
     classifier = Classifier(3).eval()
     classifier.load_state_dict({name: w for name, w in safetensors.torch.load(read_checked(path)).items() if name != "accuracy"})
-    denoiser = denoiser_of(find(directory).state["config"], merged_weights(directory))
+    denoiser = denoiser_of(RunConfig(find(directory).config), merged_weights(directory))
     x_t, t, _ = noisy(denoiser, shown(Tissue(None), 48))
     return (denoiser(x_t, t).noise * towards_target(classifier, x_t, t)).sum().item()
 

@@ -4,10 +4,11 @@ import re
 
 import pytest
 import yaml
-from training.parts import check_config, check_network, complete
 
 from config.overrides import CONF, composed, options
+from config.run_config import RunConfig
 from runtime.build import resolve
+from training.checks import check_network, check_run_config
 
 TEXT = (CONF.parent / "docs" / "strategies.md").read_text()
 # name of a section: its text
@@ -44,8 +45,8 @@ def test_a_section_has_the_preset_and_its_papers(name):
 
 @pytest.mark.parametrize("name", options("transfer"))
 def test_a_share_is_that_of_the_celeba_network(name):
-    config = complete(composed("train", ["model=ddpm_celeba64", "data.size=64", "data.channels=3", f"transfer={name}", "source.from=x"]))
-    plan = check_network(config)
+    config = composed("train", ["model=ddpm_celeba64", "data.size=64", "data.channels=3", f"transfer={name}", "source.from=x"])
+    plan = check_network(RunConfig(config).completed)
     classes = config["model"]["classes"] == "auto"
     assert sum(plan.parameters[n].numel() for n in plan.plain) == 78_700_803 + 2 * 512 * classes  # one class and the null class
     digits = len(SHARES[name].partition(".")[2])
@@ -67,8 +68,7 @@ def test_a_row_names_the_rates(name):
 def test_the_example_is_a_strategy_whose_plan_is_the_one_printed():
     section = TEXT.split("## Write your own")[1].split("\n## ")[0]
     config = composed("train", ["+experiment=transfer_demo"]) | {"transfer": yaml.safe_load(code("yaml", section))}
-    check_config(config)
-    plan = check_network(config)
+    plan = check_network(check_run_config(config))
     assert all(name.startswith("up.") for name in plan.trains())
     rows = [",".join(map(str, row)) for row in plan.rows(config["optimizer"]["lr"])]
     printed = code("", section.split("**Look before")[1]).splitlines()

@@ -18,11 +18,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from config import overrides
 from config.overrides import check_overrides, options
-from runtime import config, sweep
 from runtime.errors import UserError
 from runtime.signals import PREEMPTED, Preempted
 from tests import runs
+from training import sweep
 
 SWEEP = ["-m", *runs.TINY]
 
@@ -209,8 +210,8 @@ def refused(*arguments: str) -> str:
 @pytest.fixture
 def own_sweeps(tmp_path, monkeypatch):
     """write(name, params): a sweep of that name, in a copy of conf."""
-    shutil.copytree(config.CONF, tmp_path / "conf")
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    shutil.copytree(overrides.CONF, tmp_path / "conf")
+    monkeypatch.setattr(overrides, "CONF", tmp_path / "conf")
     return lambda name, params: (tmp_path / f"conf/sweep/{name}.yaml").write_text(
         "# @package _global_\nhydra:\n  sweeper:\n    params:\n" + "".join(f"      {line}\n" for line in params))
 
@@ -251,7 +252,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_sweep_varies_what_there_is(name, tmp_path):
-    described = (config.CONF / f"sweep/{name}.yaml").read_text()
+    described = (overrides.CONF / f"sweep/{name}.yaml").read_text()
     experiment = re.search(rf"python train.py -m (\+experiment=\w+) \+sweep={name}\s", described)[1]
     check_overrides("train", ["-m", experiment, f"+sweep={name}"])
     if "runs" in described:
@@ -261,6 +262,6 @@ def test_every_sweep_varies_what_there_is(name, tmp_path):
 
 def test_the_slurm_launcher_composes():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    launcher = config.composed_keys("train", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], hydra=True)["hydra"]["launcher"]
+    launcher = overrides.composed_keys("train", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], hydra=True)["hydra"]["launcher"]
     assert launcher["max_num_timeout"] >= 1000 and launcher["gpus_per_node"] == 1 and launcher["partition"] == "gpu"
     assert launcher["additional_parameters"] == {"requeue": True}

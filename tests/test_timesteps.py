@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from training.parts import TARGETS, check_config
 
 from config.overrides import composed
+from config.run_config import NODES
 from diffusion.timesteps import Importance, MirroredPower, Power, Range, Uniform
 from runtime.build import build
 from runtime.errors import UserError
 from tests import runs
+from training.checks import check_run_config
 
 
 class Slow:
@@ -208,12 +209,12 @@ def test_distributions_that_cannot_be(make):
     (["timesteps=range", "timesteps.low=0.1", "timesteps.high=0.3"], Range)])
 def test_a_config_picks_them(overrides, kind):
     config = composed("train", overrides)
-    check_config(config)
-    built = build(config["timesteps"], TARGETS["timesteps"], "timesteps", steps=10)
+    check_run_config(config)
+    built = build(config["timesteps"], NODES["timesteps"], "timesteps", steps=10)
     assert type(built) is kind and len(built.cumulative) == 10
 
 
 def test_a_range_that_cannot_be_is_said_as_a_setting():
     config = composed("train", ["timesteps=range", "timesteps.low=0.9", "timesteps.high=0.3"])
     with pytest.raises(UserError, match="timesteps: low and high"):
-        build(config["timesteps"], TARGETS["timesteps"], "timesteps", steps=10)
+        build(config["timesteps"], NODES["timesteps"], "timesteps", steps=10)

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transfer.trained import is_difference, open_difference, plain
 
 import export
 import sample
 from config.run_config import RunConfig
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
-from models.pretrained import open_pretrained
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from tests.transfers import TISSUE, Transfers, denoiser_of, weights
 from transfer.inject import inject, load
+from transfer.trained_weights import is_difference, load_weights, source_of, start_of
 
 STRATEGIES = ["full", "freeze_encoder", "lora", "svdiff", "textual_inversion"]
 SAMPLER = SamplerSettings(ddim, even_steps, 3)
@@ -60,16 +59,16 @@ def conditions(classes: int) -> list[dict | None]:
 def reference(directory: Path) -> list[Tensor]:
     """What the network says that the run trained, as it trained it."""
     saved = find(directory)
-    config = saved.state["config"]
-    denoiser = RunConfig(config).build_denoiser().eval().requires_grad_(False)
+    config = RunConfig(saved.config)
+    denoiser = config.build_denoiser().eval().requires_grad_(False)
     plain = saved.weights(EMA)
     denoiser.network.load_state_dict({name: plain[name] for name in denoiser.network.state_dict()})
-    inject(denoiser.network, RunConfig(config).transfer.inject)
+    inject(denoiser.network, config.transfer.inject)
     load(denoiser.network, plain)
     return [denoiser(*given(), condition).noise for condition in conditions(denoiser.network.classes)]
 
 
-def assert_says(config: dict, tensors: dict[str, Tensor], expected: list[Tensor]) -> None:
+def assert_says(config: RunConfig, tensors: dict[str, Tensor], expected: list[Tensor]) -> None:
     for ours, theirs in zip(said(config, tensors), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -78,14 +77,15 @@ def assert_says(config: dict, tensors: dict[str, Tensor], expected: list[Tensor]
 def test_everywhere_the_same_network(transfers, tmp_path, strategy):
     directory, file = run(transfers, strategy), difference_of(transfers, strategy)
     expected = reference(directory)
-    assert not torch.equal(expected[0], said(find(transfers.source).state["config"], transfers.started())[0]) or strategy.startswith("text")
-    opened = {"merged": plain(open_pretrained(str(directory))), "laid on its source": open_difference(str(file), None)}
+    source = said(RunConfig(find(transfers.source).config), transfers.started())
+    assert not torch.equal(expected[0], source[0]) or strategy.startswith("text")
+    opened = {"merged": load_weights(str(directory)), "laid on its source": load_weights(str(file))}
     if strategy != "textual_inversion":  # diffusers takes no classes here
-        export.export(plain(open_pretrained(str(directory))), tmp_path / "of run")
-        export.export(open_difference(str(file), None), tmp_path / "of file")
-        opened |= {name: open_pretrained(str(tmp_path / name)) for name in ("of run", "of file")}
+        export.export(load_weights(str(directory)), tmp_path / "of run")
+        export.export(load_weights(str(file)), tmp_path / "of file")
+        opened |= {name: load_weights(str(tmp_path / name)) for name in ("of run", "of file")}
     for found in opened.values():
-        assert_says(found.state["config"], found.weights(EMA), expected)
+        assert_says(found.config, found.load("ema"), expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -94,7 +94,7 @@ def test_as_a_source(transfers, strategy):
     expected, classes = reference(run(transfers, strategy)), ["model.classes=1"] if strategy == "textual_inversion" else []
     for place in (run(transfers, strategy), difference_of(transfers, strategy)):
         target = transfers.run("data=bundled_tissue", "data.n_train=24", "transfer=zero_shot", f"source.from={place}", *classes)
-        assert_says(find(target).state["config"], weights(target, 0), expected)
+        assert_says(RunConfig(find(target).config), weights(target, 0), expected)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -143,16 +143,16 @@ def test_a_source_that_moved(transfers, tmp_path, moved, hidden, strategy):
     file = difference_of(transfers, strategy)
     with pytest.raises(UserError, match=f"the source of this run is needed, and was in {transfers.source}.*no checkpoint there(.|\n)*"
                                         "source=PATH"):
-        open_difference(str(file), None)
-    found = open_difference(str(file), str(moved))
-    assert_says(found.state["config"], found.weights(EMA), reference(run(transfers, strategy)))
+        load_weights(str(file))
+    found = load_weights(str(file), source=str(moved))
+    assert_says(found.config, found.load("ema"), reference(run(transfers, strategy)))
     assert sampled(file, tmp_path / "file", source=str(moved)) == sampled(run(transfers, strategy), tmp_path / "run")
 
 
 def test_another_source_in_its_place(transfers):
     file, other = difference_of(transfers, "lora"), run(transfers, "full")
     with pytest.raises(UserError, match=f"{other} is not the source of this run: its weights have another sha256.*source=PATH"):
-        open_difference(str(file), str(other))
+        load_weights(str(file), source=str(other))
 
 
 def damaged(content: bytes) -> dict[str, bytes]:
@@ -171,8 +171,8 @@ def test_a_damaged_file(transfers, tmp_path, how):
 
 
 def test_a_file_of_weights_is_no_difference(transfers):
-    assert not is_difference(str(transfers.source / "checkpoints/step_20/ema.safetensors")) and not is_difference(str(transfers.source))
-    assert is_difference(str(difference_of(transfers, "lora")))
+    assert not is_difference(transfers.source / "checkpoints/step_20/ema.safetensors") and not is_difference(transfers.source)
+    assert is_difference(difference_of(transfers, "lora"))
 
 
 def test_only_a_run_with_a_source_has_a_difference(transfers, tmp_path):
@@ -188,13 +188,14 @@ def test_other_kinds_of_sources(transfers, tmp_path, kind):
     if kind == "bare":
         shutil.copy(transfers.source / "checkpoints/step_20/ema.safetensors", source)
     if kind == "folder":
-        export.export(open_pretrained(str(transfers.source)), source)
+        export.export(load_weights(str(transfers.source)), source)
     target = transfers.run(*TISSUE, "transfer=freeze_encoder", f"source.from={source}", "train.steps=3")
     file = tmp_path / "x.safetensors"
     export.export_difference(str(target), file)
-    found = open_difference(str(file), None)
-    assert_says(found.state["config"], found.weights(EMA), reference(target))
-    start = sample.start_weights(open_pretrained(str(target)), None)
+    found = load_weights(str(file))
+    assert_says(found.config, found.load("ema"), reference(target))
+    config = found.config
+    start = start_of(config, source_of(load_weights(str(target)).origin, config, None))
     begun = weights(transfers.run(*TISSUE, "transfer=zero_shot", f"source.from={source}"))
     assert start.keys() == begun.keys() and all(torch.equal(start[name], begun[name]) for name in start)
 
@@ -205,8 +206,9 @@ def test_the_start_of_a_run_is_made_again_to_the_bit(transfers, tmp_path, more):
     """With what was drawn at random, and so the whole of a run from its small file."""
     begun = weights(transfers.target("zero_shot", *more), 0)
     directory = transfers.target("full", "train.steps=2", "transfer.rules=[{pattern: 'conv_out.*'}]", *more)
-    start = sample.start_weights(open_pretrained(str(directory)), None)
+    opened = load_weights(str(directory))
+    start = start_of(opened.config, source_of(opened.origin, opened.config, None))
     assert start.keys() == begun.keys() and all(torch.equal(start[name], begun[name]) for name in start)
     export.export_difference(str(directory), tmp_path / "x.safetensors")
-    laid, expected = open_difference(str(tmp_path / "x.safetensors"), None).weights(EMA), weights(directory, file=EMA)
+    laid, expected = load_weights(str(tmp_path / "x.safetensors")).load("ema"), weights(directory, file=EMA)
     assert laid.keys() == expected.keys() and all(torch.equal(laid[name], expected[name]) for name in laid)

@@ -13,16 +13,18 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from transfer.trained import difference, origin_of, source_of
 
 from config.overrides import composed
+from config.run_config import RunConfig
 from runtime import checkpoint
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.log import read_metrics
 from tests import runs
-from train import locate
-from training.start_from_source import check_number_of_classes, start_from
+from training.class_table import check_number_of_classes
+from training.pretrained_source import find_source
+from training.start_from_source import start_from
+from transfer.trained_weights import TrainedWeights, difference, origin_of, source_of
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "train.batch_size=4",
@@ -118,7 +120,7 @@ def test_what_a_run_started_from_is_found_again_whatever_it_was(root, tmp_path):
     small.write_bytes(difference(saved, origin_of(run), trained))
     for path in (bare, small):
         origin = {"path": str(path), "weights": checkpoint.EMA, "sha256": sha256(path)}
-        found = source_of(origin, saved.state["config"], None).weights(checkpoint.EMA)
+        found = source_of(origin, RunConfig(saved.config), None).load("ema")
         assert found.keys() == average.keys() and all(torch.equal(found[name], average[name]) for name in average)
 
 
@@ -132,12 +134,11 @@ def test_another_parameterization_than_the_source_is_named(root):
 def test_another_kind_of_learned_variance_is_named(tmp_path, caplog):
     """The shapes agree, and the second half is a fraction in one and a log variance in the other. What is fixed says nothing of weights."""
     tiny = ["model.channels=8", "model.groups=4", "variance=learned", "loss=bound"]
-    ours, theirs = (composed("train", [*tiny, *more]) for more in ([], ["variance=learned_range"]))
-    denoiser = RunConfig(ours).build_denoiser()
-    for source in (theirs, ours, composed("train", ["variance=fixed_small"])):
+    ours, theirs = (RunConfig(composed("train", [*tiny, *more])) for more in ([], ["variance=learned_range"]))
+    denoiser = ours.build_denoiser()
+    for source in (theirs, ours, RunConfig(composed("train", ["variance=fixed_small"]))):
         caplog.clear()
-        found = SimpleNamespace(path=tmp_path, step=1, weights=lambda file: denoiser.network.state_dict(),
-                                state={"config": source, "sha256": {"ema.safetensors": ""}, "classes": []})
+        found = TrainedWeights(tmp_path, source, [], 1, {"ema": ""}, lambda which: denoiser.network.state_dict())
         start_from(found, denoiser, ours, tmp_path, [])
         assert ("another variance" in caplog.text) == (source is theirs)
 
@@ -229,15 +230,15 @@ def test_a_wrong_number_of_classes(folder, tmp_path):
 
 
 def test_classes_that_no_table_can_keep():
-    config = composed("train", ["source.keep_classes=true", "source.from=x"])
+    config = RunConfig(composed("train", ["source.keep_classes=true", "source.from=x"]))
     images = SimpleNamespace(name="folder", classes=["a", "b"])
-    source = SimpleNamespace(own={"model": {"classes": 4}})
+    source = RunConfig({"model": {"classes": 4}})
     with pytest.raises(UserError, match="model.classes=0 has none"):
         check_number_of_classes(config, images, source)
-    config["model"]["classes"] = 5
+    config.raw["model"]["classes"] = 5
     with pytest.raises(UserError, match="4 of the source are kept: set model.classes to 6, or to auto"):
         check_number_of_classes(config, images, source)
-    config["model"]["classes"] = 6
+    config.raw["model"]["classes"] = 6
     check_number_of_classes(config, images, source)
 
 
@@ -283,4 +284,4 @@ def test_a_missing_source_is_trained_as_the_target_would_be(tmp_path):
     """On its device, by its kernels, compiled or not, with its folders."""
     where = {"root": str(tmp_path), "cache": str(tmp_path / "cache"), "device": "cpu", "kernels": "reference", "compile": True}
     config = composed("train", ["+experiment=transfer_demo", *(f"run.{key}={value}" for key, value in where.items())])
-    assert locate(config).config["run"].items() >= where.items()
+    assert find_source(RunConfig(config)).config.raw["run"].items() >= where.items()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import export
 import sample
+from config.run_config import RunConfig
 from data.batches import to_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps, trailing_steps
@@ -22,7 +23,7 @@ from runtime.errors import UserError
 from runtime.randomness import derive
 from tests import runs
 from tests.transfers import Transfers, denoiser_of, folders, moved, weights
-from transfer.trained import merged, open_difference, origin_of, source_of
+from transfer.trained_weights import load_weights, merged, origin_of, source_of, start_of
 
 TABLE = "class_embedding.weight"
 REAL = ["transfer.replay.images._target_=transfer.source_images.real", "~transfer.replay.images.n", "~transfer.replay.images.steps",
@@ -68,10 +69,10 @@ def test_textual_inversion_moves_its_rows_and_nothing_else(transfers):
         new = after.pop(f"{TABLE}.rows.new")
         assert after.keys() == started(transfers).keys() and not moved(started(transfers), after)
         assert new.shape == (2, 64) and all(not torch.equal(row, start) for row, start in zip(new, started(transfers)[TABLE]))
-        plain = merged(find(directory).state["config"], weights(directory, file=file))[TABLE]
+        plain = merged(RunConfig(find(directory).config), weights(directory, file=file))[TABLE]
         assert torch.equal(plain, torch.cat([new, started(transfers)[TABLE][2:]]))
     assert not torch.equal(new[0], new[1])  # each class learned its own
-    assert find(directory).state["classes"] == ["green", "red", "source/bright", "source/dark"]
+    assert find(directory).classes == ["green", "red", "source/bright", "source/dark"]
 
 
 def test_class_embedding_moves_the_table_alone(transfers):
@@ -82,12 +83,12 @@ def test_class_embedding_moves_the_table_alone(transfers):
     after = weights(directory)
     assert moved(start, after) == {TABLE} and torch.equal(after[TABLE][2], null)  # no label was dropped
     assert not torch.equal(after[TABLE][0], start[TABLE][0]) and not torch.equal(after[TABLE][1], start[TABLE][1])
-    assert find(directory).state["classes"] == ["green", "red"]
+    assert find(directory).classes == ["green", "red"]
 
 
 def loss_of_kept(transfers: Transfers, directory: Path) -> float:
     """On the source's images under the labels that its classes have now."""
-    denoiser = denoiser_of(find(directory).state["config"], weights(directory))
+    denoiser = denoiser_of(RunConfig(find(directory).config), weights(directory))
     images = [painted(color)(k) for color in COLORS.values() for k in range(12)]
     x0 = to_x0(torch.from_numpy(np.stack([np.asarray(i) for i in images])))
     t = 1 + torch.arange(len(x0)) * 41 % 100
@@ -111,7 +112,7 @@ def test_dreambooth_keeps_what_the_sources_classes_mean(transfers):
 
 def losses_on_new(directory: Path) -> tuple[float, float, float]:
     """On the target's images under their labels, under those of the other class, and under none."""
-    denoiser = denoiser_of(find(directory).state["config"], weights(directory))
+    denoiser = denoiser_of(RunConfig(find(directory).config), weights(directory))
     images = [painted(color)(k) for color in NEW.values() for k in range(12)]
     x0 = to_x0(torch.from_numpy(np.stack([np.asarray(i) for i in images])))
     t = 1 + torch.arange(len(x0)) * 41 % 100
@@ -155,7 +156,7 @@ def test_a_wrong_number_of_classes_is_told(transfers):
 
 def null_class(transfers: Transfers, x: Tensor, t: Tensor) -> Tensor:
     """What the source says without a label, by its own network and config."""
-    return denoiser_of(find(transfers.source).state["config"], transfers.started())(x, t).noise
+    return denoiser_of(RunConfig(find(transfers.source).config), transfers.started())(x, t).noise
 
 
 def noisy() -> tuple[Tensor, Tensor]:
@@ -164,7 +165,7 @@ def noisy() -> tuple[Tensor, Tensor]:
 
 def test_zero_shot_is_the_null_class_of_its_source(transfers, tmp_path):
     directory = run(transfers, "zero_shot", "model.classes=0")
-    config = find(directory).state["config"]
+    config = RunConfig(find(directory).config)
     for tensors in (weights(directory, 0), weights(directory, 0, EMA)):
         torch.testing.assert_close(denoiser_of(config, tensors)(*noisy()).noise, null_class(transfers, *noisy()), rtol=0, atol=1e-6)
     without = denoiser_of(config, {name: w for name, w in transfers.started().items() if name != TABLE})
@@ -180,17 +181,18 @@ def test_a_small_file_without_classes_is_laid_on_the_null_class(transfers, tmp_p
     """Both freeze the bias that the null row is added to, so that the file does not have it."""
     directory = run(transfers, strategy, "model.classes=0")
     export.export_difference(str(directory), tmp_path / "x.safetensors")
-    laid = open_difference(str(tmp_path / "x.safetensors"), None)
-    expected = merged(find(directory).state["config"], weights(directory, file=EMA))
-    assert laid.weights(EMA).keys() == expected.keys() and all(torch.equal(w, expected[n]) for n, w in laid.weights(EMA).items())
-    start = denoiser_of(find(directory).state["config"], laid.start())
+    laid = load_weights(str(tmp_path / "x.safetensors"))
+    expected = merged(RunConfig(find(directory).config), weights(directory, file=EMA))
+    assert laid.load("ema").keys() == expected.keys() and all(torch.equal(w, expected[n]) for n, w in laid.load("ema").items())
+    config = RunConfig(find(directory).config)
+    start = denoiser_of(config, start_of(config, source_of(laid.origin, config, None)))
     torch.testing.assert_close(start(*noisy()).noise, null_class(transfers, *noisy()), rtol=0, atol=1e-6)
 
 
 def test_a_start_of_an_older_version_is_not_made_again_otherwise(transfers):
     """Its run dropped the null row, and what was trained on that belongs to no other start."""
     directory = run(transfers, "freeze_encoder", "model.classes=0")
-    config, origin = find(directory).state["config"], origin_of(directory)
+    config, origin = RunConfig(find(directory).config), origin_of(directory)
     assert source_of(origin, config, None).path == find(transfers.source).path
     with pytest.raises(UserError, match="without the null row of its class table.*train it anew"):
         source_of({key: value for key, value in origin.items() if key != "null_row"}, config, None)
@@ -222,9 +224,9 @@ def test_domain_guidance_by_hand(transfers, tmp_path, monkeypatch, strategy, lab
     sampled(directory, tmp_path, guidance=1.5, reference="source", label=label)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([30, 80])
-    config = find(directory).state["config"]
+    config = RunConfig(find(directory).config)
     target = denoiser_of(config, merged(config, weights(directory, file=EMA)))
-    source = denoiser_of(find(transfers.source).state["config"], transfers.started())
+    source = denoiser_of(RunConfig(find(transfers.source).config), transfers.started())
     without = source(x, t).noise.double()  # of the null class, also where the target has no classes
     with_label = target(x, t, {"label": torch.tensor([1, 1])} if label else None).noise.double()
     expected = without + 1.5 * (with_label - without)
@@ -238,9 +240,9 @@ def test_guidance_of_a_step(transfers, tmp_path):
     one = SamplerSettings(ddim, trailing_steps, 1)
     sample.sample(sample.SampleSettings(str(directory), one, n=1, out=str(tmp_path / "a"), device="cpu", guidance=1.5,
                                         reference="source"), {})
-    config = find(directory).state["config"]
+    config = RunConfig(find(directory).config)
     target = denoiser_of(config, weights(directory, file=EMA))
-    source = denoiser_of(find(transfers.source).state["config"], transfers.started())
+    source = denoiser_of(RunConfig(find(transfers.source).config), transfers.started())
     t, x = torch.tensor([target.schedule.steps]), torch.empty(1, 3, 8, 8)
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(derive(0, "image", 0)))
     guided = source(x, t).noise + 1.5 * (target(x, t).noise - source(x, t).noise)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import train
 from config.overrides import check_overrides, composed
 from runtime.errors import Misfit, UserError, together
 from tests import runs
+from training import run as training_run
 
 # (settings, what the message says); SOURCE and FILE stand for a run and for bare weights of its network
 MISTAKES = {
@@ -58,7 +58,7 @@ def test_one_message_before_any_data(undisturbed, tmp_path, name):
     command = [*runs.TINY, *NOWHERE, f"run.root={tmp_path}/runs", f"run.cache={tmp_path}/cache", *settings]
     with pytest.raises(UserError) as error:
         check_overrides("train", command)
-        train.run(composed("train", command))
+        training_run.train(composed("train", command))
     check(str(error.value), words, tmp_path)
 
 
@@ -71,7 +71,7 @@ def test_the_command_ends_with_2_and_no_traceback(undisturbed, tmp_path):
 def test_another_network_than_that_of_an_experiment(tmp_path):
     """Before the source's images are looked for, which are missing too, or the source is trained."""
     with pytest.raises(UserError, match="no weight of the source fits(.|\n)*model.channels=8 -> 128") as error:
-        train.run(composed("train", [*runs.TINY, *NOWHERE, "source.from=pretrain_celeba", f"run.cache={tmp_path}/cache"]))
+        training_run.train(composed("train", [*runs.TINY, *NOWHERE, "source.from=pretrain_celeba", f"run.cache={tmp_path}/cache"]))
     check(str(error.value), [], tmp_path)
     assert "needs its images" not in str(error.value)
 

@@ -81,7 +81,7 @@ def test_the_bound_of_a_learned_variance_by_hand(t, variance):
     of_xt = math.sqrt(1 - BETAS[t - 1]) * (1 - BAR[t - 1]) / (1 - BAR[t])
     log_variance = 0.3 * UPPER[t - 1] + 0.7 * LOWER[t - 1] if isinstance(variance, LearnedRange) else said
     expected = normal_kl(of_x0 * x0 + of_xt * x_t, POSTERIOR[t - 1], of_x0 * x0_said + of_xt * x_t, math.exp(log_variance)) / math.log(2)
-    loss = bound_loss(Denoiser(Says(x0_said, said), THREE, PredictX0(), variance), pixel(x0), torch.tensor([t]), pixel(noise))
+    loss = bound_loss(Denoiser(Says(x0_said, said), THREE, PredictX0(), variance).forward_pass(pixel(x0), torch.tensor([t]), pixel(noise)))
     assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -91,7 +91,8 @@ def test_the_first_step_of_a_learned_variance_by_hand():
     scale = math.exp(0.5 * (0.75 * UPPER[0] + 0.25 * LOWER[0]))
     cdf = lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2)))  # noqa: E731
     mass = cdf((level - x0_said + 1 / 255) / scale) - cdf((level - x0_said - 1 / 255) / scale)
-    loss = bound_loss(Denoiser(Says(x0_said, said), THREE, PredictX0(), LearnedRange()), pixel(level), torch.tensor([1]), pixel(0.3))
+    denoiser = Denoiser(Says(x0_said, said), THREE, PredictX0(), LearnedRange())
+    loss = bound_loss(denoiser.forward_pass(pixel(level), torch.tensor([1]), pixel(0.3)))
     assert loss.item() == pytest.approx(-math.log2(mass), rel=1e-9)
 
 
@@ -107,7 +108,7 @@ def test_the_hybrid_loss_by_hand(bound_weight):
     kl = normal_kl(of_x0 * x0, POSTERIOR[1], of_x0 * x0_said, learned) / math.log(2)  # x_t's part of the mean is shared
     expected = (noise - noise_said) ** 2 + bound_weight * 3 * kl
     denoiser = Denoiser(Says(noise_said, said), THREE, PredictNoise(), LearnedRange())
-    loss = hybrid_loss(denoiser, pixel(x0), torch.tensor([t]), pixel(noise), bound_weight=bound_weight)
+    loss = hybrid_loss(denoiser.forward_pass(pixel(x0), torch.tensor([t]), pixel(noise)), bound_weight=bound_weight)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -119,7 +120,7 @@ def test_in_the_hybrid_loss_the_bound_does_not_teach_the_mean(t):
     x0, noise = pixel(0.4), pixel(-0.7)
 
     def gradients(loss):
-        return torch.autograd.grad(loss(denoiser, x0, t, noise).sum(), [network.image, network.variance], allow_unused=True)
+        return torch.autograd.grad(loss(denoiser.forward_pass(x0, t, noise)).sum(), [network.image, network.variance], allow_unused=True)
 
     hybrid, simple, bound = (gradients(loss) for loss in (hybrid_loss, simple_loss, bound_loss))
     assert hybrid[0] == simple[0] and simple[1] == 0
@@ -158,6 +159,6 @@ def test_ancestral_sampling_with_a_learned_range(s):
 def test_an_extreme_variance_elsewhere_leaves_no_nan_through_the_decoder(said):
     """The decoder of t = 1 is masked out at all other t; a gradient of NaN times 0 would not be."""
     network = Says(300.0, said)
-    loss = bound_loss(Denoiser(network, THREE, PredictX0(), LearnedRange()), pixel(0.4), torch.tensor([3]), pixel(-0.7))
+    loss = bound_loss(Denoiser(network, THREE, PredictX0(), LearnedRange()).forward_pass(pixel(0.4), torch.tensor([3]), pixel(-0.7)))
     loss.sum().backward()
     assert network.image.grad.isfinite() and network.variance.grad.isfinite()

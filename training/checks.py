@@ -20,6 +20,7 @@ from transfer.inject import inject
 from transfer.penalties import L2SP
 from transfer.rules import ParameterPlan, rules_of
 from transfer.similarity import PairwiseSimilarity, check_images
+from transfer.start import Penalty
 
 
 def check_run_config(raw: dict[str, Any]) -> RunConfig:
@@ -76,7 +77,7 @@ def _check_terms(config: RunConfig) -> None:
         raise UserError(f"transfer={strategy.name} has a loss of its own, in place of the section loss: leave loss=simple.")
     for where, term in strategy.terms.items():
         _check_bound(term, f"transfer.{where}")
-        _check_called(term, where)
+        _check_kind(term, where)
 
 
 def _check_bound(term: Any, where: str) -> None:
@@ -90,17 +91,12 @@ def _check_bound(term: Any, where: str) -> None:
             _check_bound(inside, f"{where}.{key}")
 
 
-def _check_called(term: Any, where: str) -> None:
-    """What a class builds is called as a penalty or as a loss, with a ForwardPass."""
-    kind, made = where.partition("[")[0], getattr(term, "func", term)
-    if kind not in ("penalties", "loss") or not inspect.isclass(made):
-        return
-    call: Any = next((vars(base)["__call__"] for base in made.__mro__ if "__call__" in vars(base)), None)
-    try:
-        inspect.signature(call).bind(None, None)
-    except TypeError as error:
-        raise UserError(f"transfer.{where}: what {made.__module__}.{made.__name__} builds cannot stand in transfer.{kind} "
-                        f"({error}).") from error
+def _check_kind(term: Any, where: str) -> None:
+    """A penalty is a scalar and a loss a value for each image: one cannot stand in the other's place."""
+    made, place = getattr(term, "func", term), where.partition("[")[0]
+    if inspect.isclass(made) and place != "replay" and issubclass(made, Penalty) != (place == "penalties"):
+        raise UserError(f"transfer.{where}: what {made.__module__}.{made.__name__} builds cannot stand in transfer.{place}: penalties "
+                        "derive from transfer.start.Penalty, and a loss does not.")
 
 
 def _check_penalties(config: RunConfig) -> None:

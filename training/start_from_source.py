@@ -58,11 +58,15 @@ def start_from(found: TrainedWeights, denoiser: Denoiser, config: RunConfig, dir
 
 
 def other_network(config: RunConfig, theirs: RunConfig) -> str:
+    other = "; ".join(other_settings(config, theirs))
+    return other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+
+
+def other_settings(config: RunConfig, theirs: RunConfig) -> list[str]:
     """The settings of the source's model that decide which tensors fit and that the target's has otherwise, as overrides."""
     ours, models = config.raw["model"], theirs.raw["model"]
-    other = "; ".join(f"model.{key}={_short(ours.get(key))} -> {_short(models.get(key))}" for key in ours | models
-                      if key not in FREE and ours.get(key) != models.get(key))
-    return other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+    return [f"model.{key}={_short(ours.get(key))} -> {_short(models.get(key))}" for key in ours | models
+            if key not in FREE and ours.get(key) != models.get(key)]
 
 
 def _short(value: Any) -> str:

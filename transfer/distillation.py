@@ -14,12 +14,12 @@ from diffusion.denoiser import ForwardPass
 from models.layers import output_of
 from runtime.errors import UserError
 from transfer.patterns import check_pattern
-from transfer.start import Start
+from transfer.start import Penalty, Start
 
 Features = dict[str, Tensor]  # output by the name of its module
 
 
-class FeatureDistillation:
+class FeatureDistillation(Penalty):
     """weight times the mean squared difference of student and source in what some layers say of the same (x_t, t, condition), averaged
     over the layers. Hints in the sense of Romero et al. 2015 (FitNets, eq. 3, there 1/2 of the sum of squares and through a regressor,
     which equal shapes don't need); against the source's own features as in Li et al. 2019 (DELTA), here without its weights by channel.

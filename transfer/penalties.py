@@ -25,12 +25,12 @@ from runtime.files import locked, read_checked, write_checked
 from runtime.randomness import derive, generator
 from transfer.fit import TABLE
 from transfer.inject import parameters
-from transfer.start import Start
+from transfer.start import Penalty, Start
 
 FISHER = 1  # raise when the same settings measure something else
 
 
-class L2SP:
+class L2SP(Penalty):
     """weight / 2 * sum (w - w0)^2 over the parameters that came from the source; Li et al. 2018 (L2-SP). w0: their values at the start.
 
     Biases and norms are held too. The authors' code (holyseven/TransferLearningClassification, model/network_base.py) holds the

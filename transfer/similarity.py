@@ -8,10 +8,10 @@ from torch import Tensor
 
 from diffusion.denoiser import ForwardPass
 from runtime.errors import UserError
-from transfer.start import Start
+from transfer.start import Penalty, Start
 
 
-class PairwiseSimilarity:
+class PairwiseSimilarity(Penalty):
     """What DDPM-PA (Zhu et al. 2022, arXiv 2211.03264) and DomainStudio (Zhu et al. 2023, arXiv 2306.14153) add to the loss, with x the
     predictions of x0, of the student or the source, and hf the Haar bands of high frequency:
 

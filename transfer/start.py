@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,13 @@ from data.settings import DataSettings
 from diffusion.denoiser import Denoiser, ForwardPass
 from transfer.trained_weights import TrainedWeights
 
-Penalty = Callable[[ForwardPass], Tensor]  # of a micro-batch of target images -> what is added to its loss, a scalar
+
+class Penalty:
+    """What is added to the loss of a micro-batch of target images, built from a Start."""
+
+    def __call__(self, step: ForwardPass) -> Tensor:
+        """A scalar."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class TrainedWeights:
     classes: Sequence[str]
     step: int | None
     digests: dict[Which, str]
-    load: Callable[[Which], Tensors]
+    load: Callable[[Which], Tensors] = field(compare=False)
     laid_on: Origin | None = None
 
     @property

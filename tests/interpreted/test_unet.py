@@ -67,7 +67,7 @@ def one_step(made):
     """Loss and all gradients of a training step, with dropout."""
     torch.manual_seed(5)
     x0, t, noise = torch.randn(2, 3, *SIZE), torch.tensor([3, 30]), torch.randn(2, 3, *SIZE)
-    loss = simple_loss(Denoiser(made, linear(40), PredictNoise()).train(), x0, t, noise).mean()
+    loss = simple_loss(Denoiser(made, linear(40), PredictNoise()).train().forward_pass(x0, t, noise)).mean()
     loss.backward()
     return {"loss": loss.detach(), **{name: p.grad for name, p in parameters(made).items() if p.requires_grad}}
 
