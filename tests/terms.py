@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.dataset import Dataset, DataSettings
+from data.dataset import Dataset
+from data.settings import DataSettings
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.parameterization import Parameterization, PredictNoise
@@ -36,7 +37,7 @@ def source_images(start: Start, n: int) -> Dataset:
 def start_of(network: nn.Module, target: Dataset | None = None, cache: Path = Path("nowhere"), seed: int = 0, flip: bool = False,
              parameterization: Parameterization | None = None, schedule: NoiseSchedule = SCHEDULE) -> Start:
     target = target or dataset(images(4))
-    settings = DataSettings(source=lambda memory: None, size=list(target.images.shape[1:3]), channels=target.images.shape[3], flip=flip)
+    settings = DataSettings(reader=lambda memory: None, size=list(target.images.shape[1:3]), channels=target.images.shape[3], flip=flip)
     return Start(Denoiser(network, schedule, parameterization or PredictNoise()), None, (), target, settings, None, seed, 4, cache)
 
 

@@ -273,7 +273,7 @@ def transfers(tmp_path_factory) -> Transfers:
 
 
 def run(transfers: Transfers, strategy: str, *more: str) -> Path:
-    return transfers.run("data=folder", f"data.source.path={transfers.root}/target", f"transfer={strategy}", "model.classes=auto",
+    return transfers.run("data=folder", f"data.path={transfers.root}/target", f"transfer={strategy}", "model.classes=auto",
                          "train.steps=2", f"source.from={transfers.source}", *more)
 
 

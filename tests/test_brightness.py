@@ -89,7 +89,7 @@ def shipped():
     """name: (schedule, {values: where}) of the experiments."""
     found = {"cosine, T 1000": (schedules.cosine(1000), {64 * 64 * 3: "64px", 64 * 64: "64px gray"})}
     for name in options("experiment"):
-        config = composed("train", [f"+experiment={name}", *(["data.source.path=nowhere"] if "folder" in name else [])])
+        config = composed("train", [f"+experiment={name}", *(["data.path=nowhere"] if "folder" in name else [])])
         schedule = config["schedule"]
         key = f"{schedule['_target_'].split('.')[-1]}, T {schedule['steps']}"
         found.setdefault(key, (build(schedule, ["diffusion"], "schedule"), {}))[1][math.prod(RunConfig(config).image_shape)] = name

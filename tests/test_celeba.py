@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.celeba
-from data.celeba import CelebA, official_split, split_by_number
-from data.dataset import DataSettings, open_dataset
-from data.memory import Memory
+import data.sources.celeba
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import DataSettings
+from data.sources.celeba import CelebA, official_split, split_by_number
 from runtime.errors import UserError
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 SPLITS = ("train", "validation", "test")
 OFFICIAL = {"train": 162_770, "validation": 19_867, "test": 19_962}  # images, as the authors' page and torchvision's tests count them
@@ -63,7 +64,7 @@ def test_the_number_decides_and_not_the_folder(tmp_path):
     source = CelebA(MEMORY, str(tmp_path))
     assert numbers_of(source) == {"train": [1, 7, 162_770], "validation": [162_771, 182_637], "test": [182_638, 202_599]}
     assert_partition(source)
-    assert source.label_of(0).endswith("test/face/000001.jpg")
+    assert source.item_name(0).endswith("test/face/000001.jpg")
     assert list(source.classes) == [] and source.labels == [0] * 7
 
 
@@ -92,8 +93,8 @@ def test_a_split_that_is_missing_is_taken_from_the_end_of_train(numbers, sizes):
 
 def test_a_whole_celeba_is_not_remarked_on(tmp_path, caplog, monkeypatch):
     """Of three files, so that the test is fast."""
-    monkeypatch.setattr(data.celeba, "COUNT", 3)
-    monkeypatch.setattr(data.celeba, "LAST", {"train": 1, "validation": 2, "test": 3})
+    monkeypatch.setattr(data.sources.celeba, "COUNT", 3)
+    monkeypatch.setattr(data.sources.celeba, "LAST", {"train": 1, "validation": 2, "test": 3})
     source = CelebA(MEMORY, str(make(tmp_path, [1, 2, 3])))
     assert numbers_of(source) == {"train": [1], "validation": [2], "test": [3]} and not caplog.text
 
@@ -122,10 +123,10 @@ def test_the_fingerprint_is_of_files_and_crop_and_not_of_the_place(tmp_path):
 def test_the_crop_is_rows_57_to_184_and_columns_25_to_152(tmp_path):
     source = CelebA(MEMORY, str(make(tmp_path, [1, 2, 3], "png")))
     for item, file in enumerate(source.files):
-        assert np.array_equal(np.asarray(source.read(item)), np.asarray(Image.open(file))[57:185, 25:153])
+        assert np.array_equal(np.asarray(source.read_image(item)), np.asarray(Image.open(file))[57:185, 25:153])
     whole, other = CelebA(MEMORY, str(tmp_path), None), CelebA(MEMORY, str(tmp_path), [0, 20, 178, 198])
-    assert whole.read(0).size == (178, 218)
-    assert np.array_equal(np.asarray(other.read(0)), np.asarray(Image.open(other.files[0]))[20:198])
+    assert whole.read_image(0).size == (178, 218)
+    assert np.array_equal(np.asarray(other.read_image(0)), np.asarray(Image.open(other.files[0]))[20:198])
 
 
 def test_a_batch_has_the_pixels_of_ddims_transforms(tmp_path):
@@ -142,7 +143,7 @@ def test_a_batch_has_the_pixels_of_ddims_transforms(tmp_path):
 
 @pytest.mark.parametrize("crop", [[25, 57, 153], [25, 57, 25, 185], [0, 0, 179, 218], [-1, 0, 50, 50], [0, 0, 178, 219]])
 def test_a_crop_outside_of_the_file_is_refused(tmp_path, crop):
-    with pytest.raises(UserError, match="data.source.crop=.*25,57,153,185"):
+    with pytest.raises(UserError, match="data.crop=.*25,57,153,185"):
         CelebA(MEMORY, str(tmp_path), crop)
 
 
@@ -159,7 +160,7 @@ def test_a_missing_folder_says_what_to_get_where_and_what_to_run_meanwhile(tmp_p
     (tmp_path / "empty").mkdir()
     for name, state in (("absent", "no such folder"), ("empty", "CelebA is not there")):
         message = refused(tmp_path / name)
-        for part in (state, f"data.source.path={tmp_path / name}", "img_align_celeba.zip", "mmlab.ie.cuhk.edu.hk", "torchvision", "quota",
+        for part in (state, f"data.path={tmp_path / name}", "img_align_celeba.zip", "mmlab.ie.cuhk.edu.hk", "torchvision", "quota",
                      f"-d {tmp_path / name}", "python train.py +experiment=transfer_demo"):
             assert part in message, part
         assert "\n" not in message

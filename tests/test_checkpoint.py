@@ -14,9 +14,10 @@ import torch
 
 from config.overrides import composed
 from config.run_config import RunConfig
-from data.bundled import Faces
-from data.dataset import DataSettings, decoded
-from data.memory import Memory
+from data.file_cache import FileCache
+from data.memory_map import open_memory_map
+from data.settings import DataSettings
+from data.sources.bundled import Faces
 from runtime import checkpoint
 from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER, STATE
@@ -210,7 +211,8 @@ def test_a_run_with_a_hostile_optimizer_stops_with_one_message(undisturbed, tmp_
 
 HOSTILE = [
     "os.system", "shutil.rmtree", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "runtime.checkpoint.torch.load",
-    "runtime.checkpoint.remove_directory", "data.cache.os.system", "data.dataset.os.system", "data.dataset.Path", "data.bundled.np.load",
+    "runtime.checkpoint.remove_directory", "data.cache.os.system", "data.dataset.os.system",
+    "data.dataset.Path", "data.sources.bundled.np.load", "data.sources.celeba.Path", "data.resize.to_array",
     "models.unet.torch.load", "models.unet.nn.Linear", "diffusion.schedule.torch.load", "diffusion.schedule.math.sqrt",
     "torch.optim.os.system", "torch.optim.swa_utils.deepcopy", "torch.optim.adam.torch.load", "models", "models.", ".models", "", "system",
     "models.unet", "models.unet.UNet.__init__", "models.unet.__builtins__", "models.unet.nothing", "models_evil.unet.UNet", 5, None,
@@ -227,8 +229,7 @@ def test_a_hostile_target_in_a_config_is_refused(undisturbed, monkeypatch, tmp_p
     monkeypatch.setattr(shutil, "rmtree", lambda *_: pytest.fail("it was called"))
     config = json.loads(json.dumps(checkpoint.find(made).config))
     node = {"_target_": target, "command": "true", "path": str(tmp_path)}
-    config[section] = {**config[section], "source": node} if section == "data" else {**config[section], "function": node} \
-        if section == "sampler" else node
+    config[section] = {"data": {**config[section], **node}, "sampler": {**config[section], "function": node}}.get(section, node)
     for use in (check_run_config, lambda config: build_part(config, section)):
         with pytest.raises(UserError, match="_target_: .*(is not defined in|there is no)"):
             use(config)
@@ -295,9 +296,9 @@ def test_a_full_disk_while_decoding(tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(UserError, match="the disk is full"):
-            decoded(Faces(Memory(tmp_path)), DataSettings(Faces, 8, 1, False), tmp_path)
+            open_memory_map(Faces(FileCache(tmp_path)), DataSettings(Faces, 8, 1, False), tmp_path)
     assert [p.suffix for p in tmp_path.iterdir() if p.suffix != ".json"] == [".lock"]
-    images, broken = decoded(Faces(Memory(tmp_path)), DataSettings(Faces, 8, 1, False), tmp_path)
+    images, broken = open_memory_map(Faces(FileCache(tmp_path)), DataSettings(Faces, 8, 1, False), tmp_path)
     assert images.shape == (100, 8, 8, 1) and not broken
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.cifar10
-from data.cifar10 import CLASSES, PICKLES, Cifar10
-from data.memory import Memory
+import data.sources.cifar10
+from data.file_cache import FileCache
+from data.sources.cifar10 import CLASSES, PICKLES, Cifar10
 from runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -22,14 +22,14 @@ N = 20  # images of a batch here, 10,000 in the real ones
 
 
 @pytest.fixture
-def memory(tmp_path) -> Memory:
-    return Memory(Path(tempfile.mkdtemp(dir=tmp_path)))
+def memory(tmp_path) -> FileCache:
+    return FileCache(Path(tempfile.mkdtemp(dir=tmp_path)))
 
 
 @pytest.fixture
 def made(tmp_path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
     """Images [6 N, 32, 32, 3] and labels [6 N], in tmp_path/bin/cifar-10-batches-bin and tmp_path/py/cifar-10-batches-py."""
-    monkeypatch.setattr(data.cifar10, "IMAGES", N)
+    monkeypatch.setattr(data.sources.cifar10, "IMAGES", N)
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (6 * N, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, 6 * N)
     binary, python = tmp_path / "bin/cifar-10-batches-bin", tmp_path / "py/cifar-10-batches-py"
@@ -44,11 +44,11 @@ def made(tmp_path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
         batch = {"batch_label": name, "labels": labels[rows].tolist(), "data": flat, "filenames": [f"{i}.png" for i in range(N)]}
         (python / name).write_bytes(pickle.dumps(batch, protocol=2))
         md5[name] = hashlib.md5((python / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(data.cifar10, "PICKLES", md5)
+    monkeypatch.setattr(data.sources.cifar10, "PICKLES", md5)
     return images, labels
 
 
-def refused(memory: Memory, path: Path) -> str:
+def refused(memory: FileCache, path: Path) -> str:
     with pytest.raises(UserError) as raised:
         Cifar10(memory, str(path))
     assert "\n" not in str(raised.value)
@@ -61,9 +61,9 @@ def test_images_and_labels_of_both_versions(made, tmp_path, memory, place):
     source = Cifar10(memory, str(tmp_path / place))
     assert len(source) == 6 * N and list(source.labels) == labels.tolist()
     for item in (0, 1, N - 1, N, 5 * N, 6 * N - 1):
-        assert np.array_equal(np.asarray(source.read(item)), images[item]) and source.read(item).mode == "RGB"
+        assert np.array_equal(np.asarray(source.read_image(item)), images[item]) and source.read_image(item).mode == "RGB"
     assert source.classes == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    assert "data_batch_2" in source.label_of(N + 3) and "image 3 " in source.label_of(N + 3)
+    assert "data_batch_2" in source.item_name(N + 3) and "image 3 " in source.item_name(N + 3)
 
 
 def test_training_stays_whole_and_the_test_set_is_cut_by_parity(made, tmp_path, memory):
@@ -85,9 +85,9 @@ def test_the_fingerprint_is_of_the_images_whichever_version_holds_them(made, tmp
 
 
 def test_a_later_start_reads_no_batch(made, tmp_path, memory, monkeypatch):
-    monkeypatch.setattr("data.memory.FRESH", -1e9)  # as if all files were old
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)  # as if all files were old
     first = Cifar10(memory, str(tmp_path / "bin"))
-    monkeypatch.setattr(data.cifar10, "records", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr(data.sources.cifar10, "read_records", lambda file: pytest.fail("read again"))
     again = Cifar10(memory, str(tmp_path / "bin"))
     assert again.fingerprint == first.fingerprint and again.labels == first.labels
 
@@ -110,14 +110,15 @@ def test_a_pickle_that_is_not_the_authors_is_never_opened(made, tmp_path, memory
     assert mark.exists()
     mark.unlink()
     message = refused(memory, tmp_path / "py")
-    for part in (str(file), data.cifar10.PICKLES["data_batch_4"], "md5", "can run code", "cifar-10-python.tar.gz", "cs.toronto.edu"):
+    for part in (str(file), data.sources.cifar10.PICKLES["data_batch_4"], "md5", "can run code", "cifar-10-python.tar.gz",
+                 "cs.toronto.edu"):
         assert part in message
     file.write_bytes(good)
-    monkeypatch.setattr("data.memory.FRESH", -1e9)
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)
     source = Cifar10(memory, str(tmp_path / "py"))
     file.write_bytes(pickle.dumps(Harmful(mark)))  # after the source was opened
     with pytest.raises(UserError, match="md5"):
-        source.read(0)
+        source.read_image(0)
     assert not mark.exists()
 
 
@@ -126,7 +127,7 @@ def test_the_md5s_are_torchvisions():
 
     official = torchvision.datasets.CIFAR10
     assert dict(official.train_list + official.test_list) == PICKLES
-    assert official.filename == data.cifar10.PYTHON and (data.cifar10.IMAGES, data.cifar10.RECORD) == (10_000, 3073)
+    assert official.filename == data.sources.cifar10.PYTHON and (data.sources.cifar10.IMAGES, data.sources.cifar10.RECORD) == (10_000, 3073)
 
 
 def test_torchvision_reads_the_same(made, tmp_path, memory, monkeypatch):
@@ -135,14 +136,14 @@ def test_torchvision_reads_the_same(made, tmp_path, memory, monkeypatch):
     official = torchvision.datasets.CIFAR10
     meta = tmp_path / "py/cifar-10-batches-py/batches.meta"
     meta.write_bytes(pickle.dumps({"label_names": CLASSES}))
-    monkeypatch.setattr(official, "train_list", [[name, data.cifar10.PICKLES[name]] for name in BATCHES[:5]])
-    monkeypatch.setattr(official, "test_list", [[BATCHES[5], data.cifar10.PICKLES[BATCHES[5]]]])
+    monkeypatch.setattr(official, "train_list", [[name, data.sources.cifar10.PICKLES[name]] for name in BATCHES[:5]])
+    monkeypatch.setattr(official, "test_list", [[BATCHES[5], data.sources.cifar10.PICKLES[BATCHES[5]]]])
     monkeypatch.setattr(official, "meta", official.meta | {"md5": hashlib.md5(meta.read_bytes()).hexdigest()})
     source = Cifar10(memory, str(tmp_path / "py"))
     for start, theirs in ((0, official(tmp_path / "py", train=True)), (5 * N, official(tmp_path / "py", train=False))):
         for k in range(len(theirs)):
             image, label = theirs[k]
-            assert np.array_equal(np.asarray(image), np.asarray(source.read(start + k))) and label == source.labels[start + k]
+            assert np.array_equal(np.asarray(image), np.asarray(source.read_image(start + k))) and label == source.labels[start + k]
 
 
 # What is refused
@@ -152,7 +153,7 @@ def test_a_missing_set_says_what_to_get_where_and_what_to_run_meanwhile(tmp_path
     (tmp_path / "empty").mkdir()
     for name, state in (("absent", "no such folder"), ("empty", "CIFAR-10 is not there")):
         message = refused(memory, tmp_path / name)
-        for part in (state, f"data.source.path={tmp_path / name}", "https://www.cs.toronto.edu/~kriz/cifar.html", "cifar-10-binary.tar.gz",
+        for part in (state, f"data.path={tmp_path / name}", "https://www.cs.toronto.edu/~kriz/cifar.html", "cifar-10-binary.tar.gz",
                      f"-C {tmp_path / name}", "data=folder", "python train.py +experiment=transfer_demo"):
             assert part in message, part
 

@@ -12,9 +12,8 @@ from hydra.errors import HydraException
 from config.identity import digest, identity
 from config.overrides import CONF, _check_choice, check_overrides, composed, options, parsed, resolved
 from config.run_config import NODES, RunConfig
-from data.source import hash_of
 from runtime.build import build, fits
-from runtime.content import differences
+from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from tests import runs
 from training.checks import check_network, check_run_config
@@ -35,7 +34,7 @@ def refused(*arguments: str) -> str:
     ["model.channels=16", "model={channels: 8}", "+experiment=transfer_demo"], ["model={channels: 8}", "model.channels=16"],
     ["transfer.rules=[{pattern: 'x'}]", "transfer={rules: []}", "+model={new: 1}"],
     ["sampler.steps=7", "sampler=heun", "~model.dropout", "+wandb.tags=[a,b]", "++train.clip=2", "+train.new={a: 1}"],
-    ["transfer.rules=[{pattern: 'up.*'}]", "source.overrides=['train.steps=3']", "data.source.path='a b'"],
+    ["transfer.rules=[{pattern: 'up.*'}]", "source.overrides=['train.steps=3']", "data.path='a b'"],
     ["~sampler"], ["transfer.rules.0.pattern=x"], ["seed=1,2"], ["model.none=1"], ["~model.none"], ["+seed=1"], ["foo/bar=1"],
     ["model@x=demo"], ["hydra.none=1"], ["hydra.job.num=3", "seed=2"], ["model=none"]], ids=" ".join)
 def test_composed_is_hydras_own_composition(overrides):
@@ -57,7 +56,7 @@ def test_what_is_composed_is_a_copy():
     assert composed("train", ["seed=1"])["model"]["multipliers"][-1] != 9
 
 
-NOWHERE = ["data.source.path=nowhere"]  # must be set
+NOWHERE = ["data.path=nowhere"]  # must be set
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -91,13 +90,14 @@ def test_any_images_go_into_the_transfer_experiments(experiment, data):
 
 def test_what_the_caller_gives_is_not_among_the_known_settings():
     config = composed("train", ["data=folder", *NOWHERE])
-    config["data"]["source"]["pth"] = "x"
-    with pytest.raises(UserError, match="data.source.pth: no such setting; did you mean path"):
+    config["data"]["pth"] = "x"
+    with pytest.raises(UserError, match="data.pth: no such setting; did you mean path"):
         check_run_config(config)
-    config["data"]["source"]["zzzzzz"] = config["data"]["source"].pop("pth")
+    config["data"]["zzzzzz"] = config["data"].pop("pth")
     with pytest.raises(UserError) as raised:
         check_run_config(config)
-    assert "memory" not in str(raised.value) and "validation" in str(raised.value)
+    assert "file_cache" not in str(raised.value) and "reader" not in str(raised.value)
+    assert "validation" in str(raised.value) and "channels" in str(raised.value)
 
 
 @pytest.mark.parametrize(("arguments", "names"), [
@@ -119,7 +119,7 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     ("modle=demo", "model"),
     ("+train.stepss=3", "steps"),
     ("+mistake=3", "no such setting"),
-    ("data.source.pth=x", "there is no such setting"),
+    ("data.pth=x", "there is no such setting"),
     ("train.steps=abc", "train.steps='abc' is not a whole number"),
     ("train.steps=1.5", "train.steps=1.5 is not a whole number"),
     ("train.batch_size=true", "not a whole number"),
@@ -139,7 +139,7 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
     ("model.channels=36", "divisible by groups"),
     ("data.size=25", "divisible by 4"),
     ("data.channels=3 model.in_channels=1", "model.in_channels=1, and images have data.channels=3"),
-    (r"data.source.patient=(P\d+)_", "brackets, twice"),
+    (r"data.patient=(P\d+)_", "brackets, twice"),
     ("transfer.rules=[{pattern: uq.*}]", "transfer.rules: uq.* matches no parameter; did you mean up"),
     ("transfer.rules=[{pattern: up.*, learning_rate_scale: 0}]", "train nothing"),
     ("transfer.rules=[{patern: up.*}]", "pattern"),
@@ -215,7 +215,7 @@ def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["train.py", "train.steps=abc"], "error: train.steps='abc' is not a whole number."),
-    (["train.py", "+experiment=pretrain_cifar10"], "error: data.source.path=datasets/cifar10: there is no such folder"),
+    (["train.py", "+experiment=pretrain_cifar10"], "error: data.path=datasets/cifar10: there is no such folder"),
     (["train.py", "source.from=pretrain_demoo"], "error: source.from=pretrain_demoo"),
     (["train.py", "source.from=pretrain_celeba", "data=bundled_tissue", "model=ddpm_celeba64", "data.size=32"], "datasets/celeba"),
     (["sample.py", "checkpoint=nowhere"], "error: nowhere: no checkpoint there"),
@@ -278,7 +278,7 @@ def test_identity_is_what_changes_the_numbers():
 
 
 def test_a_folder_counts_by_its_images_and_not_by_its_path():
-    one, other = (identity(RunConfig(composed("train", ["data=folder", f"data.source.path={p}"])), "same") for p in ("a", "b"))
+    one, other = (identity(RunConfig(composed("train", ["data=folder", f"data.path={p}"])), "same") for p in ("a", "b"))
     assert one == other
 
 
@@ -299,7 +299,7 @@ def test_how_a_number_is_written_makes_no_other_run():
 
     assert name("train.clip=1", "optimizer.eps=1") == name("train.clip=1.0", "optimizer.eps=1.0")
     assert name("train.clip=1", "optimizer.eps=1") != name("train.clip=1.5", "optimizer.eps=1")
-    assert hash_of([40, 400], 0.1, True) == hash_of([40.0, 400.0], 0.1, True) != hash_of([40, 400], 0.1, 1)
+    assert sha256_of([[40, 400], 0.1, True]) == sha256_of([[40.0, 400.0], 0.1, True]) != sha256_of([[40, 400], 0.1, 1])
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-import data.dataset
+import data.memory_map
 from config.overrides import composed
-from data.folder import Folder
-from data.memory import Memory
+from data.file_cache import FileCache
+from data.sources.folder import Folder
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER
 from runtime.directory import kept_precision
 from runtime.errors import UserError
@@ -46,7 +46,7 @@ def images(root: Path) -> Path:
 def run(root: Path, *more: str, steps: int = STEPS) -> Path:
     """A tiny run of root/images by train.py, which keeps all below root -> its directory."""
     torch.set_num_threads(1)
-    places = ["data=folder", f"data.source.path={root}/images", f"run.root={root}/runs", f"run.cache={root}/cache"]
+    places = ["data=folder", f"data.path={root}/images", f"run.root={root}/runs", f"run.cache={root}/cache"]
     return training_run.train(composed("train", [*TINY, *places, f"train.steps={steps}", *more]))
 
 
@@ -123,12 +123,12 @@ def each(*what: list, quick: Sequence[tuple]) -> list:
 @pytest.fixture
 def fresh(expected, tmp_path, monkeypatch) -> Path:
     """The root of the same images with all caches made, and no run."""
-    monkeypatch.setattr("data.memory.FRESH", -1e9)  # the images are as old as users' are
-    data.dataset._verified.clear()  # as in another process
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)  # the images are as old as users' are
+    data.memory_map._verified.clear()  # as in another process
     root = copied(expected, tmp_path)
     shutil.rmtree(root / "runs")
     shutil.rmtree(root / "cache/memory")  # of the images elsewhere
-    Folder(Memory(root / "cache/memory"), str(root / "images"))
+    Folder(FileCache(root / "cache/memory"), str(root / "images"))
     return root
 
 
@@ -161,7 +161,7 @@ def test_a_cache_of_an_earlier_version_is_made_anew(expected, fresh, caplog):
 
 
 def test_a_whole_cache_is_read_as_it_is(expected, fresh, caplog, monkeypatch):
-    monkeypatch.setattr(data.dataset, "_decode", lambda *_: pytest.fail("it is there"))
+    monkeypatch.setattr(data.memory_map, "_decode", lambda *_: pytest.fail("it is there"))
     assert bits(run(fresh)) == bits(runs.directory_of(expected))
     assert "damaged" not in caplog.text and not list(fresh.glob("cache/**/*.damaged"))
 
@@ -295,7 +295,7 @@ def test_train_py_ends_with_2_and_one_message(halfway, tmp_path):
     root = copied(halfway, tmp_path)
     path = runs.directory_of(root) / "identity.json"
     cut(path)
-    places = ["data=folder", f"data.source.path={root}/images"]
+    places = ["data=folder", f"data.path={root}/images"]
     code, text = runs.train(root, [*places, f"train.steps={STEPS}"], tiny=TINY)
     assert code == 2 and "Traceback" not in text and text.count("error: ") == 1 and f"error: {path} is damaged" in text
 

@@ -16,19 +16,23 @@ import skimage.data
 import torch
 from PIL import Image
 
-import data.dataset
+import data.memory_map
 from data.batches import Batches, to_uint8, to_x0
-from data.bundled import Faces, Tissue
-from data.dataset import Dataset, DataSettings, decoded, open_dataset
-from data.folder import Folder
-from data.memory import Memory
-from data.source import hash_of, to_array
+from data.dataset import Dataset, open_dataset
+from data.file_cache import FileCache
+from data.image_reader import ImageReader
+from data.memory_map import open_memory_map
+from data.resize import to_array
+from data.settings import DataSettings
+from data.sources.bundled import Faces, Tissue
+from data.sources.folder import Folder
+from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.files import write_sealed
 from tests.runs import _context as processes
 from tests.runs import sha256
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 
 SPLITS = ("train", "validation", "test")
 
@@ -61,8 +65,8 @@ def test_faces():
     assert [len(faces.splits[split]) for split in SPLITS] == [90, 5, 5]
     original = skimage.data.lfw_subset()
     for item in (0, 57, 99):
-        np.testing.assert_allclose(np.asarray(faces.read(item)) / 255, original[item], atol=0.5 / 255 + 1e-6)
-    assert len({np.asarray(faces.read(item)).tobytes() for item in range(100)}) == 100  # no face is in two splits
+        np.testing.assert_allclose(np.asarray(faces.read_image(item)) / 255, original[item], atol=0.5 / 255 + 1e-6)
+    assert len({np.asarray(faces.read_image(item)).tobytes() for item in range(100)}) == 100  # no face is in two splits
 
 
 @pytest.mark.parametrize("window, stride", [(48, 8), (96, 16), (32, 5), (1, 40)])
@@ -85,7 +89,7 @@ def test_a_patch_of_tissue_is_what_its_corner_says():
     for split in SPLITS:
         for item in (tissue.splits[split][0], tissue.splits[split][-1]):
             x, y = tissue.corners[item]
-            assert np.array_equal(np.asarray(tissue.read(item)), original[y : y + 48, x : x + 48])
+            assert np.array_equal(np.asarray(tissue.read_image(item)), original[y : y + 48, x : x + 48])
 
 
 @pytest.mark.parametrize("window, stride", [(0, 8), (97, 8), (48, 0)])
@@ -106,7 +110,7 @@ def test_a_plain_folder_is_split_at_random(tmp_path):
     again = Folder(MEMORY, str(tmp_path), validation=0.2, test=0.1)
     assert again.splits == source.splits and again.fingerprint == source.fingerprint
     for item in range(50):  # the order of the items is that of the names
-        assert np.array_equal(np.asarray(source.read(item)), np.asarray(noise_image((12, 12), seed=item)))
+        assert np.array_equal(np.asarray(source.read_image(item)), np.asarray(noise_image((12, 12), seed=item)))
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
@@ -140,7 +144,7 @@ def test_the_first_level_of_folders_gives_the_classes(tmp_path, prefix):
 def test_a_single_folder_above_the_classes_is_told(tmp_path, caplog):
     make_folder(tmp_path, [f"test/{name}/{k}.png" for name in "ab" for k in range(4)])
     assert Folder(MEMORY, str(tmp_path)).classes == ["test"]
-    assert f"data.source.path={tmp_path}/test takes the folders in it for classes" in caplog.text
+    assert f"data.path={tmp_path}/test takes the folders in it for classes" in caplog.text
     caplog.clear()
     assert Folder(MEMORY, str(tmp_path / "test")).classes == ["a", "b"]
     Folder(MEMORY, str(tmp_path), classes=False)
@@ -318,21 +322,21 @@ def test_small_images_are_refused_unless_they_may_be_enlarged(size):
 # The memory map
 
 
-class Counted:
+class Counted(ImageReader):
     """Ten images; every read is noted in a file. slow: seconds that a read takes."""
 
     name, classes = "counted", ()
 
     def __init__(self, notes: Path, slow: float = 0.0, n: int = 10):
         self.notes, self.slow, self.n = notes, slow, n
-        self.fingerprint = hash_of("counted", n)
+        self.fingerprint = sha256_of(["counted", n])
         self.splits = {"train": range(n), "validation": (), "test": ()}
         self.labels = [0] * n
 
     def __len__(self) -> int:
         return self.n
 
-    def read(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Image.Image:
         with open(self.notes, "a") as file:
             file.write(f"{item}\n")
         time.sleep(self.slow)
@@ -348,12 +352,12 @@ EIGHT = DataSettings(Folder, 8, 3, False)
 def decode(notes: Path, cache: Path, slow: float, barrier=None) -> None:
     if barrier:
         barrier.wait(60)
-    decoded(Counted(notes, slow), EIGHT, cache)
+    open_memory_map(Counted(notes, slow), EIGHT, cache)
 
 
 def test_images_are_what_the_files_hold_in_their_order(tmp_path):
     source = Counted(tmp_path / "notes", n=700)  # more than are decoded at a time
-    images, broken = decoded(source, EIGHT, tmp_path / "cache")
+    images, broken = open_memory_map(source, EIGHT, tmp_path / "cache")
     assert not broken
     assert isinstance(images, np.memmap) and images.dtype == np.uint8
     assert np.array_equal(images, source.expected())
@@ -369,7 +373,7 @@ def test_several_processes_build_it_once(tmp_path):
         worker.join(60)
         assert worker.exitcode == 0
     assert sorted(map(int, (tmp_path / "notes").read_text().split())) == list(range(10))  # each image once
-    assert np.array_equal(decoded(Counted(tmp_path / "notes"), EIGHT, tmp_path / "cache")[0], Counted(tmp_path / "n").expected())
+    assert np.array_equal(open_memory_map(Counted(tmp_path / "notes"), EIGHT, tmp_path / "cache")[0], Counted(tmp_path / "n").expected())
 
 
 def test_a_decode_that_was_killed_leaves_nothing_wrong(tmp_path):
@@ -382,18 +386,18 @@ def test_a_decode_that_was_killed_leaves_nothing_wrong(tmp_path):
     worker.join()
     assert not list((tmp_path / "cache").glob("*.npy"))
     source = Counted(tmp_path / "again")
-    assert np.array_equal(decoded(source, EIGHT, tmp_path / "cache")[0], source.expected())
+    assert np.array_equal(open_memory_map(source, EIGHT, tmp_path / "cache")[0], source.expected())
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".json", ".lock", ".npy"]
     [file] = (tmp_path / "cache").glob("*.npy")
     clean = tmp_path / "clean"
-    decoded(source, EIGHT, clean)
+    open_memory_map(source, EIGHT, clean)
     assert sha256(file) == sha256(clean / file.name)
 
 
 def test_what_is_decoded_is_not_decoded_again(tmp_path):
     source = Counted(tmp_path / "notes")
     for _ in range(3):
-        decoded(source, EIGHT, tmp_path)
+        open_memory_map(source, EIGHT, tmp_path)
     assert len((tmp_path / "notes").read_text().split()) == 10
 
 
@@ -401,23 +405,23 @@ def test_a_map_of_another_length_is_built_anew(tmp_path):
     """As after a start that could not read how many frames a file has: the same files, and so the same key."""
     short, whole = Counted(tmp_path / "notes", n=9), Counted(tmp_path / "notes")
     short.fingerprint = whole.fingerprint
-    decoded(short, EIGHT, tmp_path / "cache")
-    assert np.array_equal(decoded(whole, EIGHT, tmp_path / "cache")[0], whole.expected())
+    open_memory_map(short, EIGHT, tmp_path / "cache")
+    assert np.array_equal(open_memory_map(whole, EIGHT, tmp_path / "cache")[0], whole.expected())
 
 
 @pytest.mark.parametrize("written", [False, True])
 def test_a_map_with_gaps_is_never_taken_for_whole(tmp_path, monkeypatch, written):
     """Killed between the two files that make a cache, or after them, while one with gaps is replaced."""
     source = Counted(tmp_path / "notes")
-    good = source.read
-    source.read = lambda item: good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
-    decoded(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")
-    source.read = good
+    good = source.read_image
+    source.read_image = lambda item: good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
+    open_memory_map(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")
+    source.read_image = good
     with monkeypatch.context() as patch:
-        patch.setattr(data.dataset, "write_sealed", write_and_stop if written else stop)
+        patch.setattr(data.memory_map, "write_sealed", write_and_stop if written else stop)
         with pytest.raises(KeyboardInterrupt):
-            decoded(source, EIGHT, tmp_path / "cache")
-    assert np.array_equal(decoded(source, EIGHT, tmp_path / "cache")[0], source.expected())
+            open_memory_map(source, EIGHT, tmp_path / "cache")
+    assert np.array_equal(open_memory_map(source, EIGHT, tmp_path / "cache")[0], source.expected())
 
 
 def write_and_stop(path: Path, content: dict) -> None:
@@ -431,7 +435,7 @@ def stop(*_) -> None:
 
 def test_everything_that_makes_the_pixels_is_in_the_key(tmp_path):
     def keys(source=None, **change):
-        decoded(source or Counted(tmp_path / "notes"), replace(EIGHT, **change), tmp_path / "cache")
+        open_memory_map(source or Counted(tmp_path / "notes"), replace(EIGHT, **change), tmp_path / "cache")
         return {p.name for p in (tmp_path / "cache").glob("*.npy")}
 
     changes = [{}, {"skip_broken": True}, {"flip": True}, {"size": (6, 8)}, {"size": (8, 6)}, {"channels": 1}, {"upscale": True},

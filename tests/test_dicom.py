@@ -28,12 +28,13 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from data.dataset import DataSettings, open_dataset
-from data.dicom import Dicom
-from data.memory import Memory
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import DataSettings
+from data.sources.dicom import Dicom
 from runtime.errors import UserError
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SHAPE = H, W = 20, 30
 SPLITS = ("train", "validation", "test")
 
@@ -78,7 +79,7 @@ def random(shape=SHAPE, low: int = 0, high: int = 4096, kind=np.uint16, seed: in
 
 
 def image_of(folder: Path, item: int = 0, **settings) -> Image.Image:
-    return Dicom(MEMORY, str(folder), **settings).read(item)
+    return Dicom(MEMORY, str(folder), **settings).read_image(item)
 
 
 def gray_of(folder: Path, item: int = 0, **settings) -> np.ndarray:
@@ -173,9 +174,9 @@ def test_without_a_window_the_range_is_measured_over_the_files_to_train_on(tmp_p
     parts = [part.astype(float) - 1000 for part in (dim, bright, padded[8:])]
     low, high = min(np.quantile(p, 0.001) for p in parts), max(np.quantile(p, 0.999) for p in parts)
     for item, values in zip(source.splits["train"], (bright, dim, padded), strict=True):
-        same(np.asarray(source.read(item)), between(values - 1000.0, low, high))
+        same(np.asarray(source.read_image(item)), between(values - 1000.0, low, high))
     [line] = [record.message for record in caplog.records if "black" in record.message]
-    assert f"{low:g}" in line and f"{high:g}" in line and "data.source.window=[CENTER,WIDTH]" in line and "3 of them" in line
+    assert f"{low:g}" in line and f"{high:g}" in line and "data.window=[CENTER,WIDTH]" in line and "3 of them" in line
 
 
 def test_files_of_8_bits_are_not_stretched(tmp_path):
@@ -186,7 +187,7 @@ def test_files_of_8_bits_are_not_stretched(tmp_path):
 
 @pytest.mark.parametrize("window", [[40], [40, 0], [40, -1], [1, 2, 3], [40, float("inf")], [float("nan"), 4]])
 def test_a_window_that_is_none_is_refused(tmp_path, window):
-    with pytest.raises(UserError, match=r"data.source.window=.*\[CENTER, WIDTH\]"):
+    with pytest.raises(UserError, match=r"data.window=.*\[CENTER, WIDTH\]"):
         Dicom(MEMORY, str(tmp_path), window=window)
 
 
@@ -200,8 +201,8 @@ def test_each_frame_is_an_image(tmp_path):
     source = Dicom(MEMORY, str(tmp_path), window=[2048, 4096])
     assert len(source) == 6
     for frame in range(5):
-        same(np.asarray(source.read(frame)), linear(stored[frame], 2048, 4096))
-    assert source.label_of(2) == f"{tmp_path / 'many.dcm'}, frame 3" and source.label_of(5) == str(tmp_path / "one.dcm")
+        same(np.asarray(source.read_image(frame)), linear(stored[frame], 2048, 4096))
+    assert source.item_name(2) == f"{tmp_path / 'many.dcm'}, frame 3" and source.item_name(5) == str(tmp_path / "one.dcm")
     assert {frozenset(source.files[i].name for i in source.splits[split]) for split in SPLITS} <= {
         frozenset(), frozenset({"many.dcm"}), frozenset({"one.dcm"}), frozenset({"many.dcm", "one.dcm"})}
 
@@ -220,8 +221,8 @@ def test_frames_of_an_enhanced_object_have_their_own_numbers(tmp_path):
     write(tmp_path / "x.dcm", stored, NumberOfFrames=2, SharedFunctionalGroupsSequence=Sequence([shared]),
           PerFrameFunctionalGroupsSequence=Sequence([group(1, 40), group(2, 900)]))
     source = Dicom(MEMORY, str(tmp_path), validation=0, test=0)
-    same(np.asarray(source.read(0)), linear(stored[0] - 1000.0, 40, 800))
-    same(np.asarray(source.read(1)), linear(stored[1] * 2.0 - 1000, 900, 800))
+    same(np.asarray(source.read_image(0)), linear(stored[0] - 1000.0, 40, 800))
+    same(np.asarray(source.read_image(1)), linear(stored[1] * 2.0 - 1000, 900, 800))
 
 
 # Colour
@@ -354,8 +355,8 @@ def test_broken_files_are_listed(tmp_path):
 def test_a_header_that_could_not_be_read_once_is_read_at_the_next_start(tmp_path, monkeypatch):
     for k in range(3):
         write(tmp_path / f"x/{k}.dcm", random((4, *SHAPE), seed=k), PatientID=str(k), NumberOfFrames=4)
-    memory = Memory(tmp_path / "memory")
-    monkeypatch.setattr("data.memory.FRESH", -1e9)
+    memory = FileCache(tmp_path / "memory")
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)
     with monkeypatch.context() as patch:
         patch.setattr(pydicom, "dcmread", None)
         assert len(Dicom(memory, str(tmp_path / "x"))) == 3
@@ -404,8 +405,8 @@ def test_one_patient_and_shared_patients_are_told(tmp_path, caplog):
 
 
 def test_the_fingerprint_has_the_window_and_headers_are_read_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.memory.FRESH", -1e9)
-    memory = Memory(tmp_path / "memory")
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)
+    memory = FileCache(tmp_path / "memory")
     for k in range(4):
         write(tmp_path / "x" / f"{k}.dcm", random(seed=k), PatientID=str(k))
     first = Dicom(memory, str(tmp_path / "x"))

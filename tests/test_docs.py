@@ -95,5 +95,5 @@ def test_what_is_missing_is_named_at_once(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_must_be_named():
-    with pytest.raises(UserError, match="data.source.path must be set"):
+    with pytest.raises(UserError, match="data.path must be set"):
         composed("train", ["+experiment=transfer_folder"])

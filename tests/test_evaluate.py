@@ -115,10 +115,10 @@ def test_kid_is_that_of_the_kept_images(full):
     tissue = find(run).config
     from tests.transfers import TISSUE  # the images by another way: the source itself, decoded here
     assert TISSUE[0] == "data=bundled_tissue" and tissue["data"]["size"] == 8
-    from data.bundled import Tissue
-    from data.source import to_array
+    from data.resize import to_array
+    from data.sources.bundled import Tissue
     source = Tissue(None)
-    test = np.stack([to_array(source.read(k), (8, 8), 3, False, "lanczos") for k in source.splits["test"]])
+    test = np.stack([to_array(source.read_image(k), (8, 8), 3, False, "lanczos") for k in source.splits["test"]])
     expected = kid(*(features(torch.from_numpy(images)).features for images in (generated, test)))
     assert record["quality"]["test"]["kid"]["value"] == pytest.approx(expected, rel=1e-6)
 
@@ -194,7 +194,7 @@ def classes(tmp_path_factory) -> Transfers:
 
 @pytest.fixture(scope="module")
 def conditional(classes) -> Path:
-    return classes.run("data=folder", f"data.source.path={classes.root}/images", "data.flip=false", "transfer=textual_inversion",
+    return classes.run("data=folder", f"data.path={classes.root}/images", "data.flip=false", "transfer=textual_inversion",
                        f"source.from={classes.source}", "optimizer.lr=0.05", "train.steps=6")
 
 
@@ -434,7 +434,7 @@ def test_images_of_a_run_that_may_only_be_read_go_out(transfers, tmp_path, monke
 def test_what_the_label_makes_of_the_comparison_is_said(transfers, tmp_path):
     classes = folders(tmp_path / "classes", {name: lambda k, shade=shade: Image.new("RGB", (8, 8), (shade + k, k, 0))
                                              for name, shade in (("a", 50), ("b", 150))})
-    run = transfers.run("data=folder", f"data.source.path={classes}", "model.classes=2", "train.steps=2", "data.flip=false")
+    run = transfers.run("data=folder", f"data.path={classes}", "model.classes=2", "train.steps=2", "data.flip=false")
 
     def notes(label) -> str:
         folder = evaluate.of_run(run, settings(transfers, metrics=["quality"], label=label), NODE)
@@ -447,11 +447,11 @@ def test_what_the_label_makes_of_the_comparison_is_said(transfers, tmp_path):
 def test_images_that_are_not_those_of_the_run_are_refused(transfers, tmp_path):
     """With one image less the split is another, and trained images are among the held-out ones."""
     images = folders(tmp_path, {"images": lambda k: Image.new("RGB", (8, 8), (9 * k, 99, 0))}, n=20) / "images"
-    run = transfers.run("data=folder", f"data.source.path={images}", "train.steps=2", "data.flip=false", "data.source.classes=false")
+    run = transfers.run("data=folder", f"data.path={images}", "train.steps=2", "data.flip=false", "data.classes=false")
     moved, given = images.rename(tmp_path / "moved"), settings(transfers, metrics=["loss"])
-    with pytest.raises(UserError, match=r"'overrides=\[\"data.source.path=DIR\"\]'"):
+    with pytest.raises(UserError, match=r"'overrides=\[\"data.path=DIR\"\]'"):
         evaluate.of_run(run, given, NODE)
-    given = settings(transfers, metrics=["loss"], overrides=[f"data.source.path={moved}"])
+    given = settings(transfers, metrics=["loss"], overrides=[f"data.path={moved}"])
     assert evaluate.of_run(run, given, NODE).exists()
     (moved / "3.png").unlink()
     with pytest.raises(UserError, match="not the images that it was trained on"):

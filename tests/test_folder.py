@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ import yaml
 from PIL import Image
 
 from config.overrides import CONF
-from data.dataset import DataSettings, decoded, open_dataset
-from data.folder import Folder
-from data.memory import Memory
-from runtime.build import check, resolve
+from config.run_config import READERS
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.memory_map import open_memory_map
+from data.settings import OWN_KEYS, DataSettings
+from data.sources.folder import Folder
+from runtime.build import resolve
 from runtime.errors import UserError
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
 
 
@@ -73,7 +77,7 @@ def test_many_small_classes_have_their_share_and_train_all(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"validation": 0.0}, {"test": 0.0}])
 def test_a_class_with_one_image_is_refused_where_splits_are_drawn(tmp_path, settings):
     write(tmp_path, [*(f"cat/{k}.png" for k in range(4)), "lynx/0.png"])
-    with pytest.raises(UserError, match=r"class lynx has a single image.*data.source.classes=false.*validation=0") as raised:
+    with pytest.raises(UserError, match=r"class lynx has a single image.*data.classes=false.*validation=0") as raised:
         folder(tmp_path, **settings)
     assert "cat" not in str(raised.value)
     assert len(folder(tmp_path, validation=0, test=0).splits["train"]) == 5
@@ -89,7 +93,7 @@ def test_splits_that_come_out_empty_are_named(tmp_path, caplog):
     source = folder(tmp_path, [f"{k}.png" for k in range(3)], validation=0.1, test=0)
     assert [len(source.splits[split]) for split in SPLITS] == [3, 0, 0]
     [line] = [record.message for record in caplog.records]
-    assert "validation" in line and "data.source.validation=0.1" in line
+    assert "validation" in line and "data.validation=0.1" in line
 
 
 # Classes
@@ -98,7 +102,7 @@ def test_splits_that_come_out_empty_are_named(tmp_path, caplog):
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_images_beside_class_folders_are_refused(tmp_path, prefix):
     names = [f"{prefix}{name}" for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "stray.png", "stray2.png")]
-    with pytest.raises(UserError, match=r"2 images lie beside class folders such as cat.*stray.png.*data.source.classes=false"):
+    with pytest.raises(UserError, match=r"2 images lie beside class folders such as cat.*stray.png.*data.classes=false"):
         folder(tmp_path, names)
     source = folder(tmp_path, classes=False)
     assert list(source.classes) == [] and set(source.labels) == {0} and len(source) == 6
@@ -106,7 +110,7 @@ def test_images_beside_class_folders_are_refused(tmp_path, prefix):
 
 def test_a_test_split_without_the_classes_of_train_is_refused(tmp_path):
     names = [*(f"train/{name}/{k}.png" for name in ("cat", "dog") for k in range(3)), "test/0.png"]
-    with pytest.raises(UserError, match=r"test/0.png.*data.source.classes=false"):
+    with pytest.raises(UserError, match=r"test/0.png.*data.classes=false"):
         folder(tmp_path, names)
 
 
@@ -169,14 +173,12 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
 @pytest.mark.parametrize("name", ["folder", "dicom", "nifti"])
 def test_every_option_stands_in_its_yaml_with_its_default(name):
     text = (CONF / "data" / f"{name}.yaml").read_text()
-    assert f"python train.py data={name} data.source.path=DIR" in text.splitlines()[0]
+    assert f"python train.py data={name} data.path=DIR" in text.splitlines()[0]
     node = yaml.safe_load(text)
-    source = node.pop("source")
-    check(source, ["data"], "data.source", ["memory"])
-    target = resolve(source["_target_"], ["data"], "data.source")
-    options = {key.rstrip("_"): p.default for key, p in inspect.signature(target).parameters.items() if key not in ("memory", "path")}
-    assert options == {key: value for key, value in source.items() if key not in ("_target_", "_partial_", "path")}
-    assert {*node, "source"} == set(DataSettings.__dataclass_fields__)
+    parameters = inspect.signature(resolve(node["_target_"], READERS, "data")).parameters
+    options = {key.rstrip("_"): p.default for key, p in parameters.items() if key not in ("file_cache", "path")}
+    assert options == {key: value for key, value in node.items() if key not in {*OWN_KEYS, "_target_", "path"}}
+    assert node.keys() > OWN_KEYS and {f.name for f in fields(DataSettings)} == {*OWN_KEYS, "reader"}
 
 
 def test_a_link_to_nothing_is_one_message(tmp_path):
@@ -189,7 +191,7 @@ def test_a_link_to_nothing_is_one_message(tmp_path):
 def test_names_in_no_encoding(tmp_path, caplog):
     caplog.set_level("CRITICAL")  # pytest-xdist cannot send such names to its other process
     write(tmp_path / os.fsdecode(b"caf\xe9"), ["a.png", os.fsdecode(b"\xff.png")])
-    assert len(Folder(Memory(tmp_path / "memory"), str(tmp_path / os.fsdecode(b"caf\xe9")))) == 2
+    assert len(Folder(FileCache(tmp_path / "memory"), str(tmp_path / os.fsdecode(b"caf\xe9")))) == 2
 
 
 # Patients
@@ -225,17 +227,17 @@ def test_a_class_of_one_patient_is_named(tmp_path, caplog):
 
 def test_a_pattern_that_does_not_match_is_refused(tmp_path):
     write(tmp_path, ["P1.png", "P2.png", "other.png"])
-    with pytest.raises(UserError, match=r"data.source.patient=X\\d matches none of the paths: 3 of 3.*P1.png"):
+    with pytest.raises(UserError, match=r"data.patient=X\\d matches none of the paths: 3 of 3.*P1.png"):
         folder(tmp_path, patient=r"X\d")
     with pytest.raises(UserError, match=r"matches not all of the paths: 1 of 3 are without, such as other.png"):
         folder(tmp_path, patient=r"P\d")
-    with pytest.raises(UserError, match=r"data.source.patient=\(: not a regular expression"):
+    with pytest.raises(UserError, match=r"data.patient=\(: not a regular expression"):
         folder(tmp_path, patient="(")
 
 
 def test_a_single_patient_is_refused(tmp_path):
     write(tmp_path, [f"P1_{k}.png" for k in range(9)])
-    with pytest.raises(UserError, match=r"all 9 images are of one patient.*data.source.patient=REGEX.*data.source.validation=0"):
+    with pytest.raises(UserError, match=r"all 9 images are of one patient.*data.patient=REGEX.*data.validation=0"):
         folder(tmp_path, patient=r"P\d")
     assert len(folder(tmp_path, patient=r"P\d", validation=0, test=0).splits["train"]) == 9
 
@@ -290,7 +292,7 @@ def test_broken_files_are_left_out_by_option_and_remembered(tmp_path, caplog):
         [line] = [record.message for record in caplog.records]
         assert all(f"{k}.png" in line for k in (3, 7, 11)) and "left out" in line
         found.append(line)
-        source.read = None  # the second start decodes nothing
+        source.read_image = None  # the second start decodes nothing
     assert found[0] == found[1]
 
 
@@ -299,16 +301,16 @@ def test_a_map_with_gaps_is_not_used_by_a_run_that_wants_none(tmp_path):
     open_dataset(settings(skip_broken=True), source, 0, tmp_path / "cache")
     with pytest.raises(UserError, match="3 of 20 images"):
         open_dataset(settings(), source, 0, tmp_path / "cache")
-    source.read = lambda item: Image.new("L", (8, 8), item)  # what it takes to read them was installed
+    source.read_image = lambda item: Image.new("L", (8, 8), item)  # what it takes to read them was installed
     assert len(open_dataset(settings(), source, 0, tmp_path / "cache").splits["train"]) == len(source.splits["train"])
     assert len(open_dataset(settings(skip_broken=True), source, 0, tmp_path / "cache").splits["train"]) == len(source.splits["train"])
 
 
 def test_a_map_without_gaps_serves_both(tmp_path):
     source = folder(tmp_path / "images", [f"{k}.png" for k in range(5)])
-    decoded(source, settings(skip_broken=True), tmp_path / "cache")
-    source.read = None
-    assert decoded(source, settings(), tmp_path / "cache")[1] == {}
+    open_memory_map(source, settings(skip_broken=True), tmp_path / "cache")
+    source.read_image = None
+    assert open_memory_map(source, settings(), tmp_path / "cache")[1] == {}
     [about] = [json.loads(p.read_text()) for p in (tmp_path / "cache").glob("*.json")]
     assert about["shape"] == [5, 8, 8, 1] and about["broken"] == {}
 
@@ -346,6 +348,6 @@ def test_long_lists_are_cut(tmp_path):
 def test_the_folder_above_the_splits_is_no_class(tmp_path):
     """An archive unpacked into a folder of its own: its one folder would be the only class, and the splits lost."""
     write(tmp_path, [f"faces/{split}/{k}.png" for split in ("train", "test") for k in range(5)])
-    with pytest.raises(UserError, match=f"data.source.path={tmp_path}/faces"):
-        Folder(Memory(tmp_path / "memory"), str(tmp_path))
-    assert len(Folder(Memory(tmp_path / "memory"), str(tmp_path / "faces")).splits["test"]) == 5
+    with pytest.raises(UserError, match=f"data.path={tmp_path}/faces"):
+        Folder(FileCache(tmp_path / "memory"), str(tmp_path))
+    assert len(Folder(FileCache(tmp_path / "memory"), str(tmp_path / "faces")).splits["test"]) == 5

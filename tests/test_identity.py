@@ -19,7 +19,8 @@ from training.pretrained_source import find_source
 from training.run import complete
 from training.run_directory import open_images
 
-# What commit 11a2594 wrote as identity.json for these commands. The folder's images have a made-up fingerprint and three classes.
+# What commit 11a2594 wrote as identity.json for these commands, in their spelling of now. The folder's
+# images have a made-up fingerprint and three classes.
 KEPT = json.loads((Path(__file__).parent / "files/identity_11a2594.json").read_text())
 FOLDER = SimpleNamespace(fingerprint="0123456789abcdef" * 4, classes=["a", "b", "c"])
 

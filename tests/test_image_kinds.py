@@ -13,14 +13,15 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data.dataset import DataSettings, open_dataset
-from data.folder import Folder
-from data.images import SUFFIXES
-from data.memory import Memory
-from data.source import to_array
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.image_file import SUFFIXES
+from data.resize import to_array
+from data.settings import DataSettings
+from data.sources.folder import Folder
 from runtime.errors import UserError
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SHAPE = H, W = 9, 14
 
 
@@ -31,7 +32,7 @@ def colours(seed: int = 0, shape=(*SHAPE, 3), high: int = 256, kind=np.uint8) ->
 def pixels(folder: Path, channels: int = 3, **settings) -> np.ndarray:
     """The only image of a folder, as it goes to training. [H, W, channels]"""
     source = Folder(MEMORY, str(folder), **settings)
-    image = source.read(0)
+    image = source.read_image(0)
     return to_array(image, (image.height, image.width), channels, False)
 
 
@@ -335,23 +336,23 @@ def test_one_range_for_all_is_measured_over_the_images_to_train_on(tmp_path, cap
     high = max(np.quantile(v, 0.999) for v in (dim, bright, hot))
     assert high < 2600
     for item, values in zip(source.splits["train"], (bright, dim, hot), strict=True):
-        np.testing.assert_allclose(np.asarray(source.read(item)), levels(values, low, high), atol=1e-3)
+        np.testing.assert_allclose(np.asarray(source.read_image(item)), levels(values, low, high), atol=1e-3)
     [line] = [record.message for record in caplog.records if "black" in record.message]
-    assert f"{low:g}" in line and f"{high:g}" in line and "data.source.range=[LOW,HIGH]" in line and "3 of them" in line
+    assert f"{low:g}" in line and f"{high:g}" in line and "data.range=[LOW,HIGH]" in line and "3 of them" in line
     own = Folder(MEMORY, str(tmp_path), range_="image")
-    np.testing.assert_allclose(np.asarray(own.read(own.splits["train"][1])), measured(dim), atol=1e-3)
+    np.testing.assert_allclose(np.asarray(own.read_image(own.splits["train"][1])), measured(dim), atol=1e-3)
     assert len({Folder(MEMORY, str(tmp_path), range_=r).fingerprint for r in (None, "image", [0, 1], [0, 2])}) == 4
 
 
 def test_a_range_is_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.memory.FRESH", -1e9)
-    memory = Memory(tmp_path / "memory")
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)
+    memory = FileCache(tmp_path / "memory")
     values = colours(shape=(40, 50), high=4096, kind=np.uint16)
     (tmp_path / "x").mkdir()
     Image.fromarray(values).save(tmp_path / "x/x.png")
-    first = np.asarray(Folder(memory, str(tmp_path / "x")).read(0))
-    monkeypatch.setattr("data.images.value_range", None)  # not to be called again
-    assert np.array_equal(np.asarray(Folder(memory, str(tmp_path / "x")).read(0)), first)
+    first = np.asarray(Folder(memory, str(tmp_path / "x")).read_image(0))
+    monkeypatch.setattr("data.image_file.value_range", None)  # not to be called again
+    assert np.array_equal(np.asarray(Folder(memory, str(tmp_path / "x")).read_image(0)), first)
 
 
 # What is refused
@@ -366,13 +367,13 @@ def several(path: Path, **settings) -> None:
 def test_animations_and_pages_are_refused(tmp_path, name):
     several(tmp_path / name)
     with pytest.raises(UserError, match="3 pages or frames"):
-        Folder(MEMORY, str(tmp_path)).read(0)
+        Folder(MEMORY, str(tmp_path)).read_image(0)
 
 
 def test_pages_of_16_bits_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", colours(shape=(3, *SHAPE), kind=np.uint16), photometric="minisblack")
     with pytest.raises(UserError, match="3 pages or frames"):
-        Folder(MEMORY, str(tmp_path)).read(0)
+        Folder(MEMORY, str(tmp_path)).read_image(0)
 
 
 def test_the_first_picture_of_a_camera_file_is_the_photograph(tmp_path):
@@ -395,14 +396,14 @@ def test_a_tiff_that_needs_another_package_says_which(tmp_path, code, name):
     raw[at + 8 : at + 10] = struct.pack("<H", code)
     (tmp_path / "x.tif").write_bytes(raw)
     with pytest.raises(UserError, match=f"compressed by {name}.*pip install imagecodecs"):
-        Folder(MEMORY, str(tmp_path)).read(0)
+        Folder(MEMORY, str(tmp_path)).read_image(0)
 
 
 @pytest.mark.parametrize("photometric, planes", [("cielab", 3), ("separated", 4)])
 def test_deep_tiffs_of_other_colours_are_refused(tmp_path, photometric, planes):
     tifffile.imwrite(tmp_path / "x.tif", colours(shape=(*SHAPE, planes), kind=np.uint16), photometric=photometric)
     with pytest.raises(UserError, match=f"16 bits.*{photometric.upper()}"):
-        Folder(MEMORY, str(tmp_path)).read(0)
+        Folder(MEMORY, str(tmp_path)).read_image(0)
 
 
 BROKEN = {
@@ -420,7 +421,7 @@ def test_broken_deep_files_are_broken_and_not_errors(tmp_path):
     source = Folder(MEMORY, str(tmp_path))
     for item in range(len(source)):
         with pytest.raises(UserError, match="cannot be read|empty"):
-            source.read(item)
+            source.read_image(item)
     assert {p.suffix for p in source.files} <= SUFFIXES
 
 

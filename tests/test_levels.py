@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from data.levels import Given, Measured, joined, to_levels, value_range
+from data.intensity import GivenRange, MeasuredRange, join_ranges, to_levels, value_range
 from runtime.errors import UserError
 
 KINDS = [np.uint8, np.uint16, ">u2", np.int16, np.int32, np.float16, np.float32, np.float64, ">f4"]
@@ -67,12 +67,12 @@ def test_a_range_of_many_values_is_near_that_of_all_and_always_the_same():
 
 
 def test_ranges_are_joined():
-    assert joined([(3, 5), (-1, 4), (0, 9.5)]) == (-1, 9.5)
+    assert join_ranges([(3, 5), (-1, 4), (0, 9.5)]) == (-1, 9.5)
 
 
 def test_a_range_is_measured_once_and_only_when_it_is_needed():
     calls, found, barrier = [], [], threading.Barrier(8)
-    measured = Measured(lambda: calls.append(1) or (2.0, 3.0))
+    measured = MeasuredRange(lambda: calls.append(1) or (2.0, 3.0))
     assert not calls
 
     def ask():
@@ -89,5 +89,5 @@ def test_a_range_is_measured_once_and_only_when_it_is_needed():
 
 @pytest.mark.parametrize("setting", [[1], [1, 2, 3], [2, 2], [3, 1], [0, float("inf")], [float("nan"), 1]])
 def test_a_given_range_needs_two_numbers_that_rise(setting):
-    with pytest.raises(UserError, match=r"data.source.range=.*LOW, HIGH"):
-        Given(setting, "data.source.range")
+    with pytest.raises(UserError, match=r"data.range=.*LOW, HIGH"):
+        GivenRange(setting)

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.medmnist
-from data.dataset import DataSettings, open_dataset
-from data.medmnist import SETS, SIZES, MedMnist
-from data.memory import Memory
+import data.sources.medmnist
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import DataSettings
+from data.sources.medmnist import SETS, SIZES, MedMnist
 from runtime.errors import UserError
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 SPLITS = ("train", "validation", "test")
 URL = "https://zenodo.org/records/10519652/files/{}?download=1"
@@ -52,7 +53,7 @@ def test_the_size_picks_the_file(tmp_path, size, file):
     source = MedMnist(MEMORY, "bloodmnist", size, str(tmp_path))
     assert [list(source.splits[split]) for split in SPLITS] == [list(range(6)), [6, 7], [8, 9, 10]]
     for item, key, k in ((0, "train", 0), (5, "train", 5), (7, "val", 1), (10, "test", 2)):
-        assert np.array_equal(np.asarray(source.read(item)), arrays[f"{key}_images"][k])
+        assert np.array_equal(np.asarray(source.read_image(item)), arrays[f"{key}_images"][k])
         assert source.labels[item] == arrays[f"{key}_labels"][k, 0]
     assert source.classes == ["0", "1"]
 
@@ -104,13 +105,13 @@ def test_wrong_names_and_sizes(tmp_path):
 def test_a_missing_file_says_where_it_comes_from_where_it_goes_and_what_to_run_meanwhile(tmp_path):
     message = refused(tmp_path, size=64)
     file = tmp_path / "pneumoniamnist_64.npz"
-    for part in (f"{file} is not there", f"{URL.format(file.name)} to {file}", "pip install medmnist", "data.source.download=true",
+    for part in (f"{file} is not there", f"{URL.format(file.name)} to {file}", "pip install medmnist", "data.download=true",
                  "python train.py +experiment=transfer_demo"):
         assert part in message, part
     assert "data.upscale" not in message
     make(tmp_path / "pneumoniamnist.npz", 28, 28)
     message = refused(tmp_path, size=64)
-    assert "data.source.size=28" in message and "data.upscale=true" in message
+    assert "data.file_size=28" in message and "data.upscale=true" in message
 
 
 def test_a_file_of_another_size_or_form_under_the_name_is_refused(tmp_path):
@@ -145,7 +146,7 @@ def test_a_download_goes_through_the_package_and_only_where_a_file_is_missing(tm
     monkeypatch.setitem(sys.modules, "medmnist", package(PneumoniaMNIST=PneumoniaMNIST))
     root = tmp_path / "new/folder"
     for size in (28, 64, 64):
-        assert MedMnist(MEMORY, "pneumoniamnist", size, str(root), download=True).read(0).size == (size, size)
+        assert MedMnist(MEMORY, "pneumoniamnist", size, str(root), download=True).read_image(0).size == (size, size)
     assert calls == [28, 64]
     assert sorted(p.name for p in root.iterdir() if not p.name.endswith(".lock")) == ["pneumoniamnist.npz", "pneumoniamnist_64.npz"]
 
@@ -168,7 +169,7 @@ def test_a_download_that_fails_is_one_message_and_leaves_nothing(tmp_path, monke
 
 
 def test_nothing_but_a_download_imports_the_package():
-    source = Path(data.medmnist.__file__).read_text()
+    source = Path(data.sources.medmnist.__file__).read_text()
     assert "import medmnist" not in source and source.count('import_module("medmnist")') == 1
 
 

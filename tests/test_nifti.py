@@ -12,13 +12,14 @@ import nibabel
 import numpy as np
 import pytest
 
-import data.nifti
-from data.dataset import DataSettings, open_dataset
-from data.memory import Memory
-from data.nifti import Nifti, Recent
+import data.sources.nifti
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import DataSettings
+from data.sources.nifti import Nifti, RecentVolumes
 from runtime.errors import UserError
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
 SHAPE = (12, 14, 9)  # voxels to the right, to the front, up
 
@@ -65,7 +66,7 @@ def shown(volume: np.ndarray, axis: str, k: int) -> np.ndarray:
 
 def slices(folder: Path, **settings) -> tuple[Nifti, list[np.ndarray]]:
     source = Nifti(MEMORY, str(folder), validation=0, test=0, **settings)
-    return source, [np.asarray(source.read(item)) for item in range(len(source))]
+    return source, [np.asarray(source.read_image(item)) for item in range(len(source))]
 
 
 ORDERS = ["".join(letters) for pairs in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*pairs)]
@@ -156,14 +157,14 @@ def test_constant_slices_are_left_out_and_counted(tmp_path, caplog):
     assert [frame for _, frame in source.items] == [1, 2, 3, 5, 6, 7, *range(9)]
     np.testing.assert_allclose(found[3], levels(shown(volume, "axial", 5), 0, 1000), atol=1e-3)
     assert any("left out 3 constant (empty) slices of 18" in record.message for record in caplog.records)
-    assert source.label_of(3) == f"{tmp_path / 'a.nii'}, slice 5"
+    assert source.item_name(3) == f"{tmp_path / 'a.nii'}, slice 5"
 
 
 def test_every_so_many(tmp_path):
     store(tmp_path / "a.nii", body())
     source, _ = slices(tmp_path, every=4)
     assert [frame for _, frame in source.items] == [0, 4, 8]
-    with pytest.raises(UserError, match="data.source.every=0"):
+    with pytest.raises(UserError, match="data.every=0"):
         slices(tmp_path, every=0)
 
 
@@ -240,13 +241,13 @@ def test_broken_files_are_listed(tmp_path):
 
 
 def test_what_could_not_be_read_once_is_read_at_the_next_start(tmp_path, monkeypatch):
-    """Memory was short, or the disk was away: the file is as it was, so its time of change does not tell."""
+    """FileCache was short, or the disk was away: the file is as it was, so its time of change does not tell."""
     for k in range(3):
         store(tmp_path / "x" / f"{k}.nii", body(k))
-    memory = Memory(tmp_path / "memory")
-    monkeypatch.setattr("data.memory.FRESH", -1e9)
+    memory = FileCache(tmp_path / "memory")
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)
     with monkeypatch.context() as patch:
-        patch.setattr(data.nifti, "load", raise_user_error)
+        patch.setattr(data.sources.nifti, "load_volume", raise_user_error)
         assert len(Nifti(memory, str(tmp_path / "x"))) == 3
     assert len(Nifti(memory, str(tmp_path / "x"))) == 3 * SHAPE[2]
 
@@ -273,9 +274,9 @@ def test_other_files_are_counted(tmp_path, caplog):
 
 
 def test_volumes_are_decoded_once_for_all_of_their_slices(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.memory.FRESH", -1e9)
-    memory, loads, real = Memory(tmp_path / "memory"), [], data.nifti.load
-    monkeypatch.setattr(data.nifti, "load", lambda path, axis: (loads.append(path), real(path, axis))[1])
+    monkeypatch.setattr("data.file_cache.FRESH", -1e9)
+    memory, loads, real = FileCache(tmp_path / "memory"), [], data.sources.nifti.load_volume
+    monkeypatch.setattr(data.sources.nifti, "load_volume", lambda path, axis: (loads.append(path), real(path, axis))[1])
     for k in range(6):
         store(tmp_path / "x" / f"{k}.nii.gz", body(k))
     source = Nifti(memory, str(tmp_path / "x"))
@@ -296,7 +297,7 @@ def test_threads_wait_for_one_load():
             raise UserError("broken")
         return np.zeros(1)
 
-    recent, found = Recent(load, 2), []
+    recent, found = RecentVolumes(load, 2), []
 
     def ask(key):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import tempfile
 import zipfile
@@ -11,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.npz
-import data.npz_file
+import data.sources.npz
+import data.sources.npz_content
 from config.overrides import CONF, check_overrides, composed
-from config.run_config import RunConfig
-from data.dataset import DataSettings, open_dataset
-from data.memory import Memory
-from data.npz import Npz
-from runtime.build import resolve
+from config.run_config import RunConfig, reader_keys
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import OWN_KEYS, DataSettings
+from data.sources.npz import Npz
 from runtime.errors import UserError
 from training.checks import check_run_config
 
-MEMORY = Memory(Path(tempfile.mkdtemp()))
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
 RANDOM = np.random.default_rng(0)
 
@@ -49,7 +48,7 @@ def refused(path: Path, **settings) -> str:
 
 
 def pixels(source: Npz, item: int) -> np.ndarray:
-    return np.asarray(source.read(item))
+    return np.asarray(source.read_image(item))
 
 
 def assert_partition(source) -> None:
@@ -67,10 +66,10 @@ def test_medmnists_keys(tmp_path):
     assert [list(source.splits[split]) for split in SPLITS] == [list(range(6)), [6, 7, 8], [9, 10, 11, 12]]
     expected = np.concatenate([arrays["train_images"], arrays["val_images"], arrays["test_images"]])
     for item in range(13):
-        assert np.array_equal(pixels(source, item), expected[item]) and source.read(item).mode == "L"
+        assert np.array_equal(pixels(source, item), expected[item]) and source.read_image(item).mode == "L"
     assert source.labels == np.concatenate([labels[f"{split}_labels"][:, 0] for split in ("train", "val", "test")]).tolist()
     assert source.classes == ["0", "1", "2"]
-    assert source.label_of(7).endswith("images.npz: val_images[1]")
+    assert source.item_name(7).endswith("images.npz: val_images[1]")
 
 
 def test_keras_keys_draw_validation_from_train_alone(tmp_path):
@@ -87,7 +86,7 @@ def test_images_and_labels_and_the_form_of_guided_diffusions_samples(tmp_path, k
     images, labels = noise(30, 8, 8, 3), np.arange(30) % 3
     source = opened(save(tmp_path, **dict(zip(keys, (images, labels), strict=True))))
     assert [len(source.splits[split]) for split in SPLITS] == [24, 3, 3]
-    assert source.labels == labels.tolist() and source.read(0).mode == "RGB"
+    assert source.labels == labels.tolist() and source.read_image(0).mode == "RGB"
     assert all(np.array_equal(pixels(source, item), images[item]) for item in range(30))
 
 
@@ -106,14 +105,14 @@ def test_unknown_keys_are_listed_with_the_options_that_name_them(tmp_path):
     images, kinds = noise(10, 8, 8), np.array(["cat", "dog"] * 5)
     path = save(tmp_path, scans=images, kinds=kinds)
     message = refused(path)
-    for part in ("scans [10, 8, 8] uint8", "kinds [10] <U3", "data.source.images=KEY", "data.source.labels=KEY"):
+    for part in ("scans [10, 8, 8] uint8", "kinds [10] <U3", "data.images=KEY", "data.labels=KEY"):
         assert part in message
     source = opened(path, images="scans", labels="kinds")
     assert source.classes == ["cat", "dog"] and source.labels == [0, 1] * 5
     assert opened(path, images="scans").classes == []
-    assert "data.source.images=scan" in refused(path, images="scan") and "did you mean scans" in refused(path, images="scan")
-    assert "data.source.labels=kind:" in refused(path, images="scans", labels="kind")
-    assert "needs data.source.images" in refused(path, labels="kinds")
+    assert "data.images=scan" in refused(path, images="scan") and "did you mean scans" in refused(path, images="scan")
+    assert "data.labels=kind:" in refused(path, images="scans", labels="kind")
+    assert "needs data.images" in refused(path, labels="kinds")
 
 
 def test_what_is_not_used_is_said(tmp_path, caplog):
@@ -136,7 +135,7 @@ def test_shapes(tmp_path, shape, mode, order):
     if expected.shape[3:] == (1,):
         expected = expected[:, :, :, 0]
     for item in range(shape[0]):
-        assert source.read(item).mode == mode and np.array_equal(pixels(source, item), expected[item])
+        assert source.read_image(item).mode == mode and np.array_equal(pixels(source, item), expected[item])
 
 
 @pytest.mark.parametrize("shape, why", [
@@ -172,7 +171,7 @@ def test_numbers_of_any_type_are_measured_and_the_range_is_said(tmp_path, caplog
         found = np.stack([pixels(source, item) for item in range(20)])
     expected = levels(images, low, high)
     np.testing.assert_allclose(found, expected, atol=0.51 if images.dtype == np.float16 else 1e-3)
-    assert f"black is {low:g} and white {high:g}" in caplog.text and "data.source.range" in caplog.text
+    assert f"black is {low:g} and white {high:g}" in caplog.text and "data.range" in caplog.text
 
 
 def test_floats_of_bytes_become_the_bytes_again(tmp_path):
@@ -186,7 +185,7 @@ def test_colour_of_16_bits(tmp_path):
     images = RANDOM.integers(0, 4096, (10, 8, 8, 3)).astype(np.uint16)
     source = opened(save(tmp_path, images=images))
     for item in range(10):
-        assert source.read(item).mode == "RGB"
+        assert source.read_image(item).mode == "RGB"
         np.testing.assert_allclose(pixels(source, item), levels(images, images.min(), images.max())[item], atol=0.51)
 
 
@@ -199,7 +198,7 @@ def test_a_range_that_is_given_is_kept_to(tmp_path, caplog):
     np.testing.assert_allclose(pixels(reversed_, 3), 255 - levels(DARK, 1000, 3000)[3], atol=1e-3)
     assert len({source.fingerprint, reversed_.fingerprint, opened(tmp_path / "images.npz").fingerprint}) == 3
     for wrong in ([1], [1, 1], [1, 2, 3]):
-        assert "data.source.range" in refused(tmp_path / "images.npz", range_=wrong)
+        assert "data.range" in refused(tmp_path / "images.npz", range_=wrong)
 
 
 def test_hot_pixels_do_not_darken_the_rest(tmp_path, caplog):
@@ -207,7 +206,7 @@ def test_hot_pixels_do_not_darken_the_rest(tmp_path, caplog):
     images[7, 3, 3] = images[30, 0, 0] = 65535
     source = opened(save(tmp_path, images=images))
     assert 100 < pixels(source, 0).mean() < 150
-    assert "far outside" in caplog.text and "data.source.range=[0,65535]" in caplog.text
+    assert "far outside" in caplog.text and "data.range=[0,65535]" in caplog.text
 
 
 def test_the_range_is_that_of_training_whatever_is_read_first(tmp_path):
@@ -225,7 +224,7 @@ def test_the_range_is_that_of_training_whatever_is_read_first(tmp_path):
 def test_bytes_that_are_all_dark_are_remarked_on(tmp_path, caplog):
     source = opened(save(tmp_path, images=(BYTES > 127).astype(np.uint8)))
     assert pixels(source, 0).max() == 1
-    assert "all will be dark" in caplog.text and "data.source.range=[0,1]" in caplog.text
+    assert "all will be dark" in caplog.text and "data.range=[0,1]" in caplog.text
     assert pixels(opened(tmp_path / "images.npz", range_=[0, 1]), 0).max() == 255
 
 
@@ -239,12 +238,12 @@ def test_nan_is_named_image_by_image(tmp_path):
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_images_of_one_value_are_refused(tmp_path, value, monkeypatch):
-    calls, real = [], data.npz.measured_range
-    monkeypatch.setattr(data.npz, "measured_range", lambda *arguments: (calls.append(1), real(*arguments))[1])
+    calls, real = [], data.sources.npz.measured_range
+    monkeypatch.setattr(data.sources.npz, "measured_range", lambda *arguments: (calls.append(1), real(*arguments))[1])
     source = opened(save(tmp_path, images=np.full((5, 8, 8), value)))
     for item in range(5):
         with pytest.raises(UserError, match="nothing to learn from"):
-            source.read(item)
+            source.read_image(item)
     assert len(calls) == 1
 
 
@@ -269,7 +268,7 @@ def test_labels_with_gaps_and_names(tmp_path):
     source = opened(save(tmp_path, images=noise(6, 8, 8), labels=[7, 2, 7, 2, 2, 2]))
     assert source.classes == ["2", "7"] and source.labels == [1, 0, 1, 0, 0, 0]
     message = refused(tmp_path / "images.npz", classes=["a", "b"])
-    assert "data.source.classes=['a', 'b']" in message and "7" in message
+    assert "data.classes=['a', 'b']" in message and "7" in message
     save(tmp_path, images=noise(4, 8, 8), labels=["normal", "ill", "ill", "normal"])
     assert opened(tmp_path / "images.npz").classes == ["ill", "normal"]
     assert opened(tmp_path / "images.npz", classes=["normal", "ill"]).labels == [0, 1, 1, 0]
@@ -294,7 +293,7 @@ def test_a_split_without_labels_leaves_no_classes(tmp_path, caplog):
 @pytest.mark.parametrize("labels", [np.zeros(11, int), np.zeros((11, 1), int), np.int64(3), np.zeros((11, 8, 8))])
 def test_labels_of_another_length_are_refused(tmp_path, labels):
     message = refused(save(tmp_path, images=noise(12, 8, 8), labels=labels))
-    assert "images is [12, 8, 8] uint8" in message and str(list(labels.shape)) in message and "data.source.images=images" in message
+    assert "images is [12, 8, 8] uint8" in message and str(list(labels.shape)) in message and "data.images=images" in message
 
 
 # Splits
@@ -312,15 +311,15 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, labels):
 
 def test_nothing_is_decompressed_until_an_image_is_read(tmp_path, monkeypatch):
     path = save(tmp_path, np.savez_compressed, x_train=noise(12, 8, 8), y_train=np.arange(12) % 2, x_test=noise(3, 8, 8), y_test=[0, 1, 0])
-    read, real = [], data.npz_file.read_array
-    for module in (data.npz, data.npz_file):
+    read, real = [], data.sources.npz_content.read_array
+    for module in (data.sources.npz, data.sources.npz_content):
         monkeypatch.setattr(module, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
     source = opened(path)
     assert read == ["y_train", "y_test"]
     open_dataset(DataSettings(Npz, 8, 1, False), source, 0, tmp_path / "cache")
     assert read[2:] == ["x_train", "x_test"]  # each once, on however many threads
     assert not source._arrays  # and none is kept through the training
-    source.read(0)
+    source.read_image(0)
     assert read[4:] == ["x_train"]
 
 
@@ -362,11 +361,11 @@ def test_a_damaged_array_is_one_message(tmp_path, save_with, monkeypatch):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
-    source, read, real = opened(path), [], data.npz.read_array
-    monkeypatch.setattr(data.npz, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
+    source, read, real = opened(path), [], data.sources.npz.read_array
+    monkeypatch.setattr(data.sources.npz, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
     for item in range(5):
         with pytest.raises(UserError, match=r"images.npz: the array images is damaged"):
-            source.read(item)
+            source.read_image(item)
     assert read == ["images"]
 
 
@@ -374,7 +373,7 @@ def test_a_missing_file_lists_those_that_are_there(tmp_path):
     save(tmp_path, images=BYTES)
     for path in (tmp_path / "image.npz", tmp_path):
         message = refused(path)
-        assert f"data.source.path={path}" in message and str(tmp_path / "images.npz") in message
+        assert f"data.path={path}" in message and str(tmp_path / "images.npz") in message
     assert "no such file" in refused(tmp_path / "absent/x.npz")
 
 
@@ -411,9 +410,7 @@ def test_a_config_opens_with_a_command_and_has_every_option(name, tmp_path, monk
     check_overrides("train", command)
     config = composed("train", command)
     check_run_config(config)
-    node = config["data"]["source"]
-    parameters = inspect.signature(resolve(node["_target_"], ["data"], "data.source")).parameters
-    assert {p.rstrip("_") for p in parameters} - {"memory"} == node.keys() - {"_target_", "_partial_"}
+    assert reader_keys(config["data"]) == config["data"].keys() - {*OWN_KEYS, "_target_"}
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"datasets/|FILE\.npz"):  # and the files are looked for where it says
-        RunConfig(config).data.source(MEMORY)
+        RunConfig(config).data.open_reader(tmp_path / "cache")

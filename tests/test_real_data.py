@@ -37,7 +37,7 @@ def files(tmp_path_factory) -> Path:
 def source(files, tmp_path_factory) -> Path:
     """Two steps of pretrain_celeba: enough to be a source."""
     root = tmp_path_factory.mktemp("source")
-    arguments = ["+experiment=pretrain_celeba", f"data.source.path={files}/faces_celeba558", "train.steps=2", *SMALL]
+    arguments = ["+experiment=pretrain_celeba", f"data.path={files}/faces_celeba558", "train.steps=2", *SMALL]
     code, text = runs.launch(root, arguments, tiny=[]).wait(900)
     assert code == 0 and "448 training images, 78.70M parameters" in text, text
     return runs.directory_of(root)
@@ -51,9 +51,9 @@ def transfer(root: Path, source: Path, target: list[str], steps: int) -> str:
     return text
 
 
-TARGETS = {"mednist gray": ("data=folder data.source.path={}/med_mednist64 data.size=64 data.channels=1", 13_500),
-           "mednist rgb": ("data=folder data.source.path={}/med_mednist64 data.size=64 data.channels=3", 13_500),
-           "pneumonia from 28 pixels": ("data.source.root={} data.source.size=28 data.upscale=true", 4_682)}
+TARGETS = {"mednist gray": ("data=folder data.path={}/med_mednist64 data.size=64 data.channels=1", 13_500),
+           "mednist rgb": ("data=folder data.path={}/med_mednist64 data.size=64 data.channels=3", 13_500),
+           "pneumonia from 28 pixels": ("data.root={} data.file_size=28 data.upscale=true", 4_682)}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.cifar10
-from data.bundled import Faces, Tissue
-from data.celeba import CelebA
-from data.cifar10 import BATCHES, Cifar10
-from data.dataset import DataSettings, decoded, open_dataset
-from data.dicom import Dicom
-from data.folder import Folder
-from data.memory import Changed, Memory
-from data.nifti import Nifti
-from data.npz import Npz
+import data.sources.cifar10
+from data.dataset import open_dataset
+from data.file_cache import Changed, FileCache
+from data.memory_map import open_memory_map
+from data.settings import DataSettings
+from data.sources.bundled import Faces, Tissue
+from data.sources.celeba import CelebA
+from data.sources.cifar10 import BATCHES, Cifar10
+from data.sources.dicom import Dicom
+from data.sources.folder import Folder
+from data.sources.nifti import Nifti
+from data.sources.npz import Npz
 from runtime.errors import UserError
 from tests.test_dicom import write as write_dicom
 
@@ -84,7 +86,7 @@ KINDS: dict[str, tuple[Callable[[Path, int], list[Path]], Callable]] = {
 
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch):
-    monkeypatch.setattr(data.cifar10, "IMAGES", 10)
+    monkeypatch.setattr(data.sources.cifar10, "IMAGES", 10)
     return KINDS[request.param]
 
 
@@ -98,7 +100,7 @@ def test_files_that_are_replaced_after_they_were_hashed_are_not_decoded(tmp_path
     make, opened = kind
     for spoil in ("other", "garbage", "gone"):
         make(tmp_path / "images", 0)
-        source = opened(Memory(tmp_path / "memory"), str(tmp_path / "images"))
+        source = opened(FileCache(tmp_path / "memory"), str(tmp_path / "images"))
         if spoil == "other":
             make(tmp_path / "images", 1)
         for file in make(tmp_path / "images", 1) if spoil == "other" else make(tmp_path / "images", 0)[-1:]:
@@ -112,28 +114,28 @@ def test_files_that_are_replaced_after_they_were_hashed_are_not_decoded(tmp_path
     expected = {}
     for version in (0, 1):
         make(tmp_path / "images", version)
-        source = opened(Memory(tmp_path / "memory"), str(tmp_path / "images"))
-        expected[version] = np.array(decoded(source, settings, tmp_path / "cache")[0])
+        source = opened(FileCache(tmp_path / "memory"), str(tmp_path / "images"))
+        expected[version] = np.array(open_memory_map(source, settings, tmp_path / "cache")[0])
     assert not np.array_equal(expected[0], expected[1])
     make(tmp_path / "images", 0)
-    source = opened(Memory(tmp_path / "memory"), str(tmp_path / "images"))
-    assert np.array_equal(decoded(source, settings, tmp_path / "cache")[0], expected[0])
+    source = opened(FileCache(tmp_path / "memory"), str(tmp_path / "images"))
+    assert np.array_equal(open_memory_map(source, settings, tmp_path / "cache")[0], expected[0])
 
 
 @pytest.mark.parametrize("make, opened", [KINDS["nifti"], KINDS["dicom"], KINDS["npz"]], ids=["nifti", "dicom", "npz"])
 def test_what_was_found_out_before_the_hash_is_of_the_same_content(tmp_path, monkeypatch, make, opened):
     """Slices and ranges, frames and patients, labels."""
     make(tmp_path / "images", 0)
-    hashed = Memory.sha256
-    monkeypatch.setattr(Memory, "sha256", lambda memory, paths: (make(tmp_path / "images", 1), hashed(memory, paths))[1])
+    hashed = FileCache.sha256
+    monkeypatch.setattr(FileCache, "sha256", lambda memory, paths: (make(tmp_path / "images", 1), hashed(memory, paths))[1])
     with pytest.raises(Changed, match="images/"):
-        opened(Memory(tmp_path / "memory"), str(tmp_path / "images"))
+        opened(FileCache(tmp_path / "memory"), str(tmp_path / "images"))
 
 
 def test_a_range_is_measured_on_what_is_decoded(tmp_path, monkeypatch):
     """It is measured when the first image has been read already."""
     files = deep(tmp_path / "images", 0)
-    source, of = Folder(Memory(tmp_path / "memory"), str(tmp_path / "images")), Memory.of
+    source, of = Folder(FileCache(tmp_path / "memory"), str(tmp_path / "images")), FileCache.of
 
     def replaced(memory, paths, what, compute):
         Image.fromarray(np.full((12, 12), 60_000, np.uint16)).save(files[0])
@@ -141,9 +143,9 @@ def test_a_range_is_measured_on_what_is_decoded(tmp_path, monkeypatch):
 
     source.memory.of = replaced.__get__(source.memory)
     source.splits["train"] = list(range(8))
-    monkeypatch.setattr(data.dataset.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(data.memory_map.os, "cpu_count", lambda: 1)
     with pytest.raises(Changed, match=str(files[0])):
-        decoded(source, SETTINGS[0], tmp_path / "cache")
+        open_memory_map(source, SETTINGS[0], tmp_path / "cache")
     assert not kept(tmp_path / "cache")
 
 
@@ -151,8 +153,8 @@ def test_a_range_is_measured_on_what_is_decoded(tmp_path, monkeypatch):
 def test_bundled_images_are_those_of_the_fingerprint(tmp_path, monkeypatch, source):
     """Another version of scikit-image could carry others."""
     name = {Faces: "lfw_subset", Tissue: "immunohistochemistry"}[source]
-    found = np.array(getattr(data.bundled.skimage.data, name)())
+    found = np.array(getattr(data.sources.bundled.skimage.data, name)())
     found[3, 3] = found[4, 4] + 0.01 if found.dtype.kind == "f" else found[4, 4] ^ 1
-    monkeypatch.setattr(data.bundled.skimage.data, name, lambda: found)
+    monkeypatch.setattr(data.sources.bundled.skimage.data, name, lambda: found)
     with pytest.raises(UserError, match=f"skimage.data.{name}"):
-        source(Memory(tmp_path))
+        source(FileCache(tmp_path))

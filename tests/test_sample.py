@@ -172,7 +172,7 @@ def test_bare_weights_with_other_settings_are_other_images(run_directory, tmp_pa
         return [f"checkpoint={tmp_path}/bare.safetensors", f"overrides=[{overrides}]", f"out={tmp_path}/x", "sampler.steps=3"]
 
     sample(*command(), "n=1")
-    assert "1 of them new" in sample(*command("data.source.path=elsewhere", "data=npz"), "n=2")
+    assert "1 of them new" in sample(*command("data.path=elsewhere", "data=npz"), "n=2")
     assert "network.data.size: [8, 12] -> 8" in sample(*command("data.size=8"), "n=3", fails=True)
     assert "network.schedule._target_" in sample(*command("schedule=cosine"), "n=3", fails=True)
 

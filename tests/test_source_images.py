@@ -16,8 +16,8 @@ from config.identity import identity
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
 from data.dataset import open_dataset
-from data.memory import Memory
-from data.source import to_array
+from data.file_cache import FileCache
+from data.resize import to_array
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import NoisePerImage, log_snr_steps
 from runtime.content import sha256_of
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def of_folder(folder: Path, *more: str) -> list[str]:
-    return ["data=folder", f"data.source.path={folder}", "data.channels=3", "data.skip_broken=true", *more]
+    return ["data=folder", f"data.path={folder}", "data.channels=3", "data.skip_broken=true", *more]
 
 
 # --- real ----------------------------------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def of_folder(folder: Path, *more: str) -> list[str]:
 def own_images(source, cache: Path):
     """What the run of the source trained on, by the way that train.py goes."""
     settings = source.config.data
-    return open_dataset(settings, settings.source(Memory(cache / "memory")), source.config.seed, cache)
+    return open_dataset(settings, settings.source(FileCache(cache / "memory")), source.config.seed, cache)
 
 
 @pytest.mark.parametrize("more", [[], ["data.n_train=5", "seed=3"], ["data.n_train=5", "data.subset_seed=4"]])
@@ -78,11 +78,11 @@ def test_real_images_at_another_size_and_in_gray(folder, tmp_path):
     start = begun(tmp_path, ["data.size=[16,14]", "data.channels=1", "data.resample=box"], source)
     ours, theirs = real(start), own_images(source, tmp_path)
     settings = source.config.data
-    images = settings.source(Memory(tmp_path / "memory"))
+    images = settings.source(FileCache(tmp_path / "memory"))
     assert ours.images.shape[1:] == (16, 14, 1)
     np.testing.assert_array_equal(ours.splits["train"], theirs.splits["train"])  # without the two that are too small for 8x8
     for row in ours.splits["train"]:
-        np.testing.assert_array_equal(ours.images[row], to_array(images.read(row), (16, 14), 1, True, "box"))
+        np.testing.assert_array_equal(ours.images[row], to_array(images.read_image(row), (16, 14), 1, True, "box"))
 
 
 def test_so_many_real_images_by_the_runs_seed(folder, tmp_path):
@@ -100,7 +100,7 @@ def test_labels_of_kept_classes_and_the_null_class(folder, tmp_path):
     source = trained(of_folder(folder))
     kept = begun(tmp_path, ["data.channels=3", "model.classes=5"], source, first_kept=2)
     ours = real(kept)
-    images = source.config.data.source(Memory(tmp_path / "memory"))
+    images = source.config.data.open_reader(tmp_path)
     assert ours.labels.tolist() == [2 + k for k in images.labels] and set(ours.labels) == {2, 3, 4}
     assert set(real(begun(tmp_path, ["data.channels=3", "model.classes=5"], source)).labels) == {5}
 
@@ -123,7 +123,7 @@ def test_images_that_are_not_here_any_more(tmp_path):
 @pytest.mark.parametrize("target", ["os.system", "training.checks.check_network", "torch.load"])
 def test_the_sources_config_builds_nothing_but_data(tmp_path, target):
     source = trained()
-    source.config.raw["data"]["source"] = {"_target_": target, "_partial_": True}
+    source.config.raw["data"]["_target_"] = target
     with pytest.raises(UserError, match="nothing else is built"):
         real(begun(tmp_path, source=source))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from config.overrides import options
 from config.run_config import RunConfig
-from data.bundled import Faces, Tissue
+from data.sources.bundled import Faces, Tissue
 from diffusion.denoiser import Denoiser
 from models.layers import output_of
 from runtime.checkpoint import EMA, MODEL, find
@@ -143,7 +143,7 @@ def test_injected_parameters_are_where_the_papers_put_them(transfers):
 
 def shown(images: Faces | Tissue, n: int = 12) -> Tensor:
     """[n, 3, 8, 8] in [-1, 1]"""
-    picked = [images.read(k).convert("RGB").resize((8, 8), Image.Resampling.BOX) for k in np.linspace(0, 89, n).round().astype(int)]
+    picked = [images.read_image(k).convert("RGB").resize((8, 8), Image.Resampling.BOX) for k in np.linspace(0, 89, n).round().astype(int)]
     return torch.from_numpy(np.stack([np.asarray(p) for p in picked])).permute(0, 3, 1, 2) / 127.5 - 1
 
 

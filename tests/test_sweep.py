@@ -256,7 +256,7 @@ def test_every_sweep_varies_what_there_is(name, tmp_path):
     experiment = re.search(rf"python train.py -m (\+experiment=\w+) \+sweep={name}\s", described)[1]
     check_overrides("train", ["-m", experiment, f"+sweep={name}"])
     if "runs" in described:
-        images = ["data.source.path=nowhere"] if "data.source.path=" in described else []
+        images = ["data.path=nowhere"] if "data.path=" in described else []
         assert f" {len(planned(tmp_path, experiment, f'+sweep={name}', *images).cells)} runs" in described
 
 

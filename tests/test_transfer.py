@@ -214,7 +214,7 @@ def folder(tmp_path_factory) -> Path:
 def test_classes_of_a_folder(folder, tmp_path):
     """A class-conditional run on images that are not square, sampled by the name of a class."""
     wide = [o for o in TINY if not o.startswith("data.size")] + ["data.size=[8,12]"]
-    train(*wide, "data=folder", f"data.source.path={folder}", "model.classes=2", f"run.root={tmp_path}", f"run.cache={tmp_path}/cache",
+    train(*wide, "data=folder", f"data.path={folder}", "model.classes=2", f"run.root={tmp_path}", f"run.cache={tmp_path}/cache",
           f"run.directory={tmp_path}/run")
     done = runs.command("sample.py", f"checkpoint={tmp_path}/run", "n=1", "label=dark", "guidance=2", "sampler.steps=2",
                         f"out={tmp_path}/out")
@@ -223,7 +223,7 @@ def test_classes_of_a_folder(folder, tmp_path):
 
 
 def test_a_wrong_number_of_classes(folder, tmp_path):
-    text = train(*TINY, "data=folder", f"data.source.path={folder}", "model.classes=3", f"run.root={tmp_path}", f"run.cache={tmp_path}",
+    text = train(*TINY, "data=folder", f"data.path={folder}", "model.classes=3", f"run.root={tmp_path}", f"run.cache={tmp_path}",
                  code=2)
     assert "model.classes=3" in text and "has 2 classes: set model.classes to 2, or to auto" in text
     assert not list(tmp_path.rglob("*.npy")) and not (tmp_path / "custom").exists()  # before hours of decoding
@@ -271,11 +271,11 @@ def test_the_log_of_a_run_says_what_was_found_of_its_images(tmp_path):
         Image.fromarray(image).save(folder / f"{k}.png")
     (folder / "notes.txt").write_text("not an image")
     for seed in (0, 1):
-        train(*TINY, "data=folder", f"data.source.path={folder}", "data.channels=1", f"seed={seed}", f"run.root={tmp_path}/runs",
+        train(*TINY, "data=folder", f"data.path={folder}", "data.channels=1", f"seed={seed}", f"run.root={tmp_path}/runs",
               f"run.cache={tmp_path}/cache")
     for log in tmp_path.glob("runs/custom/*/log.txt"):
         text = log.read_text()
-        assert "left out 1 file" in text and ".txt 1" in text and "data.source.range" in text and "held-out loss" in text
+        assert "left out 1 file" in text and ".txt 1" in text and "data.range" in text and "held-out loss" in text
         assert "train.warmup=500 is longer than train.steps=3: the rate ends at 1% of optimizer.lr" in text
     assert len(list(tmp_path.glob("runs/custom/*/log.txt"))) == 2 and len(list(tmp_path.glob("cache/*.npy"))) == 1
 

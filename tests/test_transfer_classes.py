@@ -47,11 +47,11 @@ def transfers(tmp_path_factory) -> Transfers:
     root = tmp_path_factory.mktemp("transfers")
     for name, classes in {"source": COLORS, "target": NEW}.items():
         folders(root / name, {label: painted(color) for label, color in classes.items()}, 12)
-    return Transfers(root, ["data=folder", f"data.source.path={root}/source", "model.classes=2", "train.steps=120"])
+    return Transfers(root, ["data=folder", f"data.path={root}/source", "model.classes=2", "train.steps=120"])
 
 
 def run(transfers: Transfers, strategy: str, *more: str, steps: int = 10) -> Path:
-    return transfers.run("data=folder", f"data.source.path={transfers.root}/target", f"transfer={strategy}", f"train.steps={steps}",
+    return transfers.run("data=folder", f"data.path={transfers.root}/target", f"transfer={strategy}", f"train.steps={steps}",
                          f"source.from={transfers.source}", *more)
 
 

@@ -40,7 +40,7 @@ MISTAKES = {
                           ["PairwiseSimilarity", "which has 2", "Raise train.batch_size or lower train.accumulation"])}
 
 
-NOWHERE = ["data=folder", "data.source.path=/nowhere", "data.channels=1"]
+NOWHERE = ["data=folder", "data.path=/nowhere", "data.channels=1"]
 
 
 def check(text: str, words: list[str], root: Path) -> None:
