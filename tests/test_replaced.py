@@ -135,13 +135,13 @@ def test_what_was_found_out_before_the_hash_is_of_the_same_content(tmp_path, mon
 def test_a_range_is_measured_on_what_is_decoded(tmp_path, monkeypatch):
     """It is measured when the first image has been read already."""
     files = deep(tmp_path / "images", 0)
-    source, of = Folder(FileCache(tmp_path / "memory"), str(tmp_path / "images")), FileCache.of
+    source, look_up = Folder(FileCache(tmp_path / "memory"), str(tmp_path / "images")), FileCache.look_up
 
     def replaced(memory, paths, what, compute):
         Image.fromarray(np.full((12, 12), 60_000, np.uint16)).save(files[0])
-        return of(memory, paths, what, compute)
+        return look_up(memory, paths, what, compute)
 
-    source.memory.of = replaced.__get__(source.memory)
+    source.file_cache.look_up = replaced.__get__(source.file_cache)
     source.splits["train"] = list(range(8))
     monkeypatch.setattr(data.memory_map.os, "cpu_count", lambda: 1)
     with pytest.raises(Changed, match=str(files[0])):

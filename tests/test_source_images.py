@@ -16,7 +16,6 @@ from config.identity import identity
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
 from data.dataset import open_dataset
-from data.file_cache import FileCache
 from data.resize import to_array
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import NoisePerImage, log_snr_steps
@@ -53,7 +52,7 @@ def of_folder(folder: Path, *more: str) -> list[str]:
 def own_images(source, cache: Path):
     """What the run of the source trained on, by the way that train.py goes."""
     settings = source.config.data
-    return open_dataset(settings, settings.source(FileCache(cache / "memory")), source.config.seed, cache)
+    return open_dataset(settings, settings.open_reader(cache), source.config.seed, cache)
 
 
 @pytest.mark.parametrize("more", [[], ["data.n_train=5", "seed=3"], ["data.n_train=5", "data.subset_seed=4"]])
@@ -78,7 +77,7 @@ def test_real_images_at_another_size_and_in_gray(folder, tmp_path):
     start = begun(tmp_path, ["data.size=[16,14]", "data.channels=1", "data.resample=box"], source)
     ours, theirs = real(start), own_images(source, tmp_path)
     settings = source.config.data
-    images = settings.source(FileCache(tmp_path / "memory"))
+    images = settings.open_reader(tmp_path)
     assert ours.images.shape[1:] == (16, 14, 1)
     np.testing.assert_array_equal(ours.splits["train"], theirs.splits["train"])  # without the two that are too small for 8x8
     for row in ours.splits["train"]:
