@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from reporting.columns import FLOORS, Column
-from reporting.page import PLOT_CSS, Report, pairs_text, words
-from reporting.plots import Figure
+from reporting.page import Report, pairs_text, words
 from reporting.table import Row
+
+FIGURES = "report_figures"  # folder
 
 
 def markdown(report: Report) -> str:
@@ -26,8 +26,9 @@ def markdown(report: Report) -> str:
     single = [(row.single(run), " ".join(filter(None, [run.name, run.progress]))) for row in report.table for run in row.runs]
     parts += ["### Single runs", markdown_table([heading(report, report.columns, "run"),
                                                  *(cells(report, report.columns, row, name) for row, name in single)])]
-    for figure in report.figures:
-        parts += drawn(figure) if isinstance(figure, Figure) else [f"{figure.title}: {figure.why}"]
+    for plot in report.figures:
+        parts += [f"## {plot.title}", plot.caption, f"![{plot.title}]({FIGURES}/{plot.name}.svg)"] if plot.figure else [
+            f"{plot.title}: {plot.missing}"]
     if report.samples:
         parts += ["## Samples", "The newest of each strategy, from the same noise. They are of its last step, and the best step, which is "
                   "judged, may be an earlier one.", "![samples](samples.png)"]
@@ -45,11 +46,6 @@ def markdown(report: Report) -> str:
 
 def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def drawn(figure: Figure) -> list[str]:
-    pictures = [f"{name} ![{figure.title}]({file})".strip() for file, (name, _) in zip(files(figure), figure.panels, strict=True)]
-    return [f"## {figure.title}", figure.caption, *pictures]
 
 
 def tabulated(report: Report, columns: Sequence[Column], table: Sequence[Row]) -> str:
@@ -73,16 +69,3 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, ["---"] * len(head), *body))
     return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
-
-
-def files(figure: Figure) -> list[str]:
-    """The names of its panels as files."""
-    return [f"report_{figure.name}{f'_{k}' if len(figure.panels) > 1 else ''}.svg" for k in range(1, len(figure.panels) + 1)]
-
-
-def standalone(svg: str) -> str:
-    """A plot as a file of its own, of its own size: it follows the light or dark of who looks at it."""
-    begin, rest = svg.split(">", 1)
-    width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', begin).groups()
-    return (f'{begin} width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg" style="background:var(--back)">\n<style>\n'
-            f"{PLOT_CSS}</style>{rest}\n")

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from reporting.columns import COLUMNS, FLOORS, HOURS, Column, further, hours_of
 from reporting.pictures import Shown, closest, embedded, samples
-from reporting.plots import Absent, Figure, figures
 from reporting.runs import Run, floors_of, missing
-from reporting.svg import marker
 from reporting.table import OF_IMAGES, Row, floors, known, ranking, rows, situations
 from reporting.verdict import SIGNS, named, verdict
 from runtime.results import varied
 
+if TYPE_CHECKING:
+    from reporting.figures import Plot
+
 HERE = Path(__file__).parent
-PLOT_CSS = (HERE / "plot.css").read_text()
 VALUES = ("step", "held_out_loss", "trained_parameters", "parameters", "trained_share", "ema_share_of_start", "hours", "device",
           "peak_memory_bytes", "bytes_to_store", "source_sha256")  # of result.json, as they are, in report.csv
 
@@ -84,8 +84,15 @@ class Report:
         return {data_text(key): contenders for key, contenders in situations(self.table).items()}
 
     @cached_property
-    def figures(self) -> list[Figure | Absent]:
+    def figures(self) -> list[Plot]:
+        """matplotlib is imported here, after the table is printed."""
+        from reporting.figures import figures
+
         return figures(self.panels, self.table, self.indices, self.evaluate, self.floors)
+
+    @cached_property
+    def drawn(self) -> list[Plot]:
+        return [plot for plot in self.figures if plot.figure]
 
     @cached_property
     def verdicts(self) -> list[tuple[str, list[str]]]:
@@ -154,10 +161,11 @@ class Report:
     # written
 
     def html(self) -> str:
-        drawn = [f for f in self.figures if isinstance(f, Figure)]
+        from reporting.figures import SHAPES, look
+
         return template().render(
-            report=self, css=PLOT_CSS + (HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(), floors_text=FLOORS, signs=SIGNS,
-            arrows={"lower": " ↓", "higher": " ↑"}, drawn=drawn, absent=[f for f in self.figures if isinstance(f, Absent)])
+            report=self, css=(HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(),
+            floors_text=FLOORS, signs=SIGNS, arrows={"lower": " ↓", "higher": " ↑"}, look=look, shapes=SHAPES)
 
     def raw(self) -> list[list[Any]]:
         """One row for each run, plain numbers, a column for each setting that varies; and the floors. Their intervals are of the images of
@@ -182,7 +190,7 @@ def template() -> Template:
     """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.globals.update(embedded=embedded, marker=marker, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
+    environment.globals.update(embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
     return environment.get_template("page.html.j2")
 
 
