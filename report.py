@@ -66,7 +66,7 @@ def printed(report: Report) -> str:
     columns = [column for column in report.columns if column.key in PRINTED]
     heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
     return table([heading, *([row.name, *(str(row.settings.get(path, "-")) for path in report.settings),
-                              *(" ".join(filter(None, [row.cell(c).text(c), c.band and row.cell(c).marked(c)])) for c in columns),
+                              *(row.cell(c).in_table(c) for c in columns),
                               row.counted_text if row.finished else row.counted[0].progress] for row in report.table)])
 
 

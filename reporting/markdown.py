@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from reporting.columns import FLOORS, Column
+from reporting.columns import BASELINES, Column
 from reporting.page import Report, pairs_text, words
 from reporting.table import Row
 
@@ -19,10 +19,10 @@ def markdown(report: Report) -> str:
     parts += [bullets(f"{term}: {text}" for term, text in report.facts), "## All strategies",
               f"{report.ordered_by}; \"-\" is not known yet. In brackets {report.legend}",
               tabulated(report, report.columns, report.table)]
-    if report.floors:
-        parts += ["### Floors", tabulated(report, report.columns, report.floors)]
+    if report.baselines:
+        parts += ["### Baselines", tabulated(report, report.columns, report.baselines)]
     if report.further:
-        parts += ["### More numbers", tabulated(report, report.further, [*report.table, *report.floors])]
+        parts += ["### More numbers", tabulated(report, report.further, [*report.table, *report.baselines])]
     single = [(row.single(run), " ".join(filter(None, [run.name, run.progress]))) for row in report.table for run in row.runs]
     parts += ["### Single runs", markdown_table([heading(report, report.columns, "run"),
                                                  *(cells(report, report.columns, row, name) for row, name in single)])]
@@ -31,7 +31,7 @@ def markdown(report: Report) -> str:
             f"{plot.title}: {plot.missing}"]
     if report.samples:
         parts += ["## Samples", "The newest of each strategy, from the same noise. They are of its last step, and the best step, which is "
-                  "judged, may be an earlier one.", "![samples](samples.png)"]
+                  "evaluated, may be an earlier one.", "![samples](samples.png)"]
     if report.closest:
         parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
                   bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
@@ -40,8 +40,8 @@ def markdown(report: Report) -> str:
     if report.missing:
         parts += ["## Missing", bullets(report.missing)]
     columns = [f"{c.heading}{f' ({c.better} is better)' * bool(c.better)}: {c.means}" for c in (*report.columns, *report.further)]
-    floors = [f"floor, {name}: {means}" for name, means in FLOORS.items()] if report.floors else []
-    return "\n\n".join([*parts, "## How to read it", bullets([*columns, *floors])]) + "\n"
+    baselines = [f"baseline, {name}: {means}" for name, means in BASELINES.items()] if report.baselines else []
+    return "\n\n".join([*parts, "## How to read it", bullets([*columns, *baselines])]) + "\n"
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -50,7 +50,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 def tabulated(report: Report, columns: Sequence[Column], table: Sequence[Row]) -> str:
     return markdown_table([heading(report, columns, "seeds"), *(
-        cells(report, columns, row, row.counted_text if row.finished or row in report.floors else "unfinished") for row in table)])
+        cells(report, columns, row, row.counted_text if row.finished or row in report.baselines else "unfinished") for row in table)])
 
 
 def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:
@@ -58,11 +58,8 @@ def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:
 
 
 def cells(report: Report, columns: Sequence[Column], row: Row, last: str) -> list[str]:
-    found = [row.name, *(words(row.settings[path]) if path in row.settings else "-" for path in report.settings)]
-    for column in columns:
-        cell = row.cell(column)
-        found.append(" ".join(filter(None, [cell.text(column), column.band and cell.marked(column)])))
-    return [*found, last]
+    settings = (words(row.settings[path]) if path in row.settings else "-" for path in report.settings)
+    return [row.name, *settings, *(row.cell(column).in_table(column) for column in columns), last]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

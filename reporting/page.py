@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from reporting.columns import COLUMNS, FLOORS, HOURS, Column, further, hours_of
+from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
+from reporting.copying import SIGNS
 from reporting.pictures import Shown, closest, embedded, samples
-from reporting.runs import Run, floors_of, missing
-from reporting.table import OF_IMAGES, Row, floors, known, ranking, rows, situations
-from reporting.verdict import SIGNS, named, verdict
+from reporting.runs import Run, baselines_of, missing
+from reporting.table import OF_IMAGES, Row, baselines_table, known_columns, ranking, rows, situations
+from reporting.verdict import verdict
 from runtime.results import varied
 
 if TYPE_CHECKING:
@@ -42,18 +43,18 @@ class Report:
         return rows(self.runs)
 
     @cached_property
-    def floors(self) -> list[Row]:
-        return floors(self.runs)
+    def baselines(self) -> list[Row]:
+        return baselines_table(self.runs)
 
     @cached_property
     def columns(self) -> list[Column]:
         hours = hours_of(run.result.values["device"] for run in self.runs if run.result.values.get("device"))
-        return known([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.floors])
+        return known_columns([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.baselines])
 
     @cached_property
     def further(self) -> list[Column]:
         frechet = self.evaluated.at("features", "frechet") if self.evaluated else None
-        return known(further(frechet or "Fréchet distance"), self.table)
+        return known_columns(further(frechet or "Fréchet distance"), self.table)
 
     @cached_property
     def settings(self) -> list[str]:
@@ -88,7 +89,7 @@ class Report:
         """matplotlib is imported here, after the table is printed."""
         from reporting.figures import figures
 
-        return figures(self.panels, self.table, self.indices, self.evaluate, self.floors)
+        return figures(self.panels, self.table, self.indices, self.evaluate, self.baselines)
 
     @cached_property
     def drawn(self) -> list[Plot]:
@@ -97,7 +98,7 @@ class Report:
     @cached_property
     def verdicts(self) -> list[tuple[str, list[str]]]:
         """(what the data are, sentences)."""
-        found = [(heading, verdict(contenders, self.floors, self.judged_on)) for heading, contenders in self.panels.items()]
+        found = [(heading, verdict(contenders, self.baselines, self.judged_on)) for heading, contenders in self.panels.items()]
         return found or [("", verdict([], [], ""))]
 
     @cached_property
@@ -115,7 +116,7 @@ class Report:
     @cached_property
     def ordered_by(self) -> str:
         """What the table is put in order by: what the verdict speaks of first."""
-        found = [next((c.heading for c in ranking(rows, self.floors) if any(row.value(c) is not None for row in rows)), "")
+        found = [next((c.heading for c in ranking(rows, self.baselines) if any(row.value(c) is not None for row in rows)), "")
                  for rows in self.panels.values()]
         each = " for each setting of the data" if len(self.panels) > 1 else ""
         return f"In the verdict's order, by {several(filter(None, found))}, the lowest first{each}" if any(found) else "In order of names"
@@ -165,10 +166,10 @@ class Report:
 
         return template().render(
             report=self, css=(HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(),
-            floors_text=FLOORS, signs=SIGNS, arrows={"lower": " ↓", "higher": " ↑"}, look=look, shapes=SHAPES)
+            baselines_text=BASELINES, signs=SIGNS, arrows={"lower": " ↓", "higher": " ↑"}, look=look, shapes=SHAPES)
 
     def raw(self) -> list[list[Any]]:
-        """One row for each run, plain numbers, a column for each setting that varies; and the floors. Their intervals are of the images of
+        """One row for each run, plain numbers, a column for each setting that varies; and the baselines. Their intervals are of the images of
         that one run. subset: what its training images were drawn by."""
         paths = varied([run.result for run in self.runs])
         columns = [c for c in (*COLUMNS, *further("")) if c.key not in VALUES]
@@ -179,9 +180,9 @@ class Report:
             subset = "" if r.subset is None else r.subset
             found.append([r.strategy, r.seed, subset, *(r.settings().get(p, "") for p in paths), *(r.values.get(v, "") for v in VALUES),
                           *plain(run, columns), "images", str(run.evaluation.path) if run.evaluation else "", str(r.directory)])
-            for name, floor in floors_of(run).items() if run.evaluation else ():
-                found.append([f"floor: {name}", r.seed, subset, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
-                              *([""] * len(VALUES)), *plain(floor, columns), "images", str(run.evaluation.path), str(r.directory)])
+            for name, baseline in baselines_of(run).items() if run.evaluation else ():
+                found.append([f"baseline: {name}", r.seed, subset, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
+                              *([""] * len(VALUES)), *plain(baseline, columns), "images", str(run.evaluation.path), str(r.directory)])
         return found
 
 
@@ -190,7 +191,7 @@ def template() -> Template:
     """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.globals.update(embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
+    environment.globals.update(embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data)
     return environment.get_template("page.html.j2")
 
 
@@ -241,7 +242,7 @@ def protocol_text(run: Run) -> str:
            "x0 clipped" if sampler.get("clip") else ""]
     parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {', '.join(filter(None, how))}"]
     if "weights" in protocol:
-        parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
+        parts.append("EMA weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:
         rule = {"best": "the best checkpoint of each run, by the same rule", "last": "the last checkpoint of each run"}
         parts.append(rule.get(protocol["select"], f"checkpoint {protocol['select']} of each run"))

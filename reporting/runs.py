@@ -124,11 +124,11 @@ def common_protocol(evaluations: Sequence[Evaluation]) -> str | None:
     return max(runs, key=lambda p: (len(runs[p]), '"select": "step_' not in p, newest[p]), default=None)
 
 
-def floors_of(run: Run) -> dict[str, Run]:
-    """The floors beside a run's evaluation, each as a run that was evaluated and not trained."""
-    kept = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
-    empty = replace(run.result, values={}, config=kept)
-    return {name: Run(empty, Evaluation(run.evaluation.path, content)) for name, content in (run.at("floors") or {}).items()}
+def baselines_of(run: Run) -> dict[str, Run]:
+    """The baselines beside a run's evaluation, each as a run that was evaluated and not trained."""
+    config = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
+    untrained = replace(run.result, values={}, config=config)
+    return {name: Run(untrained, Evaluation(run.evaluation.path, content)) for name, content in (run.at("floors") or {}).items()}
 
 
 def missing(folder: Path, runs: Sequence[Run]) -> list[str]:

@@ -26,7 +26,7 @@ from reporting.figures import Plot, look, pareto
 from reporting.numbers import interval, number
 from reporting.page import Report
 from reporting.runs import read_runs
-from reporting.table import floors
+from reporting.table import baselines_table
 from reporting.table import rows as rows_of
 from tests.report_runs import estimate, evaluated, evaluation, write_evaluation, write_run
 from training.judging import noise_images
@@ -126,7 +126,7 @@ def test_the_numbers_of_the_table(experiment):
     freedom = (2 * of_seeds + of_images) ** 2 / ((2 * of_seeds) ** 2 / 2 + of_images**2 / 200)
     middle, half = 0.031, stats.t.ppf(0.975, freedom) * (of_seeds + of_images) ** 0.5
     assert cells["KID test"] == f"{middle:.4f}[{middle - half:.4f}, {middle + half:.4f}]" and cells["seeds"] == "3"
-    assert cells["precision"] == "0.500" and cells["rate"] == "0.001" and cells["trained"] == "2.5%"
+    assert cells["precision"] == "0.500" and cells["learning rate"] == "0.001" and cells["trained"] == "2.5%"
     assert [row[0] for row in rows].count("memoriser") == 2 * 2  # of each number of images, in both tables
     assert sum(row[0].startswith("full-seed") for row in rows if row) == 7  # single runs
 
@@ -207,7 +207,7 @@ def test_without_an_evaluation_one_seed_tells_nothing_of_the_source(tmp_path):
     write_run(tmp_path, "scratch", include=(), held_out_loss=0.0728)
     assert verdict_of(tmp_path)[:2] == [
         "full has the lowest held-out loss: 0.0651 (one seed), on validation images.",
-        "Did the source help? By held-out loss not told, as there is no interval (scratch +0.00770 against full, one seed)."]
+        "Did the source help? By held-out loss unknown, as there is no interval (scratch +0.00770 against full, one seed)."]
 
 
 def test_a_single_run_and_one_that_has_not_begun(tmp_path):
@@ -242,8 +242,8 @@ def test_the_loss_leads_and_kid_stands_beside_it(tmp_path):
     headline, source, compared, kid, *_ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest test loss: 0.0806 ") and headline.endswith("on 413 test images.")
     assert source.startswith("Did the source help? By test loss yes (scratch +0.0177")
-    assert re.search(r"; by KID test not told \(scratch \+0.014 \[-\S+ \+\S+\] against full, 2 seeds\)\.$", source)
-    assert compared.startswith("Against full, by test loss: not told apart: freeze_encoder ")
+    assert re.search(r"; by KID test not significant \(scratch \+0.014 \[-\S+ \+\S+\] against full, 2 seeds\)\.$", source)
+    assert compared.startswith("Against full, by test loss: not significantly different: freeze_encoder ")
     assert kid.startswith("freeze_encoder has the lowest KID test") and "in random features in full. Against full, by KID test:" in kid
 
 
@@ -264,7 +264,7 @@ def test_the_table_is_in_the_verdicts_order(tmp_path):
     for name, kid, loss in (("zero_shot", 0.4, 0.12), ("full", 0.6, 0.05), ("lora", 0.5, 0.07)):
         path = next(evaluated(tmp_path, name, kid=kid, loss=loss).glob("evaluation/*/evaluation.json"))
         content = json.loads(path.read_text())
-        content["floors"] |= {floor: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for floor, value in (
+        content["floors"] |= {name: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for name, value in (
             ("train against test", 0.9), ("half of test against the other half", 0.0))}
         path.write_text(json.dumps(content))
     page = page_of(tmp_path)
@@ -345,7 +345,7 @@ def test_a_tie_names_which_forgot_least(tmp_path):
         evaluated(tmp_path, "lora", seed, kid=b, forgot=0.01 + 0.001 * seed, loss=None)
     headline, compared, forgot, *_ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest KID test") and "best" not in headline
-    assert compared == "Against full, by KID test: not told apart: lora +0.00050 [-0.00323, +0.00423] (3 seeds)."
+    assert compared == "Against full, by KID test: not significantly different: lora +0.00050 [-0.00323, +0.00423] (3 seeds)."
     assert "forgot least, +0.0110 [+0.0088, +0.0132] (3 seeds)" in forgot
 
 
@@ -369,7 +369,7 @@ def test_scratch_has_nothing_to_forget(tmp_path):
     path.write_text(json.dumps(content))
     evaluated(tmp_path, "lora", kid=0.01001, replicates=np.linspace(0, 0.03, 201)[::-1], forgot=0.04, loss=None)
     forgot = verdict_of(tmp_path)[2]
-    assert forgot == ("scratch starts from random weights, with nothing to forget; of those not told apart from it lora forgot least, "
+    assert forgot == ("scratch starts from random weights, with nothing to forget; of those not significantly different lora forgot least, "
                       "+0.0400 [+0.0390, +0.0410] (one seed).")
 
 
@@ -379,7 +379,7 @@ def test_images_that_chose_the_checkpoint_are_no_test(tmp_path):
     content = json.loads(path.read_text())
     content["protocol"]["held_out"] = "validation"
     path.write_text(json.dumps(content))
-    assert any("no test split: checkpoints and settings were chosen by the very images" in sentence for sentence in verdict_of(tmp_path))
+    assert any("no test split: the images that chose checkpoints and settings are those of the evaluation" in sentence for sentence in verdict_of(tmp_path))
 
 
 def said_of_copying(folder: Path) -> str:
@@ -388,7 +388,7 @@ def said_of_copying(folder: Path) -> str:
 
 
 def with_untouched(directory: Path, **features) -> None:
-    """Gives its evaluation an untouched source among the floors."""
+    """Gives its evaluation an untouched source among the baselines."""
     path = next(directory.glob("evaluation/*/evaluation.json"))
     content = json.loads(path.read_text())
     content["floors"]["untouched source"] = {"quality": {"test": {"kid": estimate(0.1)}}, "memorization": {"features": features}}
@@ -439,7 +439,7 @@ def test_what_the_untouched_source_shows_too_is_no_sign(tmp_path, untouched, sig
     assert said.startswith("Signs of copying") == sign
     if not sign:
         assert said.startswith("No sign of copying; full: rho 0.300") and said.endswith(
-            "What is no sign: full comes no nearer to the training images than the untouched source, which saw none of them (rho 0.250 "
+            "No sign: full comes no nearer to the training images than the untouched source, which saw none of them (rho 0.250 "
             "[0.240, 0.260]).")
 
 
@@ -466,10 +466,10 @@ def test_what_few_test_images_cannot_show_is_said(tmp_path):
 def test_copying_is_said_to_be_of_the_step_that_was_looked_at(tmp_path):
     assert "last step" not in said_of_copying(evaluated(tmp_path / "last", "full", step=300).parent)
     said = said_of_copying(evaluated(tmp_path / "best", "full", step=150).parent)
-    assert said.endswith("Not of the last step, which samples.png and sample.py show (`select=last` looks at it): full.")
+    assert said.endswith("Not of the last step, which samples.png and sample.py show (`select=last` evaluates it): full.")
 
 
-def test_a_floor_over_seeds_has_the_spread_of_its_images(tmp_path):
+def test_a_baseline_over_seeds_has_the_spread_of_its_images(tmp_path):
     """Two seeds whose numbers are near to one another by chance: the interval is no narrower than that of the images, which all share."""
     draws = np.random.default_rng(0).normal(0, 0.03, 200)
     for seed, value in enumerate((-0.0190, -0.0181)):
@@ -478,13 +478,13 @@ def test_a_floor_over_seeds_has_the_spread_of_its_images(tmp_path):
         content["floors"]["memoriser"]["quality"]["test"]["kid"] = {
             "value": value, "low": value - 0.06, "high": value + 0.06, "replicates": list(value + draws), "images": 110}
         path.write_text(json.dumps(content))
-    memoriser = next(row for row in floors(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
+    memoriser = next(row for row in baselines_table(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
     assert memoriser.high - memoriser.low == pytest.approx(2 * stats.t.ppf(0.975, 109) * draws.std(ddof=1) * (110 / 109) ** 0.5, rel=0.02)
     for path in tmp_path.glob("*/evaluation/*/evaluation.json"):  # of an earlier version
         content = json.loads(path.read_text())
         del content["floors"]["memoriser"]["quality"]["test"]["kid"]["replicates"]
         path.write_text(json.dumps(content))
-    memoriser = next(row for row in floors(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
+    memoriser = next(row for row in baselines_table(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
     assert (memoriser.low, memoriser.high) == pytest.approx((-0.0790, 0.0419))  # all that either holds
 
 
@@ -507,7 +507,7 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
     for seed, (name, kid, loss) in itertools.product(range(2), (("zero_shot", 0.4, 0.12), ("full", 0.6, 0.05))):
         path = next(evaluated(tmp_path, name, seed, kid=kid, loss=loss).glob("evaluation/*/evaluation.json"))
         content = json.loads(path.read_text())
-        content["floors"] |= {floor: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for floor, value in (
+        content["floors"] |= {name: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for name, value in (
             ("train against test", real), ("half of test against the other half", 0.0))}
         path.write_text(json.dumps(content))
     headline, compared, kid, *_ = verdict_of(tmp_path)
@@ -525,7 +525,7 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
 def test_two_seeds_are_few(tmp_path):
     for seed in range(2):
         evaluated(tmp_path, "full", seed)
-    assert any("Two seeds only: how much trainings differ is told by few of them" in sentence for sentence in verdict_of(tmp_path))
+    assert any("Two seeds only: they tell little of how trainings differ" in sentence for sentence in verdict_of(tmp_path))
 
 
 def test_what_was_not_evaluated_may_be_better(tmp_path):
@@ -572,12 +572,12 @@ def test_nothing_evaluated_is_judged_by_held_out_loss(tmp_path):
     headline, compared, unknown, *_ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest held-out loss: 0.060 [0.035, 0.085] (3 seeds), on validation images.")
     assert "worse: lora +0.0210" in compared
-    assert "not compared, as they share no seed or nothing tells the interval: bitfit" in compared
+    assert "not compared, as they share no seed or have no interval: bitfit" in compared
     assert unknown == "Nothing is evaluated yet, so quality, copying and forgetting are unknown."
 
 
 def test_what_has_not_ended_is_said(tmp_path):
-    """Best at the last step, of more looks than one; and averaged weights that still are the start."""
+    """Best at the last step, of more looks than one; and EMA weights that still are the start."""
     for strategy, best in (("full", 300), ("lora", 200)):
         directory = evaluated(tmp_path, strategy, kid=0.02 + best / 1e5, result={"best_step": best, "ema_share_of_start": best / 1000})
         (directory / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "validation/loss": 0.1}) + "\n" for s in (150, 300)))
@@ -586,8 +586,8 @@ def test_what_has_not_ended_is_said(tmp_path):
     evaluated(tmp_path, "zero_shot", kid=0.6, result={"step": 300, "ema_share_of_start": 0.1})
     (caveat,) = [s for s in verdict_of(tmp_path) if s.startswith("Still improving")]
     assert "more steps may change the order: full;" in caveat
-    assert "whether more steps would change the order is unknown of once, of which the loss was looked at once" in caveat
-    assert "averaged weights, which are what is judged, still are the start in part: lora 20% and full 30%." in caveat
+    assert "whether more steps would change the order is unknown of once, which were validated once" in caveat
+    assert "EMA weights, which are evaluated, still are the start in part: lora 20% and full 30%." in caveat
 
 
 def test_each_setting_of_the_data_has_its_verdict(tmp_path):
