@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from evaluation.memorization import NEAR
 from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column, learning_rate
-from reporting.table import Cell, Row, other_kind
+from reporting.table import Row, other_kind
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 TEXT, MUTED, RULE, LIMIT, HEAT = "#1b1f24", "#626b76", "#dfe3e8", "#b3261e", "#14599c"
@@ -36,7 +36,7 @@ SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★"
 Draw = Callable[[Axes], None]
 Panels = dict[str, list[Row]]  # setting of the data, in words -> contenders
 Looks = dict[str, dict[str, Any]]  # strategy -> colour and marker
-Lines = dict[str, list[tuple[float | None, ...]]]  # strategy -> (x, y) or (x, y, low, high)
+Lines = dict[str, list[tuple[float | None, ...]]]  # strategy -> (x, y, y low, y high, x low, x high)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Plot:
     caption: str
     missing: str
     figure: Figure | None = None
-    wide: bool = False
 
     @cached_property
     def svg(self) -> bytes:
@@ -189,7 +188,7 @@ def _figure(
     handles = {label: handle[0] for handle, label in pairs}
     if handles:
         figure.legend(handles.values(), handles, loc="outside right upper")
-    return Plot(name, title, caption, "", figure, bool(height) or columns > 1)
+    return Plot(name, title, caption, "", figure)
 
 
 def _trade(
@@ -201,29 +200,21 @@ def _trade(
     limit: float | None = None,
 ) -> Draw | None:
     """limit: of x, where neither less nor more is better, so that there is no front."""
-    spots = [(row.name, row.cell(x), row.cell(y)) for row in rows]
-    spots = [(name, a, b) for name, a, b in spots if None not in (a.value, b.value)]
+    cells = {row.name: (row.cell(x), row.cell(y)) for row in rows}
+    known = {name: (a, b) for name, (a, b) in cells.items() if None not in (a.value, b.value)}
+    spots = {name: [(a.value, *b[:3], a.low, a.high)] for name, (a, b) in known.items()}
+    centres = [spot[:2] for (spot,) in spots.values()]
 
     def draw(axes: Axes) -> None:
-        for name, a, b in spots:
-            axes.errorbar(
-                a.value, b.value, _bars(b), _bars(a), label=name, elinewidth=0.9, **looks[name]
-            )
+        _lines(axes, spots, looks)
         axes.axvline(0, color=RULE, zorder=0)
-        if limit is None:
-            front = pareto([(a.value, b.value) for _, a, b in spots])
-            axes.plot(*zip(*front), ":", color=MUTED, drawstyle="steps-post", zorder=1)
-        else:
+        if limit:
             axes.axvline(limit, color=LIMIT, linestyle=":")
-        _scales(axes, label, y.heading, log_y=_spans(b.value for _, _, b in spots))
+        else:
+            axes.plot(*zip(*pareto(centres)), ":", color=MUTED, drawstyle="steps-post", zorder=1)
+        _scales(axes, label, y.heading, log_y=_spans(y for _, y in centres))
 
     return draw if spots else None
-
-
-def _bars(cell: Cell) -> list[list[float]] | None:
-    if cell.low is None:
-        return None
-    return [[cell.value - cell.low], [cell.high - cell.value]]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -284,7 +275,7 @@ def _deciles(rows: Sequence[Row], looks: Looks, domain: str) -> Draw | None:
 def _decile_means(rows: Sequence[Row], domain: str) -> list[tuple[float, float]]:
     """Over all runs; deciles without a draw are left out."""
     runs = [run for row in rows for run in row.counted]
-    lists = [found for run in runs if (found := run.at("loss", domain, "by_decile"))]
+    lists = [found for run in runs if (found := run.at(f"loss.{domain}.by_decile"))]
     columns = enumerate(zip(*lists, strict=False), 1)
     known = [(k, [v for v in values if v is not None and v > 0]) for k, values in columns]
     return [(k, sum(values) / len(values)) for k, values in known if values]
@@ -292,7 +283,7 @@ def _decile_means(rows: Sequence[Row], domain: str) -> list[tuple[float, float]]
 
 def _weights(rows: Sequence[Row], looks: Looks) -> Draw | None:
     """A heat map, strategies by parts of the network."""
-    found = {row.name: [run.at("forgetting", "weights") or {} for run in row.counted] for row in rows}
+    found = {row.name: [run.at("forgetting.weights") or {} for run in row.counted] for row in rows}
     found = {name: runs for name, runs in found.items() if any(runs)}
     parts = list(dict.fromkeys(part for runs in found.values() for run in runs for part in run))
     if not parts:
@@ -365,7 +356,7 @@ def _sweeps(
 def _image_count(row: Row) -> float | None:
     """Null is all, which an evaluation has counted."""
     n = row.settings.get("data.n_train")
-    return n if n is not None else row.counted[0].at("images", "train")
+    return n if n is not None else row.counted[0].at("images.train")
 
 
 def _learning_rate(row: Row) -> float | None:
@@ -376,7 +367,7 @@ def _learning_rate(row: Row) -> float | None:
 def _bound(rows: Sequence[Row], looks: Looks) -> Draw | None:
     lines: Lines = {}
     for row in rows:
-        terms = next((found for run in row.counted if (found := run.at("bound", "terms"))), ())
+        terms = next((found for run in row.counted if (found := run.at("bound.terms"))), ())
         lines[row.name] = sorted(
             (term["t"], term["bits"] / term.get("steps", 1)) for term in terms if term["bits"] > 0
         )
@@ -389,11 +380,13 @@ def _bound(rows: Sequence[Row], looks: Looks) -> Draw | None:
 
 
 def _lines(axes: Axes, lines: Lines, looks: Looks, **how: Any) -> None:
-    """Each with the intervals of its points, where they have any."""
+    """Each with the intervals of its points, as far as they have any."""
     for name, points in lines.items():
         if points:
-            x, y, low, high = np.array([(*point, None, None)[:4] for point in points], float).T
-            axes.errorbar(x, y, [y - low, high - y], label=name, elinewidth=0.9, **looks[name], **how)
+            whole = [(*point, *[None] * 4)[:6] for point in points]
+            x, y, low, high, left, right = np.array(whole, float).T
+            bars = {"yerr": [y - low, high - y], "xerr": [x - left, right - x], "elinewidth": 0.9}
+            axes.errorbar(x, y, label=name, **bars, **looks[name], **how)
 
 
 def _spans(values: Iterable[float]) -> bool:

@@ -325,7 +325,7 @@ def two_spreads(row: Row, column: Column) -> tuple[float | None, float | None]:
 def split_sentence(measured: Sequence[Row]) -> str:
     """Where validation images stand for the test."""
     runs = [run for row in measured for run in row.counted]
-    if not any(run.at("protocol", "held_out") == "validation" for run in runs):
+    if not any(run.at("protocol.held_out") == "validation" for run in runs):
         return ""
     return (
         "There is no test split: the images that chose checkpoints and settings are those of the "
