@@ -22,15 +22,16 @@ from omegaconf import DictConfig
 
 from config.overrides import check_overrides, resolved
 from config.sections import Precision
+from data.image_folder import open_images
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, as_made
-from evaluation.closest import write_closest
-from evaluation.features import Features
-from evaluation.folder import open_images
-from evaluation.judge import Notes, Seen
-from evaluation.record import EVALUATION, GRID, VERSION
+from evaluation.closest_pairs import write_closest
+from evaluation.evaluator import Looking, OfNetwork, Reference, images_judged, noise_images, samples
+from evaluation.suite import Notes, Seen
+from evaluation.trained_run import NULL_CLASS, Finished, classes_of
 from kernels import dispatch
-from models.samples import Making
+from metrics.estimate import EVALUATION, GRID, VERSION
+from metrics.features import Features
 from runtime.build import Settings, parse
 from runtime.checkpoint import FILES, STATE, Which, find
 from runtime.content import differences, sha256_of
@@ -40,9 +41,8 @@ from runtime.errors import UserError, message_of, near, one_message
 from runtime.files import Damaged, locked, read_sealed, write_sealed
 from runtime.log import log_to_terminal
 from runtime.signals import PREEMPTED
+from sampling.image_folder import Making
 from training.best_checkpoint import find_best_checkpoint
-from training.finished import NULL_CLASS, Finished, classes_of
-from training.judging import Looking, OfNetwork, Reference, images_judged, noise_images, samples
 from training.result import read_result
 
 log = logging.getLogger("evaluate")

@@ -22,8 +22,8 @@ from config.overrides import check_overrides, resolved
 from config.run_config import RunConfig
 from diffusion.schedule import NoiseSchedule
 from models.adm import ADMUNet, ScaleShiftResBlock
-from models.diffusers_format import FAMILIES, INDEX, SCHEDULER, UNET, WEIGHTS, UNet2DConfig, to_diffusers
-from models.diffusers_scheduler import PARAMETERIZATIONS, VARIANCES
+from models.formats.diffusers import FAMILIES, INDEX, SCHEDULER, UNET, WEIGHTS, UNet2DConfig, to_diffusers
+from models.formats.diffusers_scheduler import PARAMETERIZATIONS, VARIANCES
 from models.layers import Attention
 from models.unet import UNet
 from runtime.build import Settings, parse, resolve

@@ -16,13 +16,13 @@ from config.overrides import check_overrides, resolved
 from config.sections import Precision
 from diffusion.generate import SamplerSettings, as_made
 from kernels import dispatch
-from models.pretrained import SECTIONS
-from models.samples import Making, claim, write_missing
+from models.formats.published import SECTIONS
 from runtime.build import Settings, parse
 from runtime.checkpoint import Which
 from runtime.device import pick_device
 from runtime.errors import one_message
 from runtime.log import log_to_terminal
+from sampling.image_folder import Making, claim, write_missing
 from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of, stated_config
 
 log = logging.getLogger("sample")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.diffusers_format import FAMILIES, to_diffusers
+from models.formats.diffusers import FAMILIES, to_diffusers
 from models.unet import UNet
 
 CONF = Path(__file__).parent.parent / "conf" / "model"

@@ -24,8 +24,8 @@ from diffusion.parameterization import PredictNoise
 from diffusion.samplers import NoisePerImage, ancestral, ddim, even_steps  # even: diffusers' own default
 from diffusion.schedule import linear
 from kernels import dispatch
-from models.sampling import cast_ahead, prepared
 from runtime.device import arithmetic, pick_precision
+from sampling.cuda_graph import cast_ahead, prepared
 
 SAMPLERS = {"ancestral": 1000, "ddim": 50}  # steps of a whole trajectory
 CPU_STEPS = 10

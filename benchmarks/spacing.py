@@ -28,13 +28,13 @@ from diffusion.samplers import (
     quadratic_steps,
     trailing_steps,
 )
-from evaluation.features import extract
-from evaluation.features.random import RandomConvolutional
-from evaluation.intervals import interval
-from evaluation.kernel import kid, kid_replicates
-from runtime.randomness import derive
+from evaluation.trained_run import Finished
+from metrics.bootstrap import interval
+from metrics.features import extract
+from metrics.features.random import RandomConvolutional
+from metrics.kid import kid, kid_replicates
+from runtime.seeds import derive
 from training.best_checkpoint import find_best_checkpoint
-from training.finished import Finished
 
 SAMPLERS = {"ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}
 SPACINGS = {"log_snr": log_snr_steps, "trailing": trailing_steps, "even": even_steps, "quadratic": quadratic_steps}

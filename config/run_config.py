@@ -44,7 +44,7 @@ VALUES = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict,
 class RunConfig:
     """raw: plain dicts and lists, for saving and for the run's identity. Each section is parsed once, where
     it is first read, and raises UserError where it is wrong; training.checks reads them all at a start.
-    The config of published weights has some sections alone (models.pretrained.SECTIONS; of data the
+    The config of published weights has some sections alone (models.formats.published.SECTIONS; of data the
     size and channels)."""
 
     raw: dict[str, Any]

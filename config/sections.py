@@ -63,7 +63,7 @@ class RunSettings(Settings):
     of decoded images. *_every: in steps; evaluation and samples also come at the end. keep_last:
     checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the held-out loss,
     four or more of each image. samples: images in the grid. kid_images: images generated at each
-    evaluation, for KID and rho (training.light), 0 for none. best_by: what the checkpoint that is kept
+    evaluation, for KID and rho (training.online_kid), 0 for none. best_by: what the checkpoint that is kept
     as the best is lowest in.
     """
 
@@ -101,8 +101,8 @@ class SourceSettings(Settings):
 
     from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format, OWNER/NAME
     on the Hugging Face Hub, or a file of weights; null starts at random. include: globs of the parameters
-    that are copied. depth: only the first so many parts of the network, see transfer.fit.depth_of; null
-    for all. copy: what is copied of a tensor, null for its values (transfer.fit). keep_classes: the class
+    that are copied. depth: only the first so many parts of the network, see transfer.adapt_weights.depth_of; null
+    for all. copy: what is copied of a tensor, null for its values (transfer.adapt_weights). keep_classes: the class
     table has the source's classes after the target's. weights: the running average or the last iterate.
     train: train a missing source even if that takes long. overrides: of the source experiment's own
     settings.
@@ -144,9 +144,9 @@ class TransferSettings(Settings):
     """A strategy.
 
     name: for the run's directory. rules: what trains when. inject: parameters that are put into the
-    network (transfer.inject.Injection). penalties: what is added to the loss (transfer.start.Penalty).
+    network (transfer.inject.Injection). penalties: what is added to the loss (transfer.context.Penalty).
     replay: source images that are trained on too. loss: in place of the section loss. The last three are
-    factories, called with a transfer.start.Start.
+    factories, called with a transfer.context.Start.
     """
 
     name: str

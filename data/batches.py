@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import Dataset
-from runtime.randomness import generator
+from runtime.seeds import generator
 
 
 class Batch(NamedTuple):

@@ -14,7 +14,7 @@ from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.settings import DataSettings
 from runtime.errors import UserError
-from runtime.randomness import generator
+from runtime.seeds import generator
 
 log = logging.getLogger("data")
 

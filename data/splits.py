@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from runtime.errors import UserError
-from runtime.randomness import generator
+from runtime.seeds import generator
 
 SPLITS = ("train", "validation", "test")
 

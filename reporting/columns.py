@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from evaluation.record import GRID
+from metrics.estimate import GRID
 from reporting.numbers import count, number, rate, share
 from reporting.runs import Run, Value, value_of
 from training.result import size

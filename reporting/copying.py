@@ -1,11 +1,11 @@
-"""The sentence about copies of training images; the criteria stand in evaluation.memorization."""
+"""The sentence about copies of training images; the criteria stand in metrics.memorization."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from evaluation.memorization import (
+from metrics.memorization import (
     COPIED,
     NEAR,
     OUTRIGHT,

@@ -22,7 +22,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from evaluation.memorization import NEAR
+from metrics.memorization import NEAR
 from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column, learning_rate
 from reporting.table import Row, other_kind
 

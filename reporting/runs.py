@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.record import EVALUATION, GRID, VERSION
+from metrics.estimate import EVALUATION, GRID, VERSION
 from runtime.content import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError

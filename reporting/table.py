@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evaluation.intervals import Mean, mean_over, moderated, share_interval, spread_of
-from evaluation.memorization import Band
+from metrics.bootstrap import Mean, mean_over, moderated, share_interval, spread_of
+from metrics.memorization import Band
 from reporting.columns import BASELINES, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, baselines_of

@@ -3,7 +3,7 @@
 Each question has its own probability of 5% to be answered wrongly where there is no difference.
 Did the source help: one contrast, named beforehand, of what starts from random weights against
 `full`. Which strategy: the others against `full`, by Holm's steps. Which is best:
-evaluation.intervals.is_best. A single training of each compares networks and not strategies, and
+metrics.bootstrap.is_best. A single training of each compares networks and not strategies, and
 the sentence says so.
 """
 
@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import combinations
 from statistics import variance
 
-from evaluation.intervals import Mean, is_best, told_apart
+from metrics.bootstrap import Mean, is_best, told_apart
 from reporting.columns import FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
 from reporting.copying import copying_sentence
 from reporting.numbers import as_sentence, interval, join_names, number, share

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from evaluation.record import GRID, VERSION
+from metrics.estimate import GRID, VERSION
 
 RESULT = {"step": 300, "trained_parameters": 50, "parameters": 2000, "trained_share": 0.025, "held_out_loss": 0.07, "held_out_grid": GRID,
           "ema_share_of_start": 0.05, "hours": 1.5, "device": "NVIDIA H100",

@@ -19,8 +19,8 @@ from config.run_config import RunConfig
 from data.dataset import Dataset
 from runtime.checkpoint import Which
 from runtime.content import sha256_of
-from transfer.fit import fit
-from transfer.start import Start
+from transfer.adapt_weights import fit
+from transfer.context import Start
 from transfer.trained_weights import TrainedWeights
 
 TINY = ("model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8", "sampler.steps=2")

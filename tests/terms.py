@@ -15,7 +15,7 @@ from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.parameterization import Parameterization, PredictNoise
 from diffusion.schedule import NoiseSchedule
 from models.unet import UNet
-from transfer.start import Start
+from transfer.context import Start
 
 SCHEDULE = schedules.linear(100)
 

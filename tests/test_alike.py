@@ -38,10 +38,10 @@ from training.loop import Terms, Trainer
 from training.result import read_result
 from training.run_directory import changed_since
 from training.start_from_source import copied, patterns_beside, terms_of, with_alike_trained
-from transfer.fit import TABLE, planned_fit
-from transfer.inject import inject
+from transfer.adapt_weights import TABLE, planned_fit
+from transfer.adapters import inject
+from transfer.context import Start
 from transfer.rules import ParameterPlan, rules_of
-from transfer.start import Start
 from transfer.trained_weights import fitted, load_weights, merged, write_origin
 
 TINY = ("model.channels=16", "model.multipliers=[1]", "model.groups=4", "model.attention_levels=[0]", "model.blocks=1",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from models.adm import ADMUNet
-from models.ddim_format import from_ddim, is_ddim, to_ddim, weights_of
-from models.openai_format import is_openai
+from models.formats.ddim import from_ddim, is_ddim, to_ddim, weights_of
+from models.formats.openai import is_openai
 from models.unet import UNet
 from runtime.errors import UserError
 from tests.adm_reference import Once

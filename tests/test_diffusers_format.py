@@ -32,8 +32,8 @@ from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings, generate
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
-from models.diffusers_format import _multipliers, read_folder
-from models.diffusers_scheduler import read_scheduler
+from models.formats.diffusers import _multipliers, read_folder
+from models.formats.diffusers_scheduler import read_scheduler
 from runtime.build import build
 from runtime.errors import UserError
 from tests.test_unet_diffusers import difference, randomize

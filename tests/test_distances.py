@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation import distances
+from metrics import distances
 
 
 def whole(x, y):

@@ -25,19 +25,19 @@ from data.dataset import Dataset
 from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
-from evaluation.features.random import RandomConvolutional
-from evaluation.judge import Notes
-from evaluation.kernel import kid
-from evaluation.likelihood import bound
+from evaluation.evaluator import Looking, Reference, images_judged
+from evaluation.suite import Notes
+from evaluation.trained_run import Finished, classes_of
+from metrics.bound import bound
+from metrics.features.random import RandomConvolutional
+from metrics.kid import kid
 from runtime.checkpoint import EMA, find
 from runtime.directory import commit
 from runtime.errors import UserError
-from runtime.randomness import derive
+from runtime.seeds import derive
 from runtime.signals import PREEMPTED
 from tests.runs import snapshot
 from tests.transfers import Transfers, folders
-from training.finished import Finished, classes_of
-from training.judging import Looking, Reference, images_judged
 from transfer.trained_weights import of_checkpoint, start_of
 
 SAMPLER = SamplerSettings(ddim, even_steps, 2)
@@ -315,7 +315,7 @@ def test_every_choice_of_features_composes_in_both_places(features):
                                                                            for key in keys)]
     check_overrides("evaluate", arguments)
     config = composed("evaluate", arguments)
-    assert config["features"] == config["perceptual"] and config["features"]["_target_"].startswith("evaluation.features.")
+    assert config["features"] == config["perceptual"] and config["features"]["_target_"].startswith("metrics.features.")
 
 
 @pytest.mark.parametrize(("given", "expected"), [

@@ -13,9 +13,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from config.overrides import CONF, options
-from evaluation.features import Embedding, extract
-from evaluation.features.distances import Pixels
-from evaluation.features.random import CHANNELS, RandomConvolutional
+from metrics.features import Embedding, extract
+from metrics.features.distances import Pixels
+from metrics.features.random import CHANNELS, RandomConvolutional
 from runtime.build import build
 from runtime.errors import UserError
 

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import runtime.torchvision  # noqa: F401  before what imports torchvision
-from evaluation.features import extract
-from evaluation.features.distances import Lpips
-from evaluation.features.inception import Inception
-from evaluation.features.inputs import Normalized
-from evaluation.features.networks import Timm, TorchScript
+from metrics.features import extract
+from metrics.features.distances import Lpips
+from metrics.features.inception import Inception
+from metrics.features.inputs import Normalized
+from metrics.features.networks import Timm, TorchScript
 from runtime.build import build
 from runtime.errors import UserError
 from tests.test_features import drawn, node_of

@@ -9,7 +9,7 @@ from config.sections import SourceSettings
 from models.adm import ADMUNet
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.fit import Ends, fit, input_channels, mean_and_variance, summary
+from transfer.adapt_weights import Ends, fit, input_channels, mean_and_variance, summary
 
 
 def unet(kind=UNet, **more) -> UNet:

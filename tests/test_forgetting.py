@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.forgetting import unmatched, weight_change
+from metrics.weight_change import unmatched, weight_change
 from runtime.errors import UserError
 from tests.terms import unet
 

@@ -12,7 +12,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import _compute_fid
 
-from evaluation.frechet import frechet_distance, frechet_infinity
+from metrics.frechet import frechet_distance, frechet_infinity
 from runtime.errors import UserError
 
 

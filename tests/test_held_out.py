@@ -10,10 +10,10 @@ from torch import nn
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
-from evaluation.held_out import HeldOut, about_the_curve, held_out_errors, stratified
-from runtime.randomness import generator
+from evaluation.evaluator import mean_error
+from metrics.held_out_loss import HeldOut, about_the_curve, held_out_errors, stratified
+from runtime.seeds import generator
 from tests.terms import SCHEDULE, images
-from training.judging import mean_error
 
 
 class Told(nn.Module):

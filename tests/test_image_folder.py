@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.folder import open_images
+from data.image_folder import open_images
 from runtime.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from evaluation.inception_score import inception_score
+from metrics.inception_score import inception_score
 from runtime.errors import UserError
 
 

@@ -16,11 +16,11 @@ from models.unet import UNet
 from runtime.build import build
 from runtime.errors import UserError
 from training.ema import Ema
-from transfer.inject import check, inject, load, merge, parameters
+from transfer.adapters import check, inject, load, merge, parameters
+from transfer.difffit import BranchScale
 from transfer.lora import LoRA, MatrixProductLoRA
-from transfer.rows import NewRows
-from transfer.scale import BranchScale
-from transfer.spectral import SpectralShift
+from transfer.svdiff import SpectralShift
+from transfer.textual_inversion import NewRows
 
 CONVOLUTIONS = ["*.conv*.weight", "*.shortcut.weight"]  # not conv_in and conv_out
 LAST = ["*.conv2", "*.attention.*.out"]
@@ -377,10 +377,10 @@ def test_a_network_without_classes_has_no_rows():
     ({"_target_": "transfer.lora.LoRA", "patterns": ["*"]}, "transfer.inject.0.rank must be set"),
     ({"_target_": "transfer.lora.LoRA", "patterns": "*", "rank": 2}, "patterns='\\*' is not a list"),
     ({"_target_": "transfer.lora.MatrixProductLoRA", "patterns": ["*"], "rank": 0}, "rank must be at least 1"),
-    ({"_target_": "transfer.spectral.SpectralShift", "patterns": ["*"], "branches": 0}, "branches must be at least 1"),
-    ({"_target_": "transfer.rows.NewRows", "count": 0}, "count must be at least 1 or auto"),
-    ({"_target_": "transfer.rows.NewRows", "count": "all"}, "count='all' is not a whole number or one of auto"),
-    ({"_target_": "transfer.rows.NewRows", "patterns": ["*"]}, "patterns: no such setting"),
+    ({"_target_": "transfer.svdiff.SpectralShift", "patterns": ["*"], "branches": 0}, "branches must be at least 1"),
+    ({"_target_": "transfer.textual_inversion.NewRows", "count": 0}, "count must be at least 1 or auto"),
+    ({"_target_": "transfer.textual_inversion.NewRows", "count": "all"}, "count='all' is not a whole number or one of auto"),
+    ({"_target_": "transfer.textual_inversion.NewRows", "patterns": ["*"]}, "patterns: no such setting"),
 ])
 def test_mistakes_in_a_config(settings, message):
     with pytest.raises(UserError, match=message):
@@ -390,7 +390,7 @@ def test_mistakes_in_a_config(settings, message):
 def test_from_a_config():
     node = {"_target_": "transfer.lora.LoRA", "patterns": QKV, "rank": 8, "alpha": 4, "branches": 3}
     assert build(node, ["transfer"], "transfer.inject.0") == LoRA(QKV, 8, 4, 3)
-    assert build({"_target_": "transfer.rows.NewRows"}, ["transfer"], "transfer.inject.0") == NewRows("auto")
+    assert build({"_target_": "transfer.textual_inversion.NewRows"}, ["transfer"], "transfer.inject.0") == NewRows("auto")
 
 
 SPECTRAL = [SpectralShift(["conv_in.weight", "conv_out.weight", "time_mlp.*.weight", *CONVOLUTIONS, "*.time_proj.weight", *OUT]),

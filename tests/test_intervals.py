@@ -12,8 +12,8 @@ import scipy.special
 import scipy.stats
 import torch
 
-from evaluation import intervals
-from evaluation.record import estimate
+from metrics import bootstrap as intervals
+from metrics.estimate import estimate
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99, 0.999])

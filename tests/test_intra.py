@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from evaluation.intra import Intra, intra_distance
+from metrics.intra_cluster import Intra, intra_distance
 from runtime.errors import UserError
 
 

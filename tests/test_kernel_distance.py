@@ -11,11 +11,11 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.kid import poly_mmd
 
-from evaluation import distances
-from evaluation.intervals import interval
-from evaluation.kernel import _counts, kid, kid_replicates
+from metrics import distances
+from metrics.bootstrap import interval
+from metrics.kid import _counts, kid, kid_replicates
 from runtime.errors import UserError
-from runtime.randomness import generator
+from runtime.seeds import generator
 
 
 def normal(n, width, seed, shift=0.0):

@@ -12,19 +12,19 @@ import torch
 
 from config.overrides import composed
 from data.dataset import Dataset
-from evaluation.features import Embedding
-from evaluation.features.random import RandomConvolutional
-from evaluation.kernel import kid
+from metrics.features import Embedding
+from metrics.features.random import RandomConvolutional
+from metrics.kid import kid
 from runtime import checkpoint
 from runtime.errors import UserError
-from runtime.randomness import derive
+from runtime.seeds import derive
 from runtime.signals import PREEMPTED
 from tests import runs
 from tests.terms import images
-from training import light
+from training import online_kid as light
 from training.best_checkpoint import find_best_checkpoint
 from training.checks import check_run_config
-from training.light import LightSet
+from training.online_kid import LightSet
 
 KID = ["run.kid_images=12", "run.best_by=kid", "run.keep_last=1"]
 CPU = torch.device("cpu")

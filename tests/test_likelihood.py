@@ -17,8 +17,8 @@ from diffusion.denoiser import Prediction
 from diffusion.losses import bound_term, prior_bits
 from diffusion.parameterization import noise_of
 from diffusion.variance import FixedLarge, FixedSmall, Fraction
-from evaluation import likelihood
-from evaluation.likelihood import bound, drawn, every, strata
+from metrics import bound as likelihood
+from metrics.bound import bound, drawn, every, strata
 
 LINEAR, STD = schedules.linear(1000), 0.25
 LEVELS = np.arange(256) / 127.5 - 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 from prdc import compute_prdc
 
-from evaluation import distances, judge
-from evaluation.manifold import FEWEST, manifold
+from evaluation import suite as judge
+from metrics import distances
+from metrics.prdc import FEWEST, manifold
 from runtime.errors import UserError
 
 

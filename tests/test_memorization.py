@@ -12,8 +12,8 @@ import sklearn.cluster
 import sklearn.metrics
 import torch
 
-from evaluation import memorization as m
-from evaluation.intervals import resampled
+from metrics import memorization as m
+from metrics.bootstrap import resampled
 from runtime.errors import UserError
 
 

@@ -14,13 +14,13 @@ from config.old_spelling import RENAMED, as_then, refuse_old_config, translate
 from config.overrides import CONF, check_overrides, composed
 from config.run_config import READERS, RunConfig, reader_keys
 from data.settings import OWN_KEYS
+from evaluation.trained_run import Finished
 from reporting.page import Report
 from reporting.runs import read_runs
 from runtime import checkpoint
 from runtime.build import resolve
 from runtime.errors import UserError
 from tests import runs
-from training.finished import Finished
 from training.result import read_result
 from transfer.trained_weights import load_weights
 

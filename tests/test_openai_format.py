@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.adm import ADMUNet
-from models.openai_format import from_openai, is_openai, settings, to_openai
+from models.formats.openai import from_openai, is_openai, settings, to_openai
 from models.unet import UNet
 from runtime.errors import UserError
 from tests import adm_reference

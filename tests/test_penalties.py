@@ -22,7 +22,7 @@ from diffusion.schedule import from_betas
 from runtime.build import build
 from runtime.errors import UserError
 from runtime.files import read_checked
-from runtime.randomness import derive, generator
+from runtime.seeds import derive, generator
 from tests.starts import begun, given, in_two_processes, pictures, trained
 from training.checks import check_run_config
 from transfer import penalties

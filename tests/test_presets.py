@@ -13,7 +13,7 @@ from config.run_config import RunConfig
 from models.layers import Attention
 from runtime.build import build
 from training.checks import check_network, check_run_config
-from transfer.inject import inject
+from transfer.adapters import inject
 from transfer.rules import ParameterPlan, rules_of
 
 TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8",

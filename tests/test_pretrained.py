@@ -19,13 +19,13 @@ import export
 import sample
 from config.overrides import composed
 from config.run_config import RunConfig
-from models import pretrained
-from models.ddim_format import to_ddim
-from models.openai_format import to_openai
+from models.formats import published as pretrained
+from models.formats.ddim import to_ddim
+from models.formats.openai import to_openai
 from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.errors import UserError
-from runtime.randomness import derive
+from runtime.seeds import derive
 from tests import runs
 from tests.test_unet_diffusers import randomize
 from training.start_from_source import other_settings

@@ -13,7 +13,7 @@ from data.batches import Batches
 from diffusion.timesteps import MirroredPower, Power, Range, Uniform
 from runtime.build import build
 from runtime.errors import UserError
-from runtime.randomness import generator
+from runtime.seeds import generator
 from tests.starts import begun, given, pictures, trained
 from transfer.replay import Replay
 from transfer.source_images import generated

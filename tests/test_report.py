@@ -16,8 +16,8 @@ from scipy import special, stats
 
 import evaluate
 import report
-from evaluation import record
-from evaluation.record import GRID
+from metrics import estimate as record
+from metrics.estimate import GRID
 from reporting import pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text

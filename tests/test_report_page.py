@@ -18,9 +18,10 @@ from PIL import Image
 from scipy import stats
 
 import report
-from evaluation import judge
-from evaluation.features.random import RandomConvolutional
-from evaluation.intervals import wilson
+from evaluation import suite as judge
+from evaluation.evaluator import noise_images
+from metrics.bootstrap import wilson
+from metrics.features.random import RandomConvolutional
 from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
 from reporting.figures import Plot, look, pareto
 from reporting.numbers import interval, number
@@ -29,7 +30,6 @@ from reporting.runs import read_runs
 from reporting.table import baselines_table
 from reporting.table import rows as rows_of
 from tests.report_runs import estimate, evaluated, evaluation, write_evaluation, write_run
-from training.judging import noise_images
 
 EMPTY = {"meta", "img", "br", "hr", "input", "link"}  # elements without an end
 

@@ -10,10 +10,10 @@ from models.layers import output_of
 from models.unet import UNet
 from runtime.errors import UserError
 from training.ema import Ema, ema_decay, share_of_start
-from transfer.inject import inject
+from transfer.adapters import inject
+from transfer.difffit import BranchScale
 from transfer.lora import LoRA
 from transfer.rules import ParameterPlan, Rule, rule_at
-from transfer.scale import BranchScale
 
 
 def tiny(**more) -> UNet:

@@ -19,7 +19,7 @@ from config.run_config import RunConfig
 from diffusion.samplers import NoisePerImage
 from runtime import checkpoint
 from runtime.checkpoint import Progress
-from runtime.randomness import derive
+from runtime.seeds import derive
 
 ROOT = Path(__file__).parent.parent
 TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=[8,12]",

@@ -9,10 +9,10 @@ from diffusion.parameterization import PredictNoise
 from diffusion.samplers import ancestral, ddim, even_steps
 from diffusion.schedule import cosine, linear
 from diffusion.variance import Learned, LearnedRange
-from models import sampling
 from models.adm import ADMUNet
-from models.sampling import Replayed, cast_ahead, prepared
 from models.unet import UNet
+from sampling import cuda_graph as sampling
+from sampling.cuda_graph import Replayed, cast_ahead, prepared
 
 STEPS = [31, 21, 11, 1]
 

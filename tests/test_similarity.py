@@ -17,7 +17,7 @@ from diffusion.parameterization import PredictVelocity, PredictX0
 from diffusion.variance import LearnedRange
 from runtime.errors import UserError
 from tests.terms import batch, seen_by, start_of, unet
-from transfer.similarity import PairwiseSimilarity, high_frequencies, log_similarity, similarity_kl
+from transfer.pairwise_similarity import PairwiseSimilarity, high_frequencies, log_similarity, similarity_kl
 
 
 def similarities_by_hand(x: np.ndarray) -> np.ndarray:

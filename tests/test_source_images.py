@@ -21,7 +21,7 @@ from diffusion.generate import SamplerSettings
 from diffusion.samplers import NoisePerImage, log_snr_steps
 from runtime.content import sha256_of
 from runtime.errors import UserError
-from runtime.randomness import derive
+from runtime.seeds import derive
 from tests.starts import OPENED, begun, in_two_processes, trained
 from training.pretrained_source import PretrainedSource
 from training.run_directory import name_run

@@ -14,9 +14,12 @@ from data.dataset import Dataset
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
-from evaluation.features import Embedding
+from evaluation import evaluator as judging
+from evaluation import trained_run as finished
+from metrics.features import Embedding
 from tests.terms import SCHEDULE
-from training import finished, judging, light, run
+from training import online_kid as light
+from training import run
 from transfer import ant
 
 SIZES = [40, 25, 60, 10, 33, 52]

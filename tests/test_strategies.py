@@ -30,8 +30,8 @@ from runtime.files import read_checked
 from tests import runs
 from tests.test_presets import INJECTED, SUBSETS, bias, inside_attention, norm, owners, part
 from tests.transfers import Transfers, denoiser_of, moved, weights
+from transfer.adapters import inject, parameters
 from transfer.ant import Classifier, towards_target
-from transfer.inject import inject, parameters
 
 TABLE = "class_embedding.weight"
 CHECKPOINTS = {"lp_ft": 2, "gradual_unfreezing": 5}  # in so many parts of the run, to see what trained in each

@@ -19,7 +19,7 @@ from diffusion.samplers import ddim, even_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from tests.transfers import TISSUE, Transfers, denoiser_of, weights
-from transfer.inject import inject, load
+from transfer.adapters import inject, load
 from transfer.trained_weights import is_difference, load_weights, source_of, start_of
 
 STRATEGIES = ["full", "freeze_encoder", "lora", "svdiff", "textual_inversion"]

@@ -21,9 +21,9 @@ from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.log import read_metrics
 from tests import runs
-from training.class_table import check_number_of_classes
 from training.pretrained_source import find_source
 from training.start_from_source import start_from
+from transfer.class_table import check_number_of_classes
 from transfer.trained_weights import TrainedWeights, difference, origin_of, source_of
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps, trailing_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
-from runtime.randomness import derive
+from runtime.seeds import derive
 from tests import runs
 from tests.transfers import Transfers, denoiser_of, folders, moved, weights
 from transfer.trained_weights import load_weights, merged, origin_of, source_of, start_of
@@ -220,7 +220,7 @@ def test_domain_guidance_by_hand(transfers, tmp_path, monkeypatch, strategy, lab
         return torch.zeros(2, 3, 8, 8)
 
     directory = run(transfers, strategy, *([] if label else ["model.classes=0"]))
-    monkeypatch.setattr("models.samples.generate", generate)
+    monkeypatch.setattr("sampling.image_folder.generate", generate)
     sampled(directory, tmp_path, guidance=1.5, reference="source", label=label)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([30, 80])

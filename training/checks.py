@@ -14,13 +14,13 @@ from diffusion.losses import TEACH_VARIANCE, hybrid_loss, simple_loss
 from runtime.build import describe, fits
 from runtime.errors import UserError, near
 from training.run_directory import weight_decay
-from transfer.fit import draws
-from transfer.inject import check as check_frozen
-from transfer.inject import inject
+from transfer.adapt_weights import draws
+from transfer.adapters import check as check_frozen
+from transfer.adapters import inject
+from transfer.context import Penalty
+from transfer.pairwise_similarity import PairwiseSimilarity, check_images
 from transfer.penalties import L2SP
 from transfer.rules import ParameterPlan, rules_of
-from transfer.similarity import PairwiseSimilarity, check_images
-from transfer.start import Penalty
 
 
 def check_run_config(raw: dict[str, Any]) -> RunConfig:
@@ -96,7 +96,7 @@ def _check_kind(term: Any, where: str) -> None:
     made, place = getattr(term, "func", term), where.partition("[")[0]
     if inspect.isclass(made) and place != "replay" and issubclass(made, Penalty) != (place == "penalties"):
         raise UserError(f"transfer.{where}: what {made.__module__}.{made.__name__} builds cannot stand in transfer.{place}: penalties "
-                        "derive from transfer.start.Penalty, and a loss does not.")
+                        "derive from transfer.context.Penalty, and a loss does not.")
 
 
 def _check_penalties(config: RunConfig) -> None:

@@ -23,8 +23,8 @@ from diffusion.denoiser import Condition, Denoiser, ForwardPass
 from diffusion.generate import generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
-from evaluation.held_out import held_out_errors
-from evaluation.record import GRID
+from metrics.estimate import GRID
+from metrics.held_out_loss import held_out_errors
 from runtime import checkpoint
 from runtime.checkpoint import Checkpoint, Progress
 from runtime.device import peak_memory
@@ -32,16 +32,16 @@ from runtime.directory import device_name
 from runtime.errors import UserError
 from runtime.files import write_sealed
 from runtime.log import RunLog, grid
-from runtime.randomness import derive, generator
+from runtime.seeds import derive, generator
 from runtime.signals import Preempted, StopRequest
 from training.best_checkpoint import prune_checkpoints, rank_checkpoints
 from training.ema import Ema, share_of_start
-from training.light import LightSet
+from training.online_kid import LightSet
 from training.result import RESULT
-from transfer.inject import load, parameters
+from transfer.adapters import load, parameters
+from transfer.context import Penalty
 from transfer.replay import Replay
 from transfer.rules import ParameterPlan
-from transfer.start import Penalty
 
 log = logging.getLogger(__name__)
 

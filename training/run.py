@@ -28,16 +28,16 @@ from runtime.directory import claim, describe, kept_precision, write_csv
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically
 from runtime.log import RunLog, grid, logged_to, png, recorded
-from runtime.randomness import derive
+from runtime.seeds import derive
 from runtime.signals import stops_at_once
 from training.checks import check_network, check_run_config
-from training.class_table import check_number_of_classes, class_names, tell_classes
 from training.loop import Terms, Trainer
 from training.pretrained_source import PretrainedSource, find_source
 from training.run_directory import name_run, open_images
 from training.start_from_source import facts, start_from, tell_of_alike, terms_of, warn_of_random, with_alike_trained
-from transfer.fit import planned_fit
-from transfer.inject import inject
+from transfer.adapt_weights import planned_fit
+from transfer.adapters import inject
+from transfer.class_table import check_number_of_classes, class_names, tell_classes
 from transfer.rules import ParameterPlan, rules_of
 from transfer.trained_weights import TrainedWeights, has_origin
 

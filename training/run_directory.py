@@ -12,10 +12,10 @@ import torch
 from config.identity import digest, identity
 from config.run_config import RunConfig
 from data.image_reader import ImageReader
-from transfer.fit import TABLE, Fit
+from transfer.adapt_weights import TABLE, Fit
+from transfer.difffit import BranchScale
 from transfer.penalties import L2SP
 from transfer.rules import rules_of
-from transfer.scale import BranchScale
 from transfer.source_images import made_anew
 
 

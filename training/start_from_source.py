@@ -16,13 +16,13 @@ from runtime import checkpoint
 from runtime.checkpoint import FILES
 from runtime.content import differences
 from runtime.errors import Misfit, UserError
-from training.class_table import warn_of_renamed_classes
 from training.loop import Terms
-from transfer.fit import AT_ZERO, COPIED, TABLE, Fit, planned_fit, summary
-from transfer.inject import inject
+from transfer.adapt_weights import AT_ZERO, COPIED, TABLE, Fit, planned_fit, summary
+from transfer.adapters import inject
+from transfer.class_table import warn_of_renamed_classes
+from transfer.context import Start
 from transfer.rules import ParameterPlan, Rule, own_word, rules_for_alike, rules_of
 from transfer.source_images import check_known, images_of, real
-from transfer.start import Start
 from transfer.trained_weights import TrainedWeights, fit_table, fitted, left_without_classes, read_origin, write_origin
 
 log = logging.getLogger(__name__)

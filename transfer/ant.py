@@ -23,8 +23,8 @@ from diffusion.schedule import NoiseSchedule, expand
 from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding, to_channels_last
 from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
-from runtime.randomness import derive, generator
-from transfer.start import Start
+from runtime.seeds import derive, generator
+from transfer.context import Start
 
 CLASSIFIER = 2  # raise when the classifier's network or training changes
 HALF_BATCH = 32  # images of the source in a step of the classifier, and of the target

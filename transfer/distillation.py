@@ -13,8 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from diffusion.denoiser import ForwardPass
 from models.layers import output_of
 from runtime.errors import UserError
-from transfer.patterns import check_pattern
-from transfer.start import Penalty, Start
+from transfer.context import Penalty, Start
+from transfer.name_patterns import check_pattern
 
 Features = dict[str, Tensor]  # output by the name of its module
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from transfer.inject import Injected, Layer, matrix_shape
+from transfer.adapters import Injected, Layer, matrix_shape
 
 
 class LowRank(Injected):

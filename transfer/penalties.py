@@ -22,10 +22,10 @@ from diffusion.losses import simple_loss
 from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.files import locked, read_checked, write_checked
-from runtime.randomness import derive, generator
-from transfer.fit import TABLE
-from transfer.inject import parameters
-from transfer.start import Penalty, Start
+from runtime.seeds import derive, generator
+from transfer.adapt_weights import TABLE
+from transfer.adapters import parameters
+from transfer.context import Penalty, Start
 
 FISHER = 1  # raise when the same settings measure something else
 

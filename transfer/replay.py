@@ -8,8 +8,8 @@ from data.batches import Batches
 from data.dataset import Dataset
 from diffusion.timesteps import Timesteps
 from runtime.errors import UserError
-from runtime.randomness import derive
-from transfer.start import Start
+from runtime.seeds import derive
+from transfer.context import Start
 
 
 class Replay:

@@ -14,8 +14,8 @@ from torch import nn
 from config.run_config import RunConfig
 from config.sections import RuleSettings
 from runtime.errors import UserError
-from transfer.inject import added, parameters, undecayed
-from transfer.patterns import check_pattern
+from transfer.adapters import added, parameters, undecayed
+from transfer.name_patterns import check_pattern
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def own_word(rules: Sequence[Rule], names: Collection[str], name: str) -> bool:
 
 
 def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[str]) -> list[Rule]:
-    """What the rules lack: one for each parameter of alike (transfer.fit.Fit) that they do not train from the first step on, at the
+    """What the rules lack: one for each parameter of alike (transfer.adapt_weights.Fit) that they do not train from the first step on, at the
     optimizer's rate, or at that of what trains fastest where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first,
     and at the full rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
     plan = ParameterPlan(network, rules)

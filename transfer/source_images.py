@@ -27,8 +27,8 @@ from diffusion.schedule import NoiseSchedule
 from runtime.content import sha256_of
 from runtime.errors import Misfit, UserError
 from runtime.files import locked, read_checked, remove_leftovers, write_checked
-from runtime.randomness import derive, generator
-from transfer.start import Start
+from runtime.seeds import derive, generator
+from transfer.context import Start
 from transfer.trained_weights import TrainedWeights
 
 GENERATOR = 1  # raise when the same settings make other images

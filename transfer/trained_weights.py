@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
-from models.diffusers_format import INDEX, UNET, is_folder
-from models.pretrained import HUB_NAME, Published, download, open_file, open_folder
+from models.formats.diffusers import INDEX, UNET, is_folder
+from models.formats.published import HUB_NAME, Published, download, open_file, open_folder
 from runtime import checkpoint
 from runtime.checkpoint import EMA, FILES, STATE, Checkpoint, Which
 from runtime.errors import UserError, near
 from runtime.files import Damaged, put_aside, read_sealed, sha256, write_sealed
-from runtime.randomness import derive
-from transfer.fit import Fit, fit
-from transfer.inject import inject, load, merge
+from runtime.seeds import derive
+from transfer.adapt_weights import Fit, fit
+from transfer.adapters import inject, load, merge
 
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
@@ -37,7 +37,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """path: of the checkpoint, folder or file. config: of published weights the sections of models.pretrained.SECTIONS alone. classes:
+    """path: of the checkpoint, folder or file. config: of published weights the sections of models.formats.published.SECTIONS alone. classes:
     their names. step: None where it is not known, as of what is no checkpoint of a run. digests: sha256 of either set. load: reads one
     of them, under our names. laid_on: of a difference, the source that it is laid on."""
 

@@ -16,9 +16,9 @@ from kernels import dispatch, reference
 from kernels.launch import watched
 from models.adm import ADMUNet
 from models.layers import Attention, GroupNorm
-from models.sampling import prepared
 from models.unet import UNet
-from transfer.inject import inject, parameters
+from sampling.cuda_graph import prepared
+from transfer.adapters import inject, parameters
 from transfer.lora import LoRA
 
 OPERATIONS = ("group_norm_act", "add_group_norm_act", "group_norm_act_cat", "attention")

@@ -1,0 +1,1 @@
+"""Metrics: pure functions of feature matrices [N, D] and of a network's errors, in float64, with their intervals."""

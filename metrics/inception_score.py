@@ -1,0 +1,29 @@
+"""The Inception score, of a classifier's logits."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from metrics.checks import check_features
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
+    """exp of the mean KL(p(class | image) || p(class)) of logits [N, classes]: mean and deviation over the splits, each in 1..classes.
+
+    Salimans et al. 2016, section 4; splits are consecutive rows and the deviation is over splits, not splits - 1, as in their code. It
+    knows no reference: a model that draws ImageNet's classes instead of faces scores well. UserError: fewer than 2 rows in a split, NaN.
+    """
+    check_features(logits, "the generated images", least=2 * splits)
+    log_p = logits.double().log_softmax(1)
+    bounds = [len(logits) * split // splits for split in range(splits + 1)]
+    scores = torch.stack([_score(log_p[start:stop]) for start, stop in pairwise(bounds)])
+    return float(scores.mean()), float(scores.std(correction=0))
+
+
+def _score(log_p: Tensor) -> Tensor:
+    log_mean = log_p.logsumexp(0) - math.log(len(log_p))
+    return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp()
