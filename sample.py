@@ -22,7 +22,8 @@ from runtime.checkpoint import Which
 from runtime.device import pick_device
 from runtime.errors import one_message
 from runtime.log import log_to_terminal
-from sampling.image_folder import Making, claim, write_missing
+from sampling.image_folder import claim_folder, write_missing
+from sampling.pipeline import SampleRequest
 from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of, stated_config
 
 log = logging.getLogger("sample")
@@ -81,7 +82,7 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     if found.step is None:  # no run of ours, whose weights go with one config
         shown = {key: config.raw["data"][key] for key in ("size", "channels")}
         what["network"] = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
-    claim(out, what)
+    claim_folder(out, what)
     device = pick_device(settings.device)
     denoiser = reference = config.frozen_denoiser(weights, device)
     if settings.reference == "source":  # domain guidance (Zhong et al. 2025)
@@ -91,9 +92,9 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     if classes and settings.label is None:
         log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, classes[:12])))
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
-    making = Making(settings.sampler, settings.n, settings.seed, settings.batch_size, settings.label, settings.guidance, settings.strip,
-                    settings.precision, settings.kernels)
-    new = write_missing(out, making, denoiser, reference, classes, config.image_shape)
+    request = SampleRequest(settings.sampler, settings.n, settings.seed, settings.batch_size, settings.label, settings.guidance,
+                            settings.precision, settings.kernels)
+    new = write_missing(out, request, denoiser, reference, classes, config.image_shape, settings.strip)
     log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, new)
     return out
 

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from config.overrides import CONF, check_overrides, options, resolved
 from runtime.errors import one_message
 from runtime.log import log_to_terminal
-from runtime.signals import Preempted, leave
+from runtime.requeue import leave
+from runtime.signals import Preempted
 from training import run
 from training.sweep import cell, sweeping
 

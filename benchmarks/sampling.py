@@ -21,7 +21,8 @@ from benchmarks.networks import MODELS, check_same_outputs, in_diffusers, ours
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.parameterization import PredictNoise
-from diffusion.samplers import NoisePerImage, ancestral, ddim, even_steps  # even: diffusers' own default
+from diffusion.image_noise import NoisePerImage
+from diffusion.samplers import ancestral, ddim, even_steps  # even: diffusers' own default
 from diffusion.schedule import linear
 from kernels import dispatch
 from runtime.device import arithmetic, pick_precision

@@ -19,16 +19,8 @@ from benchmarks.common import arguments, numbers, report
 from data.batches import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate
-from diffusion.samplers import (
-    ddim,
-    dpm_solver,
-    even_steps,
-    heun,
-    log_snr_steps,
-    quadratic_steps,
-    trailing_steps,
-)
-from evaluation.trained_run import Finished
+from diffusion.samplers import ddim, dpm_solver, even_steps, heun, log_snr_steps, quadratic_steps, trailing_steps
+from evaluation.trained_run import TrainedRun
 from metrics.bootstrap import interval
 from metrics.features import extract
 from metrics.features.random import RandomConvolutional
@@ -45,12 +37,12 @@ HEADING = ["run", "sampler", "steps", "spacing", "n", "KID", "low", "high", "les
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = arguments("KID by spacing", argv, run="", sampler="ddim,dpm_solver,heun", spacing="log_snr,trailing,even,quadratic",
                        steps="", n=256)
-    finished = Finished(find_best_checkpoint(Path(chosen.run)), "ema", (), None, Path("cache"))
-    dataset, _ = finished.images
+    run = TrainedRun(find_best_checkpoint(Path(chosen.run)), "ema", (), None, Path("cache"))
+    dataset, _ = run.images
     rows = np.concatenate(list(dataset.splits.values()))
     rows = np.sort(rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()[:MOST]])
     real = extract(RandomConvolutional(), dataset.images, rows).features
-    denoiser, shape = finished.denoiser(chosen.device), finished.config.image_shape
+    denoiser, shape = run.build_denoiser(chosen.device), run.config.image_shape
     found = []
     for steps, sampler in product(numbers(chosen.steps, (20, 50), (20, 50), chosen.device), chosen.sampler.split(",")):
         values, replicates = {}, {}
@@ -60,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             values[name], replicates[name] = kid(made, real), kid_replicates(made, real)
             told = (values[name], *interval(replicates[name]), values[name] - values["log_snr"],
                     *interval(replicates[name] - replicates["log_snr"]))
-            found.append([finished.config.experiment, sampler, steps, name, chosen.n, *(f"{value:.4f}" for value in told)])
+            found.append([run.config.experiment, sampler, steps, name, chosen.n, *(f"{value:.4f}" for value in told)])
     report([HEADING, *found], chosen.csv, chosen.device)
 
 

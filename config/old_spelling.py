@@ -11,6 +11,12 @@ from runtime.content import leaves
 from runtime.errors import UserError
 
 RENAMED = {  # _target_: of then, and of now
+    "transfer.fit.values": "transfer.adapt_weights.values",
+    "transfer.fit.mean_and_variance": "transfer.adapt_weights.mean_and_variance",
+    "transfer.rows.NewRows": "transfer.textual_inversion.NewRows",
+    "transfer.scale.BranchScale": "transfer.difffit.BranchScale",
+    "transfer.similarity.PairwiseSimilarity": "transfer.pairwise_similarity.PairwiseSimilarity",
+    "transfer.spectral.SpectralShift": "transfer.svdiff.SpectralShift",
     "data.bundled.Faces": "data.sources.bundled.Faces",
     "data.bundled.Tissue": "data.sources.bundled.Tissue",
     "data.celeba.CelebA": "data.sources.celeba.CelebA",

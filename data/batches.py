@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Batches:
             flip = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k)) < 0.5
         return Batch(torch.from_numpy(self.dataset.images[rows]), torch.from_numpy(self.dataset.labels[rows]), flip)
 
-    def prefetched(self, start: int, stop: int, pin: bool = False, depth: int = 4) -> Iterator[Batch]:
+    def prefetched(self, start: int, stop: int, pin: bool = False, depth: int = 4) -> Generator[Batch, None, None]:
         """Batches start .. stop - 1, made ahead on a thread; an error there is raised here."""
         ready: queue.Queue = queue.Queue(depth)
         closed = threading.Event()

@@ -1,4 +1,4 @@
-"""From a network's output to a prediction of x0 and noise, and the wrappers around such a prediction."""
+"""From a network's output to a prediction of x0 and noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion.parameterization import Parameterization, PredictNoise, noise_of
+from diffusion.parameterization import Parameterization, PredictNoise
 from diffusion.schedule import NoiseSchedule, Time
 from diffusion.variance import FixedLarge, Fraction, LogVariance, Variance
 
@@ -112,25 +112,3 @@ class ForwardPass:
     @cached_property
     def prediction(self) -> Prediction:
         return self.denoiser.predict(self.output, self.of_variance, self.x_t, self.t)
-
-
-def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:
-    """x0 kept in [-1, 1], and the noise made to agree with it."""
-
-    def clipped(x_t: Tensor, t: Time) -> Prediction:
-        prediction = denoise(x_t, t)
-        x0 = prediction.x0.clamp(-1, 1)
-        return prediction._replace(x0=x0, noise=noise_of(schedule, x0, x_t, t))
-
-    return clipped
-
-
-def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:
-    """reference + scale (conditional - reference). reference: the null class (Ho and Salimans 2022, classifier-free guidance,
-    where their w is scale - 1), or the frozen source (domain guidance). scale 1 is the conditional model, 0 the reference."""
-
-    def guided(x_t: Tensor, t: Time) -> Prediction:
-        towards, away = conditional(x_t, t), reference(x_t, t)
-        return towards._replace(x0=torch.lerp(away.x0, towards.x0, scale), noise=torch.lerp(away.noise, towards.noise, scale))
-
-    return guided

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import Denoise, Prediction, clip_x0
-from diffusion.samplers import NoisePerImage, Sampler, Spacing, even_steps, heun
+from diffusion.denoiser import Denoise, Prediction
+from diffusion.guidance import clip_x0
+from diffusion.image_noise import NoisePerImage
+from diffusion.samplers import Sampler, Spacing, even_steps, heun
 from diffusion.schedule import NoiseSchedule
 from runtime.build import Settings
 from runtime.errors import UserError

@@ -139,18 +139,3 @@ def inclusive_steps(schedule: NoiseSchedule, count: int) -> list[int]:
 def _check_count(total: int, count: int) -> None:
     if not 1 <= count <= total:
         raise UserError(f"sampler.steps must be between 1 and the schedule's {total}, not {count}.")
-
-
-class NoisePerImage:
-    """Noise of image k by (seed, k) and the number of the draw: the same bits in whatever batch it is made.
-
-    Drawn on the CPU, so that every device sees the same. seeds: one integer for each image of the batch.
-    """
-
-    def __init__(self, seeds: Sequence[int]):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, like: Tensor) -> Tensor:
-        noise = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.generators])
-        noise = noise.pin_memory() if like.is_cuda else noise  # so that the copy waits for nothing
-        return noise.to(like.device, like.dtype, non_blocking=True)

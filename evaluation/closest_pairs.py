@@ -12,7 +12,7 @@ from torch import Tensor
 from metrics.memorization import nearest
 from runtime.directory import write_json
 from runtime.files import write_atomically
-from runtime.log import png
+from runtime.pictures import png
 
 PAIRS, COLUMNS = 12, 4
 SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet

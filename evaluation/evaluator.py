@@ -1,245 +1,276 @@
-"""One evaluation: generated images, the images to compare them with and the network, brought to what evaluation/ computes."""
+"""One evaluation: the images are made, everything that is asked for is measured, evaluation.json is written."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import logging
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
-from tqdm import tqdm
 
-from config.run_config import RunConfig
-from data.batches import to_uint8, to_x0
-from data.splits import spread
-from diffusion.denoiser import Denoiser, clip_x0
-from evaluation import suite as judge
-from evaluation.trained_run import Finished
-from metrics.bootstrap import bootstrap_mean, resampled
-from metrics.bound import Bound, bound, every, strata
-from metrics.estimate import estimate
-from metrics.features import Features, extract
-from metrics.features.distances import Pixels
-from metrics.held_out_loss import HeldOut, about_the_curve, grid_of, held_out_errors
-from metrics.kid import kid, kid_replicates
-from metrics.weight_change import unmatched, weight_change
+from data.image_folder import open_images
+from diffusion.denoiser import Denoiser
+from diffusion.generate import as_made
+from evaluation.closest_pairs import write_closest
+from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
+from evaluation.network_metrics import NetworkMetrics
+from evaluation.protocol import evaluation_folder, lacks_source, protocol_of, read_evaluation
+from evaluation.settings import OF_NETWORK, EvaluateSettings
+from evaluation.suite import Notes, compare_images, noise_images
+from evaluation.trained_run import NULL_CLASS, TrainedRun, image_classes
+from metrics.estimate import EVALUATION, VERSION
+from runtime.checkpoint import FILES, STATE, find
 from runtime.content import sha256_of
-from runtime.files import locked, read_checked, write_checked
-from runtime.seeds import derive, generator
-from sampling.image_folder import Making, claim, write_missing
+from runtime.device import pick_device
+from runtime.directory import IDENTITY, machine
+from runtime.errors import UserError
+from runtime.files import locked, write_sealed
+from sampling.image_folder import claim_folder, write_missing
+from sampling.pipeline import SampleRequest
+from training.best_checkpoint import find_best_checkpoint
+from training.result import read_result
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("evaluate")
 Record = dict[str, Any]
 
 
+def find_runs(path: Path) -> list[Path]:
+    """The runs that a user means: one, one of its checkpoints, or every finished run of an experiment."""
+    inside = sorted(p.parent for p in path.glob(f"*/{IDENTITY}"))
+    if not inside:
+        return [path]
+    finished = [run for run in inside if read_result(run).finished]
+    for run in sorted(set(inside) - set(finished)):
+        log.warning("%s is not finished, and left out", run.name)
+    if not finished:
+        raise UserError(f"{path}: none of its {len(inside)} runs is finished.")
+    return finished
+
+
+def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Path:
+    """Evaluates one run, or skips it where that has been done. sampler: its config. Returns the folder of
+    its evaluation."""
+    began = time.monotonic()
+    found = find_best_checkpoint(path) if settings.select == "best" else find(path)
+    cache = Path(settings.cache).expanduser()
+    run = TrainedRun(found, settings.weights, settings.overrides, settings.source, cache)
+    dataset, about = run.images
+    reference = ReferenceImages.of_splits(dataset.images, dataset.splits, about)
+    select = found.path.name if (path / STATE).is_file() else settings.select
+    sampler = as_made(sampler, settings.sampler, run.config.schedule)
+    protocol = protocol_of(settings, reference, sampler, select)
+    folder = evaluation_folder(settings, run.directory, protocol)
+    sha256 = found.digests[FILES[settings.weights]]
+    with locked(folder / ".lock", f"{folder} is being written by another process."):
+        there = read_evaluation(folder, protocol, run.directory if settings.out or settings.images else None)
+        if settings.source and run.has_source:
+            assert run.source  # a wrong one is said, and not noted
+        again = settings.images or lacks_source(there, run, settings)  # what is in a folder may have changed
+        if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
+            log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
+            return folder
+        evaluator = RunEvaluator(settings, folder, reference, pick_device(settings.device), run, sampler, sha256)
+        record = evaluator.evaluate()
+        checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
+        hours = (time.monotonic() - began) / 3600
+        write_evaluation(folder, evaluator.device,
+                         {"protocol": protocol, "checkpoint": checkpoint, **record, "hours": hours})
+    return folder
+
+
+def evaluate_folder(settings: EvaluateSettings) -> Path:
+    """Evaluates images of a folder against those of other folders."""
+    assert settings.images and settings.train
+    generated = open_images(settings.images)
+    size, channels = generated.shape[1:3], generated.shape[3]
+    parts = [open_images(name, size, channels) for name in (settings.train, settings.test) if name]
+    images, first = np.concatenate(parts), len(parts[0])
+    splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
+    reference = ReferenceImages.of_splits(images, splits, [digest])
+    protocol = protocol_of(settings, reference, {}, settings.select)
+    folder = evaluation_folder(settings, Path(), protocol)
+    with locked(folder / ".lock", f"{folder} is being written by another process."):
+        read_evaluation(folder, protocol, None)
+        evaluator = ImageEvaluator(settings, folder, reference, pick_device(settings.device))
+        write_evaluation(folder, evaluator.device, {"protocol": protocol, **evaluator.evaluate()})
+    return folder
+
+
 @dataclass(frozen=True)
-class Reference:
-    """The images [*, H, W, C] uint8 that generated ones are compared with. rows: of "train", and of "test" where something was held out.
-    held_out: the split that stands for the test, or None. digests: of what decides the pixels, by "train" and "test"."""
+class ImageEvaluator:
+    """Of images in a folder. out: gets the closest pairs."""
 
-    images: np.ndarray
-    rows: dict[str, np.ndarray]
-    held_out: str | None
-    digests: dict[str, str]
-
-    @staticmethod
-    def of(images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]) -> Reference:
-        """about: what decides the pixels of images."""
-        held_out = next((split for split in ("test", "validation") if len(splits.get(split, ()))), None)
-        rows = {"train": splits["train"]} | ({"test": splits[held_out]} if held_out else {})
-        return Reference(images, rows, held_out, {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()})
-
-
-@dataclass
-class Looking:
-    """Images in the features that an evaluation measures in. cache: of features that other evaluations need too."""
-
-    features: Features
-    perceptual: Features
+    settings: EvaluateSettings
+    out: Path
+    reference: ReferenceImages
     device: torch.device
-    batch_size: int
-    cache: Path
 
-    def seen(self, images: np.ndarray, rows: np.ndarray, what: str) -> judge.Seen:
-        look = partial(extract, images=images, rows=rows, batch_size=self.batch_size, device=self.device)
-        embedded = look(self.features, desc=f"{self.features.short} features of {what}")
-        perceptual = embedded if self._one else look(self.perceptual, desc=f"{self.perceptual.short} features of {what}")
-        return judge.Seen(embedded.features, _pixels(images, rows, what), embedded.logits, perceptual.features)
+    @cached_property
+    def notes(self) -> Notes:
+        return Notes()
 
-    def kept(self, reference: Reference, split: str) -> judge.Seen:
-        """The same of the images of a split, whose features stay in the cache."""
-        rows, what = reference.rows[split], {"train": "training images", "test": "held-out images"}[split]
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        settings = self.settings
+        cache = Path(settings.cache).expanduser()
+        return FeatureExtractor(settings.features, settings.perceptual, self.device, settings.batch_size, cache)
 
-        def features(kind: Features) -> Tensor:
-            path = self.cache / "features" / f"{sha256_of([kind.identity, reference.digests[split]])[:16]}.npy"
-            with locked(path.with_suffix(".lock")):
-                if (data := read_checked(path)) is not None:
-                    return torch.from_numpy(np.load(io.BytesIO(data)))
-                found = extract(kind, reference.images, rows, self.batch_size, device=self.device, desc=f"{kind.short} features of {what}")
-                write_checked(path, npy(found.features))
-                return found.features
+    def evaluate(self) -> Record:
+        """All that evaluation.json says, but for the protocol."""
+        assert self.settings.images
+        record, _, about = self.compare(Path(self.settings.images))
+        return {"images": about, **record, "notes": list(self.notes)}
 
-        return judge.Seen(features(self.features), _pixels(reference.images, rows, what), None, features(self.perceptual))
+    def compare(self, folder: Path | None) -> tuple[Record, ImageFeatures | None, Record]:
+        """(what the images in folder tell, their features, how many there are). folder: None where no image
+        is needed."""
+        about = {name: len(rows) for name, rows in self.reference.rows.items()}
+        if folder is None:
+            return self.extractor.names, None, about
+        shape = self.reference.images.shape[1:]
+        images = self._read(folder, self.notes.say)
+        others: dict[str, ImageFeatures] = {}
+        if "floors" in self.settings.wanted:
+            noise = noise_images(len(images), shape)
+            others["noise"] = self.extractor.extract(noise, np.arange(len(noise)), "noise")
+            self.add_untouched_source(others)
+        record, generated, train = compare_images(self.extractor, images, self.reference, others,
+                                                  self.settings.wanted, self.notes)
+        write_closest(self.out, images, generated.pixels, self.reference.images, self.reference.rows["train"],
+                      train.pixels)
+        return record, generated, {"folder": str(folder), "n": len(generated.features), **about}
 
-    @property
-    def names(self) -> Record:
-        return {"features": {name: getattr(self.features, name) for name in ("name", "short", "frechet")},
-                "perceptual": {name: getattr(self.perceptual, name) for name in ("name", "short")}}
+    def _read(self, folder: Path, say: Callable[[str], object] = lambda line: None) -> np.ndarray:
+        shape = self.reference.images.shape[1:]
+        images = open_images(folder, shape[:2], shape[2], say)
+        return images if self.settings.images else images[: self.settings.n]
 
-    @property
-    def _one(self) -> bool:
-        return self.features.identity == self.perceptual.identity
-
-
-def _pixels(images: np.ndarray, rows: np.ndarray, what: str) -> Tensor:
-    return extract(Pixels(), images, rows, desc=f"pixels of {what}").features
-
-
-def npy(tensor: Tensor) -> bytes:
-    file = io.BytesIO()
-    np.save(file, tensor.numpy())
-    return file.getvalue()
-
-
-def samples(denoiser: Denoiser, config: RunConfig, classes: Sequence[str], making: Making, made_by: Record, below: Path) -> Path:
-    """The folder of images 0 .. n - 1; those that are missing in it are made. made_by: all that decides them."""
-    out = below / f"evaluation_{sha256_of(made_by)[:8]}"
-    log.info("%d images in %s", making.n, out)
-    with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
-        claim(out, made_by)
-        write_missing(out, making, denoiser, denoiser, classes if denoiser.network.classes else [], config.image_shape)
-    return out
+    def add_untouched_source(self, others: dict[str, ImageFeatures]) -> None:
+        """Images in a folder have no source."""
 
 
-def images_judged(looking: Looking, images: np.ndarray, reference: Reference, others: dict[str, judge.Seen], wanted: Sequence[str],
-                  notes: judge.Notes) -> tuple[Record, judge.Seen, judge.Seen]:
-    """What feature matrices tell: (the record, the generated images, the training images). others: generators that nobody wants."""
-    frechet = looking.features.frechet
-    generated = looking.seen(images, np.arange(len(images)), "generated images")
-    train = looking.kept(reference, "train")
-    test = looking.kept(reference, "test") if reference.held_out else None
-    if test is None:
-        notes.say("there are no held-out images to compare with, so that a generator that copies cannot be told from a good one")
-    if reference.held_out == "validation":
-        notes.say("there is no test split: the held-out images are the validation images, by which the checkpoint was chosen")
-    record: Record = looking.names
-    if "quality" in wanted:
-        record["quality"] = judge.quality(generated, train, test, frechet, notes)
-    if "memorization" in wanted:
-        record["memorization"] = judge.remembered(generated, train, test, notes)
-    if "floors" in wanted:
-        record["floors"] = judge.floors(train, test, halves(test), others, frechet)
-    return record, generated, train
+@dataclass(frozen=True)
+class RunEvaluator(ImageEvaluator):
+    """Of a run: of images that it makes, or of a folder of images (settings.images), and of its network.
+    sampler: its config. sha256: of the run's weights."""
+
+    run: TrainedRun
+    sampler: Record
+    sha256: str
+
+    def evaluate(self) -> Record:
+        settings = self.settings
+        if settings.images:
+            return super().evaluate()
+        folder = None
+        if set(settings.wanted) - set(OF_NETWORK):
+            below = _writable(self.run.directory / "generated", self.out)
+            folder = self.sample(self.run.build_denoiser(self.device), self.sha256, below)
+        if folder and self.run.checkpoint.classes and (line := _about_label(settings.label)):
+            self.notes.say(line)
+        record, generated, about = self.compare(folder)
+        network = NetworkMetrics(self.run, self.device, self.reference, settings.held_out_draws, self.notes)
+        if "loss" in settings.wanted:
+            record["loss"] = network.losses()
+        if "bound" in settings.wanted and self.reference.held_out:
+            self.notes.attempt(record, "bound", "bound", lambda: network.bound(
+                settings.bound_images, settings.bound_steps, settings.sampler.clip))
+        if "forgetting" in settings.wanted and self.run.has_source and generated:
+            self.notes.attempt(record, "forgetting", "forgetting",
+                               lambda: network.forgetting(generated, self.extractor))
+        return {"images": about, **record, "notes": list(self.notes)}
+
+    def sample(self, denoiser: Denoiser, weights: str, below: Path) -> Path:
+        """The folder of images 0 .. n - 1; those that are missing in it are made. weights: their digest."""
+        settings = self.settings
+        label = image_classes(settings.label, self.run.config.classes, self.run.images[0])
+        request = SampleRequest(settings.sampler, settings.n, settings.seed, settings.batch_size, label,
+                                precision=settings.precision, kernels=settings.kernels)
+        made_by = {"weights": weights, "seed": settings.seed, "sampler": self.sampler, "label": label,
+                   "precision": settings.precision}
+        out = below / f"evaluation_{sha256_of(made_by)[:8]}"
+        log.info("%d images in %s", settings.n, out)
+        with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
+            claim_folder(out, made_by)
+            classes = self.run.checkpoint.classes if denoiser.network.classes else []
+            write_missing(out, request, denoiser, denoiser, classes, self.run.config.image_shape)
+        return out
+
+    def add_untouched_source(self, others: dict[str, ImageFeatures]) -> None:
+        if self.run.has_source and not self.settings.images:
+            self.notes.attempt(others, "untouched source", "the untouched source", self._untouched_source)
+
+    def _untouched_source(self) -> ImageFeatures:
+        """Of images of the run's source, which all runs of that source share."""
+        tensors = self.run.untouched_weights
+        digest = sha256_of({name: _sums(tensor) for name, tensor in tensors.items()})
+        below = _writable(self.run.directory.parent / "floors", self.out) / f"untouched_{digest[:8]}"
+        denoiser = self.run.config.frozen_denoiser(tensors, self.device)
+        images = self._read(self.sample(denoiser, digest, below))
+        return self.extractor.extract(images, np.arange(len(images)), "images of the untouched source")
 
 
-def halves(test: judge.Seen | None) -> tuple[Tensor, Tensor] | None:
-    """The held-out features in two, at random."""
-    if test is None or len(test.features) < 4:
+def _sums(tensor: Tensor) -> list[float]:
+    return [tensor.double().sum().item(), tensor.double().square().sum().item()]
+
+
+def _about_label(label: int | str | None) -> str | None:
+    """What to know of images of a network with classes, where they are not of each in turn."""
+    if label in (None, "all"):
         return None
-    order = torch.randperm(len(test.features), generator=generator("halves"))
-    return test.features[order[: len(order) // 2]], test.features[order[len(order) // 2 :]]
+    of = "of the null class" if label == NULL_CLASS else f"of class {label} alone"
+    return f"the images are {of}, and those that they are compared with of all classes"
 
 
-def noise_images(n: int, shape: Sequence[int]) -> np.ndarray:
-    """n images of nothing but noise, [n, H, W, C] uint8: what sampling begins with."""
-    noise = torch.stack([torch.randn(*shape, generator=generator("noise floor", k)) for k in range(n)])
-    return to_uint8(noise.permute(0, 3, 1, 2)).numpy()
+def _writable(place: Path, otherwise: Path) -> Path:
+    """Where images go: place, or, in a run of somebody else that may be read alone, otherwise."""
+    there = next(p for p in (place, *place.absolute().parents) if p.exists())
+    return place if os.access(there, os.W_OK) else otherwise
 
 
-@dataclass
-class OfNetwork:
-    """What only the network of a run can tell: losses, the bound, and what became of the source."""
-
-    run: Finished
-    device: torch.device
-    reference: Reference
-    draws: int
-    notes: judge.Notes
-
-    @cached_property
-    def denoiser(self) -> Denoiser:
-        return self.run.denoiser(self.device)
-
-    @cached_property
-    def untouched(self) -> Denoiser:
-        return self.run.config.frozen_denoiser(self.run.untouched, self.device)
-
-    def losses(self) -> Record:
-        """Of the held-out images and, of a run that had a source, of the source's images: its own loss, and that of the source itself."""
-        found: Record = {}
-        if self.reference.held_out:
-            dataset, _ = self.run.images
-            found["target"] = of_errors(self._errors(self.denoiser, dataset.images, dataset.labels, self.reference.rows["test"], "target"))
-        if self.run.has_source:
-            self.notes.attempt(found, "of source", "the source's images and its loss", lambda: self.run.source_images())
-        if "of source" in found:
-            images, labels, rows, split = found.pop("of source")
-            if split == "train":
-                self.notes.say("the loss on the source is that of images that it was trained on: fewer than 100 were held out")
-            now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, self.untouched))
-            change = now._replace(errors=now.errors - then.errors)
-            found |= {"source": of_errors(now), "source_start": of_errors(then), "source_change": mean_error(change)}
-        return found
-
-    def _errors(self, denoiser: Denoiser, images, labels, rows, what: str) -> HeldOut:
-        count, each = grid_of(len(rows), self.draws)
-        with tqdm(total=count * each, desc=f"loss on the {what}", unit="image", delay=2) as bar:
-            return held_out_errors(denoiser, images, labels, rows, self.draws, bar.update)
-
-    def bound(self, count: int, steps: int | None, clip: bool) -> Record:
-        """The variational bound of so many held-out images, evenly spread, each T cut into so many strata; given their classes, where the
-        network knows some, as in losses(). clip: as its samples have it; the mean of a reverse step stays a function of x_t."""
-        dataset, _ = self.run.images
-        rows = spread(self.reference.rows["test"], count, dataset.labels)
-        schedule = self.denoiser.schedule
-        timesteps = every(schedule.steps) if steps is None or steps >= schedule.steps else strata(schedule.steps, steps)
-        x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
-        denoise = partial(self.denoiser, condition={"label": torch.from_numpy(dataset.labels[rows]).to(self.device)})
-        denoise = clip_x0(denoise, schedule) if clip else denoise
-        with tqdm(total=len(timesteps), desc="bound", unit="step", delay=2) as bar:
-            found = bound(denoise, schedule, x0, [derive("bound", k) for k in range(len(rows))], timesteps, bar.update)
-        return of_bound(found, timesteps)
-
-    def forgetting(self, generated: judge.Seen, looking: Looking) -> Record:
-        """How far the images and the weights are from the source's."""
-        found: Record = {}
-        self.notes.attempt(found, "kid_source", "KID to the source", lambda: self._kid_source(generated, looking))
-        start, now = self.run.start, self.run.trained_weights
-        found["weights"] = weight_change(now, start)
-        if other := unmatched(now, start):
-            self.notes.say(f"the change of weights leaves out {', '.join(other)}: the start has none of that shape")
-        return found
-
-    def _kid_source(self, generated: judge.Seen, looking: Looking) -> Record:
-        images, _, rows, _ = self.run.source_images()
-        digest = sha256_of([self.run.source.digests, images.shape[1:], self.run.data.resample, rows.tolist()])
-        theirs = looking.kept(Reference(images, {"train": rows}, None, {"train": digest}), "train").features
-        ours = generated.features
-        return estimate(kid(ours, theirs), kid_replicates(ours, theirs), min(len(ours), len(theirs)))
+def write_evaluation(folder: Path, device: torch.device, record: Record) -> None:
+    content = {"version": VERSION, **record, "arguments": _arguments(), **machine(device)}
+    write_sealed(folder / EVALUATION, content, indent=1)
+    for line in record["notes"]:
+        log.info("note: %s", line)
+    log.info("%s\n%s", folder / EVALUATION, summarize(record))
 
 
-def of_errors(held_out: HeldOut) -> Record:
-    values = held_out.values()
-    return {"loss": mean_error(held_out), "by_decile": [values.get(f"loss_t{d}") for d in range(10)]}
+def _arguments() -> list[str]:
+    """What the command line said, but for what was evaluated: with these another run is judged alike."""
+    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    own = ("checkpoint", "out", "images", "train", "test")
+    return [argument for argument in said if argument.split("=")[0] not in own]
 
 
-def mean_error(held_out: HeldOut) -> Record:
-    """With its interval over images: the draws of one image go together, and the t that it has do not count."""
-    value, images = held_out.errors.mean(), int(held_out.image.max()) + 1
-    residual = about_the_curve(held_out.errors, held_out.t)
-    total = torch.zeros(images, dtype=torch.float64).index_add_(0, held_out.image, residual - residual.mean())
-    return estimate(value.item(), value + resampled(images, 200, "held-out") @ total / len(residual), images)
+SHOWN = {"loss on {} images": ("loss", "target", "loss"), "KID to {} images": ("quality", "test", "kid"),
+         "precision": ("quality", "test", "precision"), "coverage": ("quality", "test", "coverage"),
+         "rho (copies: below 0.5)": ("memorization", "features", "rho"),
+         "copy share": ("memorization", "pixels", "copy_share"),
+         "change of the source's loss": ("loss", "source_change"), "bound, bits per value": ("bound", "bits")}
 
 
-def of_bound(found: Bound, timesteps: Sequence[range]) -> Record:
-    """The bits with their interval over images, and for each stratum of t its length, the mean t drawn in it and what its terms add."""
-    terms = [{"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
-             for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)]
-    bits = estimate(found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",)), len(found.bits))
-    return {"bits": bits, "prior": found.prior.mean().item(), "terms": terms, "images": len(found.bits)}
+def summarize(record: Record) -> str:
+    """A few lines for the terminal."""
+    lines = [f"in {record['features']['name']}"]
+    held_out = record["protocol"]["held_out"]  # test, or validation where there is no such split
+    for name, path in SHOWN.items():
+        title, node = f"  {name.format(held_out):<30}", record
+        for key in path:
+            node = node.get(key, {})
+        if isinstance(node, float):
+            lines.append(f"{title}{node:>10.4g}")
+        elif node:
+            band = "" if node["low"] is None else f"   ({node['low']:.4g} to {node['high']:.4g})"
+            lines.append(f"{title}{node['value']:>10.4g}{band}")
+    return "\n".join(lines)

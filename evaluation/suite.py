@@ -1,12 +1,17 @@
-"""One set of generated images against the images of a run: the part of an evaluation that needs feature matrices alone."""
+"""All that feature matrices tell of one set of generated images, beside the baselines that say what the numbers are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from data.batches import to_uint8
+from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
 from metrics.estimate import estimate
 from metrics.frechet import frechet_distance, frechet_infinity
 from metrics.inception_score import inception_score
@@ -15,22 +20,14 @@ from metrics.kid import kid, kid_replicates
 from metrics.memorization import memorization
 from metrics.prdc import FEWEST, manifold
 from runtime.errors import UserError
+from runtime.seeds import generator
 
-FEWEST_FRECHET, ENOUGH_FRECHET = 30, 2000  # images on each side: below the first none is given, below the second it is said to be biased
-
+# images on each side: below the first no Fréchet distance is given, below the second it is said to be biased
+FEWEST_FRECHET, ENOUGH_FRECHET = 30, 2000
 Record = dict[str, Any]
 
 
-class Seen(NamedTuple):
-    """A set of images as each kind of features sees it, [N, D] each. logits: of Inception. perceptual: for the distance within clusters."""
-
-    features: Tensor
-    pixels: Tensor
-    logits: Tensor | None = None
-    perceptual: Tensor | None = None
-
-
-class Notes(list):
+class Notes(list[str]):
     """What could not be computed, and why; each thing said once."""
 
     def attempt(self, record: Record, key: str, what: str, compute: Callable[[], Any]) -> None:
@@ -45,68 +42,109 @@ class Notes(list):
             self.append(line)
 
 
-def against(generated: Tensor, real: Tensor, split: str, frechet: str, notes: Notes) -> Record:
-    """Distances of generated to real features. split: what real is, for notes. frechet: what the Fréchet distance in these features is
-    called."""
-    record: Record = {}
-    fewest = min(len(generated), len(real))
-    notes.attempt(record, "kid", f"KID to {split}", lambda: estimate(kid(generated, real), kid_replicates(generated, real), fewest))
-    if fewest < FEWEST_FRECHET:
-        notes.say(f"{frechet} to {split}: left out, {fewest} images on one side; it wants {ENOUGH_FRECHET}, and means nothing below "
-                  f"{FEWEST_FRECHET}")
-    else:
-        if fewest < ENOUGH_FRECHET:
-            notes.say(f"{frechet} to {split}: {fewest} images on one side, and it wants {ENOUGH_FRECHET}: it is too high by a bias that "
-                      "depends on the images; compare KID")
-        notes.attempt(record, "frechet", f"{frechet} to {split}", lambda: frechet_distance(generated, real))
-        notes.attempt(record, "frechet_infinity", f"{frechet} to {split}, extrapolated", lambda: frechet_infinity(generated, real))
-    found: Record = {}
-    if fewest < FEWEST:
-        notes.say(f"precision, recall, density and coverage of {split}: left out, {fewest} images on one side; below {FEWEST} the balls "
-                  "around so few images reach so far that images without any detail lie in most of them")
-    else:
-        notes.attempt(found, "manifold", f"precision, recall, density and coverage of {split}", lambda: manifold(real, generated))
-    return record | found.get("manifold", {})
+def compare_images(extractor: FeatureExtractor, images: np.ndarray, reference: ReferenceImages,
+                   others: dict[str, ImageFeatures], wanted: Sequence[str],
+                   notes: Notes) -> tuple[Record, ImageFeatures, ImageFeatures]:
+    """The metrics that are wanted of generated images -> (the record, the features of the generated and
+    of the training images). others: generators to compare with, as baselines."""
+    frechet = extractor.features.frechet
+    generated = extractor.extract(images, np.arange(len(images)), "generated images")
+    train = extractor.extract_cached(reference, "train")
+    test = extractor.extract_cached(reference, "test") if reference.held_out else None
+    if test is None:
+        notes.say("there are no held-out images to compare with, so that a generator that copies cannot be told "
+                  "from a good one")
+    if reference.held_out == "validation":
+        notes.say("there is no test split: the held-out images are the validation images, by which the "
+                  "checkpoint was chosen")
+    record: Record = extractor.names
+    if "quality" in wanted:
+        record["quality"] = compare_quality(generated, train, test, frechet, notes)
+    if "memorization" in wanted:
+        record["memorization"] = measure_memorization(generated, train, test, notes)
+    if "floors" in wanted:
+        record["floors"] = compare_baselines(train, test, others, frechet)
+    return record, generated, train
 
 
-def quality(generated: Seen, train: Seen, test: Seen | None, frechet: str, notes: Notes) -> Record:
+def compare_quality(generated: ImageFeatures, train: ImageFeatures, test: ImageFeatures | None, frechet: str,
+                    notes: Notes) -> Record:
     """How near the generated images are to those that were held out, and to those that were trained on."""
-    record: Record = {"train": against(generated.features, train.features, "the training images", frechet, notes)}
+    record: Record = {"train": _distances(generated.features, train.features, "the training images", frechet,
+                                          notes)}
     if test is not None:
-        record["test"] = against(generated.features, test.features, "the held-out images", frechet, notes)
-    if generated.logits is not None:
+        record["test"] = _distances(generated.features, test.features, "the held-out images", frechet, notes)
+    if (logits := generated.logits) is not None:
         found: Record = {}
-        notes.attempt(found, "is", "Inception score", lambda: inception_score(generated.logits))
+        notes.attempt(found, "is", "Inception score", lambda: inception_score(logits))
         if "is" in found:
             record["inception_score"] = dict(zip(("mean", "std"), found["is"], strict=True))
-    if generated.perceptual is not None and train.perceptual is not None:
-        notes.attempt(record, "intra", "distance within clusters",
-                      lambda: intra_distance(generated.perceptual, train.perceptual)._asdict())
+    ours, theirs = generated.perceptual, train.perceptual
+    if ours is not None and theirs is not None:
+        notes.attempt(record, "intra", "distance within clusters", lambda: intra_distance(ours, theirs)._asdict())
     return record
 
 
-def remembered(generated: Seen, train: Seen, test: Seen | None, notes: Notes) -> Record:
+def _distances(generated: Tensor, real: Tensor, split: str, frechet: str, notes: Notes) -> Record:
+    """Of generated to real features. split: what real is, for notes. frechet: what the Fréchet distance in
+    these features is called."""
+    record: Record = {}
+    fewest = min(len(generated), len(real))
+    notes.attempt(record, "kid", f"KID to {split}",
+                  lambda: estimate(kid(generated, real), kid_replicates(generated, real), fewest))
+    if fewest < FEWEST_FRECHET:
+        notes.say(f"{frechet} to {split}: left out, {fewest} images on one side; it wants {ENOUGH_FRECHET}, and "
+                  f"means nothing below {FEWEST_FRECHET}")
+    else:
+        if fewest < ENOUGH_FRECHET:
+            notes.say(f"{frechet} to {split}: {fewest} images on one side, and it wants {ENOUGH_FRECHET}: it is "
+                      "too high by a bias that depends on the images; compare KID")
+        notes.attempt(record, "frechet", f"{frechet} to {split}", lambda: frechet_distance(generated, real))
+        notes.attempt(record, "frechet_infinity", f"{frechet} to {split}, extrapolated",
+                      lambda: frechet_infinity(generated, real))
+    found: Record = {}
+    if fewest < FEWEST:
+        notes.say(f"precision, recall, density and coverage of {split}: left out, {fewest} images on one side; "
+                  f"below {FEWEST} the balls around so few images reach so far that images without any detail "
+                  "lie in most of them")
+    else:
+        notes.attempt(found, "prdc", f"precision, recall, density and coverage of {split}",
+                      lambda: manifold(real, generated))
+    return record | found.get("prdc", {})
+
+
+def measure_memorization(generated: ImageFeatures, train: ImageFeatures, test: ImageFeatures | None,
+                         notes: Notes) -> Record:
     """Whether the generated images are those that were trained on, by features and by pixels."""
     record: Record = {}
     for space in ("features", "pixels"):
-        sets = [getattr(generated, space), getattr(train, space), getattr(generated, space)[:0] if test is None else getattr(test, space)]
-        notes.attempt(record, space, f"memorization by {space}", lambda sets=sets: memorization(*sets))
+        ours, theirs = getattr(generated, space), getattr(train, space)
+        held_out = ours[:0] if test is None else getattr(test, space)
+        notes.attempt(record, space, f"memorization by {space}", partial(memorization, ours, theirs, held_out))
         for line in record.get(space, {}).pop("notes", []):
             notes.say(f"by {space}: {line}")
     return record
 
 
-def judged(generated: Seen, train: Seen, test: Seen | None, frechet: str, notes: Notes) -> Record:
-    return {"quality": quality(generated, train, test, frechet, notes), "memorization": remembered(generated, train, test, notes)}
-
-
-def floors(train: Seen, test: Seen | None, halves: tuple[Tensor, Tensor] | None, others: dict[str, Seen], frechet: str) -> Record:
-    """What the numbers beside are worth: real images judged as if they had been generated, and the generators that nobody wants.
-    halves: the held-out features, cut in two. others: name -> images, such as those of the untouched source."""
-    notes = Notes()  # said of the generated images already
-    found = {name: judged(seen, train, test, frechet, notes) for name, seen in {"memoriser": train, **others}.items()}
+def compare_baselines(train: ImageFeatures, test: ImageFeatures | None, others: dict[str, ImageFeatures],
+                      frechet: str) -> Record:
+    """Real images as if they had been generated, and generators that nobody wants. others: name ->
+    images, such as those of the untouched source."""
+    notes, found = Notes(), {}  # notes: said of the generated images already
+    for name, features in {"memoriser": train, **others}.items():
+        found[name] = {"quality": compare_quality(features, train, test, frechet, notes),
+                       "memorization": measure_memorization(features, train, test, notes)}
     if test is not None:
         found["train against test"] = {"quality": {"test": found["memoriser"]["quality"]["test"]}}
-    if halves is not None:
-        found["half of test against the other half"] = {"quality": {"test": against(*halves, "the held-out images", frechet, notes)}}
+        if len(test.features) >= 4:
+            order = torch.randperm(len(test.features), generator=generator("halves"))
+            halves = test.features[order[: len(order) // 2]], test.features[order[len(order) // 2 :]]
+            distances = _distances(*halves, "the held-out images", frechet, notes)
+            found["half of test against the other half"] = {"quality": {"test": distances}}
     return found
+
+
+def noise_images(n: int, shape: Sequence[int]) -> np.ndarray:
+    """n images of nothing but noise, [n, H, W, C] uint8: what sampling begins with."""
+    noise = torch.stack([torch.randn(*shape, generator=generator("noise floor", k)) for k in range(n)])
+    return to_uint8(noise.permute(0, 3, 1, 2)).numpy()

@@ -45,7 +45,7 @@ class Mean:
     def holds_zero(self, level: float = 0.95) -> bool:
         """Also where no interval is known."""
         low, high = self.interval(level)
-        return low is None or low <= 0 <= high
+        return low is None or high is None or low <= 0 <= high
 
 
 def resampled_rows(n: int, draws: int, *key: int | str) -> Tensor:
@@ -110,7 +110,7 @@ def mean_over(values: Sequence[float], replicates: Sequence[Sequence[float]] = (
     trainings.
     """
     found, n = _finite(values), len(values)
-    value, seeds, free = float(found.mean()), 0.0, n - 1
+    value, seeds, free = float(found.mean()), 0.0, float(n - 1)
     if n > 1:
         seeds, free = spread or (float(found.var()), n - 1)
     if not len(replicates) or images == 1:

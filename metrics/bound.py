@@ -72,12 +72,12 @@ def bound(denoise: Denoise, schedule: NoiseSchedule, x0: Tensor, seeds: Sequence
     if len(seeds) != len(x0):
         raise ValueError(f"{len(x0)} images and {len(seeds)} seeds: each image needs one.")
     timesteps = every(schedule.steps) if timesteps is None else timesteps
-    t_all, terms = drawn(timesteps, seeds), []
+    t_all, parts = drawn(timesteps, seeds), []
     for stratum, t in zip(timesteps, t_all, strict=True):
         on_step()
         noise = noise_at(t, seeds, x0.shape[1:]).to(x0)
         t = t.to(x0.device)
         x_t = schedule.add_noise(x0, noise, t)
-        terms.append(len(stratum) * bound_term(schedule, denoise(x_t, t), x0, x_t, t).double())
-    prior, terms = prior_bits(schedule, x0).double().cpu(), torch.stack(terms).cpu()
+        parts.append(len(stratum) * bound_term(schedule, denoise(x_t, t), x0, x_t, t).double())
+    prior, terms = prior_bits(schedule, x0).double().cpu(), torch.stack(parts).cpu()
     return Bound(prior + terms.sum(0), prior, terms, t_all)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def slices(rows: int, width: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _mend(squared: Tensor, where: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _mend(squared: Tensor, where: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
     """squared with the entries at where computed by differences, which do not cancel."""
     if len(where[0]) > squared.numel() // 16:  # images that are all alike, or clusters far apart
         return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square()

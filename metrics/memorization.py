@@ -223,8 +223,8 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) 
         for name, flags in (("copy_share", copies(near)), ("authentic_share", authentic(near, train))):
             flags = flags.double().cpu()
             found = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags))
-            if found["low"] is not None:
-                found["low"], found["high"] = share_interval(found["value"], found["low"], found["high"], len(flags))
+            if (low := found["low"]) is not None and (high := found["high"]) is not None:
+                found["low"], found["high"] = share_interval(found["value"], low, high, len(flags))
             result[name] = found
     else:
         result["notes"].append("copy share and AuthPct are left out: they compare two training images, and there is one")

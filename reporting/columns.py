@@ -75,13 +75,14 @@ COPIES = Column("copy_share", "copies", "copying", from_evaluation("memorization
     "share of generated images three times closer to one training image than to the next, in pixels (Yoon et al. 2023)"))
 COPIES_TEST = Column("copy_share_test", "copies of test", "copying", from_evaluation("memorization.pixels.copy_share_test"), percent=True,
                      means="the same of the test images, which copy nothing")
-FORGOT = Column("source_change", "source loss change", "losses", from_evaluation("loss.source_change"), better="lower", band=True, signed=True,
-                means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
+FORGOT = Column("source_change", "source loss change", "losses", from_evaluation("loss.source_change"), better="lower", band=True,
+                signed=True, means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
 TEST_LOSS = Column("test_loss", "test loss", "losses", from_evaluation("loss.target.loss"), better="lower", band=True,
                    means="loss of the predicted noise on test images, t drawn evenly (Ho et al. 2020, eq. 14)")
 HELD_OUT = Column("judged_loss", "held-out loss", "losses", evaluated_loss, better="lower", band=True,
                   means="the same on validation images, of the evaluated checkpoint: what settings are chosen by")
-TRAINED = Column("trained_share", "trained", "training", from_result("trained_share"), text=share, means="share of the parameters that train")
+TRAINED = Column("trained_share", "trained", "training", from_result("trained_share"), text=share,
+                 means="share of the parameters that train")
 BEST = Column("best_step", "best step", "training", best_step, text=count, means="of the checkpoint that the run's rule calls best")
 HOURS = Column("hours", "GPU-hours", "cost", from_result("hours"), text=lambda v: number(v) if v < 1 else f"{v:.2f}", better="lower",
                means="hours of training on the device that the head of the page names")

@@ -272,7 +272,8 @@ def situations(table: Sequence[Row]) -> dict[tuple, list[Row]]:
         best = found.setdefault(row.situation, {})
         if row.name not in best or choice_key(row) < choice_key(best[row.name]):
             best[row.name] = row
-    return {key: [row for row in table if row is best.get(row.name)] for key, best in sorted(found.items(), key=lambda i: situation_key(i[0]))}
+    ordered = sorted(found.items(), key=lambda i: situation_key(i[0]))
+    return {key: [row for row in table if row is best.get(row.name)] for key, best in ordered}
 
 
 def choice_key(row: Row) -> tuple:

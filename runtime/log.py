@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from runtime.build import Settings
 from runtime.files import put_aside, raise_if_full, write_all, write_atomically
+from runtime.pictures import png
 
 log = logging.getLogger(__name__)
 
@@ -167,25 +166,6 @@ def _parsed_row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and (not row or isinstance(row.get("step"), int)) else None
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """[H, W, C] uint8, C 1 or 3, as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """[N, H, W, C] uint8 -> one picture [*, *, C], small images enlarged to be seen, white between them."""
-    N, H, W, C = images.shape
-    zoom = max(1, 96 // max(H, W))
-    rows = -(-N // columns)
-    canvas = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)
-    for n, image in enumerate(images):
-        y, x = gap + n // columns * (H + gap), gap + n % columns * (W + gap)
-        canvas[y : y + H, x : x + W] = image
-    return canvas.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def table(rows: Iterable[Iterable[Any]]) -> str:

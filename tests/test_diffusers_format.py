@@ -28,8 +28,8 @@ import models.adm
 import models.unet
 from config.overrides import composed
 from config.run_config import RunConfig
-from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings, generate
+from diffusion.guidance import clip_x0
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
 from models.formats.diffusers import _multipliers, read_folder

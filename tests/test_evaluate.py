@@ -22,12 +22,14 @@ from config.overrides import check_overrides, composed, options
 from config.run_config import RunConfig
 from data.batches import to_x0
 from data.dataset import Dataset
-from diffusion.denoiser import clip_x0
 from diffusion.generate import SamplerSettings
+from diffusion.guidance import clip_x0
 from diffusion.samplers import ddim, even_steps
-from evaluation.evaluator import Looking, Reference, images_judged
-from evaluation.suite import Notes
-from evaluation.trained_run import Finished, classes_of
+from evaluation import evaluator
+from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
+from evaluation.image_features import FeatureExtractor, ReferenceImages
+from evaluation.suite import Notes, compare_images
+from evaluation.trained_run import TrainedRun, image_classes
 from metrics.bound import bound
 from metrics.features.random import RandomConvolutional
 from metrics.kid import kid
@@ -61,7 +63,7 @@ def settings(transfers: Transfers, **given) -> evaluate.EvaluateSettings:
 def full(transfers) -> tuple[Path, dict]:
     """A run and its evaluation."""
     run = transfers.target("full", "train.steps=6")
-    folder = evaluate.of_run(run, settings(transfers), NODE)
+    folder = evaluate_run(run, settings(transfers), NODE)
     return run, json.loads((folder / "evaluation.json").read_text())
 
 
@@ -100,10 +102,10 @@ def test_the_report_reads_what_was_written(full, transfers, tmp_path, capsys):
 def test_an_evaluation_of_an_older_format_is_made_again(full, transfers, tmp_path):
     run, _ = full
     given = settings(transfers, metrics=["loss"], out=str(tmp_path / "mine"))
-    path = evaluate.of_run(run, given, NODE) / "evaluation.json"
+    path = evaluate_run(run, given, NODE) / "evaluation.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"version": record["version"] - 1, "loss": {}}))
-    evaluate.of_run(run, given, NODE)
+    evaluate_run(run, given, NODE)
     assert json.loads(path.read_text())["loss"] == record["loss"]
 
 
@@ -144,7 +146,7 @@ def test_losses_are_of_the_test_images_and_of_the_source_as_it_was(full, transfe
 
 def test_what_did_not_train_did_not_change(transfers):
     run = transfers.target("freeze_encoder", "train.steps=6")
-    folder = evaluate.of_run(run, settings(transfers, metrics=["forgetting"]), NODE)
+    folder = evaluate_run(run, settings(transfers, metrics=["forgetting"]), NODE)
     changed = json.loads((folder / "evaluation.json").read_text())["forgetting"]["weights"]
     assert changed["conv_in"] == changed["down.0"] == changed["time_mlp"] == 0
     now, start = find(run).weights(EMA), start_of(RunConfig(find(run).config), of_checkpoint(find(transfers.source)))
@@ -154,7 +156,7 @@ def test_what_did_not_train_did_not_change(transfers):
 def test_an_untouched_source_stands_at_its_own_floor(transfers):
     """zero_shot is the source: its images are those of the floor, its loss and its weights have not changed."""
     run = transfers.target("zero_shot")
-    record = json.loads((evaluate.of_run(run, settings(transfers), NODE) / "evaluation.json").read_text())
+    record = json.loads((evaluate_run(run, settings(transfers), NODE) / "evaluation.json").read_text())
     ours, floor = record["quality"]["test"]["kid"], record["floors"]["untouched source"]["quality"]["test"]["kid"]
     assert floor == ours
     assert record["floors"]["untouched source"]["quality"]["intra"] == record["quality"]["intra"]
@@ -165,7 +167,7 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
 def test_what_was_forgotten_is_told_from_the_whole_source(full, transfers, start):
     """And not from the start of a run that copied some layers, or none of their values: it knew no source to forget."""
     run = transfers.target("full", "train.steps=6", start)
-    record = json.loads((evaluate.of_run(run, settings(transfers, metrics=["loss", "floors", "forgetting"]), NODE)
+    record = json.loads((evaluate_run(run, settings(transfers, metrics=["loss", "floors", "forgetting"]), NODE)
                          / "evaluation.json").read_text())
     _, whole = full
     assert record["loss"]["source_start"] == whole["loss"]["source_start"]
@@ -204,7 +206,7 @@ def test_images_are_of_the_classes_of_the_training_images(classes, conditional):
     assert found.classes[:2] == ["green", "red"] and found.classes[2].startswith("source/")
 
     def made(label) -> list[bytes]:
-        record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["quality"], label=label), NODE)
+        record = json.loads((evaluate_run(conditional, settings(classes, metrics=["quality"], label=label), NODE)
                              / "evaluation.json").read_text())
         return [p.read_bytes() for p in sorted(Path(record["images"]["folder"]).glob("[0-9]*.png"))]
 
@@ -218,20 +220,20 @@ def test_images_are_of_the_classes_of_the_training_images(classes, conditional):
 def test_the_classes_are_drawn_in_their_shares():
     labels = np.array([0] * 300 + [1] * 100 + [2] * 100)
     dataset = Dataset(np.zeros((500, 1, 1, 1)), labels, {"train": np.arange(400)}, ["a", "b", "c"])
-    drawn = classes_of(None, 3, dataset)
+    drawn = image_classes(None, 3, dataset)
     assert sorted(drawn) == [0] * 300 + [1] * 100  # once through the training images
-    assert 60 <= drawn[:100].count(0) <= 90 and classes_of(None, 0, dataset) is None
-    assert classes_of("null_class", 3, dataset) is None and classes_of("b", 3, dataset) == "b"
+    assert 60 <= drawn[:100].count(0) <= 90 and image_classes(None, 0, dataset) is None
+    assert image_classes("null_class", 3, dataset) is None and image_classes("b", 3, dataset) == "b"
 
 
 def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
     """As its loss is: of what the network knows of an image."""
-    record = json.loads((evaluate.of_run(conditional, settings(classes, metrics=["bound"], bound_steps=None), NODE)
+    record = json.loads((evaluate_run(conditional, settings(classes, metrics=["bound"], bound_steps=None), NODE)
                          / "evaluation.json").read_text())
-    run = Finished(find(conditional), "ema", [], None, classes.root / "cache")
+    run = TrainedRun(find(conditional), "ema", [], None, classes.root / "cache")
     dataset, _ = run.images
     rows = dataset.splits["test"][[0, -1]]
-    denoiser = run.denoiser(torch.device("cpu"))
+    denoiser = run.build_denoiser(torch.device("cpu"))
     condition = {"label": torch.from_numpy(dataset.labels[rows])}
     denoise = clip_x0(lambda x, t: denoiser(x, t, condition), denoiser.schedule)
     expected = bound(denoise, denoiser.schedule, to_x0(torch.from_numpy(dataset.images[rows])), [derive("bound", k) for k in range(2)])
@@ -251,12 +253,12 @@ def test_the_memoriser_among_the_floors_is_one(full):
 def test_the_same_again_does_nothing_and_more_images_are_added(full, transfers):
     run, record = full
     before = snapshot(run)
-    evaluate.of_run(run, settings(transfers), NODE)
+    evaluate_run(run, settings(transfers), NODE)
     after = snapshot(run)
     assert {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)} <= {k for k in after if k.endswith(".lock")}
     folder = Path(record["images"]["folder"])
     first = (folder / "000003.png").stat().st_mtime_ns
-    evaluate.of_run(run, settings(transfers, n=14, metrics=["quality"]), NODE)
+    evaluate_run(run, settings(transfers, n=14, metrics=["quality"]), NODE)
     assert len(pictures(folder)) == 14 and (folder / "000003.png").stat().st_mtime_ns == first
     assert len(list(run.glob("evaluation/*/evaluation.json"))) == 2
 
@@ -264,11 +266,11 @@ def test_the_same_again_does_nothing_and_more_images_are_added(full, transfers):
 def test_every_finished_run_of_an_experiment(full, transfers, tmp_path):
     run, _ = full
     experiment = run.parent
-    assert run in evaluate.runs_of(experiment) and evaluate.runs_of(run) == [run]
+    assert run in find_runs(experiment) and find_runs(run) == [run]
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "identity.json").write_text("{}")
     with pytest.raises(UserError, match="none of its 1 runs is finished"):
-        evaluate.runs_of(tmp_path)
+        find_runs(tmp_path)
 
 
 def test_images_of_a_folder(transfers, tmp_path):
@@ -280,7 +282,7 @@ def test_images_of_a_folder(transfers, tmp_path):
         folders(tmp_path, {name: noisy(seed)}, n=40)
     shutil.copytree(tmp_path / "train", tmp_path / "generated")
     given = settings(transfers, images=str(tmp_path / "generated"), train=str(tmp_path / "train"), test=str(tmp_path / "test"))
-    record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
+    record = json.loads((evaluate_folder(given) / "evaluation.json").read_text())
     assert record["memorization"]["features"]["rho"]["value"] == 0 and record["memorization"]["pixels"]["copy_share"]["value"] == 1
     assert abs(record["quality"]["train"]["frechet"]) < 1e-6 < record["quality"]["test"]["frechet"]
     assert "loss" not in record and "untouched source" not in record["floors"]
@@ -292,7 +294,7 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
     for name, n in (("generated", 3), ("train", 2), ("test", 1)):
         folders(tmp_path, {name: lambda k: one}, n=n)
     given = settings(transfers, images=str(tmp_path / "generated"), train=str(tmp_path / "train"), test=str(tmp_path / "test"))
-    record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
+    record = json.loads((evaluate_folder(given) / "evaluation.json").read_text())
     said = "\n".join(record["notes"])
     assert "frechet" not in record["quality"]["train"] and "left out" in said
     assert "precision" not in record["quality"]["test"] and "precision, recall, density and coverage of the held-out images" in said
@@ -302,9 +304,9 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
 
 def test_validation_images_in_place_of_a_test_are_said(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    reference = Reference.of(images, {"train": np.arange(10), "validation": np.arange(10, 20), "test": np.arange(0)}, [])
-    looking, notes = Looking(RandomConvolutional(), RandomConvolutional(), torch.device("cpu"), 8, tmp_path), Notes()
-    images_judged(looking, images[:2], reference, {}, [], notes)
+    reference = ReferenceImages.of_splits(images, {"train": np.arange(10), "validation": np.arange(10, 20), "test": np.arange(0)}, [])
+    extractor, notes = FeatureExtractor(RandomConvolutional(), RandomConvolutional(), torch.device("cpu"), 8, tmp_path), Notes()
+    compare_images(extractor, images[:2], reference, {}, [], notes)
     assert any("no test split" in note and "by which the checkpoint was chosen" in note for note in notes)
 
 
@@ -332,8 +334,8 @@ def test_a_checkpoint_by_its_name_is_no_best_one(transfers):
     """Its evaluation neither replaces that of the best checkpoint nor passes for it."""
     run = transfers.run("train.steps=8", "run.checkpoint_every=4", "seed=5")
     given = settings(transfers, metrics=["loss"])
-    best = evaluate.of_run(run, given, NODE)
-    named = evaluate.of_run(run / "checkpoints/step_4", given, NODE)
+    best = evaluate_run(run, given, NODE)
+    named = evaluate_run(run / "checkpoints/step_4", given, NODE)
     assert best != named and named.name.startswith("step_4_n12")
     assert json.loads((named / "evaluation.json").read_text())["protocol"]["select"] == "step_4"
     assert json.loads((best / "evaluation.json").read_text())["checkpoint"]["step"] == 8
@@ -342,24 +344,24 @@ def test_a_checkpoint_by_its_name_is_no_best_one(transfers):
 def test_a_folder_given_keeps_what_is_in_it(full, transfers, tmp_path):
     run, _ = full
     given = settings(transfers, metrics="loss", out=str(tmp_path / "mine"))
-    evaluate.of_run(run, given, NODE)
+    evaluate_run(run, given, NODE)
     for other, what in ((run, settings(transfers, metrics="loss", out=given.out, seed=1)), (transfers.source, given)):
         with pytest.raises(UserError, match=r"holds another evaluation(.|\n)*(seed: 0 -> 1|run: )"):
-            evaluate.of_run(other, what, NODE)
+            evaluate_run(other, what, NODE)
     path = tmp_path / "mine" / "evaluation.json"
     whole = json.loads(path.read_text())
     for damaged in ('{"half": ', "[]", path.read_text().replace('"value": 0', '"value": 9')):
         path.write_text(damaged)
-        assert json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())["loss"] == whole["loss"]
+        assert json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())["loss"] == whole["loss"]
 
 
 def test_images_that_were_made_anew_are_judged_anew(full, transfers, tmp_path):
     run, record = full
     generated = shutil.copytree(record["images"]["folder"], tmp_path / "given")
     given = settings(transfers, images=f"{generated}/", checkpoint=str(run), metrics="quality")
-    first = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    first = json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
     (generated / "000000.png").unlink()
-    second = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    second = json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
     assert second["images"]["n"] == first["images"]["n"] - 1 and "n" not in second["protocol"]
     assert first["quality"] != second["quality"]
 
@@ -371,23 +373,23 @@ def test_what_only_the_source_tells_is_made_up_when_it_is_back(transfers, tmp_pa
     origin = json.loads((run / "source.json").read_text())
     (run / "source.json").write_text(json.dumps(origin | {"path": str(tmp_path / "gone")}))
     given = settings(transfers, metrics=["forgetting"])
-    first = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    first = json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
     assert "forgetting" not in first and "source=PATH" in "\n".join(first["notes"])
     found = settings(transfers, metrics=["forgetting"], source=str(transfers.source))
-    path = evaluate.of_run(run, found, NODE) / "evaluation.json"
+    path = evaluate_run(run, found, NODE) / "evaluation.json"
     assert "weights" in json.loads(path.read_text())["forgetting"]
     before = path.stat().st_mtime_ns
-    evaluate.of_run(run, found, NODE)
-    evaluate.of_run(run, given, NODE)
+    evaluate_run(run, found, NODE)
+    evaluate_run(run, given, NODE)
     assert path.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="not the source of this run"):
-        evaluate.of_run(run, settings(transfers, metrics=["forgetting"], source=str(run)), NODE)
+        evaluate_run(run, settings(transfers, metrics=["forgetting"], source=str(run)), NODE)
 
 
 def test_no_images_are_made_for_what_needs_none(transfers):
     """Thousands of images take hours, and the loss minutes."""
     run = transfers.target("full", "train.steps=4", "seed=8")
-    folder = evaluate.of_run(run, settings(transfers, metrics=["bound", "loss"]), NODE)
+    folder = evaluate_run(run, settings(transfers, metrics=["bound", "loss"]), NODE)
     record = json.loads((folder / "evaluation.json").read_text())
     assert record["loss"]["source_change"] and record["bound"]["bits"] and record["features"]["short"] == "random"
     assert not (run / "generated").exists() and record["images"] == {"train": 24, "test": 413}
@@ -396,10 +398,10 @@ def test_no_images_are_made_for_what_needs_none(transfers):
 def test_damaged_files_are_named_or_made_again(full, transfers, tmp_path, caplog):
     run = shutil.copytree(full[0], tmp_path / "run")
     given = settings(transfers, metrics=["quality"], cache=str(tmp_path / "cache"))
-    whole = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    whole = json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
 
     def again() -> dict:
-        return json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+        return json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
 
     max(run.glob("evaluation/*/evaluation.json"), key=lambda p: p.stat().st_mtime_ns).unlink()
     for cut, path in enumerate(sorted((tmp_path / "cache/features").glob("*.npy"))):
@@ -424,9 +426,9 @@ def test_damaged_files_are_named_or_made_again(full, transfers, tmp_path, caplog
 def test_images_of_a_run_that_may_only_be_read_go_out(transfers, tmp_path, monkeypatch):
     run = transfers.target("full", "train.steps=4", "seed=8")
     before = snapshot(run.parent)
-    monkeypatch.setattr(evaluate.os, "access", lambda path, mode: str(path).startswith(str(tmp_path)))
+    monkeypatch.setattr(evaluator.os, "access", lambda path, mode: str(path).startswith(str(tmp_path)))
     given = settings(transfers, metrics=["floors"], out=str(tmp_path / "out"))
-    record = json.loads((evaluate.of_run(run, given, NODE) / "evaluation.json").read_text())
+    record = json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
     assert record["floors"]["untouched source"] and Path(record["images"]["folder"]).parent == tmp_path / "out"
     assert snapshot(run.parent) == before
 
@@ -437,7 +439,7 @@ def test_what_the_label_makes_of_the_comparison_is_said(transfers, tmp_path):
     run = transfers.run("data=folder", f"data.path={classes}", "model.classes=2", "train.steps=2", "data.flip=false")
 
     def notes(label) -> str:
-        folder = evaluate.of_run(run, settings(transfers, metrics=["quality"], label=label), NODE)
+        folder = evaluate_run(run, settings(transfers, metrics=["quality"], label=label), NODE)
         return "\n".join(json.loads((folder / "evaluation.json").read_text())["notes"])
 
     assert "of class b alone" in notes("b") and "null class" in notes("null_class")
@@ -450,14 +452,14 @@ def test_images_that_are_not_those_of_the_run_are_refused(transfers, tmp_path):
     run = transfers.run("data=folder", f"data.path={images}", "train.steps=2", "data.flip=false", "data.classes=false")
     moved, given = images.rename(tmp_path / "moved"), settings(transfers, metrics=["loss"])
     with pytest.raises(UserError, match=r"'overrides=\[\"data.path=DIR\"\]'"):
-        evaluate.of_run(run, given, NODE)
+        evaluate_run(run, given, NODE)
     given = settings(transfers, metrics=["loss"], overrides=[f"data.path={moved}"])
-    assert evaluate.of_run(run, given, NODE).exists()
+    assert evaluate_run(run, given, NODE).exists()
     (moved / "3.png").unlink()
     with pytest.raises(UserError, match="not the images that it was trained on"):
-        evaluate.of_run(run, given, NODE)
+        evaluate_run(run, given, NODE)
     with pytest.raises(UserError, match="of the run's images"):
-        evaluate.of_run(run, settings(transfers, overrides=["data.size=16"]), NODE)
+        evaluate_run(run, settings(transfers, overrides=["data.size=16"]), NODE)
 
 
 @pytest.mark.slow
@@ -481,7 +483,7 @@ def test_copies_by_pixels_are_found_without_held_out_images(transfers, tmp_path)
     folders(tmp_path, {"train": noisy}, n=10)
     shutil.copytree(tmp_path / "train", tmp_path / "generated")
     given = settings(transfers, images=str(tmp_path / "generated"), train=str(tmp_path / "train"))
-    record = json.loads((evaluate.of_folder(given) / "evaluation.json").read_text())
+    record = json.loads((evaluate_folder(given) / "evaluation.json").read_text())
     assert record["memorization"]["pixels"]["copy_share"]["value"] == 1 and "rho" not in record["memorization"]["pixels"]
     assert any("rho and C_T are left out" in note for note in record["notes"])
 
@@ -491,6 +493,6 @@ def test_images_of_another_size_are_scaled_and_that_is_said(transfers, tmp_path)
         folders(tmp_path, {name: lambda k, side=side: Image.new("RGB", (side, side), (9 * k, 99, 0))}, n=8)
     run = transfers.target("full", "train.steps=6")
     for name, scaled in (("same", False), ("larger", True)):
-        folder = evaluate.of_run(run, settings(transfers, images=str(tmp_path / name), checkpoint=str(run), metrics=["quality"]), NODE)
+        folder = evaluate_run(run, settings(transfers, images=str(tmp_path / name), checkpoint=str(run), metrics=["quality"]), NODE)
         notes = json.loads((folder / "evaluation.json").read_text())["notes"]
         assert any("not all 8 high and 8 wide" in note for note in notes) == scaled

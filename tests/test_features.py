@@ -211,7 +211,7 @@ def node_of(name: str) -> dict:
 
 @pytest.mark.parametrize("name", ["random", "pixels"])
 def test_features_without_files_build_from_their_configs(name):
-    features = build(node_of(name), ["evaluation"], "features")
+    features = build(node_of(name), ["metrics"], "features")
     assert json.loads(json.dumps(features.identity)) == features.identity
     assert extract(features, drawn(2, 8, 8, 3)).features.shape[0] == 2
     assert features.name and features.short and features.frechet != "FID"
@@ -225,6 +225,6 @@ def test_a_missing_file_is_named_with_where_it_comes_from_and_the_setting():
     for name, source in sources.items():
         node = node_of(name) | {"path": "nowhere/weights.pth"} | ({"name": "resnet18.a1_in1k"} if name == "timm" else {})
         with pytest.raises(UserError, match=rf"nowhere/weights\.pth is not there.*Nothing is downloaded.*{source}.*features\.path=FILE"):
-            build(node, ["evaluation"], "features")
+            build(node, ["metrics"], "features")
         with pytest.raises(UserError, match="is a folder, and a file is needed"):
-            build(node | {"path": "tests"}, ["evaluation"], "features")
+            build(node | {"path": "tests"}, ["metrics"], "features")

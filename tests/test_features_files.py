@@ -155,7 +155,7 @@ def test_dinov2_builds_from_its_config_and_metas_file(tmp_path):
     state, path = scaled(shapes), tmp_path / "dinov2_vits14_pretrain.pth"
     assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)  # of 518x518, in patches of 14
     torch.save(state | {"mask_token": torch.zeros(1, 384)}, path)
-    features = build(node | {"path": str(path), "size": 56}, ["evaluation"], "features")
+    features = build(node | {"path": str(path), "size": 56}, ["metrics"], "features")
     images = drawn(2, 56, 56, 1)
     imagenet = [torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     with torch.no_grad():

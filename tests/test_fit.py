@@ -9,7 +9,7 @@ from config.sections import SourceSettings
 from models.adm import ADMUNet
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.adapt_weights import Ends, fit, input_channels, mean_and_variance, summary
+from transfer.adapt_weights import Ends, fit, mean_and_variance, resize_input_channels, summary
 
 
 def unet(kind=UNet, **more) -> UNet:
@@ -106,7 +106,7 @@ def test_of_gray_from_color_noise_gets_another_response():
     """The variance of what conv_in says of noise, by the sum over its weights: exact for gray images, up to three times as much here."""
     equal = torch.ones(4, 3, 3, 3, dtype=torch.float64)
     for weight in (equal, torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)):
-        gray = input_channels(weight, torch.empty(4, 1, 3, 3), Ends(3, 1)).value
+        gray = resize_input_channels(weight, torch.empty(4, 1, 3, 3), Ends(3, 1)).value
         ratio = gray.square().sum((1, 2, 3)) / weight.square().sum((1, 2, 3))
         assert (ratio <= 3 + 1e-12).all()
         assert torch.allclose(ratio, torch.tensor(3.0, dtype=torch.float64)) == torch.equal(weight, equal)
@@ -115,7 +115,7 @@ def test_of_gray_from_color_noise_gets_another_response():
 @pytest.mark.parametrize(("n_source", "n_target"), [(1, 3), (3, 6), (2, 4), (3, 4), (4, 3), (2, 3)])
 def test_equal_channels_give_the_sources_response_where_the_numbers_divide(n_source, n_target):
     weight = torch.randn(4, n_source, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value, _, alike = input_channels(weight, torch.empty(4, n_target, 3, 3), Ends(n_source, n_target))
+    value, _, alike = resize_input_channels(weight, torch.empty(4, n_target, 3, 3), Ends(n_source, n_target))
     assert torch.allclose(value.sum(1), weight.sum(1)) == (n_target % n_source == 0)
     columns = [column.flatten().tolist() for column in value.unbind(1)]
     assert alike == any(a == b for a, b in combinations(columns, 2))

@@ -10,7 +10,7 @@ from torch import nn
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
-from evaluation.evaluator import mean_error
+from evaluation.network_metrics import _mean_error
 from metrics.held_out_loss import HeldOut, about_the_curve, held_out_errors, stratified
 from runtime.seeds import generator
 from tests.terms import SCHEDULE, images
@@ -117,7 +117,7 @@ def made_up(seed: int, of_images: float, of_noise: float, n: int = 64, each: int
 def test_the_interval_is_of_the_images_and_not_of_their_t():
     """Images that are all alike, and errors that are known: nothing is unknown about the mean, though the errors run from 0.02 to 0.9."""
     held, _ = made_up(0, 0.0, 0.0)
-    found = mean_error(held)
+    found = _mean_error(held)
     naive = torch.stack([held.errors[held.image == k].mean() for k in range(64)]).std().item() / 8
     assert 0 < found["high"] - found["low"] < 0.15 * 4 * naive
 
@@ -125,8 +125,8 @@ def test_the_interval_is_of_the_images_and_not_of_their_t():
 @pytest.mark.parametrize(("n", "each"), [(64, 4), (32, 12)])
 def test_the_interval_holds_the_truth(n, each):
     """Of 400 sets of images whose mean error is known."""
-    truth = mean_error(made_up(0, 0.0, 0.0, n, each)[0])["value"]
-    found = [mean_error(made_up(seed, 0.02, 0.02, n, each)[0]) for seed in range(1, 401)]
+    truth = _mean_error(made_up(0, 0.0, 0.0, n, each)[0])["value"]
+    found = [_mean_error(made_up(seed, 0.02, 0.02, n, each)[0]) for seed in range(1, 401)]
     assert 0.91 * 400 <= sum(e["low"] <= truth <= e["high"] for e in found) <= 0.98 * 400
     spread = np.std([e["value"] for e in found])
     assert np.mean([np.std(e["replicates"]) for e in found]) == pytest.approx(spread, rel=0.2)

@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BELOW = {
-    "runtime": set(),
-    "diffusion": {"runtime"},
-    "data": {"runtime"},
-    "kernels": {"runtime"},
-    "models": {"kernels", "diffusion", "data", "runtime"},
-    "config": {"models", "kernels", "diffusion", "data", "runtime"},
-    "transfer": {"config", "models", "kernels", "diffusion", "data", "runtime"},
-    "evaluation": {"models", "kernels", "diffusion", "data", "runtime"},
-    "training": {"transfer", "evaluation", "config", "models", "kernels", "diffusion", "data", "runtime"},
-    "reporting": {"training", "evaluation", "config", "runtime"},
-}
+FLOORS = [["runtime"], ["kernels", "diffusion", "data"], ["models"], ["config"], ["transfer"], ["sampling"], ["metrics"], ["training"],
+          ["evaluation"], ["reporting"]]
+APART = {"transfer": {"metrics"}, "sampling": {"metrics"}, "reporting": {"transfer", "sampling", "models", "kernels", "diffusion", "data"},
+         "metrics": {"transfer", "sampling", "config"}}
+BELOW = {package: {p for floor in FLOORS[:k] for p in floor} - APART.get(package, set())
+         for k, packages in enumerate(FLOORS) for package in packages}
 
 
 def imported(path: Path) -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from prdc import compute_prdc
 
-from evaluation import suite as judge
+from evaluation import suite
 from metrics import distances
 from metrics.prdc import FEWEST, manifold
 from runtime.errors import UserError
@@ -72,11 +72,11 @@ def test_of_few_images_nothing_is_said_as_mush_covers_them_all():
     real = normal(15, 30, 0)
     mush = 0.15 * normal(100, 30, 1)
     assert manifold(real, mush)["coverage"] == 1 and manifold(normal(400, 30, 2), mush)["coverage"] > 0.5
-    notes = judge.Notes()
-    record = judge.against(mush, real, "the held-out images", "Fréchet distance", notes)
+    notes = suite.Notes()
+    record = suite._distances(mush, real, "the held-out images", "Fréchet distance", notes)
     assert "kid" in record and not {"precision", "recall", "density", "coverage"} & record.keys()
     assert any("precision, recall, density and coverage of the held-out images: left out, 15 images on one side" in note for note in notes)
-    enough = judge.against(mush, normal(FEWEST, 30, 2), "the held-out images", "Fréchet distance", notes)
+    enough = suite._distances(mush, normal(FEWEST, 30, 2), "the held-out images", "Fréchet distance", notes)
     assert {"precision", "recall", "density", "coverage"} <= enough.keys()
 
 

@@ -14,7 +14,7 @@ from config.old_spelling import RENAMED, as_then, refuse_old_config, translate
 from config.overrides import CONF, check_overrides, composed
 from config.run_config import READERS, RunConfig, reader_keys
 from data.settings import OWN_KEYS
-from evaluation.trained_run import Finished
+from evaluation.trained_run import TrainedRun
 from reporting.page import Report
 from reporting.runs import read_runs
 from runtime import checkpoint
@@ -86,9 +86,9 @@ def test_a_run_of_then_stands_in_one_row_with_a_new_one(root):
 
 
 def test_the_images_of_a_run_of_then_are_found_elsewhere(root):
-    def finished(*overrides: str) -> Finished:
+    def finished(*overrides: str) -> TrainedRun:
         found = checkpoint.find(root / "runs/custom" / RUN.name)
-        return Finished(found, "ema", overrides, None, root / "cache")
+        return TrainedRun(found, "ema", overrides, None, root / "cache")
 
     assert finished(f"data.path={root}/images").images[0].images.shape == (12, 8, 8, 1)
     with pytest.raises(UserError, match=r"^data.source.path=DIR: this is written data.path=DIR now"):

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from diffusion import schedule as schedules
-from diffusion.denoiser import Denoiser, Prediction, clip_x0, guide
+from diffusion.denoiser import Denoiser, Prediction
+from diffusion.guidance import clip_x0, guide
 from diffusion.parameterization import PredictMean, PredictNoise, PredictVelocity, PredictX0, noise_of
 from diffusion.variance import FixedLarge, FixedSmall, Fraction
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from scipy import special, stats
 
-import evaluate
 import report
+from evaluation import evaluator
 from metrics import estimate as record
 from metrics.estimate import GRID
 from reporting import pictures, verdict
@@ -392,7 +392,7 @@ def test_one_held_out_image_tells_no_interval(tmp_path, capsys, seeds):
         for name, loss, include in (("full", 0.05, ("*",)), ("scratch", 0.5, ())):
             content = of_one_image(evaluation(loss=loss * (1 + 0.01 * seed), kid=loss))
             write_evaluation(write_run(tmp_path, name, seed, include=include, held_out_loss=loss), content)
-    (told,) = (line for line in evaluate.summary(content).splitlines() if "loss on test images" in line)
+    (told,) = (line for line in evaluator.summarize(content).splitlines() if "loss on test images" in line)
     assert told.split()[-1].startswith("0.5") and "(" not in told
     report.main([str(tmp_path)])
     full = rows(read_runs(tmp_path))[0]

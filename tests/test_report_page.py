@@ -18,8 +18,9 @@ from PIL import Image
 from scipy import stats
 
 import report
-from evaluation import suite as judge
-from evaluation.evaluator import noise_images
+from evaluation import suite
+from evaluation.image_features import ImageFeatures
+from evaluation.suite import noise_images
 from metrics.bootstrap import wilson
 from metrics.features.random import RandomConvolutional
 from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
@@ -292,9 +293,15 @@ def discs(n: int, seed: int, contrast: float = 1.0) -> np.ndarray:
     return ((values + 0.01 * torch.randn(values.shape, generator=draw)) * 255).clamp(0, 255).byte()[..., None].repeat(1, 1, 1, 3).numpy()
 
 
-def seen(images: np.ndarray, features=lambda images: RandomConvolutional()(images).features) -> judge.Seen:
+def seen(images: np.ndarray, features=lambda images: RandomConvolutional()(images).features) -> ImageFeatures:
     values = torch.from_numpy(images)
-    return judge.Seen(features(values), values.flatten(1).double() / 255, None, features(values))
+    return ImageFeatures(features(values), values.flatten(1).double() / 255, None, features(values))
+
+
+def measured(generated: ImageFeatures, train: ImageFeatures, test: ImageFeatures) -> dict:
+    notes = suite.Notes()
+    return {"quality": suite.compare_quality(generated, train, test, "Fréchet distance", notes),
+            "memorization": suite.measure_memorization(generated, train, test, notes)}
 
 
 def blocks(images: torch.Tensor) -> torch.Tensor:
@@ -306,7 +313,7 @@ def test_noise_wins_no_arrow(tmp_path):
     """It has the highest rho, C_T and distances of all, and no copies: what has an arrow is won by images that are like the data."""
     train, test = seen(discs(80, 0)), seen(discs(120, 1))
     for name, images in (("fresh", discs(100, 2)), ("noise", noise_images(100, (16, 16, 3)))):
-        content = evaluation() | json.loads(json.dumps(judge.judged(seen(images), train, test, "Fréchet distance", judge.Notes())))
+        content = evaluation() | json.loads(json.dumps(measured(seen(images), train, test)))
         write_evaluation(write_run(tmp_path, name, held_out_loss=0.1), content)
     found = {row.name: row for row in rows_of(read_runs(tmp_path))}
     of_images = [c for c in (*COLUMNS, *further("FID")) if c.group in ("quality", "copying") and found["noise"].value(c) is not None]
@@ -328,7 +335,7 @@ def test_who_copies_and_who_does_not(tmp_path, count):
                   "fresh": discs(300, 5)}
 
     def remembered(images: np.ndarray) -> dict:
-        return judge.remembered(look(images), look(train), look(discs(150, 1)), judge.Notes())
+        return suite.measure_memorization(look(images), look(train), look(discs(150, 1)), suite.Notes())
 
     for name, images in generators.items():
         content = evaluation() | {"memorization": remembered(images)}
@@ -379,7 +386,8 @@ def test_images_that_chose_the_checkpoint_are_no_test(tmp_path):
     content = json.loads(path.read_text())
     content["protocol"]["held_out"] = "validation"
     path.write_text(json.dumps(content))
-    assert any("no test split: the images that chose checkpoints and settings are those of the evaluation" in sentence for sentence in verdict_of(tmp_path))
+    said = "no test split: the images that chose checkpoints and settings are those of the evaluation"
+    assert any(said in sentence for sentence in verdict_of(tmp_path))
 
 
 def said_of_copying(folder: Path) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from config.overrides import composed
 from config.run_config import RunConfig
-from diffusion.samplers import NoisePerImage
+from diffusion.image_noise import NoisePerImage
 from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.seeds import derive

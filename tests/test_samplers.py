@@ -18,17 +18,9 @@ from diffusion import samplers
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.generate import SamplerSettings, as_made, generate
+from diffusion.image_noise import NoisePerImage
 from diffusion.parameterization import PredictNoise, PredictVelocity
-from diffusion.samplers import (
-    NoisePerImage,
-    ancestral,
-    ddim,
-    even_steps,
-    inclusive_steps,
-    log_snr_steps,
-    quadratic_steps,
-    trailing_steps,
-)
+from diffusion.samplers import ancestral, ddim, even_steps, inclusive_steps, log_snr_steps, quadratic_steps, trailing_steps
 from diffusion.variance import FixedLarge, FixedSmall, Fraction
 
 FIXED_SMALL, FIXED_LARGE = FixedSmall(), FixedLarge()

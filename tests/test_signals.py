@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from runtime.checkpoint import find
-from runtime.signals import PREEMPTED, Preempted, StopRequest, leave
+from runtime.requeue import leave
+from runtime.signals import PREEMPTED, Preempted, StopRequest
 from tests import runs
 
 LONGER = ["train.steps=24", "run.checkpoint_every=20"]

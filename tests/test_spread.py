@@ -14,8 +14,8 @@ from data.dataset import Dataset
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
-from evaluation import evaluator as judging
-from evaluation import trained_run as finished
+from evaluation import network_metrics, trained_run
+from evaluation.image_features import ReferenceImages
 from metrics.features import Embedding
 from tests.terms import SCHEDULE
 from training import online_kid as light
@@ -70,11 +70,11 @@ def test_no_rows_are_no_rows():
 
 
 def test_source_images(monkeypatch):
-    monkeypatch.setattr(finished, "MOST", COUNT)
-    monkeypatch.setattr(finished, "own_images", lambda *_: DATA)
+    monkeypatch.setattr(trained_run, "MOST", COUNT)
+    monkeypatch.setattr(trained_run, "own_images", lambda *_: DATA)
     plain = RunConfig({"source": composed("train", ["+experiment=transfer_demo"])["source"], "model": {}})
     run = SimpleNamespace(source=SimpleNamespace(config=plain), data=None, cache=None, config=plain)
-    images, labels, rows, split = finished.Finished.source_images(run)
+    images, labels, rows, split = trained_run.TrainedRun.source_images(run)
     assert labels is None and split == "test"
     check_shares(images[rows, 0, 0, 0])
 
@@ -115,10 +115,10 @@ def test_sheet_of_training_images(monkeypatch, tmp_path):
 
 def test_bound(monkeypatch):
     seen = []
-    monkeypatch.setattr(judging, "bound", lambda denoise, schedule, x0, *_: seen.append(x0))
-    monkeypatch.setattr(judging, "of_bound", lambda *_: {})
+    monkeypatch.setattr(network_metrics, "bound", lambda denoise, schedule, x0, *_: seen.append(x0))
+    monkeypatch.setattr(network_metrics, "_bound", lambda *_: {})
     network = SimpleNamespace(run=SimpleNamespace(images=(DATA, [])), device=torch.device("cpu"),
                               denoiser=Denoiser(torch.nn.Identity(), SCHEDULE, PredictNoise()),
-                              reference=judging.Reference.of(IMAGES, DATA.splits, []))
-    judging.OfNetwork.bound(network, COUNT, None, clip=False)
+                              reference=ReferenceImages.of_splits(IMAGES, DATA.splits, []))
+    network_metrics.NetworkMetrics.bound(network, COUNT, None, clip=False)
     check_shares((seen[0].mean((1, 2, 3)) + 1) * 127.5)

@@ -220,7 +220,7 @@ def test_domain_guidance_by_hand(transfers, tmp_path, monkeypatch, strategy, lab
         return torch.zeros(2, 3, 8, 8)
 
     directory = run(transfers, strategy, *([] if label else ["model.classes=0"]))
-    monkeypatch.setattr("sampling.image_folder.generate", generate)
+    monkeypatch.setattr("sampling.pipeline.generate", generate)
     sampled(directory, tmp_path, guidance=1.5, reference="source", label=label)
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([30, 80])

@@ -31,7 +31,8 @@ from runtime.device import peak_memory
 from runtime.directory import device_name
 from runtime.errors import UserError
 from runtime.files import write_sealed
-from runtime.log import RunLog, grid
+from runtime.log import RunLog
+from runtime.pictures import grid
 from runtime.seeds import derive, generator
 from runtime.signals import Preempted, StopRequest
 from training.best_checkpoint import prune_checkpoints, rank_checkpoints

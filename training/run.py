@@ -27,7 +27,8 @@ from runtime.device import arithmetic, forget_peak, pick_device, pick_precision
 from runtime.directory import claim, describe, kept_precision, write_csv
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically
-from runtime.log import RunLog, grid, logged_to, png, recorded
+from runtime.log import RunLog, logged_to, recorded
+from runtime.pictures import grid, png
 from runtime.seeds import derive
 from runtime.signals import stops_at_once
 from training.checks import check_network, check_run_config

@@ -36,7 +36,8 @@ from runtime.directory import write_json
 from runtime.errors import UserError, message_of
 from runtime.files import Damaged, read_json
 from runtime.log import log_to_terminal, table
-from runtime.signals import PREEMPTED, Preempted, is_job
+from runtime.requeue import is_job
+from runtime.signals import PREEMPTED, Preempted
 from training.result import MISSING, read_result
 
 log = logging.getLogger(__name__)

@@ -89,7 +89,7 @@ class Resized(NamedTuple):
     alike: bool
 
 
-def input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+def resize_input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """conv_in [O, I, k, k] for images of n_target channels in place of n_source.
 
     To gray: the sum over the inputs. On a gray image this is the source's response to the image as RGB. It is not on noise: the
@@ -109,7 +109,7 @@ def input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None
                    f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}", n_target > n_source)
 
 
-def output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """conv_out (weight and bias) for images of another number of channels, n_source -> n_target: the mean for gray, repeated rows for
     more. Its second half is about the variance, where that is learned: one that is new starts at zero, in the middle of
     Nichol and Dhariwal's range; one that the target does not learn is left out."""
@@ -128,7 +128,7 @@ def output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | Non
     return Resized(halves.flatten(0, 1), ", ".join(how), n_target > n_source or wanted > len(source) // n_source)
 
 
-def class_rows(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+def resize_class_table(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """The class table for other classes: every new class starts as the mean of the source's, whose own rows follow where they are kept;
     the null class stays itself."""
     if source.shape[1:] != target.shape[1:]:
@@ -142,10 +142,10 @@ def class_rows(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
 
 # (source, target, where the networks differ) -> the source in the target's shape, or None
 RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], Resized | None]] = {
-    "conv_in.weight": input_channels,
-    "conv_out.weight": output_channels,
-    "conv_out.bias": output_channels,
-    TABLE: class_rows,
+    "conv_in.weight": resize_input_channels,
+    "conv_out.weight": resize_output_channels,
+    "conv_out.bias": resize_output_channels,
+    TABLE: resize_class_table,
 }
 
 

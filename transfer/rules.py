@@ -166,8 +166,8 @@ def own_word(rules: Sequence[Rule], names: Collection[str], name: str) -> bool:
 
 
 def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[str]) -> list[Rule]:
-    """What the rules lack: one for each parameter of alike (transfer.adapt_weights.Fit) that they do not train from the first step on, at the
-    optimizer's rate, or at that of what trains fastest where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first,
+    """What the rules lack: one for each parameter of alike (transfer.adapt_weights.Fit) that they do not train from the first step on, at
+    the optimizer's rate, or at that of what trains fastest where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first,
     and at the full rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
     plan = ParameterPlan(network, rules)
     rate = min(1.0, max(plan.rates(0), default=0.0))

@@ -38,8 +38,8 @@ class Features(Protocol):
 
 
 @torch.no_grad()
-def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows: Sequence[int] | None = None, batch_size: int = 64,
-            desc: str = "features", device: torch.device | str = "cpu") -> Embedding:
+def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows: Sequence[int] | np.ndarray | None = None,
+            batch_size: int = 64, desc: str = "features", device: torch.device | str = "cpu") -> Embedding:
     """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; computed on device in fp32, returned on
     the CPU, in the order of rows.
 
@@ -51,16 +51,18 @@ def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
+    assert isinstance(rows, np.ndarray)
     if not len(rows):
         raise UserError(f"{desc}: there are no images to take features of.")
-    features, parts = features.to(device), []
+    features, parts = features.to(device), list[Embedding]()
     with _in_full_precision(torch.device(device)):
         for start in tqdm(range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False):
             batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
             embedding = features(torch.from_numpy(batch).to(device))
-            parts.append(Embedding(*(None if part is None else part.float().cpu() for part in embedding)))
+            logits = None if embedding.logits is None else embedding.logits.float().cpu()
+            parts.append(Embedding(embedding.features.float().cpu(), logits))
     whole = Embedding(torch.cat([part.features for part in parts]),
-                      None if parts[0].logits is None else torch.cat([part.logits for part in parts]))
+                      None if parts[0].logits is None else torch.cat([part.logits for part in parts if part.logits is not None]))
     broken = ~torch.cat([torch.stack([e.isfinite().flatten(1).all(1) for e in part if e is not None]).all(0) for part in parts])
     if broken.any():
         raise UserError(f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of {len(rows)} images, the first in row "

@@ -73,7 +73,7 @@ class Lpips:
         if min(x.shape[2:]) < SMALLEST:
             raise UserError(f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high and {x.shape[3]} wide: "
                             "the setting size=64 of these features scales them first.")
-        x, parts = (x - self.shift) / self.scale, []
+        x, parts = (x - self.shift) / self.scale, list[Tensor]()
         for k, layer in enumerate(self.layers[: LAYERS[-1] + 1]):
             x = layer(x)  # [B, C, H, W]
             if k in LAYERS:
@@ -85,6 +85,6 @@ class Lpips:
 def _linear_weights() -> Path:
     """The w_l, a small file in the package lpips. The package itself is not imported."""
     found = importlib.util.find_spec("lpips")
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise UserError("LPIPS needs the package lpips, whose wheel carries its linear weights: pip install lpips")
     return Path(found.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"

@@ -1,0 +1,32 @@
+"""Wrappers around a denoiser: x0 clipped, and guidance away from a reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffusion.denoiser import Denoise, Prediction
+from diffusion.parameterization import noise_of
+from diffusion.schedule import NoiseSchedule, Time
+
+
+def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:
+    """x0 kept in [-1, 1], and the noise made to agree with it."""
+
+    def clipped(x_t: Tensor, t: Time) -> Prediction:
+        prediction = denoise(x_t, t)
+        x0 = prediction.x0.clamp(-1, 1)
+        return prediction._replace(x0=x0, noise=noise_of(schedule, x0, x_t, t))
+
+    return clipped
+
+
+def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:
+    """reference + scale (conditional - reference). reference: the null class (Ho and Salimans 2022, classifier-free guidance,
+    where their w is scale - 1), or the frozen source (domain guidance). scale 1 is the conditional model, 0 the reference."""
+
+    def guided(x_t: Tensor, t: Time) -> Prediction:
+        towards, away = conditional(x_t, t), reference(x_t, t)
+        return towards._replace(x0=torch.lerp(away.x0, towards.x0, scale), noise=torch.lerp(away.noise, towards.noise, scale))
+
+    return guided

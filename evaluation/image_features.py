@@ -1,0 +1,103 @@
+"""Sets of images as the features that an evaluation measures in see them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.features import Features, extract
+from metrics.features.distances import Pixels
+from runtime.content import sha256_of
+from runtime.files import locked, read_checked, write_checked
+
+TOLD = {"train": "training images", "test": "held-out images"}
+
+
+class ImageFeatures(NamedTuple):
+    """Of one set of images, [N, D] each. logits: of Inception. perceptual: for the distance within
+    clusters."""
+
+    features: Tensor
+    pixels: Tensor
+    logits: Tensor | None = None
+    perceptual: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """The images [*, H, W, C] uint8 that generated ones are compared with.
+
+    rows: of "train", and of "test" where something was held out. held_out: the split that stands for the
+    test, or None. digests: of what decides the pixels, by "train" and "test".
+    """
+
+    images: np.ndarray
+    rows: dict[str, np.ndarray]
+    held_out: str | None
+    digests: dict[str, str]
+
+    @staticmethod
+    def of_splits(images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]) -> ReferenceImages:
+        """about: what decides the pixels of images."""
+        held_out = next((split for split in ("test", "validation") if len(splits.get(split, ()))), None)
+        rows = {"train": splits["train"]} | ({"test": splits[held_out]} if held_out else {})
+        digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
+        return ReferenceImages(images, rows, held_out, digests)
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """cache: of features that other evaluations need too."""
+
+    features: Features
+    perceptual: Features
+    device: torch.device
+    batch_size: int
+    cache: Path
+
+    def extract(self, images: np.ndarray, rows: np.ndarray, what: str) -> ImageFeatures:
+        """Of these rows of images [*, H, W, C] uint8. what: they are, for the progress bar."""
+        compute = partial(extract, images=images, rows=rows, batch_size=self.batch_size, device=self.device)
+        embedded = compute(self.features, desc=f"{self.features.short} features of {what}")
+        perceptual = embedded
+        if self.features.identity != self.perceptual.identity:
+            perceptual = compute(self.perceptual, desc=f"{self.perceptual.short} features of {what}")
+        return ImageFeatures(embedded.features, _pixels(images, rows, what), embedded.logits,
+                             perceptual.features)
+
+    def extract_cached(self, reference: ReferenceImages, split: str) -> ImageFeatures:
+        """The same of the images of a split, without logits."""
+        features, perceptual = (self._cached(kind, reference, split) for kind in (self.features, self.perceptual))
+        pixels = _pixels(reference.images, reference.rows[split], TOLD[split])
+        return ImageFeatures(features, pixels, None, perceptual)
+
+    def _cached(self, kind: Features, reference: ReferenceImages, split: str) -> Tensor:
+        key = sha256_of([kind.identity, reference.digests[split]])[:16]
+        path = self.cache / "features" / f"{key}.npy"
+        with locked(path.with_suffix(".lock")):
+            if (data := read_checked(path)) is not None:
+                return torch.from_numpy(np.load(io.BytesIO(data)))
+            found = extract(kind, reference.images, reference.rows[split], self.batch_size, device=self.device,
+                            desc=f"{kind.short} features of {TOLD[split]}")
+            file = io.BytesIO()
+            np.save(file, found.features.numpy())
+            write_checked(path, file.getvalue())
+            return found.features
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """As evaluation.json has them."""
+        return {"features": {name: getattr(self.features, name) for name in ("name", "short", "frechet")},
+                "perceptual": {name: getattr(self.perceptual, name) for name in ("name", "short")}}
+
+
+def _pixels(images: np.ndarray, rows: np.ndarray, what: str) -> Tensor:
+    return extract(Pixels(), images, rows, desc=f"pixels of {what}").features

@@ -1,0 +1,82 @@
+"""What evaluate.py is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from config.sections import Precision
+from diffusion.generate import SamplerSettings
+from kernels.dispatch import Kernels
+from metrics.features import Features
+from runtime.build import Settings
+from runtime.checkpoint import Which
+from runtime.errors import near
+
+METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
+OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
+OF_NETWORK = ("loss", "bound")  # those that need no images
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(Settings):
+    """See conf/evaluate.yaml."""
+
+    sampler: SamplerSettings
+    features: Features
+    perceptual: Features
+    checkpoint: str | None = None
+    images: str | None = None
+    train: str | None = None
+    test: str | None = None
+    metrics: str | Sequence[str] = "all"
+    overrides: Sequence[str] = ()
+    source: str | None = None
+    n: int = 2000
+    seed: int = 0
+    select: Literal["best", "last"] = "best"
+    weights: Which = "ema"
+    label: int | str | None = None
+    held_out_draws: int = 2048
+    bound_images: int = 16
+    bound_steps: int | None = 100
+    out: str | None = None
+    cache: str = "cache"
+    batch_size: int = 64
+    device: str = "auto"
+    precision: Precision = "fp32"
+    kernels: Kernels = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        if unknown := [m for m in self._named if m not in METRICS]:
+            raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
+        if not self.wanted:
+            raise ValueError(f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of "
+                             f"[{','.join(METRICS)}]; with images= of [{','.join(OF_IMAGES)}].")
+        if self.checkpoint is None and (self.images is None or self.train is None):
+            raise ValueError("what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or "
+                             "train=DIR test=DIR to compare with.")
+        if self.checkpoint is not None and (self.train or self.test):
+            raise ValueError("train= and test= are for images= alone: with checkpoint= the images to compare "
+                             "with are the run's.")
+
+    def _check_numbers(self) -> None:
+        for name in ("n", "held_out_draws", "bound_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1.")
+        if self.bound_steps is not None and self.bound_steps < 2:
+            raise ValueError("bound_steps must be at least 2, or null for all steps.")
+
+    @property
+    def _named(self) -> Sequence[str]:
+        if self.metrics == "all":
+            return METRICS
+        return [self.metrics] if isinstance(self.metrics, str) else self.metrics
+
+    @cached_property
+    def wanted(self) -> list[str]:
+        """The metrics that are computed, in their order."""
+        return [m for m in (METRICS if self.images is None else OF_IMAGES) if m in self._named]

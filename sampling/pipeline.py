@@ -1,0 +1,191 @@
+"""Images from trained weights: what sample.py, evaluate.py and a notebook share.
+
+    from sampling import load
+    model = load("runs/pretrain_demo/NAME")
+    images = model.sample(16, seed=0)          # [16, C, H, W] in [-1, 1]
+    model.to_pil(images)[0].save("image.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.batches import to_uint8
+from diffusion.denoiser import Condition, Denoise, Denoiser
+from diffusion.generate import SamplerSettings, generate, steps_of, warn_of_start
+from diffusion.guidance import guide
+from diffusion.samplers import ddim, log_snr_steps
+from kernels import dispatch
+from runtime.checkpoint import Which
+from runtime.device import arithmetic, pick_device, pick_precision
+from runtime.errors import UserError, near
+from runtime.seeds import derive
+from sampling.cuda_graph import cast_ahead, prepared
+from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of
+
+Label = int | str | Sequence[int] | None
+OnStep = Callable[[Sequence[int], Tensor, int], object]  # (image numbers, predicted x0, t)
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which images are wanted. Image k is a function of (seed, k), whatever the batch it is made in.
+
+    label: a class by name or number, "all" for each in turn, a list of numbers for these in turn, None for
+    the null class. guidance: away from a reference, 1 for none.
+    """
+
+    sampler: SamplerSettings
+    n: int
+    seed: int = 0
+    batch_size: int = 64
+    label: Label = None
+    guidance: float = 1.0
+    precision: str = "fp32"
+    kernels: dispatch.Kernels = "auto"
+
+
+@torch.no_grad()
+def sample_batches(request: SampleRequest, numbers: Sequence[int], denoiser: Denoiser, reference: Denoiser,
+                   classes: Sequence[str], shape: Sequence[int],
+                   on_step: OnStep = lambda numbers, x0, t: None) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Makes the images with these numbers, batch by batch.
+
+    Args:
+        reference: what guidance leads away from; it is given no label.
+        classes: names of the labels that the network knows.
+        shape: [C, H, W] of an image.
+        on_step: told the first predicted x0 of a batch at each t.
+    Yields:
+        (numbers, images [B, C, H, W] in about [-1, 1]).
+    Raises:
+        UserError: where images are not finite, or a label is unknown.
+    """
+    device = denoiser.schedule.alpha_bar.device
+    precision = pick_precision(request.precision, device)
+    dispatch.select(request.kernels, device)
+    steps = steps_of(denoiser.schedule, request.sampler)[:-1]
+    if numbers:
+        warn_of_start(denoiser.schedule, request.sampler, shape)
+    if precision == "bf16":
+        for each in {denoiser, reference}:
+            cast_ahead(each.network, torch.bfloat16)
+    with arithmetic(precision, device)():
+        ready = {each: _readied(each, steps) for each in {denoiser, reference}}
+        for start in range(0, len(numbers), request.batch_size):
+            batch = numbers[start : start + request.batch_size]
+            labels = class_labels(request.label, classes, batch)
+            denoise = ready[denoiser](None if labels is None else {"label": labels.to(device)})
+            if request.guidance != 1:
+                denoise = guide(denoise, ready[reference](None), request.guidance)
+            seeds = [derive(request.seed, "image", k) for k in batch]
+            x0 = generate(denoise, denoiser.schedule, request.sampler, shape, seeds, partial(on_step, batch))
+            _check_finite(batch, x0)
+            yield batch, x0
+
+
+def _readied(denoiser: Denoiser, steps: Sequence[int]) -> Callable[[Condition | None], Denoise]:
+    """condition -> Denoise. On a CPU the denoiser itself: there is little to spare, and the images keep
+    their bits."""
+    if denoiser.schedule.alpha_bar.is_cuda:
+        return prepared(denoiser, steps)
+    return lambda condition: lambda x_t, t: denoiser(x_t, t, condition)
+
+
+def _check_finite(numbers: Sequence[int], x0: Tensor) -> None:
+    finite = x0.isfinite().flatten(1).all(1).tolist()
+    if bad := [k for k, fine in zip(numbers, finite, strict=True) if not fine]:
+        raise UserError(f"{len(bad)} of {len(numbers)} images are not finite (NaN or infinite), image {bad[0]} "
+                        "first: the network has diverged, or precision=bf16 is too coarse for it. "
+                        "precision=fp32 and an earlier checkpoints/step_N tell which.")
+
+
+def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) -> Tensor | None:
+    """[B] the class of each image, or None for the null class."""
+    if label is None:
+        return None
+    if not classes:
+        raise UserError(f"label={label}: this model has no classes; one that was trained with "
+                        "model.classes=auto has those of its images.")
+    if label == "all":
+        label = range(len(classes))
+    if not isinstance(label, int | str):
+        return torch.tensor([label[k % len(label)] for k in images])
+    if str(label) in classes:
+        return torch.full((len(images),), list(classes).index(str(label)))
+    if isinstance(label, int) and 0 <= label < len(classes):
+        return torch.full((len(images),), label)
+    raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A trained model that is sampled from. source: where what it was trained from is, if that moved."""
+
+    weights: TrainedWeights
+    device: torch.device
+    which: Which = "ema"
+    source: str | None = None
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return self.weights.config.frozen_denoiser(self.weights.load(self.which), self.device)
+
+    @cached_property
+    def source_denoiser(self) -> Denoiser:
+        """What the run started from, for domain guidance (Zhong et al. 2025)."""
+        config = self.weights.config
+        start = start_of(config, source_of(self.weights.origin, config, self.source))
+        return config.frozen_denoiser(start, self.device)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of its labels; none without classes."""
+        return self.weights.classes if self.denoiser.network.classes else []
+
+    def sample(self, n: int, seed: int = 0, label: Label = None, guidance: float = 1.0,
+               reference: Literal["null_class", "source"] = "null_class", steps: int = 50,
+               sampler: SamplerSettings | None = None, batch_size: int = 64) -> Tensor:
+        """Images 0 .. n - 1 of this seed, the same that sample.py writes.
+
+        Args:
+            label: a class by name or number, "all" for each in turn, None for the null class.
+            guidance: away from the reference; 1 is none.
+            reference: the null class (classifier-free guidance), or the source (domain guidance).
+            steps: of DDIM, evenly in the log of the signal-to-noise ratio; sampler in place of it.
+        Returns:
+            [n, C, H, W] in about [-1, 1], on the CPU.
+        """
+        settings = sampler or SamplerSettings(ddim, log_snr_steps, steps)
+        request = SampleRequest(settings, n, seed, batch_size, label, guidance)
+        away = self.source_denoiser if reference == "source" else self.denoiser
+        shape = self.weights.config.image_shape
+        made = sample_batches(request, range(n), self.denoiser, away, self.classes, shape)
+        return torch.cat([x0.cpu() for _, x0 in made])
+
+    @staticmethod
+    def to_pil(images: Tensor) -> list[Image.Image]:
+        """[n, C, H, W] in about [-1, 1] -> pictures of 8 bits."""
+        pixels = to_uint8(images).cpu().numpy()
+        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+
+
+def load(name: str, device: str = "auto", weights: Which = "ema", source: str | None = None) -> Pipeline:
+    """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, a
+    published file, or a file of a run's difference from its source.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1.
+        weights: the running average (EMA), or "model", the last iterate.
+        source: where the source of a difference is, if it was moved.
+    Raises:
+        UserError: where there is nothing of that name, or it is damaged.
+    """
+    return Pipeline(load_weights(name, source=source), pick_device(device), weights, source)
