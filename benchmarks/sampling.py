@@ -20,8 +20,8 @@ from benchmarks.common import CLOCKS, arguments, clocks, interleaved, numbers, p
 from benchmarks.networks import MODELS, check_same_outputs, in_diffusers, ours
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
-from diffusion.parameterization import PredictNoise
 from diffusion.image_noise import NoisePerImage
+from diffusion.parameterization import PredictNoise
 from diffusion.samplers import ancestral, ddim, even_steps  # even: diffusers' own default
 from diffusion.schedule import linear
 from kernels import dispatch

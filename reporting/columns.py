@@ -76,7 +76,8 @@ COPIES = Column("copy_share", "copies", "copying", from_evaluation("memorization
 COPIES_TEST = Column("copy_share_test", "copies of test", "copying", from_evaluation("memorization.pixels.copy_share_test"), percent=True,
                      means="the same of the test images, which copy nothing")
 FORGOT = Column("source_change", "source loss change", "losses", from_evaluation("loss.source_change"), better="lower", band=True,
-                signed=True, means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
+                signed=True,
+                means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: what was forgotten")
 TEST_LOSS = Column("test_loss", "test loss", "losses", from_evaluation("loss.target.loss"), better="lower", band=True,
                    means="loss of the predicted noise on test images, t drawn evenly (Ho et al. 2020, eq. 14)")
 HELD_OUT = Column("judged_loss", "held-out loss", "losses", evaluated_loss, better="lower", band=True,

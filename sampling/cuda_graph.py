@@ -76,7 +76,7 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
-        self.recorded: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self.recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         key = tuple((x.shape, x.dtype) for x in inputs)

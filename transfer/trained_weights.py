@@ -38,8 +38,8 @@ Tensors = dict[str, Tensor]
 @dataclass(frozen=True)
 class TrainedWeights:
     """path: of the checkpoint, folder or file. config: of published weights some sections alone (models.formats.published.SECTIONS).
-    classes: their names. step: None where it is not known, as of what is no checkpoint of a run. digests: sha256 of either set. load: reads one
-    of them, under our names. laid_on: of a difference, the source that it is laid on."""
+    classes: their names. step: None where it is not known, as of what is no checkpoint of a run. digests: sha256 of either set.
+    load: reads one of them, under our names. laid_on: of a difference, the source that it is laid on."""
 
     path: Path
     config: RunConfig

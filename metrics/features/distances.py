@@ -22,7 +22,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of the colours
 class Pixels:
     """The values of all pixels in 0..1: [B, H W C], gray or colour as they are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.name, self.short, self.frechet = "pixels in 0..1", "pixels", "Fréchet distance (pixels)"
         self.identity = {"kind": "pixels"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,11 +71,11 @@ class Timm:
         known = timm.list_pretrained()
         if name not in known:
             raise UserError(f"features.name={name}: timm {timm.__version__} has no such weights (NETWORK.TAG); {near(name, known)}")
-        config = timm.models.get_pretrained_cfg(name)
+        config: Any = timm.models.get_pretrained_cfg(name)
         hub = f": huggingface-cli download {config.hf_hub_id} model.safetensors" if config.hf_hub_id else ""
         file = weight_file(path, name, f"get them where there is a network{hub}")
         size = config.input_size[-1] if size is None else size
-        sized = {"img_size": size} if config.fixed_input_size else {}  # a vision transformer has its size built in
+        sized: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}  # a vision transformer has its size built in
         self.input = Normalized(size, config.mean, config.std, "bilinear" if config.interpolation == "bilinear" else "bicubic")
         try:
             self.network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
@@ -94,7 +95,8 @@ class Timm:
         positions are scaled to another size."""
         rename = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
         state = dict(rename(state, self.network) if rename else state)
-        heads = self.network.pretrained_cfg.get("classifier") or ()
+        config: Any = self.network.pretrained_cfg
+        heads = config.get("classifier") or ()
         for head in [heads] if isinstance(heads, str) else heads:
             state.pop(f"{head}.weight", None)
             state.pop(f"{head}.bias", None)
