@@ -11,10 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path, get_args_parser  # the latter tells overrides from Hydra's own flags
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +20,7 @@ from yaml import YAMLError
 
 from config.old_spelling import refuse_old_config, refuse_old_override
 from runtime.errors import UserError, near
+from runtime.hydra_private import parse_command_line, parse_overrides, set_values
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = ("experiment", "sweep")  # groups that are not among the defaults
@@ -47,7 +45,7 @@ def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
         (values if _is_value(override, known) else chosen).append(override)
     config = copy.deepcopy(_composed_keys(CONF, config_name, tuple(str(o.input_line) for o in chosen), False))
     try:
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        set_values(values, config)
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     return resolved(config)
@@ -99,7 +97,7 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
 
 def _check_flags(config_name: str, arguments: Sequence[str], ours: Sequence[Override]) -> None:
     """Raises UserError for several values without -m, and for a flag that Hydra would end with a traceback for."""
-    asked = get_args_parser().parse_args(arguments)
+    asked = parse_command_line(arguments)
     if asked.resolve and not (asked.cfg or asked.help):
         raise UserError("--resolve belongs to --cfg: --cfg job --resolve shows the config with every reference filled in.")
     if is_multirun(asked):
@@ -128,7 +126,7 @@ def _choice(override: Override) -> str:
 def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]:
     """What +sweep=NAME varies and then what the command line sets, without Hydra's own settings; of the same key the later counts,
     as it does in Hydra's sweeper."""
-    overrides = parsed(get_args_parser().parse_args(arguments).overrides)
+    overrides = parsed(parse_command_line(arguments).overrides)
     ours = [o for o in overrides if o.key_or_group.split("/")[0].split(".")[0] != "hydra"]
     sweeps = [o for o in ours if o.key_or_group == "sweep"]
     for override in sweeps:
@@ -144,9 +142,8 @@ def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]
 def parsed(overrides: Sequence[str]) -> list[Override]:
     for line in overrides:
         refuse_old_override(line)
-    loader = ConfigLoaderImpl(create_config_search_path(str(CONF)))  # for transfer=glob(*)
     try:
-        return OverridesParser.create(loader).parse_overrides(list(overrides))
+        return parse_overrides(overrides, CONF)
     except HydraException as error:
         raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces, "
                         "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.patient=\"(P\\d+)_\"'.") from error

@@ -132,7 +132,7 @@ class Report:
         if not (run := self.evaluated):
             return ""
         count = run.at("images.test")
-        return f"{count:,} {run.at('protocol', 'held_out')} images in {run.at('features', 'name')}" if count else ""
+        return f"{count:,} {run.at('protocol.held_out')} images in {run.at('features.name')}" if count else ""
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
@@ -250,7 +250,7 @@ def protocol_text(run: Run) -> str:
     how = [called(sampler.get("function") or sampler.get("name")) or "the sampler of the run",
            f"{sampler['steps']} steps" if "steps" in sampler else "", called(sampler.get("spacing")),
            "x0 clipped" if sampler.get("clip") else ""]
-    parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {', '.join(filter(None, how))}"]
+    parts = [f"{protocol.get('n', run.at('images.n'))} images sampled once by {', '.join(filter(None, how))}"]
     if "weights" in protocol:
         parts.append("EMA weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 from training.ema import Ema
 from transfer.adapters import check, inject, load, merge, parameters
 from transfer.difffit import BranchScale
-from transfer.lora import LoRA, MatrixProductLoRA
+from transfer.lora import LoRA
 from transfer.svdiff import SpectralShift
 from transfer.textual_inversion import NewRows
 
@@ -28,7 +28,6 @@ QKV, OUT = ["*.attention.*.qkv.weight"], ["*.attention.*.out.weight"]
 KINDS = {
     "lora": [LoRA(QKV, 2, branches=3), LoRA(OUT, 2, alpha=3)],
     "locon": [LoRA([*CONVOLUTIONS, "*.time_proj.weight"], 2)],
-    "product": [MatrixProductLoRA(["*.conv?.weight"], 2)],
     "scale": [BranchScale(LAST)],
     "spectral": [SpectralShift(["*conv*.weight", "*.shortcut.weight", "*.time_proj.weight", "time_mlp.*.weight", *OUT]),
                  SpectralShift(QKV, branches=3)],
@@ -110,17 +109,6 @@ def test_three_branches_are_a_lora_each_for_q_k_and_v():
                      "layer.weight.lora.down": values["layer.weight.lora.down"][2 * n:2 * n + 2],
                      "layer.weight.lora.up": values["layer.weight.lora.up"][mine]})
         torch.testing.assert_close(part, alone["layer"](x), rtol=0, atol=1e-12)
-
-
-def test_the_product_of_matrices_fills_the_weight_in_its_own_order():
-    """loralib: W + (alpha / r) (B A).view(W.shape), here entry by entry."""
-    lora, values = layer(nn.Conv2d(4, 5, 3), MatrixProductLoRA(["*.weight"], 2, alpha=4))
-    A, B = values["layer.weight.lora.down"], values["layer.weight.lora.up"]
-    assert A.shape == (2 * 3, 4 * 3) and B.shape == (5 * 3, 2 * 3)
-    for o, i, a, b in [(0, 0, 0, 0), (0, 0, 1, 2), (1, 3, 2, 1), (4, 3, 2, 2), (2, 1, 0, 1)]:
-        row, column = divmod(((o * 4 + i) * 3 + a) * 3 + b, 4 * 3)
-        expected = values["layer.weight"][o, i, a, b] + 4 / 2 * sum(B[row, k] * A[k, column] for k in range(6))
-        assert lora.weight[o, i, a, b].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_lora_starts_uniform_within_one_over_the_root_of_the_inputs_and_by_the_seed():
@@ -349,13 +337,11 @@ def test_a_weight_that_was_factored_must_stay_frozen():
     ([LoRA(["mid.attention.0.qkv.weight"], 17, branches=3)], "rank=17 is more than the 16"),
     ([LoRA(["mid.attention.0.qkv.weight"], 2, branches=5)], "48 outputs are not branches=5"),
     ([SpectralShift(["mid.attention.0.qkv.weight"], branches=5)], "48 outputs are not branches=5"),
-    ([MatrixProductLoRA(["conv_in.weight"], 4)], "rank=4 is more than the 3"),
-    ([MatrixProductLoRA(["*.time_proj.weight"], 2)], "only the weights of square convolutions"),
     ([LoRA(["*.norm1.weight"], 2)], r"LoRA on down.0.block.0.norm1.weight: only the weights of linear layers and convolutions"),
     ([SpectralShift(["*.conv1.*"])], r"SpectralShift on down.0.block.0.conv1.bias: it goes on a weight, not on a bias"),
     ([BranchScale(["norm_out"])], "BranchScale on norm_out: only"),
     ([NewRows(4)], "count=4, and the table has 3 rows before that of the null class"),
-    ([LoRA(["*.conv1.weight"], 2), MatrixProductLoRA(["mid.*.conv1.weight"], 2)], "mid.block.0.conv1.weight is named by two"),
+    ([LoRA(["*.conv1.weight"], 2), LoRA(["mid.*.conv1.weight"], 2)], "mid.block.0.conv1.weight is named by two"),
 ])
 def test_mistakes_show_before_there_is_any_memory(injections, message):
     with torch.device("meta"):
@@ -376,7 +362,6 @@ def test_a_network_without_classes_has_no_rows():
     ({"_target_": "transfer.lora.LoRA", "patterns": ["*"], "rank": 2, "branches": 0}, "branches must be at least 1"),
     ({"_target_": "transfer.lora.LoRA", "patterns": ["*"]}, "transfer.inject.0.rank must be set"),
     ({"_target_": "transfer.lora.LoRA", "patterns": "*", "rank": 2}, "patterns='\\*' is not a list"),
-    ({"_target_": "transfer.lora.MatrixProductLoRA", "patterns": ["*"], "rank": 0}, "rank must be at least 1"),
     ({"_target_": "transfer.svdiff.SpectralShift", "patterns": ["*"], "branches": 0}, "branches must be at least 1"),
     ({"_target_": "transfer.textual_inversion.NewRows", "count": 0}, "count must be at least 1 or auto"),
     ({"_target_": "transfer.textual_inversion.NewRows", "count": "all"}, "count='all' is not a whole number or one of auto"),

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from config import overrides
 from config.overrides import check_overrides, options
 from runtime.errors import UserError
+from runtime.hydra_private import parse_command_line
 from runtime.signals import PREEMPTED, Preempted
 from tests import runs
 from training import sweep
@@ -195,7 +195,7 @@ def test_m_may_come_last(tmp_path):
     """What is added to the command line stands beside the overrides, where a parser still takes it."""
     argv = ["train.py", "seed=0,1", f"run.root={tmp_path}", "-m"]
     with pytest.raises(RuntimeError, match="begun"), sweep.sweeping("train", argv):
-        assert get_args_parser().parse_args(argv[1:]).overrides[-1].startswith("hydra.sweep.dir=")
+        assert parse_command_line(argv[1:]).overrides[-1].startswith("hydra.sweep.dir=")
         raise RuntimeError("begun")
 
 

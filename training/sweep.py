@@ -23,8 +23,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
@@ -35,6 +33,7 @@ from runtime.device import free_memory
 from runtime.directory import write_json
 from runtime.errors import UserError, message_of
 from runtime.files import Damaged, read_json
+from runtime.hydra_private import parse_command_line, replaced_job_results, split_cells
 from runtime.log import log_to_terminal, table
 from runtime.requeue import is_job
 from runtime.signals import PREEMPTED, Preempted
@@ -98,7 +97,7 @@ def read_sweep(folder: Path) -> Sweep:
 def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     """Around Hydra's main, for a command line that may ask for a sweep. Raises UserError before anything runs; exits with 1 where
     cells failed, and with what Hydra exits with where a signal stopped it."""
-    asked = get_args_parser().parse_args(argv[1:])
+    asked = parse_command_line(argv[1:])
     if not is_sweep(config_name, asked):
         yield
         return
@@ -148,7 +147,7 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
         check_slurm()
     composed_keys(config_name, of_hydra, hydra=True)  # raises where they are wrong
     overrides = task_overrides(config_name, arguments)
-    cells = BasicSweeper.split_arguments(overrides, None)[0]
+    cells = split_cells(overrides)
     own = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     if "run.directory" in [o.key_or_group for o in overrides if o.get_key_element() not in own]:
         raise UserError("run.directory is that of one run: leave it out of a sweep, or give run.root.")
@@ -209,12 +208,11 @@ def told_of_cells(sweep: Sweep) -> Iterator[None]:
 def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
     """A job that dies (killed for memory, cancelled) is a cell that failed. submitit raises for the first of them, and Hydra's
     launcher, which asks for the results in the order of the cells, would then wait for no other."""
-    from submitit import Job
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
-    results, numbers = Job.results, itertools.count()
+    numbers = itertools.count()
 
-    def noted(job: Job) -> list[JobReturn]:
+    def noted(results: Callable[[Any], list[JobReturn]], job: Any) -> list[JobReturn]:
         number = next(numbers)
         try:
             return results(job)
@@ -226,11 +224,8 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
                 write_json(sweep.folder / f"{number}.json", {"status": "failed", "message": message, "seconds": 0})
             return [JobReturn(status=JobStatus.COMPLETED)]
 
-    setattr(Job, "results", noted)  # noqa: B010  (a method, which mypy lets nobody assign)
-    try:
+    with replaced_job_results(noted):
         yield
-    finally:
-        setattr(Job, "results", results)  # noqa: B010
 
 
 def report_failures(sweep: Sweep) -> bool:

@@ -45,47 +45,15 @@ class LoRA:
     tensors: ClassVar = ("weight",)
 
     def __post_init__(self) -> None:
-        _at_least_one(rank=self.rank, branches=self.branches)
+        for name in ("rank", "branches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
     def on(self, layer: Layer, random: torch.Generator) -> LowRank:
         rows, columns = matrix_shape(layer)
         if rows % self.branches:
             raise ValueError(f"its {rows} outputs are not branches={self.branches} matrices.")
-        _check_rank(self.rank, min(rows // self.branches, columns))
-        return LowRank(layer.weight, rows, columns, self.rank, _scale(self.alpha, self.rank), self.branches, random)
-
-
-@dataclass(frozen=True)
-class MatrixProductLoRA:
-    """On convolutions, in the factorization of Hu et al.'s own code (loralib): B [out k, rank k] times A [rank k, in k], whose entries
-    are read in the order of W's. No smaller convolutions do the same, and the rank of W's change can be rank k."""
-
-    patterns: Sequence[str]
-    rank: int
-    alpha: float | None = None
-    tensors: ClassVar = ("weight",)
-
-    def __post_init__(self) -> None:
-        _at_least_one(rank=self.rank)
-
-    def on(self, layer: Layer, random: torch.Generator) -> LowRank:
-        if not isinstance(layer, nn.Conv2d) or layer.kernel_size[0] != layer.kernel_size[1]:
-            raise ValueError("only the weights of square convolutions can have it.")
-        outputs, inputs, k, _ = layer.weight.shape
-        _check_rank(self.rank, min(outputs, inputs))
-        return LowRank(layer.weight, outputs * k, inputs * k, self.rank * k, _scale(self.alpha, self.rank), 1, random)
-
-
-def _scale(alpha: float | None, rank: int) -> float:
-    return 1.0 if alpha is None else alpha / rank
-
-
-def _at_least_one(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}.")
-
-
-def _check_rank(rank: int, most: int) -> None:
-    if rank > most:
-        raise ValueError(f"rank={rank} is more than the {most} that the weight itself can have; choose a smaller one.")
+        if self.rank > (most := min(rows // self.branches, columns)):
+            raise ValueError(f"rank={self.rank} is more than the {most} that the weight itself can have; choose a smaller one.")
+        scale = 1.0 if self.alpha is None else self.alpha / self.rank
+        return LowRank(layer.weight, rows, columns, self.rank, scale, self.branches, random)

@@ -1,0 +1,51 @@
+"""What is private of Hydra (1.3) and patched of submitit (1.5): here and nowhere else. requirements.txt pins their ranges, and
+tests/test_hydra_private.py holds what each name does."""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+
+def parse_command_line(arguments: Sequence[str]) -> Namespace:
+    """Hydra's own flags, and the overrides among them."""
+    return get_args_parser().parse_args(list(arguments))
+
+
+def parse_overrides(lines: Sequence[str], conf: Path) -> list[Override]:
+    """By Hydra's grammar, with the choices of conf for transfer=glob(*). Raises HydraException."""
+    loader = ConfigLoaderImpl(create_config_search_path(str(conf)))
+    return OverridesParser.create(loader).parse_overrides(list(lines))
+
+
+def set_values(values: list[Override], config: DictConfig) -> None:
+    """In place, as at the end of Hydra's composition. Raises HydraException."""
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+
+
+def split_cells(overrides: list[Override]) -> list[list[str]]:
+    """The overrides of each cell of a sweep, in the order in which Hydra's sweeper runs them."""
+    return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+@contextlib.contextmanager
+def replaced_job_results(instead: Callable[[Callable[[Any], list[Any]], Any], list[Any]]) -> Iterator[None]:
+    """submitit's Job.results(job) is instead(results, job) while inside, where results is submitit's own."""
+    from submitit import Job
+
+    results = Job.results
+    setattr(Job, "results", lambda job: instead(results, job))  # noqa: B010  (mypy lets nobody assign a method)
+    try:
+        yield
+    finally:
+        setattr(Job, "results", results)  # noqa: B010
