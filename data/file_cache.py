@@ -71,14 +71,14 @@ class FileCache:
         stamps = [_told(_stamp, path) for path in real]
         names = [path[len(root):].lstrip("/") for path in real]
         known = self._read_store(store)
-        missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True))
+        missing = [k for k, (name, stamp) in enumerate(zip(names, stamps))
                    if known.get(name, [None])[0] != list(stamp)]
         if missing:
             started, kept, fresh = time.time(), time.monotonic(), {}
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 computed = pool.map(lambda k: _told(compute, paths[k]), missing)
                 for k, value in zip(missing, tqdm(computed, f"reading {root}: {what}", len(missing),
-                                                  unit="file", delay=2), strict=True):
+                                                  unit="file", delay=2)):
                     if _told(_stamp, real[k]) != stamps[k]:
                         raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
                     fresh[names[k]] = [list(stamps[k]), value]
@@ -92,7 +92,7 @@ class FileCache:
 
     def sha256(self, paths: Sequence[Path]) -> list[str]:
         digests, store = self._look_up(paths, "sha256", sha256)
-        self._sha256.update(zip(paths, digests, strict=True))
+        self._sha256.update(zip(paths, digests))
         for path in paths:
             self._stores[path] = store
         return digests
@@ -136,7 +136,7 @@ class FileCache:
     def _bind(self, what: str, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
         """A value that is told anew, of another content, is the first that is told of it."""
         told = self._stamps.setdefault(what, {})
-        for path, stamp in zip(paths, stamps, strict=True):
+        for path, stamp in zip(paths, stamps):
             if told.get(path, stamp) != stamp:
                 for others in self._stamps.values():
                     others.pop(path, None)

@@ -70,8 +70,8 @@ def select_files(path: str, found: Sequence[Path], counts: Sequence[bool], what:
     Raises:
         UserError: where there is none.
     """
-    files = [file for file, yes in zip(found, counts, strict=True) if yes]
-    others = [file for file, yes in zip(found, counts, strict=True) if not yes]
+    files = [file for file, yes in zip(found, counts) if yes]
+    others = [file for file, yes in zip(found, counts) if not yes]
     if not files:
         beside = ", and no other files"
         if others:
@@ -95,7 +95,7 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
     found = [match[group] for match in matches if match and match[group] is not None]
     if len(found) == len(names):
         return found
-    without = [n for n, match in zip(names, matches, strict=True) if not match or match[group] is None]
+    without = [n for n, match in zip(names, matches) if not match or match[group] is None]
     raise UserError(f"data.patient={pattern} matches {'not all' if found else 'none'} of the paths: "
                     f"{len(without)} of {len(names)} are without, such as {without[0]}. It is searched in "
                     "the path below data.path, and its first group names the patient.")
@@ -114,7 +114,7 @@ def splits_and_classes(root: Path, names: Sequence[str],
         stray = root / names[splits.index(None)]
         raise UserError(f"{root}: {stray} lies beside the folders train and test: move it into one of "
                         "them.")
-    inside = [p[1:] if split else p for p, split in zip(parts, splits, strict=True)]
+    inside = [p[1:] if split else p for p, split in zip(parts, splits)]
     class_names = [p[0] if len(p) > 1 else "" for p in inside]
     if classes:
         if not any(splits):
@@ -142,7 +142,7 @@ def _check_classes(root: Path, names: Sequence[str], splits: Sequence[str | None
                    class_names: Sequence[str]) -> None:
     """Refuses images beside class folders, and splits without classes beside a train folder that has
     them."""
-    trained = next((name for name, split in zip(class_names, splits, strict=True)
+    trained = next((name for name, split in zip(class_names, splits)
                     if name and split in (None, "train")), "")
     for split in dict.fromkeys(splits):
         inside = [k for k, s in enumerate(splits) if s == split]

@@ -53,7 +53,7 @@ class FolderReader(ImageReader):
         self.labels = [label.get(class_names[k], 0) for k, _ in self.items]
         hashes = file_cache.sha256(files)
         self.fingerprint = sha256_of([kind, 2, validation, test, patient, classes, *settings,
-                                      list(zip(names, hashes, strict=True))])
+                                      list(zip(names, hashes))])
         owners = [None if whose is None else f"patient {whose}" for whose in patients]
         groups = [owners[k] or names[k] for k, _ in self.items]
         self.check_files()

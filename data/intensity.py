@@ -59,7 +59,7 @@ def value_range(values: np.ndarray) -> LowHigh:
 
 def join_ranges(ranges: Iterable[Sequence[float]]) -> LowHigh:
     """The range that holds all of these: the least low and the greatest high. At least one is needed."""
-    lows, highs = zip(*ranges, strict=True)
+    lows, highs = zip(*ranges)
     return float(min(lows)), float(max(highs))
 
 
@@ -78,14 +78,9 @@ class MeasuredRange:
             return self._range
 
 
-class GivenRange:
-    """data.range=[low, high]."""
-
-    def __init__(self, low_high: Sequence[float]):
-        if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
-            raise UserError(f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is "
-                            "shown black and what white.")
-        self._range = float(low_high[0]), float(low_high[1])
-
-    def __call__(self, values: np.ndarray) -> LowHigh:
-        return self._range
+def check_range(low_high: Sequence[float]) -> LowHigh:
+    """data.range as numbers. Raises UserError where they are not two that rise."""
+    if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
+        raise UserError(f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is "
+                        "shown black and what white.")
+    return float(low_high[0]), float(low_high[1])

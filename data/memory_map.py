@@ -166,7 +166,7 @@ def _fill(reader: ImageReader, settings: DataSettings,
     with recorded() as said, ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in tqdm(range(0, len(reader), 256), desc=f"decoding {reader.name}", unit="x256", delay=2):
             items = range(start, min(start + 256, len(reader)))
-            for item, image in zip(items, pool.map(decode, items), strict=True):
+            for item, image in zip(items, pool.map(decode, items)):
                 if image is not None:
                     images[item] = image
     images.flush()

@@ -71,7 +71,7 @@ def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np
     members = np.split(rows[order], np.flatnonzero(np.diff(labels[rows][order])) + 1)
     ends = np.cumsum([0, *map(len, members)]) * count
     taken = np.diff((2 * ends + len(rows)) // (2 * len(rows)))  # the shares, rounded so that they add up to count
-    return np.concatenate([inside[_one_in_each_part(len(inside), n, k)] for k, (inside, n) in enumerate(zip(members, taken, strict=True))])
+    return np.concatenate([inside[_one_in_each_part(len(inside), n, k)] for k, (inside, n) in enumerate(zip(members, taken))])
 
 
 def _one_in_each_part(length: int, count: int, key: int) -> np.ndarray:

@@ -56,7 +56,7 @@ class Cifar10(ImageReader):
     def read_image(self, item: int) -> Image.Image:
         with self._lock:
             if self._records is None:
-                pairs = zip(self.files, self._digests, strict=True)
+                pairs = zip(self.files, self._digests)
                 self._records = np.stack([_same_records(*pair) for pair in pairs])  # [6, IMAGES, RECORD]
         planes = self._records[item // IMAGES, item % IMAGES, 1:].reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))

@@ -63,11 +63,11 @@ class Dicom(FolderReader):
         root = find_folder(path)
         found = list_files(root)
         unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
-        magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic), strict=True))
+        magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic)))
         files = select_files(path, found, [magic.get(p, True) for p in found], "DICOM files",
                              "files named .dcm or with DICM at byte 128")
         known = file_cache.look_up(files, "DICOM header, 2", read_header)
-        headers = {file: header or BROKEN for file, header in zip(files, known, strict=True)}
+        headers = {file: header or BROKEN for file, header in zip(files, known)}
         if without := [p for p in files if "without pixels" in headers[p]]:
             log.info("%s: left out %d DICOM files without pixels: %s; for one %s", path, len(without),
                      count_names(headers[p]["without pixels"] for p in without), without[0])

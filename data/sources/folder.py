@@ -12,7 +12,7 @@ from data.file_cache import FileCache
 from data.folder_layout import find_folder, list_files, select_files
 from data.folder_reader import FolderReader
 from data.image_file import SUFFIXES, measure_deep_range, read_image_file
-from data.intensity import GivenRange, LowHigh, MeasuredRange, Range, value_range
+from data.intensity import LowHigh, MeasuredRange, Range, check_range, value_range
 
 log = logging.getLogger("data")
 
@@ -37,7 +37,8 @@ class Folder(FolderReader):
         if range_ is None:
             self.range = MeasuredRange(self._measure)
         elif not isinstance(range_, str):
-            self.range = GivenRange(range_)
+            given = check_range(range_)
+            self.range = lambda values: given
         root = find_folder(path)
         found = list_files(root)
         files = select_files(path, found, [p.suffix.lower() in SUFFIXES for p in found], "images",

@@ -17,7 +17,7 @@ from PIL import Image
 from data.file_cache import FileCache
 from data.folder_layout import find_folder, list_files, select_files
 from data.folder_reader import FolderReader
-from data.intensity import GivenRange, to_levels, value_range
+from data.intensity import check_range, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -65,8 +65,8 @@ class Nifti(FolderReader):
         known = file_cache.look_up(files, f"NIfTI volume across {axis}, 2",
                                    lambda file: summarize_volume(file, self.axis))
         volumes = [about or BROKEN for about in known]
-        self.ranges = {file: about["range"] for file, about in zip(files, volumes, strict=True)}
-        self.given = None if range_ is None else GivenRange(range_)
+        self.ranges = {file: about["range"] for file, about in zip(files, volumes)}
+        self.range = None if range_ is None else check_range(range_)
         frames = [[k for k in about["slices"] if k % every == 0] for about in volumes]
         taken = sum(map(len, frames))
         constant = sum(len(range(0, about["depth"], every)) for about in volumes) - taken
@@ -82,8 +82,7 @@ class Nifti(FolderReader):
     def read_image(self, item: int) -> Image.Image:
         path, (_, k) = self.files[item], self.items[item]
         volume = self.volumes(path)
-        low, high = self.given(volume) if self.given else self.ranges[path]
-        return to_levels(volume[k][::-1, ::-1].T, low, high)
+        return to_levels(volume[k][::-1, ::-1].T, *(self.range or self.ranges[path]))
 
     def _load(self, path: Path) -> np.ndarray:
         with self.file_cache.unchanged(path):
