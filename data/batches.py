@@ -25,8 +25,8 @@ class Batch(NamedTuple):
 class Batches:
     """The training stream: one permutation of the images after the other, cut into batches.
 
-    Endless; batch k holds the positions k B .. (k + 1) B of the stream, also where the data is smaller
-    than a batch.
+    Endless; batch k holds the positions k B .. (k + 1) B of the stream, also where the data is
+    smaller than a batch.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, flip: bool, seed: int):
@@ -53,11 +53,15 @@ class Batches:
         flip = torch.zeros(self.batch_size, dtype=torch.bool)
         if self.flip:
             flip = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k)) < 0.5
-        return Batch(torch.from_numpy(self.dataset.images[rows]),
-                     torch.from_numpy(self.dataset.labels[rows]), flip)
+        return Batch(
+            torch.from_numpy(self.dataset.images[rows]),
+            torch.from_numpy(self.dataset.labels[rows]),
+            flip,
+        )
 
-    def prefetched(self, start: int, stop: int, pin: bool = False,
-                   depth: int = 4) -> Generator[Batch, None, None]:
+    def prefetched(
+        self, start: int, stop: int, pin: bool = False, depth: int = 4
+    ) -> Generator[Batch, None, None]:
         """Batches start .. stop - 1, made ahead on a thread; an error there is raised here."""
 
         def make(k: int) -> Batch:
