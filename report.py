@@ -6,13 +6,13 @@ report_*.svg; report.csv, a row for each run; and samples.png, the newest sample
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 
 from reporting.columns import BEST, COPIES, FORGOT, HELD_OUT, HOURS, KID, RATE, RHO, STORE, TEST_LOSS, TRAINED
-from reporting.markdown import files, markdown, standalone
+from reporting.markdown import FIGURES, markdown
 from reporting.page import Report
 from reporting.pictures import side_by_side
-from reporting.plots import Figure
 from reporting.runs import read_runs
 from reporting.table import OF_IMAGES
 from runtime.directory import write_csv
@@ -34,31 +34,31 @@ def main(arguments: list[str]) -> None:
     report = Report(folder, read_runs(folder))
     if not report.runs:
         raise UserError(f"{folder}: no runs in it. Give the folder of an experiment, runs/EXPERIMENT.")
-    written = write(report)
-    print(printed(report))
-    if OF_IMAGES in printed(report):
+    text = printed(report)
+    print(text)
+    if OF_IMAGES in text:
         print(report.legend)
     for heading, sentences in report.verdicts:
         print("\n" + "\n".join([*([heading + ":"] if heading else []), *sentences]))
     if report.missing:
         print("\nMissing:\n  " + "\n  ".join(report.missing))
-    print("\n" + "\n".join(str(folder / name) for name in written))
+    print("\n" + "\n".join(str(folder / name) for name in write(report)))
 
 
 def write(report: Report) -> list[str]:
-    """The files, the page first -> their names. Plots of an earlier report that are no more are removed."""
-    plots = {name: standalone(svg) for figure in report.figures if isinstance(figure, Figure)
-             for name, (_, svg) in zip(files(figure), figure.panels, strict=True)}
-    contents: dict[str, str | bytes] = {"report.html": report.html(), "report.md": markdown(report), **plots}
+    """The files, the page first -> their names. Figures of an earlier report are removed."""
+    contents: dict[str, str | bytes] = {"report.html": report.html(), "report.md": markdown(report)}
     if report.samples:
         contents["samples.png"] = side_by_side(report.samples)
-    for old in report.folder.glob("report_*.svg"):
-        if old.name not in contents:
+    figures = {f"{FIGURES}/{plot.name}.{suffix}": getattr(plot, suffix) for plot, suffix in product(report.drawn, ("svg", "pdf"))}
+    for old in {*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")}:
+        if str(old.relative_to(report.folder)) not in figures:
             old.unlink()
-    for name, content in contents.items():
+    (report.folder / FIGURES).mkdir(exist_ok=True)
+    for name, content in {**contents, **figures}.items():
         write_atomically(report.folder / name, content)
     write_csv(report.folder / "report.csv", report.raw())
-    return ["report.html", "report.md", "report.csv", *(["samples.png"] if report.samples else [])]
+    return [*contents, "report.csv", *([f"{FIGURES}/"] if figures else [])]
 
 
 def printed(report: Report) -> str:
@@ -66,7 +66,7 @@ def printed(report: Report) -> str:
     columns = [column for column in report.columns if column.key in PRINTED]
     heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
     return table([heading, *([row.name, *(str(row.settings.get(path, "-")) for path in report.settings),
-                              *(" ".join(filter(None, [row.cell(c).text(c), c.band and row.cell(c).marked(c)])) for c in columns),
+                              *(row.cell(c).in_table(c) for c in columns),
                               row.counted_text if row.finished else row.counted[0].progress] for row in report.table)])
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from scipy import special
+from scipy.optimize import brentq
 from torch import Tensor
 
 from runtime.randomness import generator
 
 Key = TypeVar("Key", bound=Hashable)
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 FEW = 50  # images: below, percentiles of a bootstrap are too narrow
 
 
@@ -149,15 +148,15 @@ def moderated(own: Mapping[Key, Spread]) -> dict[Key, Spread]:
     told = [s for s in own.values() if s.variance > 0]
     if len(own) < 2 or len(told) < 2:
         return dict(own)
-    half = torch.tensor([s.freedom / 2 for s in told], dtype=torch.float64)
-    logs = torch.tensor([math.log(s.variance) for s in told], dtype=torch.float64) - half.digamma() + half.log()
-    between = float(logs.var() - torch.polygamma(1, half).mean())  # trigamma(d0 / 2)
+    half = np.array([s.freedom / 2 for s in told])
+    logs = np.log([s.variance for s in told]) - special.digamma(half) + np.log(half)
+    between = logs.var(ddof=1) - special.polygamma(1, half).mean()  # trigamma(d0 / 2)
     prior, common = math.inf, logs.mean()
     if between > 0:
         half0 = trigamma_inverse(between)
-        prior, common = 2 * half0, common + torch.tensor(half0, dtype=torch.float64).digamma() - math.log(half0)
+        prior, common = 2 * half0, common + special.digamma(half0) - math.log(half0)
     most = 4 * len(told) / (len(told) + 3) - 1
-    return {key: _moderated(s, min(prior, most * s.freedom), float(common.exp())) for key, s in own.items()}
+    return {key: _moderated(s, min(prior, most * s.freedom), math.exp(common)) for key, s in own.items()}
 
 
 def _moderated(own: Spread, d0: float, common: float) -> Spread:
@@ -166,15 +165,8 @@ def _moderated(own: Spread, d0: float, common: float) -> Spread:
 
 
 def trigamma_inverse(x: float) -> float:
-    """The y > 0 with trigamma(y) = x > 0, by Newton's steps on 1 / trigamma, which is convex (Smyth 2004, appendix)."""
-    y = torch.tensor(0.5 + 1 / x, dtype=torch.float64)
-    for _ in range(50):
-        trigamma = torch.polygamma(1, y)
-        step = trigamma * (1 - trigamma / x) / torch.polygamma(2, y)
-        y = y + step
-        if abs(step) < 1e-12 * y:
-            break
-    return float(y)
+    """The y > 0 with trigamma(y) = x > 0, which lies between 1 / x and 1 / x + 1 / sqrt(x)."""
+    return brentq(lambda y: special.polygamma(1, y) - x, 1 / x, 1 / x + x**-0.5, xtol=1e-15, rtol=1e-15)
 
 
 def told_apart(differences: Mapping[Key, Mean], level: float = 0.95) -> dict[Key, float]:
@@ -212,31 +204,9 @@ def share_interval(share: float, low: float, high: float, n: int) -> tuple[float
     return wilson(share * n, n) if low == high else (low, high)
 
 
-@lru_cache(maxsize=4096)
 def t_quantile(freedom: float, level: float = 0.95) -> float:
-    """The t with P(|T| < t) = level, of Student's distribution with freedom >= 1 degrees, whole or not; inf is the normal one.
-
-    By Newton's steps in the angle of tan(angle) = t / sqrt(freedom), in which the probability is concave: from below none goes too far."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    if freedom > 1e5:
-        return z
-    angle, whole = math.atan(z / freedom**0.5), _whole(freedom)
-    for _ in range(100):
-        step = (level - _upto(angle, freedom) / whole) * whole / math.cos(angle) ** (freedom - 1)
-        angle += step
-        if abs(step) < 1e-14 * angle:
-            break
-    return math.tan(angle) * freedom**0.5
-
-
-def _upto(angle: float, freedom: float) -> float:
-    """The integral of cos^(freedom - 1) from 0 to angle, by Gauss and Legendre."""
-    return 0.5 * angle * float(WEIGHTS @ np.cos(0.5 * angle * (NODES + 1)) ** (freedom - 1))
-
-
-def _whole(freedom: float) -> float:
-    """The same to pi / 2: B(1/2, freedom / 2) / 2."""
-    return 0.5 * math.exp(math.lgamma(0.5) + math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2))
+    """The t with P(|T| < t) = level, of Student's distribution with freedom >= 1 degrees, whole or not; inf is the normal one."""
+    return float(special.stdtrit(freedom, (1 + level) / 2) if freedom <= 1e5 else special.ndtri((1 + level) / 2))
 
 
 def _finite(values: Tensor | Sequence[float]) -> Tensor:

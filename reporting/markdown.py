@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-from reporting.columns import FLOORS, Column
-from reporting.page import PLOT_CSS, Report, pairs_text, words
-from reporting.plots import Figure
+from reporting.columns import BASELINES, Column
+from reporting.page import Report, pairs_text, words
 from reporting.table import Row
+
+FIGURES = "report_figures"  # folder
 
 
 def markdown(report: Report) -> str:
@@ -19,18 +19,19 @@ def markdown(report: Report) -> str:
     parts += [bullets(f"{term}: {text}" for term, text in report.facts), "## All strategies",
               f"{report.ordered_by}; \"-\" is not known yet. In brackets {report.legend}",
               tabulated(report, report.columns, report.table)]
-    if report.floors:
-        parts += ["### Floors", tabulated(report, report.columns, report.floors)]
+    if report.baselines:
+        parts += ["### Baselines", tabulated(report, report.columns, report.baselines)]
     if report.further:
-        parts += ["### More numbers", tabulated(report, report.further, [*report.table, *report.floors])]
+        parts += ["### More numbers", tabulated(report, report.further, [*report.table, *report.baselines])]
     single = [(row.single(run), " ".join(filter(None, [run.name, run.progress]))) for row in report.table for run in row.runs]
     parts += ["### Single runs", markdown_table([heading(report, report.columns, "run"),
                                                  *(cells(report, report.columns, row, name) for row, name in single)])]
-    for figure in report.figures:
-        parts += drawn(figure) if isinstance(figure, Figure) else [f"{figure.title}: {figure.why}"]
+    for plot in report.figures:
+        parts += [f"## {plot.title}", plot.caption, f"![{plot.title}]({FIGURES}/{plot.name}.svg)"] if plot.figure else [
+            f"{plot.title}: {plot.missing}"]
     if report.samples:
         parts += ["## Samples", "The newest of each strategy, from the same noise. They are of its last step, and the best step, which is "
-                  "judged, may be an earlier one.", "![samples](samples.png)"]
+                  "evaluated, may be an earlier one.", "![samples](samples.png)"]
     if report.closest:
         parts += ["## Closest pairs", "Generated image and its nearest training image; the pictures are closest.png of each evaluation.",
                   bullets(f"{found.row.label}: {'; '.join(pairs_text(found.pairs, 3))}" for found in report.closest)]
@@ -39,22 +40,17 @@ def markdown(report: Report) -> str:
     if report.missing:
         parts += ["## Missing", bullets(report.missing)]
     columns = [f"{c.heading}{f' ({c.better} is better)' * bool(c.better)}: {c.means}" for c in (*report.columns, *report.further)]
-    floors = [f"floor, {name}: {means}" for name, means in FLOORS.items()] if report.floors else []
-    return "\n\n".join([*parts, "## How to read it", bullets([*columns, *floors])]) + "\n"
+    baselines = [f"baseline, {name}: {means}" for name, means in BASELINES.items()] if report.baselines else []
+    return "\n\n".join([*parts, "## How to read it", bullets([*columns, *baselines])]) + "\n"
 
 
 def bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def drawn(figure: Figure) -> list[str]:
-    pictures = [f"{name} ![{figure.title}]({file})".strip() for file, (name, _) in zip(files(figure), figure.panels, strict=True)]
-    return [f"## {figure.title}", figure.caption, *pictures]
-
-
 def tabulated(report: Report, columns: Sequence[Column], table: Sequence[Row]) -> str:
     return markdown_table([heading(report, columns, "seeds"), *(
-        cells(report, columns, row, row.counted_text if row.finished or row in report.floors else "unfinished") for row in table)])
+        cells(report, columns, row, row.counted_text if row.finished or row in report.baselines else "unfinished") for row in table)])
 
 
 def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:
@@ -62,27 +58,11 @@ def heading(report: Report, columns: Sequence[Column], last: str) -> list[str]:
 
 
 def cells(report: Report, columns: Sequence[Column], row: Row, last: str) -> list[str]:
-    found = [row.name, *(words(row.settings[path]) if path in row.settings else "-" for path in report.settings)]
-    for column in columns:
-        cell = row.cell(column)
-        found.append(" ".join(filter(None, [cell.text(column), column.band and cell.marked(column)])))
-    return [*found, last]
+    settings = (words(row.settings[path]) if path in row.settings else "-" for path in report.settings)
+    return [row.name, *settings, *(row.cell(column).in_table(column) for column in columns), last]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, ["---"] * len(head), *body))
     return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
-
-
-def files(figure: Figure) -> list[str]:
-    """The names of its panels as files."""
-    return [f"report_{figure.name}{f'_{k}' if len(figure.panels) > 1 else ''}.svg" for k in range(1, len(figure.panels) + 1)]
-
-
-def standalone(svg: str) -> str:
-    """A plot as a file of its own, of its own size: it follows the light or dark of who looks at it."""
-    begin, rest = svg.split(">", 1)
-    width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', begin).groups()
-    return (f'{begin} width="{width}" height="{height}" xmlns="http://www.w3.org/2000/svg" style="background:var(--back)">\n<style>\n'
-            f"{PLOT_CSS}</style>{rest}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "-"
 ROUNDING = 1e-12  # what is nearer to 0 is 0
@@ -50,3 +51,11 @@ def count(value: float) -> str:
 
 def rate(value: float) -> str:
     return f"{value:.3g}"
+
+
+def join_names(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def as_sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."

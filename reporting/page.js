@@ -29,7 +29,7 @@ for (const body of rows()) {
       const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
       return down ? -order : order;
     });
-    const first = table.querySelector("tbody.floors");
+    const first = table.querySelector("tbody.baselines");
     for (const body of sorted) table.insertBefore(body, first);
   };
   head.addEventListener("click", sort);

@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from reporting.columns import COLUMNS, FLOORS, HOURS, Column, further, hours_of
+from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
+from reporting.copying import SIGNS
 from reporting.pictures import Shown, closest, embedded, samples
-from reporting.plots import Absent, Figure, figures
-from reporting.runs import Run, floors_of, missing
-from reporting.svg import marker
-from reporting.table import OF_IMAGES, Row, floors, known, ranking, rows, situations
-from reporting.verdict import SIGNS, named, verdict
+from reporting.runs import Run, Value, baselines_of, look_up, missing
+from reporting.table import OF_IMAGES, Row, baselines_table, known_columns, ranking, rows, situations
+from reporting.verdict import verdict
 from training.result import varied
 
+if TYPE_CHECKING:
+    from reporting.figures import Plot
+
 HERE = Path(__file__).parent
-PLOT_CSS = (HERE / "plot.css").read_text()
 VALUES = ("step", "held_out_loss", "trained_parameters", "parameters", "trained_share", "ema_share_of_start", "hours", "device",
           "peak_memory_bytes", "bytes_to_store", "source_sha256")  # of result.json, as they are, in report.csv
 
@@ -42,18 +43,18 @@ class Report:
         return rows(self.runs)
 
     @cached_property
-    def floors(self) -> list[Row]:
-        return floors(self.runs)
+    def baselines(self) -> list[Row]:
+        return baselines_table(self.runs)
 
     @cached_property
     def columns(self) -> list[Column]:
         hours = hours_of(run.result.values["device"] for run in self.runs if run.result.values.get("device"))
-        return known([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.floors])
+        return known_columns([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.baselines])
 
     @cached_property
     def further(self) -> list[Column]:
-        frechet = self.evaluated.at("features", "frechet") if self.evaluated else None
-        return known(further(frechet or "Fréchet distance"), self.table)
+        frechet = self.evaluated.at("features.frechet") if self.evaluated else None
+        return known_columns(further(frechet or "Fréchet distance"), self.table)
 
     @cached_property
     def settings(self) -> list[str]:
@@ -84,13 +85,20 @@ class Report:
         return {data_text(key): contenders for key, contenders in situations(self.table).items()}
 
     @cached_property
-    def figures(self) -> list[Figure | Absent]:
-        return figures(self.panels, self.table, self.indices, self.evaluate, self.floors)
+    def figures(self) -> list[Plot]:
+        """matplotlib is imported here, after the table is printed."""
+        from reporting.figures import figures
+
+        return figures(self.panels, self.table, self.indices, self.evaluate, self.baselines)
+
+    @cached_property
+    def drawn(self) -> list[Plot]:
+        return [plot for plot in self.figures if plot.figure]
 
     @cached_property
     def verdicts(self) -> list[tuple[str, list[str]]]:
         """(what the data are, sentences)."""
-        found = [(heading, verdict(contenders, self.floors, self.judged_on)) for heading, contenders in self.panels.items()]
+        found = [(heading, verdict(contenders, self.baselines, self.judged_on)) for heading, contenders in self.panels.items()]
         return found or [("", verdict([], [], ""))]
 
     @cached_property
@@ -108,10 +116,10 @@ class Report:
     @cached_property
     def ordered_by(self) -> str:
         """What the table is put in order by: what the verdict speaks of first."""
-        found = [next((c.heading for c in ranking(rows, self.floors) if any(row.value(c) is not None for row in rows)), "")
-                 for rows in self.panels.values()]
-        each = " for each setting of the data" if len(self.panels) > 1 else ""
-        return f"In the verdict's order, by {several(filter(None, found))}, the lowest first{each}" if any(found) else "In order of names"
+        ranked = (known_columns(ranking(rows, self.baselines), rows) for rows in self.panels.values())
+        headings = several(columns[0].heading for columns in ranked if columns)
+        each = " for each setting of the data" * (len(self.panels) > 1)
+        return f"In the verdict's order, by {headings}, the lowest first{each}" if headings else "In order of names"
 
     @cached_property
     def legend(self) -> str:
@@ -123,58 +131,73 @@ class Report:
     def judged_on(self) -> str:
         if not (run := self.evaluated):
             return ""
-        count = run.at("images", "test")
+        count = run.at("images.test")
         return f"{count:,} {run.at('protocol', 'held_out')} images in {run.at('features', 'name')}" if count else ""
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
         """What was run, and how it was evaluated: (term, words)."""
-        configs = [run.result.config for run in self.runs]
-        values = [run.result.values for run in self.runs]
-        trained = [c.get("train", {}).get("steps") for c in configs if c.get("transfer", {}).get("rules") != []]
-        facts = [("runs", f"{len(self.runs)}, {sum(run.result.finished for run in self.runs)} of them finished; "
-                          f"{len({row.name for row in self.table})} strategies, seeds {several(c.get('seed') for c in configs)}"),
-                 ("source", several(c.get("source", {}).get("from") for c in configs)),
-                 ("target", several(described(c.get("data")) for c in configs)),
-                 ("training images", several(self._images(row.runs[0]) for row in self.table)),
-                 ("steps", several(trained)), ("device", several(v.get("device") for v in values))]
-        if run := self.evaluated:
-            facts += [("evaluation", protocol_text(run)), ("features", run.at("features", "name"))]
-            if run.at("perceptual", "name"):
-                facts.append(("perceptual distance", run.at("perceptual", "name")))
-        facts += [("trained by", several((machine_text(run.environment) for run in self.runs), "; ")),
-                  ("evaluated by", several((machine_text(run.evaluation.content) for run in self.runs if run.evaluation), "; "))]
-        return [(term, text) for term, text in facts if text]
+        results = [run.result for run in self.runs]
+        trained = [result for result in results if look_up(result.config, "transfer.rules") != []]
+        evaluated = [run for run in self.runs if run.evaluation]
+        finished = sum(result.finished for result in results)
+        facts = {
+            "runs": f"{len(results)}, {finished} of them finished; {len(self.indices)} strategies, "
+            f"seeds {several(look_up(result.config, 'seed') for result in results)}",
+            "source": several(look_up(result.config, "source.from") for result in results),
+            "target": several(described(look_up(result.config, "data")) for result in results),
+            "training images": several(self._images(row.runs[0]) for row in self.table),
+            "steps": several(look_up(result.config, "train.steps") for result in trained),
+            "device": several(result.values.get("device") for result in results),
+            "evaluation": several(protocol_text(run) for run in evaluated[:1]),
+            "features": several(run.at("features.name") for run in evaluated[:1]),
+            "perceptual distance": several(run.at("perceptual.name") for run in evaluated[:1]),
+            "trained by": several((machine_text(run.environment) for run in self.runs), "; "),
+            "evaluated by": several((machine_text(r.evaluation.content) for r in evaluated), "; "),
+        }
+        return [(term, text) for term, text in facts.items() if text]
 
     def _images(self, run: Run) -> str | None:
         n = run.result.config.get("data", {}).get("n_train")
-        counted = run.at("images", "train")
-        return str(n) if n is not None else f"all ({counted})" if counted else "all" if "data" in run.result.config else None
+        counted = run.at("images.train")
+        if n is not None:
+            return str(n)
+        every = f"all ({counted})" if counted else "all"
+        return every if "data" in run.result.config else None
 
     # written
 
     def html(self) -> str:
-        drawn = [f for f in self.figures if isinstance(f, Figure)]
+        from reporting.figures import SHAPES, look
+
         return template().render(
-            report=self, css=PLOT_CSS + (HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(), floors_text=FLOORS, signs=SIGNS,
-            arrows={"lower": " ↓", "higher": " ↑"}, drawn=drawn, absent=[f for f in self.figures if isinstance(f, Absent)])
+            report=self, css=(HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(),
+            baselines_text=BASELINES, signs=SIGNS, arrows={"lower": " ↓", "higher": " ↑"}, look=look, shapes=SHAPES)
 
     def raw(self) -> list[list[Any]]:
-        """One row for each run, plain numbers, a column for each setting that varies; and the floors. Their intervals are of the images of
-        that one run. subset: what its training images were drawn by."""
+        """Plain numbers: a row for each run, and for each baseline beside its evaluation.
+
+        Intervals are of the images of that one run. subset: what drew its training images.
+        """
         paths = varied([run.result for run in self.runs])
-        columns = [c for c in (*COLUMNS, *further("")) if c.key not in VALUES]
-        numbers = [name for c in columns for name in ([c.key, f"{c.key}_low", f"{c.key}_high"] if c.band else [c.key])]
-        found = [["strategy", "seed", "subset", *paths, *VALUES, *numbers, "intervals", "evaluation", "run"]]
+        columns = [column for column in (*COLUMNS, *further("")) if column.key not in VALUES]
+
+        def line(name: str, run: Run, settings: dict[str, Any], numbers: Run) -> dict[str, Any]:
+            found = {"strategy": name, "seed": run.result.seed, "subset": run.result.subset}
+            found |= {path: settings.get(path, "") for path in paths}
+            found |= {key: numbers.result.values.get(key, "") for key in VALUES}
+            for column in columns:
+                found |= plain(column, column.read(numbers))
+            path = run.evaluation and run.evaluation.path
+            return found | {"intervals": "images", "evaluation": path, "run": run.result.directory}
+
+        found = []
         for run in (run for row in self.table for run in row.runs):
-            r = run.result
-            subset = "" if r.subset is None else r.subset
-            found.append([r.strategy, r.seed, subset, *(r.settings().get(p, "") for p in paths), *(r.values.get(v, "") for v in VALUES),
-                          *plain(run, columns), "images", str(run.evaluation.path) if run.evaluation else "", str(r.directory)])
-            for name, floor in floors_of(run).items() if run.evaluation else ():
-                found.append([f"floor: {name}", r.seed, subset, *(r.settings().get(p, "") if p.startswith("data.") else "" for p in paths),
-                              *([""] * len(VALUES)), *plain(floor, columns), "images", str(run.evaluation.path), str(r.directory)])
-        return found
+            settings = run.result.settings()
+            found.append(line(run.result.strategy, run, settings, run))
+            data = {path: value for path, value in settings.items() if path.startswith("data.")}
+            found += [line(f"baseline: {k}", run, data, b) for k, b in baselines_of(run).items()]
+        return [list(found[0]), *(["" if v is None else v for v in row.values()] for row in found)]
 
 
 @cache
@@ -182,17 +205,13 @@ def template() -> Template:
     """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.globals.update(embedded=embedded, marker=marker, pairs_text=pairs_text, words=words, by_data=by_data, named=named)
+    environment.globals.update(embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data)
     return environment.get_template("page.html.j2")
 
 
-def plain(run: Run, columns: Sequence[Column]) -> list[Any]:
-    cells = []
-    for column in columns:
-        value = column.read(run)
-        three = ("", "", "") if value is None else ("" if v is None else v for v in value[:3])
-        cells += list(three)[: 3 if column.band else 1]
-    return cells
+def plain(column: Column, value: Value | None) -> dict[str, float | None]:
+    names = [column.key, f"{column.key}_low", f"{column.key}_high"][: 3 if column.band else 1]
+    return dict(zip(names, (value or [None] * 3)[:3], strict=False))
 
 
 def data_text(situation: tuple) -> str:
@@ -233,7 +252,7 @@ def protocol_text(run: Run) -> str:
            "x0 clipped" if sampler.get("clip") else ""]
     parts = [f"{protocol.get('n', run.at('images', 'n'))} images sampled once by {', '.join(filter(None, how))}"]
     if "weights" in protocol:
-        parts.append("averaged weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
+        parts.append("EMA weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
     if "select" in protocol:
         rule = {"best": "the best checkpoint of each run, by the same rule", "last": "the last checkpoint of each run"}
         parts.append(rule.get(protocol["select"], f"checkpoint {protocol['select']} of each run"))

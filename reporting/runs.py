@@ -62,19 +62,19 @@ class Run:
         step, steps = self.result.values.get("step"), self.result.config.get("train", {}).get("steps")
         return "" if self.result.finished else "no result yet" if step is None else f"at step {step} of {steps}"
 
-    def at(self, *keys: str) -> Any:
-        """What the evaluation says under these keys, None where it says nothing."""
-        node: Any = self.evaluation.content if self.evaluation else {}
-        for key in keys:
-            node = node.get(key) if isinstance(node, dict) else None
-        return node
-
-    def number(self, *keys: str) -> Value | None:
-        return value_of(self.at(*keys))
+    def at(self, path: str) -> Any:
+        """What the evaluation has under keys that are joined by dots, None where it has nothing."""
+        return look_up(self.evaluation.content, path) if self.evaluation else None
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of metrics.jsonl."""
         return [(row["step"], row[key]) for row in self.metrics if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+
+
+def look_up(node: Any, path: str) -> Any:
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def value_of(node: Any) -> Value | None:
@@ -124,11 +124,11 @@ def common_protocol(evaluations: Sequence[Evaluation]) -> str | None:
     return max(runs, key=lambda p: (len(runs[p]), '"select": "step_' not in p, newest[p]), default=None)
 
 
-def floors_of(run: Run) -> dict[str, Run]:
-    """The floors beside a run's evaluation, each as a run that was evaluated and not trained."""
-    kept = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
-    empty = replace(run.result, values={}, config=kept)
-    return {name: Run(empty, Evaluation(run.evaluation.path, content)) for name, content in (run.at("floors") or {}).items()}
+def baselines_of(run: Run) -> dict[str, Run]:
+    """The baselines beside a run's evaluation, each as a run that was evaluated and not trained."""
+    config = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
+    untrained = replace(run.result, values={}, config=config)
+    return {name: Run(untrained, Evaluation(run.evaluation.path, content)) for name, content in (run.at("floors") or {}).items()}
 
 
 def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
@@ -161,7 +161,7 @@ def unevaluated(runs: Sequence[Run]) -> list[str]:
         where = left[0].result.directory if len(left) == 1 else left[0].result.directory.parent
         lines.append(f"{what} not evaluated under this protocol: python evaluate.py checkpoint={where}{alike}")
     for run in runs:
-        rule, judged = run.at("protocol", "select"), run.at("checkpoint", "step")
+        rule, judged = run.at("protocol.select"), run.at("checkpoint.step")
         now = run.result.values.get({"best": "best_step", "last": "step"}.get(rule, ""))
         if None not in (now, judged) and now != judged:
             lines.append(f"{run.name} was evaluated at step {judged}, and its {rule} is step {now} now: "

@@ -1,4 +1,4 @@
-"""Runs as rows: one for each strategy and setting, over its seeds; the floors beside them; and how two rows differ."""
+"""Runs as rows: one for each strategy and setting, over its seeds; the baselines beside them; and how two rows differ."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 from evaluation.intervals import Mean, mean_over, moderated, share_interval, spread_of
 from evaluation.memorization import Band
-from reporting.columns import FLOORS, HELD_OUT, KID, TEST_LOSS, Column
+from reporting.columns import BASELINES, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
-from reporting.runs import Run, Value, floors_of
+from reporting.runs import Run, Value, baselines_of
 from training.result import varied
 
 OF_IMAGES = "°"  # behind an interval that is of the images alone, beside those that hold other trainings too
-REAL, HALVES = "train against test", "half of test against the other half"  # floors
+# Baselines:
+REAL, HALVES = "train against test", "half of test against the other half"
+UNTOUCHED = "untouched source"
 
 
 class Cell(NamedTuple):
-    """value: the mean over n trainings. low, high: its 95% interval. of: what is counted, seeds or drawn subsets. images: whether the
+    """value: the mean over n trainings. low, high: its 95% interval. unit: what is counted, seeds or drawn subsets. images: whether the
     interval holds that of the images; seeds: whether it holds that of other trainings."""
 
     value: float | None
@@ -28,7 +30,7 @@ class Cell(NamedTuple):
     high: float | None
     n: int
     why: str = ""
-    of: str = "seed"
+    unit: str = "seed"
     images: bool = False
 
     @property
@@ -37,7 +39,7 @@ class Cell(NamedTuple):
 
     @property
     def counted(self) -> str:
-        return f"{self.n} {self.of}s" if self.n > 1 else f"one {self.of}"
+        return f"{self.n} {self.unit}s" if self.n > 1 else f"one {self.unit}"
 
     def text(self, column: Column) -> str:
         if self.value is None:
@@ -61,16 +63,22 @@ class Cell(NamedTuple):
         return band + OF_IMAGES if band and not self.seeds else band
 
     @property
-    def told(self) -> Band:
-        return Band(self.value, self.low, self.high)
-
-    @property
     def hundredfold(self) -> tuple[float, float | None, float | None]:
         return tuple(None if v is None else 100 * v for v in self[:3])
 
+    def text_and_band(self, column: Column) -> str:
+        return f"{self.text(column)} {self.band(column)}".strip()
+
+    def in_words(self, column: Column) -> str:
+        """With its interval and over how many trainings it is."""
+        return f"{self.text_and_band(column)} ({self.counted})"
+
+    def in_table(self, column: Column) -> str:
+        return f"{self.text(column)} {self.marked(column) if column.band else ''}".strip()
+
     @property
-    def source(self) -> str:
-        """What the interval is one of."""
+    def explanation(self) -> str:
+        """Of what the interval is."""
         if self.value is None:
             return self.why
         if self.low is None:
@@ -98,7 +106,7 @@ class Row:
 
     @property
     def trained(self) -> bool:
-        """Steps were taken: not in a floor, nor in the source as it is."""
+        """Steps were taken: not in a baseline, nor in the source as it is."""
         return any(run.result.values.get("step") for run in self.runs)
 
     @property
@@ -116,12 +124,18 @@ class Row:
     def label(self) -> str:
         return " ".join([self.name, *(f"{path}={value}" for path, value in self.settings.items())])
 
+    @property
+    def title(self) -> str:
+        """The name with the settings that the strategy contends with."""
+        rest = [f"{p.split('.')[-1]} {v}" for p, v in self.settings.items() if p[:5] != "data."]
+        return self.name + (f" ({', '.join(rest)})" if rest else "")
+
     def single(self, run: Run) -> Row:
         """A row of this one run."""
         return Row(self.name, self.settings, [run])
 
     @property
-    def of(self) -> str:
+    def unit(self) -> str:
         """What is counted: subsets where several were drawn and not each by its run's seed; else seeds."""
         subsets = {run.result.subset for run in self.counted}
         crossed = any(run.result.subset not in (None, run.result.seed) for run in self.counted)
@@ -131,17 +145,17 @@ class Row:
     def counted_text(self) -> str:
         """Over how many finished trainings the row is the mean."""
         runs = len(self.counted)
-        if self.of == "seed":
+        if self.unit == "seed":
             return str(runs)
         return f"{len({run.result.subset for run in self.counted})} subsets, {runs} runs"
 
     def by_seed(self, column: Column) -> dict[Any, Value]:
         """Of each seed, or of each drawn subset the mean of its trainings."""
         found = [(run.result, value) for run in self.counted if (value := column.read(run)) is not None]
-        if self.of == "seed":
+        if self.unit == "seed":
             return {result.seed: value for result, value in found}
         subsets = dict.fromkeys(result.subset for result, _ in found)
-        return {subset: averaged([value for result, value in found if result.subset == subset]) for subset in subsets}
+        return {subset: mean_value([value for result, value in found if result.subset == subset]) for subset in subsets}
 
     def value(self, column: Column) -> float | None:
         values = self.by_seed(column).values()
@@ -156,30 +170,30 @@ class Row:
         values = list(self.by_seed(column).values())
         if not values:
             return Cell(None, None, None, 0, column.why(self.counted[0]))
-        replicates, images = drawn_alike(values)
+        replicates, images = paired_replicates(values)
         if len(values) == 1 or self.constant(column):
-            return Cell(*widened(column, values[0][:3], images), 1, images=True)
+            return Cell(*with_share_interval(column, values[0][:3], images), 1, images=True)
         mean = mean_over([v.value for v in values], replicates, images)
         low, high = mean.interval()
-        if not replicates and (bands := [v for v in values if v.low is not None]):  # floors of earlier versions: all that any holds
+        if not replicates and (bands := [v for v in values if v.low is not None]):  # baselines of earlier versions: all that any holds
             low, high = min(low, *(v.low for v in bands)), max(high, *(v.high for v in bands))
-            return Cell(mean.value, low, high, mean.n, of=self.of, images=True)
-        return Cell(*widened(column, (mean.value, low, high), images), mean.n, of=self.of, images=bool(replicates))
+            return Cell(mean.value, low, high, mean.n, unit=self.unit, images=True)
+        return Cell(*with_share_interval(column, (mean.value, low, high), images), mean.n, unit=self.unit, images=bool(replicates))
 
 
-def widened(column: Column, told: Sequence[float | None], images: int | None) -> Band:
-    """Of a share: told, with the width that a bootstrap of images that all are alike has not."""
-    value, low, high = told
-    return Band(value, *share_interval(value, low, high, images)) if column.percent and images and low is not None else Band(*told)
+def with_share_interval(column: Column, found: Sequence[float | None], images: int | None) -> Band:
+    """Of a share: found, with the width that a bootstrap of images that all are alike has not."""
+    value, low, high = found
+    return Band(value, *share_interval(value, low, high, images)) if column.percent and images and low is not None else Band(*found)
 
 
-def averaged(values: Sequence[Value]) -> Value:
-    replicates, images = drawn_alike(values)
+def mean_value(values: Sequence[Value]) -> Value:
+    replicates, images = paired_replicates(values)
     means = [sum(r) / len(values) for r in zip(*replicates, strict=True)]
     return Value(sum(v.value for v in values) / len(values), replicates=means, images=images)
 
 
-def drawn_alike(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
+def paired_replicates(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
     """Their replicates, () where they cannot be paired or are of one image, which has no others to draw; and the fewest images."""
     lengths, images = {len(v.replicates) for v in values}, min((v.images for v in values if v.images), default=None)
     return [v.replicates for v in values] if len(lengths) == 1 and lengths.pop() > 1 and images != 1 else [], images
@@ -193,12 +207,13 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         settings = run.result.settings()
         row = Row(run.result.strategy, {p: settings[p] for p in paths if p in settings}, [])
         groups.setdefault(row.label, row).runs.append(run)
-    beside, table = floors(runs), [row for group in groups.values() for row in apart(group)]
+    beside = baselines_table(runs)
+    table = [row for group in groups.values() for row in split_by_identity(group)]
     ranked = {row.situation: ranking([r for r in table if r.situation == row.situation], beside) for row in table}
-    return sorted(table, key=lambda row: (numeric(row.situation), order(row, ranked[row.situation])))
+    return sorted(table, key=lambda row: (situation_key(row.situation), sort_key(row, ranked[row.situation])))
 
 
-def apart(row: Row) -> list[Row]:
+def split_by_identity(row: Row) -> list[Row]:
     """Runs that differ in what no setting says, as their images were changed in between or their source was trained anew, are no seeds of
     one row: where a seed is there twice, a row for each kind."""
     kinds = dict.fromkeys(run.result.kind for run in row.runs)
@@ -207,21 +222,21 @@ def apart(row: Row) -> list[Row]:
     return [Row(row.name, row.settings | {"identity": kind}, [run for run in row.runs if run.result.kind == kind]) for kind in kinds]
 
 
-def ranking(rows: Sequence[Row], floors: Sequence[Row]) -> list[Column]:
+def ranking(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Column]:
     """What rows of one situation are put in order by: the loss on test images, which tells most, then KID to them where that ranks
     anything, then the loss on validation images. The first that is known of any of them is the verdict's."""
-    return [column for column in (TEST_LOSS, KID, HELD_OUT) if column is not KID or not other_kind(rows, floors)]
+    return [column for column in (TEST_LOSS, KID, HELD_OUT) if column is not KID or not other_kind(rows, baselines)]
 
 
-def order(row: Row, ranked: Sequence[Column]) -> tuple:
+def sort_key(row: Row, ranked: Sequence[Column]) -> tuple:
     values = [row.value(column) for column in ranked]
     return (not row.finished, *((v is None, v or 0.0) for v in values), row.label)
 
 
-def other_kind(rows: Sequence[Row], floors: Sequence[Row]) -> tuple[Cell, Cell] | None:
+def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cell] | None:
     """KID of the training images to the test images, and of these to one another, where they are of another kind: so far apart that a
     perfect generator of training images would stand no better than one of the rows. KID ranks nothing then."""
-    found = {row.name: row.cell(KID) for row in floors if rows and row.situation == rows[0].situation}
+    found = {row.name: row.cell(KID) for row in baselines if rows and row.situation == rows[0].situation}
     real, halves = found.get(REAL), found.get(HALVES)
     best = min((row.value(KID) for row in rows if row.value(KID) is not None), default=None)
     if None in (real, halves, best) or None in (real.low, halves.high) or real.low <= halves.high or best > real.high:
@@ -229,21 +244,22 @@ def other_kind(rows: Sequence[Row], floors: Sequence[Row]) -> tuple[Cell, Cell] 
     return real, halves
 
 
-def floors(runs: Sequence[Run]) -> list[Row]:
-    """One row for each floor and each setting of the data. Runs of one seed and one training set have the same floors."""
+def baselines_table(runs: Sequence[Run]) -> list[Row]:
+    """One row for each baseline and setting of the data. Runs of one seed and one training set have
+    the same baselines."""
     paths = [path for path in varied([run.result for run in runs]) if path.startswith("data.")]
     groups: dict[str, Row] = {}
     for run in (r for r in runs if r.evaluation):
         settings = {p: run.result.settings().get(p) for p in paths}
-        for name, floor in floors_of(run).items():
+        for name, baseline in baselines_of(run).items():
             row = groups.setdefault(json.dumps([name, settings]), Row(name, settings, []))
-            if floor.evaluation.content not in [f.evaluation.content for f in row.runs]:
-                row.runs.append(floor)
-    names = [*FLOORS, *(row.name for row in groups.values())]
-    return sorted(groups.values(), key=lambda row: (numeric(row.situation), names.index(row.name)))
+            if baseline.evaluation.content not in [b.evaluation.content for b in row.runs]:
+                row.runs.append(baseline)
+    names = [*BASELINES, *(row.name for row in groups.values())]
+    return sorted(groups.values(), key=lambda row: (situation_key(row.situation), names.index(row.name)))
 
 
-def known(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
+def known_columns(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
     """The columns of which something is known."""
     return [column for column in columns if any(row.value(column) is not None for row in table)]
 
@@ -254,17 +270,17 @@ def situations(table: Sequence[Row]) -> dict[tuple, list[Row]]:
     found: dict[tuple, dict[str, Row]] = {}
     for row in (r for r in table if r.finished):
         best = found.setdefault(row.situation, {})
-        if row.name not in best or chosen_by(row) < chosen_by(best[row.name]):
+        if row.name not in best or choice_key(row) < choice_key(best[row.name]):
             best[row.name] = row
-    return {key: [row for row in table if row is best.get(row.name)] for key, best in sorted(found.items(), key=lambda i: numeric(i[0]))}
+    return {key: [row for row in table if row is best.get(row.name)] for key, best in sorted(found.items(), key=lambda i: situation_key(i[0]))}
 
 
-def chosen_by(row: Row) -> tuple:
+def choice_key(row: Row) -> tuple:
     loss = row.value(HELD_OUT)
     return (loss is None, loss or 0.0)
 
 
-def numeric(situation: tuple) -> list[tuple]:
+def situation_key(situation: tuple) -> list[tuple]:
     """Sorts data.n_train=10 before 100, and null, which is all of them, last."""
     return [(value is None, not isinstance(value, int | float), value if isinstance(value, int | float) else 0, str(value))
             for _, value in situation]
@@ -288,12 +304,12 @@ def paired(row: Row, other: Row, column: Column) -> Paired | None:
     if other.constant(column):
         theirs = {**dict.fromkeys(ours, next(iter(theirs.values()))), **theirs}
     seeds = [seed for seed in ours if seed in theirs]
-    if not seeds or (row.of != other.of and row.trained and other.trained):
+    if not seeds or (row.unit != other.unit and row.trained and other.trained):
         return None
     if row.constant(column) and other.constant(column):
         seeds = seeds[:1]
     values = [ours[s].value - theirs[s].value for s in seeds]
-    pairs, images = drawn_alike([v for s in seeds for v in (ours[s], theirs[s])])
+    pairs, images = paired_replicates([v for s in seeds for v in (ours[s], theirs[s])])
     replicates = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(pairs[::2], pairs[1::2], strict=True)]
     return Paired(values, replicates, images, row.trained and other.trained)
 
@@ -304,3 +320,9 @@ def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean
     found = {row.label: pair for row in rows if row is not other and (pair := paired(row, other, column))}
     spreads = moderated({label: spread_of(pair.values) for label, pair in found.items() if pair.trained and len(pair.values) > 1})
     return {label: mean_over(pair.values, pair.replicates, pair.images, spreads.get(label)) for label, pair in found.items()}
+
+
+def find_baseline(name: str, beside: Row, baselines: Sequence[Row]) -> Row | None:
+    """The one of the same data."""
+    found = (row for row in baselines if row.situation == beside.situation)
+    return next((row for row in found if row.name == name), None)

@@ -22,7 +22,7 @@ from reporting import pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, missing, read_runs
-from reporting.table import contrasts, floors, rows, situations
+from reporting.table import baselines_table, contrasts, rows, situations
 from runtime.files import write_sealed
 from tests.report_runs import evaluated, evaluation, write_evaluation, write_run
 from training.result import percent, read_result, size, varied
@@ -81,9 +81,9 @@ def test_an_evaluation_of_one_run_keeps_its_own_interval(tmp_path):
     for seed, kid in enumerate((0.03, 0.05)):
         evaluated(tmp_path, "lora", seed, kid=kid)
     full, lora = rows(read_runs(tmp_path))
-    assert full.cell(KID)[:4] == pytest.approx((0.02, 0.019, 0.021, 1)) and "bootstrap" in full.cell(KID).source
+    assert full.cell(KID)[:4] == pytest.approx((0.02, 0.019, 0.021, 1)) and "bootstrap" in full.cell(KID).explanation
     assert lora.cell(KID)[:4] == pytest.approx((0.04, *with_images((0.03, 0.05), np.var(SPREAD, ddof=1)), 2))
-    assert "over 2 seeds and the images" in lora.cell(KID).source and not full.cell(KID).seeds
+    assert "over 2 seeds and the images" in lora.cell(KID).explanation and not full.cell(KID).seeds
 
 
 def test_what_holds_no_other_training_is_marked(tmp_path, capsys):
@@ -262,17 +262,17 @@ def test_settings_are_chosen_by_the_checkpoint_that_is_judged(tmp_path):
     assert contender.settings["optimizer.lr"] == 1e-2
 
 
-def test_floors_stand_apart_once(tmp_path):
+def test_baselines_stand_apart_once(tmp_path):
     for seed in range(3):
         evaluated(tmp_path, "full", seed, kid=0.02)
-    (floor,) = floors(read_runs(tmp_path))
-    assert floor.name == "memoriser" and floor.cell(KID)[:4] == pytest.approx((0.005, 0.004, 0.006, 1))
-    assert floor.cell(HELD_OUT).value is None and floor.cell(FORGOT).value is None
+    (baseline,) = baselines_table(read_runs(tmp_path))
+    assert baseline.name == "memoriser" and baseline.cell(KID)[:4] == pytest.approx((0.005, 0.004, 0.006, 1))
+    assert baseline.cell(HELD_OUT).value is None and baseline.cell(FORGOT).value is None
     report.main([str(tmp_path)])
-    assert [row["strategy"] for row in read_csv(tmp_path)].count("floor: memoriser") == 3
+    assert [row["strategy"] for row in read_csv(tmp_path)].count("baseline: memoriser") == 3
 
 
-def test_floors_stand_beside_the_further_numbers_too(tmp_path):
+def test_baselines_stand_beside_the_further_numbers_too(tmp_path):
     content = evaluation()
     content["floors"]["memoriser"]["quality"]["test"]["frechet"] = 3.21
     write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
@@ -290,8 +290,8 @@ def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
         content["floors"]["memoriser"]["quality"]["train"] = {"kid": 0.1 * seed}
         write_evaluation(write_run(tmp_path, "full", seed, held_out_loss=0.07), content)
         evaluated(tmp_path, "zero_shot", seed, result={"step": 0}, settings={"train.steps": 0}, kid=0.3)
-    (floor,) = floors(read_runs(tmp_path))
-    assert floor.cell(KID)[:4] == pytest.approx((0.005, 0.004, 0.006, 1))
+    (baseline,) = baselines_table(read_runs(tmp_path))
+    assert baseline.cell(KID)[:4] == pytest.approx((0.005, 0.004, 0.006, 1))
     zero_shot = next(row for row in rows(read_runs(tmp_path)) if row.name == "zero_shot")
     assert len(zero_shot.counted) == 3 and zero_shot.cell(KID)[:4] == pytest.approx((0.3, 0.299, 0.301, 1))
     full = next(row for row in rows(read_runs(tmp_path)) if row.name == "full")
@@ -397,10 +397,10 @@ def test_one_held_out_image_tells_no_interval(tmp_path, capsys, seeds):
     report.main([str(tmp_path)])
     full = rows(read_runs(tmp_path))[0]
     assert full.cell(TEST_LOSS).text(TEST_LOSS).startswith("0.05") and bool(full.cell(TEST_LOSS).band(TEST_LOSS)) == (seeds > 1)
-    assert ("one run, no interval" if seeds == 1 else "the images are not in it") in full.cell(TEST_LOSS).source
+    assert ("one run, no interval" if seeds == 1 else "the images are not in it") in full.cell(TEST_LOSS).explanation
     assert {(row["test_loss_low"], row["test_loss_high"]) for row in read_csv(tmp_path)} == {("", "")}
     (said,) = [s for s in Report(tmp_path, read_runs(tmp_path)).verdicts[0][1] if s.startswith("Did the source help?")]
-    assert ("not told, as there is no interval" in said) if seeds == 1 else ("by test loss yes" in said.lower())
+    assert ("unknown, as there is no interval" in said) if seeds == 1 else ("by test loss yes" in said.lower())
 
 
 def test_what_could_not_be_computed_says_why(tmp_path):

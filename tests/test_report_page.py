@@ -21,14 +21,12 @@ import report
 from evaluation import judge
 from evaluation.features.random import RandomConvolutional
 from evaluation.intervals import wilson
-from reporting import svg
-from reporting.charts import pareto, staircase
 from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
+from reporting.figures import Plot, look, pareto
 from reporting.numbers import interval, number
 from reporting.page import Report
-from reporting.plots import Absent, Figure
 from reporting.runs import read_runs
-from reporting.table import floors
+from reporting.table import baselines_table
 from reporting.table import rows as rows_of
 from tests.report_runs import estimate, evaluated, evaluation, write_evaluation, write_run
 from training.judging import noise_images
@@ -77,7 +75,7 @@ def verdict_of(folder: Path) -> list[str]:
     return sentences
 
 
-def figures_of(folder: Path) -> dict[str, Figure | Absent]:
+def figures_of(folder: Path) -> dict[str, Plot]:
     return {figure.title: figure for figure in Report(folder, read_runs(folder)).figures}
 
 
@@ -102,7 +100,7 @@ def experiment(tmp_path_factory):
 def test_the_page_is_whole_and_stands_alone(experiment):
     source = (experiment / "report.html").read_text()
     page = Page(source)
-    assert not re.search(r"https?://|@import|url\(", source)
+    assert not re.search(r"https?://|@import|url\((?!#)", source)
     for tag, name, value in page.attributes:
         if name == "src":
             assert value.startswith("data:image/png;base64,")
@@ -128,36 +126,43 @@ def test_the_numbers_of_the_table(experiment):
     freedom = (2 * of_seeds + of_images) ** 2 / ((2 * of_seeds) ** 2 / 2 + of_images**2 / 200)
     middle, half = 0.031, stats.t.ppf(0.975, freedom) * (of_seeds + of_images) ** 0.5
     assert cells["KID test"] == f"{middle:.4f}[{middle - half:.4f}, {middle + half:.4f}]" and cells["seeds"] == "3"
-    assert cells["precision"] == "0.500" and cells["rate"] == "0.001" and cells["trained"] == "2.5%"
+    assert cells["precision"] == "0.500" and cells["learning rate"] == "0.001" and cells["trained"] == "2.5%"
     assert [row[0] for row in rows].count("memoriser") == 2 * 2  # of each number of images, in both tables
     assert sum(row[0].startswith("full-seed") for row in rows if row) == 7  # single runs
 
 
-def test_every_plot_of_a_full_experiment_is_drawn(experiment):
+def test_every_figure_of_a_full_experiment_is_drawn(experiment):
     figures = figures_of(experiment)
-    assert not [f.title for f in figures.values() if isinstance(f, Absent)]
-    for title, figure in figures.items():
-        assert len(figure.panels) == (1 if title in ("Quality against shots", "Sensitivity to the rate") else 2), title
-        for _, drawn in figure.panels:
-            root = ElementTree.fromstring(drawn)
-            width, height = (float(v) for v in root.get("viewBox").split()[2:])
-            for text in root.iter("text"):
-                x, y = float(text.get("x")), float(text.get("y"))
-                assert -1 <= x <= width and 0 <= y <= height and "nan" not in text.text
-    written = sorted(p.name for p in experiment.glob("report_*.svg"))
-    assert len(written) == sum(len(f.panels) for f in figures.values())
+    assert not [f.title for f in figures.values() if f.missing]
+    for title, plot in figures.items():
+        assert len(plot.figure.axes) == (1 if title in ("Quality against shots", "Sensitivity to the learning rate") else 2), title
+        root = ElementTree.fromstring(plot.svg)
+        texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert len(texts) > 5 and "nan" not in texts
+    written = sorted(p.name for p in (experiment / "report_figures").iterdir())
+    assert written == sorted(f"{plot.name}.{suffix}" for plot in figures.values() for suffix in ("svg", "pdf"))
     text = (experiment / "report.md").read_text()
-    assert all(f"]({name})" in text and ElementTree.parse(experiment / name) for name in written)
+    assert all(f"](report_figures/{plot.name}.svg)" in text for plot in figures.values())
+
+
+def test_figures_have_the_same_bytes_each_time_and_follow_the_page(experiment):
+    first, again = (figures_of(experiment)["Quality against forgetting"] for _ in range(2))
+    assert first.svg == again.svg == (experiment / "report_figures/forgetting.svg").read_bytes() and first.pdf == again.pdf
+    assert b"var(" not in first.svg and b"<metadata>" not in first.svg and first.pdf.startswith(b"%PDF")
+    text = re.search(r"<text[^>]*>KID test</text>", first.inline).group()
+    assert "fill: var(--text)" in text and "var(--back)" in first.inline and first.inline in (experiment / "report.html").read_text()
 
 
 def test_a_plot_without_data_says_what_makes_it(tmp_path):
     write_run(tmp_path, "full", held_out_loss=0.1)
-    (tmp_path / "report_old.svg").write_text("of an earlier report")
+    (tmp_path / "report_figures").mkdir()
+    for old in ("report_old.svg", "report_figures/old.pdf"):
+        (tmp_path / old).write_text("of an earlier report")
     text = " ".join(page_of(tmp_path).text)
     needs = "needs evaluations with KID and the loss on source images"
     assert f"Quality against forgetting: {needs}: python evaluate.py checkpoint={tmp_path}" in text
     assert "needs run.kid_images above 0 in training" in text and "+sweep=shots" in text and "+sweep=learning_rate" in text
-    assert not list(tmp_path.glob("report_*.svg"))
+    assert not [*tmp_path.glob("report_*.svg"), *tmp_path.glob("report_figures/*")]
 
 
 def test_how_images_were_made_is_said_in_full(tmp_path):
@@ -202,7 +207,7 @@ def test_without_an_evaluation_one_seed_tells_nothing_of_the_source(tmp_path):
     write_run(tmp_path, "scratch", include=(), held_out_loss=0.0728)
     assert verdict_of(tmp_path)[:2] == [
         "full has the lowest held-out loss: 0.0651 (one seed), on validation images.",
-        "Did the source help? By held-out loss not told, as there is no interval (scratch +0.00770 against full, one seed)."]
+        "Did the source help? By held-out loss unknown, as there is no interval (scratch +0.00770 against full, one seed)."]
 
 
 def test_a_single_run_and_one_that_has_not_begun(tmp_path):
@@ -237,8 +242,8 @@ def test_the_loss_leads_and_kid_stands_beside_it(tmp_path):
     headline, source, compared, kid, *_ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest test loss: 0.0806 ") and headline.endswith("on 413 test images.")
     assert source.startswith("Did the source help? By test loss yes (scratch +0.0177")
-    assert re.search(r"; by KID test not told \(scratch \+0.014 \[-\S+ \+\S+\] against full, 2 seeds\)\.$", source)
-    assert compared.startswith("Against full, by test loss: not told apart: freeze_encoder ")
+    assert re.search(r"; by KID test not significant \(scratch \+0.014 \[-\S+ \+\S+\] against full, 2 seeds\)\.$", source)
+    assert compared.startswith("Against full, by test loss: not significantly different: freeze_encoder ")
     assert kid.startswith("freeze_encoder has the lowest KID test") and "in random features in full. Against full, by KID test:" in kid
 
 
@@ -259,7 +264,7 @@ def test_the_table_is_in_the_verdicts_order(tmp_path):
     for name, kid, loss in (("zero_shot", 0.4, 0.12), ("full", 0.6, 0.05), ("lora", 0.5, 0.07)):
         path = next(evaluated(tmp_path, name, kid=kid, loss=loss).glob("evaluation/*/evaluation.json"))
         content = json.loads(path.read_text())
-        content["floors"] |= {floor: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for floor, value in (
+        content["floors"] |= {name: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for name, value in (
             ("train against test", 0.9), ("half of test against the other half", 0.0))}
         path.write_text(json.dumps(content))
     page = page_of(tmp_path)
@@ -340,7 +345,7 @@ def test_a_tie_names_which_forgot_least(tmp_path):
         evaluated(tmp_path, "lora", seed, kid=b, forgot=0.01 + 0.001 * seed, loss=None)
     headline, compared, forgot, *_ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest KID test") and "best" not in headline
-    assert compared == "Against full, by KID test: not told apart: lora +0.00050 [-0.00323, +0.00423] (3 seeds)."
+    assert compared == "Against full, by KID test: not significantly different: lora +0.00050 [-0.00323, +0.00423] (3 seeds)."
     assert "forgot least, +0.0110 [+0.0088, +0.0132] (3 seeds)" in forgot
 
 
@@ -364,7 +369,7 @@ def test_scratch_has_nothing_to_forget(tmp_path):
     path.write_text(json.dumps(content))
     evaluated(tmp_path, "lora", kid=0.01001, replicates=np.linspace(0, 0.03, 201)[::-1], forgot=0.04, loss=None)
     forgot = verdict_of(tmp_path)[2]
-    assert forgot == ("scratch starts from random weights, with nothing to forget; of those not told apart from it lora forgot least, "
+    assert forgot == ("scratch starts from random weights, with nothing to forget; of those not significantly different lora forgot least, "
                       "+0.0400 [+0.0390, +0.0410] (one seed).")
 
 
@@ -374,7 +379,7 @@ def test_images_that_chose_the_checkpoint_are_no_test(tmp_path):
     content = json.loads(path.read_text())
     content["protocol"]["held_out"] = "validation"
     path.write_text(json.dumps(content))
-    assert any("no test split: checkpoints and settings were chosen by the very images" in sentence for sentence in verdict_of(tmp_path))
+    assert any("no test split: the images that chose checkpoints and settings are those of the evaluation" in sentence for sentence in verdict_of(tmp_path))
 
 
 def said_of_copying(folder: Path) -> str:
@@ -383,7 +388,7 @@ def said_of_copying(folder: Path) -> str:
 
 
 def with_untouched(directory: Path, **features) -> None:
-    """Gives its evaluation an untouched source among the floors."""
+    """Gives its evaluation an untouched source among the baselines."""
     path = next(directory.glob("evaluation/*/evaluation.json"))
     content = json.loads(path.read_text())
     content["floors"]["untouched source"] = {"quality": {"test": {"kid": estimate(0.1)}}, "memorization": {"features": features}}
@@ -434,7 +439,7 @@ def test_what_the_untouched_source_shows_too_is_no_sign(tmp_path, untouched, sig
     assert said.startswith("Signs of copying") == sign
     if not sign:
         assert said.startswith("No sign of copying; full: rho 0.300") and said.endswith(
-            "What is no sign: full comes no nearer to the training images than the untouched source, which saw none of them (rho 0.250 "
+            "No sign: full comes no nearer to the training images than the untouched source, which saw none of them (rho 0.250 "
             "[0.240, 0.260]).")
 
 
@@ -461,10 +466,10 @@ def test_what_few_test_images_cannot_show_is_said(tmp_path):
 def test_copying_is_said_to_be_of_the_step_that_was_looked_at(tmp_path):
     assert "last step" not in said_of_copying(evaluated(tmp_path / "last", "full", step=300).parent)
     said = said_of_copying(evaluated(tmp_path / "best", "full", step=150).parent)
-    assert said.endswith("Not of the last step, which samples.png and sample.py show (`select=last` looks at it): full.")
+    assert said.endswith("Not of the last step, which samples.png and sample.py show (`select=last` evaluates it): full.")
 
 
-def test_a_floor_over_seeds_has_the_spread_of_its_images(tmp_path):
+def test_a_baseline_over_seeds_has_the_spread_of_its_images(tmp_path):
     """Two seeds whose numbers are near to one another by chance: the interval is no narrower than that of the images, which all share."""
     draws = np.random.default_rng(0).normal(0, 0.03, 200)
     for seed, value in enumerate((-0.0190, -0.0181)):
@@ -473,13 +478,13 @@ def test_a_floor_over_seeds_has_the_spread_of_its_images(tmp_path):
         content["floors"]["memoriser"]["quality"]["test"]["kid"] = {
             "value": value, "low": value - 0.06, "high": value + 0.06, "replicates": list(value + draws), "images": 110}
         path.write_text(json.dumps(content))
-    memoriser = next(row for row in floors(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
+    memoriser = next(row for row in baselines_table(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
     assert memoriser.high - memoriser.low == pytest.approx(2 * stats.t.ppf(0.975, 109) * draws.std(ddof=1) * (110 / 109) ** 0.5, rel=0.02)
     for path in tmp_path.glob("*/evaluation/*/evaluation.json"):  # of an earlier version
         content = json.loads(path.read_text())
         del content["floors"]["memoriser"]["quality"]["test"]["kid"]["replicates"]
         path.write_text(json.dumps(content))
-    memoriser = next(row for row in floors(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
+    memoriser = next(row for row in baselines_table(read_runs(tmp_path)) if row.name == "memoriser").cell(KID)
     assert (memoriser.low, memoriser.high) == pytest.approx((-0.0790, 0.0419))  # all that either holds
 
 
@@ -502,12 +507,13 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
     for seed, (name, kid, loss) in itertools.product(range(2), (("zero_shot", 0.4, 0.12), ("full", 0.6, 0.05))):
         path = next(evaluated(tmp_path, name, seed, kid=kid, loss=loss).glob("evaluation/*/evaluation.json"))
         content = json.loads(path.read_text())
-        content["floors"] |= {floor: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for floor, value in (
+        content["floors"] |= {name: {"quality": {"test": {"kid": estimate(value, 0.005)}}} for name, value in (
             ("train against test", real), ("half of test against the other half", 0.0))}
         path.write_text(json.dumps(content))
     headline, compared, kid, *_ = verdict_of(tmp_path)
-    ((_, drawn),) = figures_of(tmp_path)["Quality against forgetting"].panels
-    assert ("full: KID test 0.6" in drawn) == ranks and ("full: test loss 0.05" in drawn) != ranks
+    (axes,) = figures_of(tmp_path)["Quality against forgetting"].figure.axes
+    assert axes.get_ylabel() == ("KID test" if ranks else "test loss")
+    assert any(line.get_ydata()[0] == (0.6 if ranks else 0.05) for line in axes.lines)
     assert headline == "full is best, with the lowest test loss: 0.0500 [0.0489, 0.0511] (2 seeds), on 413 test images."
     assert compared.startswith("Against full, by test loss: worse: zero_shot +0.0700")
     if ranks:
@@ -519,7 +525,7 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
 def test_two_seeds_are_few(tmp_path):
     for seed in range(2):
         evaluated(tmp_path, "full", seed)
-    assert any("Two seeds only: how much trainings differ is told by few of them" in sentence for sentence in verdict_of(tmp_path))
+    assert any("Two seeds only: they tell little of how trainings differ" in sentence for sentence in verdict_of(tmp_path))
 
 
 def test_what_was_not_evaluated_may_be_better(tmp_path):
@@ -566,12 +572,12 @@ def test_nothing_evaluated_is_judged_by_held_out_loss(tmp_path):
     headline, compared, unknown, *_ = verdict_of(tmp_path)
     assert headline.startswith("full has the lowest held-out loss: 0.060 [0.035, 0.085] (3 seeds), on validation images.")
     assert "worse: lora +0.0210" in compared
-    assert "not compared, as they share no seed or nothing tells the interval: bitfit" in compared
+    assert "not compared, as they share no seed or have no interval: bitfit" in compared
     assert unknown == "Nothing is evaluated yet, so quality, copying and forgetting are unknown."
 
 
 def test_what_has_not_ended_is_said(tmp_path):
-    """Best at the last step, of more looks than one; and averaged weights that still are the start."""
+    """Best at the last step, of more looks than one; and EMA weights that still are the start."""
     for strategy, best in (("full", 300), ("lora", 200)):
         directory = evaluated(tmp_path, strategy, kid=0.02 + best / 1e5, result={"best_step": best, "ema_share_of_start": best / 1000})
         (directory / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "validation/loss": 0.1}) + "\n" for s in (150, 300)))
@@ -580,8 +586,8 @@ def test_what_has_not_ended_is_said(tmp_path):
     evaluated(tmp_path, "zero_shot", kid=0.6, result={"step": 300, "ema_share_of_start": 0.1})
     (caveat,) = [s for s in verdict_of(tmp_path) if s.startswith("Still improving")]
     assert "more steps may change the order: full;" in caveat
-    assert "whether more steps would change the order is unknown of once, of which the loss was looked at once" in caveat
-    assert "averaged weights, which are what is judged, still are the start in part: lora 20% and full 30%." in caveat
+    assert "whether more steps would change the order is unknown of once, which were validated once" in caveat
+    assert "EMA weights, which are evaluated, still are the start in part: lora 20% and full 30%." in caveat
 
 
 def test_each_setting_of_the_data_has_its_verdict(tmp_path):
@@ -599,11 +605,7 @@ def test_each_setting_of_the_data_has_its_verdict(tmp_path):
     ([(1, 1)], [0]), ([(1, 3), (2, 2), (3, 1)], [0, 1, 2]), ([(3, 1), (2, 2), (1, 3), (3, 3)], [2, 1, 0]),
     ([(1, 1), (1, 2), (2, 1)], [0]), ([(1, 1), (1, 1)], [0, 1]), ([(0, 5), (1, 5), (2, 0)], [0, 2])])
 def test_pareto_front(points, front):
-    assert pareto(points) == front
-
-
-def test_the_front_is_drawn_through_the_corners_that_both_beat():
-    assert staircase([(1, 3), (2, 2), (4, 1)]) == [(1, 3), (2, 3), (2, 2), (4, 2), (4, 1)]
+    assert pareto(points) == [points[k] for k in front]
 
 
 def test_rho_has_a_limit_and_no_front(tmp_path):
@@ -611,12 +613,14 @@ def test_rho_has_a_limit_and_no_front(tmp_path):
     for name, rho, kid, forgot in (("a", 1.0, 0.03, 0.01), ("b", 0.8, 0.02, 0.02), ("c", 0.7, 0.025, 0.03), ("d", 2.6, 0.03, 0.04)):
         evaluated(tmp_path, name, rho=rho, kid=kid, forgot=forgot)
     figures = figures_of(tmp_path)
-    (_, drawn), = figures["Quality against memorization"].panels
-    assert not re.search(r'<path d="(M[^"]*)" fill="none" style="stroke:var\(--muted\)"', drawn) and "var(--bad)" in drawn
-    assert "Pareto" not in figures["Quality against memorization"].caption
-    (_, drawn), = figures["Quality against forgetting"].panels
-    path = re.search(r'<path d="(M[^"]*)" fill="none" style="stroke:var\(--muted\)"', drawn).group(1)
-    assert path.count("L") == 2  # a, the corner, b
+    fronts = {}
+    for title in ("Quality against memorization", "Quality against forgetting"):
+        (axes,) = figures[title].figure.axes
+        fronts[title] = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    assert not fronts["Quality against memorization"] and "Pareto" not in figures["Quality against memorization"].caption
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in figures["Quality against memorization"].figure.axes[0].lines)
+    (front,) = fronts["Quality against forgetting"]
+    assert list(zip(*front.get_data(), strict=True)) == [(0.01, 0.03), (0.02, 0.02)]  # a and b
 
 
 @pytest.mark.parametrize(("value", "low", "high", "text"), [
@@ -634,38 +638,25 @@ def test_signs():
     assert f"{number(0.0, 0.0, 0.0, True)} {interval(-0.5, -1.0, 0.0, True)}" == "0 [-1.00, 0.00]"
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_scales_and_their_ticks(log):
-    scale = svg.scale([0.02, 3.0], 60, 460, log)
-    assert 60 < scale(0.02) < scale(0.5) < scale(3.0) < 460 and len(scale.ticks) >= 3
-    middle = (np.log10(0.1) - np.log10(scale.low)) / (np.log10(scale.high) - np.log10(scale.low)) if log else (
-        (0.1 - scale.low) / (scale.high - scale.low))
-    assert scale(0.1) == pytest.approx(60 + 400 * middle)
-    assert all(scale.low <= tick <= scale.high for tick in scale.ticks)
-    assert svg.scale([1.0], 0, 10).ticks and svg.scale([0.0], 0, 10).ticks and svg.scale([], 0, 10).ticks
-
-
-def test_labels_do_not_collide():
-    x, y = svg.Scale(0, 1, 60, 440), svg.Scale(0, 1, 280, 20)
-    points = [(x(0.5 + 0.01 * k), y(0.5 + 0.003 * k)) for k in range(6)]
-    names = [f"strategy_{k}" for k in range(6)]
-    boxes = [svg.label_box(*at, svg.text_width(name)) for at, name in zip(svg.place(points, names, x, y), names, strict=True)]
-    assert not any(svg.overlap(a, b) for a, b in itertools.combinations(boxes, 2))
-    heights = [100, 101, 102, 30, 279]
-    moved = svg.spread(heights, 13, 20, 280)
-    assert np.diff(sorted(moved)).min() >= 13 - 1e-9 and min(moved) >= 20 and max(moved) <= 280
-    assert np.argsort(moved).tolist() == np.argsort(heights).tolist()
-    assert svg.spread([20, 20.5, 21], 13, 20, 280) == pytest.approx([20, 33, 46])
-
-
 def test_hours_are_called_by_their_device():
     found = [hours_of(d).heading for d in (["cpu (x86_64)"], ["NVIDIA H100", "NVIDIA A100"], ["NVIDIA H100", "cpu (x86_64)"], [])]
     assert found == ["CPU-hours", "GPU-hours", "hours, GPU or CPU", "GPU-hours"]
 
 
 def test_marks_are_told_apart():
-    drawn = [svg.marker(0, 0, k) for k in range(56)]
-    assert len(set(drawn)) == 56
+    assert len({tuple(look(k).values()) for k in range(56)}) == 56
+
+
+def test_intervals_and_points_of_a_figure_are_those_of_the_table(experiment):
+    """Of shots: a mean for each number of images, with its interval, the strategies side by side."""
+    axes = figures_of(experiment)["Quality against shots"].figure.axes[0]
+    drawn = {bars.get_label(): bars for bars in axes.containers}
+    table = [row for row in rows_of(read_runs(experiment)) if row.name == "full" and row.settings.get("optimizer.lr") == 0.001]
+    line, _, (segments,) = drawn["full"]
+    assert line.get_ydata() == pytest.approx([row.value(KID) for row in table])
+    assert line.get_xdata() == pytest.approx([10, 100], rel=0.05) and len(drawn) == 3
+    for segment, row in zip(segments.get_segments(), table, strict=True):
+        assert segment[:, 1] == pytest.approx(row.cell(KID)[1:3])
 
 
 def test_columns_have_words_and_their_own_keys():
