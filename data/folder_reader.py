@@ -120,7 +120,8 @@ class FolderReader(ImageReader):
         if len(items) > 1 and len({groups[i] for i in items}) == 1:
             raise UserError(
                 f"{self.name}: all {len(items)} images are of one patient, and a patient is not "
-                f"split. data.patient=REGEX says otherwise whose a file is, by its path; {NO_SPLITS}."
+                "split. data.patient=REGEX says otherwise whose a file is, by its path; "
+                f"{NO_SPLITS}."
             )
         found = strata(items, self.labels, groups)
         if alone := [k for k in sorted(found) if len(found[k]) == 1 < len(found)]:
