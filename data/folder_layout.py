@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -23,22 +23,6 @@ SPLIT_NAMES = {
 }
 
 log = logging.getLogger("data")
-
-
-def find_folder(path: str) -> Path:
-    """Raises UserError where data.path is none."""
-    root = Path(path).expanduser()
-    if root.is_file():
-        raise UserError(
-            f"data.path={path} is a file, and a folder is needed. Unpack it, or name the "
-            "folder that it lies in."
-        )
-    if not root.is_dir():
-        raise UserError(
-            f"data.path={path}: there is no such folder. "
-            "Set data.path to the folder of your images."
-        )
-    return root
 
 
 def list_files(root: Path) -> list[Path]:
@@ -74,19 +58,33 @@ def count_suffixes(files: Iterable[Path]) -> str:
     return count_names(p.suffix.lower() or "without suffix" for p in files)
 
 
-def select_files(
-    path: str, found: Sequence[Path], counts: Sequence[bool], what: str, looked_for: str
-) -> list[Path]:
-    """Those of the files found in a folder that count; the log tells of the others.
+def find_files(
+    path: str, counts: Callable[[list[Path]], Iterable[bool]], what: str, looked_for: str
+) -> tuple[Path, list[Path]]:
+    """The folder data.path, and the files in it that count; the log tells of the others.
 
     Args:
-        counts: for each file, whether it is one of those that are read.
+        counts: for all files, whether each is one of those that are read.
         what: they are, and looked_for: how they are known, for messages.
     Raises:
-        UserError: where there is none.
+        UserError: where there is no folder, or no such file in it.
     """
-    files = [file for file, yes in zip(found, counts) if yes]
-    others = [file for file, yes in zip(found, counts) if not yes]
+    root = Path(path).expanduser()
+    if root.is_file():
+        raise UserError(
+            f"data.path={path} is a file, and a folder is needed. Unpack it, or name the "
+            "folder that it lies in."
+        )
+    if not root.is_dir():
+        raise UserError(
+            f"data.path={path}: there is no such folder. "
+            "Set data.path to the folder of your images."
+        )
+    files: list[Path] = []
+    others: list[Path] = []
+    found = list_files(root)
+    for file, yes in zip(found, counts(found)):
+        (files if yes else others).append(file)
     if not files:
         beside = ", and no other files"
         if others:
@@ -99,7 +97,7 @@ def select_files(
             else f"1 file that is no {what.removesuffix('s')}"
         )
         log.info("%s: left out %s: %s", path, left, count_suffixes(others))
-    return files
+    return root, files
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:

@@ -199,8 +199,8 @@ def _read_tiff(data: bytes) -> DeepImage | None:
             raise UserError(f"{height} high and {width} wide: too large, or the header is broken")
         if page.photometric not in CHANNELS:
             raise UserError(
-                f"a TIFF of {bits} bits whose colours are {_name(page.photometric)}: save it "
-                "as gray or RGB"
+                f"a TIFF of {bits} bits whose colours are "
+                f"{tifffile.PHOTOMETRIC(page.photometric).name}: save it as gray or RGB"
             )
         try:
             values = page.asarray()
@@ -236,11 +236,6 @@ def _deep_tiff(page: tifffile.TiffPage, values: np.ndarray) -> DeepImage:
     )
 
 
-def _name(member: object) -> str:
-    """Of one of tifffile's enumerations."""
-    return str(getattr(member, "name", member))
-
-
 def _read_compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception) -> DeepImage:
     """What tifffile needs another package for: Pillow reads some of it, gray of 16 bits and floats,
     whole and upright."""
@@ -250,8 +245,8 @@ def _read_compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception
             if image.mode[0] in "IF":
                 return DeepImage(np.asarray(image), page.photometric == MINISWHITE)
     raise UserError(
-        f"a TIFF compressed by {_name(page.compression)}: if it is whole, a package lacks: pip "
-        f"install imagecodecs ({error})"
+        f"a TIFF compressed by {tifffile.COMPRESSION(page.compression).name}: if it is whole, a "
+        f"package lacks: pip install imagecodecs ({error})"
     )
 
 

@@ -19,7 +19,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pix
 from pydicom.uid import UID
 
 from data.file_cache import FileCache
-from data.folder_layout import count_names, find_folder, list_files, select_files
+from data.folder_layout import count_names, find_files
 from data.folder_reader import FolderReader
 from data.intensity import LowHigh, MeasuredRange, join_ranges, to_levels, value_range
 from runtime.content import sha256_of
@@ -70,17 +70,14 @@ class Dicom(FolderReader):
                 "width above 0."
             )
         self.window, self.range = window, MeasuredRange(self._measure)
-        root = find_folder(path)
-        found = list_files(root)
-        unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
-        magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic)))
-        files = select_files(
-            path,
-            found,
-            [magic.get(p, True) for p in found],
-            "DICOM files",
-            "files named .dcm or with DICM at byte 128",
-        )
+
+        def are_dicom(found: list[Path]) -> list[bool]:
+            unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
+            magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic)))
+            return [magic.get(p, True) for p in found]
+
+        known_by = "files named .dcm or with DICM at byte 128"
+        root, files = find_files(path, are_dicom, "DICOM files", known_by)
         known = file_cache.look_up(files, "DICOM header, 2", read_header)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         if without := [p for p in files if "without pixels" in headers[p]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
 from data.file_cache import FileCache
-from data.folder_layout import find_folder, list_files, select_files
+from data.folder_layout import find_files
 from data.folder_reader import FolderReader
 from data.image_file import SUFFIXES, measure_deep_range, read_image_file
 from data.intensity import LowHigh, MeasuredRange, Range, check_range, value_range
@@ -46,15 +47,7 @@ class Folder(FolderReader):
         elif not isinstance(range_, str):
             given = check_range(range_)
             self.range = lambda values: given
-        root = find_folder(path)
-        found = list_files(root)
-        files = select_files(
-            path,
-            found,
-            [p.suffix.lower() in SUFFIXES for p in found],
-            "images",
-            ", ".join(sorted(SUFFIXES)),
-        )
+        root, files = find_files(path, _are_images, "images", ", ".join(sorted(SUFFIXES)))
         super().__init__(
             file_cache,
             root,
@@ -83,3 +76,7 @@ class Folder(FolderReader):
 
     def read_image(self, item: int) -> Image.Image:
         return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)
+
+
+def _are_images(found: list[Path]) -> list[bool]:
+    return [file.suffix.lower() in SUFFIXES for file in found]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data.file_cache import FileCache
-from data.folder_layout import find_folder, list_files, select_files
+from data.folder_layout import find_files
 from data.folder_reader import FolderReader
 from data.intensity import check_range, to_levels, value_range
 from runtime.errors import UserError
@@ -66,15 +66,7 @@ class Nifti(FolderReader):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
-        root = find_folder(path)
-        found = list_files(root)
-        files = select_files(
-            path,
-            found,
-            [p.name.lower().endswith(SUFFIXES) for p in found],
-            "NIfTI files",
-            ", ".join(SUFFIXES),
-        )
+        root, files = find_files(path, _are_volumes, "NIfTI files", ", ".join(SUFFIXES))
         known = file_cache.look_up(
             files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis)
         )
@@ -117,6 +109,10 @@ class Nifti(FolderReader):
 
     def item_name(self, item: int) -> str:
         return f"{self.files[item]}, slice {self.items[item][1]}"
+
+
+def _are_volumes(found: list[Path]) -> list[bool]:
+    return [file.name.lower().endswith(SUFFIXES) for file in found]
 
 
 def _every_nth(slices: Sequence[int], n: int) -> list[int]:
