@@ -17,7 +17,7 @@ LATER: dict[str, dict[str, Any]] = {
 
 
 def identity(config: RunConfig, images: str) -> dict[str, Any]:
-    """The part of a config that decides the weights. images: their fingerprint, which counts and not
+    """The part of a config that decides the weights. images: their fingerprint, which counts, not
     their path. The number of steps does not count, so that a larger one continues a run."""
     chosen = as_then({section: config.raw[section] for section in NUMBERS})
     reader = reader_keys(config.raw["data"])

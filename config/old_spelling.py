@@ -45,7 +45,7 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_then(config: dict[str, Any]) -> dict[str, Any]:
-    """Sections in the spelling by which runs are named. Those of data without what reads the images."""
+    """The sections of a run in the spelling by which it is named. For data see identity."""
     config = _with_targets(config, THEN)
     if overrides := config.get("source", {}).get("overrides"):
         lines = [re.sub(r"^([+~]*data\.)(\w+)", _key_then, line) for line in overrides]
@@ -56,8 +56,10 @@ def as_then(config: dict[str, Any]) -> dict[str, Any]:
 def refuse_old_override(line: str) -> None:
     """Raises UserError, with the new spelling, for one line of a command."""
     if (new := _translate_line(line)) != line:
-        raise UserError(f"{line}: this is written {new} now. Images are data.*; source.* is about the "
-                        "weights that a run starts from.")
+        raise UserError(
+            f"{line}: this is written {new} now. Images are data.*; source.* is about the "
+            "weights that a run starts from."
+        )
 
 
 def refuse_old_config(config: dict[str, Any]) -> None:
@@ -65,8 +67,10 @@ def refuse_old_config(config: dict[str, Any]) -> None:
     then, now = (dict(leaves(c)) for c in (config, translate(config)))
     if old := [key for key, value in then.items() if key not in now or now[key] != value]:
         new = [key for key in dict.fromkeys(map(_translate_line, old)) if key in now]
-        raise UserError(f"{', '.join(f'{key}={then[key]}' for key in old)}: this is written "
-                        f"{', '.join(f'{key}={now[key]}' for key in new)} now.")
+        raise UserError(
+            f"{', '.join(f'{key}={then[key]}' for key in old)}: this is written "
+            f"{', '.join(f'{key}={now[key]}' for key in new)} now."
+        )
 
 
 def _translate_line(line: str) -> str:
@@ -74,7 +78,7 @@ def _translate_line(line: str) -> str:
     if not found:
         return line
     key = found[2] and "." + KEYS.get(found[2], found[2])
-    return f"{found[1]}{key or ''}{line[found.end():]}"
+    return f"{found[1]}{key or ''}{line[found.end() :]}"
 
 
 def _key_then(key: re.Match[str]) -> str:
@@ -86,5 +90,9 @@ def _with_targets(node: Any, names: dict[str, str]) -> Any:
         return [_with_targets(each, names) for each in node]
     if not isinstance(node, dict):
         return node
-    return {key: names.get(value, value) if key == "_target_" and isinstance(value, str)
-            else _with_targets(value, names) for key, value in node.items()}
+    return {
+        key: names.get(value, value)
+        if key == "_target_" and isinstance(value, str)
+        else _with_targets(value, names)
+        for key, value in node.items()
+    }

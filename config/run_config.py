@@ -141,7 +141,7 @@ class RunConfig:
 
     @cached_property
     def data(self) -> DataSettings:
-        """The keys of DataSettings, and beside them those of what reads the images, its _target_."""
+        """The keys of DataSettings, and beside them those of what reads the images."""
         section = self.raw["data"]
         known = OWN_KEYS | reader_keys(section)
         if unknown := [key for key in section if key not in known | {"_target_"}]:

@@ -1,1 +1,2 @@
-"""From image files to uint8 batches: sources list and decode images, a memory map keeps them, batches are gathered from it."""
+"""From image files to uint8 batches: a reader decodes the images of one source, a memory map keeps
+them, and batches are gathered from it."""

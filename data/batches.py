@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ class Batch(NamedTuple):
 class Batches:
     """The training stream: one permutation of the images after the other, cut into batches.
 
-    Endless; batch k holds the positions k B .. (k + 1) B of the stream, also where the data is smaller than a batch.
+    Endless; batch k holds the positions k B .. (k + 1) B of the stream, also where the data is
+    smaller than a batch.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, flip: bool, seed: int):
@@ -34,7 +35,8 @@ class Batches:
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return self.rows[torch.randperm(len(self.rows), generator=generator(self.seed, "epoch", epoch)).numpy()]
+        order = torch.randperm(len(self.rows), generator=generator(self.seed, "epoch", epoch))
+        return self.rows[order.numpy()]
 
     def indices(self, k: int) -> np.ndarray:
         """Rows of the map in batch k. [B]"""
@@ -51,42 +53,30 @@ class Batches:
         flip = torch.zeros(self.batch_size, dtype=torch.bool)
         if self.flip:
             flip = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k)) < 0.5
-        return Batch(torch.from_numpy(self.dataset.images[rows]), torch.from_numpy(self.dataset.labels[rows]), flip)
+        return Batch(
+            torch.from_numpy(self.dataset.images[rows]),
+            torch.from_numpy(self.dataset.labels[rows]),
+            flip,
+        )
 
-    def prefetched(self, start: int, stop: int, pin: bool = False, depth: int = 4) -> Generator[Batch, None, None]:
+    def prefetched(
+        self, start: int, stop: int, pin: bool = False, depth: int = 4
+    ) -> Generator[Batch, None, None]:
         """Batches start .. stop - 1, made ahead on a thread; an error there is raised here."""
-        ready: queue.Queue = queue.Queue(depth)
-        closed = threading.Event()
 
-        def put(item) -> bool:
-            while not closed.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
+        def make(k: int) -> Batch:
+            batch = self.batch(k)
+            return Batch(*(x.pin_memory() for x in batch)) if pin else batch
 
-        def produce():
-            try:
-                for k in range(start, stop):
-                    batch = self.batch(k)
-                    if not put(Batch(*(x.pin_memory() for x in batch)) if pin else batch):
-                        return
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=produce, daemon=True, name="batches")
-        thread.start()
+        pool = ThreadPoolExecutor(1, "batches")
         try:
-            for _ in range(start, stop):
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            ahead = deque(pool.submit(make, k) for k in range(start, min(start + depth, stop)))
+            for k in range(start + depth, stop + depth):
+                if k < stop:
+                    ahead.append(pool.submit(make, k))
+                yield ahead.popleft().result()
         finally:
-            closed.set()
-            thread.join()
+            pool.shutdown(cancel_futures=True)
 
 
 def to_x0(images: Tensor, flip: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The images of a run: decoded, without those that cannot be used, and the subset that it trains on."""
+"""The images of a run: decoded, without what cannot be used, and the subset that it trains on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = logging.getLogger("data")
 
 @dataclass(frozen=True)
 class Dataset:
-    """images: [N, H, W, C] uint8. labels: [N] int64. splits: rows of images by split. classes: names,
-    or empty."""
+    """images: [N, H, W, C] uint8. labels: [N] int64. splits: rows of images by split. classes:
+    names, or empty."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,12 +31,13 @@ class Dataset:
 
 
 def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: Path) -> Dataset:
-    """Decodes what is not decoded yet, takes out what cannot be used and draws the training subset, by
-    seed where settings.subset_seed is null."""
+    """Decodes what is not decoded yet, takes out what cannot be used and draws the training subset,
+    by seed where settings.subset_seed is null."""
     _check_subset(settings, len(reader.splits["train"]), reader)  # before hours of decoding
     images, broken = open_memory_map(reader, settings, cache)
-    splits = {split: np.asarray([row for row in rows if row not in broken], dtype=np.int64)
-              for split, rows in reader.splits.items()}
+    splits = {}
+    for split, rows in reader.splits.items():
+        splits[split] = np.asarray([row for row in rows if row not in broken], dtype=np.int64)
     train = splits["train"]
     if not len(train):
         why = f"; {len(broken)} cannot be used." if broken else "."
@@ -48,11 +49,17 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
         train = np.sort(train[order[: settings.n_train]])
     labels = np.asarray(reader.labels, dtype=np.int64)
     if lost := np.setdiff1d(labels[reader.splits["train"]], labels[train]).tolist():
-        log.warning("%s: none of the %d training images is of class %s", reader.name, len(train),
-                    ", ".join(reader.classes[k] for k in lost))
+        log.warning(
+            "%s: none of the %d training images is of class %s",
+            reader.name,
+            len(train),
+            ", ".join(reader.classes[k] for k in lost),
+        )
     return Dataset(images, labels, splits | {"train": train}, reader.classes)
 
 
 def _check_subset(settings: DataSettings, images: int, reader: ImageReader) -> None:
     if settings.n_train is not None and not 1 <= settings.n_train <= images:
-        raise UserError(f"data.n_train={settings.n_train}: {reader.name} has {images} training images.")
+        raise UserError(
+            f"data.n_train={settings.n_train}: {reader.name} has {images} training images."
+        )

@@ -32,8 +32,8 @@ class Changed(UserError):
 
 
 class FileCache:
-    """Values of files, kept in a folder and found again by path, size and time of change (of content
-    or attributes).
+    """Values of files, kept in a folder and found again by path, size and time of change (of
+    content or attributes).
 
     What it has told of a file in this process is held together: read_bytes and unchanged raise
     Changed where the content is not the one whose sha256 it told, check_unchanged where two of its
@@ -47,7 +47,9 @@ class FileCache:
         self._stamps: dict[str, dict[Path, Stamp]] = {}  # by what was told of them
         self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
 
-    def look_up(self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]) -> list[Any]:
+    def look_up(
+        self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]
+    ) -> list[Any]:
         """[compute(path), ...], computed on threads for the files that are new or have changed.
 
         Args:
@@ -59,8 +61,9 @@ class FileCache:
         """
         return self._look_up(paths, what, compute)[0]
 
-    def _look_up(self, paths: Sequence[Path], what: str,
-                 compute: Callable[[Path], Any]) -> tuple[list[Any], Path | None]:
+    def _look_up(
+        self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]
+    ) -> tuple[list[Any], Path | None]:
         """Also where they are kept."""
         if not paths:
             return [], None
@@ -69,20 +72,27 @@ class FileCache:
         key = hashlib.sha256(f"{what}\n{root}".encode(errors="surrogateescape")).hexdigest()[:16]
         store = self.folder / f"{key}.json"
         stamps = [_told(_stamp, path) for path in real]
-        names = [path[len(root):].lstrip("/") for path in real]
+        names = [path[len(root) :].lstrip("/") for path in real]
         known = self._read_store(store)
-        missing = [k for k, (name, stamp) in enumerate(zip(names, stamps, strict=True))
-                   if known.get(name, [None])[0] != list(stamp)]
+        missing = [
+            k
+            for k, (name, stamp) in enumerate(zip(names, stamps))
+            if known.get(name, [None])[0] != list(stamp)
+        ]
         if missing:
             started, kept, fresh = time.time(), time.monotonic(), {}
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 computed = pool.map(lambda k: _told(compute, paths[k]), missing)
-                for k, value in zip(missing, tqdm(computed, f"reading {root}: {what}", len(missing),
-                                                  unit="file", delay=2), strict=True):
+                for k, value in zip(
+                    missing,
+                    tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2),
+                ):
                     if _told(_stamp, real[k]) != stamps[k]:
                         raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
                     fresh[names[k]] = [list(stamps[k]), value]
-                    if time.monotonic() - kept > KEPT_EVERY:  # an interrupted start goes on from there
+                    if (
+                        time.monotonic() - kept > KEPT_EVERY
+                    ):  # an interrupted start goes on from there
                         self._add(store, fresh, started)
                         kept = time.monotonic()
             self._add(store, fresh, started)
@@ -92,14 +102,14 @@ class FileCache:
 
     def sha256(self, paths: Sequence[Path]) -> list[str]:
         digests, store = self._look_up(paths, "sha256", sha256)
-        self._sha256.update(zip(paths, digests, strict=True))
+        self._sha256.update(zip(paths, digests))
         for path in paths:
             self._stores[path] = store
         return digests
 
     def read_bytes(self, path: Path) -> bytes:
-        """The bytes that have the sha256 that was told. Raises Changed where there are others, or none
-        any more."""
+        """The bytes that have the sha256 that was told. Raises Changed where there are others, or
+        none any more."""
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -110,9 +120,9 @@ class FileCache:
 
     @contextlib.contextmanager
     def unchanged(self, path: Path) -> Iterator[None]:
-        """What is read of path inside, by whatever reads it, is of the content whose sha256 was told:
-        for what is too large to be held twice. The file is hashed once, and its stamps are equal before
-        and after. Raises Changed, also in place of what is raised inside."""
+        """What is read of path inside, by whatever reads it, is of the content whose sha256 was
+        told: for what is too large to be held twice. The file is hashed once, and its stamps are
+        equal before and after. Raises Changed, also in place of what is raised inside."""
         before = _whole_stamp(path)
         try:
             yield
@@ -122,8 +132,8 @@ class FileCache:
             self._hashed[path] = before
 
     def check_unchanged(self, paths: Sequence[Path]) -> None:
-        """Raises Changed where two values that were told of a file, such as its sha256 and its range,
-        are of two contents."""
+        """Raises Changed where two values that were told of a file, such as its sha256 and its
+        range, are of two contents."""
         for path in paths:
             if len({stamps[path] for stamps in self._stamps.values() if path in stamps}) > 1:
                 raise self._changed(path)
@@ -136,15 +146,15 @@ class FileCache:
     def _bind(self, what: str, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
         """A value that is told anew, of another content, is the first that is told of it."""
         told = self._stamps.setdefault(what, {})
-        for path, stamp in zip(paths, stamps, strict=True):
+        for path, stamp in zip(paths, stamps):
             if told.get(path, stamp) != stamp:
                 for others in self._stamps.values():
                     others.pop(path, None)
             told[path] = stamp
 
     def _as_hashed(self, path: Path, before: tuple[int, ...]) -> bool:
-        """Whether path has the sha256 that was told, and has had it since `before`. One that is gone has
-        not."""
+        """Whether path has the sha256 that was told, and has had it since `before`. One that is
+        gone has not."""
         try:
             same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
             return same and _whole_stamp(path) == before
@@ -152,8 +162,8 @@ class FileCache:
             return False
 
     def _changed(self, path: Path) -> Changed:
-        """The hashes are forgotten: should the file's time not show its change, the next start would
-        trust them again."""
+        """The hashes are forgotten: should the file's time not show its change, the next start
+        would trust them again."""
         if store := self._stores.get(path):
             with contextlib.suppress(OSError):  # of a cache that may be read alone
                 store.unlink(missing_ok=True)
@@ -171,28 +181,34 @@ class FileCache:
             return {}
 
     def _add(self, store: Path, entries: dict[str, Any], started: float) -> None:
-        lasting = {name: [stamp, value] for name, (stamp, value) in entries.items()
-                   if value is not None and started - stamp[1] / 1e9 > FRESH}
+        lasting = {
+            name: [stamp, value]
+            for name, (stamp, value) in entries.items()
+            if value is not None and started - stamp[1] / 1e9 > FRESH
+        }
         with locked(store.with_suffix(".lock")):
             write_sealed(store, self._read_store(store) | lasting)
 
 
 def _resolved(paths: Sequence[Path]) -> list[str]:
-    """Where they really lie. Folders are resolved once and not for each of their files: that is most of
-    a second start's time."""
-    folders = {folder: os.path.realpath(folder) for folder in {os.path.dirname(path) for path in paths}}
+    """Where they really lie. Folders are resolved once and not for each of their files: that is
+    most of a second start's time."""
+    above = {os.path.dirname(path) for path in paths}
+    folders = {folder: os.path.realpath(folder) for folder in above}
     found = [os.path.join(folders[os.path.dirname(path)], os.path.basename(path)) for path in paths]
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
 
 
 def _told(compute: Callable[[F], T], path: F) -> T:
-    """compute(path), with a message where the system does not give the file out: no permission, or a
-    link to nothing."""
+    """compute(path), with a message where the system does not give the file out: no permission, or
+    a link to nothing."""
     try:
         return compute(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror or error}). Mend it, or remove it from "
-                        "the folder.") from error
+        raise UserError(
+            f"{path}: cannot be opened ({error.strerror or error}). Mend it, or remove it from "
+            "the folder."
+        ) from error
 
 
 def _stamp(path: str | Path) -> Stamp:
@@ -209,5 +225,7 @@ def _whole_stamp(path: Path) -> tuple[int, ...]:
 
 
 def _gone(path: Path, error: OSError) -> Changed:
-    return Changed(f"{path} cannot be opened any more, after it was hashed "
-                   f"({error.strerror or error}). {AGAIN}")
+    return Changed(
+        f"{path} cannot be opened any more, after it was hashed "
+        f"({error.strerror or error}). {AGAIN}"
+    )

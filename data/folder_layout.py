@@ -7,27 +7,22 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-               "validation": "validation", "test": "test", "testing": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 log = logging.getLogger("data")
-
-
-def find_folder(path: str) -> Path:
-    """Raises UserError where data.path is none."""
-    root = Path(path).expanduser()
-    if root.is_file():
-        raise UserError(f"data.path={path} is a file, and a folder is needed. Unpack it, or name the "
-                        "folder that it lies in.")
-    if not root.is_dir():
-        raise UserError(f"data.path={path}: there is no such folder. Set data.path to the folder of your "
-                        "images.")
-    return root
 
 
 def list_files(root: Path) -> list[Path]:
@@ -40,8 +35,11 @@ def list_files(root: Path) -> list[Path]:
     found = []
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         here = os.path.realpath(folder)
-        folders[:] = [name for name in folders
-                      if not name.startswith(".") and not _leads_back(os.path.join(folder, name), here)]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _leads_back(os.path.join(folder, name), here)
+        ]
         found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
     return [Path(path) for path in sorted(found, key=lambda path: path.split("/"))]
 
@@ -51,7 +49,7 @@ def _leads_back(folder: str, here: str) -> bool:
 
 
 def count_names(names: Iterable[str]) -> str:
-    """"a 3, b 1", the most frequent first."""
+    """ "a 3, b 1", the most frequent first."""
     counts = sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{name} {n}" for name, n in counts[:12])
 
@@ -60,33 +58,51 @@ def count_suffixes(files: Iterable[Path]) -> str:
     return count_names(p.suffix.lower() or "without suffix" for p in files)
 
 
-def select_files(path: str, found: Sequence[Path], counts: Sequence[bool], what: str,
-                 looked_for: str) -> list[Path]:
-    """Those of the files found in a folder that count; the log tells of the others.
+def find_files(
+    path: str, counts: Callable[[list[Path]], Iterable[bool]], what: str, looked_for: str
+) -> tuple[Path, list[Path]]:
+    """The folder data.path, and the files in it that count; the log tells of the others.
 
     Args:
-        counts: for each file, whether it is one of those that are read.
+        counts: for all files, whether each is one of those that are read.
         what: they are, and looked_for: how they are known, for messages.
     Raises:
-        UserError: where there is none.
+        UserError: where there is no folder, or no such file in it.
     """
-    files = [file for file, yes in zip(found, counts, strict=True) if yes]
-    others = [file for file, yes in zip(found, counts, strict=True) if not yes]
+    root = Path(path).expanduser()
+    if root.is_file():
+        raise UserError(
+            f"data.path={path} is a file, and a folder is needed. Unpack it, or name the "
+            "folder that it lies in."
+        )
+    if not root.is_dir():
+        raise UserError(
+            f"data.path={path}: there is no such folder. "
+            "Set data.path to the folder of your images."
+        )
+    files: list[Path] = []
+    others: list[Path] = []
+    found = list_files(root)
+    for file, yes in zip(found, counts(found)):
+        (files if yes else others).append(file)
     if not files:
         beside = ", and no other files"
         if others:
             beside = f"; it has {len(others)} other files: {count_suffixes(others)}"
         raise UserError(f"data.path={path}: no {what} in it (looked for {looked_for}{beside}).")
     if others:
-        left = (f"{len(others)} files that are no {what}" if len(others) > 1
-                else f"1 file that is no {what.removesuffix('s')}")
+        left = (
+            f"{len(others)} files that are no {what}"
+            if len(others) > 1
+            else f"1 file that is no {what.removesuffix('s')}"
+        )
         log.info("%s: left out %s: %s", path, left, count_suffixes(others))
-    return files
+    return root, files
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
-    """For each path, what the regular expression finds in it: its first group, or all that it matches.
-    Raises UserError where it is none, or finds nothing in a path."""
+    """For each path, what the regular expression finds in it: its first group, or all that it
+    matches. Raises UserError where it is none, or finds nothing in a path."""
     try:
         group = min(re.compile(pattern).groups, 1)
     except re.error as error:
@@ -95,14 +111,17 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
     found = [match[group] for match in matches if match and match[group] is not None]
     if len(found) == len(names):
         return found
-    without = [n for n, match in zip(names, matches, strict=True) if not match or match[group] is None]
-    raise UserError(f"data.patient={pattern} matches {'not all' if found else 'none'} of the paths: "
-                    f"{len(without)} of {len(names)} are without, such as {without[0]}. It is searched in "
-                    "the path below data.path, and its first group names the patient.")
+    without = [n for n, match in zip(names, matches) if not match or match[group] is None]
+    raise UserError(
+        f"data.patient={pattern} matches {'not all' if found else 'none'} of the paths: "
+        f"{len(without)} of {len(names)} are without, such as {without[0]}. It is searched in "
+        "the path below data.path, and its first group names the patient."
+    )
 
 
-def splits_and_classes(root: Path, names: Sequence[str],
-                       classes: bool) -> tuple[list[str | None], list[str]]:
+def splits_and_classes(
+    root: Path, names: Sequence[str], classes: bool
+) -> tuple[list[str | None], list[str]]:
     """For each path: the split that its first folder says, or None, and the class that the next one
     says, or "". Raises UserError where some paths have one and others not."""
     parts = [name.split("/") for name in names]
@@ -112,9 +131,10 @@ def splits_and_classes(root: Path, names: Sequence[str],
         _check_not_above_splits(root, parts)
     if any(splits) and not all(splits):
         stray = root / names[splits.index(None)]
-        raise UserError(f"{root}: {stray} lies beside the folders train and test: move it into one of "
-                        "them.")
-    inside = [p[1:] if split else p for p, split in zip(parts, splits, strict=True)]
+        raise UserError(
+            f"{root}: {stray} lies beside the folders train and test: move it into one of them."
+        )
+    inside = [p[1:] if split else p for p, split in zip(parts, splits)]
     class_names = [p[0] if len(p) > 1 else "" for p in inside]
     if classes:
         if not any(splits):
@@ -126,29 +146,40 @@ def splits_and_classes(root: Path, names: Sequence[str],
 def _check_not_above_splits(root: Path, parts: Sequence[Sequence[str]]) -> None:
     second = {SPLIT_NAMES.get(p[1].lower()) for p in parts if len(p) > 2}
     if len({p[0] for p in parts}) == 1 and "train" in second:
-        raise UserError(f"{root}: all its images are in {parts[0][0]}, which holds the folders of the "
-                        f"splits. Name that one: data.path={root / parts[0][0]}")
+        raise UserError(
+            f"{root}: all its images are in {parts[0][0]}, which holds the folders of the "
+            f"splits. Name that one: data.path={root / parts[0][0]}"
+        )
 
 
 def _warn_of_single_class(root: Path, parts: Sequence[Sequence[str]]) -> None:
     """All files in one folder, and in several folders of that one."""
     first, second = {p[0] for p in parts}, {p[1] for p in parts if len(p) > 2}
     if len(first) == 1 and len(second) > 1 and all(len(p) > 1 for p in parts):
-        log.warning("%s: all its images are in %s, which is one class; data.path=%s takes the folders in "
-                    "it for classes", root, parts[0][0], root / parts[0][0])
+        log.warning(
+            "%s: all its images are in %s, which is one class; data.path=%s takes the folders in "
+            "it for classes",
+            root,
+            parts[0][0],
+            root / parts[0][0],
+        )
 
 
-def _check_classes(root: Path, names: Sequence[str], splits: Sequence[str | None],
-                   class_names: Sequence[str]) -> None:
-    """Refuses images beside class folders, and splits without classes beside a train folder that has
-    them."""
-    trained = next((name for name, split in zip(class_names, splits, strict=True)
-                    if name and split in (None, "train")), "")
+def _check_classes(
+    root: Path, names: Sequence[str], splits: Sequence[str | None], class_names: Sequence[str]
+) -> None:
+    """Refuses images beside class folders, and splits without classes beside a train folder that
+    has them."""
+    trained = next(
+        (name for name, split in zip(class_names, splits) if name and split in (None, "train")), ""
+    )
     for split in dict.fromkeys(splits):
         inside = [k for k, s in enumerate(splits) if s == split]
         named = next((class_names[k] for k in inside if class_names[k]), trained)
         stray = [k for k in inside if not class_names[k]]
         if named and stray:
-            raise UserError(f"{root}: {len(stray)} images lie beside class folders such as {named}, or "
-                            f"where these should be; for one {root / names[stray[0]]}. Move them into a "
-                            "class, or set data.classes=false for no classes.")
+            raise UserError(
+                f"{root}: {len(stray)} images lie beside class folders such as {named}, or "
+                f"where these should be; for one {root / names[stray[0]]}. Move them into a "
+                "class, or set data.classes=false for no classes."
+            )

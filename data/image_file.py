@@ -1,7 +1,8 @@
 """One ordinary image file, read as it is meant: upright, and with all of its bits.
 
-Pillow cuts colour of 16 bits to 8 without a word, and some gray. Such files are found by their header
-and read by pypng, tifffile or here; their values then become levels by a range (data.intensity).
+Pillow cuts colour of 16 bits to 8 without a word, and some gray. Such files are found by their
+header and read by pypng, tifffile or here; their values then become levels by a range
+(data.intensity).
 """
 
 from __future__ import annotations
@@ -22,24 +23,45 @@ from PIL import Image
 from data.intensity import Range, to_levels, value_range
 from runtime.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".pnm",
-            ".pbm"}
+SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".pbm",
+}
 PNM_HEADER = re.compile(rb"P\d" + 3 * rb"(?:\s|#[^\n]*\n)*(\d+)")  # width, height, white
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MINISWHITE = tifffile.PHOTOMETRIC.MINISWHITE
-CHANNELS: dict[object, int] = {MINISWHITE: 1, tifffile.PHOTOMETRIC.MINISBLACK: 1,
-                               tifffile.PHOTOMETRIC.RGB: 3}
+CHANNELS: dict[object, int] = {
+    MINISWHITE: 1,
+    tifffile.PHOTOMETRIC.MINISBLACK: 1,
+    tifffile.PHOTOMETRIC.RGB: 3,
+}
 ORIENTATION = 274  # the tag of EXIF and TIFF
-UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-           4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-           6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
 class DeepImage(NamedTuple):
-    """An image of more than 8 bits: its values [H, W] or [H, W, 3], whether small ones are bright, how
-    opaque it is (0..1, [H, W])."""
+    """An image of more than 8 bits: its values [H, W] or [H, W, 3], whether small ones are bright,
+    how opaque it is (0..1, [H, W])."""
 
     values: np.ndarray
     inverted: bool = False
@@ -60,7 +82,9 @@ class DeepImage(NamedTuple):
             gray = image.mode == "F"
             alpha = self.alpha if gray else self.alpha[..., None]
             levels = np.asarray(image) * alpha + 255 * (1 - alpha)
-            image = Image.fromarray(levels.astype(np.float32) if gray else levels.round().astype(np.uint8))
+            image = Image.fromarray(
+                levels.astype(np.float32) if gray else levels.round().astype(np.uint8)
+            )
         return _turned(image, self.orientation)
 
 
@@ -76,7 +100,7 @@ def read_image_file(file: Path | bytes, range_of: Range) -> Image.Image:
 
 
 def measure_deep_range(path: Path) -> list[float] | None:
-    """The range of one image for FileCache: empty where it has 8 bits, None where it cannot be read."""
+    """For FileCache, the range of one image: [] of one of 8 bits, None where it cannot be read."""
     try:
         with open(path, "rb") as file:
             # JPEG, BMP, GIF: 8 bits, and there are many of them
@@ -105,7 +129,9 @@ def _read(file: Path | bytes) -> Image.Image | DeepImage:
     except UserError:
         raise
     except Exception as error:  # a broken file can raise anything: OSError, SyntaxError, ...
-        raise UserError(f"cannot be read as an image ({str(error) or type(error).__name__})") from error
+        raise UserError(
+            f"cannot be read as an image ({str(error) or type(error).__name__})"
+        ) from error
 
 
 def _read_by_pillow(data: bytes) -> Image.Image | DeepImage:
@@ -123,8 +149,10 @@ def _read_by_pillow(data: bytes) -> Image.Image | DeepImage:
 
 
 def _several(pages: int) -> UserError:
-    return UserError(f"{pages} pages or frames in one file, of which none is the image: save each as a "
-                     "file of its own")
+    return UserError(
+        f"{pages} pages or frames in one file, of which none is the image: save each as a "
+        "file of its own"
+    )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -145,8 +173,11 @@ def _read_png(data: bytes, image: Image.Image) -> DeepImage:
         values, alpha = values[..., :-1], values[..., -1] / 65535
     if "transparent" in about:
         alpha = (values != np.asarray(about["transparent"])).any(-1).astype(float)
-    return DeepImage(values[..., 0] if values.shape[-1] == 1 else values, alpha=alpha,
-                     orientation=_orientation(image))
+    return DeepImage(
+        values[..., 0] if values.shape[-1] == 1 else values,
+        alpha=alpha,
+        orientation=_orientation(image),
+    )
 
 
 def _read_tiff(data: bytes) -> DeepImage | None:
@@ -161,12 +192,16 @@ def _read_tiff(data: bytes) -> DeepImage | None:
         if bits <= 8 and page.sampleformat == tifffile.SAMPLEFORMAT.UINT:
             return None
         height, width = page.imagelength, page.imagewidth
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # Pillow's; a broken header can say anything
+        limit = 2 * (
+            Image.MAX_IMAGE_PIXELS or math.inf
+        )  # Pillow's; a broken header can say anything
         if width * height > limit:
             raise UserError(f"{height} high and {width} wide: too large, or the header is broken")
         if page.photometric not in CHANNELS:
-            raise UserError(f"a TIFF of {bits} bits whose colours are {_name(page.photometric)}: save it "
-                            "as gray or RGB")
+            raise UserError(
+                f"a TIFF of {bits} bits whose colours are "
+                f"{tifffile.PHOTOMETRIC(page.photometric).name}: save it as gray or RGB"
+            )
         try:
             values = page.asarray()
         except (ValueError, ImportError) as error:
@@ -184,8 +219,9 @@ def _deep_tiff(page: tifffile.TiffPage, values: np.ndarray) -> DeepImage:
     elif page.axes == "YX":
         values = values[..., None]
     if values.ndim != 3 or values.shape[-1] < channels:
-        raise UserError(f"a TIFF of shape {page.shape} ({page.axes}): save its planes as files of their "
-                        "own")
+        raise UserError(
+            f"a TIFF of shape {page.shape} ({page.axes}): save its planes as files of their own"
+        )
     alpha = None
     extra = page.extrasamples[0] if len(page.extrasamples) else 0
     if extra in (1, 2) and values.dtype.kind == "u":
@@ -195,13 +231,9 @@ def _deep_tiff(page: tifffile.TiffPage, values: np.ndarray) -> DeepImage:
         opacity = alpha if channels == 1 else alpha[..., None]
         values = np.divide(values, opacity, out=np.zeros(values.shape), where=opacity > 0)
     orientation = page.tags.get(ORIENTATION)
-    return DeepImage(values, page.photometric == MINISWHITE, alpha,
-                     orientation.value if orientation else 1)
-
-
-def _name(member: object) -> str:
-    """Of one of tifffile's enumerations."""
-    return str(getattr(member, "name", member))
+    return DeepImage(
+        values, page.photometric == MINISWHITE, alpha, orientation.value if orientation else 1
+    )
 
 
 def _read_compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception) -> DeepImage:
@@ -212,13 +244,15 @@ def _read_compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception
             image.load()
             if image.mode[0] in "IF":
                 return DeepImage(np.asarray(image), page.photometric == MINISWHITE)
-    raise UserError(f"a TIFF compressed by {_name(page.compression)}: if it is whole, a package lacks: pip "
-                    f"install imagecodecs ({error})")
+    raise UserError(
+        f"a TIFF compressed by {tifffile.COMPRESSION(page.compression).name}: if it is whole, a "
+        f"package lacks: pip install imagecodecs ({error})"
+    )
 
 
 def _read_pnm(data: bytes) -> DeepImage | None:
-    """PGM and PPM of more than 8 bits, which Pillow scales, and cuts where they are in colour. None for
-    those of 8."""
+    """PGM and PPM of more than 8 bits, which Pillow scales, and cuts where they are in colour. None
+    for those of 8."""
     header = PNM_HEADER.match(data)
     if not header or int(header[3]) < 256:
         return None

@@ -1,4 +1,4 @@
-"""From numbers of any range (16-bit files, CT, MRI, arrays) to the 256 levels that a picture has."""
+"""From numbers of any range (16-bit files, CT, MRI, arrays) to the 256 levels of a picture."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def value_range(values: np.ndarray) -> LowHigh:
 
 
 def join_ranges(ranges: Iterable[Sequence[float]]) -> LowHigh:
-    """The range that holds all of these: the least low and the greatest high. At least one is needed."""
-    lows, highs = zip(*ranges, strict=True)
+    """The range that holds all of these, one at least: the least low and the greatest high."""
+    lows, highs = zip(*ranges)
     return float(min(lows)), float(max(highs))
 
 
 class MeasuredRange:
-    """The range of many images, measured when it is first asked for, by whichever thread asks first:
-    where no image needs it, none is read for it."""
+    """The range of many images, measured when it is first asked for, by whichever thread asks
+    first: where no image needs it, none is read for it."""
 
     def __init__(self, measure: Callable[[], LowHigh]):
         self._measure, self._lock = measure, threading.Lock()
@@ -78,14 +78,11 @@ class MeasuredRange:
             return self._range
 
 
-class GivenRange:
-    """data.range=[low, high]."""
-
-    def __init__(self, low_high: Sequence[float]):
-        if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
-            raise UserError(f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is "
-                            "shown black and what white.")
-        self._range = float(low_high[0]), float(low_high[1])
-
-    def __call__(self, values: np.ndarray) -> LowHigh:
-        return self._range
+def check_range(low_high: Sequence[float]) -> LowHigh:
+    """data.range as numbers. Raises UserError where they are not two that rise."""
+    if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
+        raise UserError(
+            f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is "
+            "shown black and what white."
+        )
+    return float(low_high[0]), float(low_high[1])

@@ -1,4 +1,4 @@
-"""The images of a reader, decoded once into a uint8 memory map whose name is a hash of what made it."""
+"""Images decoded once into a uint8 memory map, whose name is a hash of what made it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from data.resize import TooSmall, to_array
 from data.settings import DataSettings
 from runtime.content import sha256_of
 from runtime.errors import UserError
-from runtime.files import Damaged, locked, put_aside, raise_if_full, read_sealed, sync_directory, write_sealed
+from runtime.files import (
+    Damaged,
+    locked,
+    put_aside,
+    raise_if_full,
+    read_sealed,
+    sync_directory,
+    write_sealed,
+)
 from runtime.log import recorded
 
 DECODER = 3  # raise when to_array changes what it makes of a file
@@ -33,19 +41,28 @@ _verified: set[tuple[Any, ...]] = set()
 log = logging.getLogger("data")
 
 
-def open_memory_map(reader: ImageReader, settings: DataSettings,
-                    cache: Path) -> tuple[np.ndarray, dict[int, str]]:
-    """Built first where it is missing or damaged; runs that need the same one wait for a single
-    builder.
+def open_memory_map(
+    reader: ImageReader, settings: DataSettings, cache: Path
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Built first where it is missing or damaged; runs that need the same wait for one builder.
 
     Returns:
-        The map, [N, H, W, C] uint8, and why which items could not be used (none without skip_broken).
+        The map, [N, H, W, C] uint8, and why which items could not be used (none without
+        skip_broken).
     Raises:
         UserError: where images cannot be used, without skip_broken.
         Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
     """
-    key = sha256_of([DECODER, reader.fingerprint, settings.height_width, settings.channels,
-                     settings.upscale, settings.resample])[:16]
+    key = sha256_of(
+        [
+            DECODER,
+            reader.fingerprint,
+            settings.height_width,
+            settings.channels,
+            settings.upscale,
+            settings.resample,
+        ]
+    )[:16]
     path, built = cache / f"{key}.npy", False
     about = _read_record(path, reader, settings)
     if about is None:
@@ -57,17 +74,24 @@ def open_memory_map(reader: ImageReader, settings: DataSettings,
         log.info("%s", line)
     broken = _broken(about)
     if broken:
-        log.warning("%s\n(remembered in %s; delete it to try these again)",
-                    _list_broken(reader, broken, "left out"), path.with_suffix(".json"))
+        log.warning(
+            "%s\n(remembered in %s; delete it to try these again)",
+            _list_broken(reader, broken, "left out"),
+            path.with_suffix(".json"),
+        )
     return np.load(path, mmap_mode="r"), broken
 
 
-def _read_record(path: Path, reader: ImageReader, settings: DataSettings,
-                 tell: Callable[[Path, str], object] = lambda path, why: None) -> dict[str, Any] | None:
+def _read_record(
+    path: Path,
+    reader: ImageReader,
+    settings: DataSettings,
+    tell: Callable[[Path, str], object] = lambda path, why: None,
+) -> dict[str, Any] | None:
     """What is known of the map, or None where it has to be built. One with gaps is built anew for a
-    run that wants none: what it takes to read them, a decoder say, may have been installed since; so
-    is one of a start that could not read how many frames there are. tell: what to do with a file that
-    is damaged."""
+    run that wants none: what it takes to read them, a decoder say, may have been installed since;
+    so is one of a start that could not read how many frames there are. tell: what to do with a file
+    that is damaged."""
     record = path.with_suffix(".json")
     if not path.exists() or not record.exists():
         return None
@@ -85,8 +109,8 @@ def _read_record(path: Path, reader: ImageReader, settings: DataSettings,
 
 
 def _damage(path: Path, about: dict[str, Any]) -> str | None:
-    """What is wrong with the bytes of a map, or None. They are read once a process: it costs 0.6 s a
-    GB of a core."""
+    """What is wrong with the bytes of a map, or None. They are read once a process: it costs 0.6 s
+    a GB of a core."""
     stat = path.stat()
     stamp = path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
     if stamp in _verified:
@@ -99,8 +123,10 @@ def _damage(path: Path, about: dict[str, Any]) -> str | None:
         return f"{path} is damaged: it has {stat.st_size} bytes of {about['bytes']}"
     expected = about["crc32"]
     if wrong := [k for k, crc in enumerate(found) if crc != expected[k]]:
-        return (f"{path} is damaged: {len(wrong)} of its {len(found)} blocks of {BLOCK >> 20} MiB do "
-                f"not have their checksum, the first at byte {wrong[0] * BLOCK}")
+        return (
+            f"{path} is damaged: {len(wrong)} of its {len(found)} blocks of {BLOCK >> 20} MiB do "
+            f"not have their checksum, the first at byte {wrong[0] * BLOCK}"
+        )
     _verified.add(stamp)
     return None
 
@@ -123,9 +149,14 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
         reader.check_files()
         if failures and not settings.skip_broken:
             raise _unusable(reader, failures)
-        about = {"source": reader.name, "shape": (len(reader), *settings.image_shape),
-                 "broken": {item: str(failures[item]) for item in sorted(failures)}, "said": said,
-                 "bytes": aside.stat().st_size, "crc32": _checksums(aside)}
+        about = {
+            "source": reader.name,
+            "shape": (len(reader), *settings.image_shape),
+            "broken": {item: str(failures[item]) for item in sorted(failures)},
+            "said": said,
+            "bytes": aside.stat().st_size,
+            "crc32": _checksums(aside),
+        }
         os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
         sync_directory(path.parent)
         write_sealed(path.with_suffix(".json"), about)
@@ -146,15 +177,21 @@ def _written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _fill(reader: ImageReader, settings: DataSettings,
-          path: Path) -> tuple[dict[int, UserError], list[str]]:
+def _fill(
+    reader: ImageReader, settings: DataSettings, path: Path
+) -> tuple[dict[int, UserError], list[str]]:
     """Writes the images into a new file; why which could not be used, and what was logged."""
     failures: dict[int, UserError] = {}
 
     def decode(item: int) -> np.ndarray | None:
         try:
-            return to_array(reader.read_image(item), settings.height_width, settings.channels,
-                            settings.upscale, settings.resample)
+            return to_array(
+                reader.read_image(item),
+                settings.height_width,
+                settings.channels,
+                settings.upscale,
+                settings.resample,
+            )
         except Changed:
             raise
         except UserError as error:
@@ -164,9 +201,11 @@ def _fill(reader: ImageReader, settings: DataSettings,
     _reserve(path, (len(reader), *settings.image_shape))
     images = np.lib.format.open_memmap(path, mode="r+")
     with recorded() as said, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in tqdm(range(0, len(reader), 256), desc=f"decoding {reader.name}", unit="x256", delay=2):
+        for start in tqdm(
+            range(0, len(reader), 256), desc=f"decoding {reader.name}", unit="x256", delay=2
+        ):
             items = range(start, min(start + 256, len(reader)))
-            for item, image in zip(items, pool.map(decode, items), strict=True):
+            for item, image in zip(items, pool.map(decode, items)):
                 if image is not None:
                     images[item] = image
     images.flush()
@@ -181,13 +220,18 @@ def _unusable(reader: ImageReader, failures: dict[int, UserError]) -> UserError:
     return UserError(
         _list_broken(reader, reasons, "cannot be used")
         + "\nMend or remove them, or leave them out with data.skip_broken=true."
-        + " What is too small is enlarged with data.upscale=true; or choose a smaller data.size." * small)
+        + " What is too small is enlarged with data.upscale=true; or choose a smaller data.size."
+        * small
+    )
 
 
 def _list_broken(reader: ImageReader, broken: dict[int, str], verdict: str) -> str:
     shown = [f"  {reader.item_name(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
-    return (f"{len(broken)} of {len(reader)} images of {reader.name}: {verdict}\n" + "\n".join(shown)
-            + (f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""))
+    return (
+        f"{len(broken)} of {len(reader)} images of {reader.name}: {verdict}\n"
+        + "\n".join(shown)
+        + (f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
+    )
 
 
 def _reserve(path: Path, shape: Sequence[int]) -> None:

@@ -15,13 +15,18 @@ class TooSmall(UserError):
     and not for each image."""
 
 
-def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: bool,
-             resample: str = "lanczos") -> np.ndarray:
+def to_array(
+    image: Image.Image,
+    size: tuple[int, int],
+    channels: int,
+    upscale: bool,
+    resample: str = "lanczos",
+) -> np.ndarray:
     """The shorter side scaled to fit (antialiased), then the centre cut out.
 
     What is transparent is laid on white; gray in 3 channels is repeated, colour in 1 is luma (ITU-R
-    601, Pillow's L). Mode "F" is gray in 0..255 (data.intensity), rounded at the end. Colour profiles
-    are not applied.
+    601, Pillow's L). Mode "F" is gray in 0..255 (data.intensity), rounded at the end. Colour
+    profiles are not applied.
 
     Args:
         size: height, width.
@@ -35,15 +40,19 @@ def to_array(image: Image.Image, size: tuple[int, int], channels: int, upscale: 
     """
     H, W = size
     if image.mode[0] == "I":  # Pillow would cut off all above 255
-        raise UserError(f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the "
-                        "range of values that you want to see.")
+        raise UserError(
+            f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the "
+            "range of values that you want to see."
+        )
     if 0 in image.size:
         raise UserError(f"no pixels: {image.height} high and {image.width} wide")
     if image.mode != "F":
         image = _opaque(image).convert({1: "L", 3: "RGB"}[channels])
     scale = max(H / image.height, W / image.width)
     if scale > 1 and not upscale:
-        raise TooSmall(f"{image.height} high and {image.width} wide, smaller than data.size=[{H}, {W}]")
+        raise TooSmall(
+            f"{image.height} high and {image.width} wide, smaller than data.size=[{H}, {W}]"
+        )
     fitted = max(W, round(image.width * scale)), max(H, round(image.height * scale))
     image = image.resize(fitted, Image.Resampling[resample.upper()])
     left, top = (image.width - W) // 2, (image.height - H) // 2
@@ -57,7 +66,9 @@ def _opaque(image: Image.Image) -> Image.Image:
     """In a mode that Pillow turns into gray and colour rightly: laid on white where it has
     transparency, of whatever kind."""
     if image.mode in WITH_ALPHA or "transparency" in image.info:
-        image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)).convert("RGBA")
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)).convert(
+            "RGBA"
+        )
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     plain = image.mode in ("1", "L", "P", "RGB")  # and not CMYK, YCbCr, LAB, HSV
     return image if plain else image.convert("RGB")

@@ -17,11 +17,13 @@ class DataSettings(Settings):
     """Which images, and what is made of them.
 
     reader: of the images, bound to its own settings. size: [height, width] or one number for both.
-    channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray is repeated). flip: mirror at random while
-    training; off where left and right differ, as in radiographs. n_train: train on so many images; null
-    for all. subset_seed: draws them; null is the run's seed, so that each seed of a run sees others.
-    upscale: enlarge images that are smaller than size. resample: the filter that scales, antialiased in
-    each case. skip_broken: leave out what is broken, foreign or too small, instead of stopping.
+    channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray is repeated). flip: mirror at random
+    while training; off where left and right differ, as in radiographs. n_train: train on so many
+    images; null for all. subset_seed: draws them; null is the run's seed, so that each seed of a
+    run sees others.
+    upscale: enlarge images that are smaller than size. resample: the filter that scales,
+    antialiased in each case. skip_broken: leave out what is broken, foreign or too small, instead
+    of stopping.
     """
 
     reader: Callable[[FileCache], ImageReader]
@@ -39,10 +41,14 @@ class DataSettings(Settings):
             raise ValueError(f"channels must be 1 or 3, not {self.channels}.")
         sides = 2 if isinstance(self.size, int) else len(self.size)
         if sides != 2 or min(self.height_width) < 1:
-            raise ValueError(f"size must be one positive number or [height, width], not {self.size}.")
+            raise ValueError(
+                f"size must be one positive number or [height, width], not {self.size}."
+            )
         if self.subset_seed is not None and self.n_train is None:
-            raise ValueError(f"subset_seed={self.subset_seed} draws n_train of the images, and n_train is "
-                             "null: set n_train too, or leave subset_seed at null.")
+            raise ValueError(
+                f"subset_seed={self.subset_seed} draws n_train of the images, and n_train is "
+                "null: set n_train too, or leave subset_seed at null."
+            )
 
     @property
     def height_width(self) -> tuple[int, int]:

@@ -16,11 +16,17 @@ SPLITS = ("train", "validation", "test")
 
 def check_shares(validation: float, test: float) -> None:
     if not (validation >= 0 and test >= 0 and validation + test < 1):  # nor NaN
-        raise UserError(f"data: validation={validation} and test={test} must be shares that leave some for training.")
+        raise UserError(
+            f"data: validation={validation} and test={test} must be shares that leave some "
+            "for training."
+        )
 
 
-def strata(items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable]) -> dict[int, dict[Hashable, list[int]]]:
-    """The items of each group, by class. A group, such as a patient, may have images of several: the most frequent counts."""
+def strata(
+    items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable]
+) -> dict[int, dict[Hashable, list[int]]]:
+    """The items of each group, by class. A group, such as a patient, may have images of several:
+    the most frequent counts."""
     members: dict[Hashable, list[int]] = {}
     for item in items:
         members.setdefault(groups[item], []).append(item)
@@ -31,12 +37,18 @@ def strata(items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashabl
     return found
 
 
-def draw_splits(items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable], validation: float,
-                test: float) -> dict[str, list[int]]:
+def draw_splits(
+    items: Sequence[int],
+    labels: Sequence[int],
+    groups: Sequence[Hashable],
+    validation: float,
+    test: float,
+) -> dict[str, list[int]]:
     """Cuts items into the three splits: a function of what is given, the same at every start.
 
-    labels, groups: by item; a group, such as a patient, is never split. Class by class, its groups in random order go each to the
-    split that is owed most, so that shares hold within every class and over all of them; the first of a class goes to training.
+    labels, groups: by item; a group, such as a patient, is never split. Class by class, its groups
+    in random order go each to the split that is owed most, so that shares hold within every class
+    and over all of them; the first of a class goes to training.
     """
     check_shares(validation, test)
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
@@ -49,19 +61,22 @@ def draw_splits(items: Sequence[int], labels: Sequence[int], groups: Sequence[Ha
             inside = insides[k]
             for split in SPLITS:
                 owed[split] += shares[split] * len(inside)
-            chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"  # ties: in the order of SPLITS
+            chosen = (
+                max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
+            )  # ties: in the order of SPLITS
             owed[chosen] -= len(inside)
             splits[chosen] += inside
     return {split: sorted(inside) for split, inside in splits.items()}
 
 
 def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
-    """count of the rows, or all where there are fewer, in order: one at random in each of so many equal parts of a class, so that a
-    regular order, such as ten slices a volume, is not met in step. labels [*]: of all images; None takes all for one class.
+    """count of the rows, or all where there are fewer, in order: one at random in each of so many
+    equal parts of a class, so that a regular order, such as ten slices a volume, is not met in
+    step. labels [*]: of all images; None takes all for one class.
 
-    Of each class the floor or the ceiling of its share; of a stretch of neighbours inside a class, such as a patient, less than two from
-    it. Stratified sampling with proportional allocation (Cochran 1977, chapter 5). A function of the number of rows, of the labels and
-    of count alone.
+    Of each class the floor or the ceiling of its share; of a stretch of neighbours inside a class,
+    such as a patient, less than two from it. Stratified sampling with proportional allocation
+    (Cochran 1977, chapter 5). A function of the number of rows, of the labels and of count alone.
     """
     rows = np.asarray(rows)
     count = min(count, len(rows))
@@ -70,8 +85,15 @@ def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np
     order = np.argsort(labels[rows], kind="stable")
     members = np.split(rows[order], np.flatnonzero(np.diff(labels[rows][order])) + 1)
     ends = np.cumsum([0, *map(len, members)]) * count
-    taken = np.diff((2 * ends + len(rows)) // (2 * len(rows)))  # the shares, rounded so that they add up to count
-    return np.concatenate([inside[_one_in_each_part(len(inside), n, k)] for k, (inside, n) in enumerate(zip(members, taken, strict=True))])
+    taken = np.diff(
+        (2 * ends + len(rows)) // (2 * len(rows))
+    )  # the shares, rounded so that they add up to count
+    return np.concatenate(
+        [
+            inside[_one_in_each_part(len(inside), n, k)]
+            for k, (inside, n) in enumerate(zip(members, taken))
+        ]
+    )
 
 
 def _one_in_each_part(length: int, count: int, key: int) -> np.ndarray:

@@ -560,7 +560,7 @@ def test_prefetched_batches_are_the_batches(start, stop):
 
 
 def prefetching() -> int:
-    return sum(thread.name == "batches" for thread in threading.enumerate())
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
 
 def test_an_error_on_the_thread_is_raised_where_the_batch_is_used():

@@ -250,14 +250,16 @@ def test_ybr_full(tmp_path):
     assert np.abs(np.asarray(image_of(tmp_path)) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_palettes(tmp_path, bits):
+@pytest.mark.parametrize("bits, entries", [(8, 200), (8, 201), (16, 200)])
+def test_palettes(tmp_path, bits, entries):
+    """Of 201 bytes, too, which are padded to 202: pydicom's apply_color_lut refuses them."""
     stored = random(high=256, kind=np.uint8)
-    tables = random((3, 200), high=2**bits, kind=np.uint8 if bits == 8 else np.dtype("<u2"), seed=3)
-    tags = {f"{name}PaletteColorLookupTableData": table.tobytes() for name, table in zip(("Red", "Green", "Blue"), tables, strict=True)}
-    tags |= {f"{name}PaletteColorLookupTableDescriptor": [200, 10, bits] for name in ("Red", "Green", "Blue")}
+    tables = random((3, entries), high=2**bits, kind=np.uint8 if bits == 8 else np.dtype("<u2"), seed=3)
+    padded = [table.tobytes() + b"\0" * (table.nbytes % 2) for table in tables]
+    tags = {f"{name}PaletteColorLookupTableData": data for name, data in zip(("Red", "Green", "Blue"), padded, strict=True)}
+    tags |= {f"{name}PaletteColorLookupTableDescriptor": [entries, 10, bits] for name in ("Red", "Green", "Blue")}
     write(tmp_path / "x.dcm", stored, PhotometricInterpretation="PALETTE COLOR", **tags)
-    expected = tables[:, np.clip(stored.astype(int) - 10, 0, 199)].transpose(1, 2, 0) * (255 / (2**bits - 1))
+    expected = tables[:, np.clip(stored.astype(int) - 10, 0, entries - 1)].transpose(1, 2, 0) * (255 / (2**bits - 1))
     assert np.array_equal(np.asarray(image_of(tmp_path)), np.round(expected))
 
 

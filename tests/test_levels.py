@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from data.intensity import GivenRange, MeasuredRange, join_ranges, to_levels, value_range
+from data.intensity import MeasuredRange, check_range, join_ranges, to_levels, value_range
 from runtime.errors import UserError
 
 KINDS = [np.uint8, np.uint16, ">u2", np.int16, np.int32, np.float16, np.float32, np.float64, ">f4"]
@@ -90,4 +90,4 @@ def test_a_range_is_measured_once_and_only_when_it_is_needed():
 @pytest.mark.parametrize("setting", [[1], [1, 2, 3], [2, 2], [3, 1], [0, float("inf")], [float("nan"), 1]])
 def test_a_given_range_needs_two_numbers_that_rise(setting):
     with pytest.raises(UserError, match=r"data.range=.*LOW, HIGH"):
-        GivenRange(setting)
+        check_range(setting)

@@ -1,5 +1,5 @@
-"""Configs as they were written before: a run of then opens, goes on under its name and stands beside
-new ones; a user who writes as then is told how it is written now."""
+"""Configs as they were written before: a run of then opens, goes on under its name and stands
+beside new ones; a user who writes as then is told how it is written now."""
 
 from __future__ import annotations
 
@@ -27,11 +27,26 @@ from transfer.trained_weights import load_weights
 # trained by commit 74b72b2, on images() with data.source.path=images, and these settings
 RUN = Path(__file__).parent / "files/run_74b72b2/full-seed3-45b01c13"
 SETTINGS = [
-    "data=folder", "data.validation=0.2", "data.size=8", "data.channels=1", "model.classes=auto",
-    "model.channels=4", "model.multipliers=[1]", "model.attention_levels=[]", "model.groups=2",
-    "train.batch_size=2", "train.warmup=0", "train.precision=fp32", "run.device=cpu", "run.samples=1",
-    "run.held_out_draws=8", "run.checkpoint_every=2", "sampler.steps=2", "schedule.steps=10",
-    "transfer.rules=[{pattern: 'conv_out.*'}]"]
+    "data=folder",
+    "data.validation=0.2",
+    "data.size=8",
+    "data.channels=1",
+    "model.classes=auto",
+    "model.channels=4",
+    "model.multipliers=[1]",
+    "model.attention_levels=[]",
+    "model.groups=2",
+    "train.batch_size=2",
+    "train.warmup=0",
+    "train.precision=fp32",
+    "run.device=cpu",
+    "run.samples=1",
+    "run.held_out_draws=8",
+    "run.checkpoint_every=2",
+    "sampler.steps=2",
+    "schedule.steps=10",
+    "transfer.rules=[{pattern: 'conv_out.*'}]",
+]
 
 
 @pytest.fixture
@@ -63,8 +78,14 @@ def test_a_run_of_then_is_known_and_goes_on_under_its_name(root):
 
 def test_a_checkpoint_of_then_opens_and_is_sampled(root):
     directory = root / "runs/custom" / RUN.name
-    done = runs.command("sample.py", f"checkpoint={directory}", "n=2", "sampler.steps=2", "label=all",
-                        f"out={root}/samples")
+    done = runs.command(
+        "sample.py",
+        f"checkpoint={directory}",
+        "n=2",
+        "sampler.steps=2",
+        "label=all",
+        f"out={root}/samples",
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((root / "samples").glob("0*.png"))) == 2
     data = load_weights(str(directory)).config.data
@@ -91,20 +112,26 @@ def test_the_images_of_a_run_of_then_are_found_elsewhere(root):
         return TrainedRun(found, "ema", overrides, None, root / "cache")
 
     assert finished(f"data.path={root}/images").images[0].images.shape == (12, 8, 8, 1)
-    with pytest.raises(UserError, match=r"^data.source.path=DIR: this is written data.path=DIR now"):
+    with pytest.raises(
+        UserError, match=r"^data.source.path=DIR: this is written data.path=DIR now"
+    ):
         assert finished("data.source.path=DIR").images
     for line in ("data.size=9", "train.steps=3", "data.path"):
         with pytest.raises(UserError, match=f"overrides={line}: they are of the run's images"):
             assert finished(line).images
 
 
-@pytest.mark.parametrize(("line", "new"), [
-    ("data.source.path=X", "data.path=X"),
-    ("data.source.size=28", "data.file_size=28"),
-    ("+data.source.crop=null", "+data.crop=null"),
-    ("~data.source.crop", "~data.crop"),
-    ("data.source.classes=true,false", "data.classes=true,false"),
-    ("data.source={path: X}", "data={path: X}")])
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("data.source.path=X", "data.path=X"),
+        ("data.source.size=28", "data.file_size=28"),
+        ("+data.source.crop=null", "+data.crop=null"),
+        ("~data.source.crop", "~data.crop"),
+        ("data.source.classes=true,false", "data.classes=true,false"),
+        ("data.source={path: X}", "data={path: X}"),
+    ],
+)
 def test_the_old_spelling_on_a_command_line_is_refused_with_the_new_one(line, new):
     for refuse in (check_overrides, composed):
         with pytest.raises(UserError) as raised:
@@ -113,21 +140,31 @@ def test_the_old_spelling_on_a_command_line_is_refused_with_the_new_one(line, ne
 
 
 def test_the_old_spelling_in_source_overrides_is_refused_with_the_new_one(root):
-    code, said = runs.train(root, ["+experiment=transfer_demo",
-                                   "source.overrides=['data.source.path=FACES']"])
+    code, said = runs.train(
+        root, ["+experiment=transfer_demo", "source.overrides=['data.source.path=FACES']"]
+    )
     assert code == 2 and said.count("error: ") == 1
     assert "source.overrides=['data.source.path=FACES']" in said
     assert "written source.overrides=['data.path=FACES'] now" in said
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    ({"source": {"path": "X"}}, "data.source.path=X: this is written data.path=X now."),
-    ({"source": {"_target_": "data.npz.Npz", "_partial_": True, "classes": None}},
-     "data.source._target_=data.npz.Npz, data.source._partial_=True, data.source.classes=None: this is "
-     "written data._target_=data.sources.npz.Npz, data.classes=None now."),
-    ({"_target_": "data.medmnist.MedMnist"},
-     "data._target_=data.medmnist.MedMnist: this is written data._target_=data.sources.medmnist.MedMnist "
-     "now.")])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"source": {"path": "X"}}, "data.source.path=X: this is written data.path=X now."),
+        (
+            {"source": {"_target_": "data.npz.Npz", "_partial_": True, "classes": None}},
+            "data.source._target_=data.npz.Npz, data.source._partial_=True, "
+            "data.source.classes=None: this is written data._target_=data.sources.npz.Npz, "
+            "data.classes=None now.",
+        ),
+        (
+            {"_target_": "data.medmnist.MedMnist"},
+            "data._target_=data.medmnist.MedMnist: this is written "
+            "data._target_=data.sources.medmnist.MedMnist now.",
+        ),
+    ],
+)
 def test_the_old_spelling_in_a_yaml_is_refused_with_the_new_one(data, said):
     with pytest.raises(UserError) as raised:
         refuse_old_config({"data": {"size": 8} | data})
@@ -139,7 +176,9 @@ def test_a_yaml_of_the_users_is_refused(tmp_path, monkeypatch):
     mine = "source: {_target_: data.folder.Folder, path: X}\nsize: 8\nchannels: 1\nflip: false\n"
     (conf / "data/mine.yaml").write_text(mine)
     monkeypatch.setattr("config.overrides.CONF", conf)
-    with pytest.raises(UserError, match=r"written data._target_=data.sources.folder.Folder, data.path=X"):
+    with pytest.raises(
+        UserError, match=r"written data._target_=data.sources.folder.Folder, data.path=X"
+    ):
         composed("train", ["data=mine"])
 
 
@@ -167,12 +206,17 @@ def test_a_saved_config_is_translated_and_named_as_then():
     assert now["source"]["overrides"] == ["data=folder", "data.path=X", "data.size=8", "+seed=1"]
     assert as_then(now)["source"] == old["source"] and translate(now) == now
     who = identity(RunConfig(now), "images")
-    data = {key: value for key, value in old["data"].items() if key not in ("source", "subset_seed")}
+    data = {
+        key: value for key, value in old["data"].items() if key not in ("source", "subset_seed")
+    }
     assert who["data"] == data | {"images": "images"}
     assert who["source"]["overrides"] == old["source"]["overrides"]
 
 
 def test_the_result_of_a_run_of_then_has_the_settings_of_now():
     settings = read_result(RUN).settings()
-    assert settings["data.path"] == "images" and settings["data._target_"] == "data.sources.folder.Folder"
+    assert (
+        settings["data.path"] == "images"
+        and settings["data._target_"] == "data.sources.folder.Folder"
+    )
     assert not [path for path in settings if path.startswith("data.source")]

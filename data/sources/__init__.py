@@ -1,1 +1,2 @@
-"""Kinds of images, each read by one ImageReader: a folder of ordinary files, DICOM, NIfTI, arrays, published sets."""
+"""Kinds of images, each with its ImageReader: folders of ordinary files, DICOM, NIfTI, arrays,
+published sets."""

@@ -1,5 +1,5 @@
-"""Real images that come inside scikit-image's wheel, with no download: faces to learn from and stained
-tissue to transfer to."""
+"""Real images that come inside scikit-image's wheel, with no download: faces to learn from and
+stained tissue to transfer to."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ TISSUE = "c5b3ef509a92f16d4c29be8cf0300fe75d53e13a3ce650159db932caea8dcc1b"
 
 
 def _checked(images: np.ndarray, name: str, sha256: str) -> np.ndarray:
-    """images, uint8, made of what skimage.data.NAME() gave. Raises UserError where they are others."""
+    """images, uint8, made of what skimage.data.NAME() gave. Raises UserError for others."""
     if hashlib.sha256(np.ascontiguousarray(images).data).hexdigest() != sha256:
-        raise UserError(f"skimage.data.{name} of scikit-image {metadata.version('scikit-image')} gives "
-                        "other images than it did: install another version again, such as 0.26.0 (pip "
-                        "install --force-reinstall scikit-image==0.26.0).")
+        raise UserError(
+            f"skimage.data.{name} of scikit-image {metadata.version('scikit-image')} gives "
+            "other images than it did: install another version again, such as 0.26.0 (pip "
+            "install --force-reinstall scikit-image==0.26.0)."
+        )
     return images
 
 
@@ -49,8 +51,8 @@ class Faces(ImageReader):
 
 
 class Tissue(ImageReader):
-    """Square patches of a 512x512 RGB microscopy image: colon tissue, immunohistochemical staining of
-    FHL2.
+    """Square patches of a 512x512 RGB microscopy image: colon tissue, immunohistochemical staining
+    of FHL2.
 
     Each split has its own columns of the image and no patch crosses them: validation and test show
     tissue that training never saw.
@@ -65,16 +67,20 @@ class Tissue(ImageReader):
 
     def __init__(self, file_cache: FileCache, window: int = 48, stride: int = 8):
         if not 1 <= window <= 96 or stride < 1:
-            raise ValueError(f"window must be 1 to 96 pixels and stride at least 1, not {window} and "
-                             f"{stride}.")
+            raise ValueError(
+                f"window must be 1 to 96 pixels and stride at least 1, not {window} and {stride}."
+            )
         pixels = _checked(skimage.data.immunohistochemistry(), "immunohistochemistry", TISSUE)
         self.image, self.window = Image.fromarray(pixels), window
         self.corners: list[tuple[int, int]] = []
         self.splits = {}
         for split, (left, right) in self.columns.items():
             first = len(self.corners)
-            self.corners += [(x, y) for y in range(0, self.image.height - window + 1, stride)
-                             for x in range(left, right - window + 1, stride)]
+            self.corners += [
+                (x, y)
+                for y in range(0, self.image.height - window + 1, stride)
+                for x in range(left, right - window + 1, stride)
+            ]
             self.splits[split] = range(first, len(self.corners))
         self.fingerprint = sha256_of([self.name, 1, window, stride])
         self.labels = [0] * len(self.corners)

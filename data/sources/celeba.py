@@ -1,11 +1,11 @@
-"""CelebA's aligned photographs (Liu et al. 2015): the official split by file number, and the crop of
-DDIM."""
+"""CelebA's aligned photographs (Liu et al. 2015): the official split by file number, and the crop
+of DDIM."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -33,29 +33,30 @@ MEANWHILE = "Meanwhile, with no download: python train.py +experiment=transfer_d
 class CelebA(ImageReader):
     """Files named 000001.jpg to 202599.jpg, 178x218, at any depth below path.
 
-    The file number decides the split, whatever folder a file lies in; list_eval_partition.txt says the
-    same and is not needed. Where the files that are there give no validation or test, the last tenth of
-    them and the tenth before are held out.
+    The file number decides the split, whatever folder a file lies in; list_eval_partition.txt says
+    the same and is not needed. Where the files that are there give no validation or test, the last
+    tenth of them and the tenth before are held out.
 
     Args:
-        crop: left, upper, right and lower edge in pixels of the file, or null. [25, 57, 153, 185] is
-            128x128 around column 89 and row 121.
+        crop: left, upper, right and lower edge in pixels of the file, or null. [25, 57, 153, 185]
+            is 128x128 around column 89 and row 121.
     Source: Song et al. 2021 (DDIM), datasets/__init__.py, for the crop.
     """
 
     name = "CelebA"
 
-    def __init__(self, file_cache: FileCache, path: str,
-                 crop: Sequence[int] | None = (25, 57, 153, 185)):
+    def __init__(
+        self, file_cache: FileCache, path: str, crop: Sequence[int] | None = (25, 57, 153, 185)
+    ):
         self.crop = None if crop is None else _checked_crop(crop)
         self.file_cache = file_cache
         root = Path(path).expanduser()
         self.numbers, self.files = _find_files(root, path)
         self.labels = [0] * len(self.files)
-        self.splits = split_by_number(self.numbers)
+        self.splits = {**split_by_number(self.numbers)}
         _tell_of_parts(self.numbers, self.splits, root)
         _check_size(self.files[0])
-        numbered = list(zip(self.numbers, file_cache.sha256(self.files), strict=True))
+        numbered = list(zip(self.numbers, file_cache.sha256(self.files)))
         self.fingerprint = sha256_of(["CelebA", 1, self.crop, numbered])
 
     def read_image(self, item: int) -> Image.Image:
@@ -73,12 +74,12 @@ def official_split(number: int) -> str:
     return next(split for split in SPLITS if number <= LAST[split])
 
 
-def split_by_number(numbers: Sequence[int]) -> dict[str, Sequence[int]]:
-    """Positions in numbers (ascending) by split. A split that the numbers leave empty is taken from the
-    end of train."""
-    splits: dict[str, Sequence[int]] = {
-        split: [item for item, number in enumerate(numbers) if official_split(number) == split]
-        for split in SPLITS}
+def split_by_number(numbers: Sequence[int]) -> dict[str, list[int]]:
+    """Positions in numbers (ascending) by split. A split that the numbers leave empty is taken from
+    the end of train."""
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for item, number in enumerate(numbers):
+        splits[official_split(number)].append(item)
     if not splits["train"]:  # a piece of the validation or test files alone
         splits = {"train": list(range(len(numbers))), "validation": [], "test": []}
     tenth = max(1, len(splits["train"]) // 10)
@@ -93,8 +94,10 @@ def _checked_crop(crop: Sequence[int]) -> tuple[int, int, int, int]:
         left, upper, right, lower = crop
         if 0 <= left < right <= SIZE[0] and 0 <= upper < lower <= SIZE[1]:
             return left, upper, right, lower
-    raise UserError(f"data.crop={list(crop)}: left, upper, right and lower edge inside 178x218 pixels, or "
-                    "null for all; DDIM's is [25,57,153,185].")
+    raise UserError(
+        f"data.crop={list(crop)}: left, upper, right and lower edge inside 178x218 pixels, or "
+        "null for all; DDIM's is [25,57,153,185]."
+    )
 
 
 def _find_files(root: Path, given: str) -> tuple[list[int], list[Path]]:
@@ -109,11 +112,15 @@ def _find_files(root: Path, given: str) -> tuple[list[int], list[Path]]:
             continue
         number = int(match[1])
         if not 1 <= number <= COUNT:
-            raise UserError(f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of "
-                            f"images: use data=folder data.path={given}.")
+            raise UserError(
+                f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of "
+                f"images: use data=folder data.path={given}."
+            )
         if number in found:
-            raise UserError(f"{found[number]} and {file} are the same file of CelebA: name the folder of "
-                            "one copy by data.path, or remove the other.")
+            raise UserError(
+                f"{found[number]} and {file} are the same file of CelebA: name the folder of "
+                "one copy by data.path, or remove the other."
+            )
         found[number] = file
     if len(found) < 3:
         raise UserError(_missing(root, start, given, len(found), others))
@@ -125,34 +132,54 @@ def _missing(root: Path, start: Path, given: str, found: int, others: int) -> st
     """What to do where no CelebA is found."""
     archives = (root, root / ARCHIVE, root / "celeba" / ARCHIVE)
     if archive := next((p for p in archives if p.is_file()), None):
-        return (f"data.path={given}: {archive} is not unpacked. Run: unzip -q {archive} -d "
-                f"{archive.parent}   and set data.path={archive.parent}. {MEANWHILE}")
+        return (
+            f"data.path={given}: {archive} is not unpacked. Run: unzip -q {archive} -d "
+            f"{archive.parent}   and set data.path={archive.parent}. {MEANWHILE}"
+        )
     if others:
-        return (f"data.path={given}: {others} images in {start}, but {found or 'none'} named as CelebA's "
-                f"are (000001.jpg to {COUNT}.jpg). For other images, such as CelebA-HQ: data=folder "
-                f"data.path={given}.")
+        return (
+            f"data.path={given}: {others} images in {start}, but {found or 'none'} named as "
+            f"CelebA's are (000001.jpg to {COUNT}.jpg). For other images, such as CelebA-HQ: "
+            f"data=folder data.path={given}."
+        )
     state = "CelebA is not there" if root.is_dir() else "there is no such folder"
     if found:
         state = f"only {found} of CelebA's files, too few to split"
-    return (f"data.path={given}: {state} (looked for celeba/img_align_celeba/*.jpg, "
-            "img_align_celeba/*.jpg and 000001.jpg at any depth). "
-            f"Download {ARCHIVE} (1.4 GB, \"Align&Cropped Images\") from "
-            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; torchvision.datasets.CelebA(ROOT, "
-            "download=True), which needs gdown, gets it from the same Google Drive, whose daily quota "
-            f"often fails: try again a day later. Then: unzip -q {ARCHIVE} -d {given}. {MEANWHILE}")
+    return (
+        f"data.path={given}: {state} (looked for celeba/img_align_celeba/*.jpg, "
+        "img_align_celeba/*.jpg and 000001.jpg at any depth). "
+        f'Download {ARCHIVE} (1.4 GB, "Align&Cropped Images") from '
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; torchvision.datasets.CelebA(ROOT, "
+        "download=True), which needs gdown, gets it from the same Google Drive, whose daily quota "
+        f"often fails: try again a day later. Then: unzip -q {ARCHIVE} -d {given}. {MEANWHILE}"
+    )
 
 
-def _tell_of_parts(numbers: Sequence[int], splits: dict[str, Sequence[int]], root: Path) -> None:
+def _tell_of_parts(numbers: Sequence[int], splits: Mapping[str, Sequence[int]], root: Path) -> None:
     """Says where the files are not all there, and which images are then held out."""
     if len(numbers) == COUNT:
         return
-    log.warning("%s: %s of CelebA's %s files (numbers %d to %d). Unless a part is meant, unzip %s again.",
-                root, f"{len(numbers):,}", f"{COUNT:,}", numbers[0], numbers[-1], ARCHIVE)
+    log.warning(
+        "%s: %s of CelebA's %s files (numbers %d to %d). Unless a part is meant, unzip %s again.",
+        root,
+        f"{len(numbers):,}",
+        f"{COUNT:,}",
+        numbers[0],
+        numbers[-1],
+        ARCHIVE,
+    )
     for split in ("validation", "test"):
         held_out = [numbers[item] for item in splits[split]]
         if any(official_split(number) != split for number in held_out):
-            log.warning("CelebA: no official %s files among them, so files %06d to %06d (%d) are held out "
-                        "as %s.", split, held_out[0], held_out[-1], len(held_out), split)
+            log.warning(
+                "CelebA: no official %s files among them, so files %06d to %06d (%d) are held out "
+                "as %s.",
+                split,
+                held_out[0],
+                held_out[-1],
+                len(held_out),
+                split,
+            )
 
 
 def _check_size(file: Path) -> None:
@@ -167,6 +194,8 @@ def _check_size(file: Path) -> None:
 
 
 def _other_size(size: tuple[int, int]) -> str:
-    return (f"{size[0]}x{size[1]} pixels, and CelebA's aligned files have 178x218: these are perhaps "
-            "img_celeba (\"in the wild\") or were cropped already. Use img_align_celeba, or data=folder "
-            "for images as they are.")
+    return (
+        f"{size[0]}x{size[1]} pixels, and CelebA's aligned files have 178x218: these are perhaps "
+        'img_celeba ("in the wild") or were cropped already. Use img_align_celeba, or data=folder '
+        "for images as they are."
+    )

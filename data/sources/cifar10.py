@@ -16,14 +16,18 @@ from runtime.content import sha256_of
 from runtime.errors import UserError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-IMAGES, RECORD = 10_000, 1 + 3 * 32 * 32  # of a batch; bytes: a label, the planes red, green and blue
+IMAGES, RECORD = (
+    10_000,
+    1 + 3 * 32 * 32,
+)  # of a batch; bytes: a label, the planes red, green and blue
 PICKLES = {  # md5, as the authors' page and torchvision have them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
     "data_batch_4": "634d18415352ddfa80567beed471001a",
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e"}
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
 BATCHES = list(PICKLES)
 URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
@@ -32,9 +36,9 @@ BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 class Cifar10(ImageReader):
     """The 60,000 images of cifar-10-batches-bin or cifar-10-batches-py, in path or one level below.
 
-    The 50,000 training images stay whole, as in the papers; of the official test set the images at even
-    places are for validation, those at odd places for test. The fingerprint is of the images and labels,
-    whichever version they come from.
+    The 50,000 training images stay whole, as in the papers; of the official test set the images at
+    even places are for validation, those at odd places for test. The fingerprint is of the images
+    and labels, whichever version they come from.
     """
 
     name = "CIFAR-10"
@@ -42,22 +46,28 @@ class Cifar10(ImageReader):
 
     def __init__(self, file_cache: FileCache, path: str):
         self.files = _find_batches(Path(path).expanduser(), path)
-        known = file_cache.look_up(self.files, "CIFAR-10: sha256 of the records and labels, 1",
-                                   _summarize_batch)
+        known = file_cache.look_up(
+            self.files, "CIFAR-10: sha256 of the records and labels, 1", _summarize_batch
+        )
         self._digests = [batch["sha256"] for batch in known]
         self.fingerprint = sha256_of(["CIFAR-10", 1, self._digests])
         self.labels = [int(digit) for batch in known for digit in batch["labels"]]
         n, n_train = len(self.labels), 5 * IMAGES
-        self.splits = {"train": range(n_train), "validation": range(n_train, n, 2),
-                       "test": range(n_train + 1, n, 2)}
+        self.splits = {
+            "train": range(n_train),
+            "validation": range(n_train, n, 2),
+            "test": range(n_train + 1, n, 2),
+        }
         self._records: np.ndarray | None = None
         self._lock = threading.Lock()  # images are read on several threads
 
     def read_image(self, item: int) -> Image.Image:
         with self._lock:
             if self._records is None:
-                pairs = zip(self.files, self._digests, strict=True)
-                self._records = np.stack([_same_records(*pair) for pair in pairs])  # [6, IMAGES, RECORD]
+                pairs = zip(self.files, self._digests)
+                self._records = np.stack(
+                    [_same_records(*pair) for pair in pairs]
+                )  # [6, IMAGES, RECORD]
         planes = self._records[item // IMAGES, item % IMAGES, 1:].reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
@@ -66,23 +76,27 @@ class Cifar10(ImageReader):
 
 
 def read_records(file: Path) -> np.ndarray:
-    """One batch, in the form of the binary version, [IMAGES, RECORD] uint8. Raises UserError where the
-    file is another."""
+    """One batch, in the form of the binary version, [IMAGES, RECORD] uint8. Raises UserError where
+    the file is another."""
     data = file.read_bytes()
     found = np.frombuffer(data, np.uint8) if file.suffix == ".bin" else _unpickled(data, file)
     again = f"Unpack {BINARY} again, or download it again from {URL}."
     if found.size != IMAGES * RECORD:
-        raise UserError(f"{file}: {found.size} bytes, and a batch of CIFAR-10 has {IMAGES * RECORD}; the "
-                        f"file is cut short or another. {again}")
+        raise UserError(
+            f"{file}: {found.size} bytes, and a batch of CIFAR-10 has {IMAGES * RECORD}; the "
+            f"file is cut short or another. {again}"
+        )
     found = found.reshape(IMAGES, RECORD)
     if found[:, 0].max() >= len(CLASSES):
-        raise UserError(f"{file}: a label of {found[:, 0].max()}, and CIFAR-10 has 0 to 9: this is another "
-                        f"file. {again}")
+        raise UserError(
+            f"{file}: a label of {found[:, 0].max()}, and CIFAR-10 has 0 to 9: this is another "
+            f"file. {again}"
+        )
     return found
 
 
 def _same_records(file: Path, digest: str) -> np.ndarray:
-    """The records that have this sha256. Raises Changed where the file holds others, or none any more."""
+    """The records of this sha256. Raises Changed where the file holds others, or none any more."""
     try:
         found = read_records(file)
     except (UserError, OSError) as error:
@@ -96,21 +110,25 @@ def _unpickled(data: bytes, file: Path) -> np.ndarray:
     """A pickle can run any code while it is read, so only the authors' own bytes are."""
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if md5 != PICKLES[file.name]:
-        raise UserError(f"{file}: its md5 is {md5} and not {PICKLES[file.name]}, that of the official "
-                        "file. It is damaged or was changed, and a pickle can run code, so it is not "
-                        f"opened. Unpack {PYTHON} again, download it again from {URL}, or use {BINARY}, "
-                        "which holds no code.")
+        raise UserError(
+            f"{file}: its md5 is {md5} and not {PICKLES[file.name]}, that of the official "
+            "file. It is damaged or was changed, and a pickle can run code, so it is not "
+            f"opened. Unpack {PYTHON} again, download it again from {URL}, or use {BINARY}, "
+            "which holds no code."
+        )
     batch = pickle.loads(data, encoding="latin1")
     labels = np.asarray(batch["labels"], np.uint8)
     return np.concatenate([labels[:, None], batch["data"]], axis=1)
 
 
 def _summarize_batch(file: Path) -> dict[str, str]:
-    """What a later start needs of a batch without reading it: a hash of its records, and their labels as
-    a row of digits."""
+    """What a later start needs of a batch without reading it: a hash of its records, and their
+    labels as a row of digits."""
     found = read_records(file)
-    return {"sha256": hashlib.sha256(found.tobytes()).hexdigest(),
-            "labels": "".join(map(str, found[:, 0].tolist()))}
+    return {
+        "sha256": hashlib.sha256(found.tobytes()).hexdigest(),
+        "labels": "".join(map(str, found[:, 0].tolist())),
+    }
 
 
 def _find_batches(root: Path, given: str) -> list[Path]:
@@ -123,15 +141,21 @@ def _find_batches(root: Path, given: str) -> list[Path]:
             if not missing:
                 return files
             if len(missing) < len(files):
-                raise UserError(f"{folder}: {', '.join(missing)} missing, the rest of CIFAR-10 is there. "
-                                f"Unpack the archive again, or download it again from {URL}.")
+                raise UserError(
+                    f"{folder}: {', '.join(missing)} missing, the rest of CIFAR-10 is there. "
+                    f"Unpack the archive again, or download it again from {URL}."
+                )
     archives = (root, root / BINARY, root / PYTHON)
     if archive := next((path for path in archives if path.is_file()), None):
-        raise UserError(f"data.path={given}: {archive} is not unpacked. Run: tar xzf {archive} -C "
-                        f"{archive.parent}   and set data.path={archive.parent}.")
+        raise UserError(
+            f"data.path={given}: {archive} is not unpacked. Run: tar xzf {archive} -C "
+            f"{archive.parent}   and set data.path={archive.parent}."
+        )
     state = "CIFAR-10 is not there" if root.is_dir() else "there is no such folder"
-    raise UserError(f"data.path={given}: {state} (looked for cifar-10-batches-bin and "
-                    f"cifar-10-batches-py). Download {BINARY} (162 MB) from {URL} and unpack it: mkdir -p "
-                    f"{given}; tar xzf {BINARY} -C {given}. For a folder of images "
-                    "(DIR/train/airplane/*.png ...): data=folder data.path=DIR data.size=32. Meanwhile, "
-                    "with no download: python train.py +experiment=transfer_demo")
+    raise UserError(
+        f"data.path={given}: {state} (looked for cifar-10-batches-bin and "
+        f"cifar-10-batches-py). Download {BINARY} (162 MB) from {URL} and unpack it: mkdir -p "
+        f"{given}; tar xzf {BINARY} -C {given}. For a folder of images "
+        "(DIR/train/airplane/*.png ...): data=folder data.path=DIR data.size=32. Meanwhile, "
+        "with no download: python train.py +experiment=transfer_demo"
+    )

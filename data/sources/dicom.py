@@ -19,7 +19,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pix
 from pydicom.uid import UID
 
 from data.file_cache import FileCache
-from data.folder_layout import count_names, find_folder, list_files, select_files
+from data.folder_layout import count_names, find_files
 from data.folder_reader import FolderReader
 from data.intensity import LowHigh, MeasuredRange, join_ranges, to_levels, value_range
 from runtime.content import sha256_of
@@ -38,50 +38,82 @@ log = logging.getLogger("data")
 
 
 class Dicom(FolderReader):
-    """A folder of DICOM files, at any depth; splits and classes by its folders, see FolderReader. One
-    image a frame.
+    """A folder of DICOM files, at any depth; splits and classes by its folders, see FolderReader.
+    One image a frame.
 
     Args:
         validation, test: shares that are drawn where no folders train, val and test are.
-        patient: a regular expression on a file's path below the folder, whose first group (or all that
-            it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID where that is
-            empty.
+        patient: a regular expression on a file's path below the folder, whose first group (or all
+            that it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID where
+            that is empty.
         classes: the first level of folders are classes, and not patients or studies.
-        window: [center, width] in units of the modality, such as HU, by DICOM's linear function; null
-            takes the first VOI LUT or window of each file, and where none is, a range that is measured
-            over the training files.
+        window: [center, width] in units of the modality, such as HU, by DICOM's linear function;
+            null takes the first VOI LUT or window of each file, and where none is, a range that is
+            measured over the training files.
     """
 
-    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1,
-                 patient: str | None = None, classes: bool = False,
-                 window: Sequence[float] | None = None):
-        if window is not None and not (len(window) == 2 and all(map(math.isfinite, window))
-                                       and window[1] > 0):
-            raise UserError(f"data.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a "
-                            "width above 0.")
+    def __init__(
+        self,
+        file_cache: FileCache,
+        path: str,
+        validation: float = 0.1,
+        test: float = 0.1,
+        patient: str | None = None,
+        classes: bool = False,
+        window: Sequence[float] | None = None,
+    ):
+        if window is not None and not (
+            len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0
+        ):
+            raise UserError(
+                f"data.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a "
+                "width above 0."
+            )
         self.window, self.range = window, MeasuredRange(self._measure)
-        root = find_folder(path)
-        found = list_files(root)
-        unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
-        magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic), strict=True))
-        files = select_files(path, found, [magic.get(p, True) for p in found], "DICOM files",
-                             "files named .dcm or with DICM at byte 128")
+
+        def are_dicom(found: list[Path]) -> list[bool]:
+            unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
+            magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic)))
+            return [magic.get(p, True) for p in found]
+
+        known_by = "files named .dcm or with DICM at byte 128"
+        root, files = find_files(path, are_dicom, "DICOM files", known_by)
         known = file_cache.look_up(files, "DICOM header, 2", read_header)
-        headers = {file: header or BROKEN for file, header in zip(files, known, strict=True)}
+        headers = {file: header or BROKEN for file, header in zip(files, known)}
         if without := [p for p in files if "without pixels" in headers[p]]:
-            log.info("%s: left out %d DICOM files without pixels: %s; for one %s", path, len(without),
-                     count_names(headers[p]["without pixels"] for p in without), without[0])
+            log.info(
+                "%s: left out %d DICOM files without pixels: %s; for one %s",
+                path,
+                len(without),
+                count_names(headers[p]["without pixels"] for p in without),
+                without[0],
+            )
         kept = [p for p in files if "without pixels" not in headers[p]]
         if not kept:
             raise UserError(f"data.path={path}: none of its {len(files)} DICOM files has pixels.")
-        super().__init__(file_cache, root, kept, [range(headers[p]["frames"]) for p in kept],
-                         [headers[p].get("patient") for p in kept], validation, test, patient, classes,
-                         [window])
+        super().__init__(
+            file_cache,
+            root,
+            kept,
+            [range(headers[p]["frames"]) for p in kept],
+            [headers[p].get("patient") for p in kept],
+            validation,
+            test,
+            patient,
+            classes,
+            [window],
+        )
 
     def _measure(self) -> LowHigh:
         (low, high), count = self.measure_range("range of a DICOM file, 1", measure_file_range)
-        log.info("%s: in files without a window %g is black and %g white, measured over the %d of them to "
-                 "train on; data.window=[CENTER,WIDTH] sets another", self.name, low, high, count)
+        log.info(
+            "%s: in files without a window %g is black and %g white, measured over the %d of them "
+            "to train on; data.window=[CENTER,WIDTH] sets another",
+            self.name,
+            low,
+            high,
+            count,
+        )
         return low, high
 
     def read_image(self, item: int) -> Image.Image:
@@ -104,7 +136,9 @@ class Dicom(FolderReader):
         if values.ndim == 3:
             return to_levels(values, 0, 255 if photometric == PALETTE else 2**about.BitsStored - 1)
         values = apply_modality_lut(values, about)
-        image = window_linear(values, *self.window) if self.window else apply_own_window(values, about)
+        image = (
+            window_linear(values, *self.window) if self.window else apply_own_window(values, about)
+        )
         if image is None:
             image = to_levels(values, *self.range(values))
         return Image.fromarray(255 - np.asarray(image)) if photometric == "MONOCHROME1" else image
@@ -129,18 +163,22 @@ def read_header(path: Path) -> dict[str, Any] | None:
             kind = found.file_meta.get("MediaStorageSOPClassUID", UID("")).name
             return {"without pixels": kind or "no image"}
         patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "").strip()
-        return {"frames": int(found.get("NumberOfFrames") or 1),
-                "patient": sha256_of([patient])[:16] if patient else None}
+        return {
+            "frames": int(found.get("NumberOfFrames") or 1),
+            "patient": sha256_of([patient])[:16] if patient else None,
+        }
     except Exception:  # told when it is read
         return None
 
 
 def read_frame_header(path: Path, frame: int) -> Dataset:
-    """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at the
-    top level."""
+    """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at
+    the top level."""
     about = pydicom.dcmread(path, stop_before_pixels=True)
-    groups = [*(about.get("SharedFunctionalGroupsSequence") or [])[:1],
-              *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame:frame + 1]]
+    groups = [
+        *(about.get("SharedFunctionalGroupsSequence") or [])[:1],
+        *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1],
+    ]
     for group in groups:
         for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
             for inside in (group.get(name) or [])[:1]:
@@ -149,15 +187,17 @@ def read_frame_header(path: Path, frame: int) -> Dataset:
 
 
 def read_pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
-    """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to RGB.
-    Raises UserError where a decoder lacks."""
+    """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to
+    RGB. Raises UserError where a decoder lacks."""
     syntax, missing = about.file_meta.TransferSyntaxUID, []
     if syntax.is_encapsulated:
         decoder = get_decoder(syntax)
         missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
         if not decoder.is_available:
-            raise UserError(f"compressed as {syntax.name}, which needs a decoder: pip install "
-                            f"{_packages(missing)}")
+            raise UserError(
+                f"compressed as {syntax.name}, which needs a decoder: pip install "
+                f"{_packages(missing)}"
+            )
     try:
         try:  # of a path only this frame is read
             values = pixel_array(pydicom.dcmread(path) if syntax.is_deflated else path, index=frame)
@@ -166,9 +206,10 @@ def read_pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
     except Exception as error:
         if not missing or isinstance(error, AttributeError):  # no pixels at all
             raise
-        raise UserError(f"compressed as {syntax.name}, which cannot be decoded here "
-                        f"({' '.join(str(error).split())}); pip install {_packages(missing)} may help"
-                        ) from error
+        raise UserError(
+            f"compressed as {syntax.name}, which cannot be decoded here "
+            f"({' '.join(str(error).split())}); pip install {_packages(missing)} may help"
+        ) from error
     return apply_palette(values, about) if about.PhotometricInterpretation == PALETTE else values
 
 
@@ -207,8 +248,8 @@ def _read_table(data: Any, n: int, about: Dataset) -> np.ndarray:
 
 
 def window_linear(values: np.ndarray, center: float, width: float) -> Image.Image:
-    """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1, as pydicom does not; files whose units
-    are fractions have them all the same."""
+    """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1, as pydicom does not; files whose
+    units are fractions have them all the same."""
     if width < 1:
         return window_linear_exact(values, center, width)
     return to_levels(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
@@ -228,15 +269,18 @@ WINDOWS = {"LINEAR": window_linear, "LINEAR_EXACT": window_linear_exact, "SIGMOI
 
 
 def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
-    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched. None
-    where the file does not say."""
+    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched.
+    None where the file does not say."""
     if tables := about.get("VOILUTSequence"):
         return apply_voi_table(values, tables[0], about)
     center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
     if center is not None and width:
         return WINDOWS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
-    stored = ("ModalityLUTSequence" not in about and (_first(about, "RescaleSlope") or 1) == 1
-              and not _first(about, "RescaleIntercept"))
+    stored = (
+        "ModalityLUTSequence" not in about
+        and (_first(about, "RescaleSlope") or 1) == 1
+        and not _first(about, "RescaleIntercept")
+    )
     if about.get("BitsStored") == 8 and not about.get("PixelRepresentation") and stored:
         return to_levels(values, 0, 255)
     return None
@@ -250,8 +294,8 @@ def _first(about: Dataset, tag: str) -> float | None:
 
 
 def measure_file_range(path: Path) -> list[float] | None:
-    """The range of a file for FileCache: empty where it says itself how it is shown, None where it cannot
-    be read."""
+    """The range of a file for FileCache: empty where it says itself how it is shown, None where it
+    cannot be read."""
     try:
         about = read_frame_header(path, 0)
         if about.get("SamplesPerPixel", 1) != 1 or about.PhotometricInterpretation == PALETTE:

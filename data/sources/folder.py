@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
 from data.file_cache import FileCache
-from data.folder_layout import find_folder, list_files, select_files
+from data.folder_layout import find_files
 from data.folder_reader import FolderReader
 from data.image_file import SUFFIXES, measure_deep_range, read_image_file
-from data.intensity import GivenRange, LowHigh, MeasuredRange, Range, value_range
+from data.intensity import LowHigh, MeasuredRange, Range, check_range, value_range
 
 log = logging.getLogger("data")
 
@@ -22,35 +23,60 @@ class Folder(FolderReader):
 
     Args:
         validation, test: shares that are drawn where no such folders are.
-        patient: a regular expression on a file's path below the folder, whose first group (or all that
-            it matches) is the patient; null: each image is its own.
+        patient: a regular expression on a file's path below the folder, whose first group (or all
+            that it matches) is the patient; null: each image is its own.
         classes: the first level of folders are classes.
-        range: what is black and what is white in files of more than 8 bits: [low, high]; "image" for
-            each image's own range; null for one that is measured over the training images. Files of 8
-            bits are never stretched.
+        range: what is black and what is white in files of more than 8 bits: [low, high]; "image"
+            for each image's own range; null for one that is measured over the training images.
+            Files of 8 bits are never stretched.
     """
 
-    def __init__(self, file_cache: FileCache, path: str, validation: float = 0.1, test: float = 0.1,
-                 patient: str | None = None, classes: bool = True,
-                 range_: Sequence[float] | Literal["image"] | None = None):
+    def __init__(
+        self,
+        file_cache: FileCache,
+        path: str,
+        validation: float = 0.1,
+        test: float = 0.1,
+        patient: str | None = None,
+        classes: bool = True,
+        range_: Sequence[float] | Literal["image"] | None = None,
+    ):
         self.range: Range = value_range
         if range_ is None:
             self.range = MeasuredRange(self._measure)
         elif not isinstance(range_, str):
-            self.range = GivenRange(range_)
-        root = find_folder(path)
-        found = list_files(root)
-        files = select_files(path, found, [p.suffix.lower() in SUFFIXES for p in found], "images",
-                             ", ".join(sorted(SUFFIXES)))
-        super().__init__(file_cache, root, files, [(0,)] * len(files), [None] * len(files), validation,
-                         test, patient, classes, [range_])
+            given = check_range(range_)
+            self.range = lambda values: given
+        root, files = find_files(path, _are_images, "images", ", ".join(sorted(SUFFIXES)))
+        super().__init__(
+            file_cache,
+            root,
+            files,
+            [(0,)] * len(files),
+            [None] * len(files),
+            validation,
+            test,
+            patient,
+            classes,
+            [range_],
+        )
 
     def _measure(self) -> LowHigh:
         (low, high), count = self.measure_range("range of an image, 1", measure_deep_range)
-        log.info("%s: in images of more than 8 bits %g is black and %g white, measured over the %d of "
-                 "them to train on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's "
-                 "own", self.name, low, high, count)
+        log.info(
+            "%s: in images of more than 8 bits %g is black and %g white, measured over the %d of "
+            "them to train on; data.range=[LOW,HIGH] sets it, "
+            "data.range=image takes each image's own",
+            self.name,
+            low,
+            high,
+            count,
+        )
         return low, high
 
     def read_image(self, item: int) -> Image.Image:
         return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)
+
+
+def _are_images(found: list[Path]) -> list[bool]:
+    return [file.suffix.lower() in SUFFIXES for file in found]

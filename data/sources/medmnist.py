@@ -1,5 +1,5 @@
-"""MedMNIST+ (Yang et al. 2023): twelve sets of medical images, 28 to 224 pixels, with their official
-splits."""
+"""MedMNIST+ (Yang et al. 2023): twelve sets of medical images, 28 to 224 pixels, with their
+official splits."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ SETS = {
     "tissuemnist": ("TissueMNIST", (165466, 23640, 47280)),
     "organamnist": ("OrganAMNIST", (34561, 6491, 17778)),
     "organcmnist": ("OrganCMNIST", (12975, 2392, 8216)),
-    "organsmnist": ("OrganSMNIST", (13932, 2452, 8827))}
-VOLUMES = ("organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d",
-           "synapsemnist3d")
+    "organsmnist": ("OrganSMNIST", (13932, 2452, 8827)),
+}
+VOLUMES = (
+    "organmnist3d",
+    "nodulemnist3d",
+    "adrenalmnist3d",
+    "fracturemnist3d",
+    "vesselmnist3d",
+    "synapsemnist3d",
+)
 SIZES = (28, 64, 128, 224)
 URL = "https://zenodo.org/records/10519652/files/{file}?download=1"  # of medmnist 3.0.2
 
@@ -43,39 +50,64 @@ class MedMnist(Npz):
     Args:
         name: such as pneumoniamnist.
         file_size: of the images in the file, 28, 64, 128 or 224.
-        download: fetch a file that is missing through the medmnist package, which is needed for nothing
-            else.
+        download: fetch a file that is missing through the medmnist package, which is needed for
+            nothing else.
         classes: names of the labels 0, 1, ..., null for the numbers.
     """
 
-    def __init__(self, file_cache: FileCache, name: str, file_size: int, root: str,
-                 download: bool = False, classes: Sequence[str] | None = None):
+    def __init__(
+        self,
+        file_cache: FileCache,
+        name: str,
+        file_size: int,
+        root: str,
+        download: bool = False,
+        classes: Sequence[str] | None = None,
+    ):
         if name in VOLUMES:
-            raise UserError(f"data.name={name}: volumes, and this code learns images of two dimensions: "
-                            f"{', '.join(sorted(SETS))}.")
+            raise UserError(
+                f"data.name={name}: volumes, and this code learns images of two dimensions: "
+                f"{', '.join(sorted(SETS))}."
+            )
         if name not in SETS:
-            raise UserError(f"data.name={name}: there is no such set in MedMNIST; "
-                            f"{near(name.lower(), SETS)}")
+            raise UserError(
+                f"data.name={name}: there is no such set in MedMNIST; {near(name.lower(), SETS)}"
+            )
         if file_size not in SIZES:
-            raise UserError(f"data.file_size={file_size}: MedMNIST has {', '.join(map(str, SIZES))}; "
-                            "data.size scales them to any other.")
+            raise UserError(
+                f"data.file_size={file_size}: MedMNIST has {', '.join(map(str, SIZES))}; "
+                "data.size scales them to any other."
+            )
         path = Path(root).expanduser() / file_name(name, file_size)
         if not path.is_file():
             if not download:
-                raise UserError(f"{path} is not there. Where there is a network: pip install medmnist, "
-                                "then data.download=true. Or by hand: " + _by_hand(name, file_size, path))
+                raise UserError(
+                    f"{path} is not there. Where there is a network: pip install medmnist, "
+                    "then data.download=true. Or by hand: " + _by_hand(name, file_size, path)
+                )
             download_file(name, file_size, path)
         super().__init__(file_cache, str(path), classes=classes)
         shape = self.headers[self.keys["train"][0]].shape
-        if shape[1:3] != (file_size, file_size) or list(self.keys) != ["train", "validation", "test"]:
+        if shape[1:3] != (file_size, file_size) or list(self.keys) != [
+            "train",
+            "validation",
+            "test",
+        ]:
             held = ", ".join(f"{key} {header}" for key, header in self.headers.items())
-            raise UserError(f"{path} is not {name} at {file_size}x{file_size}: it holds {held}. Put the "
-                            f"official file there ({URL.format(file=path.name)}), or read this one as it "
-                            f"is: data=npz data.path={path}.")
+            raise UserError(
+                f"{path} is not {name} at {file_size}x{file_size}: it holds {held}. Put the "
+                f"official file there ({URL.format(file=path.name)}), or read this one as it "
+                f"is: data=npz data.path={path}."
+            )
         counts, official = tuple(self.counts.values()), SETS[name][1]
         if counts != official:
-            log.warning("%s: %s, %s and %s images to train, validate and test; the official file has %s, "
-                        "%s and %s", path, *counts, *official)
+            log.warning(
+                "%s: %s, %s and %s images to train, validate and test; the official file has %s, "
+                "%s and %s",
+                path,
+                *counts,
+                *official,
+            )
 
 
 def file_name(name: str, size: int) -> str:
@@ -83,8 +115,8 @@ def file_name(name: str, size: int) -> str:
 
 
 def download_file(name: str, size: int, path: Path) -> None:
-    """Fetches a file through the medmnist package, which checks its md5. It appears whole or not at all.
-    Raises UserError, with what to do by hand."""
+    """Fetches a file through the medmnist package, which checks its md5. It appears whole or not at
+    all. Raises UserError, with what to do by hand."""
     aside = path.parent / f".{path.name}.{os.getpid()}"
     try:
         with locked(path.parent / f".{path.name}.lock"):
@@ -95,15 +127,21 @@ def download_file(name: str, size: int, path: Path) -> None:
             kind(split="val", download=True, root=str(aside), size=size)
             os.replace(aside / path.name, path)
     except ImportError as error:
-        raise UserError(f"data.download=true needs the medmnist package ({error}): pip install medmnist. "
-                        "Or by hand: " + _by_hand(name, size, path)) from error
+        raise UserError(
+            f"data.download=true needs the medmnist package ({error}): pip install medmnist. "
+            "Or by hand: " + _by_hand(name, size, path)
+        ) from error
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): set data.root to a folder of yours."
-                        ) from error
-    except Exception as error:  # the package turns whatever happens into a RuntimeError of many lines
-        raise UserError(f"{path.name}: the download through the medmnist package failed; there is no "
-                        "network, or its version is below 3. By hand: " + _by_hand(name, size, path)
-                        ) from error
+        raise UserError(
+            f"{path} cannot be written ({error}): set data.root to a folder of yours."
+        ) from error
+    except (
+        Exception
+    ) as error:  # the package turns whatever happens into a RuntimeError of many lines
+        raise UserError(
+            f"{path.name}: the download through the medmnist package failed; there is no "
+            "network, or its version is below 3. By hand: " + _by_hand(name, size, path)
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -115,5 +153,7 @@ def _by_hand(name: str, size: int, path: Path) -> str:
         if file.is_file():
             end = f", with data.upscale=true up to data.size={size}." if other < size else "."
             beside += f" {file} is there: data.file_size={other} takes it{end}"
-    return (f"download {URL.format(file=path.name)} to {path}.{beside} Meanwhile, with no download: "
-            "python train.py +experiment=transfer_demo")
+    return (
+        f"download {URL.format(file=path.name)} to {path}.{beside} Meanwhile, with no download: "
+        "python train.py +experiment=transfer_demo"
+    )

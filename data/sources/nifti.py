@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from data.file_cache import FileCache
-from data.folder_layout import find_folder, list_files, select_files
+from data.folder_layout import find_files
 from data.folder_reader import FolderReader
-from data.intensity import GivenRange, to_levels, value_range
+from data.intensity import check_range, to_levels, value_range
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -31,59 +31,77 @@ log = logging.getLogger("data")
 
 
 class Nifti(FolderReader):
-    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes by
-    its folders, see FolderReader. Volumes of 4 dimensions are refused.
+    """A folder of NIfTI volumes (.nii, .nii.gz), at any depth, cut into slices; splits and classes
+    by its folders, see FolderReader. Volumes of 4 dimensions are refused.
 
     Slices are shown in radiological convention: the patient's right on the image's left; axial ones
-    with the front of the body up, coronal ones with the head up, sagittal ones with the head up and the
-    front on the left. Slices that are constant are left out.
+    with the front of the body up, coronal ones with the head up, sagittal ones with the head up and
+    the front on the left. Slices that are constant are left out.
 
     Args:
-        axis: across which the slices lie, to the nearest axis of the scanner; nothing is resampled, so
-            pixels are as wide and high as voxels are.
+        axis: across which the slices lie, to the nearest axis of the scanner; nothing is resampled,
+            so pixels are as wide and high as voxels are.
         every: take slices 0, n, 2n ...
-        range: [low, high], what is black and what is white, such as HU; null for each volume's own range
-            (MRI has no absolute units).
-        validation, test: shares that are drawn where no folders train, val and test are, whole volumes
-            each.
-        patient: a regular expression on a file's path below the folder, whose first group (or all that
-            it matches) is the patient; null: each file is one.
+        range: [low, high], what is black and what is white, such as HU; null for each volume's own
+            range (MRI has no absolute units).
+        validation, test: shares that are drawn where no folders train, val and test are, whole
+            volumes each.
+        patient: a regular expression on a file's path below the folder, whose first group (or all
+            that it matches) is the patient; null: each file is one.
         classes: the first level of folders are classes, and not patients.
     """
 
-    def __init__(self, file_cache: FileCache, path: str,
-                 axis: Literal["axial", "coronal", "sagittal"] = "axial", every: int = 1,
-                 range_: Sequence[float] | None = None, validation: float = 0.1, test: float = 0.1,
-                 patient: str | None = None, classes: bool = False):
+    def __init__(
+        self,
+        file_cache: FileCache,
+        path: str,
+        axis: Literal["axial", "coronal", "sagittal"] = "axial",
+        every: int = 1,
+        range_: Sequence[float] | None = None,
+        validation: float = 0.1,
+        test: float = 0.1,
+        patient: str | None = None,
+        classes: bool = False,
+    ):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
-        root = find_folder(path)
-        found = list_files(root)
-        files = select_files(path, found, [p.name.lower().endswith(SUFFIXES) for p in found],
-                             "NIfTI files", ", ".join(SUFFIXES))
-        known = file_cache.look_up(files, f"NIfTI volume across {axis}, 2",
-                                   lambda file: summarize_volume(file, self.axis))
+        root, files = find_files(path, _are_volumes, "NIfTI files", ", ".join(SUFFIXES))
+        known = file_cache.look_up(
+            files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis)
+        )
         volumes = [about or BROKEN for about in known]
-        self.ranges = {file: about["range"] for file, about in zip(files, volumes, strict=True)}
-        self.given = None if range_ is None else GivenRange(range_)
-        frames = [[k for k in about["slices"] if k % every == 0] for about in volumes]
+        self.ranges = {file: about["range"] for file, about in zip(files, volumes)}
+        self.range = None if range_ is None else check_range(range_)
+        frames = [_every_nth(about["slices"], every) for about in volumes]
         taken = sum(map(len, frames))
         constant = sum(len(range(0, about["depth"], every)) for about in volumes) - taken
         if not taken:
-            raise UserError(f"data.path={path}: all {constant} slices of its {len(files)} volumes are "
-                            "constant.")
+            raise UserError(
+                f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant."
+            )
         if constant:
-            log.info("%s: left out %d constant (empty) slices of %d", path, constant, constant + taken)
+            log.info(
+                "%s: left out %d constant (empty) slices of %d", path, constant, constant + taken
+            )
         self.volumes = RecentVolumes(self._load, KEPT)
-        super().__init__(file_cache, root, files, frames, [p.relative_to(root).as_posix() for p in files],
-                         validation, test, patient, classes, [axis, every, range_])
+        super().__init__(
+            file_cache,
+            root,
+            files,
+            frames,
+            [p.relative_to(root).as_posix() for p in files],
+            validation,
+            test,
+            patient,
+            classes,
+            [axis, every, range_],
+        )
 
     def read_image(self, item: int) -> Image.Image:
         path, (_, k) = self.files[item], self.items[item]
         volume = self.volumes(path)
-        low, high = self.given(volume) if self.given else self.ranges[path]
-        return to_levels(volume[k][::-1, ::-1].T, low, high)
+        return to_levels(volume[k][::-1, ::-1].T, *(self.range or self.ranges[path]))
 
     def _load(self, path: Path) -> np.ndarray:
         with self.file_cache.unchanged(path):
@@ -93,8 +111,16 @@ class Nifti(FolderReader):
         return f"{self.files[item]}, slice {self.items[item][1]}"
 
 
+def _are_volumes(found: list[Path]) -> list[bool]:
+    return [file.name.lower().endswith(SUFFIXES) for file in found]
+
+
+def _every_nth(slices: Sequence[int], n: int) -> list[int]:
+    return [k for k in slices if k % n == 0]
+
+
 class RecentVolumes:
-    """The last few of what load gave, by key. Threads that want the same one wait for a single load."""
+    """The last few of what load gave, by key. Threads that want the same one wait for one load."""
 
     def __init__(self, load: Callable[[Path], np.ndarray], kept: int):
         self.load, self.kept, self._lock = load, kept, threading.Lock()
@@ -116,8 +142,8 @@ class RecentVolumes:
 
 
 def load_volume(path: Path, axis: int) -> np.ndarray:
-    """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front or
-    up, in this order. Raises UserError for a broken file, colours and a series of volumes."""
+    """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front
+    or up, in this order. Raises UserError for a broken file, colours and a series of volumes."""
     try:
         with _at_once:
             image: Any = nibabel.load(path)
@@ -127,8 +153,10 @@ def load_volume(path: Path, axis: int) -> np.ndarray:
             while len(shape) > 3 and shape[-1] == 1:
                 shape = shape[:-1]
             if len(shape) > 3:
-                raise UserError(f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save "
-                                "each of its volumes as a file of its own, in one folder for each patient")
+                raise UserError(
+                    f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save "
+                    "each of its volumes as a file of its own, in one folder for each patient"
+                )
             volume = image.get_fdata(dtype=np.float32, caching="unchanged")
             volume = volume.reshape([*shape, *[1] * (3 - len(shape))])
             volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
@@ -136,7 +164,9 @@ def load_volume(path: Path, axis: int) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # a broken file can raise anything
-        raise UserError(f"cannot be read as NIfTI ({str(error) or type(error).__name__})") from error
+        raise UserError(
+            f"cannot be read as NIfTI ({str(error) or type(error).__name__})"
+        ) from error
 
 
 def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
@@ -149,5 +179,8 @@ def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
     flat = volume.reshape(len(volume), -1)
     # NaN counts only where all is NaN, and is not below itself
     low, high = np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)
-    return {"slices": np.flatnonzero(low < high).tolist(), "depth": len(volume),
-            "range": list(value_range(volume))}
+    return {
+        "slices": np.flatnonzero(low < high).tolist(),
+        "depth": len(volume),
+        "range": list(value_range(volume)),
+    }

@@ -19,11 +19,20 @@ log = logging.getLogger("data")
 
 Keys = dict[str, tuple[str, str | None]]  # by split: the array of images and that of their labels
 FORMS: list[Keys] = [
-    {"train": ("train_images", "train_labels"), "validation": ("val_images", "val_labels"),
-     "test": ("test_images", "test_labels")},
-    {"train": ("x_train", "y_train"), "validation": ("x_val", "y_val"), "test": ("x_test", "y_test")},
+    {
+        "train": ("train_images", "train_labels"),
+        "validation": ("val_images", "val_labels"),
+        "test": ("test_images", "test_labels"),
+    },
+    {
+        "train": ("x_train", "y_train"),
+        "validation": ("x_val", "y_val"),
+        "test": ("x_test", "y_test"),
+    },
     {"train": ("images", "labels")},
-    {"train": ("arr_0", "arr_1")},  # numpy.savez(FILE, images, labels), as guided-diffusion's samples
+    {
+        "train": ("arr_0", "arr_1")
+    },  # numpy.savez(FILE, images, labels), as guided-diffusion's samples
 ]
 BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, KeyError)
 
@@ -40,30 +49,42 @@ class Header:
 
 
 def read_headers(path: Path, given: str) -> dict[str, Header]:
-    """What arrays a file holds, without decompressing them. Raises UserError where it is no .npz."""
+    """What arrays a file holds, not decompressed. Raises UserError where it is no .npz."""
     if not path.is_file():
-        state, folder = ("a folder", path) if path.is_dir() else ("there is no such file", path.parent)
+        state, folder = (
+            ("a folder", path) if path.is_dir() else ("there is no such file", path.parent)
+        )
         beside = ", ".join(sorted(map(str, folder.glob("*.npz")))[:10])
-        raise UserError(f"data.path={given}: {state}. Set data.path to the .npz file "
-                        f"({beside or 'there is none in that folder'}).")
+        raise UserError(
+            f"data.path={given}: {state}. Set data.path to the .npz file "
+            f"({beside or 'there is none in that folder'})."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
-            headers = {name.removesuffix(".npy"): _read_header(archive, name)
-                       for name in archive.namelist() if name.endswith(".npy")}
+            headers = {
+                name.removesuffix(".npy"): _read_header(archive, name)
+                for name in archive.namelist()
+                if name.endswith(".npy")
+            }
     except BROKEN as error:
-        raise UserError(f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download "
-                        "it again.") from error
+        raise UserError(
+            f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download "
+            "it again."
+        ) from error
     if not headers:
-        raise UserError(f"{path}: a zip file without arrays, so not of numpy.savez. Unpack images with "
-                        "unzip and use data=folder.")
+        raise UserError(
+            f"{path}: a zip file without arrays, so not of numpy.savez. Unpack images with "
+            "unzip and use data=folder."
+        )
     return headers
 
 
 def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
     with archive.open(name) as file:
         first = np.lib.format.read_magic(file) == (1, 0)
-        shape, _, dtype = (np.lib.format.read_array_header_1_0 if first
-                           else np.lib.format.read_array_header_2_0)(file)
+        shape, _, dtype = (
+            np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        )(file)
     return Header(shape, dtype)
 
 
@@ -75,39 +96,50 @@ def _instead(path: Path) -> str:
         return "it is a single .npy, which numpy.savez(FILE, images=numpy.load(IT)) turns into one"
     if start.lstrip().startswith(b"<"):
         return "it is a web page, saved in place of the file"
-    return "it is cut short or damaged" if start.startswith(b"PK") else "it is a file of another kind"
+    return (
+        "it is cut short or damaged" if start.startswith(b"PK") else "it is a file of another kind"
+    )
 
 
 def read_array(path: Path, key: str) -> np.ndarray:
-    """Never unpickles: a pickle can run code. Raises UserError where the array is damaged or too large."""
+    """Never unpickles, as that can run code. Raises UserError for a damaged or too large array."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[key]
     except MemoryError as error:
-        raise UserError(f"{path}: {key} does not fit into memory ({error}). Save it as uint8, or as files "
-                        "for data=folder.") from error
+        raise UserError(
+            f"{path}: {key} does not fit into memory ({error}). Save it as uint8, or as files "
+            "for data=folder."
+        ) from error
     except BROKEN as error:
-        raise UserError(f"{path}: the array {key} is damaged or cut short ({error}). Make or download the "
-                        "file again.") from error
+        raise UserError(
+            f"{path}: the array {key} is damaged or cut short ({error}). Make or download the "
+            "file again."
+        ) from error
 
 
-def choose_keys(headers: dict[str, Header], images: str | None, labels: str | None,
-                path: Path) -> Keys:
-    """Which arrays are the images and labels of which split: those that are named, or the first form that
-    fits. Raises UserError where none does."""
+def choose_keys(
+    headers: dict[str, Header], images: str | None, labels: str | None, path: Path
+) -> Keys:
+    """Which arrays are the images and labels of which split: those that are named, or the first
+    form that fits. Raises UserError where none does."""
     for option, key in (("images", images), ("labels", labels)):
         if key is not None and key not in headers:
             raise UserError(f"data.{option}={key}: {path} has no such array; {near(key, headers)}")
     if images is not None:
         return {"train": (images, labels)}
     if labels is not None:
-        raise UserError(f"data.labels={labels} needs data.images=KEY beside it; {path} holds "
-                        f"{list_headers(headers)}.")
+        raise UserError(
+            f"data.labels={labels} needs data.images=KEY beside it; {path} holds "
+            f"{list_headers(headers)}."
+        )
     keys = _usual_keys(headers)
     if not keys:
-        raise UserError(f"{path} holds {list_headers(headers)}, none of them train_images, x_train, "
-                        "images or arr_0: name the array of images by data.images=KEY, and that of the "
-                        "labels, if there is one, by data.labels=KEY.")
+        raise UserError(
+            f"{path} holds {list_headers(headers)}, none of them train_images, x_train, "
+            "images or arr_0: name the array of images by data.images=KEY, and that of the "
+            "labels, if there is one, by data.labels=KEY."
+        )
     used = {key for pair in keys.values() for key in pair}
     if unused := sorted(headers.keys() - used):
         log.warning("%s: not used: %s", path, list_headers({key: headers[key] for key in unused}))
@@ -118,8 +150,11 @@ def _usual_keys(headers: dict[str, Header]) -> Keys:
     """Of the first form that fits, or of the only array; {} otherwise."""
     for form in FORMS:
         if form["train"][0] in headers:
-            return {split: (image, label if label in headers else None)
-                    for split, (image, label) in form.items() if image in headers}
+            return {
+                split: (image, label if label in headers else None)
+                for split, (image, label) in form.items()
+                if image in headers
+            }
     return {"train": (next(iter(headers)), None)} if len(headers) == 1 else {}
 
 
@@ -144,16 +179,19 @@ def _channels_first(image: np.ndarray) -> np.ndarray:
 
 
 def channel_layout(header: Header, where: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns a row of the array into [H, W] or [H, W, 3]. Raises UserError for what is no array of
-    images, or could be two."""
+    """What turns a row of the array into [H, W] or [H, W, 3]. Raises UserError for what is no array
+    of images, or could be two."""
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
-        raise UserError(f"{where} holds Python objects, which are pickled; a pickle can run code, so it is "
-                        "not opened. Save the images as one array of numbers, all of one size: "
-                        "numpy.savez(FILE, images=numpy.stack(LIST)).")
+        raise UserError(
+            f"{where} holds Python objects, which are pickled; a pickle can run code, so it is "
+            "not opened. Save the images as one array of numbers, all of one size: "
+            "numpy.savez(FILE, images=numpy.stack(LIST))."
+        )
     if dtype.kind not in "uifb":
-        raise UserError(f"{where} is {header}, and images are numbers. Name another array by "
-                        "data.images=KEY.")
+        raise UserError(
+            f"{where} is {header}, and images are numbers. Name another array by data.images=KEY."
+        )
     if 0 in shape:
         raise UserError(f"{where} is {header}: there are no images in it.")
     if len(shape) == 3 and shape[2] not in (1, 3, 4):
@@ -162,33 +200,42 @@ def channel_layout(header: Header, where: str) -> Callable[[np.ndarray], np.ndar
         raise UserError(f"{where} is {header}: {_why_no_images(shape)}.")
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first and last:
-        raise UserError(f"{where} is {header}: which number is the channels. Save it in another size or as "
-                        "[N, H, W].")
+        raise UserError(
+            f"{where} is {header}: which number is the channels. Save it in another size or as "
+            "[N, H, W]."
+        )
     return _channels_first if first else _channels_last
 
 
 def _why_no_images(shape: tuple[int, ...]) -> str:
     """Why an array of this shape cannot be read, and what would be."""
     if len(shape) == 3:
-        return ("this is perhaps one image [H, W, channels]; save images as [N, H, W] or [N, H, W, 3]")
+        return (
+            "this is perhaps one image [H, W, channels]; save images as [N, H, W] or [N, H, W, 3]"
+        )
     if len(shape) == 4 and 4 in (shape[1], shape[3]):
-        return "images of four channels; save three of them, such as images[..., :3], as [N, H, W, 3]"
+        return (
+            "images of four channels; save three of them, such as images[..., :3], as [N, H, W, 3]"
+        )
     if len(shape) == 4 and 2 in (shape[1], shape[3]):
         return "images of two channels; save one of them as [N, H, W]"
     if len(shape) in (4, 5):
-        return ("volumes [N, D, H, W], and this code learns images of two dimensions; save slices as [N, "
-                "H, W], such as volumes[:, D // 2] for the middle one of each, with the slices of one "
-                "volume in one split")
+        return (
+            "volumes [N, D, H, W], and this code learns images of two dimensions; save slices as "
+            "[N, H, W], such as volumes[:, D // 2] for the middle one of each, with the slices of "
+            "one volume in one split"
+        )
     return "images are [N, H, W], [N, H, W, 3] or [N, 3, H, W]; reshape it and save it again"
 
 
 # Labels
 
 
-def read_labels(path: Path, headers: dict[str, Header], keys: Keys,
-                names: Sequence[str] | None) -> tuple[list[str], list[int]]:
-    """Names of the classes and the class of each image; ([], zeros) with a word in the log where the
-    labels are no classes. Raises UserError where names do not fit them."""
+def read_labels(
+    path: Path, headers: dict[str, Header], keys: Keys, names: Sequence[str] | None
+) -> tuple[list[str], list[int]]:
+    """Names of the classes and the class of each image; ([], zeros) with a word in the log where
+    the labels are no classes. Raises UserError where names do not fit them."""
     for image, label in keys.values():
         if label:
             _check_labels(path, image, headers[image], label, headers[label])
@@ -205,13 +252,17 @@ def read_labels(path: Path, headers: dict[str, Header], keys: Keys,
 
 def _check_labels(path: Path, image: str, images: Header, label: str, labels: Header) -> None:
     if labels.shape[:1] != images.shape[:1]:
-        raise UserError(f"{path}: {image} is {images} and {label} {labels}: not one label an image. Where "
-                        f"{label} is something else, data.images={image} alone reads the images without "
-                        "it.")
+        raise UserError(
+            f"{path}: {image} is {images} and {label} {labels}: not one label an image. Where "
+            f"{label} is something else, data.images={image} alone reads the images "
+            "without it."
+        )
     if labels.dtype.hasobject:
-        raise UserError(f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, "
-                        "so it is not opened. Save the labels as numbers or as texts: "
-                        "numpy.asarray(LABELS, dtype=str).")
+        raise UserError(
+            f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, "
+            "so it is not opened. Save the labels as numbers or as texts: "
+            "numpy.asarray(LABELS, dtype=str)."
+        )
 
 
 def _why_no_classes(keys: Keys, found: list[np.ndarray]) -> str | None:
@@ -223,8 +274,10 @@ def _why_no_classes(keys: Keys, found: list[np.ndarray]) -> str | None:
     for labels in found:
         columns = labels.size // len(labels)
         if columns != 1 and not _one_hot(labels):
-            return (f"the labels are a table of {columns} columns, several of which may hold for one "
-                    "image")
+            return (
+                f"the labels are a table of {columns} columns, "
+                "several of which may hold for one image"
+            )
         if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
             return "the labels are not whole numbers"
         if labels.dtype.kind not in "uifbUS":
@@ -244,17 +297,22 @@ def _flat(labels: np.ndarray) -> np.ndarray:
     return labels.reshape(-1) if labels.dtype.kind in "US" else labels.reshape(-1).astype(np.int64)
 
 
-def _numbered(labels: np.ndarray, names: Sequence[str] | None,
-              path: Path) -> tuple[list[str], list[int]]:
-    values = [label.decode(errors="replace") if isinstance(label, bytes) else label
-              for label in labels.tolist()]
+def _numbered(
+    labels: np.ndarray, names: Sequence[str] | None, path: Path
+) -> tuple[list[str], list[int]]:
+    values = [
+        label.decode(errors="replace") if isinstance(label, bytes) else label
+        for label in labels.tolist()
+    ]
     known: list[Any] = sorted(set(values))
     if names is not None:
         given = list(names) if labels.dtype.kind in "US" else list(range(len(names)))
         if unknown := sorted(set(known) - set(given)):
-            raise UserError(f"data.classes={list(names)}: {path} has labels beside these: "
-                            f"{', '.join(map(str, unknown[:10]))}. Name them all in the order of their "
-                            "numbers from 0, or leave data.classes=null.")
+            raise UserError(
+                f"data.classes={list(names)}: {path} has labels beside these: "
+                f"{', '.join(map(str, unknown[:10]))}. Name them all in the order of their "
+                "numbers from 0, or leave data.classes=null."
+            )
         known = given
     position = {label: k for k, label in enumerate(known)}
     return [str(label) for label in names or known], [position[label] for label in values]
