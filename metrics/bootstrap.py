@@ -196,7 +196,8 @@ def wilson(count: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """The interval of a share, count of n: Wilson 1927 (Journal of the American Statistical Association 22, 209). Not a point at 0 of n."""
     z, share = t_quantile(math.inf, level), count / n
     middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, (middle - half) / (1 + z**2 / n)), min(1.0, (middle + half) / (1 + z**2 / n))
+    low = (middle - half) / (1 + z**2 / n) if count else 0.0  # exactly, where rounding would leave a trace
+    return low, (middle + half) / (1 + z**2 / n) if count < n else 1.0
 
 
 def share_interval(share: float, low: float, high: float, n: int) -> tuple[float, float]:
