@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from kernels import reference
 from kernels.launch import INSTALLED, INTERPRETED
-from kernels.reference import Act
 from runtime.errors import UserError
 
 Kernels = Literal["auto", "triton", "reference"]
@@ -45,42 +47,31 @@ def _triton_on(device: torch.device) -> bool:
                                    and torch.cuda.get_device_capability(device) >= (8, 0))
 
 
-def _fits(channels: int, groups: int) -> bool:
-    return channels // groups <= LARGEST_GROUP
+def _group_norm(name: str) -> Callable[..., Any]:
+    """The operation of kernels.reference with this name, or its kernel."""
+    names = tuple(inspect.signature(getattr(reference, name)).parameters)
+
+    @functools.wraps(getattr(reference, name))
+    def run(*given: Any, **named: Any) -> Any:
+        values = dict(zip(names, given)) | named
+        weight = values["weight"]
+        if not (fused(weight) and weight.shape[0] // values["groups"] <= LARGEST_GROUP):
+            return getattr(reference, name)(*given, **named)
+        from kernels import group_norm
+
+        return getattr(group_norm, name)(*given, **named)
+
+    return run
 
 
-def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu", row_bias: Tensor | None = None,
-                   scale: Tensor | None = None, shift: Tensor | None = None, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
-    """See kernels.reference."""
-    if not (fused(x) and _fits(x.shape[1], groups)):
-        return reference.group_norm_act(x, weight, bias, groups, eps, act, row_bias, scale, shift, dropout, seed)
-    from kernels import group_norm_act as triton
-
-    return triton.group_norm_act(x, weight, bias, groups, eps, act, row_bias, scale, shift, dropout, seed)
-
-
-def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
-                       row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """See kernels.reference."""
-    if not (fused(h) and _fits(h.shape[1], groups)):
-        return reference.add_group_norm_act(h, residual, weight, bias, groups, eps, act, row_bias)
-    from kernels import group_norm_act as triton
-
-    return triton.add_group_norm_act(h, residual, weight, bias, groups, eps, act, row_bias)
-
-
-def group_norm_act_cat(h: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
-                       residual: Tensor | None = None, row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """See kernels.reference."""
-    if not (fused(h) and _fits(h.shape[1] + skip.shape[1], groups)):
-        return reference.group_norm_act_cat(h, skip, weight, bias, groups, eps, act, residual, row_bias)
-    from kernels import group_norm_act as triton
-
-    return triton.group_norm_act_cat(h, skip, weight, bias, groups, eps, act, residual, row_bias)
+group_norm_act = _group_norm("group_norm_act")
+add_group_norm_act = _group_norm("add_group_norm_act")
+group_norm_act_cat = _group_norm("group_norm_act_cat")
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:
-    """See kernels.reference, which calls torch's own flash or cuDNN kernel on a GPU."""
+    """kernels.reference.attention, which calls torch's own flash or cuDNN kernel on a GPU, or its
+    kernel."""
     if not fused(qkv):
         return reference.attention(qkv, heads)
     from kernels import attention as triton

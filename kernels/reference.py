@@ -34,24 +34,24 @@ def group_norm_act(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: fl
     return y * keep(y, dropout, seed).div_(kept_share(dropout)) if dropout else y
 
 
-def add_group_norm_act(h: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
+def add_group_norm_act(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
                        row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(sum, y): sum = residual + h + row_bias, y = group_norm_act(sum)."""
-    total = residual + h
+    """(sum, y): sum = residual + x + row_bias, y = group_norm_act(sum)."""
+    total = residual + x
     if row_bias is not None:
         total = total + per_channel(row_bias)
     return total, group_norm_act(total, weight, bias, groups, eps, act)
 
 
-def group_norm_act_cat(h: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
+def group_norm_act_cat(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: Act = "silu",
                        residual: Tensor | None = None, row_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(cat, y): cat = [h (+ residual + row_bias), skip] along the channels, y = group_norm_act(cat). A group may lie on both sides.
-    residual and row_bias have h's channels."""
+    """(cat, y): cat = [x (+ residual + row_bias), skip] along the channels, y = group_norm_act(cat). A group may lie on both sides.
+    residual and row_bias have x's channels."""
     if residual is not None:
-        h = residual + h
+        x = residual + x
     if row_bias is not None:
-        h = h + per_channel(row_bias)
-    cat = torch.cat([h, skip], dim=1)
+        x = x + per_channel(row_bias)
+    cat = torch.cat([x, skip], dim=1)
     return cat, group_norm_act(cat, weight, bias, groups, eps, act)
 
 

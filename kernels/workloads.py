@@ -68,7 +68,7 @@ class Work(NamedTuple):
 
     def fused(self) -> Function:
         """The Triton implementation."""
-        module = "kernels.attention" if self.operation == "attention" else "kernels.group_norm_act"
+        module = "kernels.attention" if self.operation == "attention" else "kernels.group_norm"
         return getattr(importlib.import_module(module), self.operation)
 
     def judge(self) -> Function:
@@ -96,9 +96,9 @@ def norms(batch: int, size: int, channels: int, skips: tuple[int, ...], dtype: t
     dropped = work("group_norm_act", ("x",), ("row_bias",), dropout=DROPOUT)
     yield dropped._replace(tensors=dropped.tensors | {"seed": ((1,), torch.int64)})
     yield work("group_norm_act", ("x",), ("row_bias", "scale", "shift"))
-    yield work("add_group_norm_act", ("h", "residual"), ("row_bias",))
+    yield work("add_group_norm_act", ("x", "residual"), ("row_bias",))
     for skip in skips:
-        cat = work("group_norm_act_cat", ("h", "residual"), ("row_bias",), width=channels + skip)
+        cat = work("group_norm_act_cat", ("x", "residual"), ("row_bias",), width=channels + skip)
         yield cat._replace(tensors=cat.tensors | {"skip": ((batch, skip, size, size), dtype)})
 
 

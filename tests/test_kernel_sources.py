@@ -59,7 +59,7 @@ def starts_of_kernels(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
             yield node, "a kernel is started by kernels.launch.launch alone"
 
 
-@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda path: path.name)
 def test_sources_have_no_faults(path):
     assert faults(path.read_text(), starts=path.name == STARTS) == []
 

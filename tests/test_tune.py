@@ -146,8 +146,9 @@ def test_candidates_begin_with_the_present_config():
     assert tune.candidates("unheard", now) == [now]
 
 
-@pytest.mark.parametrize(("name", "kernels"), [("attention_forward", ["forward"]),
-                                               ("attention_backward_q", ["backward_q", "backward_kv"])])
+@pytest.mark.parametrize(("name", "kernels"), [
+    ("attention_forward", ["attention_forward_kernel"]),
+    ("attention_backward_q", ["attention_backward_q_kernel", "attention_backward_kv_kernel"])])
 def test_a_config_is_judged_by_the_pass_that_asks_for_it(name, kernels):
     work = attentions(2, 64, 2, 32, torch.bfloat16)
     config = configs.entries(name)[0]["config"]

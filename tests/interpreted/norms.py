@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import configs, group_norm_launch
+from kernels import configs
+from kernels.group_norm import schedule as schedule_module
 
 EPS = 1e-5
 GROUPS = {1: 6, 2: 6, 3: 6, 4: 6, 8: 2, 12: 2, 16: 2, 24: 2, 32: 2}  # of each width, so that there are few programs, and more than one
@@ -72,8 +73,8 @@ def schedule(monkeypatch, split: bool, rows: int, slab: int = 64) -> None:
     """Small tiles, as the interpreter needs many more operations for many programs than for large ones; in chunks or not."""
     config = {"slab": slab, "rows": rows, "chunk": 2 * rows, "num_warps": 4, "num_stages": 1}
     monkeypatch.setattr(configs, "pick", lambda kernel, **shape: config)
-    monkeypatch.setattr(group_norm_launch, "WAVE", 10**9 if split else 0)
-    monkeypatch.setattr(group_norm_launch, "LARGE", 0 if split else 10**9)
+    monkeypatch.setattr(schedule_module, "WAVE", 10**9 if split else 0)
+    monkeypatch.setattr(schedule_module, "LARGE", 0 if split else 10**9)
 
 
 def begun(case: dict[str, Any], monkeypatch) -> tuple[torch.Generator, int, tuple[int, int, int, int]]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kernels import group_norm_act as kernels
-from kernels import group_norm_launch, reference
+from kernels import group_norm as kernels
+from kernels import reference
+from kernels.group_norm import schedule as schedule_module
 from kernels.launch import watched
 from tests.interpreted import norms
 
@@ -57,10 +58,10 @@ def test_wide_groups_and_many_chunks(shape, groups, rows, monkeypatch):
 
 
 def test_a_large_image_is_split_by_the_schedule_itself(monkeypatch):
-    large = group_norm_launch.LARGE
+    large = schedule_module.LARGE
     norms.schedule(monkeypatch, False, 512)
-    monkeypatch.setattr(group_norm_launch, "LARGE", large)
-    monkeypatch.setattr(group_norm_launch, "WAVE", 1)
+    monkeypatch.setattr(schedule_module, "LARGE", large)
+    monkeypatch.setattr(schedule_module, "WAVE", 1)
     inputs, options, dy = made(shape=(1, 8, 65, 65), groups=2)
     del inputs["row_bias"]  # the sum of 4225 gradients that nearly cancel: torch's own is off by more than the tolerance
     with watched() as seen:

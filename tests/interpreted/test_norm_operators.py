@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from kernels import group_norm_act as kernels
+from kernels import group_norm as kernels
 from tests.interpreted import norms
 
 NAMES = ["group_norm_act", "add_group_norm_act", "group_norm_act_cat"]
@@ -28,8 +28,8 @@ def made(name: str, dtype: torch.dtype = torch.float32, last: bool = True) -> di
     if name == "group_norm_act":
         return {"x": image(8), **inputs, "row_bias": rows[0], "scale": rows[1], "shift": rows[2]}
     if name == "add_group_norm_act":
-        return {"h": image(8), "residual": image(8), **inputs, "row_bias": rows[0]}
-    return {"h": image(5), "skip": image(3), **inputs, "residual": image(5), "row_bias": rows[0][:, :5]}
+        return {"x": image(8), "residual": image(8), **inputs, "row_bias": rows[0]}
+    return {"x": image(5), "skip": image(3), **inputs, "residual": image(5), "row_bias": rows[0][:, :5]}
 
 
 def upstream(i: int, y: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_the_same_bits_of_sum_and_concatenation_on_a_second_run(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-@pytest.mark.parametrize("frozen", [("h", "bias"), ("weight", "row_bias", "residual")])
+@pytest.mark.parametrize("frozen", [("x", "bias"), ("weight", "row_bias", "residual")])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(name, frozen):
     inputs = made(name)
     _, whole = norms.run(kernels, name, inputs, upstream, **OPTIONS)
