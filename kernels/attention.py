@@ -26,7 +26,10 @@ from kernels.launch import INTERPRETED, launch
 from kernels.operators import OPS, define, differentiable
 
 FORWARD, BACKWARD_KV, BACKWARD_Q = (
-    "attention_forward", "attention_backward_kv", "attention_backward_q")  # names of configs
+    "attention_forward",
+    "attention_backward_kv",
+    "attention_backward_q",
+)  # names of configs
 HEADS = range(16, 257)  # channels of a head that the kernels hold
 MOST_PROGRAMS = 65535  # of a CUDA grid, along its second and third axis
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +39,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _rows(at, row, stride, T, HEAD: tl.constexpr, WIDTH: tl.constexpr):
     channel = tl.arange(0, WIDTH)[None, :]
-    return tl.load(at + row[:, None] * stride + channel, mask=(row[:, None] < T) & (channel < HEAD), other=0.0)
+    return tl.load(
+        at + row[:, None] * stride + channel, mask=(row[:, None] < T) & (channel < HEAD), other=0.0
+    )
 
 
 @triton.jit
@@ -48,17 +53,32 @@ def _store_rows(at, row, stride, T, values, HEAD: tl.constexpr, WIDTH: tl.conste
 
 @triton.jit
 def _dot(a, b, UPCAST: tl.constexpr):
-    """a b, summed in fp32, on tensor cores if a and b have 16 bits. UPCAST: for the interpreter, which multiplies the bits of bf16."""
+    """a b, summed in fp32, on tensor cores if a and b have 16 bits. UPCAST: for the interpreter,
+    which multiplies the bits of bf16."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
-def attention_forward_kernel(qkv, out, lse, qkv_image, qkv_token, T, HEAD: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr, QUERIES: tl.constexpr,
-            KEYS: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr):
-    """out = softmax(q k^T SCALE) v and lse, for QUERIES queries, with a running maximum over tiles of KEYS keys. TAIL: the last tile of
-    keys is not whole. Its first key always is one, so no maximum is that of nothing. Grid: (tiles of queries, heads, images)."""
+def attention_forward_kernel(
+    qkv,
+    out,
+    lse,
+    qkv_image,
+    qkv_token,
+    T,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """out = softmax(q k^T SCALE) v and lse, for QUERIES queries, with a running maximum over tiles
+    of KEYS keys. TAIL: the last tile of keys is not whole. Its first key always is one, so no
+    maximum is that of nothing. Grid: (tiles of queries, heads, images)."""
     head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     C = heads * HEAD
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
@@ -86,9 +106,28 @@ def attention_forward_kernel(qkv, out, lse, qkv_image, qkv_token, T, HEAD: tl.co
 
 
 @triton.jit
-def attention_backward_q_kernel(qkv, out, dout, lse, delta, dqkv, qkv_image, qkv_token, dout_image, dout_token, T, HEAD: tl.constexpr, WIDTH: tl.constexpr,
-               SCALE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr):
-    """dq and delta = rowsum(dout out), which the other kernel reads, for QUERIES queries. Grid: (tiles of queries, heads, images)."""
+def attention_backward_q_kernel(
+    qkv,
+    out,
+    dout,
+    lse,
+    delta,
+    dqkv,
+    qkv_image,
+    qkv_token,
+    dout_image,
+    dout_token,
+    T,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """dq and delta = rowsum(dout out), which the other kernel reads, for QUERIES queries. Grid:
+    (tiles of queries, heads, images)."""
     head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     C = heads * HEAD
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
@@ -116,10 +155,27 @@ def attention_backward_q_kernel(qkv, out, dout, lse, delta, dqkv, qkv_image, qkv
 
 
 @triton.jit
-def attention_backward_kv_kernel(qkv, dout, lse, delta, dqkv, qkv_image, qkv_token, dout_image, dout_token, T, HEAD: tl.constexpr, WIDTH: tl.constexpr,
-                SCALE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr):
-    """dk and dv, for KEYS keys. Scores are transposed, [KEYS, QUERIES]. A query past T has q = dout = delta = 0 and adds nothing.
-    Grid: (tiles of keys, heads, images)."""
+def attention_backward_kv_kernel(
+    qkv,
+    dout,
+    lse,
+    delta,
+    dqkv,
+    qkv_image,
+    qkv_token,
+    dout_image,
+    dout_token,
+    T,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """dk and dv, for KEYS keys. Scores are transposed, [KEYS, QUERIES]. A query past T has q = dout
+    = delta = 0 and adds nothing. Grid: (tiles of keys, heads, images)."""
     head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
     C = heads * HEAD
     key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
@@ -154,12 +210,20 @@ def supports(qkv: Tensor, heads: int) -> bool:
     read."""
     B, T, width = qkv.shape
     head, rest = divmod(width, 3 * heads)
-    return (qkv.dtype in DTYPES and head in HEADS and rest == 0 and 0 < B <= MOST_PROGRAMS
-            and T > 0 and heads <= MOST_PROGRAMS and _readable(qkv))
+    return (
+        qkv.dtype in DTYPES
+        and head in HEADS
+        and rest == 0
+        and 0 < B <= MOST_PROGRAMS
+        and T > 0
+        and heads <= MOST_PROGRAMS
+        and _readable(qkv)
+    )
 
 
 def _readable(x: Tensor) -> bool:
-    """Whether the channels of [B, T, C] are neighbours, and offsets within an image have 32 bits."""
+    """Whether the channels of [B, T, C] are neighbours, and offsets within an image have 32
+    bits."""
     return x.stride(2) == 1 and x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31
 
 
@@ -180,13 +244,21 @@ def _config(name: str, d: int, T: int, itemsize: int) -> dict[str, int]:
 
 
 @lru_cache
-def _plan(name: str, B: int, T: int, heads: int, d: int, itemsize: int
-          ) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, int]]:
+def _plan(
+    name: str, B: int, T: int, heads: int, d: int, itemsize: int
+) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, int]]:
     """(grid, constants, options) of a launch."""
     tile = _config(name, d, T, itemsize)
     queries, keys = tile["queries"], tile["keys"]
-    constants = {"HEAD": d, "WIDTH": triton.next_power_of_2(d), "SCALE": d**-0.5,
-                 "QUERIES": queries, "KEYS": keys, "TAIL": T % keys != 0, "UPCAST": INTERPRETED}
+    constants = {
+        "HEAD": d,
+        "WIDTH": triton.next_power_of_2(d),
+        "SCALE": d**-0.5,
+        "QUERIES": queries,
+        "KEYS": keys,
+        "TAIL": T % keys != 0,
+        "UPCAST": INTERPRETED,
+    }
     tiles = -(-T // (keys if name == BACKWARD_KV else queries))
     options = {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
     return (tiles, heads, B), constants, options
@@ -222,8 +294,14 @@ def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     B, heads, T = lse.shape
     delta, dqkv = torch.empty_like(lse), qkv.new_empty(qkv.shape)
     shape = (B, T, heads, out.shape[2] // heads, qkv.element_size())
-    arguments = {**_strides("qkv", qkv), **_strides("dout", dout), "lse": lse, "delta": delta,
-                 "dqkv": dqkv, "T": T}
+    arguments = {
+        **_strides("qkv", qkv),
+        **_strides("dout", dout),
+        "lse": lse,
+        "delta": delta,
+        "dqkv": dqkv,
+        "T": T,
+    }
     _start(BACKWARD_Q, attention_backward_q_kernel, shape, arguments | {"out": out})
     _start(BACKWARD_KV, attention_backward_kv_kernel, shape, arguments)
     return dqkv

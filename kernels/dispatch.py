@@ -1,4 +1,5 @@
-"""Which implementation runs: the Triton kernels or the reference. The choice is the process's, as that of the arithmetic is."""
+"""Which implementation runs: the Triton kernels or the reference. The choice is the process's, as
+that of the arithmetic is."""
 
 from __future__ import annotations
 
@@ -23,28 +24,38 @@ _chosen: Kernels = "auto"
 
 
 def select(kernels: Kernels, device: torch.device) -> None:
-    """Chooses for the process, and says so. auto: Triton on a CUDA device of compute capability 8.0 or more, for which the kernels are
-    compiled in the tests, else the reference; attention by Triton only where it was measured to be faster than torch's. triton:
-    wherever a kernel exists. Raises UserError where Triton cannot run."""
+    """Chooses for the process, and says so. auto: Triton on a CUDA device of compute capability 8.0
+    or more, for which the kernels are compiled in the tests, else the reference; attention by
+    Triton only where it was measured to be faster than torch's. triton: wherever a kernel exists.
+    Raises UserError where Triton cannot run."""
     global _chosen
     if kernels not in get_args(Kernels):
-        raise UserError(f"kernels={kernels}: no such choice; they are {', '.join(get_args(Kernels))}.")
+        raise UserError(
+            f"kernels={kernels}: no such choice; they are {', '.join(get_args(Kernels))}."
+        )
     if kernels == "triton" and not ((device.type == "cuda" and INSTALLED) or INTERPRETED):
-        raise UserError(f"kernels=triton: Triton's kernels run on a CUDA device, and this is {device}"
-                        f"{'' if INSTALLED else ', and triton is not installed'}. kernels=auto takes what runs here. (TRITON_INTERPRET=1 "
-                        "in the environment runs them on a CPU, slowly: for tests.)")
+        raise UserError(
+            f"kernels=triton: Triton's kernels run on a CUDA device, and this is {device}"
+            f"{'' if INSTALLED else ', and triton is not installed'}. kernels=auto takes what runs here. (TRITON_INTERPRET=1 "
+            "in the environment runs them on a CPU, slowly: for tests.)"
+        )
     _chosen = kernels
     log.info("kernels: %s", "Triton" if _triton_on(device) else "torch's own")
 
 
 def fused(x: Tensor) -> bool:
-    """Whether a norm of x can run as one kernel, which adds on its way what would be a pass of its own: a bias, a residual."""
+    """Whether a norm of x can run as one kernel, which adds on its way what would be a pass of its
+    own: a bias, a residual."""
     return _triton_on(x.device)
 
 
 def _triton_on(device: torch.device) -> bool:
-    return _chosen == "triton" or (_chosen == "auto" and device.type == "cuda" and INSTALLED
-                                   and torch.cuda.get_device_capability(device) >= (8, 0))
+    return _chosen == "triton" or (
+        _chosen == "auto"
+        and device.type == "cuda"
+        and INSTALLED
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _group_norm(name: str) -> Callable[..., Any]:

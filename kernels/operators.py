@@ -22,12 +22,24 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS = getattr(torch.ops, NAMESPACE)
 # a compiled graph keeps the layouts that its kernels were traced with
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "int", "float": "float",
-         "bool": "bool", "str": "str", "Act": "str"}  # of a schema, by annotation
+TYPES = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "Act": "str",
+}  # of a schema, by annotation
 
 
-def define(name: str, run: Callable[..., Any], allocate: Callable[..., Any],
-           signature: Callable[..., Any] | None = None, saved: int = 0) -> Any:
+def define(
+    name: str,
+    run: Callable[..., Any],
+    allocate: Callable[..., Any],
+    signature: Callable[..., Any] | None = None,
+    saved: int = 0,
+) -> Any:
     """Defines torch.ops.diffusion_transfer.NAME, without a gradient.
 
     Args:
@@ -53,9 +65,13 @@ def define(name: str, run: Callable[..., Any], allocate: Callable[..., Any],
     return getattr(OPS, name).default
 
 
-def differentiable(operation: Callable[..., Any], run: Callable[..., Any],
-                   allocate: Callable[..., Any], save: Callable[..., None],
-                   gradient: Callable[..., dict[str, Tensor | None]]) -> Callable[..., Any]:
+def differentiable(
+    operation: Callable[..., Any],
+    run: Callable[..., Any],
+    allocate: Callable[..., Any],
+    save: Callable[..., None],
+    gradient: Callable[..., dict[str, Tensor | None]],
+) -> Callable[..., Any]:
     """Defines the operator of an operation of kernels.reference, with a gradient.
 
     Args:
@@ -102,7 +118,7 @@ def differentiable(operation: Callable[..., Any], run: Callable[..., Any],
 
     @functools.wraps(operation)
     def call(*given: Any, **named: Any) -> Any:
-        rest = [named.get(name, default) for name, default in defaults[len(given):]]
+        rest = [named.get(name, default) for name, default in defaults[len(given) :]]
         outputs = overload(*given, *rest)[:-1]
         return outputs if len(outputs) > 1 else outputs[0]
 

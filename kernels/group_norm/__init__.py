@@ -17,7 +17,9 @@ Gradients = dict[str, "Tensor | None"]
 
 def save(ctx: Any, inputs: dict[str, Any], outputs: tuple[Tensor, ...]) -> None:
     joined = len(outputs) == 3  # the backward then reads the sum, which has the row bias in it
-    tensors = [inputs.get(name) for name in ("weight", "bias", "row_bias", "scale", "shift", "seed")]
+    tensors = [
+        inputs.get(name) for name in ("weight", "bias", "row_bias", "scale", "shift", "seed")
+    ]
     ctx.save_for_backward(outputs[0] if joined else inputs["x"], outputs[-1], *tensors)
     ctx.joined, ctx.channels = joined, inputs["x"].shape[1]
     ctx.act, ctx.dropout = inputs["act"], inputs.get("dropout", 0.0)
@@ -31,8 +33,21 @@ def gradient(ctx: Any, needed: set[str], *upstream: Tensor | None) -> Gradients:
         return _of_total_alone(ctx, *dtotal)
     x, moments, weight, bias, row_bias, scale, shift, seed = ctx.saved_tensors
     dx, dskip, sums = OPS.group_norm_backward.default(
-        dy, dtotal[0] if dtotal else None, x, ctx.channels, row_bias is not None, weight, bias,
-        moments, ctx.act, None if ctx.joined else row_bias, scale, shift, ctx.dropout, seed)
+        dy,
+        dtotal[0] if dtotal else None,
+        x,
+        ctx.channels,
+        row_bias is not None,
+        weight,
+        bias,
+        moments,
+        ctx.act,
+        None if ctx.joined else row_bias,
+        scale,
+        shift,
+        ctx.dropout,
+        seed,
+    )
     A, B = sums[:2]
     found = _of_images(ctx, dx, dskip) | {"shift": _of_row(B, shift)}
     if needed & {"weight", "bias"}:  # dw = sum_n (1 + s) A, db = sum_n (1 + s) B
@@ -67,5 +82,9 @@ def _of_row(per_image: Tensor, values: Tensor | None) -> Tensor | None:
 define("group_norm_backward", group_norm_backward, backward_outputs)
 group_norm_act, add_group_norm_act, group_norm_act_cat = (
     differentiable(operation, group_norm_forward, forward_outputs, save, gradient)
-    for operation in (reference.group_norm_act, reference.add_group_norm_act,
-                      reference.group_norm_act_cat))
+    for operation in (
+        reference.group_norm_act,
+        reference.add_group_norm_act,
+        reference.group_norm_act_cat,
+    )
+)

@@ -11,12 +11,37 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.group_norm.schedule import channels_last, empty, image, launch_stages, schedule
-from kernels.group_norm.tiles import (affine, at, kept, membership, per_channel, per_group, place, row, tile)
+from kernels.group_norm.tiles import (
+    affine,
+    at,
+    kept,
+    membership,
+    per_channel,
+    per_group,
+    place,
+    row,
+    tile,
+)
 
 
 @triton.jit
-def gathered(h, residual, skip, added, h_pitch, residual_pitch, skip_pitch, total, c, hw, inside, H_C, LAST: tl.constexpr):
-    """x' [ROWS, SLAB]: h (+ residual) + added left of channel H_C, skip right of it; rounded as total will hold it."""
+def gathered(
+    h,
+    residual,
+    skip,
+    added,
+    h_pitch,
+    residual_pitch,
+    skip_pitch,
+    total,
+    c,
+    hw,
+    inside,
+    H_C,
+    LAST: tl.constexpr,
+):
+    """x' [ROWS, SLAB]: h (+ residual) + added left of channel H_C, skip right of it; rounded as
+    total will hold it."""
     left = inside if skip is None else inside & (c < H_C)[None, :]
     x = tile(h, c, hw, h_pitch, left, LAST)
     if residual is not None:
@@ -31,8 +56,9 @@ def gathered(h, residual, skip, added, h_pitch, residual_pitch, skip_pitch, tota
 
 @triton.jit
 def over_lanes(mean, m2, count, size):
-    """Means and squared deviations [ROWS, SLAB] of count [ROWS] pixels each -> [SLAB] of all (Chan et al. 1983, for many sets at once).
-    The mean is near + low: where it is far from 0, the rounding of one float32 would be most of the error of the norm."""
+    """Means and squared deviations [ROWS, SLAB] of count [ROWS] pixels each -> [SLAB] of all (Chan
+    et al. 1983, for many sets at once). The mean is near + low: where it is far from 0, the
+    rounding of one float32 would be most of the error of the norm."""
     near = tl.sum(mean * count[:, None], 0) / size
     low = tl.sum((mean - near[None, :]) * count[:, None], 0) / size
     away = mean - near[None, :] - low[None, :]
@@ -41,7 +67,8 @@ def over_lanes(mean, m2, count, size):
 
 @triton.jit
 def combined(partials, plane, n, c, real, HW, chunk, C, ROWS: tl.constexpr, SLAB: tl.constexpr):
-    """Mean and squared deviation [SLAB] of all pixels from those of the chunks: lanes take chunks in turn (Chan et al. 1983, eq. 2.1)."""
+    """Mean and squared deviation [SLAB] of all pixels from those of the chunks: lanes take chunks
+    in turn (Chan et al. 1983, eq. 2.1)."""
     chunks = tl.num_programs(1)
     mean, m2 = tl.zeros([ROWS, SLAB], tl.float32), tl.zeros([ROWS, SLAB], tl.float32)
     seen = tl.zeros([ROWS], tl.float32)
@@ -60,10 +87,49 @@ def combined(partials, plane, n, c, real, HW, chunk, C, ROWS: tl.constexpr, SLAB
 
 
 @triton.jit
-def group_norm_forward_kernel(h, h_step, h_pitch, residual, residual_step, residual_pitch, skip, skip_step, skip_pitch, row_bias, row_step, row_pitch,
-            weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, seed, keep_scale, partials, total, y, moments,
-            N, C, H_C, HW, chunk, eps, STAGE: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr, THRESHOLD: tl.constexpr,
-            GROUP: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SLAB: tl.constexpr, ROWS: tl.constexpr):
+def group_norm_forward_kernel(
+    h,
+    h_step,
+    h_pitch,
+    residual,
+    residual_step,
+    residual_pitch,
+    skip,
+    skip_step,
+    skip_pitch,
+    row_bias,
+    row_step,
+    row_pitch,
+    weight,
+    bias,
+    scale,
+    scale_step,
+    scale_pitch,
+    shift,
+    shift_step,
+    shift_pitch,
+    seed,
+    keep_scale,
+    partials,
+    total,
+    y,
+    moments,
+    N,
+    C,
+    H_C,
+    HW,
+    chunk,
+    eps,
+    STAGE: tl.constexpr,
+    LAST: tl.constexpr,
+    SILU: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SLAB: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     n, c, real = place(C, WIDTH, SLAB)
     first = tl.program_id(1) * chunk
     last = tl.minimum(first + chunk, HW)
@@ -77,13 +143,29 @@ def group_norm_forward_kernel(h, h_step, h_pitch, residual, residual_step, resid
         added = row(row_bias, n, row_step, row_pitch, c, real & (c < H_C))
 
     if STAGE == 2:
-        near, low, m2 = combined(partials, N * tl.num_programs(1).to(tl.int64) * C, n, c, real, HW, chunk, C, ROWS, SLAB)
+        near, low, m2 = combined(
+            partials, N * tl.num_programs(1).to(tl.int64) * C, n, c, real, HW, chunk, C, ROWS, SLAB
+        )
     else:  # Welford's update, each lane for itself; the second read of stage 0 gathers again
         means, m2s = tl.zeros([ROWS, SLAB], tl.float32), tl.zeros([ROWS, SLAB], tl.float32)
         for start in range(first, last, ROWS):
             hw = start + tl.arange(0, ROWS)
             inside = (hw < last)[:, None] & real[None, :]
-            x = gathered(h, residual, skip, added, h_pitch, residual_pitch, skip_pitch, total, c, hw, inside, H_C, LAST)
+            x = gathered(
+                h,
+                residual,
+                skip,
+                added,
+                h_pitch,
+                residual_pitch,
+                skip_pitch,
+                total,
+                c,
+                hw,
+                inside,
+                H_C,
+                LAST,
+            )
             delta = tl.where(inside, x - means, 0.0)
             means += delta * (1.0 / ((start - first) // ROWS + 1))
             m2s += delta * (x - means)
@@ -110,12 +192,28 @@ def group_norm_forward_kernel(h, h_step, h_pitch, residual, residual_step, resid
         tl.store(moments + (N + n) * (C // GROUP) + g, group_low, mask=saved)
         tl.store(moments + (2 * N + n) * (C // GROUP) + g, group_rstd, mask=saved)
 
-        a, e = affine(weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real)
+        a, e = affine(
+            weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real
+        )
         a *= per_channel(member, group_rstd)
         for start in range(first, last, ROWS):
             hw = start + tl.arange(0, ROWS)
             inside = (hw < last)[:, None] & real[None, :]
-            x = gathered(h, residual, skip, added, h_pitch, residual_pitch, skip_pitch, total, c, hw, inside, H_C, LAST)
+            x = gathered(
+                h,
+                residual,
+                skip,
+                added,
+                h_pitch,
+                residual_pitch,
+                skip_pitch,
+                total,
+                c,
+                hw,
+                inside,
+                H_C,
+                LAST,
+            )
             u = (x - mu[None, :] - mu_low[None, :]) * a[None, :] + e[None, :]
             if SILU:
                 u *= tl.sigmoid(u)
@@ -127,8 +225,9 @@ def group_norm_forward_kernel(h, h_step, h_pitch, residual, residual_step, resid
                 tl.store(total + out, x.to(total.dtype.element_ty), mask=inside)
 
 
-def forward_outputs(x: Tensor, groups: int, residual: Tensor | None = None,
-                    skip: Tensor | None = None, **_: Any) -> tuple[Tensor, ...]:
+def forward_outputs(
+    x: Tensor, groups: int, residual: Tensor | None = None, skip: Tensor | None = None, **_: Any
+) -> tuple[Tensor, ...]:
     """(total, y, moments), or (y, moments) where nothing is joined to x. moments [3, N, groups]:
     means, what float32 cannot hold of them, and reciprocal standard deviations."""
     joined = [image for image in (residual, skip) if image is not None]
@@ -139,20 +238,50 @@ def forward_outputs(x: Tensor, groups: int, residual: Tensor | None = None,
     return *images, moments
 
 
-def group_norm_forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: str,
-                       residual: Tensor | None = None, skip: Tensor | None = None,
-                       row_bias: Tensor | None = None, scale: Tensor | None = None,
-                       shift: Tensor | None = None, dropout: float = 0.0,
-                       seed: Tensor | None = None) -> tuple[Tensor, ...]:
+def group_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    act: str,
+    residual: Tensor | None = None,
+    skip: Tensor | None = None,
+    row_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """total = [x (+ residual) + row_bias, skip] where a residual or a skip is there, and its norm
     y: all three operations of kernels.reference. Returns forward_outputs()."""
     outputs = forward_outputs(x, groups, residual, skip)
     *total, y, moments = outputs
     last = channels_last(x)
-    arguments = {**image("h", x, last), **image("residual", residual, last),
-                 **image("skip", skip, last), "total": total[0] if total else None,
-                 "y": y, "moments": moments, "H_C": x.shape[1], "eps": eps}
+    arguments = {
+        **image("h", x, last),
+        **image("residual", residual, last),
+        **image("skip", skip, last),
+        "total": total[0] if total else None,
+        "y": y,
+        "moments": moments,
+        "H_C": x.shape[1],
+        "eps": eps,
+    }
     plan = schedule("group_norm_forward", y, groups)
-    launch_stages(group_norm_forward_kernel, plan, y, last, arguments, act, row_bias, weight, bias, scale,
-          shift, dropout, seed)
+    launch_stages(
+        group_norm_forward_kernel,
+        plan,
+        y,
+        last,
+        arguments,
+        act,
+        row_bias,
+        weight,
+        bias,
+        scale,
+        shift,
+        dropout,
+        seed,
+    )
     return outputs

@@ -98,20 +98,46 @@ def schedule(name: str, x: Tensor, groups: int) -> Schedule:
     return Schedule(programs, -(-HW // chunk), chunk, constants, options)
 
 
-def launch_stages(kernel: Any, plan: Schedule, x: Tensor, last: bool, arguments: dict[str, Any], act: str,
-          row_bias: Tensor | None, weight: Tensor, bias: Tensor, scale: Tensor | None,
-          shift: Tensor | None, dropout: float, seed: Tensor | None) -> None:
+def launch_stages(
+    kernel: Any,
+    plan: Schedule,
+    x: Tensor,
+    last: bool,
+    arguments: dict[str, Any],
+    act: str,
+    row_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> None:
     """One launch, or two if an image is in chunks: arguments, and those that both kernels have.
     What is None is a constant: the kernel is compiled without it. x: [N, C, H, W]."""
     N, C, H, W = x.shape
-    arguments |= {**_row("row_bias", row_bias), **_row("scale", scale), **_row("shift", shift),
-                  "weight": weight.contiguous(), "bias": bias.contiguous(),
-                  "seed": seed if dropout else None,
-                  "keep_scale": 1 / kept_share(dropout) if dropout else 1.0,
-                  "partials": plan.partials(x, 2), "N": N, "C": C, "HW": H * W, "chunk": plan.chunk}
+    arguments |= {
+        **_row("row_bias", row_bias),
+        **_row("scale", scale),
+        **_row("shift", shift),
+        "weight": weight.contiguous(),
+        "bias": bias.contiguous(),
+        "seed": seed if dropout else None,
+        "keep_scale": 1 / kept_share(dropout) if dropout else 1.0,
+        "partials": plan.partials(x, 2),
+        "N": N,
+        "C": C,
+        "HW": H * W,
+        "chunk": plan.chunk,
+    }
     given = {name: value for name, value in arguments.items() if value is not None}
-    constants = {**plan.constants, **dict.fromkeys(arguments.keys() - given.keys()),
-                 "LAST": last, "SILU": act == "silu", "THRESHOLD": threshold(dropout)}
+    constants = {
+        **plan.constants,
+        **dict.fromkeys(arguments.keys() - given.keys()),
+        "LAST": last,
+        "SILU": act == "silu",
+        "THRESHOLD": threshold(dropout),
+    }
     for stage in (0,) if plan.chunks == 1 else (1, 2):
         grid = (plan.programs, plan.chunks)
         launch(kernel, grid, given, {**constants, "STAGE": stage}, plan.options)

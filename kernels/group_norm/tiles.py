@@ -16,7 +16,8 @@ import triton.language as tl
 
 @triton.jit
 def place(C, WIDTH: tl.constexpr, SLAB: tl.constexpr):
-    """n, the channels [SLAB] of the program, and which of the lanes are channels: WIDTH are whole groups, the rest fills a power of 2."""
+    """n, the channels [SLAB] of the program, and which of the lanes are channels: WIDTH are whole
+    groups, the rest fills a power of 2."""
     slabs = tl.cdiv(C, WIDTH)
     lane = tl.arange(0, SLAB)
     c = tl.program_id(0) % slabs * WIDTH + lane
@@ -61,7 +62,9 @@ def membership(real, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLAB: tl.constex
 
 
 @triton.jit
-def affine(weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real):
+def affine(
+    weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real
+):
     """a and e [SLAB] of y = a xh + e: w (1 + s) and b (1 + s) + t."""
     a, e = row(weight, 0, 0, 1, c, real), row(bias, 0, 0, 1, c, real)
     if scale is not None:
@@ -80,7 +83,8 @@ def interleaved(w0, w1, w2, w3, limit):
 
 @triton.jit
 def kept(seed, n, c, C, start, THRESHOLD: tl.constexpr, ROWS: tl.constexpr, SLAB: tl.constexpr):
-    """kernels.reference.keep of the rows from start, a multiple of 8: [ROWS, SLAB]. The halves of a counter's four words are eight rows."""
+    """kernels.reference.keep of the rows from start, a multiple of 8: [ROWS, SLAB]. The halves of a
+    counter's four words are eight rows."""
     eight = start // 8 + tl.arange(0, ROWS // 8)
     counter = eight[:, None] * C + c[None, :]
     zero = counter * 0
