@@ -56,7 +56,8 @@ def specialization(launch: Launch) -> Specialization:
 
     if not isinstance(launch.kernel, JITFunction):
         raise RuntimeError(
-            "this process interprets Triton's kernels and cannot compile them; start one without TRITON_INTERPRET."
+            "this process interprets Triton's kernels and cannot compile them; start one without "
+            "TRITON_INTERPRET."
         )
     values = launch.arguments | launch.constants
     signature, constants, aligned = {}, {}, []
@@ -88,16 +89,6 @@ def _aligned(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.data_ptr() % ALIGNED == 0
     return type(value) is int and value % ALIGNED == 0
-
-
-def key(launch: Launch) -> tuple:
-    """Launches of equal keys are one binary."""
-    signature, constants, aligned = specialization(launch)
-    named = [
-        tuple(sorted((name, repr(value)) for name, value in part.items()))
-        for part in (signature, constants, launch.options)
-    ]
-    return (launch.kernel.__module__, launch.kernel.__name__, *named, aligned)
 
 
 def compile_for(launch: Launch, capability: int = 90) -> Resources:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.ahead import Resources, compile_for, key, specialization
+from kernels.ahead import Resources, compile_for, specialization
 from kernels.dispatch import LARGEST_GROUP
 from kernels.launch import Launch
 from kernels.workloads import GROUPS, Work, attentions, norms, workloads
@@ -43,6 +43,16 @@ REPRESENTATIVE = [
     attentions(1, 64, 4, 64, FP32),
     attentions(2, 200, 1, 128, BF16),
 ]
+
+
+def key(launch: Launch) -> tuple:
+    """Launches of equal keys are one binary."""
+    signature, constants, aligned = specialization(launch)
+    named = [
+        tuple(sorted((name, repr(value)) for name, value in part.items()))
+        for part in (signature, constants, launch.options)
+    ]
+    return (launch.kernel.__module__, launch.kernel.__name__, *named, aligned)
 
 
 def everything() -> dict[tuple, tuple[Work, Launch]]:
@@ -80,7 +90,8 @@ def check(work: Work, launch: Launch, capability: int) -> None:
         if value is not None
     )
     print(
-        f"\nsm_{capability} {launch.kernel.__name__:12} {needs.registers:3} registers, stack {needs.stack}, shared {needs.shared:6}: "
+        f"\nsm_{capability} {launch.kernel.__name__:12} {needs.registers:3} registers, "
+        f"stack {needs.stack}, shared {needs.shared:6}: "
         f"{constants}; {work}",
         end="",
     )

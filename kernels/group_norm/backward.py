@@ -272,21 +272,8 @@ def group_norm_backward(
         "row_sums": sums[2] if row_sums and plan.chunks == 1 else chunk_sums,
         "H_C": channels,
     }
-    launch_stages(
-        group_norm_backward_kernel,
-        plan,
-        x,
-        last,
-        arguments,
-        act,
-        row_bias,
-        weight,
-        bias,
-        scale,
-        shift,
-        dropout,
-        seed,
-    )
+    norm = (weight, bias, act, row_bias, scale, shift, dropout, seed)
+    launch_stages(group_norm_backward_kernel, plan, x, last, arguments, *norm)
     if chunk_sums is not None:
         torch.sum(chunk_sums[0], 1, out=sums[2])
     return dx, dskip, sums

@@ -240,21 +240,15 @@ def forward_outputs(
 
 def group_norm_forward(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
     groups: int,
     eps: float,
-    act: str,
     residual: Tensor | None = None,
     skip: Tensor | None = None,
-    row_bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
+    **norm: Any,
 ) -> tuple[Tensor, ...]:
     """total = [x (+ residual) + row_bias, skip] where a residual or a skip is there, and its norm
-    y: all three operations of kernels.reference. Returns forward_outputs()."""
+    y: all three operations of kernels.reference. norm: their other arguments, by the names that
+    launch_stages() has. Returns forward_outputs()."""
     outputs = forward_outputs(x, groups, residual, skip)
     *total, y, moments = outputs
     last = channels_last(x)
@@ -269,19 +263,5 @@ def group_norm_forward(
         "eps": eps,
     }
     plan = schedule("group_norm_forward", y, groups)
-    launch_stages(
-        group_norm_forward_kernel,
-        plan,
-        y,
-        last,
-        arguments,
-        act,
-        row_bias,
-        weight,
-        bias,
-        scale,
-        shift,
-        dropout,
-        seed,
-    )
+    launch_stages(group_norm_forward_kernel, plan, y, last, arguments, **norm)
     return outputs

@@ -104,14 +104,14 @@ def launch_stages(
     x: Tensor,
     last: bool,
     arguments: dict[str, Any],
-    act: str,
-    row_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    dropout: float,
-    seed: Tensor | None,
+    act: str,
+    row_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> None:
     """One launch, or two if an image is in chunks: arguments, and those that both kernels have.
     What is None is a constant: the kernel is compiled without it. x: [N, C, H, W]."""
