@@ -1,5 +1,14 @@
-"""Attention on a packed projection as Triton kernels: the operator kernels.reference.attention with its gradient, for torch. The scores
-[T, T] are never in memory: forward reads qkv and writes the output and lse; backward reads both and writes the packed gradient."""
+"""Attention on a packed projection: kernels.reference.attention with its gradient, in Triton.
+
+Dao 2023, "FlashAttention-2", algorithms 1 and 2, the second as two kernels, so that every gradient
+has one writer: no atomics, the same bits each time. The scores [T, T] are never in memory: forward
+reads qkv and writes the output and lse; backward reads both and writes the packed gradient.
+
+A program has one head of one image. Its tokens are rows [tokens, WIDTH], read in place from the
+packed qkv and padded with zeros: HEAD channels up to the power of two WIDTH, and T tokens up to
+whole tiles. Exponentials are to the base 2, which is what the GPU computes: scores are in units of
+log2, and so is lse, the log2 of a row's sum of exponentials.
+"""
 
 from __future__ import annotations
 
@@ -8,111 +17,313 @@ from operator import index
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from kernels import configs
-from kernels.attention_kernels import backward_kv, backward_q, forward
+from kernels import configs, reference
 from kernels.launch import INTERPRETED, launch
+from kernels.operators import OPS, define, differentiable
 
-FORWARD, BACKWARD_KV, BACKWARD_Q = "attention_forward", "attention_backward_kv", "attention_backward_q"
+FORWARD, BACKWARD_KV, BACKWARD_Q = (
+    "attention_forward",
+    "attention_backward_kv",
+    "attention_backward_q",
+)  # names of configs
 HEADS = range(16, 257)  # channels of a head that the kernels hold
 MOST_PROGRAMS = 65535  # of a CUDA grid, along its second and third axis
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
-def attention(qkv: Tensor, heads: int) -> Tensor:
-    """See kernels.reference. [B, T, 3 C] -> [B, T, C], in autocast's type where autocast is on, as torch's. Only what supports() takes."""
-    if torch.is_autocast_enabled(qkv.device.type):
-        qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
-    return torch.ops.diffusion_transfer.attention.default(qkv, heads)[0]
+@triton.jit
+def _rows(at, row, stride, T, HEAD: tl.constexpr, WIDTH: tl.constexpr):
+    channel = tl.arange(0, WIDTH)[None, :]
+    return tl.load(
+        at + row[:, None] * stride + channel, mask=(row[:, None] < T) & (channel < HEAD), other=0.0
+    )
+
+
+@triton.jit
+def _store_rows(at, row, stride, T, values, HEAD: tl.constexpr, WIDTH: tl.constexpr):
+    channel = tl.arange(0, WIDTH)[None, :]
+    mask = (row[:, None] < T) & (channel < HEAD)
+    tl.store(at + row[:, None] * stride + channel, values.to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _dot(a, b, UPCAST: tl.constexpr):
+    """a b, summed in fp32, on tensor cores if a and b have 16 bits. UPCAST: for the interpreter,
+    which multiplies the bits of bf16."""
+    if UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def attention_forward_kernel(
+    qkv,
+    out,
+    lse,
+    qkv_image,
+    qkv_token,
+    T,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """out = softmax(q k^T SCALE) v and lse, for QUERIES queries, with a running maximum over tiles
+    of KEYS keys. TAIL: the last tile of keys is not whole. Its first key always is one, so no
+    maximum is that of nothing. Grid: (tiles of queries, heads, images)."""
+    head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
+    C = heads * HEAD
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    q_at = qkv + image * qkv_image + head * HEAD
+    q = _rows(q_at, query, qkv_token, T, HEAD, WIDTH)
+
+    largest = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    mean = tl.zeros([QUERIES, WIDTH], tl.float32)
+    for start in range(0, T, KEYS):
+        key = start + tl.arange(0, KEYS)
+        k = _rows(q_at + C, key, qkv_token, T, HEAD, WIDTH)
+        v = _rows(q_at + 2 * C, key, qkv_token, T, HEAD, WIDTH)
+        s = _dot(q, tl.trans(k), UPCAST)
+        if TAIL:
+            s = tl.where(key[None, :] < T, s, float("-inf"))
+        before, largest = largest, tl.maximum(largest, tl.max(s, 1) * (SCALE * LOG2E))
+        p = tl.exp2(s * (SCALE * LOG2E) - largest[:, None])
+        shrink = tl.exp2(before - largest)
+        total = total * shrink + tl.sum(p, 1)
+        mean = mean * shrink[:, None] + _dot(p.to(v.dtype), v, UPCAST)
+
+    _store_rows(out + image * T * C + head * HEAD, query, C, T, mean / total[:, None], HEAD, WIDTH)
+    tl.store(lse + (image * heads + head) * T + query, largest + tl.log2(total), mask=query < T)
+
+
+@triton.jit
+def attention_backward_q_kernel(
+    qkv,
+    out,
+    dout,
+    lse,
+    delta,
+    dqkv,
+    qkv_image,
+    qkv_token,
+    dout_image,
+    dout_token,
+    T,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """dq and delta = rowsum(dout out), which the other kernel reads, for QUERIES queries. Grid:
+    (tiles of queries, heads, images)."""
+    head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
+    C = heads * HEAD
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    q_at = qkv + image * qkv_image + head * HEAD
+    q = _rows(q_at, query, qkv_token, T, HEAD, WIDTH)
+    do = _rows(dout + image * dout_image + head * HEAD, query, dout_token, T, HEAD, WIDTH)
+    o = _rows(out + image * T * C + head * HEAD, query, C, T, HEAD, WIDTH)
+    of_row = (image * heads + head) * T + query
+    logsum = tl.load(lse + of_row, mask=query < T, other=0.0)
+    do_o = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    tl.store(delta + of_row, do_o, mask=query < T)
+
+    dq = tl.zeros([QUERIES, WIDTH], tl.float32)
+    for start in range(0, T, KEYS):
+        key = start + tl.arange(0, KEYS)
+        k = _rows(q_at + C, key, qkv_token, T, HEAD, WIDTH)
+        v = _rows(q_at + 2 * C, key, qkv_token, T, HEAD, WIDTH)
+        s = _dot(q, tl.trans(k), UPCAST)
+        if TAIL:  # or p could be inf where k is 0, and their product no number
+            s = tl.where(key[None, :] < T, s, float("-inf"))
+        p = tl.exp2(s * (SCALE * LOG2E) - logsum[:, None])
+        ds = p * (_dot(do, tl.trans(v), UPCAST) - do_o[:, None])
+        dq += _dot(ds.to(k.dtype), k, UPCAST)
+    _store_rows(dqkv + image * T * 3 * C + head * HEAD, query, 3 * C, T, dq * SCALE, HEAD, WIDTH)
+
+
+@triton.jit
+def attention_backward_kv_kernel(
+    qkv,
+    dout,
+    lse,
+    delta,
+    dqkv,
+    qkv_image,
+    qkv_token,
+    dout_image,
+    dout_token,
+    T,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SCALE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    TAIL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """dk and dv, for KEYS keys. Scores are transposed, [KEYS, QUERIES]. A query past T has q = dout
+    = delta = 0 and adds nothing. Grid: (tiles of keys, heads, images)."""
+    head, heads, image = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
+    C = heads * HEAD
+    key = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    q_at = qkv + image * qkv_image + head * HEAD
+    do_at = dout + image * dout_image + head * HEAD
+    k = _rows(q_at + C, key, qkv_token, T, HEAD, WIDTH)
+    v = _rows(q_at + 2 * C, key, qkv_token, T, HEAD, WIDTH)
+
+    dk = tl.zeros([KEYS, WIDTH], tl.float32)
+    dv = tl.zeros([KEYS, WIDTH], tl.float32)
+    for start in range(0, T, QUERIES):
+        query = start + tl.arange(0, QUERIES)
+        q = _rows(q_at, query, qkv_token, T, HEAD, WIDTH)
+        do = _rows(do_at, query, dout_token, T, HEAD, WIDTH)
+        of_row = (image * heads + head) * T + query
+        logsum = tl.load(lse + of_row, mask=query < T, other=0.0)
+        do_o = tl.load(delta + of_row, mask=query < T, other=0.0)
+        s = _dot(k, tl.trans(q), UPCAST)
+        if TAIL:
+            s = tl.where(key[:, None] < T, s, float("-inf"))
+        p = tl.exp2(s * (SCALE * LOG2E) - logsum[None, :])
+        dv += _dot(p.to(do.dtype), do, UPCAST)
+        ds = p * (_dot(v, tl.trans(do), UPCAST) - do_o[None, :])
+        dk += _dot(ds.to(q.dtype), q, UPCAST)
+    dk_at = dqkv + image * T * 3 * C + C + head * HEAD
+    _store_rows(dk_at, key, 3 * C, T, dk * SCALE, HEAD, WIDTH)
+    _store_rows(dk_at + C, key, 3 * C, T, dv, HEAD, WIDTH)
 
 
 def supports(qkv: Tensor, heads: int) -> bool:
-    """Whether the kernels run on qkv: its type, the width of a head, and strides that they can read."""
+    """Whether the kernels run on qkv: its type, the width of a head, and strides that they can
+    read."""
     B, T, width = qkv.shape
-    return (qkv.dtype in DTYPES and width // (3 * heads) in HEADS and width % (3 * heads) == 0 and 0 < B <= MOST_PROGRAMS and T > 0
-            and heads <= MOST_PROGRAMS and readable(qkv))
+    head, rest = divmod(width, 3 * heads)
+    return (
+        qkv.dtype in DTYPES
+        and head in HEADS
+        and rest == 0
+        and 0 < B <= MOST_PROGRAMS
+        and T > 0
+        and heads <= MOST_PROGRAMS
+        and _readable(qkv)
+    )
 
 
-def readable(x: Tensor) -> bool:
-    """Whether the channels of [B, T, C] are neighbours, and offsets within an image have 32 bits."""
+def _readable(x: Tensor) -> bool:
+    """Whether the channels of [B, T, C] are neighbours, and offsets within an image have 32
+    bits."""
     return x.stride(2) == 1 and x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31
 
 
 def faster(qkv: Tensor, heads: int) -> bool:
-    """Whether a measurement at the nearest shape found the forward kernel faster than torch's attention ("faster" in its config)."""
-    _, T, width = qkv.shape
-    return _faster(width // (3 * heads), index(T), qkv.element_size())  # index: a compiled graph with this answer is for this T
+    """Whether a measurement at the nearest shape found the forward kernel faster than torch's
+    attention ("faster" in its config)."""
+    _, T, width = qkv.shape  # index: a compiled graph with this answer is for this T
+    return _faster(width // (3 * heads), index(T), qkv.element_size())
 
 
 @torch.compiler.assume_constant_result
 def _faster(d: int, T: int, itemsize: int) -> bool:
-    return bool(configs.pick(FORWARD, head=padded(d), tokens=T, itemsize=itemsize).get("faster", False))
+    return bool(_config(FORWARD, d, T, itemsize).get("faster", False))
 
 
-def padded(d: int) -> int:
-    """The power of two from d."""
-    return 1 << (d - 1).bit_length()
+def _config(name: str, d: int, T: int, itemsize: int) -> dict[str, int]:
+    return configs.pick(name, head=triton.next_power_of_2(d), tokens=T, itemsize=itemsize)
 
 
 @lru_cache
-def plan(kernel: str, B: int, T: int, heads: int, d: int, itemsize: int) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, int]]:
+def _plan(
+    name: str, B: int, T: int, heads: int, d: int, itemsize: int
+) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, int]]:
     """(grid, constants, options) of a launch."""
-    tile = configs.pick(kernel, head=padded(d), tokens=T, itemsize=itemsize)
+    tile = _config(name, d, T, itemsize)
     queries, keys = tile["queries"], tile["keys"]
-    constants = {"HEAD": d, "WIDTH": padded(d), "SCALE": d**-0.5, "QUERIES": queries, "KEYS": keys, "TAIL": T % keys != 0,
-                 "UPCAST": INTERPRETED}
-    tiles = -(-T // (keys if kernel == BACKWARD_KV else queries))
-    return (tiles, heads, B), constants, {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
+    constants = {
+        "HEAD": d,
+        "WIDTH": triton.next_power_of_2(d),
+        "SCALE": d**-0.5,
+        "QUERIES": queries,
+        "KEYS": keys,
+        "TAIL": T % keys != 0,
+        "UPCAST": INTERPRETED,
+    }
+    tiles = -(-T // (keys if name == BACKWARD_KV else queries))
+    options = {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
+    return (tiles, heads, B), constants, options
+
+
+def _start(name: str, kernel: Any, shape: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    grid, constants, options = _plan(name, *shape)
+    launch(kernel, grid, arguments, constants, options)
+
+
+def _strides(name: str, x: Tensor) -> dict[str, Any]:
+    return {name: x, f"{name}_image": x.stride(0), f"{name}_token": x.stride(1)}
 
 
 def _forward(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     B, T, width = qkv.shape
     out, lse = _forward_outputs(qkv, heads)
-    grid, constants, options = plan(FORWARD, B, T, heads, width // (3 * heads), qkv.element_size())
-    arguments = {"qkv": qkv, "out": out, "lse": lse, "qkv_image": qkv.stride(0), "qkv_token": qkv.stride(1), "T": T}
-    launch(forward, grid, arguments, constants, options)
+    shape = (B, T, heads, width // (3 * heads), qkv.element_size())
+    arguments = {**_strides("qkv", qkv), "out": out, "lse": lse, "T": T}
+    _start(FORWARD, attention_forward_kernel, shape, arguments)
     return out, lse
 
 
 def _forward_outputs(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     B, T, width = qkv.shape
-    return qkv.new_empty(B, T, width // 3), qkv.new_empty(B, heads, T, dtype=torch.float32)
+    lse = qkv.new_empty(B, heads, T, dtype=torch.float32)
+    return qkv.new_empty(B, T, width // 3), lse
 
 
 def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    if not readable(dout):  # a gradient that was expanded
+    if not _readable(dout):  # a gradient that was expanded
         dout = dout.contiguous()
     B, heads, T = lse.shape
     delta, dqkv = torch.empty_like(lse), qkv.new_empty(qkv.shape)
     shape = (B, T, heads, out.shape[2] // heads, qkv.element_size())
-    arguments = {"qkv": qkv, "dout": dout, "lse": lse, "delta": delta, "dqkv": dqkv, "qkv_image": qkv.stride(0), "qkv_token": qkv.stride(1),
-                 "dout_image": dout.stride(0), "dout_token": dout.stride(1), "T": T}
-    grid, constants, options = plan(BACKWARD_Q, *shape)
-    launch(backward_q, grid, arguments | {"out": out}, constants, options)
-    grid, constants, options = plan(BACKWARD_KV, *shape)
-    launch(backward_kv, grid, arguments, constants, options)
+    arguments = {
+        **_strides("qkv", qkv),
+        **_strides("dout", dout),
+        "lse": lse,
+        "delta": delta,
+        "dqkv": dqkv,
+        "T": T,
+    }
+    _start(BACKWARD_Q, attention_backward_q_kernel, shape, arguments | {"out": out})
+    _start(BACKWARD_KV, attention_backward_kv_kernel, shape, arguments)
     return dqkv
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-    out, lse = output
-    ctx.save_for_backward(inputs[0], out, lse)
-    ctx.mark_non_differentiable(lse)
-    ctx.set_materialize_grads(False)
+def _save(ctx: Any, inputs: dict[str, Any], outputs: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs["qkv"], *outputs)
 
 
-def _gradient(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, None]:
-    return None if dout is None else torch.ops.diffusion_transfer.attention_backward.default(dout, *ctx.saved_tensors), None
+def _gradient(ctx: Any, needed: set[str], dout: Tensor | None) -> dict[str, Tensor | None]:
+    if dout is None:
+        return {}
+    return {"qkv": OPS.attention_backward.default(dout, *ctx.saved_tensors)}
 
 
-# torch.library.define costs a call some 5 us less than custom_op
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-torch.library.define("diffusion_transfer::attention", "(Tensor qkv, int heads) -> (Tensor, Tensor)", tags=_TAGS)
-torch.library.impl("diffusion_transfer::attention", ("cpu", "cuda"), _forward)
-torch.library.register_fake("diffusion_transfer::attention", _forward_outputs)
-torch.library.register_autograd("diffusion_transfer::attention", _gradient, setup_context=_save)
+define("attention_backward", _backward, lambda qkv, **_: qkv.new_empty(qkv.shape))
+_attention = differentiable(reference.attention, _forward, _forward_outputs, _save, _gradient)
 
-torch.library.define("diffusion_transfer::attention_backward", "(Tensor dout, Tensor qkv, Tensor out, Tensor lse) -> Tensor", tags=_TAGS)
-torch.library.impl("diffusion_transfer::attention_backward", ("cpu", "cuda"), _backward)
-torch.library.register_fake("diffusion_transfer::attention_backward", lambda dout, qkv, out, lse: qkv.new_empty(qkv.shape))
+
+def attention(qkv: Tensor, heads: int) -> Tensor:
+    """kernels.reference.attention, in autocast's type where autocast is on, as torch's. Only what
+    supports() takes."""
+    if torch.is_autocast_enabled(qkv.device.type):
+        qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
+    return _attention(qkv, heads)

@@ -1,4 +1,5 @@
-"""Tile sizes and warps of the kernels: static, from kernels/tuned/NAME.json, which kernels.tune writes. Nothing is timed at start."""
+"""Tile sizes and warps of the kernels: static, from kernels/tuned/NAME.json, which kernels.tune
+writes. Nothing is timed at start."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ _forced: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {}
 
 
 def pick(kernel: str, **shape: int) -> dict[str, int]:
-    """The config of the entry whose shape is nearest: of the same itemsize, where one is, then the least sum of |log2 ratio| over its
-    keys; the first of equals. (A type of 4 bytes spills the registers that one of 2 fills.)"""
+    """The config of the entry whose shape is nearest: of the same itemsize, where one is, then the
+    least sum of |log2 ratio| over its keys; the first of equals. (A type of 4 bytes spills the
+    registers that one of 2 fills.)"""
     if kernel in _forced:
         config, asked = _forced[kernel]
         asked.append(shape)
@@ -30,14 +32,17 @@ def pick(kernel: str, **shape: int) -> dict[str, int]:
 def _nearest(kernel: str, **shape: int) -> dict[str, int]:
     def distance(entry: dict[str, dict[str, int]]) -> tuple[bool, float]:
         of = entry["shape"]
-        return of.get("itemsize") != shape.get("itemsize"), sum(abs(math.log2(of[key] / shape[key])) for key in of)
+        return of.get("itemsize") != shape.get("itemsize"), sum(
+            abs(math.log2(of[key] / shape[key])) for key in of
+        )
 
     return min(entries(kernel), key=distance)["config"]
 
 
 @contextlib.contextmanager
 def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]:
-    """pick() gives this config for every shape of a kernel in the block, and the list tells the shapes that were asked for."""
+    """pick() gives this config for every shape of a kernel in the block, and the list tells the
+    shapes that were asked for."""
     asked: list[dict[str, int]] = []
     _forced[kernel] = (config, asked)
     forget()
@@ -49,7 +54,8 @@ def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]
 
 
 def forget() -> None:
-    """What the modules of the kernels keep may follow from configs, as the plan of a launch does."""
+    """What the modules of the kernels keep may follow from configs, as the plan of a launch
+    does."""
     for name, module in list(sys.modules.items()):
         if name.startswith("kernels."):
             for function in list(vars(module).values()):

@@ -1,4 +1,5 @@
-"""The one place where a Triton kernel is started, so that a start can be counted, or compiled for a GPU that is not here."""
+"""The one place where a Triton kernel is started, so that a start can be counted, or compiled for a
+GPU that is not here."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-INSTALLED = importlib.util.find_spec("triton") is not None  # known from here: torch.compile cannot trace the search
-INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"  # Triton's mode for the whole process, as tests have it
+# known from here: torch.compile cannot trace the search
+INSTALLED = importlib.util.find_spec("triton") is not None
+# Triton's mode for the whole process, as tests have it
+INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Launch(NamedTuple):
-    """arguments: tensors and numbers by the kernel's names. constants: its tl.constexpr. options: num_warps, num_stages."""
+    """arguments: tensors and numbers by the kernel's names. constants: its tl.constexpr. options:
+    num_warps, num_stages."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -28,7 +32,13 @@ class Launch(NamedTuple):
 _watching: list[tuple[list[Launch], bool]] = []
 
 
-def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], constants: dict[str, Any], options: dict[str, int]) -> None:
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    options: dict[str, int],
+) -> None:
     this = Launch(kernel, grid, arguments, constants, options)
     for seen, _ in _watching:
         seen.append(this)
@@ -38,7 +48,8 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], consta
 
 @contextlib.contextmanager
 def watched(run: bool = True) -> Iterator[list[Launch]]:
-    """Collects what is launched in the block. run=False: nothing runs, the outputs hold what the memory held."""
+    """Collects what is launched in the block. run=False: nothing runs, the outputs hold what the
+    memory held."""
     entry: tuple[list[Launch], bool] = ([], run)
     _watching.append(entry)
     try:

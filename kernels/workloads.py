@@ -1,4 +1,5 @@
-"""The fused operations at the shapes at which the UNets of conf/model run them: what the tuner tunes for."""
+"""The fused operations at the shapes at which the UNets of conf/model run them: what the tuner
+tunes for."""
 
 from __future__ import annotations
 
@@ -16,27 +17,69 @@ GROUPS, EPS, DROPOUT = 32, 1e-6, 0.1
 BATCHES, LARGE_BATCHES = (128, 16), (16, 2)
 
 Function = Callable[..., Any]
-Level = tuple[int, int, tuple[int, ...]]  # height = width, channels of h, channels that a skip brings to it
-CIFAR10: list[Level] = [(32, 128, (128,)), (32, 256, (128,)), (16, 128, ()), (16, 256, (128, 256)), (8, 256, (256,)), (4, 256, (256,))]
-CELEBA64: list[Level] = [(64, 128, (128,)), (64, 256, (128,)), (32, 256, (128, 256)), (16, 256, (256,)), (16, 512, (256,)),
-                         (8, 512, (256,)), (4, 512, (256, 512))]
-LARGE256: list[Level] = [(256, 128, (128,)), (256, 256, ()), (128, 128, (128,)), (128, 256, (128,)), (64, 256, (128, 256)),
-                         (32, 256, (256,)), (32, 512, (256,)), (16, 512, (256, 512)), (8, 512, (512,))]
-ATTENTION = [(16, 1, 256), (256, 1, 256), (16, 4, 64), (64, 4, 64), (256, 4, 64), (64, 12, 64), (256, 9, 64),
-             (1024, 6, 64)]  # tokens, heads, channels of a head; those of 512 channels are torch's
+# height = width, channels of h, channels that a skip brings to it
+Level = tuple[int, int, tuple[int, ...]]
+CIFAR10: list[Level] = [
+    (32, 128, (128,)),
+    (32, 256, (128,)),
+    (16, 128, ()),
+    (16, 256, (128, 256)),
+    (8, 256, (256,)),
+    (4, 256, (256,)),
+]
+CELEBA64: list[Level] = [
+    (64, 128, (128,)),
+    (64, 256, (128,)),
+    (32, 256, (128, 256)),
+    (16, 256, (256,)),
+    (16, 512, (256,)),
+    (8, 512, (256,)),
+    (4, 512, (256, 512)),
+]
+LARGE256: list[Level] = [
+    (256, 128, (128,)),
+    (256, 256, ()),
+    (128, 128, (128,)),
+    (128, 256, (128,)),
+    (64, 256, (128, 256)),
+    (32, 256, (256,)),
+    (32, 512, (256,)),
+    (16, 512, (256, 512)),
+    (8, 512, (512,)),
+]
+ATTENTION = [
+    (16, 1, 256),
+    (256, 1, 256),
+    (16, 4, 64),
+    (64, 4, 64),
+    (256, 4, 64),
+    (64, 12, 64),
+    (256, 9, 64),
+    (1024, 6, 64),
+]  # tokens, heads, channels of a head; those of 512 channels are torch's
 
 
 class Work(NamedTuple):
-    """operation: a function of kernels.reference. tensors: sizes and types of its tensors by the names of its arguments, four sizes being
-    an image in channels_last. settings: the rest of its arguments."""
+    """operation: a function of kernels.reference. tensors: sizes and types of its tensors by the
+    names of its arguments, four sizes being an image in channels_last. settings: the rest of its
+    arguments."""
 
     operation: str
     tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
     settings: dict[str, Any]
 
     def __str__(self) -> str:
-        tensors = [f"{name} {'x'.join(map(str, sizes))} {str(dtype)[6:]}" for name, (sizes, dtype) in self.tensors.items()]
-        return ", ".join([self.operation, *tensors, *(f"{name}={value}" for name, value in self.settings.items())])
+        tensors = [
+            f"{name} {'x'.join(map(str, sizes))} {str(dtype)[6:]}"
+            for name, (sizes, dtype) in self.tensors.items()
+        ]
+        return ", ".join(
+            [
+                self.operation,
+                *tensors,
+                *(f"{name}={value}" for name, value in self.settings.items()),
+            ]
+        )
 
     @property
     def batch(self) -> int:
@@ -44,7 +87,10 @@ class Work(NamedTuple):
 
     def inputs(self, device: torch.device, random: bool) -> dict[str, Tensor]:
         """Normal values; not random: memory as it is, for a run that only notes its kernels."""
-        return {name: _tensor(sizes, dtype, device, random) for name, (sizes, dtype) in self.tensors.items()}
+        return {
+            name: _tensor(sizes, dtype, device, random)
+            for name, (sizes, dtype) in self.tensors.items()
+        }
 
     def weights(self, outputs: list[Tensor], random: bool) -> list[Tensor]:
         """Of each output in the scalar whose gradients backward() returns."""
@@ -55,8 +101,12 @@ class Work(NamedTuple):
         outputs = function(**inputs, **self.settings)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
-    def backward(self, outputs: list[Tensor], weights: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
-        return list(torch.autograd.grad(outputs, [x for x in inputs.values() if x.requires_grad], weights))
+    def backward(
+        self, outputs: list[Tensor], weights: list[Tensor], inputs: dict[str, Tensor]
+    ) -> list[Tensor]:
+        return list(
+            torch.autograd.grad(outputs, [x for x in inputs.values() if x.requires_grad], weights)
+        )
 
     def launches(self) -> list[Launch]:
         """Of the forward pass and the backward one, noted on a CPU and not run."""
@@ -68,14 +118,16 @@ class Work(NamedTuple):
 
     def fused(self) -> Function:
         """The Triton implementation."""
-        module = "kernels.attention" if self.operation == "attention" else "kernels.group_norm_act"
+        module = "kernels.attention" if self.operation == "attention" else "kernels.group_norm"
         return getattr(importlib.import_module(module), self.operation)
 
     def judge(self) -> Function:
         return getattr(reference, self.operation)
 
 
-def _tensor(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, random: bool) -> Tensor:
+def _tensor(
+    sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, random: bool
+) -> Tensor:
     layout = torch.channels_last if len(sizes) == 4 else torch.contiguous_format
     x = torch.empty(sizes, dtype=dtype, device=device, memory_format=layout)
     if not dtype.is_floating_point:
@@ -83,22 +135,41 @@ def _tensor(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, ra
     return (x.normal_() if random else x).requires_grad_()
 
 
-def norms(batch: int, size: int, channels: int, skips: tuple[int, ...], dtype: torch.dtype) -> Iterator[Work]:
-    """The norms at one width: before a block's first convolution; before its second, with the time as a bias and dropout, or as scale and
-    shift; the sum of a residual, before the next block; in the decoder."""
-    def work(operation: str, of: tuple[str, ...], per_image: tuple[str, ...] = (), width: int = channels, **settings: Any) -> Work:
-        image, affine, row = ((batch, channels, size, size), dtype), ((width,), torch.float32), ((batch, channels), dtype)
-        return Work(operation, dict.fromkeys(of, image) | {"weight": affine, "bias": affine} | dict.fromkeys(per_image, row),
-                    {"groups": GROUPS, "eps": EPS, **settings})
+def norms(
+    batch: int, size: int, channels: int, skips: tuple[int, ...], dtype: torch.dtype
+) -> Iterator[Work]:
+    """The norms at one width: before a block's first convolution; before its second, with the time
+    as a bias and dropout, or as scale and shift; the sum of a residual, before the next block; in
+    the decoder."""
+
+    def work(
+        operation: str,
+        of: tuple[str, ...],
+        per_image: tuple[str, ...] = (),
+        width: int = channels,
+        **settings: Any,
+    ) -> Work:
+        image, affine, row = (
+            ((batch, channels, size, size), dtype),
+            ((width,), torch.float32),
+            ((batch, channels), dtype),
+        )
+        return Work(
+            operation,
+            dict.fromkeys(of, image)
+            | {"weight": affine, "bias": affine}
+            | dict.fromkeys(per_image, row),
+            {"groups": GROUPS, "eps": EPS, **settings},
+        )
 
     yield work("group_norm_act", ("x",))
     yield work("group_norm_act", ("x",), act="identity")
     dropped = work("group_norm_act", ("x",), ("row_bias",), dropout=DROPOUT)
     yield dropped._replace(tensors=dropped.tensors | {"seed": ((1,), torch.int64)})
     yield work("group_norm_act", ("x",), ("row_bias", "scale", "shift"))
-    yield work("add_group_norm_act", ("h", "residual"), ("row_bias",))
+    yield work("add_group_norm_act", ("x", "residual"), ("row_bias",))
     for skip in skips:
-        cat = work("group_norm_act_cat", ("h", "residual"), ("row_bias",), width=channels + skip)
+        cat = work("group_norm_act_cat", ("x", "residual"), ("row_bias",), width=channels + skip)
         yield cat._replace(tensors=cat.tensors | {"skip": ((batch, skip, size, size), dtype)})
 
 
@@ -106,7 +177,10 @@ def attentions(batch: int, tokens: int, heads: int, head: int, dtype: torch.dtyp
     return Work("attention", {"qkv": ((batch, tokens, 3 * heads * head), dtype)}, {"heads": heads})
 
 
-def workloads(batches: tuple[int, ...] = BATCHES, dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)) -> Iterator[Work]:
+def workloads(
+    batches: tuple[int, ...] = BATCHES,
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32),
+) -> Iterator[Work]:
     """All of them, the large batches first; images of 256 pixels at LARGE_BATCHES."""
     for dtype in dtypes:
         for batch in batches:

@@ -1,5 +1,5 @@
-"""Every kernel compiled for GPUs that are not here: no register spills, and bf16 images are read 128 bits at a time. `pytest -s` shows what
-each binary needs."""
+"""Every kernel compiled for GPUs that are not here: no register spills, and bf16 images are read
+128 bits at a time. `pytest -s` shows what each binary needs."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.ahead import Resources, compile_for, key, specialization
+from kernels.ahead import Resources, compile_for, specialization
 from kernels.dispatch import LARGEST_GROUP
 from kernels.launch import Launch
 from kernels.workloads import GROUPS, Work, attentions, norms, workloads
@@ -17,26 +17,56 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a block
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
-def of(batch: int, size: int, channels: int, skips: tuple[int, ...] = (), dtype: torch.dtype = BF16) -> dict[str, Work]:
+def of(
+    batch: int, size: int, channels: int, skips: tuple[int, ...] = (), dtype: torch.dtype = BF16
+) -> dict[str, Work]:
     """The works at one width, by what they are."""
     names = ["plain", "identity", "dropout", "adaptive", "add", *(f"cat{skip}" for skip in skips)]
     return dict(zip(names, norms(batch, size, channels, skips, dtype), strict=True))
 
 
 REPRESENTATIVE = [
-    of(128, 32, 128)["plain"], of(128, 16, 256)["dropout"], of(128, 4, 256)["add"], of(128, 32, 256, (128,))["cat128"],
-    of(128, 64, 128, dtype=FP32)["plain"], of(16, 32, 384)["adaptive"], of(2, 256, 128)["dropout"], of(2, 256, 128, (128,))["cat128"],
-    of(1, 8, 1024)["adaptive"], of(1, 1, 128)["add"], of(2, 256, 256, dtype=FP32)["adaptive"],
-    attentions(128, 256, 1, 256, BF16), attentions(16, 1024, 6, 64, BF16), attentions(2, 64, 4, 16, BF16),
-    attentions(1, 64, 4, 64, FP32), attentions(2, 200, 1, 128, BF16),
+    of(128, 32, 128)["plain"],
+    of(128, 16, 256)["dropout"],
+    of(128, 4, 256)["add"],
+    of(128, 32, 256, (128,))["cat128"],
+    of(128, 64, 128, dtype=FP32)["plain"],
+    of(16, 32, 384)["adaptive"],
+    of(2, 256, 128)["dropout"],
+    of(2, 256, 128, (128,))["cat128"],
+    of(1, 8, 1024)["adaptive"],
+    of(1, 1, 128)["add"],
+    of(2, 256, 256, dtype=FP32)["adaptive"],
+    attentions(128, 256, 1, 256, BF16),
+    attentions(16, 1024, 6, 64, BF16),
+    attentions(2, 64, 4, 16, BF16),
+    attentions(1, 64, 4, 64, FP32),
+    attentions(2, 200, 1, 128, BF16),
 ]
+
+
+def key(launch: Launch) -> tuple:
+    """Launches of equal keys are one binary."""
+    signature, constants, aligned = specialization(launch)
+    named = [
+        tuple(sorted((name, repr(value)) for name, value in part.items()))
+        for part in (signature, constants, launch.options)
+    ]
+    return (launch.kernel.__module__, launch.kernel.__name__, *named, aligned)
 
 
 def everything() -> dict[tuple, tuple[Work, Launch]]:
     """One launch of each binary that the UNets need, and of the widest groups."""
-    extra = [attentions(batch, tokens, 4, head, dtype) for batch in (1, 128) for tokens in (64, 256, 1024) for head in (16, 64, 256)
-             for dtype in (BF16, FP32)]
-    widest = [work for dtype in (BF16, FP32) for work in norms(2, 16, GROUPS * LARGEST_GROUP, (), dtype)]
+    extra = [
+        attentions(batch, tokens, 4, head, dtype)
+        for batch in (1, 128)
+        for tokens in (64, 256, 1024)
+        for head in (16, 64, 256)
+        for dtype in (BF16, FP32)
+    ]
+    widest = [
+        work for dtype in (BF16, FP32) for work in norms(2, 16, GROUPS * LARGEST_GROUP, (), dtype)
+    ]
     works = [*REPRESENTATIVE, *workloads((128, 16, 1)), *extra, *widest]
     return {key(launch): (work, launch) for work in works for launch in work.launches()}
 
@@ -54,20 +84,32 @@ def compiled(launch: Launch, capability: int) -> Resources:
 
 def check(work: Work, launch: Launch, capability: int) -> None:
     needs = compiled(launch, capability)
-    constants = " ".join(f"{name}={value}" for name, value in (launch.constants | launch.options).items() if value is not None)
-    print(f"\nsm_{capability} {launch.kernel.__name__:12} {needs.registers:3} registers, stack {needs.stack}, shared {needs.shared:6}: "
-          f"{constants}; {work}", end="")
+    constants = " ".join(
+        f"{name}={value}"
+        for name, value in (launch.constants | launch.options).items()
+        if value is not None
+    )
+    print(
+        f"\nsm_{capability} {launch.kernel.__name__:12} {needs.registers:3} registers, "
+        f"stack {needs.stack}, shared {needs.shared:6}: "
+        f"{constants}; {work}",
+        end="",
+    )
     assert needs.stack == 0, f"{needs.registers} registers and {needs.stack} bytes in local memory"
     assert needs.shared <= SHARED[capability]
     if capability == 90 and work.operation != "attention":
         for name, widths in loads(needs.ptx, launch).items():
-            if launch.arguments[name].dim() == 4 and launch.arguments[name].dtype == BF16 and launch.arguments[name].shape[2] > 1:
+            if (
+                launch.arguments[name].dim() == 4
+                and launch.arguments[name].dtype == BF16
+                and launch.arguments[name].shape[2] > 1
+            ):
                 assert widths == {128}, f"{name} is read {sorted(widths)} bits at a time"
 
 
 def loads(ptx: str, launch: Launch) -> dict[str, set[int]]:
-    """The widths in bits of the loads from each tensor that is loaded from: an address is followed back, through the registers that it is
-    made of, to the parameters."""
+    """The widths in bits of the loads from each tensor that is loaded from: an address is followed
+    back, through the registers that it is made of, to the parameters."""
     signature = specialization(launch).signature
     parameters = [name for name, kind in signature.items() if kind != "constexpr"]
     pointers = {name for name in parameters if signature[name].startswith("*")}
@@ -81,9 +123,19 @@ def loads(ptx: str, launch: Launch) -> dict[str, set[int]]:
     while changed:
         changed = False
         for line in lines:
-            if found := re.match(r"(?:@\S+ )?(?:add|sub|mad|mov|selp|cvta|shl|mul)\S*\s+(%rd\d+), (.*);", line):
+            if found := re.match(
+                r"(?:@\S+ )?(?:add|sub|mad|mov|selp|cvta|shl|mul)\S*\s+(%rd\d+), (.*);", line
+            ):
                 known = made_of.setdefault(found[1], set())
-                more = set().union(*(made_of.get(register, set()) for register in re.findall(r"%rd\d+", found[2]))) - known
+                more = (
+                    set().union(
+                        *(
+                            made_of.get(register, set())
+                            for register in re.findall(r"%rd\d+", found[2])
+                        )
+                    )
+                    - known
+                )
                 known |= more
                 changed |= bool(more)
     widths: dict[str, set[int]] = {}
@@ -99,7 +151,10 @@ def loads(ptx: str, launch: Launch) -> dict[str, set[int]]:
 @pytest.mark.parametrize("work", REPRESENTATIVE, ids=str)
 def test_no_register_spills_and_images_are_read_128_bits_at_a_time(work, capability):
     launches = work.launches()
-    assert {launch.kernel.__name__.split("_")[0] for launch in launches} == {"forward", "backward"}
+    assert {re.search("forward|backward", launch.kernel.__name__)[0] for launch in launches} == {
+        "forward",
+        "backward",
+    }
     for launch in launches:
         check(work, launch, capability)
 
@@ -113,7 +168,9 @@ def test_every_binary_of_the_published_networks(capability):
         try:
             check(work, launch, capability)
         except AssertionError as error:
-            wrong.append(f"{launch.kernel.__name__} {launch.constants} {launch.options}: {error}; {work}")
+            wrong.append(
+                f"{launch.kernel.__name__} {launch.constants} {launch.options}: {error}; {work}"
+            )
             print(f"\n{wrong[-1]}", end="")
     assert not wrong, "\n".join(wrong)
 
@@ -145,11 +202,26 @@ def start_of(x: torch.Tensor, **changed) -> Launch:
 X = torch.empty(4096, dtype=BF16)
 
 
-@pytest.mark.parametrize("launch", [
-    start_of(X), start_of(X[1:]), start_of(X[8:]), start_of(X, n=1000), start_of(X, n=0), start_of(X, stride=-1), start_of(X, stride=2**31),
-    start_of(X, stride=-(2**31)), start_of(X, n=True), start_of(X, bias=torch.empty(8)), start_of(X, factor=1.0), start_of(X, factor=16),
-    start_of(torch.empty(64, dtype=torch.int64)), start_of(torch.empty(64, dtype=torch.float16)),
-], ids=range(14))
+@pytest.mark.parametrize(
+    "launch",
+    [
+        start_of(X),
+        start_of(X[1:]),
+        start_of(X[8:]),
+        start_of(X, n=1000),
+        start_of(X, n=0),
+        start_of(X, stride=-1),
+        start_of(X, stride=2**31),
+        start_of(X, stride=-(2**31)),
+        start_of(X, n=True),
+        start_of(X, bias=torch.empty(8)),
+        start_of(X, factor=1.0),
+        start_of(X, factor=16),
+        start_of(torch.empty(64, dtype=torch.int64)),
+        start_of(torch.empty(64, dtype=torch.float16)),
+    ],
+    ids=range(14),
+)
 def test_specializes_as_triton_does(launch):
     """Triton's own launcher, which reads the same arguments where there is a GPU."""
     from triton.backends.compiler import GPUTarget
@@ -159,11 +231,17 @@ def test_specializes_as_triton_does(launch):
     backend = make_backend(GPUTarget("cuda", 90, 32))
     bind = create_function_from_signature(scaled.signature, scaled.params, backend)
     bound, kinds, _ = bind(**launch.arguments, **launch.constants)
-    _, signature, constants, attributes = scaled._pack_args(backend, dict(launch.options), bound, kinds, {})
+    _, signature, constants, attributes = scaled._pack_args(
+        backend, dict(launch.options), bound, kinds, {}
+    )
     ours = specialization(launch)
     assert ours.signature == signature
-    assert {(scaled.arg_names.index(name),): value for name, value in ours.constants.items()} == constants
-    assert {(place,) for place in ours.aligned} == {place for place, found in attributes.items() if ["tt.divisibility", 16] in found}
+    assert {
+        (scaled.arg_names.index(name),): value for name, value in ours.constants.items()
+    } == constants
+    assert {(place,) for place in ours.aligned} == {
+        place for place, found in attributes.items() if ["tt.divisibility", 16] in found
+    }
 
 
 @pytest.mark.parametrize(("x", "bits"), [(X, 128), (X[1:], 16)])
@@ -181,7 +259,8 @@ def test_a_process_that_interprets_is_told_so():
 
 
 def test_spills_are_seen():
-    """16384 values among 32 threads are 512 for each, which has 255 registers; among 256 threads they fit."""
+    """16384 values among 32 threads are 512 for each, which has 255 registers; among 256 threads
+    they fit."""
     x = torch.empty(2**14)
     start = Launch(crowded, (1,), {"a": x, "out": x}, {"BLOCK": 2**14}, {"num_warps": 1})
     needs, fitting = compile_for(start), compile_for(start._replace(options={"num_warps": 8}))
@@ -191,6 +270,13 @@ def test_spills_are_seen():
 
 def test_keys_differ_where_binaries_do():
     assert key(start_of(X)) == key(start_of(X, n=2048, factor=0.25)) == key(start_of(X[8:]))
-    others = [start_of(X), start_of(X[1:]), start_of(X, n=1000), start_of(X, stride=2), start_of(X, bias=X),
-              start_of(X)._replace(options={"num_warps": 8}), start_of(X)._replace(constants={"BLOCK": 512})]
+    others = [
+        start_of(X),
+        start_of(X[1:]),
+        start_of(X, n=1000),
+        start_of(X, stride=2),
+        start_of(X, bias=X),
+        start_of(X)._replace(options={"num_warps": 8}),
+        start_of(X)._replace(constants={"BLOCK": 512}),
+    ]
     assert len({key(launch) for launch in others}) == len(others)

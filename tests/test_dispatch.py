@@ -27,8 +27,15 @@ def test_what_cannot_run_is_refused(choice):
         dispatch.select("tritan", CPU)
 
 
-@pytest.mark.parametrize(("kernels", "device", "capability", "fused"), [
-    ("auto", "cpu", None, False), ("auto", "cuda", (9, 0), True), ("auto", "cuda", (7, 5), False), ("reference", "cuda", (9, 0), False)])
+@pytest.mark.parametrize(
+    ("kernels", "device", "capability", "fused"),
+    [
+        ("auto", "cpu", None, False),
+        ("auto", "cuda", (9, 0), True),
+        ("auto", "cuda", (7, 5), False),
+        ("reference", "cuda", (9, 0), False),
+    ],
+)
 def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, capability, fused):
     """One that the kernels were compiled for; and the log says so."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -39,7 +46,8 @@ def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, c
 
 
 def test_a_compiled_network_does_not_search_for_triton(choice, monkeypatch):
-    """On a GPU every norm asks whether Triton is there, and torch before 2.13 may not trace that search: it would break the graph there."""
+    """On a GPU every norm asks whether Triton is there, and torch before 2.13 may not trace that
+    search: it would break the graph there."""
     search = importlib.util.find_spec
 
     def untraceable(*names):
@@ -48,5 +56,7 @@ def test_a_compiled_network_does_not_search_for_triton(choice, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", untraceable)
-    compiled = torch.compile(lambda x: x + dispatch._triton_on(torch.device("cuda")), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda x: x + dispatch._triton_on(torch.device("cuda")), fullgraph=True, backend="eager"
+    )
     assert compiled(torch.zeros(1)).item() == 1

@@ -33,7 +33,8 @@ KERNEL = Kernel()
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor, **settings) -> Tensor:
-    """The reference, with a start that the tile is told to. A tile of 4 is wrong; one of 16 cannot be compiled."""
+    """The reference, with a start that the tile is told to. A tile of 4 is wrong; one of 16 cannot
+    be compiled."""
     tile = configs.pick("toy", channels=x.shape[1], pixels=x.shape[2] * x.shape[3])["tile"]
     if tile == 16:
         raise TritonError
@@ -57,7 +58,10 @@ def toy(tmp_path, monkeypatch) -> list[Work]:
     monkeypatch.setattr(configs, "TUNED", tmp_path)
     monkeypatch.setattr(Work, "fused", lambda self: fused)
     monkeypatch.setitem(tune.CANDIDATES, "toy", {"tile": (1, 2, 4, 8, 16)})
-    old = [{"shape": {"channels": channels, "pixels": 16}, "config": {"tile": 8}} for channels in (32, 1024)]
+    old = [
+        {"shape": {"channels": channels, "pixels": 16}, "config": {"tile": 8}}
+        for channels in (32, 1024)
+    ]
     (tmp_path / "toy.json").write_text(json.dumps({"entries": old}))
     configs.forget()
     yield [next(norms(2, size, 32, (), torch.float32)) for size in (4, 8)]
@@ -72,8 +76,10 @@ def test_the_fastest_right_candidate_is_written_and_picked(toy):
 
     written = json.loads((configs.TUNED / "toy.json").read_text())
     assert written["machine"] == {"device": "a clock that is told"}
-    assert {(entry["shape"]["channels"], entry["shape"]["pixels"]): entry["config"]["tile"] for entry in written["entries"]} == {
-        (32, 16): 2, (32, 64): 2, (1024, 16): 8}  # the last no work asked for
+    assert {
+        (entry["shape"]["channels"], entry["shape"]["pixels"]): entry["config"]["tile"]
+        for entry in written["entries"]
+    } == {(32, 16): 2, (32, 64): 2, (1024, 16): 8}  # the last no work asked for
     assert configs.pick("toy", channels=32, pixels=64) == {"tile": 2}
     assert configs.pick("toy", channels=64, pixels=256) == {"tile": 2}
     assert configs.pick("toy", channels=512, pixels=16) == {"tile": 8}
@@ -92,10 +98,17 @@ def test_works_of_a_shape_count_alike(toy):
 
 
 def test_each_batch_size_speaks_for_a_shape(toy):
-    works = [next(norms(batch, size, 32, (), torch.float32)) for batch in (4, 2) for size in (4, 8) for _ in range(2)]
+    works = [
+        next(norms(batch, size, 32, (), torch.float32))
+        for batch in (4, 2)
+        for size in (4, 8)
+        for _ in range(2)
+    ]
     found = tune.shapes("toy", works)
     assert {shape: [work.batch for work in of_shape] for shape, of_shape in found.items()} == {
-        (("channels", 32), ("pixels", 16)): [4, 2], (("channels", 32), ("pixels", 64)): [4, 2]}
+        (("channels", 32), ("pixels", 16)): [4, 2],
+        (("channels", 32), ("pixels", 64)): [4, 2],
+    }
 
 
 @pytest.mark.parametrize(("ours", "torchs", "faster"), [(1.0, 2.0, True), (2.0, 1.0, False)])
@@ -106,6 +119,7 @@ def test_attention_is_held_against_torch(monkeypatch, ours, torchs, faster):
         def attention(qkv, heads):
             took.append(ms)
             return reference.attention(qkv, heads)
+
         return attention
 
     def bench(run):
@@ -146,8 +160,13 @@ def test_candidates_begin_with_the_present_config():
     assert tune.candidates("unheard", now) == [now]
 
 
-@pytest.mark.parametrize(("name", "kernels"), [("attention_forward", ["forward"]),
-                                               ("attention_backward_q", ["backward_q", "backward_kv"])])
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("attention_forward", ["attention_forward_kernel"]),
+        ("attention_backward_q", ["attention_backward_q_kernel", "attention_backward_kv_kernel"]),
+    ],
+)
 def test_a_config_is_judged_by_the_pass_that_asks_for_it(name, kernels):
     work = attentions(2, 64, 2, 32, torch.bfloat16)
     config = configs.entries(name)[0]["config"]
@@ -163,31 +182,46 @@ def test_every_file_has_the_same_keys_throughout(name):
     entries = configs.entries(name)
     assert len({frozenset(entry["shape"]) for entry in entries}) == 1
     assert len({frozenset(entry["config"]) - {"faster"} for entry in entries}) == 1
-    assert len({tuple(entry["shape"].items()) for entry in entries}) == len(entries), "a shape twice"
+    assert len({tuple(entry["shape"].items()) for entry in entries}) == len(entries), (
+        "a shape twice"
+    )
     for entry in entries:
         picked = configs.pick(name, **entry["shape"])
-        assert picked == entry["config"] and all(value > 0 for key, value in picked.items() if key != "faster")
+        assert picked == entry["config"] and all(
+            value > 0 for key, value in picked.items() if key != "faster"
+        )
 
 
 def test_another_width_of_the_type_is_no_neighbour(tmp_path, monkeypatch):
-    entries = [{"shape": {"tokens": 64, "itemsize": 2}, "config": {"tile": 1}},
-               {"shape": {"tokens": 1024, "itemsize": 4}, "config": {"tile": 2}}]
+    entries = [
+        {"shape": {"tokens": 64, "itemsize": 2}, "config": {"tile": 1}},
+        {"shape": {"tokens": 1024, "itemsize": 4}, "config": {"tile": 2}},
+    ]
     (tmp_path / "toy.json").write_text(json.dumps({"entries": entries}))
     monkeypatch.setattr(configs, "TUNED", tmp_path)
     assert configs.pick("toy", tokens=64, itemsize=4) == {"tile": 2}
     assert configs.pick("toy", tokens=64, itemsize=8) == {"tile": 1}
 
 
-@pytest.mark.parametrize(("model", "size"), [("ddpm_cifar10", 32), ("ddpm_celeba64", 64), ("ddpm_256", 256), ("improved_cifar10", 32)])
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("ddpm_cifar10", 32), ("ddpm_celeba64", 64), ("ddpm_256", 256), ("improved_cifar10", 32)],
+)
 def test_the_workloads_have_the_shapes_of_the_networks(model, size):
     seen = set()
 
     def note(module, _, output):
         C, H, W = output_of(output).shape[1:]
-        seen.add(("norm", C, H) if isinstance(module, GroupNorm) else ("attention", H * W, module.heads, C // module.heads))
+        seen.add(
+            ("norm", C, H)
+            if isinstance(module, GroupNorm)
+            else ("attention", H * W, module.heads, C // module.heads)
+        )
 
     with torch.device("meta"), torch.no_grad():
-        section = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{model}.yaml"), resolve=False)
+        section = OmegaConf.to_container(
+            OmegaConf.load(CONF / "model" / f"{model}.yaml"), resolve=False
+        )
         network = build(section | {"in_channels": 3}, ["models"], "model")
         for module in network.modules():
             if isinstance(module, GroupNorm | Attention):
@@ -221,7 +255,9 @@ def test_bytes_in_flight_by_hand():
     assert tune.loaded(ptx) == 16 + 2 + 8 + 16 + 8
 
     def blocks(registers: int, shared: int, threads: int, grid: int) -> float:
-        return tune.in_flight(ahead.Resources(registers, 0, shared, threads, "ld.global.b32 %r1, [%rd1];\n"), (grid,)) / (4 * threads)
+        return tune.in_flight(
+            ahead.Resources(registers, 0, shared, threads, "ld.global.b32 %r1, [%rd1];\n"), (grid,)
+        ) / (4 * threads)
 
     assert blocks(64, 0, 128, 10**6) == 8  # 65536 / (64 128)
     assert blocks(16, 0, 128, 10**6) == 16  # 2048 / 128
@@ -233,8 +269,13 @@ def test_bytes_in_flight_by_hand():
 def test_a_spill_ranks_behind_what_has_fewer_bytes_in_flight(monkeypatch):
     def compiled(launch: Launch, capability: int) -> ahead.Resources:
         wide = launch.constants["QUERIES"] == 128
-        return ahead.Resources(64, 8 if wide else 0, 2**20 if launch.constants["QUERIES"] == 32 else 0, 128,
-                               "ld.global.b32 %r1, [%rd1];\n" * (100 if wide else 1))
+        return ahead.Resources(
+            64,
+            8 if wide else 0,
+            2**20 if launch.constants["QUERIES"] == 32 else 0,
+            128,
+            "ld.global.b32 %r1, [%rd1];\n" * (100 if wide else 1),
+        )
 
     monkeypatch.setattr(ahead, "compile_for", compiled)
     name = "attention_forward"
@@ -244,7 +285,10 @@ def test_a_spill_ranks_behind_what_has_fewer_bytes_in_flight(monkeypatch):
     assert rank(name, config | {"queries": 32}) is None  # more shared memory than there is
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["attention_forward"], "--ahead"), (["--ahead", "attention"], "attention_forward")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["attention_forward"], "--ahead"), (["--ahead", "attention"], "attention_forward")],
+)
 def test_the_command_says_what_is_wrong(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as left:
@@ -259,4 +303,6 @@ def test_a_file_says_that_nothing_was_timed(toy, monkeypatch):
     written = json.loads((configs.TUNED / "toy.json").read_text())
     assert written["machine"]["device"] == "not timed: compiled ahead of time for sm_90"
     assert {"date", "torch", "triton"} < written["machine"].keys()
-    assert [entry["config"]["tile"] for entry in written["entries"] if entry["shape"]["channels"] == 32] == [16, 16]
+    assert [
+        entry["config"]["tile"] for entry in written["entries"] if entry["shape"]["channels"] == 32
+    ] == [16, 16]

@@ -1,0 +1,143 @@
+"""How the kernels of group norm are started: layouts, tile sizes, one launch or two."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton import next_power_of_2
+
+from kernels import configs
+from kernels.launch import launch
+from kernels.reference import kept_share, threshold
+
+LARGE = 64 * 64  # pixels from which the statistics of an image are shared out among programs
+WAVE = 132  # programs under which they are as well: the multiprocessors of an H100
+SHORT = 8  # tiles of rows that one program reads sooner than two kernels start
+
+
+def channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1 or x.shape[1] == 1
+
+
+def layout(last: bool) -> torch.memory_format:
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def empty(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """An image tensor like x, in its layout and without gaps."""
+    N, _, H, W = x.shape
+    size = (N, channels, H, W)
+    return torch.empty(size, dtype=dtype, device=x.device, memory_format=layout(channels_last(x)))
+
+
+def image(name: str, x: Tensor | None, last: bool) -> dict[str, Any]:
+    """x with its strides as the kernels read it: as it lies where its pixels are one axis and its
+    channels (last) or its pixels are adjacent, which a slice of the channels is; else a copy."""
+    if x is None:
+        return {name: None, f"{name}_step": 0, f"{name}_pitch": 0}
+    if not _readable(x, last):
+        x = x.contiguous(memory_format=layout(last))
+    pitch = _pixel_stride(x) if last else x.stride(1)
+    return {name: x, f"{name}_step": x.stride(0), f"{name}_pitch": pitch}
+
+
+def _readable(x: Tensor, last: bool) -> bool:
+    _, C, H, W = x.shape
+    one_axis = H == 1 or W == 1 or x.stride(2) == W * x.stride(3)
+    adjacent = (x.stride(1) == 1 or C == 1) if last else (_pixel_stride(x) == 1 or H * W == 1)
+    return one_axis and adjacent
+
+
+def _pixel_stride(x: Tensor) -> int:
+    return x.stride(3) if x.shape[3] > 1 else x.stride(2)
+
+
+def _row(name: str, values: Tensor | None) -> dict[str, Any]:
+    """[N, C] or [1, C] with its strides."""
+    prefix = name.removesuffix("_bias")
+    step, pitch = (0, 0) if values is None else values.stride()
+    if values is not None and values.shape[0] == 1:
+        step = 0
+    return {name: values, f"{prefix}_step": step, f"{prefix}_pitch": pitch}
+
+
+class Schedule(NamedTuple):
+    """The grid is (programs, chunks); a chunk has so many pixels."""
+
+    programs: int
+    chunks: int
+    chunk: int
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+    def partials(self, x: Tensor, quantities: int) -> Tensor | None:
+        if self.chunks == 1:
+            return None
+        return torch.empty((quantities, x.shape[0], self.chunks, x.shape[1]), device=x.device)
+
+
+def schedule(name: str, x: Tensor, groups: int) -> Schedule:
+    """Of a kernel for images [N, C, H, W] like x."""
+    N, C, H, W = x.shape
+    HW, group, itemsize = H * W, C // groups, x.element_size()
+    config = configs.pick(name, channels=C, pixels=HW, group=group, itemsize=itemsize)
+    slab = max(next_power_of_2(group), min(config["slab"], next_power_of_2(C)))
+    rows = max(8, min(config["rows"], next_power_of_2(HW)))
+    aligned = 16 // math.gcd(16, group * itemsize)  # groups whose channels fill loads of 128 bits
+    fit = slab // group
+    width = (fit // aligned * aligned or fit) * group
+    programs, chunk = N * -(-C // width), HW
+    if HW > LARGE or (programs < WAVE and SHORT * rows < HW):
+        chunk = rows * max(1, min(config["chunk"], HW * programs // WAVE) // rows)
+    sizes = {"GROUP": group, "GROUPS": next_power_of_2(width // group), "WIDTH": width}
+    options = {key: config[key] for key in ("num_warps", "num_stages")}
+    constants = {**sizes, "SLAB": slab, "ROWS": rows}
+    return Schedule(programs, -(-HW // chunk), chunk, constants, options)
+
+
+def launch_stages(
+    kernel: Any,
+    plan: Schedule,
+    x: Tensor,
+    last: bool,
+    arguments: dict[str, Any],
+    weight: Tensor,
+    bias: Tensor,
+    act: str,
+    row_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> None:
+    """One launch, or two if an image is in chunks: arguments, and those that both kernels have.
+    What is None is a constant: the kernel is compiled without it. x: [N, C, H, W]."""
+    N, C, H, W = x.shape
+    arguments |= {
+        **_row("row_bias", row_bias),
+        **_row("scale", scale),
+        **_row("shift", shift),
+        "weight": weight.contiguous(),
+        "bias": bias.contiguous(),
+        "seed": seed if dropout else None,
+        "keep_scale": 1 / kept_share(dropout) if dropout else 1.0,
+        "partials": plan.partials(x, 2),
+        "N": N,
+        "C": C,
+        "HW": H * W,
+        "chunk": plan.chunk,
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    constants = {
+        **plan.constants,
+        **dict.fromkeys(arguments.keys() - given.keys()),
+        "LAST": last,
+        "SILU": act == "silu",
+        "THRESHOLD": threshold(dropout),
+    }
+    for stage in (0,) if plan.chunks == 1 else (1, 2):
+        grid = (plan.programs, plan.chunks)
+        launch(kernel, grid, given, {**constants, "STAGE": stage}, plan.options)
