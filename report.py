@@ -10,7 +10,8 @@ from itertools import product
 from pathlib import Path
 
 from reporting.columns import BEST, COPIES, FORGOT, HELD_OUT, HOURS, KID, RATE, RHO, STORE, TEST_LOSS, TRAINED
-from reporting.page import FIGURES, Report
+from reporting.markdown import FIGURES, markdown
+from reporting.page import Report
 from reporting.pictures import side_by_side
 from reporting.runs import read_runs
 from reporting.table import OF_IMAGES
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
 
 def write(report: Report) -> list[str]:
     """The files, the page first -> their names. Figures of an earlier report are removed."""
-    contents: dict[str, str | bytes] = {"report.html": report.html(), "report.md": report.markdown()}
+    contents: dict[str, str | bytes] = {"report.html": report.html(), "report.md": markdown(report)}
     if report.samples:
         contents["samples.png"] = side_by_side(report.samples)
     figures = {f"{FIGURES}/{plot.name}.{suffix}": getattr(plot, suffix) for plot, suffix in product(report.drawn, ("svg", "pdf"))}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
 from reporting.copying import SIGNS
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from reporting.figures import Plot
 
 HERE = Path(__file__).parent
-FIGURES = "report_figures"  # folder beside the page
 VALUES = ("step", "held_out_loss", "trained_parameters", "parameters", "trained_share", "ema_share_of_start", "hours", "device",
           "peak_memory_bytes", "bytes_to_store", "source_sha256")  # of result.json, as they are, in report.csv
 
@@ -172,26 +170,9 @@ class Report:
     def html(self) -> str:
         from reporting.figures import SHAPES, look
 
-        files = {kind: (HERE / f"page.{kind}").read_text() for kind in ("css", "js")}
-        arrows = {"lower": " ↓", "higher": " ↑"}
-        return self._rendered("html", arrows=arrows, look=look, shapes=SHAPES, signs=SIGNS, **files)
-
-    def markdown(self) -> str:
-        """Without the pictures but samples.png: those are in the page."""
-        return re.sub(r"\n{3,}", "\n\n", self._rendered("md", figures=FIGURES)).strip() + "\n"
-
-    def _rendered(self, kind: str, **given: Any) -> str:
-        """HTML is escaped, but for what the template marks as safe: our style, script and figures."""
-        environment = Environment(
-            loader=FileSystemLoader(HERE), autoescape=kind == "html", undefined=StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
-        )
-        environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
-        template = environment.get_template(f"page.{kind}.j2")
-        return template.render(
-            report=self, baselines_text=BASELINES, embedded=embedded, pairs_text=pairs_text,
-            words=words, by_data=by_data, **given,
-        )
+        return template().render(
+            report=self, css=(HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(),
+            baselines_text=BASELINES, signs=SIGNS, arrows={"lower": " ↓", "higher": " ↑"}, look=look, shapes=SHAPES)
 
     def raw(self) -> list[list[Any]]:
         """Plain numbers: a row for each run, and for each baseline beside its evaluation.
@@ -217,6 +198,15 @@ class Report:
             data = {path: value for path, value in settings.items() if path.startswith("data.")}
             found += [line(f"baseline: {k}", run, data, b) for k, b in baselines_of(run).items()]
         return [list(found[0]), *(["" if v is None else v for v in row.values()] for row in found)]
+
+
+@cache
+def template() -> Template:
+    """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.globals.update(embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data)
+    return environment.get_template("page.html.j2")
 
 
 def plain(column: Column, value: Value | None) -> dict[str, float | None]:

@@ -660,7 +660,7 @@ def test_intervals_and_points_of_a_figure_are_those_of_the_table(experiment):
     axes = figures_of(experiment)["Quality against shots"].figure.axes[0]
     drawn = {bars.get_label(): bars for bars in axes.containers}
     table = [row for row in rows_of(read_runs(experiment)) if row.name == "full" and row.settings.get("optimizer.lr") == 0.001]
-    line, _, (segments,) = drawn["full"]
+    line, _, (_, segments) = drawn["full"]  # bars along x, and along y
     assert line.get_ydata() == pytest.approx([row.value(KID) for row in table])
     assert line.get_xdata() == pytest.approx([10, 100], rel=0.05) and len(drawn) == 3
     for segment, row in zip(segments.get_segments(), table, strict=True):
