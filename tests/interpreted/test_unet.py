@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 
 import kernels.attention
-import kernels.group_norm  # noqa: F401  they read the reference's signatures, before it is forbidden
+import kernels.group_norm  # noqa: F401  reads signatures that are forbidden below
 
 # isort: split
 import pytest
