@@ -128,7 +128,7 @@ def test_classes_and_guidance(run_directory, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["label=dgo"], "did you mean dog"), (["label=9"], "no such class"), (["n=0"], "at least 1"), (["n=few"], "n='few'"),
+    (["label=dgo"], "did you mean dog"), (["label=9"], "no such class"), (["n=0"], "at least 1"), (["n=few"], "error: n='few'"),
     (["sampler.steps=2000"], "between 1 and the schedule's 1000"), (["weights=emma"], "one of ema, model"), (["sampler=dim"], "ddim"),
     (["sampler.function.eta=2"], "between 0 and 1"), (["guidance=2"], "label=all")])
 def test_mistakes(run_directory, tmp_path, options, message):
