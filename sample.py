@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -19,12 +19,11 @@ from kernels import dispatch
 from models.formats.published import SECTIONS
 from runtime.build import Settings, parse
 from runtime.checkpoint import Which
-from runtime.device import pick_device
 from runtime.errors import one_message
 from runtime.log import log_to_terminal
 from sampling.image_folder import claim_folder, write_missing
-from sampling.pipeline import SampleRequest
-from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of, stated_config
+from sampling.pipeline import Reference, SampleRequest, load
+from transfer.trained_weights import TrainedWeights
 
 log = logging.getLogger("sample")
 
@@ -43,7 +42,7 @@ class SampleSettings(Settings):
     batch_size: int = 64
     label: int | str | None = None
     guidance: float = 1.0
-    reference: Literal["null_class", "source"] = "null_class"
+    reference: Reference = "null_class"
     source: str | None = None
     weights: Which = "ema"
     strip: int = 8
@@ -72,9 +71,8 @@ def main(cfg: DictConfig) -> None:
 
 def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
     """Writes the images that are missing, then the grid and the strip. Returns their folder."""
-    stated = stated_config(settings.checkpoint, settings.trained_as, settings.overrides)
-    found = load_weights(settings.checkpoint, stated=stated, source=settings.source)
-    config, weights = found.config, found.load(settings.weights)
+    model = load(settings.checkpoint, settings.device, settings.weights, settings.source, settings.trained_as, settings.overrides)
+    found, config, denoiser = model.weights, model.weights.config, model.denoiser
     out = Path(settings.out) if settings.out else default_out(found, settings)
     sampler_config = as_made(sampler_config, settings.sampler, config.schedule)
     what = {"weights": found.digests[settings.weights], "seed": settings.seed, "sampler": sampler_config, "label": settings.label,
@@ -83,18 +81,13 @@ def sample(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
         shown = {key: config.raw["data"][key] for key in ("size", "channels")}
         what["network"] = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
     claim_folder(out, what)
-    device = pick_device(settings.device)
-    denoiser = reference = config.frozen_denoiser(weights, device)
-    if settings.reference == "source":  # domain guidance (Zhong et al. 2025)
-        start = start_of(config, source_of(found.origin, config, settings.source))
-        reference = config.frozen_denoiser(start, device)
-    classes = found.classes if denoiser.network.classes else []
-    if classes and settings.label is None:
-        log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, classes[:12])))
+    reference = model.reference(settings.reference)
+    if model.classes and settings.label is None:
+        log.info("no label is given, so these are of the null class; label=NAME is one of %s", ", ".join(map(str, model.classes[:12])))
     log.info("%s, %s -> %s", found.path, f"step {found.step}, {settings.weights} weights" if found.step is not None else "its weights", out)
     request = SampleRequest(settings.sampler, settings.n, settings.seed, settings.batch_size, settings.label, settings.guidance,
                             settings.precision, settings.kernels)
-    new = write_missing(out, request, denoiser, reference, classes, config.image_shape, settings.strip)
+    new = write_missing(out, request, denoiser, reference, model.classes, config.image_shape, settings.strip)
     log.info("%d images in %s (%d of them new), with grid.png and strip.png", settings.n, out, new)
     return out
 

@@ -28,9 +28,10 @@ from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.errors import UserError, near
 from runtime.seeds import derive
 from sampling.cuda_graph import cast_ahead, prepared
-from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of
+from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of, stated_config
 
 Label = int | str | Sequence[int] | None
+Reference = Literal["null_class", "source"]
 OnStep = Callable[[Sequence[int], Tensor, int], object]  # (image numbers, predicted x0, t)
 
 
@@ -145,13 +146,17 @@ class Pipeline:
         start = start_of(config, source_of(self.weights.origin, config, self.source))
         return config.frozen_denoiser(start, self.device)
 
+    def reference(self, kind: Reference) -> Denoiser:
+        """What guidance leads away from."""
+        return self.source_denoiser if kind == "source" else self.denoiser
+
     @property
     def classes(self) -> Sequence[str]:
         """Names of its labels; none without classes."""
         return self.weights.classes if self.denoiser.network.classes else []
 
     def sample(self, n: int, seed: int = 0, label: Label = None, guidance: float = 1.0,
-               reference: Literal["null_class", "source"] = "null_class", steps: int = 50,
+               reference: Reference = "null_class", steps: int = 50,
                sampler: SamplerSettings | None = None, batch_size: int = 64) -> Tensor:
         """Images 0 .. n - 1 of this seed, the same that sample.py writes.
 
@@ -165,9 +170,8 @@ class Pipeline:
         """
         settings = sampler or SamplerSettings(ddim, log_snr_steps, steps)
         request = SampleRequest(settings, n, seed, batch_size, label, guidance)
-        away = self.source_denoiser if reference == "source" else self.denoiser
         shape = self.weights.config.image_shape
-        made = sample_batches(request, range(n), self.denoiser, away, self.classes, shape)
+        made = sample_batches(request, range(n), self.denoiser, self.reference(reference), self.classes, shape)
         return torch.cat([x0.cpu() for _, x0 in made])
 
     @staticmethod
@@ -177,15 +181,19 @@ class Pipeline:
         return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
 
 
-def load(name: str, device: str = "auto", weights: Which = "ema", source: str | None = None) -> Pipeline:
+def load(name: str, device: str = "auto", weights: Which = "ema", source: str | None = None,
+         trained_as: str | None = None, overrides: Sequence[str] = ()) -> Pipeline:
     """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, a
     published file, or a file of a run's difference from its source.
 
     Args:
         device: auto, cpu, cuda, cuda:1.
         weights: the running average (EMA), or "model", the last iterate.
-        source: where the source of a difference is, if it was moved.
+        source: where the source of a run or of a difference is, if it was moved.
+        trained_as, overrides: of a bare file of weights, the experiment whose settings it has, and changes
+            of these.
     Raises:
         UserError: where there is nothing of that name, or it is damaged.
     """
-    return Pipeline(load_weights(name, source=source), pick_device(device), weights, source)
+    stated = stated_config(name, trained_as, overrides)
+    return Pipeline(load_weights(name, stated=stated, source=source), pick_device(device), weights, source)
