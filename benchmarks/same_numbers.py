@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import math
@@ -115,15 +116,21 @@ def commands(quick: bool) -> list[Command]:
 
 def run_all(todo: Sequence[Command], tree: Path, out: Path, title: str) -> dict[str, int]:
     """Runs the commands of tree's code in the folder out, made anew. Returns their exit codes."""
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "logs").mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     codes = {}
-    for k, command in enumerate(todo, 1):
-        began = time.monotonic()
-        log = out / "logs" / f"{command.name.replace(', ', '_').replace(' ', '_')}.txt"
-        codes[command.name] = code = _run(command, tree, out, log)
-        end = f"failed with {code}: {log}" if code else f"{time.monotonic() - began:6.1f} s"
-        print(f"{title}  {k:>2}/{len(todo)}  {command.name:<30}{end}", flush=True)
+    with open(f"{out}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"error: another process writes {out}: wait for it, or give another --keep")
+        shutil.rmtree(out, ignore_errors=True)
+        (out / "logs").mkdir(parents=True)
+        for k, command in enumerate(todo, 1):
+            began = time.monotonic()
+            log = out / "logs" / f"{command.name.replace(', ', '_').replace(' ', '_')}.txt"
+            codes[command.name] = code = _run(command, tree, out, log)
+            end = f"failed with {code}: {log}" if code else f"{time.monotonic() - began:6.1f} s"
+            print(f"{title}  {k:>2}/{len(todo)}  {command.name:<30}{end}", flush=True)
     return codes
 
 
@@ -370,4 +377,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed
     sys.exit(main())
