@@ -16,7 +16,7 @@ from config.overrides import composed
 from config.run_config import RunConfig
 from runtime.content import differences
 from training.pretrained_source import find_source
-from training.run import complete
+from training.run import complete_config
 from training.run_directory import open_images
 
 # What commit 11a2594 wrote as identity.json for these commands, in their spelling of now. The folder's

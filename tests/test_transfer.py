@@ -235,10 +235,10 @@ def test_classes_that_no_table_can_keep():
     source = RunConfig({"model": {"classes": 4}})
     with pytest.raises(UserError, match="model.classes=0 has none"):
         check_number_of_classes(config, images, source)
-    config.raw["model"]["classes"] = 5
+    config = config.with_sections(model=config.raw["model"] | {"classes": 5})
     with pytest.raises(UserError, match="4 of the source are kept: set model.classes to 6, or to auto"):
         check_number_of_classes(config, images, source)
-    config.raw["model"]["classes"] = 6
+    config = config.with_sections(model=config.raw["model"] | {"classes": 6})
     check_number_of_classes(config, images, source)
 
 

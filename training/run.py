@@ -60,7 +60,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
     plan = check_network(asked)
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: find_source(asked), lambda: open_images(asked))
-    config, who, directory = complete(asked, images, source)
+    config, who, directory = complete_config(asked, images, source)
     busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
     with locked(directory / ".lock", None if wait else busy):
         claim(directory, who)
@@ -83,7 +83,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
     return directory
 
 
-def complete(asked: RunConfig, images: ImageReader, source: PretrainedSource | None) -> tuple[RunConfig, dict[str, Any], Path]:
+def complete_config(asked: RunConfig, images: ImageReader, source: PretrainedSource | None) -> tuple[RunConfig, dict[str, Any], Path]:
     """The config with what images and source fill in, the run's identity and its directory."""
     theirs = source.config if source else None
     config = asked.with_classes(len(images.classes), asked.kept_classes(theirs)).with_schedule_of(theirs)
