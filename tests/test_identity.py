@@ -29,7 +29,7 @@ def identity_of(command: list[str], root: Path) -> tuple[dict[str, Any], Path]:
     """What train.run comes to for a command, and its directory, without training anything."""
     asked = RunConfig(composed("train", [*command, f"run.cache={root}/cache", f"run.root={root}/runs"])).completed
     images = FOLDER if "data=folder" in command else open_images(asked)
-    _, who, directory = complete(asked, images, find_source(asked))
+    _, who, directory = complete_config(asked, images, find_source(asked))
     return who, directory
 
 
