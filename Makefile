@@ -27,6 +27,7 @@ test-slow: .venv/installed-dev
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 install: .venv/installed

@@ -32,8 +32,10 @@ def main(cfg: DictConfig) -> None:
         return
     runs = find_runs(Path(settings.checkpoint).expanduser())
     if settings.out and len(runs) > 1:
-        raise UserError(f"out={settings.out}: one folder cannot hold {len(runs)} runs' evaluations. Without out= "
-                        "each is put into its run.")
+        raise UserError(
+            f"out={settings.out}: one folder cannot hold {len(runs)} runs' evaluations. Without "
+            "out= each is put into its run."
+        )
     failed = []
     for k, run in enumerate(runs):
         log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
@@ -46,7 +48,9 @@ def main(cfg: DictConfig) -> None:
             failed.append(message if message.startswith(str(run)) else f"{run}: {message}")
             log.error("failed: %s", failed[-1])
     if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed))
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed)
+        )
 
 
 if __name__ == "__main__":
@@ -54,6 +58,9 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("\ninterrupted; the images that were made stay, and the same command continues", file=sys.stderr,
-              flush=True)
+        print(
+            "\ninterrupted; the images that were made stay, and the same command continues",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.exit(PREEMPTED)

@@ -1,7 +1,8 @@
 """What the runs of an experiment came to: python report.py runs/EXPERIMENT
 
-Prints a table and writes into that folder: report.html, one page that needs no other file; the same as report.md, with its plots as
-report_*.svg; report.csv, a row for each run; and samples.png, the newest samples side by side."""
+Prints a table and writes into that folder: report.html, one page that needs no other file; the same
+as report.md, with its plots as report_*.svg; report.csv, a row for each run; and samples.png, the
+newest samples side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +10,19 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from reporting.columns import BEST, COPIES, FORGOT, HELD_OUT, HOURS, KID, RATE, RHO, STORE, TEST_LOSS, TRAINED
+from reporting.columns import (
+    BEST,
+    COPIES,
+    FORGOT,
+    HELD_OUT,
+    HOURS,
+    KID,
+    RATE,
+    RHO,
+    STORE,
+    TEST_LOSS,
+    TRAINED,
+)
 from reporting.markdown import FIGURES, markdown
 from reporting.page import Report
 from reporting.pictures import side_by_side
@@ -20,7 +33,10 @@ from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import table
 
-PRINTED = [column.key for column in (TEST_LOSS, FORGOT, KID, RHO, COPIES, HELD_OUT, TRAINED, RATE, BEST, HOURS, STORE)]
+PRINTED = [
+    column.key
+    for column in (TEST_LOSS, FORGOT, KID, RHO, COPIES, HELD_OUT, TRAINED, RATE, BEST, HOURS, STORE)
+]
 
 
 @one_message
@@ -29,11 +45,17 @@ def main(arguments: list[str]) -> None:
         raise UserError("usage: python report.py runs/EXPERIMENT")
     folder = Path(arguments[0])
     if not folder.is_dir():
-        siblings = [str(p) for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+        siblings = (
+            [str(p) for p in folder.parent.glob("*") if p.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
         raise UserError(f"{folder}: no such folder; {near(str(folder), siblings)}")
     report = Report(folder, read_runs(folder))
     if not report.runs:
-        raise UserError(f"{folder}: no runs in it. Give the folder of an experiment, runs/EXPERIMENT.")
+        raise UserError(
+            f"{folder}: no runs in it. Give the folder of an experiment, runs/EXPERIMENT."
+        )
     text = printed(report)
     print(text)
     if OF_IMAGES in text:
@@ -50,7 +72,10 @@ def write(report: Report) -> list[str]:
     contents: dict[str, str | bytes] = {"report.html": report.html(), "report.md": markdown(report)}
     if report.samples:
         contents["samples.png"] = side_by_side(report.samples)
-    figures = {f"{FIGURES}/{plot.name}.{suffix}": getattr(plot, suffix) for plot, suffix in product(report.drawn, ("svg", "pdf"))}
+    figures = {
+        f"{FIGURES}/{plot.name}.{suffix}": getattr(plot, suffix)
+        for plot, suffix in product(report.drawn, ("svg", "pdf"))
+    }
     for old in {*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")}:
         if str(old.relative_to(report.folder)) not in figures:
             old.unlink()
@@ -65,9 +90,20 @@ def printed(report: Report) -> str:
     """The main columns, over seeds."""
     columns = [column for column in report.columns if column.key in PRINTED]
     heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
-    return table([heading, *([row.name, *(str(row.settings.get(path, "-")) for path in report.settings),
-                              *(row.cell(c).in_table(c) for c in columns),
-                              row.counted_text if row.finished else row.counted[0].progress] for row in report.table)])
+    return table(
+        [
+            heading,
+            *(
+                [
+                    row.name,
+                    *(str(row.settings.get(path, "-")) for path in report.settings),
+                    *(row.cell(c).in_table(c) for c in columns),
+                    row.counted_text if row.finished else row.counted[0].progress,
+                ]
+                for row in report.table
+            ),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -32,8 +32,12 @@ def main(cfg: DictConfig) -> None:
 
 def choose_something() -> None:
     """`python train.py` alone: the small model, and a word on it."""
-    print(f"No settings given, so this is +experiment={ALONE}: a small model of the bundled faces, minutes on a CPU.\n"
-          f"Experiments: {', '.join(options('experiment'))}. More: python train.py --help\n", flush=True)
+    print(
+        f"No settings given, so this is +experiment={ALONE}: a small model of the bundled "
+        "faces, minutes on a CPU.\n"
+        f"Experiments: {', '.join(options('experiment'))}. More: python train.py --help\n",
+        flush=True,
+    )
     sys.argv.append(f"+experiment={ALONE}")
 
 

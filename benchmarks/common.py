@@ -1,4 +1,5 @@
-"""What benchmarks share: settings, interleaved timing, what the machine is, the table and the CSV."""
+"""What benchmarks share: settings, interleaved timing, what the machine is, the table and the
+CSV."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ PACKAGES = ("triton", "diffusers", "denoising-diffusion-pytorch")
 CLOCKS = ("SM MHz", "memory MHz")
 
 
-def arguments(description: str, argv: Sequence[str] | None = None, **defaults: Any) -> argparse.Namespace:
-    """A command line with --csv, --device, --threads and the given settings. A tuple is the choices, the default first; False is a
-    flag; "" stands for numbers with commas between (see numbers)."""
+def arguments(
+    description: str, argv: Sequence[str] | None = None, **defaults: Any
+) -> argparse.Namespace:
+    """A command line with --csv, --device, --threads and the given settings. A tuple is the
+    choices, the default first; False is a flag; "" stands for numbers with commas between (see
+    numbers)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--device", default="auto")
@@ -48,7 +52,9 @@ def arguments(description: str, argv: Sequence[str] | None = None, **defaults: A
 
 def numbers(text: str, cpu: Sequence[int], cuda: Sequence[int], device: torch.device) -> list[int]:
     """Those of the command line, "1,16,128", or the device's own."""
-    return [int(n) for n in text.split(",")] if text else list(cuda if device.type == "cuda" else cpu)
+    return (
+        [int(n) for n in text.split(",")] if text else list(cuda if device.type == "cuda" else cpu)
+    )
 
 
 def peer(package: str) -> ModuleType | None:
@@ -62,11 +68,19 @@ def peer(package: str) -> ModuleType | None:
         return None
 
 
-def interleaved(candidates: dict[str, Run], pairs: int, device: torch.device, warmup: int = 2,
-                warming: dict[str, Run] | None = None) -> tuple[Timings, dict[str, str]]:
-    """Seconds of each candidate, run in turn A B C, C B A, A B C ..., so that drift of the machine's speed hits all alike; and why some
-    did not run, whose seconds are an empty list. warming: shorter runs for the warm-up."""
-    failed = {name: why for name, run in (warming or candidates).items() if (why := _failure(run, warmup))}
+def interleaved(
+    candidates: dict[str, Run],
+    pairs: int,
+    device: torch.device,
+    warmup: int = 2,
+    warming: dict[str, Run] | None = None,
+) -> tuple[Timings, dict[str, str]]:
+    """Seconds of each candidate, run in turn A B C, C B A, A B C ..., so that drift of the
+    machine's speed hits all alike; and why some did not run, whose seconds are an empty list.
+    warming: shorter runs for the warm-up."""
+    failed = {
+        name: why for name, run in (warming or candidates).items() if (why := _failure(run, warmup))
+    }
     seconds: Timings = {name: [] for name in candidates}
     running = [name for name in candidates if name not in failed]
     for pair in range(pairs):
@@ -80,7 +94,8 @@ def interleaved(candidates: dict[str, Run], pairs: int, device: torch.device, wa
 
 
 def _failure(run: Run, times: int) -> str:
-    """Why it does not run, "" if it does. The others go on: one that is too large, or that torch cannot compile, is a row of its own."""
+    """Why it does not run, "" if it does. The others go on: one that is too large, or that torch
+    cannot compile, is a row of its own."""
     try:
         for _ in range(times):
             run()
@@ -126,14 +141,23 @@ def nvidia_smi(device: torch.device, *fields: str) -> list[str]:
     """What nvidia-smi says of the device: read, never set. Empty on a CPU."""
     if device.type != "cuda":
         return ["" for _ in fields]
-    command = ["nvidia-smi", "-i", f"GPU-{torch.cuda.get_device_properties(device).uuid}", f"--query-gpu={','.join(fields)}",
-               "--format=csv,noheader,nounits"]
+    command = [
+        "nvidia-smi",
+        "-i",
+        f"GPU-{torch.cuda.get_device_properties(device).uuid}",
+        f"--query-gpu={','.join(fields)}",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ["unknown" for _ in fields]
     values = [value.strip() for value in said.stdout.split(",")]
-    return values if said.returncode == 0 and len(values) == len(fields) else ["unknown" for _ in fields]
+    return (
+        values
+        if said.returncode == 0 and len(values) == len(fields)
+        else ["unknown" for _ in fields]
+    )
 
 
 def clocks(device: torch.device) -> list[str]:
@@ -149,14 +173,22 @@ def version(package: str) -> str:
 
 
 def report(rows: Sequence[Sequence[object]], path: Path | None, device: torch.device) -> None:
-    """Prints rows (heading first) as a table; writes them with machine, threads, versions and commit behind each."""
+    """Prints rows (heading first) as a table; writes them with machine, threads, versions and
+    commit behind each."""
     (driver,) = nvidia_smi(device, "driver_version")
-    machine = {"device": device_name(device), "driver": driver, "threads": torch.get_num_threads(), "torch": torch.__version__,
-               **{name: version(name) for name in PACKAGES}, "commit": commit() or ""}
+    machine = {
+        "device": device_name(device),
+        "driver": driver,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **{name: version(name) for name in PACKAGES},
+        "commit": commit() or "",
+    }
     print(", ".join(f"{k} {v}" for k, v in machine.items() if v))
     print(table(rows))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(
-                [[*rows[0], *machine], *([*row, *machine.values()] for row in rows[1:])])
+                [[*rows[0], *machine], *([*row, *machine.values()] for row in rows[1:])]
+            )

@@ -40,9 +40,18 @@ TOLERANCE = 1e-12  # of the statistics of an evaluation, relative
 PATIENCE = 1800  # seconds that a command may take
 SAVED = 75  # exit code of a run that was asked to stop
 LEFT_OUT = {
-    "hours", "seconds", "images_per_second",  # the clock
-    "device", "peak_memory_bytes", "commit", "threads", "python", "platform", "packages",
-    "_target_", "arguments",  # names in the code, and of settings
+    "hours",
+    "seconds",
+    "images_per_second",  # the clock
+    "device",
+    "peak_memory_bytes",
+    "commit",
+    "threads",
+    "python",
+    "platform",
+    "packages",
+    "_target_",
+    "arguments",  # names in the code, and of settings
     "sha256 of the rest",  # of all of these
 }
 HASH = re.compile(r"[-_]([0-9a-f]{8})$")  # at the end of a folder's name
@@ -64,36 +73,76 @@ PRETRAIN = ["train.py", "+experiment=pretrain_demo"]
 TRANSFER = ["train.py", "+experiment=transfer_demo"]
 SMALL = ["train.batch_size=8", "run.held_out_draws=32", "run.samples=4", "sampler.steps=4"]
 SHORT_SOURCE = ["train.steps=40", *SMALL]
-TWENTY = ["train.steps=20", *SMALL, "seed=1", "model.dropout=0.1", "run.checkpoint_every=10",
-          "run.keep_last=1", "run.log_every=5"]
+TWENTY = [
+    "train.steps=20",
+    *SMALL,
+    "seed=1",
+    "model.dropout=0.1",
+    "run.checkpoint_every=10",
+    "run.keep_last=1",
+    "run.log_every=5",
+]
 STRATEGIES = {  # each with settings that make it quick, or that no other run has
     "full": ["run.kid_images=12"],
     "lora": ["optimizer=adamw", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1"],
     "svdiff": ["train.accumulation=2"],
     "difffit": [],
-    "ewc": ["transfer.penalties.0.n=16", "transfer.penalties.0.images.n=16",
-            "transfer.penalties.0.images.steps=5"],
+    "ewc": [
+        "transfer.penalties.0.n=16",
+        "transfer.penalties.0.images.n=16",
+        "transfer.penalties.0.images.steps=5",
+    ],
     "l2_sp": [],
     "feature_distillation": [],
     "pairwise_similarity": [],
     "dreambooth": ["transfer.replay.images.n=16", "transfer.replay.images.steps=5"],
     "textual_inversion": [],
-    "ant": ["transfer.loss.images.n=16", "transfer.loss.images.steps=5",
-            "transfer.loss.classifier_steps=5", "transfer.loss.ascent_steps=2"],
+    "ant": [
+        "transfer.loss.images.n=16",
+        "transfer.loss.images.steps=5",
+        "transfer.loss.classifier_steps=5",
+        "transfer.loss.ascent_steps=2",
+    ],
     "gradual_unfreezing": [],
     "diff_tuning": ["transfer.replay.images.n=16", "transfer.replay.images.steps=5"],
 }
 STOPPED = {"diff_tuning": signal.SIGTERM, "gradual_unfreezing": signal.SIGKILL}
 LORA = "checkpoint=runs/transfer_demo/lora-seed1-*"
 USES = {
-    "evaluate": ["evaluate.py", LORA, "n=52", "sampler.steps=5", "held_out_draws=64",
-                 "bound_images=2", "bound_steps=10"],  # of fewer than 50 some metrics are left out
-    "sample, domain guidance": ["sample.py", LORA, "n=4", "sampler.steps=5", "guidance=1.5",
-                                "reference=source", "out=guided"],
-    "sample, all classes": ["sample.py", "checkpoint=runs/transfer_demo/dreambooth-seed1-*", "n=12",
-                            "sampler.steps=5", "label=all", "out=classes"],
-    "evaluate, folders": ["evaluate.py", "images=classes", "train=guided", "test=classes",
-                          "out=of_folder"],
+    # of fewer than 50 some metrics are left out
+    "evaluate": [
+        "evaluate.py",
+        LORA,
+        "n=52",
+        "sampler.steps=5",
+        "held_out_draws=64",
+        "bound_images=2",
+        "bound_steps=10",
+    ],
+    "sample, domain guidance": [
+        "sample.py",
+        LORA,
+        "n=4",
+        "sampler.steps=5",
+        "guidance=1.5",
+        "reference=source",
+        "out=guided",
+    ],
+    "sample, all classes": [
+        "sample.py",
+        "checkpoint=runs/transfer_demo/dreambooth-seed1-*",
+        "n=12",
+        "sampler.steps=5",
+        "label=all",
+        "out=classes",
+    ],
+    "evaluate, folders": [
+        "evaluate.py",
+        "images=classes",
+        "train=guided",
+        "test=classes",
+        "out=of_folder",
+    ],
     "export, folder": ["export.py", LORA, "out=exported"],
     "export, small": ["export.py", LORA, "out=exported.safetensors"],
 }
@@ -108,10 +157,15 @@ def commands(quick: bool) -> list[Command]:
     else:
         first |= {f"transfer_demo, {s}": [*TRANSFER, f"transfer={s}"] for s in ("full", "scratch")}
     runs = {name: [*twenty, f"transfer={name}", *more] for name, more in STRATEGIES.items()}
-    stopped = [Command(f"{name}, {by.name}", [*runs[name], f"run.directory={by.name}"], by)
-               for name, by in STOPPED.items()]
-    return [*(Command(*item) for item in (first | runs).items()), *stopped,
-            *(Command(*item) for item in USES.items())]
+    stopped = [
+        Command(f"{name}, {by.name}", [*runs[name], f"run.directory={by.name}"], by)
+        for name, by in STOPPED.items()
+    ]
+    return [
+        *(Command(*item) for item in (first | runs).items()),
+        *stopped,
+        *(Command(*item) for item in USES.items()),
+    ]
 
 
 def run_all(todo: Sequence[Command], tree: Path, out: Path, title: str) -> dict[str, int]:
@@ -141,8 +195,9 @@ def _run(command: Command, tree: Path, out: Path, log: Path) -> int:
     settings = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with open(log, "w") as printed:
         for by in (command.stop, None) if command.stop else (None,):
-            process = subprocess.Popen(words, cwd=out, env=settings, stdout=printed,
-                                       stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                words, cwd=out, env=settings, stdout=printed, stderr=subprocess.STDOUT
+            )
             try:
                 if by:
                     _stop(process, by, out / by.name)
@@ -264,8 +319,11 @@ def difference(before: Artefact | None, after: Artefact | None) -> str | None:
     if before is None or after is None:
         return "only before" if before else "only after"
     old, new = before.values, after.values
-    keys = [key for key in {**old, **new}
-            if not _same(old.get(key, "absent"), new.get(key, "absent"), before.kind == STATISTICS)]
+    keys = [
+        key
+        for key in {**old, **new}
+        if not _same(old.get(key, "absent"), new.get(key, "absent"), before.kind == STATISTICS)
+    ]
     if not keys:
         return None
     first = " -> ".join(str(values.get(keys[0], "absent")) for values in (old, new))

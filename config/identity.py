@@ -8,8 +8,21 @@ from config.old_spelling import as_then
 from config.run_config import RunConfig, reader_keys
 from runtime.content import sha256_of
 
-NUMBERS = ("seed", "data", "model", "schedule", "network_schedule", "parameterization", "variance",
-           "loss", "timesteps", "optimizer", "train", "transfer", "source")
+NUMBERS = (
+    "seed",
+    "data",
+    "model",
+    "schedule",
+    "network_schedule",
+    "parameterization",
+    "variance",
+    "loss",
+    "timesteps",
+    "optimizer",
+    "train",
+    "transfer",
+    "source",
+)
 # section: keys that came after runs had names, and their defaults, which are no part of a name
 LATER: dict[str, dict[str, Any]] = {
     "data": {"subset_seed": None},

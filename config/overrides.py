@@ -1,4 +1,5 @@
-"""The command line and the config that Hydra composes of it, with near names for what is misspelt."""
+"""The command line and the config that Hydra composes of it, with near names for what is
+misspelt."""
 
 from __future__ import annotations
 
@@ -36,14 +37,17 @@ def groups() -> list[str]:
 
 
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """A config by name and overrides, resolved, whether or not Hydra is running. What is chosen is composed once in a process; values are
-    then set in a copy, by Hydra's own function: it takes ten times as long to compose. Raises UserError with Hydra's word on it."""
+    """A config by name and overrides, resolved, whether or not Hydra is running. What is chosen is
+    composed once in a process; values are then set in a copy, by Hydra's own function: it takes ten
+    times as long to compose. Raises UserError with Hydra's word on it."""
     values: list[Override] = []
     chosen: list[Override] = []
     known = groups()
     for override in parsed(overrides):
         (values if _is_value(override, known) else chosen).append(override)
-    config = copy.deepcopy(_composed_keys(CONF, config_name, tuple(str(o.input_line) for o in chosen), False))
+    config = copy.deepcopy(
+        _composed_keys(CONF, config_name, tuple(str(o.input_line) for o in chosen), False)
+    )
     try:
         set_values(values, config)
     except HydraException as error:
@@ -52,9 +56,15 @@ def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_value(override: Override, known: Sequence[str]) -> bool:
-    """Whether it sets a value, also all those of a group at once, and so changes nothing of which files are composed."""
+    """Whether it sets a value, also all those of a group at once, and so changes nothing of which
+    files are composed."""
     key = override.key_or_group
-    if override.is_sweep_override() or override.package or "/" in key or key.split(".")[0] == "hydra":
+    if (
+        override.is_sweep_override()
+        or override.package
+        or "/" in key
+        or key.split(".")[0] == "hydra"
+    ):
         return False
     return key not in known or isinstance(override.value(), dict)
 
@@ -62,7 +72,9 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
 def resolved(config: DictConfig) -> dict[str, Any]:
     """As plain dicts and lists, every interpolation and ??? filled in or refused."""
     try:
-        found = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        found = cast(
+            dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        )
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be set: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
@@ -72,8 +84,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
-    """Raises UserError, with near names, for a command line that names a group, a choice or a key that is not there, itself or in
-    the sweep that it asks for."""
+    """Raises UserError, with near names, for a command line that names a group, a choice or a key
+    that is not there, itself or in the sweep that it asks for."""
     ours = task_overrides(config_name, arguments)
     known = groups()
     chosen = [o for o in ours if o.key_or_group in known]
@@ -84,7 +96,11 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     for override in keys:
         _check_key(override, base)
     for choice in chosen:
-        inside = [o for o in keys if o.key_or_group.startswith(f"{choice.package or choice.key_or_group}.")]
+        inside = [
+            o
+            for o in keys
+            if o.key_or_group.startswith(f"{choice.package or choice.key_or_group}.")
+        ]
         for value in _values(choice)[1:] if inside else []:
             base = _keys_with(config_name, chosen, {_choice(choice): value})
             for override in inside:
@@ -96,16 +112,23 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
 
 
 def _check_flags(config_name: str, arguments: Sequence[str], ours: Sequence[Override]) -> None:
-    """Raises UserError for several values without -m, and for a flag that Hydra would end with a traceback for."""
+    """Raises UserError for several values without -m, and for a flag that Hydra would end with a
+    traceback for."""
     asked = parse_command_line(arguments)
     if asked.resolve and not (asked.cfg or asked.help):
-        raise UserError("--resolve belongs to --cfg: --cfg job --resolve shows the config with every reference filled in.")
+        raise UserError(
+            "--resolve belongs to --cfg: --cfg job --resolve shows the config with every "
+            "reference filled in."
+        )
     if is_multirun(asked):
         return
     for override in ours:
         if override.is_sweep_override() and override.input_line in asked.overrides:
-            raise UserError(f"{override.input_line}: several values are several runs: add -m, python {config_name}.py -m .... "
-                            "A list is written [a,b], a text with a comma in two pairs of quotes.")
+            raise UserError(
+                f"{override.input_line}: several values are several runs: add -m, python "
+                f"{config_name}.py -m .... A list is written [a,b], a text with a comma in two "
+                "pairs of quotes."
+            )
 
 
 def is_multirun(asked: Namespace) -> bool:
@@ -113,9 +136,17 @@ def is_multirun(asked: Namespace) -> bool:
     return asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
 
 
-def _keys_with(config_name: str, chosen: Sequence[Override], other: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+def _keys_with(
+    config_name: str, chosen: Sequence[Override], other: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Which keys there are with the first value of each choice, or with another."""
-    return composed_keys(config_name, [f"{'+' if o.is_add() else ''}{_choice(o)}={other.get(_choice(o), _values(o)[0])}" for o in chosen])
+    return composed_keys(
+        config_name,
+        [
+            f"{'+' if o.is_add() else ''}{_choice(o)}={other.get(_choice(o), _values(o)[0])}"
+            for o in chosen
+        ],
+    )
 
 
 def _choice(override: Override) -> str:
@@ -124,8 +155,8 @@ def _choice(override: Override) -> str:
 
 
 def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]:
-    """What +sweep=NAME varies and then what the command line sets, without Hydra's own settings; of the same key the later counts,
-    as it does in Hydra's sweeper."""
+    """What +sweep=NAME varies and then what the command line sets, without Hydra's own settings; of
+    the same key the later counts, as it does in Hydra's sweeper."""
     overrides = parsed(parse_command_line(arguments).overrides)
     ours = [o for o in overrides if o.key_or_group.split("/")[0].split(".")[0] != "hydra"]
     sweeps = [o for o in ours if o.key_or_group == "sweep"]
@@ -133,8 +164,16 @@ def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]
         _check_choice(override)
         if override.is_sweep_override():
             raise UserError(f"+sweep={','.join(_values(override))}: one sweep at a time.")
-    about = [str(o.input_line) for o in overrides if o in sweeps or "hydra.sweeper.params" in o.key_or_group]
-    params = composed_keys(config_name, about, hydra=True)["hydra"]["sweeper"]["params"] if about else None
+    about = [
+        str(o.input_line)
+        for o in overrides
+        if o in sweeps or "hydra.sweeper.params" in o.key_or_group
+    ]
+    params = (
+        composed_keys(config_name, about, hydra=True)["hydra"]["sweeper"]["params"]
+        if about
+        else None
+    )
     varied = parsed([f"{key}={value}" for key, value in (params or {}).items()])
     return list({o.get_key_element(): o for o in [*varied, *ours]}.values())
 
@@ -145,18 +184,28 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
     try:
         return parse_overrides(overrides, CONF)
     except HydraException as error:
-        raise UserError(f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote what has spaces, "
-                        "commas or brackets, twice: 'checkpoint=\"my run\"', 'data.patient=\"(P\\d+)_\"'.") from error
+        raise UserError(
+            f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote "
+            "what has spaces, commas or brackets, twice: 'checkpoint=\"my run\"', "
+            "'data.patient=\"(P\\d+)_\"'."
+        ) from error
 
 
-def composed_keys(config_name: str, overrides: Sequence[str], hydra: bool = False) -> dict[str, Any]:
-    """A config that may still lack values; hydra: with Hydra's own settings. Composed once in a process, as a command line is checked
-    key by key."""
-    return cast(dict[str, Any], OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra)))
+def composed_keys(
+    config_name: str, overrides: Sequence[str], hydra: bool = False
+) -> dict[str, Any]:
+    """A config that may still lack values; hydra: with Hydra's own settings. Composed once in a
+    process, as a command line is checked key by key."""
+    return cast(
+        dict[str, Any],
+        OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra)),
+    )
 
 
 @lru_cache
-def _composed_keys(conf: Path, config_name: str, overrides: tuple[str, ...], hydra: bool) -> DictConfig:
+def _composed_keys(
+    conf: Path, config_name: str, overrides: tuple[str, ...], hydra: bool
+) -> DictConfig:
     try:
         if GlobalHydra.instance().is_initialized():
             return compose(config_name, list(overrides), return_hydra_config=hydra)
@@ -167,25 +216,40 @@ def _composed_keys(conf: Path, config_name: str, overrides: tuple[str, ...], hyd
 
 
 def _values(override: Override) -> list[Any]:
-    return [str(v) for v in override.sweep_string_iterator()] if override.is_sweep_override() else [override.get_value_element_as_str()]
+    return (
+        [str(v) for v in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [override.get_value_element_as_str()]
+    )
 
 
 def _check_choice(override: Override) -> None:
     group = override.key_or_group
     if override.is_delete():
-        raise UserError(f"~{group}: it cannot be left out; choose one, {group}=NAME of {', '.join(options(group))}.")
+        raise UserError(
+            f"~{group}: it cannot be left out; choose one, {group}=NAME of "
+            f"{', '.join(options(group))}."
+        )
     if isinstance(override.value(), dict):
         return
     in_defaults = group not in ADDED
     if not in_defaults and not override.is_add():
-        raise UserError(f"write +{group}={_values(override)[0]}, with a plus: {group} is added to the defaults.")
+        raise UserError(
+            f"write +{group}={_values(override)[0]}, with a plus: {group} is added to the defaults."
+        )
     if in_defaults and override.is_add():
-        raise UserError(f"write {group}={_values(override)[0]}, without the plus: {group} is among the defaults.")
+        raise UserError(
+            f"write {group}={_values(override)[0]}, without the plus: {group} is among the "
+            "defaults."
+        )
     for value in _values(override):
         if value not in options(group):
-            raise UserError(f"{group}={value}: there is no such {group}; {near(value, options(group))}")
+            raise UserError(
+                f"{group}={value}: there is no such {group}; {near(value, options(group))}"
+            )
         try:
-            OmegaConf.load(CONF / group / f"{value}.yaml")  # each, as of a sweep only the first cell is composed here
+            # each, as of a sweep only the first cell is composed here
+            OmegaConf.load(CONF / group / f"{value}.yaml")
         except YAMLError as error:
             raise UserError(f"{group}={value}: {error}") from error
 
@@ -198,16 +262,25 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
             return  # new keys are judged by the schema
         if isinstance(node, list):
             if override.is_delete():
-                raise UserError(f"~{override.key_or_group}: no element of a list can be left out; give the whole list, "
-                                f"{'.'.join(parts[:depth])}=[...].")
+                raise UserError(
+                    f"~{override.key_or_group}: no element of a list can be left out; give the "
+                    f"whole list, {'.'.join(parts[:depth])}=[...]."
+                )
             if not part.isdecimal() or int(part) >= len(node):
-                raise UserError(f"{override.key_or_group}: {'.'.join(parts[:depth])} is a list, whose {len(node)} elements are named by "
-                                "their numbers, from 0 on.")
+                raise UserError(
+                    f"{override.key_or_group}: {'.'.join(parts[:depth])} is a list, whose "
+                    f"{len(node)} elements are named by their numbers, from 0 on."
+                )
             node = node[int(part)]
             continue
         if not isinstance(node, dict):
             return  # inside a value: Hydra's to judge
         if part not in node:
-            known = [".".join([*parts[:depth], str(k)]) for k in node] + ([f"+{g}" for g in ADDED] if depth == 0 else [])
-            raise UserError(f"{override.key_or_group}: there is no such setting; {near('.'.join(parts[: depth + 1]), known)}")
+            known = [".".join([*parts[:depth], str(k)]) for k in node] + (
+                [f"+{g}" for g in ADDED] if depth == 0 else []
+            )
+            raise UserError(
+                f"{override.key_or_group}: there is no such setting; "
+                f"{near('.'.join(parts[: depth + 1]), known)}"
+            )
         node = node[part]

@@ -1,5 +1,5 @@
-"""The config of a run as a typed record. What may be built in each section is fixed here: a config inside
-a checkpoint is foreign input."""
+"""The config of a run as a typed record. What may be built in each section is fixed here: a config
+inside a checkpoint is foreign input."""
 
 from __future__ import annotations
 
@@ -31,21 +31,33 @@ from runtime.log import WandbSettings
 
 T = TypeVar("T")
 # sections that are nodes, and the packages that define their targets
-NODES = {"model": ["models"], "schedule": ["diffusion"], "parameterization": ["diffusion"],
-         "variance": ["diffusion"], "loss": ["diffusion"], "timesteps": ["diffusion"],
-         "optimizer": ["torch.optim"]}
+NODES = {
+    "model": ["models"],
+    "schedule": ["diffusion"],
+    "parameterization": ["diffusion"],
+    "variance": ["diffusion"],
+    "loss": ["diffusion"],
+    "timesteps": ["diffusion"],
+    "optimizer": ["torch.optim"],
+}
 READERS = ["data.sources"]  # what defines the target of section data
 SETTINGS = ("data", "train", "transfer", "source", "sampler", "run", "wandb")
-VALUES = {"experiment": str, "seed": int, "gpu_hours": float, "spacing": dict,
-          "network_schedule": dict | None}  # what stands beside the sections
+# what stands beside the sections
+VALUES = {
+    "experiment": str,
+    "seed": int,
+    "gpu_hours": float,
+    "spacing": dict,
+    "network_schedule": dict | None,
+}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """raw: plain dicts and lists, for saving and for the run's identity. Each section is parsed once, where
-    it is first read, and raises UserError where it is wrong; training.checks reads them all at a start.
-    The config of published weights has some sections alone (models.formats.published.SECTIONS; of data the
-    size and channels)."""
+    """raw: plain dicts and lists, for saving and for the run's identity. Each section is parsed
+    once, where it is first read, and raises UserError where it is wrong; training.checks reads them
+    all at a start. The config of published weights has some sections alone
+    (models.formats.published.SECTIONS; of data the size and channels)."""
 
     raw: dict[str, Any]
 
@@ -62,7 +74,8 @@ class RunConfig:
 
     @cached_property
     def model(self) -> Callable[..., UNet]:
-        """(out_channels=...) -> the network, on the current default device, weights by the global seed."""
+        """(out_channels=...) -> the network, on the current default device, weights by the global
+        seed."""
         return bind(self.raw["model"], NODES["model"], "model", ["out_channels"])
 
     @cached_property
@@ -95,12 +108,15 @@ class RunConfig:
         """C, H, W of the images that the network was made for."""
         size, channels = self.raw["data"]["size"], self.raw["data"]["channels"]
         if size is None:
-            raise UserError("the config of this network does not say the size of its images: write it there, "
-                            "as sample_size.")
+            raise UserError(
+                "the config of this network does not say the size of its images: write it there, "
+                "as sample_size."
+            )
         return (channels, size, size) if isinstance(size, int) else (channels, *size)
 
     def build_network(self) -> UNet:
-        """Its output channels follow from those of the image and from whether the variance is learned."""
+        """Its output channels follow from those of the image and from whether the variance is
+        learned."""
         channels = self.raw["model"].get("in_channels", 3)
         return make(self.model, "model", out_channels=self.variance.outputs * channels)
 
@@ -112,14 +128,19 @@ class RunConfig:
     def build_denoiser(self) -> Denoiser:
         """The network inside its schedule and parameterization."""
         try:
-            return Denoiser(self.build_network(), self.schedule, self.parameterization, self.variance,
-                            self.network_schedule)
+            return Denoiser(
+                self.build_network(),
+                self.schedule,
+                self.parameterization,
+                self.variance,
+                self.network_schedule,
+            )
         except ValueError as error:
             raise UserError(str(error)) from error
 
     def frozen_denoiser(self, weights: dict[str, Tensor], device: torch.device) -> Denoiser:
-        """The same with trained weights, to be asked and not trained. The global random stream is left
-        alone."""
+        """The same with trained weights, to be asked and not trained. The global random stream is
+        left alone."""
         with torch.random.fork_rng(devices=[]):
             denoiser = self.build_denoiser()
         denoiser.network.load_state_dict(weights)
@@ -180,7 +201,9 @@ class RunConfig:
         return self._part("loss")
 
     def build_timesteps(self) -> Timesteps:
-        return build(self.raw["timesteps"], NODES["timesteps"], "timesteps", steps=self.schedule.steps)
+        return build(
+            self.raw["timesteps"], NODES["timesteps"], "timesteps", steps=self.schedule.steps
+        )
 
     def build_optimizer(self, groups: Sequence[Any]) -> torch.optim.Optimizer:
         """Of these parameters, or groups of them. Raises UserError at a setting that it refuses."""
@@ -207,21 +230,24 @@ class RunConfig:
 
     def with_classes(self, new: int, kept: int = 0) -> RunConfig:
         """classes=auto and count=auto as numbers: new classes of the images, then those kept of the
-        source. Images without classes are one class of their own, where the strategy wants a class."""
+        source. Images without classes are one class of their own, where the strategy wants one."""
         new, transfer = max(new, 1), self.raw["transfer"]
         inject = transfer.get("inject", [])
         if isinstance(inject, list):
             inject = [_filled(node, "count", new) for node in inject]
-        return self.with_sections(model=_filled(self.raw["model"], "classes", new + kept),
-                                  transfer=transfer | {"inject": inject})
+        return self.with_sections(
+            model=_filled(self.raw["model"], "classes", new + kept),
+            transfer=transfer | {"inject": inject},
+        )
 
     def kept_classes(self, source: RunConfig | None) -> int:
         """How many classes of this source stay in the class table."""
         return source.classes if source and self.source.keep_classes else 0
 
     def with_schedule_of(self, source: RunConfig | None) -> RunConfig:
-        """The network of a source knows the timesteps of the source's schedule, and goes on being given
-        those. Raises UserError where what it says means something in its own schedule only."""
+        """The network of a source knows the timesteps of the source's schedule, and goes on being
+        given those. Raises UserError where what it says means something in its own schedule only.
+        """
         if source is None or self.raw["network_schedule"]:
             return self
         known = source.raw.get("network_schedule") or source.raw["schedule"]
@@ -230,8 +256,10 @@ class RunConfig:
         for section, target in (("parameterization", "PredictMean"), ("variance", "Learned")):
             ours, theirs = self.raw[section], source.raw[section]
             if ours["_target_"].endswith(f".{target}") and ours == theirs:
-                raise UserError(f"{section}={target} is about the steps of the source's schedule, and "
-                                f"schedule= is another one: take the source's schedule, or another {section}.")
+                raise UserError(
+                    f"{section}={target} is about the steps of the source's schedule, and "
+                    f"schedule= is another one: take the source's schedule, or another {section}."
+                )
         return self.with_sections(network_schedule=known)
 
 

@@ -22,8 +22,9 @@ class TrainSettings(Settings):
     """Numbers that decide what the weights become.
 
     steps: 0 judges the start as it is. batch_size: images a step, whatever the accumulation.
-    accumulation: micro-batches a step. warmup: steps over which the rate rises from 0. clip: largest
-    norm of the gradient, null for none. ema_decay: of the running average, which warms up as
+    accumulation: micro-batches a step. warmup: steps over which the rate rises from 0. clip:
+    largest norm of the gradient, null for none. ema_decay: of the running average, which warms up
+    as
     min(decay, (1 + n) / (10 + n)). label_dropout: share of labels replaced by the null class.
     precision auto: bf16 on a GPU that has it, else fp32; decided once and kept with the run.
     """
@@ -39,10 +40,14 @@ class TrainSettings(Settings):
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.accumulation) < 1 or min(self.steps, self.warmup) < 0:
-            raise ValueError("batch_size and accumulation must be at least 1, steps and warmup at least 0.")
+            raise ValueError(
+                "batch_size and accumulation must be at least 1, steps and warmup at least 0."
+            )
         if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size={self.batch_size} must be a multiple of "
-                             f"accumulation={self.accumulation}.")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of "
+                f"accumulation={self.accumulation}."
+            )
         if not 0 <= self.ema_decay < 1 or not 0 <= self.label_dropout <= 1:
             raise ValueError("ema_decay must be in [0, 1), label_dropout in [0, 1].")
         if self.clip is not None and self.clip <= 0:
@@ -58,13 +63,13 @@ class TrainSettings(Settings):
 class RunSettings(Settings):
     """Where a run happens and what it tells; none of it changes the weights, but for rounding.
 
-    device: auto, cpu, cuda, cuda:1. kernels: see kernels.dispatch.select. compile: torch.compile of the
-    network that trains. root: runs go to root/EXPERIMENT/NAME, or to directory where it is given. cache:
-    of decoded images. *_every: in steps; evaluation and samples also come at the end. keep_last:
-    checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the held-out loss,
-    four or more of each image. samples: images in the grid. kid_images: images generated at each
-    evaluation, for KID and rho (training.online_kid), 0 for none. best_by: what the checkpoint that is kept
-    as the best is lowest in.
+    device: auto, cpu, cuda, cuda:1. kernels: see kernels.dispatch.select. compile: torch.compile of
+    the network that trains. root: runs go to root/EXPERIMENT/NAME, or to directory where it is
+    given. cache: of decoded images. *_every: in steps; evaluation and samples also come at the end.
+    keep_last: checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the
+    held-out loss, four or more of each image. samples: images in the grid. kid_images: images
+    generated at each evaluation, for KID and rho (training.online_kid), 0 for none. best_by: what
+    the checkpoint that is kept as the best is lowest in.
     """
 
     device: str = "auto"
@@ -84,13 +89,23 @@ class RunSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.kid_images != 0 and self.kid_images < FEWEST:
-            raise ValueError(f"kid_images={self.kid_images} is too few for a KID: 0 for none, or at least "
-                             f"{FEWEST}.")
+            raise ValueError(
+                f"kid_images={self.kid_images} is too few for a KID: 0 for none, or at least "
+                f"{FEWEST}."
+            )
         if self.best_by == "kid" and not self.kid_images:
-            raise ValueError("best_by=kid needs generated images: set run.kid_images, 500 for example, or "
-                             "run.best_by=loss.")
-        for name in ("log_every", "sample_every", "checkpoint_every", "keep_last", "held_out_draws",
-                     "samples"):
+            raise ValueError(
+                "best_by=kid needs generated images: set run.kid_images, 500 for example, or "
+                "run.best_by=loss."
+            )
+        for name in (
+            "log_every",
+            "sample_every",
+            "checkpoint_every",
+            "keep_last",
+            "held_out_draws",
+            "samples",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
 
@@ -99,13 +114,13 @@ class RunSettings(Settings):
 class SourceSettings(Settings):
     """Where the weights come from, and which are copied.
 
-    from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format, OWNER/NAME
-    on the Hugging Face Hub, or a file of weights; null starts at random. include: globs of the parameters
-    that are copied. depth: only the first so many parts of the network, see transfer.adapt_weights.depth_of; null
-    for all. copy: what is copied of a tensor, null for its values (transfer.adapt_weights). keep_classes: the class
-    table has the source's classes after the target's. weights: the running average or the last iterate.
-    train: train a missing source even if that takes long. overrides: of the source experiment's own
-    settings.
+    from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format,
+    OWNER/NAME on the Hugging Face Hub, or a file of weights; null starts at random. include: globs
+    of the parameters that are copied. depth: only the first so many parts of the network, see
+    transfer.adapt_weights.depth_of; null for all. copy: what is copied of a tensor, null for its
+    values (transfer.adapt_weights). keep_classes: the class table has the source's classes after
+    the target's. weights: the running average or the last iterate. train: train a missing source
+    even if that takes long. overrides: of the source experiment's own settings.
     """
 
     from_: str | None = None
@@ -124,12 +139,13 @@ class SourceSettings(Settings):
 
 @dataclass(frozen=True)
 class RuleSettings(Settings):
-    """What trains, when, and at which rate; transfer.rules.Rule is the same with its moments as steps.
+    """What trains, when, and at which rate; transfer.rules.Rule is the same with its moments as
+    steps.
 
-    pattern: glob on the full name of a parameter (`*` also crosses dots). learning_rate_scale: times the
-    optimizer's rate; 0 freezes. from, until: active while from <= step < until, steps counted from 0; each
-    a step or a share of the run, "30%". optional: the pattern may match nothing, such as the class table
-    of a network without classes.
+    pattern: glob on the full name of a parameter (`*` also crosses dots). learning_rate_scale:
+    times the optimizer's rate; 0 freezes. from, until: active while from <= step < until, steps
+    counted from 0; each a step or a share of the run, "30%". optional: the pattern may match
+    nothing, such as the class table of a network without classes.
     """
 
     pattern: str
@@ -144,9 +160,9 @@ class TransferSettings(Settings):
     """A strategy.
 
     name: for the run's directory. rules: what trains when. inject: parameters that are put into the
-    network (transfer.inject.Injection). penalties: what is added to the loss (transfer.context.Penalty).
-    replay: source images that are trained on too. loss: in place of the section loss. The last three are
-    factories, called with a transfer.context.Start.
+    network (transfer.inject.Injection). penalties: what is added to the loss
+    (transfer.context.Penalty). replay: source images that are trained on too. loss: in place of the
+    section loss. The last three are factories, called with a transfer.context.Start.
     """
 
     name: str
@@ -158,12 +174,15 @@ class TransferSettings(Settings):
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(f"name={self.name!r} begins the name of a directory: it must have letters, and "
-                             "no slash.")
+            raise ValueError(
+                f"name={self.name!r} begins the name of a directory: it must have letters, and "
+                "no slash."
+            )
 
     @property
     def terms(self) -> dict[str, Any]:
-        """What is built from where the run starts, bound to its settings, by its place in the config."""
+        """What is built from where the run starts, bound to its settings, by its place in the
+        config."""
         penalties = {f"penalties[{k}]": penalty for k, penalty in enumerate(self.penalties)}
         others = {"replay": self.replay, "loss": self.loss}
         return penalties | {name: term for name, term in others.items() if term is not None}

@@ -90,9 +90,8 @@ class FileCache:
                     if _told(_stamp, real[k]) != stamps[k]:
                         raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
                     fresh[names[k]] = [list(stamps[k]), value]
-                    if (
-                        time.monotonic() - kept > KEPT_EVERY
-                    ):  # an interrupted start goes on from there
+                    # an interrupted start goes on from there
+                    if time.monotonic() - kept > KEPT_EVERY:
                         self._add(store, fresh, started)
                         kept = time.monotonic()
             self._add(store, fresh, started)
@@ -226,6 +225,6 @@ def _whole_stamp(path: Path) -> tuple[int, ...]:
 
 def _gone(path: Path, error: OSError) -> Changed:
     return Changed(
-        f"{path} cannot be opened any more, after it was hashed "
-        f"({error.strerror or error}). {AGAIN}"
+        f"{path} cannot be opened any more, after it was hashed ({error.strerror or error}). "
+        f"{AGAIN}"
     )

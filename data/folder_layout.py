@@ -72,13 +72,13 @@ def find_files(
     root = Path(path).expanduser()
     if root.is_file():
         raise UserError(
-            f"data.path={path} is a file, and a folder is needed. Unpack it, or name the "
-            "folder that it lies in."
+            f"data.path={path} is a file, and a folder is needed. Unpack it, or name the folder "
+            "that it lies in."
         )
     if not root.is_dir():
         raise UserError(
-            f"data.path={path}: there is no such folder. "
-            "Set data.path to the folder of your images."
+            f"data.path={path}: there is no such folder. Set data.path to the folder of your "
+            "images."
         )
     files: list[Path] = []
     others: list[Path] = []

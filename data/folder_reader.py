@@ -112,10 +112,10 @@ class FolderReader(ImageReader):
         if self.classes and alone:
             others = f" (and {len(alone) - 1} other classes)" if len(alone) > 1 else ""
             raise UserError(
-                f"{self.name}: class {self.classes[alone[0]]} has a single image{others}, "
-                "which cannot be split: give it more, remove its folder, set "
-                "data.classes=false for no classes, or make the splits yourself, as folders "
-                f"train, val and test ({NO_SPLITS})."
+                f"{self.name}: class {self.classes[alone[0]]} has a single image{others}, which "
+                "cannot be split: give it more, remove its folder, set data.classes=false for no "
+                "classes, or make the splits yourself, as folders train, val and test "
+                f"({NO_SPLITS})."
             )
         if len(items) > 1 and len({groups[i] for i in items}) == 1:
             raise UserError(

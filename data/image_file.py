@@ -150,8 +150,8 @@ def _read_by_pillow(data: bytes) -> Image.Image | DeepImage:
 
 def _several(pages: int) -> UserError:
     return UserError(
-        f"{pages} pages or frames in one file, of which none is the image: save each as a "
-        "file of its own"
+        f"{pages} pages or frames in one file, of which none is the image: save each as a file of "
+        "its own"
     )
 
 
@@ -192,9 +192,8 @@ def _read_tiff(data: bytes) -> DeepImage | None:
         if bits <= 8 and page.sampleformat == tifffile.SAMPLEFORMAT.UINT:
             return None
         height, width = page.imagelength, page.imagewidth
-        limit = 2 * (
-            Image.MAX_IMAGE_PIXELS or math.inf
-        )  # Pillow's; a broken header can say anything
+        # Pillow's; a broken header can say anything
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
         if width * height > limit:
             raise UserError(f"{height} high and {width} wide: too large, or the header is broken")
         if page.photometric not in CHANNELS:

@@ -82,7 +82,7 @@ def check_range(low_high: Sequence[float]) -> LowHigh:
     """data.range as numbers. Raises UserError where they are not two that rise."""
     if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
         raise UserError(
-            f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is "
-            "shown black and what white."
+            f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is shown "
+            "black and what white."
         )
     return float(low_high[0]), float(low_high[1])

@@ -41,8 +41,8 @@ def to_array(
     H, W = size
     if image.mode[0] == "I":  # Pillow would cut off all above 255
         raise UserError(
-            f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the "
-            "range of values that you want to see."
+            f"more than 8 bits a pixel (mode {image.mode}): write it as 8 bits, with the range of "
+            "values that you want to see."
         )
     if 0 in image.size:
         raise UserError(f"no pixels: {image.height} high and {image.width} wide")

@@ -17,8 +17,8 @@ SPLITS = ("train", "validation", "test")
 def check_shares(validation: float, test: float) -> None:
     if not (validation >= 0 and test >= 0 and validation + test < 1):  # nor NaN
         raise UserError(
-            f"data: validation={validation} and test={test} must be shares that leave some "
-            "for training."
+            f"data: validation={validation} and test={test} must be shares that leave some for "
+            "training."
         )
 
 
@@ -61,9 +61,8 @@ def draw_splits(
             inside = insides[k]
             for split in SPLITS:
                 owed[split] += shares[split] * len(inside)
-            chosen = (
-                max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
-            )  # ties: in the order of SPLITS
+            # ties: in the order of SPLITS
+            chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
             owed[chosen] -= len(inside)
             splits[chosen] += inside
     return {split: sorted(inside) for split, inside in splits.items()}
@@ -85,9 +84,8 @@ def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np
     order = np.argsort(labels[rows], kind="stable")
     members = np.split(rows[order], np.flatnonzero(np.diff(labels[rows][order])) + 1)
     ends = np.cumsum([0, *map(len, members)]) * count
-    taken = np.diff(
-        (2 * ends + len(rows)) // (2 * len(rows))
-    )  # the shares, rounded so that they add up to count
+    # the shares, rounded so that they add up to count
+    taken = np.diff((2 * ends + len(rows)) // (2 * len(rows)))
     return np.concatenate(
         [
             inside[_one_in_each_part(len(inside), n, k)]

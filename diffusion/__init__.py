@@ -1,1 +1,2 @@
-"""The maths of diffusion, for any network: schedule, parameterization, denoiser, losses, samplers."""
+"""The maths of diffusion, for any network: schedule, parameterization, denoiser, losses,
+samplers."""

@@ -22,11 +22,15 @@ def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:
 
 
 def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:
-    """reference + scale (conditional - reference). reference: the null class (Ho and Salimans 2022, classifier-free guidance,
-    where their w is scale - 1), or the frozen source (domain guidance). scale 1 is the conditional model, 0 the reference."""
+    """reference + scale (conditional - reference). reference: the null class (Ho and Salimans 2022,
+    classifier-free guidance, where their w is scale - 1), or the frozen source (domain guidance).
+    scale 1 is the conditional model, 0 the reference."""
 
     def guided(x_t: Tensor, t: Time) -> Prediction:
         towards, away = conditional(x_t, t), reference(x_t, t)
-        return towards._replace(x0=torch.lerp(away.x0, towards.x0, scale), noise=torch.lerp(away.noise, towards.noise, scale))
+        return towards._replace(
+            x0=torch.lerp(away.x0, towards.x0, scale),
+            noise=torch.lerp(away.noise, towards.noise, scale),
+        )
 
     return guided

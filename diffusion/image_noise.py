@@ -9,9 +9,11 @@ from torch import Tensor
 
 
 class NoisePerImage:
-    """Noise of image k by (seed, k) and the number of the draw: the same bits in whatever batch it is made.
+    """Noise of image k by (seed, k) and the number of the draw: the same bits in whatever batch it
+    is made.
 
-    Drawn on the CPU, so that every device sees the same. seeds: one integer for each image of the batch.
+    Drawn on the CPU, so that every device sees the same. seeds: one integer for each image of the
+    batch.
     """
 
     def __init__(self, seeds: Sequence[int]):

@@ -1,4 +1,5 @@
-"""What the network predicts. Each class turns (x0, noise) into the training target and a prediction back into (x0, noise)."""
+"""What the network predicts. Each class turns (x0, noise) into the training target and a prediction
+back into (x0, noise)."""
 
 from __future__ import annotations
 
@@ -16,11 +17,14 @@ class Parameterization(Protocol):
     def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         """The target of the network at x_t."""
 
-    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time
+    ) -> tuple[Tensor, Tensor]:
         """(x0, noise) with x_t = alpha x0 + sigma noise."""
 
     def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
-        """The squared error of the target over that of x0, float64: how the plain loss weights t."""
+        """The squared error of the target over that of x0, float64: how the plain loss weights
+        t."""
 
 
 def _scales(schedule: NoiseSchedule, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +44,9 @@ class PredictNoise:
     def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         return noise
 
-    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time
+    ) -> tuple[Tensor, Tensor]:
         alpha, sigma = _scales(schedule, t, x_t)
         return (x_t - sigma * output) / alpha, output
 
@@ -54,7 +60,9 @@ class PredictX0:
     def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         return x0
 
-    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time
+    ) -> tuple[Tensor, Tensor]:
         return output, noise_of(schedule, output, x_t, t)
 
     def x0_weight(self, schedule: NoiseSchedule, t: Time) -> Tensor:
@@ -68,7 +76,9 @@ class PredictVelocity:
         alpha, sigma = _scales(schedule, t, x0)
         return alpha * noise - sigma * x0
 
-    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time
+    ) -> tuple[Tensor, Tensor]:
         alpha, sigma = _scales(schedule, t, x_t)
         return alpha * x_t - sigma * output, sigma * x_t + alpha * output
 
@@ -77,12 +87,15 @@ class PredictVelocity:
 
 
 class PredictMean:
-    """The mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 8 and the rows "mean prediction" of table 2."""
+    """The mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 8 and the rows "mean prediction" of
+    table 2."""
 
     def encode(self, schedule: NoiseSchedule, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         return schedule.posterior_mean(x0, schedule.add_noise(x0, noise, t), t - 1, t)
 
-    def decode(self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: Time
+    ) -> tuple[Tensor, Tensor]:
         of_x0, of_xt = schedule.posterior_coefficients(t - 1, t)
         x0 = (output - expand(of_xt, x_t) * x_t) / expand(of_x0, x_t)
         return x0, noise_of(schedule, x0, x_t, t)

@@ -1,7 +1,7 @@
 """Samplers: free functions (denoise, schedule, x_T, steps, randn) -> x_0.
 
-steps is any falling sequence of t that ends in 0; x_T [B, C, H, W] belongs to its first t. randn(x) gives standard normal
-noise like x; a sampler calls it once for each step that needs noise.
+steps is any falling sequence of t that ends in 0; x_T [B, C, H, W] belongs to its first t. randn(x)
+gives standard normal noise like x; a sampler calls it once for each step that needs noise.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from runtime.errors import UserError
 
 RandnLike = Callable[[Tensor], Tensor]
 Sampler = Callable[[Denoise, NoiseSchedule, Tensor, Sequence[int], RandnLike], Tensor]
-Spacing = Callable[[NoiseSchedule, int], list[int]]  # (schedule, count) -> the falling t of a trajectory, 0 last
+# (schedule, count) -> the falling t of a trajectory, 0 last
+Spacing = Callable[[NoiseSchedule, int], list[int]]
 
 
-def ancestral(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
-    """Ho et al. 2020, algorithm 2, on any sub-sequence of steps. The last step, to 0, adds no noise."""
+def ancestral(
+    denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike
+) -> Tensor:
+    """Ho et al. 2020, algorithm 2, on any sub-sequence of steps. The last step, to 0, adds no
+    noise."""
     for t, s in _descend(steps, schedule):
         prediction = denoise(x, t)
         mean = schedule.posterior_mean(prediction.x0, x, s, t)
@@ -34,23 +38,37 @@ def ancestral(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Seque
     return x
 
 
-def ddim(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike, eta: float = 0.0) -> Tensor:
-    """Song et al. 2021, eq. 12 and 16. eta 0 is deterministic; eta 1 is ancestral sampling with the posterior's variance."""
+def ddim(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    steps: Sequence[int],
+    randn: RandnLike,
+    eta: float = 0.0,
+) -> Tensor:
+    """Song et al. 2021, eq. 12 and 16. eta 0 is deterministic; eta 1 is ancestral sampling with the
+    posterior's variance."""
     if not 0 <= eta <= 1:
         raise UserError(f"sampler.function.eta must be between 0 and 1, not {eta}.")
     for t, s in _descend(steps, schedule):
         prediction = denoise(x, t)
         alpha, sigma = schedule.alpha_sigma(s)
         fresh = eta * schedule.posterior_variance(s, t).sqrt()
-        x = expand(alpha, x) * prediction.x0 + expand((sigma**2 - fresh**2).sqrt(), x) * prediction.noise
+        x = (
+            expand(alpha, x) * prediction.x0
+            + expand((sigma**2 - fresh**2).sqrt(), x) * prediction.noise
+        )
         if eta > 0 and s > 0:
             x = x + expand(fresh, x) * randn(x)
     return x
 
 
-def dpm_solver(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
-    """DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Deterministic, one call a step, of second order; the first
-    step, and the last, which has no log-SNR to reach, are of first order."""
+def dpm_solver(
+    denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike
+) -> Tensor:
+    """DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Deterministic, one call a
+    step, of second order; the first step, and the last, which has no log-SNR to reach, are of first
+    order."""
     x0_before: Tensor | None = None
     h_before: Tensor | None = None
     for t, s in _descend(steps, schedule):
@@ -65,14 +83,18 @@ def dpm_solver(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequ
     return x
 
 
-def heun(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike) -> Tensor:
-    """Karras et al. 2022, algorithm 1, for the equation in x / alpha over n = sigma / alpha. Deterministic, two calls a step, of second
-    order; the step to 0 is of first order (DDIM's). The mean of two slopes is a DDIM step whose x0 is
+def heun(
+    denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike
+) -> Tensor:
+    """Karras et al. 2022, algorithm 1, for the equation in x / alpha over n = sigma / alpha.
+    Deterministic, two calls a step, of second order; the step to 0 is of first order (DDIM's). The
+    mean of two slopes is a DDIM step whose x0 is
 
         x0(t) + weight (x0(s) - x0(t)),   weight = n_t / (2 n_s),
 
-    which passes x0(s) where n more than halves. For Gaussian data of any variance this errs less than DDIM as long as n falls to no less
-    than a quarter, and without bound beyond (the last step of a sigmoid's 1000 is 31-fold): there x0(s) is taken as it is."""
+    which passes x0(s) where n more than halves. For Gaussian data of any variance this errs less
+    than DDIM as long as n falls to no less than a quarter, and without bound beyond (the last step
+    of a sigmoid's 1000 is 31-fold): there x0(s) is taken as it is."""
     schedule = schedule.to("cpu")  # its numbers decide, and no step should wait for the device
     for t, s in _descend(steps, schedule):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
@@ -88,14 +110,23 @@ def heun(denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[i
 
 
 def _descend(steps: Sequence[int], schedule: NoiseSchedule) -> Iterator[tuple[int, int]]:
-    if len(steps) < 2 or steps[0] > schedule.steps or steps[-1] < 0 or any(t <= s for t, s in pairwise(steps)):
-        raise ValueError(f"Sampling steps must fall from at most T = {schedule.steps} to 0, not {list(steps)[:8]} ...")
+    if (
+        len(steps) < 2
+        or steps[0] > schedule.steps
+        or steps[-1] < 0
+        or any(t <= s for t, s in pairwise(steps))
+    ):
+        raise ValueError(
+            f"Sampling steps must fall from at most T = {schedule.steps} to 0, not "
+            f"{list(steps)[:8]} ..."
+        )
     return pairwise(steps)
 
 
 def log_snr_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """count steps from T to 1, both among them, evenly in the log of the signal-to-noise ratio, each rounded to a t of its own: Lu et al.
-    2022 (DPM-Solver, arXiv:2206.00927), "step size schedule". Under zero terminal SNR, where that log has no end, trailing_steps."""
+    """count steps from T to 1, both among them, evenly in the log of the signal-to-noise ratio,
+    each rounded to a t of its own: Lu et al. 2022 (DPM-Solver, arXiv:2206.00927), "step size
+    schedule". Under zero terminal SNR, where that log has no end, trailing_steps."""
     _check_count(schedule.steps, count)
     if schedule.zero_terminal_snr or count == 1:
         return trailing_steps(schedule, count)
@@ -107,32 +138,43 @@ def log_snr_steps(schedule: NoiseSchedule, count: int) -> list[int]:
 
 
 def even_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """Every (T // count)-th step from 1: Song et al. 2021, appendix D.2, "linear". Their code takes range(0, T, T // count), which is more
-    than count where count does not divide T; diffusers' "leading" keeps the lowest count of these."""
+    """Every (T // count)-th step from 1: Song et al. 2021, appendix D.2, "linear". Their code takes
+    range(0, T, T // count), which is more than count where count does not divide T; diffusers'
+    "leading" keeps the lowest count of these."""
     _check_count(schedule.steps, count)
     return [*reversed(range(1, schedule.steps + 1, schedule.steps // count)), 0]
 
 
 def quadratic_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """linspace(0, sqrt(0.8 T), count)^2: Song et al. 2021, appendix D.2 and code, for CIFAR-10 and Ho's line of betas. It begins at 0.8 T,
-    where another schedule or a larger image holds much of x0. Steps that round to the same t are one."""
+    """linspace(0, sqrt(0.8 T), count)^2: Song et al. 2021, appendix D.2 and code, for CIFAR-10 and
+    Ho's line of betas. It begins at 0.8 T, where another schedule or a larger image holds much of
+    x0. Steps that round to the same t are one."""
     _check_count(schedule.steps, count)
-    return [*sorted({1 + int(u) for u in np.linspace(0, np.sqrt(0.8 * schedule.steps), count) ** 2}, reverse=True), 0]
+    return [
+        *sorted(
+            {1 + int(u) for u in np.linspace(0, np.sqrt(0.8 * schedule.steps), count) ** 2},
+            reverse=True,
+        ),
+        0,
+    ]
 
 
 def trailing_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """count steps evenly down from T itself, which zero terminal SNR needs: Lin et al. 2024, table 2."""
+    """count steps evenly down from T itself, which zero terminal SNR needs: Lin et al. 2024, table
+    2."""
     _check_count(schedule.steps, count)
     return [round(schedule.steps * k / count) for k in range(count, 0, -1)] + [0]
 
 
 def inclusive_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """count steps evenly from T to 1, both among them: Nichol and Dhariwal 2021, section 4; diffusers' "linspace"."""
+    """count steps evenly from T to 1, both among them: Nichol and Dhariwal 2021, section 4;
+    diffusers' "linspace"."""
     _check_count(schedule.steps, count)
     if count == 1:
         return [schedule.steps, 0]
     length = (schedule.steps - 1) / (count - 1)
-    evenly = accumulate([0.0] + (count - 1) * [length])  # summed, as in their code: so halves round alike
+    # summed, as in their code: so halves round alike
+    evenly = accumulate([0.0] + (count - 1) * [length])
     return [*sorted((1 + round(u) for u in evenly), reverse=True), 0]
 
 

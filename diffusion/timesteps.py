@@ -1,4 +1,5 @@
-"""Which t a training step sees. A part is a module: what it remembers are its buffers, and they go into the checkpoint."""
+"""Which t a training step sees. A part is a module: what it remembers are its buffers, and they go
+into the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 
 class Timesteps(nn.Module):
-    """Built for a schedule's number of steps. One that no loss changes leaves nothing in a checkpoint."""
+    """Built for a schedule's number of steps. One that no loss changes leaves nothing in a
+    checkpoint."""
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(t [batch] integers in 1..T, the weight of each one's loss [batch]), on the generator's device, without waiting for it."""
+        """(t [batch] integers in 1..T, the weight of each one's loss [batch]), on the generator's
+        device, without waiting for it."""
         raise NotImplementedError
 
     def update(self, t: Tensor, loss: Tensor) -> None:
@@ -33,7 +36,8 @@ class Uniform(Timesteps):
 
 
 class Tabulated(Timesteps):
-    """t by fixed probabilities. The loss is not weighted against them: what is seen more often counts more.
+    """t by fixed probabilities. The loss is not weighted against them: what is seen more often
+    counts more.
 
     likelihood: [T] of t = 1..T, in any scale.
     """
@@ -43,55 +47,71 @@ class Tabulated(Timesteps):
     def __init__(self, likelihood: Tensor):
         super().__init__()
         cumulative = likelihood.double().cumsum(0)
-        self.register_buffer("cumulative", cumulative / cumulative[-1], persistent=False)  # P(at most t), by t - 1
+        # P(at most t), by t - 1
+        self.register_buffer("cumulative", cumulative / cumulative[-1], persistent=False)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """As Timesteps.draw. The first t whose cumulative probability exceeds a uniform number in [0, 1): unlike torch.multinomial it
-        never waits for the device."""
+        """As Timesteps.draw. The first t whose cumulative probability exceeds a uniform number in
+        [0, 1): unlike torch.multinomial it never waits for the device."""
         u = torch.rand(batch, dtype=torch.float64, generator=generator, device=generator.device)
-        return torch.searchsorted(self.cumulative, u, right=True) + 1, torch.ones(batch, device=u.device)
+        return torch.searchsorted(self.cumulative, u, right=True) + 1, torch.ones(
+            batch, device=u.device
+        )
 
 
 class Power(Tabulated):
-    """p(t) in proportion to t^exponent: the target's t in Diff-Tuning (Zhong et al. 2024; exponent 1 in their code), where the noisy
-    end is what a new domain has to learn."""
+    """p(t) in proportion to t^exponent: the target's t in Diff-Tuning (Zhong et al. 2024; exponent
+    1 in their code), where the noisy end is what a new domain has to learn."""
 
     def __init__(self, steps: int, exponent: float):
-        super().__init__((torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** _exponent(exponent))
+        super().__init__(
+            (torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** _exponent(exponent)
+        )
 
 
 class MirroredPower(Tabulated):
-    """p(t) in proportion to (T + 1 - t)^exponent: the same from the other end, for the source's images in Diff-Tuning, whose clean
-    end is to be kept."""
+    """p(t) in proportion to (T + 1 - t)^exponent: the same from the other end, for the source's
+    images in Diff-Tuning, whose clean end is to be kept."""
 
     def __init__(self, steps: int, exponent: float):
-        super().__init__((torch.arange(steps, 0, -1, dtype=torch.float64) / steps) ** _exponent(exponent))
+        super().__init__(
+            (torch.arange(steps, 0, -1, dtype=torch.float64) / steps) ** _exponent(exponent)
+        )
 
 
 def _exponent(exponent: float) -> float:
     if not 0 <= exponent < math.inf:
-        raise ValueError(f"exponent must be 0 or more, not {exponent}. (MirroredPower falls with t.)")
+        raise ValueError(
+            f"exponent must be 0 or more, not {exponent}. (MirroredPower falls with t.)"
+        )
     return exponent
 
 
 class Range(Tabulated):
-    """t uniform among those with low < t / T <= high: one part of the chain, such as its noisy half."""
+    """t uniform among those with low < t / T <= high: one part of the chain, such as its noisy
+    half."""
 
     def __init__(self, steps: int, low: float, high: float):
         if not 0 <= low < high <= 1:
-            raise ValueError(f"low and high are shares of T with 0 <= low < high <= 1, not {low} and {high}.")
+            raise ValueError(
+                f"low and high are shares of T with 0 <= low < high <= 1, not {low} and {high}."
+            )
         share = torch.arange(1, steps + 1, dtype=torch.float64) / steps
         inside = (low < share) & (share <= high)
         if not inside.any():
-            raise ValueError(f"of T = {steps} steps none has {low} < t / T <= {high}: move low and high farther apart.")
+            raise ValueError(
+                f"of T = {steps} steps none has {low} < t / T <= {high}: move low and high "
+                "farther apart."
+            )
         super().__init__(inside)
 
 
 class Importance(Timesteps):
-    """t with probability in proportion to the root mean square of its last losses, the loss weighted by 1 / (T p(t)), which leaves
-    its mean; Nichol and Dhariwal 2021, eq. 18.
+    """t with probability in proportion to the root mean square of its last losses, the loss
+    weighted by 1 / (T p(t)), which leaves its mean; Nichol and Dhariwal 2021, eq. 18.
 
-    Uniform until every t has `history` losses. uniform: share that stays uniform, so that no t is forgotten (their code: 0.001).
+    Uniform until every t has `history` losses. uniform: share that stays uniform, so that no t is
+    forgotten (their code: 0.001).
     """
 
     losses: Tensor
@@ -100,9 +120,12 @@ class Importance(Timesteps):
     def __init__(self, steps: int, history: int = 10, uniform: float = 0.001):
         super().__init__()
         if history < 1 or not 0 <= uniform <= 1:
-            raise ValueError(f"history must be at least 1 and uniform in [0, 1], not {history} and {uniform}.")
+            raise ValueError(
+                f"history must be at least 1 and uniform in [0, 1], not {history} and {uniform}."
+            )
         self.steps, self.history, self.uniform = steps, history, uniform
-        self.register_buffer("losses", torch.zeros(steps + 1, history, dtype=torch.float64))  # by t; row 0 takes what is not kept
+        # by t; row 0 takes what is not kept
+        self.register_buffer("losses", torch.zeros(steps + 1, history, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(steps + 1, dtype=torch.int64))
 
     def probabilities(self) -> Tensor:
@@ -119,7 +142,8 @@ class Importance(Timesteps):
         return index + 1, (1 / (self.steps * p[index])).float()
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """As Timesteps.update: the losses take the places of the oldest ones of their t, without waiting for the device."""
+        """As Timesteps.update: the losses take the places of the oldest ones of their t, without
+        waiting for the device."""
         t, order = t.sort(stable=True)
         loss = loss[order].double().nan_to_num(0, 0, 0)
         rank = torch.arange(len(t), device=t.device)

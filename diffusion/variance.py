@@ -1,5 +1,6 @@
-"""The variance of a reverse step: fixed, or learned in one of two ways. A variance is built from a config; at each t it turns the
-network's second half of outputs, where there is one, into what a step of any length needs."""
+"""The variance of a reverse step: fixed, or learned in one of two ways. A variance is built from a
+config; at each t it turns the network's second half of outputs, where there is one, into what a
+step of any length needs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from diffusion.schedule import NoiseSchedule, Time, expand
 
 
 class Fraction(NamedTuple):
-    """Between the posterior's log variance (0) and log beta (1): NoiseSchedule.reverse_log_variance. A number, [B] or [B, C, H, W]."""
+    """Between the posterior's log variance (0) and log beta (1):
+    NoiseSchedule.reverse_log_variance. A number, [B] or [B, C, H, W]."""
 
     value: Tensor | float
 
@@ -28,11 +30,14 @@ class LogVariance(NamedTuple):
 
     def log(self, schedule: NoiseSchedule, s: Time, t: Time) -> Tensor:
         """log variance of p(x_s | x_t); over a longer step it grows as beta does."""
-        return self.value + expand((schedule.step_beta(s, t) / schedule.step_beta(t - 1, t)).log(), self.value)
+        return self.value + expand(
+            (schedule.step_beta(s, t) / schedule.step_beta(t - 1, t)).log(), self.value
+        )
 
 
 class Variance(Protocol):
-    """outputs: values of the network for each value of the image, 2 where the second half is about the variance."""
+    """outputs: values of the network for each value of the image, 2 where the second half is about
+    the variance."""
 
     outputs: int
 
@@ -49,8 +54,8 @@ class FixedSmall:
 
 
 class FixedLarge:
-    """sigma_t^2 = beta_t, but at t = 1 the posterior's value of the step above, as in Ho's code: it makes for a better
-    likelihood of the last step."""
+    """sigma_t^2 = beta_t, but at t = 1 the posterior's value of the step above, as in Ho's code: it
+    makes for a better likelihood of the last step."""
 
     outputs = 1
 
@@ -59,8 +64,9 @@ class FixedLarge:
 
 
 class LearnedRange:
-    """The network's [-1, 1] spans from the posterior's variance to beta, in logs; Nichol and Dhariwal 2021, eq. 15, and their code.
-    In the paper the output is the fraction itself; neither bounds it."""
+    """The network's [-1, 1] spans from the posterior's variance to beta, in logs; Nichol and
+    Dhariwal 2021, eq. 15, and their code. In the paper the output is the fraction itself; neither
+    bounds it."""
 
     outputs = 2
 
@@ -70,7 +76,8 @@ class LearnedRange:
 
 
 class Learned:
-    """The network's output is the log variance; Ho et al. 2020, table 2, "learned diagonal", and their code."""
+    """The network's output is the log variance; Ho et al. 2020, table 2, "learned diagonal", and
+    their code."""
 
     outputs = 2
 

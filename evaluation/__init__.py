@@ -1,1 +1,2 @@
-"""Judging a model: metrics on feature matrices, their intervals, memorization, forgetting. Metrics compute in float64."""
+"""Judging a model: metrics on feature matrices, their intervals, memorization, forgetting. Metrics
+compute in float64."""

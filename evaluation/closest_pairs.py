@@ -1,4 +1,5 @@
-"""The generated images that are most like copies, each beside its training image: what a number about copies looks like."""
+"""The generated images that are most like copies, each beside its training image: what a number
+about copies looks like."""
 
 from __future__ import annotations
 
@@ -18,25 +19,45 @@ PAIRS, COLUMNS = 12, 4
 SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet
 
 
-def write_closest(folder: Path, generated: np.ndarray, pixels: Tensor, images: np.ndarray, rows: np.ndarray, train: Tensor) -> None:
-    """closest.png, pairs of a generated image (left) and the training image nearest to it, and closest.json. First those that are so much
-    nearer to it than to the next, d1 / d2, as by distance alone flat images come first, which are near to all (Carlini et al. 2023).
+def write_closest(
+    folder: Path,
+    generated: np.ndarray,
+    pixels: Tensor,
+    images: np.ndarray,
+    rows: np.ndarray,
+    train: Tensor,
+) -> None:
+    """closest.png, pairs of a generated image (left) and the training image nearest to it, and
+    closest.json. First those that are so much nearer to it than to the next, d1 / d2, as by
+    distance alone flat images come first, which are near to all (Carlini et al. 2023).
 
-    generated: [N, H, W, C] uint8, pixels: [N, D], the same in [0, 1]. images: a memory map, rows: of its training images, train: [M, D].
-    The distance is the root of the mean squared difference of two pixels, of [0, 1].
+    generated: [N, H, W, C] uint8, pixels: [N, D], the same in [0, 1]. images: a memory map, rows:
+    of its training images, train: [M, D]. The distance is the root of the mean squared difference
+    of two pixels, of [0, 1].
     """
     near = nearest(pixels, train, min(2, len(train)))
     scale = pixels.shape[1] ** -0.5
-    pairs = [{"generated": k, "train": int(rows[near.rows[k, 0]]), "distance": near.distances[k, 0].item() * scale,
-              "ratio": _ratio(near.distances[k].tolist())} for k in range(len(near.distances))]
+    pairs = [
+        {
+            "generated": k,
+            "train": int(rows[near.rows[k, 0]]),
+            "distance": near.distances[k, 0].item() * scale,
+            "ratio": _ratio(near.distances[k].tolist()),
+        }
+        for k in range(len(near.distances))
+    ]
     pairs = sorted(pairs, key=lambda pair: (pair["ratio"] or 0.0, pair["distance"]))[:PAIRS]
     write_json(folder / "closest.json", pairs)
-    write_atomically(folder / "closest.png", png(sheet(
-        [(generated[p["generated"]], images[p["train"]], _said(p)) for p in pairs])))
+    write_atomically(
+        folder / "closest.png",
+        png(sheet([(generated[p["generated"]], images[p["train"]], _said(p)) for p in pairs])),
+    )
 
 
 def _said(pair: dict[str, Any]) -> str:
-    return f"d1 {pair['distance']:.3f}" + (f", d1/d2 {pair['ratio']:.2f}" if pair["ratio"] is not None else "")
+    return f"d1 {pair['distance']:.3f}" + (
+        f", d1/d2 {pair['ratio']:.2f}" if pair["ratio"] is not None else ""
+    )
 
 
 def _ratio(distances: list[float]) -> float | None:
@@ -53,7 +74,9 @@ def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
     for n, (left, right, text) in enumerate(pairs):
         x, y = GAP + n % COLUMNS * width, GAP + n // COLUMNS * height
         for k, pixels in enumerate((left, right)):
-            tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+            tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert(
+                "RGB"
+            )
             size = [max(1, round(SIDE / max(tile.size) * side)) for side in tile.size]
             picture.paste(tile.resize(size, Image.Resampling.NEAREST), (x + k * (SIDE + 2), y))
         draw.text((x, y + SIDE + 1), text, "black", font)

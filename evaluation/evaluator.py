@@ -1,4 +1,5 @@
-"""One evaluation: the images are made, everything that is asked for is measured, evaluation.json is written."""
+"""One evaluation: the images are made, everything that is asked for is measured, evaluation.json is
+written."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ Record = dict[str, Any]
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The runs that a user means: one, one of its checkpoints, or every finished run of an experiment."""
+    """The runs that a user means: one, one of its checkpoints, or every finished run of an
+    experiment."""
     inside = sorted(p.parent for p in path.glob(f"*/{IDENTITY}"))
     if not inside:
         return [path]
@@ -57,8 +59,8 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Path:
-    """Evaluates one run, or skips it where that has been done. sampler: its config. Returns the folder of
-    its evaluation."""
+    """Evaluates one run, or skips it where that has been done. sampler: its config. Returns the
+    folder of its evaluation."""
     began = time.monotonic()
     found = find_best_checkpoint(path) if settings.select == "best" else find(path)
     cache = Path(settings.cache).expanduser()
@@ -71,19 +73,27 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
     folder = evaluation_folder(settings, run.directory, protocol)
     sha256 = found.digests[FILES[settings.weights]]
     with locked(folder / ".lock", f"{folder} is being written by another process."):
-        there = read_evaluation(folder, protocol, run.directory if settings.out or settings.images else None)
+        there = read_evaluation(
+            folder, protocol, run.directory if settings.out or settings.images else None
+        )
         if settings.source and run.has_source:
             assert run.source  # a wrong one is said, and not noted
-        again = settings.images or lacks_source(there, run, settings)  # what is in a folder may have changed
+        # what is in a folder may have changed
+        again = settings.images or lacks_source(there, run, settings)
         if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
-        evaluator = RunEvaluator(settings, folder, reference, pick_device(settings.device), run, sampler, sha256)
+        evaluator = RunEvaluator(
+            settings, folder, reference, pick_device(settings.device), run, sampler, sha256
+        )
         record = evaluator.evaluate()
         checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
         hours = (time.monotonic() - began) / 3600
-        write_evaluation(folder, evaluator.device,
-                         {"protocol": protocol, "checkpoint": checkpoint, **record, "hours": hours})
+        write_evaluation(
+            folder,
+            evaluator.device,
+            {"protocol": protocol, "checkpoint": checkpoint, **record, "hours": hours},
+        )
     return folder
 
 
@@ -123,7 +133,9 @@ class ImageEvaluator:
     def extractor(self) -> FeatureExtractor:
         settings = self.settings
         cache = Path(settings.cache).expanduser()
-        return FeatureExtractor(settings.features, settings.perceptual, self.device, settings.batch_size, cache)
+        return FeatureExtractor(
+            settings.features, settings.perceptual, self.device, settings.batch_size, cache
+        )
 
     def evaluate(self) -> Record:
         """All that evaluation.json says, but for the protocol."""
@@ -132,8 +144,8 @@ class ImageEvaluator:
         return {"images": about, **record, "notes": list(self.notes)}
 
     def compare(self, folder: Path | None) -> tuple[Record, ImageFeatures | None, Record]:
-        """(what the images in folder tell, their features, how many there are). folder: None where no image
-        is needed."""
+        """(what the images in folder tell, their features, how many there are). folder: None where
+        no image is needed."""
         about = {name: len(rows) for name, rows in self.reference.rows.items()}
         if folder is None:
             return self.extractor.names, None, about
@@ -144,10 +156,17 @@ class ImageEvaluator:
             noise = noise_images(len(images), shape)
             others["noise"] = self.extractor.extract(noise, np.arange(len(noise)), "noise")
             self.add_untouched_source(others)
-        record, generated, train = compare_images(self.extractor, images, self.reference, others,
-                                                  self.settings.wanted, self.notes)
-        write_closest(self.out, images, generated.pixels, self.reference.images, self.reference.rows["train"],
-                      train.pixels)
+        record, generated, train = compare_images(
+            self.extractor, images, self.reference, others, self.settings.wanted, self.notes
+        )
+        write_closest(
+            self.out,
+            images,
+            generated.pixels,
+            self.reference.images,
+            self.reference.rows["train"],
+            train.pixels,
+        )
         return record, generated, {"folder": str(folder), "n": len(generated.features), **about}
 
     def _read(self, folder: Path, say: Callable[[str], object] = lambda line: None) -> np.ndarray:
@@ -161,8 +180,8 @@ class ImageEvaluator:
 
 @dataclass(frozen=True)
 class RunEvaluator(ImageEvaluator):
-    """Of a run: of images that it makes, or of a folder of images (settings.images), and of its network.
-    sampler: its config. sha256: of the run's weights."""
+    """Of a run: of images that it makes, or of a folder of images (settings.images), and of its
+    network. sampler: its config. sha256: of the run's weights."""
 
     run: TrainedRun
     sampler: Record
@@ -179,25 +198,50 @@ class RunEvaluator(ImageEvaluator):
         if folder and self.run.checkpoint.classes and (line := _about_label(settings.label)):
             self.notes.say(line)
         record, generated, about = self.compare(folder)
-        network = NetworkMetrics(self.run, self.device, self.reference, settings.held_out_draws, self.notes)
+        network = NetworkMetrics(
+            self.run, self.device, self.reference, settings.held_out_draws, self.notes
+        )
         if "loss" in settings.wanted:
             record["loss"] = network.losses()
         if "bound" in settings.wanted and self.reference.held_out:
-            self.notes.attempt(record, "bound", "bound", lambda: network.bound(
-                settings.bound_images, settings.bound_steps, settings.sampler.clip))
+            self.notes.attempt(
+                record,
+                "bound",
+                "bound",
+                lambda: network.bound(
+                    settings.bound_images, settings.bound_steps, settings.sampler.clip
+                ),
+            )
         if "forgetting" in settings.wanted and self.run.has_source and generated:
-            self.notes.attempt(record, "forgetting", "forgetting",
-                               lambda: network.forgetting(generated, self.extractor))
+            self.notes.attempt(
+                record,
+                "forgetting",
+                "forgetting",
+                lambda: network.forgetting(generated, self.extractor),
+            )
         return {"images": about, **record, "notes": list(self.notes)}
 
     def sample(self, denoiser: Denoiser, weights: str, below: Path) -> Path:
-        """The folder of images 0 .. n - 1; those that are missing in it are made. weights: their digest."""
+        """The folder of images 0 .. n - 1; those that are missing in it are made. weights: their
+        digest."""
         settings = self.settings
         label = image_classes(settings.label, self.run.config.classes, self.run.images[0])
-        request = SampleRequest(settings.sampler, settings.n, settings.seed, settings.batch_size, label,
-                                precision=settings.precision, kernels=settings.kernels)
-        made_by = {"weights": weights, "seed": settings.seed, "sampler": self.sampler, "label": label,
-                   "precision": settings.precision}
+        request = SampleRequest(
+            settings.sampler,
+            settings.n,
+            settings.seed,
+            settings.batch_size,
+            label,
+            precision=settings.precision,
+            kernels=settings.kernels,
+        )
+        made_by = {
+            "weights": weights,
+            "seed": settings.seed,
+            "sampler": self.sampler,
+            "label": label,
+            "precision": settings.precision,
+        }
         out = below / f"evaluation_{sha256_of(made_by)[:8]}"
         log.info("%d images in %s", settings.n, out)
         with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
@@ -208,16 +252,22 @@ class RunEvaluator(ImageEvaluator):
 
     def add_untouched_source(self, others: dict[str, ImageFeatures]) -> None:
         if self.run.has_source and not self.settings.images:
-            self.notes.attempt(others, "untouched source", "the untouched source", self._untouched_source)
+            self.notes.attempt(
+                others, "untouched source", "the untouched source", self._untouched_source
+            )
 
     def _untouched_source(self) -> ImageFeatures:
         """Of images of the run's source, which all runs of that source share."""
         tensors = self.run.untouched_weights
         digest = sha256_of({name: _sums(tensor) for name, tensor in tensors.items()})
-        below = _writable(self.run.directory.parent / "floors", self.out) / f"untouched_{digest[:8]}"
+        below = (
+            _writable(self.run.directory.parent / "floors", self.out) / f"untouched_{digest[:8]}"
+        )
         denoiser = self.run.config.frozen_denoiser(tensors, self.device)
         images = self._read(self.sample(denoiser, digest, below))
-        return self.extractor.extract(images, np.arange(len(images)), "images of the untouched source")
+        return self.extractor.extract(
+            images, np.arange(len(images)), "images of the untouched source"
+        )
 
 
 def _sums(tensor: Tensor) -> list[float]:
@@ -247,17 +297,23 @@ def write_evaluation(folder: Path, device: torch.device, record: Record) -> None
 
 
 def _arguments() -> list[str]:
-    """What the command line said, but for what was evaluated: with these another run is judged alike."""
+    """What the command line said, but for what was evaluated: with these another run is judged
+    alike."""
     said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     own = ("checkpoint", "out", "images", "train", "test")
     return [argument for argument in said if argument.split("=")[0] not in own]
 
 
-SHOWN = {"loss on {} images": ("loss", "target", "loss"), "KID to {} images": ("quality", "test", "kid"),
-         "precision": ("quality", "test", "precision"), "coverage": ("quality", "test", "coverage"),
-         "rho (copies: below 0.5)": ("memorization", "features", "rho"),
-         "copy share": ("memorization", "pixels", "copy_share"),
-         "change of the source's loss": ("loss", "source_change"), "bound, bits per value": ("bound", "bits")}
+SHOWN = {
+    "loss on {} images": ("loss", "target", "loss"),
+    "KID to {} images": ("quality", "test", "kid"),
+    "precision": ("quality", "test", "precision"),
+    "coverage": ("quality", "test", "coverage"),
+    "rho (copies: below 0.5)": ("memorization", "features", "rho"),
+    "copy share": ("memorization", "pixels", "copy_share"),
+    "change of the source's loss": ("loss", "source_change"),
+    "bound, bits per value": ("bound", "bits"),
+}
 
 
 def summarize(record: Record) -> str:

@@ -35,8 +35,8 @@ class ImageFeatures(NamedTuple):
 class ReferenceImages:
     """The images [*, H, W, C] uint8 that generated ones are compared with.
 
-    rows: of "train", and of "test" where something was held out. held_out: the split that stands for the
-    test, or None. digests: of what decides the pixels, by "train" and "test".
+    rows: of "train", and of "test" where something was held out. held_out: the split that stands
+    for the test, or None. digests: of what decides the pixels, by "train" and "test".
     """
 
     images: np.ndarray
@@ -45,9 +45,13 @@ class ReferenceImages:
     digests: dict[str, str]
 
     @staticmethod
-    def of_splits(images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]) -> ReferenceImages:
+    def of_splits(
+        images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]
+    ) -> ReferenceImages:
         """about: what decides the pixels of images."""
-        held_out = next((split for split in ("test", "validation") if len(splits.get(split, ()))), None)
+        held_out = next(
+            (split for split in ("test", "validation") if len(splits.get(split, ()))), None
+        )
         rows = {"train": splits["train"]} | ({"test": splits[held_out]} if held_out else {})
         digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
         return ReferenceImages(images, rows, held_out, digests)
@@ -65,17 +69,24 @@ class FeatureExtractor:
 
     def extract(self, images: np.ndarray, rows: np.ndarray, what: str) -> ImageFeatures:
         """Of these rows of images [*, H, W, C] uint8. what: they are, for the progress bar."""
-        compute = partial(extract, images=images, rows=rows, batch_size=self.batch_size, device=self.device)
+        compute = partial(
+            extract, images=images, rows=rows, batch_size=self.batch_size, device=self.device
+        )
         embedded = compute(self.features, desc=f"{self.features.short} features of {what}")
         perceptual = embedded
         if self.features.identity != self.perceptual.identity:
-            perceptual = compute(self.perceptual, desc=f"{self.perceptual.short} features of {what}")
-        return ImageFeatures(embedded.features, _pixels(images, rows, what), embedded.logits,
-                             perceptual.features)
+            perceptual = compute(
+                self.perceptual, desc=f"{self.perceptual.short} features of {what}"
+            )
+        return ImageFeatures(
+            embedded.features, _pixels(images, rows, what), embedded.logits, perceptual.features
+        )
 
     def extract_cached(self, reference: ReferenceImages, split: str) -> ImageFeatures:
         """The same of the images of a split, without logits."""
-        features, perceptual = (self._cached(kind, reference, split) for kind in (self.features, self.perceptual))
+        features, perceptual = (
+            self._cached(kind, reference, split) for kind in (self.features, self.perceptual)
+        )
         pixels = _pixels(reference.images, reference.rows[split], TOLD[split])
         return ImageFeatures(features, pixels, None, perceptual)
 
@@ -85,8 +96,14 @@ class FeatureExtractor:
         with locked(path.with_suffix(".lock")):
             if (data := read_checked(path)) is not None:
                 return torch.from_numpy(np.load(io.BytesIO(data)))
-            found = extract(kind, reference.images, reference.rows[split], self.batch_size, device=self.device,
-                            desc=f"{kind.short} features of {TOLD[split]}")
+            found = extract(
+                kind,
+                reference.images,
+                reference.rows[split],
+                self.batch_size,
+                device=self.device,
+                desc=f"{kind.short} features of {TOLD[split]}",
+            )
             file = io.BytesIO()
             np.save(file, found.features.numpy())
             write_checked(path, file.getvalue())
@@ -95,8 +112,12 @@ class FeatureExtractor:
     @property
     def names(self) -> dict[str, Any]:
         """As evaluation.json has them."""
-        return {"features": {name: getattr(self.features, name) for name in ("name", "short", "frechet")},
-                "perceptual": {name: getattr(self.perceptual, name) for name in ("name", "short")}}
+        return {
+            "features": {
+                name: getattr(self.features, name) for name in ("name", "short", "frechet")
+            },
+            "perceptual": {name: getattr(self.perceptual, name) for name in ("name", "short")},
+        }
 
 
 def _pixels(images: np.ndarray, rows: np.ndarray, what: str) -> Tensor:

@@ -45,37 +45,55 @@ class NetworkMetrics:
         return self.run.build_denoiser(self.device)
 
     def losses(self) -> Record:
-        """Of the held-out images and, of a run that had a source, of the source's images: its own loss, and
-        that of the source itself."""
+        """Of the held-out images and, of a run that had a source, of the source's images: its own
+        loss, and that of the source itself."""
         found: Record = {}
         if self.reference.held_out:
             data, _ = self.run.images
             rows = self.reference.rows["test"]
-            found["target"] = _loss(self._errors(self.denoiser, data.images, data.labels, rows, "target"))
+            found["target"] = _loss(
+                self._errors(self.denoiser, data.images, data.labels, rows, "target")
+            )
         if self.run.has_source:
-            self.notes.attempt(found, "of source", "the source's images and its loss", self._source_losses)
+            self.notes.attempt(
+                found, "of source", "the source's images and its loss", self._source_losses
+            )
         return found | found.pop("of source", {})
 
     def _source_losses(self) -> Record:
         images, labels, rows, split = self.run.source_images()
         if split == "train":
-            self.notes.say("the loss on the source is that of images that it was trained on: fewer than 100 were "
-                           "held out")
+            self.notes.say(
+                "the loss on the source is that of images that it was trained on: fewer than 100 "
+                "were held out"
+            )
         untouched = self.run.config.frozen_denoiser(self.run.untouched_weights, self.device)
-        now, then = (self._errors(d, images, labels, rows, "source") for d in (self.denoiser, untouched))
+        now, then = (
+            self._errors(d, images, labels, rows, "source") for d in (self.denoiser, untouched)
+        )
         change = now._replace(errors=now.errors - then.errors)
-        return {"source": _loss(now), "source_start": _loss(then), "source_change": _mean_error(change)}
+        return {
+            "source": _loss(now),
+            "source_start": _loss(then),
+            "source_change": _mean_error(change),
+        }
 
-    def _errors(self, denoiser: Denoiser, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray,
-                what: str) -> HeldOut:
+    def _errors(
+        self,
+        denoiser: Denoiser,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        rows: np.ndarray,
+        what: str,
+    ) -> HeldOut:
         count, each = grid_of(len(rows), self.draws)
         with tqdm(total=count * each, desc=f"loss on the {what}", unit="image", delay=2) as bar:
             return held_out_errors(denoiser, images, labels, rows, self.draws, bar.update)
 
     def bound(self, count: int, steps: int | None, clip: bool) -> Record:
-        """The variational bound of so many held-out images, evenly spread, each T cut into so many strata;
-        given their classes, where the network knows some, as in losses(). clip: as its samples have it;
-        the mean of a reverse step stays a function of x_t."""
+        """The variational bound of so many held-out images, evenly spread, each T cut into so many
+        strata; given their classes, where the network knows some, as in losses(). clip: as its
+        samples have it; the mean of a reverse step stays a function of x_t."""
         data, _ = self.run.images
         rows = spread(self.reference.rows["test"], count, data.labels)
         schedule = self.denoiser.schedule
@@ -93,12 +111,19 @@ class NetworkMetrics:
     def forgetting(self, generated: ImageFeatures, extractor: FeatureExtractor) -> Record:
         """How far the images and the weights are from the source's."""
         found: Record = {}
-        self.notes.attempt(found, "kid_source", "KID to the source",
-                           lambda: self._kid_to_source(generated, extractor))
+        self.notes.attempt(
+            found,
+            "kid_source",
+            "KID to the source",
+            lambda: self._kid_to_source(generated, extractor),
+        )
         start, now = self.run.start_weights, self.run.weights
         found["weights"] = weight_change(now, start)
         if other := unmatched(now, start):
-            self.notes.say(f"the change of weights leaves out {', '.join(other)}: the start has none of that shape")
+            self.notes.say(
+                f"the change of weights leaves out {', '.join(other)}: the start has none of "
+                "that shape"
+            )
         return found
 
     def _kid_to_source(self, generated: ImageFeatures, extractor: FeatureExtractor) -> Estimate:
@@ -107,27 +132,45 @@ class NetworkMetrics:
         source = ReferenceImages(images, {"train": rows}, None, {"train": sha256_of(about)})
         theirs = extractor.extract_cached(source, "train").features
         ours = generated.features
-        return estimate(kid(ours, theirs), kid_replicates(ours, theirs), min(len(ours), len(theirs)))
+        return estimate(
+            kid(ours, theirs), kid_replicates(ours, theirs), min(len(ours), len(theirs))
+        )
 
 
 def _loss(held_out: HeldOut) -> Record:
     values = held_out.values()
-    return {"loss": _mean_error(held_out), "by_decile": [values.get(f"loss_t{d}") for d in range(10)]}
+    return {
+        "loss": _mean_error(held_out),
+        "by_decile": [values.get(f"loss_t{d}") for d in range(10)],
+    }
 
 
 def _mean_error(held_out: HeldOut) -> Estimate:
-    """With its interval over images: the draws of one image go together, and the t that it has do not
-    count."""
+    """With its interval over images: the draws of one image go together, and the t that it has do
+    not count."""
     value, images = held_out.errors.mean(), int(held_out.image.max()) + 1
     residual = about_the_curve(held_out.errors, held_out.t)
-    total = torch.zeros(images, dtype=torch.float64).index_add_(0, held_out.image, residual - residual.mean())
-    return estimate(value.item(), value + resampled(images, 200, "held-out") @ total / len(residual), images)
+    total = torch.zeros(images, dtype=torch.float64).index_add_(
+        0, held_out.image, residual - residual.mean()
+    )
+    return estimate(
+        value.item(), value + resampled(images, 200, "held-out") @ total / len(residual), images
+    )
 
 
 def _bound(found: Bound, timesteps: Sequence[range]) -> Record:
-    """The bits with their interval over images, and for each stratum of t its length, the mean t drawn in
-    it and what its terms add."""
-    terms = [{"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
-             for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)]
-    bits = estimate(found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",)), len(found.bits))
-    return {"bits": bits, "prior": found.prior.mean().item(), "terms": terms, "images": len(found.bits)}
+    """The bits with their interval over images, and for each stratum of t its length, the mean t
+    drawn in it and what its terms add."""
+    terms = [
+        {"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
+        for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)
+    ]
+    bits = estimate(
+        found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",)), len(found.bits)
+    )
+    return {
+        "bits": bits,
+        "prior": found.prior.mean().item(),
+        "terms": terms,
+        "images": len(found.bits),
+    }

@@ -19,16 +19,35 @@ log = logging.getLogger("evaluate")
 Record = dict[str, Any]
 
 
-def protocol_of(settings: EvaluateSettings, reference: ReferenceImages, sampler: Record, select: str) -> Record:
+def protocol_of(
+    settings: EvaluateSettings, reference: ReferenceImages, sampler: Record, select: str
+) -> Record:
     """select: best, last, or the step that was asked for."""
-    common = {"metrics": settings.wanted, "held_out": reference.held_out, "test": reference.digests.get("test"),
-              "features": settings.features.identity, "perceptual": settings.perceptual.identity}
+    common = {
+        "metrics": settings.wanted,
+        "held_out": reference.held_out,
+        "test": reference.digests.get("test"),
+        "features": settings.features.identity,
+        "perceptual": settings.perceptual.identity,
+    }
     if settings.images:
         return {"images": str(Path(settings.images).expanduser().resolve()), **common}
-    made = {"n": settings.n, "seed": settings.seed, "sampler": sampler, "label": settings.label,
-            "weights": settings.weights, "select": select, "precision": settings.precision}
-    return {**made, **common, "held_out_draws": settings.held_out_draws, "held_out_grid": GRID,
-            "bound": [settings.bound_images, settings.bound_steps]}
+    made = {
+        "n": settings.n,
+        "seed": settings.seed,
+        "sampler": sampler,
+        "label": settings.label,
+        "weights": settings.weights,
+        "select": select,
+        "precision": settings.precision,
+    }
+    return {
+        **made,
+        **common,
+        "held_out_draws": settings.held_out_draws,
+        "held_out_grid": GRID,
+        "bound": [settings.bound_images, settings.bound_steps],
+    }
 
 
 def evaluation_folder(settings: EvaluateSettings, run: Path, protocol: Record) -> Path:
@@ -42,8 +61,8 @@ def evaluation_folder(settings: EvaluateSettings, run: Path, protocol: Record) -
 
 
 def read_evaluation(folder: Path, protocol: Record, run: Path | None) -> Record:
-    """The evaluation that is there, {} where there is none, a damaged one or one of another format. Raises
-    UserError where it is of something else. run: where the folder is not its own."""
+    """The evaluation that is there, {} where there is none, a damaged one or one of another format.
+    Raises UserError where it is of something else. run: where the folder is not its own."""
     try:
         there = read_sealed(folder / EVALUATION, keys=["protocol"], unsealed=True)
         before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
@@ -56,11 +75,18 @@ def read_evaluation(folder: Path, protocol: Record, run: Path | None) -> Record:
     except (OSError, KeyError, TypeError):
         return {}
     if lines := differences(now, before):
-        raise UserError(f"{folder} holds another evaluation (there -> here):\n  " + "\n  ".join(lines)
-                        + "\nGive this one its own out=DIR.")
+        raise UserError(
+            f"{folder} holds another evaluation (there -> here):\n  "
+            + "\n  ".join(lines)
+            + "\nGive this one its own out=DIR."
+        )
     if there.get("version") != VERSION:
-        log.info("%s is of version %s of the format, which is %s now: made again", folder / EVALUATION,
-                 there.get("version"), VERSION)
+        log.info(
+            "%s is of version %s of the format, which is %s now: made again",
+            folder / EVALUATION,
+            there.get("version"),
+            VERSION,
+        )
         return {}
     return there
 
@@ -73,12 +99,16 @@ def _run_of(evaluation: Record) -> str | None:
 
 def lacks_source(evaluation: Record, run: TrainedRun, settings: EvaluateSettings) -> bool:
     """Whether an evaluation was made while the source was gone, which is here now."""
-    found = {"floors": "untouched source" in evaluation.get("floors", {}), "forgetting": "forgetting" in evaluation,
-             "loss": "source_change" in evaluation.get("loss", {})}
+    found = {
+        "floors": "untouched source" in evaluation.get("floors", {}),
+        "forgetting": "forgetting" in evaluation,
+        "loss": "source_change" in evaluation.get("loss", {}),
+    }
     lacking = [name for name, there in found.items() if name in settings.wanted and not there]
     if not run.has_source or not lacking:
         return False
-    if lacking == ["loss"] and not settings.source:  # the source's images alone may always be unknown
+    # the source's images alone may always be unknown
+    if lacking == ["loss"] and not settings.source:
         return False
     try:
         return run.source is not None

@@ -54,14 +54,20 @@ class EvaluateSettings(Settings):
         if unknown := [m for m in self._named if m not in METRICS]:
             raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
         if not self.wanted:
-            raise ValueError(f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of "
-                             f"[{','.join(METRICS)}]; with images= of [{','.join(OF_IMAGES)}].")
+            raise ValueError(
+                f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of "
+                f"[{','.join(METRICS)}]; with images= of [{','.join(OF_IMAGES)}]."
+            )
         if self.checkpoint is None and (self.images is None or self.train is None):
-            raise ValueError("what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or "
-                             "train=DIR test=DIR to compare with.")
+            raise ValueError(
+                "what is to be evaluated? checkpoint=RUN, or images=DIR with checkpoint=RUN or "
+                "train=DIR test=DIR to compare with."
+            )
         if self.checkpoint is not None and (self.train or self.test):
-            raise ValueError("train= and test= are for images= alone: with checkpoint= the images to compare "
-                             "with are the run's.")
+            raise ValueError(
+                "train= and test= are for images= alone: with checkpoint= the images to compare "
+                "with are the run's."
+            )
 
     def _check_numbers(self) -> None:
         for name in ("n", "held_out_draws", "bound_images", "batch_size"):

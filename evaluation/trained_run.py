@@ -1,4 +1,5 @@
-"""A run that has been trained, opened again: its network, its images, what it started from and its source's images."""
+"""A run that has been trained, opened again: its network, its images, what it started from and its
+source's images."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ MOVED = "'overrides=[\"data.path=DIR\"]'"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """checkpoint: of the run. overrides: of the section data, where its images have moved. elsewhere: where
-    its source is, if that moved. cache: of decoded images."""
+    """checkpoint: of the run. overrides: of the section data, where its images have moved.
+    elsewhere: where its source is, if that moved. cache: of decoded images."""
 
     checkpoint: Checkpoint
     which: Which
@@ -74,7 +75,9 @@ class TrainedRun:
                 raise UserError(f"overrides={line}: they are of the run's images, such as {MOVED}.")
         try:
             changes = OmegaConf.from_dotlist(list(self.overrides))
-            merged: Any = OmegaConf.to_container(OmegaConf.merge({"data": self.config.raw["data"]}, changes))
+            merged: Any = OmegaConf.to_container(
+                OmegaConf.merge({"data": self.config.raw["data"]}, changes)
+            )
         except OmegaConfBaseException as error:
             raise UserError(f"overrides={list(self.overrides)}: {error}") from error
         return self.config.with_sections(data=merged["data"]).data
@@ -88,18 +91,32 @@ class TrainedRun:
             self._check_same(reader.fingerprint)
             dataset = open_dataset(data, reader, self.config.seed, self.cache)
         except UserError as error:
-            raise UserError(f"the images of {self.directory}: {error}\nWhere they are: {MOVED}") from error
-        return dataset, [reader.fingerprint, data.height_width, data.channels, data.resample, data.upscale]
+            raise UserError(
+                f"the images of {self.directory}: {error}\nWhere they are: {MOVED}"
+            ) from error
+        return dataset, [
+            reader.fingerprint,
+            data.height_width,
+            data.channels,
+            data.resample,
+            data.upscale,
+        ]
 
     def _check_same(self, fingerprint: str) -> None:
-        """Of other images the split would be another one, with images that were trained on among those held
-        out."""
+        """Of other images the split would be another one, with images that were trained on among
+        those held out."""
         path = self.directory / IDENTITY
-        said = read_json(path, "copy it again from where the run was trained") if path.is_file() else {}
+        said = (
+            read_json(path, "copy it again from where the run was trained")
+            if path.is_file()
+            else {}
+        )
         if said.get("data", {}).get("images", fingerprint) != fingerprint:
-            raise UserError("these are not the images that it was trained on: some were added, removed, renamed or "
-                            "changed since, or another folder was given. Put them back as they were, or judge "
-                            "images=DIR against folders train=DIR test=DIR.")
+            raise UserError(
+                "these are not the images that it was trained on: some were added, removed, "
+                "renamed or changed since, or another folder was given. Put them back as they "
+                "were, or judge images=DIR against folders train=DIR test=DIR."
+            )
 
     @property
     def has_source(self) -> bool:
@@ -107,7 +124,8 @@ class TrainedRun:
 
     @cached_property
     def source(self) -> TrainedWeights:
-        """What the run started from, of a run that had a source. Raises UserError where that is gone."""
+        """What the run started from, of a run that had a source. Raises UserError where that is
+        gone."""
         origin = read_origin(self.directory)
         assert origin is not None, "asked of a run that had a source"
         return source_of(origin, self.config, self.elsewhere)
@@ -119,19 +137,19 @@ class TrainedRun:
 
     @cached_property
     def untouched_weights(self) -> dict[str, Tensor]:
-        """The whole source in the shapes of this run, of a run that had one: what there was to forget,
-        whichever of it the run copied."""
+        """The whole source in the shapes of this run, of a run that had one: what there was to
+        forget, whichever of it the run copied."""
         whole = self.config.raw["source"] | {"include": ["*"], "depth": None, "copy": None}
         return start_of(self.config.with_sections(source=whole), self.source)
 
     def source_images(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, str]:
-        """Images of the source, at this run's size and channels: of its test images, or its validation
-        images, or, where either are fewer than 100, of those it was trained on; at most 2,000, of every
-        class its share, the same for every run.
+        """Images of the source, at this run's size and channels: of its test images, or its
+        validation images, or, where either are fewer than 100, of those it was trained on; at most
+        2,000, of every class its share, the same for every run.
 
         Returns:
-            images [*, H, W, C] uint8; labels as this network knows them, or None for its null class; rows;
-            their split.
+            images [*, H, W, C] uint8; labels as this network knows them, or None for its null
+            class; rows; their split.
         Raises:
             UserError: where the source does not say its images, or they are gone.
         """
@@ -144,10 +162,12 @@ class TrainedRun:
         return theirs.images, labels, rows, split
 
 
-def image_classes(label: int | str | None, known: int, dataset: Dataset) -> int | str | list[int] | None:
-    """The class of each image, a list in turn; None for the null class. label: as in conf/evaluate.yaml.
-    known: to the network, those of its source that it keeps included, which are none of the images' that
-    the generated ones are compared with."""
+def image_classes(
+    label: int | str | None, known: int, dataset: Dataset
+) -> int | str | list[int] | None:
+    """The class of each image, a list in turn; None for the null class. label: as in
+    conf/evaluate.yaml. known: to the network, those of its source that it keeps included, which are
+    none of the images' that the generated ones are compared with."""
     if label == NULL_CLASS:
         return None
     if not known:

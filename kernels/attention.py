@@ -25,11 +25,12 @@ from kernels import configs, reference
 from kernels.launch import INTERPRETED, launch
 from kernels.operators import OPS, define, differentiable
 
+# names of configs
 FORWARD, BACKWARD_KV, BACKWARD_Q = (
     "attention_forward",
     "attention_backward_kv",
     "attention_backward_q",
-)  # names of configs
+)
 HEADS = range(16, 257)  # channels of a head that the kernels hold
 MOST_PROGRAMS = 65535  # of a CUDA grid, along its second and third axis
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

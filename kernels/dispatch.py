@@ -35,10 +35,10 @@ def select(kernels: Kernels, device: torch.device) -> None:
         )
     if kernels == "triton" and not ((device.type == "cuda" and INSTALLED) or INTERPRETED):
         raise UserError(
-            f"kernels=triton: Triton's kernels run on a CUDA device, and this is {device}"
-            f"{'' if INSTALLED else ', and triton is not installed'}. "
-            "kernels=auto takes what runs here. (TRITON_INTERPRET=1 "
-            "in the environment runs them on a CPU, slowly: for tests.)"
+            "kernels=triton: Triton's kernels run on a CUDA device, and this is "
+            f"{device}{'' if INSTALLED else ', and triton is not installed'}. kernels=auto takes "
+            "what runs here. (TRITON_INTERPRET=1 in the environment runs them on a CPU, slowly: "
+            "for tests.)"
         )
     _chosen = kernels
     log.info("kernels: %s", "Triton" if _triton_on(device) else "torch's own")

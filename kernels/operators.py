@@ -22,6 +22,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS = getattr(torch.ops, NAMESPACE)
 # a compiled graph keeps the layouts that its kernels were traced with
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+# of a schema, by annotation
 TYPES = {
     "Tensor": "Tensor",
     "Tensor | None": "Tensor?",
@@ -30,7 +31,7 @@ TYPES = {
     "bool": "bool",
     "str": "str",
     "Act": "str",
-}  # of a schema, by annotation
+}
 
 
 def define(

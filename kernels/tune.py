@@ -305,8 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.names) - set(names()):
         parser.error(
-            f"no such file of configs: {', '.join(sorted(unknown))}; "
-            f"there are {', '.join(names())}."
+            f"no such file of configs: {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(names())}."
         )
     if not chosen.ahead and not torch.cuda.is_available():
         parser.error("there is no CUDA device to time on; --ahead ranks without one.")

@@ -47,6 +47,7 @@ LARGE256: list[Level] = [
     (16, 512, (256, 512)),
     (8, 512, (512,)),
 ]
+# tokens, heads, channels of a head; those of 512 channels are torch's
 ATTENTION = [
     (16, 1, 256),
     (256, 1, 256),
@@ -56,7 +57,7 @@ ATTENTION = [
     (64, 12, 64),
     (256, 9, 64),
     (1024, 6, 64),
-]  # tokens, heads, channels of a head; those of 512 channels are torch's
+]
 
 
 class Work(NamedTuple):

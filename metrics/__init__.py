@@ -1,1 +1,2 @@
-"""Metrics: pure functions of feature matrices [N, D] and of a network's errors, in float64, with their intervals."""
+"""Metrics: pure functions of feature matrices [N, D] and of a network's errors, in float64, with
+their intervals."""

@@ -1,4 +1,5 @@
-"""Intervals: a bootstrap over images, and of several trainings what the seeds and the images change, in one."""
+"""Intervals: a bootstrap over images, and of several trainings what the seeds and the images
+change, in one."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ FEW = 50  # images: below, percentiles of a bootstrap are too narrow
 
 
 class Spread(NamedTuple):
-    """variance: between seeds, of a difference of two strategies. freedom: its degrees of freedom."""
+    """variance: between seeds, of a difference of two strategies. freedom: its degrees of
+    freedom."""
 
     variance: float
     freedom: float
@@ -28,7 +30,8 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Mean:
-    """value: over n trainings. variance: of value, None where nothing tells it; freedom: its degrees of freedom."""
+    """value: over n trainings. variance: of value, None where nothing tells it; freedom: its
+    degrees of freedom."""
 
     value: float
     n: int
@@ -49,15 +52,20 @@ class Mean:
 
 
 def resampled_rows(n: int, draws: int, *key: int | str) -> Tensor:
-    """[draws, n] int64: n rows of range(n) with replacement. A draw is a function of n, key and its number: two models judged on equal
-    numbers of images under one key get the same rows, and their replicates are paired."""
-    return torch.stack([torch.randint(n, (n,), generator=generator(*key, draw)) for draw in range(draws)])
+    """[draws, n] int64: n rows of range(n) with replacement. A draw is a function of n, key and its
+    number: two models judged on equal numbers of images under one key get the same rows, and their
+    replicates are paired."""
+    return torch.stack(
+        [torch.randint(n, (n,), generator=generator(*key, draw)) for draw in range(draws)]
+    )
 
 
 def resampled(n: int, draws: int, *key: int | str) -> Tensor:
     """[draws, n] float64: how often each row is among resampled_rows."""
     rows = resampled_rows(n, draws, *key)
-    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
+    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(
+        1, rows, torch.ones_like(rows, dtype=torch.float64)
+    )
 
 
 def bootstrap_mean(values: Tensor, draws: int = 200, key: Sequence[int | str] = ()) -> Tensor:
@@ -67,18 +75,24 @@ def bootstrap_mean(values: Tensor, draws: int = 200, key: Sequence[int | str] = 
 
 
 def interval(replicates: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap replicates [draws]: (1 - level) / 2 of them lie below it and as many above."""
-    low, high = torch.quantile(_finite(replicates), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    """The percentile interval of bootstrap replicates [draws]: (1 - level) / 2 of them lie below it
+    and as many above."""
+    low, high = torch.quantile(
+        _finite(replicates), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ).tolist()
     return low, high
 
 
-def image_interval(value: float, replicates: Tensor | Sequence[float], images: int,
-                   level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
-    """The interval of one run's value over its images. images: how many the replicates [draws] were drawn from.
+def image_interval(
+    value: float, replicates: Tensor | Sequence[float], images: int, level: float = 0.95
+) -> tuple[float, float] | tuple[None, None]:
+    """The interval of one run's value over its images. images: how many the replicates [draws] were
+    drawn from.
 
-    From FEW images on the percentiles. Below, value +- t s sqrt(images / (images - 1)), with s the standard deviation of the replicates
-    and Student's t of images - 1 degrees: of a mean this is Student's own interval, where the percentiles, which cannot leave the range of
-    the images, hold the truth in 51 (2 images), 65 (3), 83 (5) and 91 (20) of 100. One image tells no interval.
+    From FEW images on the percentiles. Below, value +- t s sqrt(images / (images - 1)), with s the
+    standard deviation of the replicates and Student's t of images - 1 degrees: of a mean this is
+    Student's own interval, where the percentiles, which cannot leave the range of the images, hold
+    the truth in 51 (2 images), 65 (3), 83 (5) and 91 (20) of 100. One image tells no interval.
     """
     if images >= FEW:
         return interval(replicates, level)
@@ -89,25 +103,34 @@ def image_interval(value: float, replicates: Tensor | Sequence[float], images: i
     return value - half, value + half
 
 
-def mean_over(values: Sequence[float], replicates: Sequence[Sequence[float]] = (), images: int | None = None,
-              spread: Spread | None = None) -> Mean:
-    """The mean of one value for each training, with the variance that the trainings and the images add to it.
+def mean_over(
+    values: Sequence[float],
+    replicates: Sequence[Sequence[float]] = (),
+    images: int | None = None,
+    spread: Spread | None = None,
+) -> Mean:
+    """The mean of one value for each training, with the variance that the trainings and the images
+    add to it.
 
-    values [n]. replicates [n, draws]: of each its bootstrap over images, drawn alike for all; () where there is none, and Student's t over
-    the trainings is all, as it is of one image, which tells nothing of others. images: how many were drawn from, the fewest where there
-    are several sets. spread: the variance between trainings (moderated), in place of that of values.
+    values [n]. replicates [n, draws]: of each its bootstrap over images, drawn alike for all; ()
+    where there is none, and Student's t over the trainings is all, as it is of one image, which
+    tells nothing of others. images: how many were drawn from, the fewest where there are several
+    sets. spread: the variance between trainings (moderated), in place of that of values.
 
-    With x_s = mu + b_s + e + e_s (b_s: training s, e: the images, alike for all; e_s: the images, for s alone),
+    With x_s = mu + b_s + e + e_s (b_s: training s, e: the images, alike for all; e_s: the images,
+    for s alone),
         var(mean) = var(e) + var(e_s) / n + var(b_s) / n = I + max(0, S^2 - W) / n,
-    where I is the variance of the replicates' mean, W that of a replicate about this mean, which estimates var(e_s), and S^2 that of
-    values, which estimates var(b_s) + var(e_s). I and W are images / (images - 1) times those of the replicates, as a bootstrap's
-    variance is too small by this. I has images - 1 degrees of freedom, S^2 n - 1 or those of spread, f say, and their sum,
-    after Satterthwaite 1946 (Biometrics Bulletin 2, 110), (A + I)^2 / (A^2 / f + I^2 / (images - 1)) with A = (1 + 2 / f) S^2 / n. His A
-    is S^2 / n, which of one or two degrees is often far too small by chance, and its interval then too narrow: 87 of 100 in place of 95.
+    where I is the variance of the replicates' mean, W that of a replicate about this mean, which
+    estimates var(e_s), and S^2 that of values, which estimates var(b_s) + var(e_s). I and W are
+    images / (images - 1) times those of the replicates, as a bootstrap's variance is too small by
+    this. I has images - 1 degrees of freedom, S^2 n - 1 or those of spread, f say, and their sum,
+    after Satterthwaite 1946 (Biometrics Bulletin 2, 110), (A + I)^2 / (A^2 / f + I^2 / (images -
+    1)) with A = (1 + 2 / f) S^2 / n. His A is S^2 / n, which of one or two degrees is often far too
+    small by chance, and its interval then too narrow: 87 of 100 in place of 95.
 
-    A single training tells nothing of S^2: its variance is I, which is of these weights and not of another training. Of differences that
-    are none the 95% interval holds 0 in 93 to 99 of 100 (tests/test_intervals.py), the fewest where most of the spread is that of the
-    trainings.
+    A single training tells nothing of S^2: its variance is I, which is of these weights and not of
+    another training. Of differences that are none the 95% interval holds 0 in 93 to 99 of 100
+    (tests/test_intervals.py), the fewest where most of the spread is that of the trainings.
     """
     found, n = _finite(values), len(values)
     value, seeds, free = float(found.mean()), 0.0, float(n - 1)
@@ -118,13 +141,21 @@ def mean_over(values: Sequence[float], replicates: Sequence[Sequence[float]] = (
     drawn = torch.stack([_finite(r) for r in replicates])  # [n, draws]
     together = drawn.mean(0)
     larger = images / (images - 1) if images else 1.0
-    of_images, apart = larger * float(together.var()), larger * float((drawn - together).var(1).sum()) / max(1, n - 1)
+    of_images, apart = (
+        larger * float(together.var()),
+        larger * float((drawn - together).var(1).sum()) / max(1, n - 1),
+    )
     variance = of_images + max(0.0, seeds - apart) / n
     known = min(images or drawn.shape[1], drawn.shape[1]) - 1
     if n == 1 or not variance > 0:
         return Mean(value, n, variance, max(1, known))
     seeds *= (1 + 2 / free) / n
-    return Mean(value, n, variance, (seeds + of_images) ** 2 / (seeds**2 / free + of_images**2 / max(1, known)))
+    return Mean(
+        value,
+        n,
+        variance,
+        (seeds + of_images) ** 2 / (seeds**2 / free + of_images**2 / max(1, known)),
+    )
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -133,17 +164,21 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def moderated(own: Mapping[Key, Spread]) -> dict[Key, Spread]:
-    """The variances s^2 of several contrasts, d degrees of freedom each, steadied by one another: Smyth 2004 (Statistical Applications in
-    Genetics and Molecular Biology 3, article 3, sections 3 and 6.2).
+    """The variances s^2 of several contrasts, d degrees of freedom each, steadied by one another:
+    Smyth 2004 (Statistical Applications in Genetics and Molecular Biology 3, article 3, sections 3
+    and 6.2).
 
         s~^2 = (d0 s0^2 + d s^2) / (d0 + d)    with d0 + d degrees of freedom
 
-    d0 and s0^2 by the moments of log s^2: d0 is large where the variances are alike and small where they differ.
+    d0 and s0^2 by the moments of log s^2: d0 is large where the variances are alike and small where
+    they differ.
 
-    Two bounds make it careful, as a few contrasts of two or three seeds tell d0 badly. All of them share a strategy, so that of equal
-    ones any two differences correlate by 1/2 and their s^2 by 1/4: the mean of m has 4 m / (m + 3) times d degrees, and so many the sum
-    d0 + d is at most. And where s^2 is larger than s~^2 it counts with its own d: nothing noisy borrows the calm of others. A variance of
-    0 tells nothing to the others; alone, or beside none that is above 0, each is its own.
+    Two bounds make it careful, as a few contrasts of two or three seeds tell d0 badly. All of them
+    share a strategy, so that of equal ones any two differences correlate by 1/2 and their s^2 by
+    1/4: the mean of m has 4 m / (m + 3) times d degrees, and so many the sum d0 + d is at most. And
+    where s^2 is larger than s~^2 it counts with its own d: nothing noisy borrows the calm of
+    others. A variance of 0 tells nothing to the others; alone, or beside none that is above 0, each
+    is its own.
     """
     told = [s for s in own.values() if s.variance > 0]
     if len(own) < 2 or len(told) < 2:
@@ -156,7 +191,9 @@ def moderated(own: Mapping[Key, Spread]) -> dict[Key, Spread]:
         half0 = trigamma_inverse(between)
         prior, common = 2 * half0, common + special.digamma(half0) - math.log(half0)
     most = 4 * len(told) / (len(told) + 3) - 1
-    return {key: _moderated(s, min(prior, most * s.freedom), math.exp(common)) for key, s in own.items()}
+    return {
+        key: _moderated(s, min(prior, most * s.freedom), math.exp(common)) for key, s in own.items()
+    }
 
 
 def _moderated(own: Spread, d0: float, common: float) -> Spread:
@@ -166,13 +203,16 @@ def _moderated(own: Spread, d0: float, common: float) -> Spread:
 
 def trigamma_inverse(x: float) -> float:
     """The y > 0 with trigamma(y) = x > 0, which lies between 1 / x and 1 / x + 1 / sqrt(x)."""
-    return brentq(lambda y: special.polygamma(1, y) - x, 1 / x, 1 / x + x**-0.5, xtol=1e-15, rtol=1e-15)
+    return brentq(
+        lambda y: special.polygamma(1, y) - x, 1 / x, 1 / x + x**-0.5, xtol=1e-15, rtol=1e-15
+    )
 
 
 def told_apart(differences: Mapping[Key, Mean], level: float = 0.95) -> dict[Key, float]:
-    """Which of several differences are not 0, so that with the probability level none is called so wrongly: Holm 1979 (Scandinavian
-    Journal of Statistics 6, 65). Each with the level at which its interval was asked; of those that are told apart this does not hold 0,
-    of the others it does. What has no interval is left out and not counted."""
+    """Which of several differences are not 0, so that with the probability level none is called so
+    wrongly: Holm 1979 (Scandinavian Journal of Statistics 6, 65). Each with the level at which its
+    interval was asked; of those that are told apart this does not hold 0, of the others it does.
+    What has no interval is left out and not counted."""
     left = {key: d for key, d in differences.items() if d.variance is not None}
     asked: dict[Key, float] = {}
     while left:
@@ -185,29 +225,44 @@ def told_apart(differences: Mapping[Key, Mean], level: float = 0.95) -> dict[Key
 
 
 def is_best(behind: Collection[Mean], level: float = 0.95) -> bool:
-    """Whether the strategy with the lowest value is the best: whether each of the others lies above it by an interval of the difference
-    that does not hold 0. Though the lowest was chosen by the data, no correction is needed: with the probability level no strategy is
-    called best that is not (Gutmann and Maymin 1987, Annals of Statistics 15, 456). behind: the others minus the lowest. Never of a
-    single training each, which tells two networks apart and not two strategies."""
-    return bool(behind) and all(d.variance is not None and d.n > 1 and d.value > 0 and not d.holds_zero(level) for d in behind)
+    """Whether the strategy with the lowest value is the best: whether each of the others lies above
+    it by an interval of the difference that does not hold 0. Though the lowest was chosen by the
+    data, no correction is needed: with the probability level no strategy is called best that is not
+    (Gutmann and Maymin 1987, Annals of Statistics 15, 456). behind: the others minus the lowest.
+    Never of a single training each, which tells two networks apart and not two strategies."""
+    return bool(behind) and all(
+        d.variance is not None and d.n > 1 and d.value > 0 and not d.holds_zero(level)
+        for d in behind
+    )
 
 
 def wilson(count: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of a share, count of n: Wilson 1927 (Journal of the American Statistical Association 22, 209). Not a point at 0 of n."""
+    """The interval of a share, count of n: Wilson 1927 (Journal of the American Statistical
+    Association 22, 209). Not a point at 0 of n."""
     z, share = t_quantile(math.inf, level), count / n
-    middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low = (middle - half) / (1 + z**2 / n) if count else 0.0  # exactly, where rounding would leave a trace
+    middle, half = (
+        share + z**2 / (2 * n),
+        z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)),
+    )
+    # exactly, where rounding would leave a trace
+    low = (middle - half) / (1 + z**2 / n) if count else 0.0
     return low, (middle + half) / (1 + z**2 / n) if count < n else 1.0
 
 
 def share_interval(share: float, low: float, high: float, n: int) -> tuple[float, float]:
-    """[low, high], a bootstrap's of a share of n images; Wilson's where all are alike, as 0 of 60: a bootstrap of them has no width."""
+    """[low, high], a bootstrap's of a share of n images; Wilson's where all are alike, as 0 of 60:
+    a bootstrap of them has no width."""
     return wilson(share * n, n) if low == high else (low, high)
 
 
 def t_quantile(freedom: float, level: float = 0.95) -> float:
-    """The t with P(|T| < t) = level, of Student's distribution with freedom >= 1 degrees, whole or not; inf is the normal one."""
-    return float(special.stdtrit(freedom, (1 + level) / 2) if freedom <= 1e5 else special.ndtri((1 + level) / 2))
+    """The t with P(|T| < t) = level, of Student's distribution with freedom >= 1 degrees, whole or
+    not; inf is the normal one."""
+    return float(
+        special.stdtrit(freedom, (1 + level) / 2)
+        if freedom <= 1e5
+        else special.ndtri((1 + level) / 2)
+    )
 
 
 def _finite(values: Tensor | Sequence[float]) -> Tensor:

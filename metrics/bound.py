@@ -1,4 +1,5 @@
-"""The variational bound of the negative log-likelihood, term by term, in bits per value of 8-bit images."""
+"""The variational bound of the negative log-likelihood, term by term, in bits per value of 8-bit
+images."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from runtime.seeds import generator
 class Bound(NamedTuple):
     """On the CPU, float64. bits = prior + terms.sum(0), [N]: of each image, bits per value.
 
-    prior: [N], L_T. terms: [K, N], what stratum k adds: its length times the term of the one t drawn in it. t: [K, N], those t;
-    t = 1 is the decoder's term.
+    prior: [N], L_T. terms: [K, N], what stratum k adds: its length times the term of the one t
+    drawn in it. t: [K, N], those t; t = 1 is the decoder's term.
     """
 
     bits: Tensor
@@ -28,16 +29,24 @@ class Bound(NamedTuple):
 
 
 def strata(steps: int, count: int) -> list[range]:
-    """1..T cut into count ranges. The terms fall about as 1/t, so t = 1, the decoder's, stands alone, and the others grow as a
-    geometric series. One t drawn evenly in each, times its length, makes an unbiased estimate of the sum over t."""
+    """1..T cut into count ranges. The terms fall about as 1/t, so t = 1, the decoder's, stands
+    alone, and the others grow as a geometric series. One t drawn evenly in each, times its length,
+    makes an unbiased estimate of the sum over t."""
     if not 1 <= count <= steps or (count == 1 and steps > 1):
-        raise ValueError(f"the bound over {steps} steps can be cut into 2 to {steps} strata, not {count}.")
+        raise ValueError(
+            f"the bound over {steps} steps can be cut into 2 to {steps} strata, not {count}."
+        )
     if count == steps:
         return every(steps)
     ends = [1]
     while len(ends) < count:  # each at least one t long
         left = count - len(ends)
-        ends.append(max(ends[-1] + 1, min(round(ends[-1] * (steps / ends[-1]) ** (1 / left)), steps - left + 1)))
+        ends.append(
+            max(
+                ends[-1] + 1,
+                min(round(ends[-1] * (steps / ends[-1]) ** (1 / left)), steps - left + 1),
+            )
+        )
     return [range(first + 1, last + 1) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -51,23 +60,42 @@ def drawn(timesteps: Sequence[range], seeds: Sequence[int]) -> Tensor:
     if all(len(r) == 1 for r in timesteps):
         return torch.tensor([r.start for r in timesteps])[:, None].expand(-1, len(seeds))
     first, length = (torch.tensor([f(r) for r in timesteps]) for f in (lambda r: r.start, len))
-    share = torch.stack([torch.rand(len(timesteps), dtype=torch.float64, generator=generator(seed, "bound", "t")) for seed in seeds], 1)
+    share = torch.stack(
+        [
+            torch.rand(len(timesteps), dtype=torch.float64, generator=generator(seed, "bound", "t"))
+            for seed in seeds
+        ],
+        1,
+    )
     return first[:, None] + (share * length[:, None]).long()
 
 
 def noise_at(t: Tensor, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The noise of each image at its t, a function of (seed, t). [N, *shape] float32"""
-    return torch.stack([torch.randn(*shape, generator=generator(seed, "bound", k)) for k, seed in zip(t.tolist(), seeds, strict=True)])
+    return torch.stack(
+        [
+            torch.randn(*shape, generator=generator(seed, "bound", k))
+            for k, seed in zip(t.tolist(), seeds, strict=True)
+        ]
+    )
 
 
 @torch.no_grad()
-def bound(denoise: Denoise, schedule: NoiseSchedule, x0: Tensor, seeds: Sequence[int], timesteps: Sequence[range] | None = None,
-          on_step: Callable[[], object] = lambda: None) -> Bound:
-    """Eq. 5 of Ho et al. 2020: an upper bound of -log2 p(x0), as the mean over the values of an image.
+def bound(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    seeds: Sequence[int],
+    timesteps: Sequence[range] | None = None,
+    on_step: Callable[[], object] = lambda: None,
+) -> Bound:
+    """Eq. 5 of Ho et al. 2020: an upper bound of -log2 p(x0), as the mean over the values of an
+    image.
 
-    x0: [N, C, H, W] in [-1, 1] on the grid of 256 levels, one batch, on the schedule's device; the bits are those of the 8-bit values.
-    seeds: one for each image, which decides its noise and, where timesteps are strata() of 1..T, its t, whatever the batch.
-    timesteps: None for every t, which takes T evaluations of the network. on_step: called before each; it may raise, to stop.
+    x0: [N, C, H, W] in [-1, 1] on the grid of 256 levels, one batch, on the schedule's device; the
+    bits are those of the 8-bit values. seeds: one for each image, which decides its noise and,
+    where timesteps are strata() of 1..T, its t, whatever the batch. timesteps: None for every t,
+    which takes T evaluations of the network. on_step: called before each; it may raise, to stop.
     """
     if len(seeds) != len(x0):
         raise ValueError(f"{len(x0)} images and {len(seeds)} seeds: each image needs one.")

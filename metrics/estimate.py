@@ -10,12 +10,14 @@ from torch import Tensor
 from metrics.bootstrap import image_interval
 
 EVALUATION, VERSION = "evaluation.json", 2  # the file, and its format
-GRID = 2  # of the held-out loss: raise when the same rows and draws give other triples of image, t and noise
+# of the held-out loss: raise when the same rows and draws give other triples of image, t and noise
+GRID = 2
 
 
 class Estimate(TypedDict):
-    """value: of all images. low, high: the 95% interval over images, None of a single one. replicates: of the bootstrap, to pair with
-    another model's. images: from how many they were drawn, the fewest where there are several sets."""
+    """value: of all images. low, high: the 95% interval over images, None of a single one.
+    replicates: of the bootstrap, to pair with another model's. images: from how many they were
+    drawn, the fewest where there are several sets."""
 
     value: float
     low: float | None
@@ -25,9 +27,15 @@ class Estimate(TypedDict):
 
 
 def estimate(value: float, replicates: Tensor, images: int) -> Estimate:
-    """replicates [draws], finite; kept to 6 significant digits. ValueError where anything is NaN or infinite."""
+    """replicates [draws], finite; kept to 6 significant digits. ValueError where anything is NaN or
+    infinite."""
     low, high = image_interval(value, replicates, images)
     if not math.isfinite(value):
         raise ValueError(f"An estimate needs a finite number, not {value}.")
-    return {"value": float(value), "low": low, "high": high, "replicates": [float(f"{r:.6g}") for r in replicates.tolist()],
-            "images": images}
+    return {
+        "value": float(value),
+        "low": low,
+        "high": high,
+        "replicates": [float(f"{r:.6g}") for r in replicates.tolist()],
+        "images": images,
+    }

@@ -1,4 +1,5 @@
-"""The Fréchet distance of two feature matrices: FID, where the features are those of FID's Inception."""
+"""The Fréchet distance of two feature matrices: FID, where the features are those of FID's
+Inception."""
 
 from __future__ import annotations
 
@@ -14,30 +15,40 @@ POINTS = 15  # sizes of the extrapolation
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of x [N, D] and y [M, D], in squared units of the features; >= 0.
+    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of x [N, D] and y [M, D], in squared units
+    of the features; >= 0.
 
-    Heusel et al. 2017, eq. 6; covariances over N - 1, as in their code. Right for singular covariances. Biased upwards by about
-    c / N, where c depends on the model too: compare at equal N only. UserError: fewer than 2 rows, NaN, unequal widths.
+    Heusel et al. 2017, eq. 6; covariances over N - 1, as in their code. Right for singular
+    covariances. Biased upwards by about c / N, where c depends on the model too: compare at equal N
+    only. UserError: fewer than 2 rows, NaN, unequal widths.
     """
     check_pair(x, y)
     return _distance_to(y)(x)
 
 
 def frechet_infinity(x: Tensor, y: Tensor, key: Sequence[int | str] = ()) -> float:
-    """The Fréchet distance that x [N, D] would have for N to infinity; Chong and Forsyth 2020, section 3: a least-squares line in 1 / N.
+    """The Fréchet distance that x [N, D] would have for N to infinity; Chong and Forsyth 2020,
+    section 3: a least-squares line in 1 / N.
 
-    Through 15 sizes spread evenly from N / 2 to N, the rows of each drawn without replacement, a function of key and N. (They start at
-    N / 10, 5,000 of 50,000 images. On fewer the distance is no line in 1 / N from there: of two Gaussians of 64 features 0.67 apart,
-    500 images give -0.75 on average from N / 10, 0.68 from N / 2 and 3.2 plainly.) May fall below 0 where the truth is near it. The
-    bias of y's own size stays, and where N is not above the number of directions that vary alike the line misses the truth still:
-    compare at equal N. UserError as for frechet_distance, and where N < 30.
+    Through 15 sizes spread evenly from N / 2 to N, the rows of each drawn without replacement, a
+    function of key and N. (They start at N / 10, 5,000 of 50,000 images. On fewer the distance is
+    no line in 1 / N from there: of two Gaussians of 64 features 0.67 apart, 500 images give -0.75
+    on average from N / 10, 0.68 from N / 2 and 3.2 plainly.) May fall below 0 where the truth is
+    near it. The bias of y's own size stays, and where N is not above the number of directions that
+    vary alike the line misses the truth still: compare at equal N. UserError as for
+    frechet_distance, and where N < 30.
     """
     check_pair(x, y)
     check_features(x, JUDGED, least=2 * POINTS)
     distance = _distance_to(y)
     sizes = torch.linspace(len(x) // 2, len(x), POINTS).round().long().tolist()
-    drawn = [torch.randperm(len(x), generator=generator(*key, "frechet_infinity", size))[:size] for size in sizes]
-    distances = torch.tensor([distance(x[rows.to(x.device)]) for rows in drawn], dtype=torch.float64)
+    drawn = [
+        torch.randperm(len(x), generator=generator(*key, "frechet_infinity", size))[:size]
+        for size in sizes
+    ]
+    distances = torch.tensor(
+        [distance(x[rows.to(x.device)]) for rows in drawn], dtype=torch.float64
+    )
     inverse = 1 / torch.tensor(sizes, dtype=torch.float64)
     centred = inverse - inverse.mean()
     slope = (centred * distances).sum() / centred.square().sum()
@@ -47,8 +58,9 @@ def frechet_infinity(x: Tensor, y: Tensor, key: Sequence[int | str] = ()) -> flo
 def _distance_to(y: Tensor) -> Callable[[Tensor], float]:
     """x -> the Fréchet distance of x and y, with y's part computed once.
 
-    C_y = R^T R with R of the QR decomposition of y. C_x C_y has the eigenvalues of R C_x R^T, the covariance of x R^T, beside zeros: it
-    is symmetric, so that no root of a matrix is needed, and of min(N, M, D) rows.
+    C_y = R^T R with R of the QR decomposition of y. C_x C_y has the eigenvalues of R C_x R^T, the
+    covariance of x R^T, beside zeros: it is symmetric, so that no root of a matrix is needed, and
+    of min(N, M, D) rows.
     """
     y = y.double()
     mean = y.mean(0)
@@ -61,7 +73,9 @@ def _distance_to(y: Tensor) -> Callable[[Tensor], float]:
         seen = centred @ root.T  # [N, min(M, D)]
         product = seen @ seen.T if len(seen) < seen.shape[1] else seen.T @ seen
         roots = torch.linalg.eigvalsh(product).clamp(min=0).sqrt()
-        squared = (x.mean(0) - mean).square().sum() + centred.square().sum() + trace - 2 * roots.sum()
+        squared = (
+            (x.mean(0) - mean).square().sum() + centred.square().sum() + trace - 2 * roots.sum()
+        )
         return max(0.0, float(squared))
 
     return distance

@@ -1,4 +1,5 @@
-"""Held-out loss: the squared error of the predicted noise on images that training does not see, by decile of t."""
+"""Held-out loss: the squared error of the predicted noise on images that training does not see, by
+decile of t."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ CHUNK = 64
 class HeldOut(NamedTuple):
     """Draw by draw, on the CPU; the k-th draw of two denoisers is of the same image, t and noise.
 
-    errors: [draws] float64, in units of noise. t: [draws] in 1..T. image: [draws], which of those drawn. steps: T.
+    errors: [draws] float64, in units of noise. t: [draws] in 1..T. image: [draws], which of those
+    drawn. steps: T.
     """
 
     errors: Tensor
@@ -34,23 +36,36 @@ class HeldOut(NamedTuple):
         return (self.t - 1) * 10 // self.steps
 
     def values(self) -> dict[str, float]:
-        """{"loss": mean over t, "loss_t0" .. "loss_t9": by decile of t}; a decile that no draw fell into is left out."""
-        by_decile = {f"loss_t{d}": self.errors[self.decile == d].mean().item() for d in range(10) if bool((self.decile == d).any())}
+        """{"loss": mean over t, "loss_t0" .. "loss_t9": by decile of t}; a decile that no draw fell
+        into is left out."""
+        by_decile = {
+            f"loss_t{d}": self.errors[self.decile == d].mean().item()
+            for d in range(10)
+            if bool((self.decile == d).any())
+        }
         return {"loss": self.errors.mean().item()} | by_decile
 
 
 @torch.no_grad()
-def held_out_errors(denoiser: Denoiser, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, draws: int,
-                    on_chunk: Callable[[int], object] = lambda drawn: None) -> HeldOut:
+def held_out_errors(
+    denoiser: Denoiser,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    rows: np.ndarray,
+    draws: int,
+    on_chunk: Callable[[int], object] = lambda drawn: None,
+) -> HeldOut:
     """On a fixed grid of (image, t, noise) triples, the same for every run on the same rows.
 
-    Images are spread evenly over the rows, class by class where there are labels, a quarter as many as draws or all rows where there
-    are fewer. Each has the same number of t, four or a multiple, one in each of so many equal parts of 1..T, and over all images
-    the t are even over 1..T. draws is the number of triples, rounded down to what that allows, and at least 4.
+    Images are spread evenly over the rows, class by class where there are labels, a quarter as many
+    as draws or all rows where there are fewer. Each has the same number of t, four or a multiple,
+    one in each of so many equal parts of 1..T, and over all images the t are even over 1..T. draws
+    is the number of triples, rounded down to what that allows, and at least 4.
 
-    In units of noise whatever the network predicts; 1 is what predicting 0 would give. denoiser: in eval mode. images: [*, H, W, C]
-    uint8. labels: [*] of all images, None for the null class, as for images of a domain whose classes the network does not have.
-    on_chunk: told before each batch how many triples it has.
+    In units of noise whatever the network predicts; 1 is what predicting 0 would give. denoiser: in
+    eval mode. images: [*, H, W, C] uint8. labels: [*] of all images, None for the null class, as
+    for images of a domain whose classes the network does not have. on_chunk: told before each batch
+    how many triples it has.
     """
     T, device = denoiser.schedule.steps, denoiser.schedule.alpha_bar.device
     count, each = grid_of(len(rows), draws)
@@ -70,12 +85,13 @@ def held_out_errors(denoiser: Denoiser, images: np.ndarray, labels: np.ndarray |
 
 
 def about_the_curve(errors: Tensor, t: Tensor, window: int = 17) -> Tensor:
-    """[draws]: what each error adds to the mean error at its t, so what the image and the noise do: the grid is even in t, and which t an
-    image has says nothing of the images.
+    """[draws]: what each error adds to the mean error at its t, so what the image and the noise do:
+    the grid is even in t, and which t an image has says nothing of the images.
 
-    The mean is the line through the nearest `window` errors in the order of t (local linear regression, Cleveland 1979), and a residual
-    is scaled by 1 / sqrt(1 - h), h the weight of an error in its own mean. Linear in errors: the residuals of a difference of two runs
-    are the difference of their residuals.
+    The mean is the line through the nearest `window` errors in the order of t (local linear
+    regression, Cleveland 1979), and a residual is scaled by 1 / sqrt(1 - h), h the weight of an
+    error in its own mean. Linear in errors: the residuals of a difference of two runs are the
+    difference of their residuals.
     """
     order, draws = t.argsort(stable=True), len(t)
     window = min(window, draws - 1 + draws % 2)
@@ -83,7 +99,9 @@ def about_the_curve(errors: Tensor, t: Tensor, window: int = 17) -> Tensor:
         return errors - errors.mean()
     y, first = errors[order], (torch.arange(draws) - window // 2).clamp(0, draws - window)
     near = first[:, None] + torch.arange(window)
-    x = (near - torch.arange(draws)[:, None]).double()  # the rank of t, from that of the error itself
+    x = (
+        near - torch.arange(draws)[:, None]
+    ).double()  # the rank of t, from that of the error itself
     centre = x.mean(1, keepdim=True)
     spread_of_x = (x - centre).square().sum(1)
     slope = ((x - centre) * y[near]).sum(1) / spread_of_x
@@ -99,6 +117,10 @@ def grid_of(rows: int, draws: int) -> tuple[int, int]:
 
 
 def stratified(images: int, each: int, T: int) -> Tensor:
-    """[images, each] t: an even grid over 1..T cut into `each` parts, of which every image has one t at random without replacement."""
-    places = torch.stack([torch.randperm(images, generator=generator("held-out t", part)) for part in range(each)], dim=1)
+    """[images, each] t: an even grid over 1..T cut into `each` parts, of which every image has one
+    t at random without replacement."""
+    places = torch.stack(
+        [torch.randperm(images, generator=generator("held-out t", part)) for part in range(each)],
+        dim=1,
+    )
     return 1 + (2 * (torch.arange(each) * images + places) + 1) * T // (2 * images * each)

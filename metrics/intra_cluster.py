@@ -1,4 +1,5 @@
-"""Diversity around the training images: whether a model draws variants of them or repeats itself."""
+"""Diversity around the training images: whether a model draws variants of them or repeats
+itself."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from metrics.distances import chunks
 
 
 class Intra(NamedTuple):
-    """mean: squared distance, None where no cluster is occupied. clusters: training images; occupied: those with two images or more, over
-    which the mean is. sizes: [clusters] generated images of each."""
+    """mean: squared distance, None where no cluster is occupied. clusters: training images;
+    occupied: those with two images or more, over which the mean is. sizes: [clusters] generated
+    images of each."""
 
     mean: float | None
     clusters: int
@@ -22,8 +24,9 @@ class Intra(NamedTuple):
 
 
 def intra_distance(generated: Tensor, train: Tensor) -> Intra:
-    """Each row of generated [N, D] joins its nearest row of train [M, D] (the first, if several); the mean squared distance of pairs in a
-    cluster, averaged over the occupied clusters. Ojha et al. 2021, section 4: Intra-LPIPS, in features whose squared distance is LPIPS.
+    """Each row of generated [N, D] joins its nearest row of train [M, D] (the first, if several);
+    the mean squared distance of pairs in a cluster, averaged over the occupied clusters. Ojha et
+    al. 2021, section 4: Intra-LPIPS, in features whose squared distance is LPIPS.
 
     Lower is less diverse; 0 for a memoriser. UserError: no rows, NaN, unequal widths.
     """
@@ -31,5 +34,9 @@ def intra_distance(generated: Tensor, train: Tensor) -> Intra:
     nearest = torch.cat([distances.argmin(1) for _, distances in chunks(generated, train)])
     sizes = torch.bincount(nearest, minlength=len(train)).tolist()
     # Over the pairs of n rows, mean |a - b|^2 = 2 tr C, with their covariance C over n - 1.
-    means = [2 * float(generated[nearest == row].double().var(0).sum()) for row, size in enumerate(sizes) if size > 1]
+    means = [
+        2 * float(generated[nearest == row].double().var(0).sum())
+        for row, size in enumerate(sizes)
+        if size > 1
+    ]
     return Intra(sum(means) / len(means) if means else None, len(train), len(means), sizes)

@@ -1,4 +1,5 @@
-"""KID: the squared maximum mean discrepancy of two feature matrices under a cubic kernel, and its bootstrap."""
+"""KID: the squared maximum mean discrepancy of two feature matrices under a cubic kernel, and its
+bootstrap."""
 
 from __future__ import annotations
 
@@ -13,20 +14,24 @@ from metrics.distances import slices
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """The unbiased MMD^2 of x [N, D] and y [M, D] under k(a, b) = (a.b / D + 1)^3, over all pairs; Binkowski et al. 2018, section 4.
+    """The unbiased MMD^2 of x [N, D] and y [M, D] under k(a, b) = (a.b / D + 1)^3, over all pairs;
+    Binkowski et al. 2018, section 4.
 
-    0 on average where both come from one distribution, so it may fall below 0. UserError: fewer than 2 rows, NaN, unequal widths.
+    0 on average where both come from one distribution, so it may fall below 0. UserError: fewer
+    than 2 rows, NaN, unequal widths.
     """
     check_pair(x, y)
     return float(_mmd(x, y, torch.ones(1, len(x)), torch.ones(1, len(y))))
 
 
 def kid_replicates(x: Tensor, y: Tensor, draws: int = 200, key: Sequence[int | str] = ()) -> Tensor:
-    """[draws] float64, on the CPU: kid with the rows of x and of y resampled, pairs of one and the same row left out.
+    """[draws] float64, on the CPU: kid with the rows of x and of y resampled, pairs of one and the
+    same row left out.
 
-    The counts of x are a function of key and N, those of y of key and M: replicates of two models with as many images each, on the same
-    y, are paired. Of Gaussians that differ clearly their 95% interval holds the truth 93 to 95 times of 100; nearer to equality it is
-    wider than it need be, up to 3 times in variance. UserError as for kid.
+    The counts of x are a function of key and N, those of y of key and M: replicates of two models
+    with as many images each, on the same y, are paired. Of Gaussians that differ clearly their 95%
+    interval holds the truth 93 to 95 times of 100; nearer to equality it is wider than it need be,
+    up to 3 times in variance. UserError as for kid.
     """
     check_pair(x, y)
     return _mmd(x, y, _counts(len(x), draws, *key, "x"), _counts(len(y), draws, *key, "y")).cpu()
@@ -42,7 +47,8 @@ def _counts(n: int, draws: int, *key: int | str) -> Tensor:
 
 
 def _mmd(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """[draws]: x[i] taken a[draw, i] times, y[j] taken b[draw, j] times; for counts of 1 the unbiased estimate."""
+    """[draws]: x[i] taken a[draw, i] times, y[j] taken b[draw, j] times; for counts of 1 the
+    unbiased estimate."""
     x, y, a, b = x.double(), y.double(), a.to(x.device).double(), b.to(y.device).double()
     return _within(x, a) + _within(y, b) - 2 * _sum(x, y, a, b) / (len(x) * len(y))
 

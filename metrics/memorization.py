@@ -1,4 +1,5 @@
-"""Whether generated images are copies of training images: distances to the nearest ones, against those of images nobody trained on.
+"""Whether generated images are copies of training images: distances to the nearest ones, against
+those of images nobody trained on.
 
 What is a sign of copying is said here, by near_sign and copy_sign, and nowhere else.
 """
@@ -21,7 +22,9 @@ from runtime.errors import UserError
 from runtime.seeds import generator
 
 Key = Sequence[int | str]
-FEW = 20  # generated or test images of a cell below which C_T does not judge it; the authors' tau is 20 / (generated images)
+# generated or test images of a cell below which C_T does not judge it; the authors' tau is 20 /
+# (generated images)
+FEW = 20
 IN_CELL = 50  # of each kind of image, at least, on the average of the cells
 CELLS = 10  # at most
 NEAR, COPIED = 0.5, 0.05  # rho below the first is copying, and a share of copies above the second
@@ -36,9 +39,13 @@ class Nearest(NamedTuple):
 
 
 def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
-    """The k nearest rows of train [M, D] to each row of x [N, D], Euclidean; 0 exactly where they are equal."""
+    """The k nearest rows of train [M, D] to each row of x [N, D], Euclidean; 0 exactly where they
+    are equal."""
     if not 1 <= k <= len(train):
-        raise UserError(f"the {k} nearest training images cannot be told: there {'is' if len(train) == 1 else 'are'} {len(train)}.")
+        raise UserError(
+            f"the {k} nearest training images cannot be told: there "
+            f"{'is' if len(train) == 1 else 'are'} {len(train)}."
+        )
     found = [distances.topk(k, largest=False) for _, distances in chunks(x, train)]
     return Nearest(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
 
@@ -47,15 +54,21 @@ def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
 
 
 def rho(generated: Tensor, test: Tensor) -> float:
-    """The median distance of generated images to their nearest training image [N], over that of test images [T]: about 1 where the
-    generated ones are as new as test images are, 0 where they are copies. Raises UserError where half of the test images are copies."""
-    return _ratio(*(weighted_median(values, torch.ones(1, len(values))) for values in (generated, test))).item()
+    """The median distance of generated images to their nearest training image [N], over that of
+    test images [T]: about 1 where the generated ones are as new as test images are, 0 where they
+    are copies. Raises UserError where half of the test images are copies."""
+    return _ratio(
+        *(weighted_median(values, torch.ones(1, len(values))) for values in (generated, test))
+    ).item()
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
     if not (below > 0).all():
-        raise UserError("rho is not defined: about half of the test images or more are at distance 0 of a training image. Are they among "
-                        "the training images? Duplicates should be on one side of the split.")
+        raise UserError(
+            "rho is not defined: about half of the test images or more are at distance 0 of a "
+            "training image. Are they among the training images? Duplicates should be on one side "
+            "of the split."
+        )
     return above / below
 
 
@@ -65,19 +78,24 @@ def median(values: Tensor) -> float:
 
 
 def weighted_median(values: Tensor, counts: Tensor) -> Tensor:
-    """The median of values [N] where value n comes counts[d, n] times. counts: [draws, N] whole numbers -> [draws] float64."""
+    """The median of values [N] where value n comes counts[d, n] times. counts: [draws, N] whole
+    numbers -> [draws] float64."""
     values, order = values.double().sort()
     upto = counts.to(values).index_select(1, order).cumsum(1)
     total = upto[:, -1:]
-    middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], 1)  # places, counted from 0
+    # places, counted from 0
+    middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], 1)
     return values[torch.searchsorted(upto, middle, right=True)].mean(1)
 
 
 def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200, key: Key = ()) -> Tensor:
-    """A bootstrap of rho over both sets of images, [draws]; that of two generators on the same test images, each with N images, is
-    paired. Raises UserError where rho is not defined in one of them."""
-    above, below = (weighted_median(values.cpu(), resampled(len(values), draws, *key, which))
-                    for which, values in (("generated", generated), ("test", test)))
+    """A bootstrap of rho over both sets of images, [draws]; that of two generators on the same test
+    images, each with N images, is paired. Raises UserError where rho is not defined in one of them.
+    """
+    above, below = (
+        weighted_median(values.cpu(), resampled(len(values), draws, *key, which))
+        for which, values in (("generated", generated), ("test", test))
+    )
     return _ratio(above, below)
 
 
@@ -85,8 +103,9 @@ def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200, key: Key =
 
 
 def copies(near: Nearest, ratio: float = 1 / 3) -> Tensor:
-    """Which images are copies: so much nearer to one training image than to the next, d1 <= ratio d2; Yoon et al. 2023, on pixels. [N]
-    bool. An image at 0 from both is one: what it copies is there twice."""
+    """Which images are copies: so much nearer to one training image than to the next, d1 <= ratio
+    d2; Yoon et al. 2023, on pixels. [N] bool. An image at 0 from both is one: what it copies is
+    there twice."""
     d1, d2 = near.distances[:, 0], near.distances[:, 1]
     return d1 <= ratio * d2
 
@@ -107,21 +126,29 @@ class Band(NamedTuple):
 
 
 def near_sign(rho: Band, untouched: Band | None) -> bool:
-    """Whether half of the images or more are nearer to training images than new images are: the interval of rho lies below 0.5, and below
-    the rho of the untouched source, which saw none of them (None where there is none). Images that are a little bland are nearer to all
-    others, by some hundredths; C_T, the same distances as a z that grows with the number of images, calls them copies and is no sign."""
+    """Whether half of the images or more are nearer to training images than new images are: the
+    interval of rho lies below 0.5, and below the rho of the untouched source, which saw none of
+    them (None where there is none). Images that are a little bland are nearer to all others, by
+    some hundredths; C_T, the same distances as a z that grows with the number of images, calls them
+    copies and is no sign."""
     return rho.high is not None and rho.high < min(NEAR, untouched.value if untouched else NEAR)
 
 
 def innocent_share(test: Band | None, untouched: Band | None) -> float:
-    """The share of copies that is no sign yet: 5%, or what images come to that copy nothing, the test images and the untouched source's.
-    Of few test images it is high: 26% of 11 of which none looks like a copy."""
-    return max([COPIED, *(band.value if band.high is None else band.high for band in (test, untouched) if band)])
+    """The share of copies that is no sign yet: 5%, or what images come to that copy nothing, the
+    test images and the untouched source's. Of few test images it is high: 26% of 11 of which none
+    looks like a copy."""
+    return max(
+        [
+            COPIED,
+            *(band.value if band.high is None else band.high for band in (test, untouched) if band),
+        ]
+    )
 
 
 def copy_sign(share: Band, test: Band | None, untouched: Band | None) -> bool:
-    """Whether some of the images are copies by pixels, be it a part of them, which a median does not show: the interval of their share lies
-    above innocent_share."""
+    """Whether some of the images are copies by pixels, be it a part of them, which a median does
+    not show: the interval of their share lies above innocent_share."""
     return share.low is not None and share.low > innocent_share(test, untouched)
 
 
@@ -129,19 +156,25 @@ def copy_sign(share: Band, test: Band | None, untouched: Band | None) -> bool:
 
 
 def c_t(generated: Tensor, test: Tensor, train: Tensor, key: Key = ()) -> float:
-    """Meehan, Chaudhuri and Dasgupta 2020: whether generated images lie nearer to the training images than test images do, in standard
-    deviations. Far below 0: copying; about 0: as test images; far above 0: away from the data.
+    """Meehan, Chaudhuri and Dasgupta 2020: whether generated images lie nearer to the training
+    images than test images do, in standard deviations. Far below 0: copying; about 0: as test
+    images; far above 0: away from the data.
 
-    The Mann-Whitney z of the distances in each cell of a k-means of the training images, weighted by its share of the test images; cells
-    with fewer than 20 generated or test images do not count, and with few images all is one cell. Distances are to all training images.
+    The Mann-Whitney z of the distances in each cell of a k-means of the training images, weighted
+    by its share of the test images; cells with fewer than 20 generated or test images do not count,
+    and with few images all is one cell. Distances are to all training images.
     """
     ours, theirs = (nearest(x, train, 1).distances[:, 0] for x in (generated, test))
-    centres = k_means(train, max(1, min(CELLS, min(len(generated), len(test), len(train)) // IN_CELL)), key)
+    centres = k_means(
+        train, max(1, min(CELLS, min(len(generated), len(test), len(train)) // IN_CELL)), key
+    )
     cell_of_ours, cell_of_theirs = (nearest(x, centres, 1).rows[:, 0] for x in (generated, test))
     return over_cells(ours, cell_of_ours, theirs, cell_of_theirs, len(centres))
 
 
-def over_cells(generated: Tensor, generated_cell: Tensor, test: Tensor, test_cell: Tensor, cells: int) -> float:
+def over_cells(
+    generated: Tensor, generated_cell: Tensor, test: Tensor, test_cell: Tensor, cells: int
+) -> float:
     """C_T from the distances [N], [T] and the cell of each image in 0..cells - 1."""
     scores, weights = [], []
     for cell in range(cells):
@@ -155,7 +188,8 @@ def over_cells(generated: Tensor, generated_cell: Tensor, test: Tensor, test_cel
 
 
 def mann_whitney(x: Tensor, y: Tensor) -> float:
-    """The z of the Mann-Whitney U of x [n] over y [m], corrected for ties; below 0 where x is the smaller. 0 where all are equal."""
+    """The z of the Mann-Whitney U of x [n] over y [m], corrected for ties; below 0 where x is the
+    smaller. 0 where all are equal."""
     from scipy.stats import rankdata, tiecorrect  # takes half a second
 
     n, m = len(x), len(y)
@@ -166,15 +200,17 @@ def mann_whitney(x: Tensor, y: Tensor) -> float:
 
 
 def k_means(x: Tensor, k: int, key: Key = (), steps: int = 100) -> Tensor:
-    """Centres [k, D], or fewer where x [N, D] has fewer different rows: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd's steps
-    until nothing moves."""
+    """Centres [k, D], or fewer where x [N, D] has fewer different rows: k-means++ (Arthur and
+    Vassilvitskii 2007), then Lloyd's steps until nothing moves."""
     x, draw = x.double(), generator(*key, "k-means")
     centres = x[torch.randint(len(x), (1,), generator=draw).to(x.device)]
     while len(centres) < k:
         weight = nearest(x, centres, 1).distances[:, 0].square()
         if not weight.sum() > 0:
             break
-        centres = torch.cat([centres, x[torch.multinomial(weight.cpu(), 1, generator=draw).to(x.device)]])
+        centres = torch.cat(
+            [centres, x[torch.multinomial(weight.cpu(), 1, generator=draw).to(x.device)]]
+        )
     for _ in range(steps if k > 1 else 0):
         cell = nearest(x, centres, 1).rows[:, 0]
         member = F.one_hot(cell, len(centres)).T.double()  # [k, N]
@@ -190,16 +226,18 @@ def k_means(x: Tensor, k: int, key: Key = (), steps: int = 100) -> Tensor:
 
 
 def authentic(generated: Nearest, train: Tensor) -> Tensor:
-    """Which generated images are new: farther from their nearest training image than that one is from its own nearest; Alaa et al. 2022,
-    section 3.3. [N] bool"""
-    asked, which = generated.rows[:, 0].unique(return_inverse=True)  # fewer than all of a large training set
-    between = nearest(train[asked], train, 2).distances[:, 1]  # the first is the image itself, or its duplicate
+    """Which generated images are new: farther from their nearest training image than that one is
+    from its own nearest; Alaa et al. 2022, section 3.3. [N] bool"""
+    # fewer than all of a large training set
+    asked, which = generated.rows[:, 0].unique(return_inverse=True)
+    # the first is the image itself, or its duplicate
+    between = nearest(train[asked], train, 2).distances[:, 1]
     return generated.distances[:, 0] > between[which]
 
 
 def authentic_share(generated: Tensor, train: Tensor) -> float:
-    """0 for copies. What images that nobody trained on come to depends on the data (0.8 for 2,000 to 1,000 normal vectors of 64 values):
-    compare with the test images' own."""
+    """0 for copies. What images that nobody trained on come to depends on the data (0.8 for 2,000
+    to 1,000 normal vectors of 64 values): compare with the test images' own."""
     return authentic(nearest(generated, train, 1), train).double().mean().item()
 
 
@@ -207,12 +245,14 @@ def authentic_share(generated: Tensor, train: Tensor) -> float:
 
 
 def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) -> dict[str, Any]:
-    """Everything above on feature matrices, for evaluation.json. What the images do not allow is absent, and "notes" says why.
+    """Everything above on feature matrices, for evaluation.json. What the images do not allow is
+    absent, and "notes" says why.
 
-    {"rho", "copy_share", "authentic_share": Estimate, "copy_share_test": {"value", "low", "high"}, "c_t", "median_distance",
-    "nearest_test": float, "notes": [str]}
-    median_distance: of generated images to their nearest training image; nearest_test: of test images. copy_share_test: how many of the
-    test images the copy share would call copies, with Wilson's interval: what images that are none come to.
+    {"rho", "copy_share", "authentic_share": Estimate, "copy_share_test": {"value", "low", "high"},
+    "c_t", "median_distance", "nearest_test": float, "notes": [str]}
+    median_distance: of generated images to their nearest training image; nearest_test: of test
+    images. copy_share_test: how many of the test images the copy share would call copies, with
+    Wilson's interval: what images that are none come to.
     """
     check_features(generated, "the generated images", least=1)
     check_features(train, "the training images", least=1)
@@ -220,14 +260,22 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) 
     near = nearest(generated, train, min(2, len(train)))
     result["median_distance"] = median(near.distances[:, 0])
     if len(train) > 1:
-        for name, flags in (("copy_share", copies(near)), ("authentic_share", authentic(near, train))):
+        for name, flags in (
+            ("copy_share", copies(near)),
+            ("authentic_share", authentic(near, train)),
+        ):
             flags = flags.double().cpu()
-            found = estimate(flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags))
+            found = estimate(
+                flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags)
+            )
             if (low := found["low"]) is not None and (high := found["high"]) is not None:
                 found["low"], found["high"] = share_interval(found["value"], low, high, len(flags))
             result[name] = found
     else:
-        result["notes"].append("copy share and AuthPct are left out: they compare two training images, and there is one")
+        result["notes"].append(
+            "copy share and AuthPct are left out: they compare two training images, and there "
+            "is one"
+        )
     if not len(test):
         result["notes"].append("rho and C_T are left out: there are no test images to compare with")
         return result
@@ -241,7 +289,11 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) 
     result["c_t"] = c_t(generated, test, train, key)
     try:
         ours = near.distances[:, 0]
-        result["rho"] = estimate(rho(ours, distances), rho_replicates(ours, distances, key=key), min(len(ours), len(distances)))
+        result["rho"] = estimate(
+            rho(ours, distances),
+            rho_replicates(ours, distances, key=key),
+            min(len(ours), len(distances)),
+        )
     except UserError as error:
         result["notes"].append(str(error))
     return result

@@ -9,25 +9,31 @@ from metrics.checks import check_pair
 from metrics.distances import chunks
 from runtime.errors import UserError
 
-FEWEST = 50  # images on each side below which the numbers say nothing: of 15 real ones, k = 5, gray images cover all
+# images on each side below which the numbers say nothing: of 15 real ones, k = 5, gray images cover
+# all
+FEWEST = 50
 TIE = 1e-7  # a distance that is within this share of a radius equals it, whatever its last bits
 
 
 def manifold(real: Tensor, generated: Tensor, k: int = 5) -> dict[str, float]:
-    """precision, recall (Kynkäänniemi et al. 2019, eq. 1 to 3), density, coverage (Naeem et al. 2020, eq. 3 and 4) of generated [M, D]
-    against real [N, D].
+    """precision, recall (Kynkäänniemi et al. 2019, eq. 1 to 3), density, coverage (Naeem et al.
+    2020, eq. 3 and 4) of generated [M, D] against real [N, D].
 
-    Each row's ball reaches to its k-th nearest other row, its surface excluded, as in the package prdc. precision: the share of
-    generated rows in a real ball; recall: of real rows in a generated ball; density: how many real balls a generated row lies in, over
-    k (may exceed 1); coverage: the share of real balls with a generated row in them. UserError: fewer than k + 1 rows, NaN, unequal widths,
-    or real rows of which each has k copies, as all balls are empty then.
+    Each row's ball reaches to its k-th nearest other row, its surface excluded, as in the package
+    prdc. precision: the share of generated rows in a real ball; recall: of real rows in a generated
+    ball; density: how many real balls a generated row lies in, over k (may exceed 1); coverage: the
+    share of real balls with a generated row in them. UserError: fewer than k + 1 rows, NaN, unequal
+    widths, or real rows of which each has k copies, as all balls are empty then.
     """
     check_pair(generated, real, "the generated images", "the real images", least=k + 1)
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)
     if not real_radii.any():
-        raise UserError(f"Each of the real images has {k} copies among the {len(real)}: precision, recall, density and coverage are "
-                        "undefined. Are they constant images, or are their features?")
-    inside = torch.zeros(len(generated), dtype=torch.float64, device=real.device)  # real balls around each generated row
+        raise UserError(
+            f"Each of the real images has {k} copies among the {len(real)}: precision, recall, "
+            "density and coverage are undefined. Are they constant images, or are their features?"
+        )
+    # real balls around each generated row
+    inside = torch.zeros(len(generated), dtype=torch.float64, device=real.device)
     recalled, covered = [], []
     for rows, distances in chunks(real, generated):
         in_real = distances < real_radii[rows, None]

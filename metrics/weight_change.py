@@ -13,11 +13,11 @@ BEFORE, AFTER = ("conv_in", "time_mlp", "class_embedding"), ("norm_out", "conv_o
 
 
 def weight_change(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, float]:
-    """||w - w0|| / ||w0|| by part of the network, in the order in which the network runs: conv_in, time_mlp, down.0, .., mid, up.2, ..,
-    up.0, norm_out, conv_out.
+    """||w - w0|| / ||w0|| by part of the network, in the order in which the network runs: conv_in,
+    time_mlp, down.0, .., mid, up.2, .., up.0, norm_out, conv_out.
 
-    now, start: parameters by name, on one device. What unmatched() names is left out, and so is a part that was all zero.
-    Raises UserError at weights that are not finite.
+    now, start: parameters by name, on one device. What unmatched() names is left out, and so is a
+    part that was all zero. Raises UserError at weights that are not finite.
     """
     moved: dict[str, float] = {}
     began: dict[str, float] = {}
@@ -29,7 +29,10 @@ def weight_change(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dic
         moved[part(name)] = moved.get(part(name), 0.0) + (w - w0).square().sum().item()
         began[part(name)] = began.get(part(name), 0.0) + w0.square().sum().item()
         if not math.isfinite(moved[part(name)]):
-            raise UserError(f"the weights of {name} are not finite: there is no change of them to measure. Use another checkpoint.")
+            raise UserError(
+                f"the weights of {name} are not finite: there is no change of them to measure. "
+                "Use another checkpoint."
+            )
     return {p: math.sqrt(moved[p] / began[p]) for p in sorted(moved, key=_place) if began[p] > 0}
 
 
@@ -39,7 +42,8 @@ def unmatched(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> list[st
 
 
 def part(name: str) -> str:
-    """The part of the network that a parameter is of: down.1 of down.1.block.0.conv1.weight, else the first component."""
+    """The part of the network that a parameter is of: down.1 of down.1.block.0.conv1.weight, else
+    the first component."""
     first, *rest = name.split(".")
     return f"{first}.{rest[0]}" if first in ("down", "up") else first
 

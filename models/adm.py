@@ -1,6 +1,7 @@
-"""The UNet of Nichol and Dhariwal 2021 ("Improved Denoising Diffusion Probabilistic Models") and of Dhariwal and Nichol 2021
-("Diffusion Models Beat GANs on Image Synthesis", ADM): the skeleton of models/unet.py, filled differently. models/openai_format.py
-reads their checkpoints. Module names are those of UNet; a residual block that resamples is `down.0.downsample` itself."""
+"""The UNet of Nichol and Dhariwal 2021 ("Improved Denoising Diffusion Probabilistic Models") and of
+Dhariwal and Nichol 2021 ("Diffusion Models Beat GANs on Image Synthesis", ADM): the skeleton of
+models/unet.py, filled differently. models/openai_format.py reads their checkpoints. Module names
+are those of UNet; a residual block that resamples is `down.0.downsample` itself."""
 
 from __future__ import annotations
 
@@ -16,15 +17,19 @@ from models.unet import UNet
 
 
 def cosine_first_embedding(timestep: Tensor, channels: int) -> Tensor:
-    """[B] -> [B, channels]: cosines, then sines, of frequencies 10000^(-k / half), k = 0 .. half - 1 (Ho: half - 1 in place of half)."""
+    """[B] -> [B, channels]: cosines, then sines, of frequencies 10000^(-k / half), k = 0 .. half -
+    1 (Ho: half - 1 in place of half)."""
     half = channels // 2
-    frequency = torch.exp(-math.log(10000) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half)
+    frequency = torch.exp(
+        -math.log(10000) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half
+    )
     angle = timestep.float()[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 class ScaleShiftResBlock(ResBlock):
-    """Adaptive group normalization: the time scales and shifts what norm2 gives (Nichol and Dhariwal 2021, section 3)."""
+    """Adaptive group normalization: the time scales and shifts what norm2 gives (Nichol and
+    Dhariwal 2021, section 3)."""
 
     TIME_WIDTHS = 2
 
@@ -48,58 +53,108 @@ class EvenDownsample(nn.Module):
 class ADMUNet(UNet):
     """(x [B, in_channels, H, W], timestep [B] in 0..T-1, condition) -> [B, out_channels, H, W].
 
-    As UNet, and: multipliers may be fractions. heads: of every attention, or instead head_channels: the width of one head.
-    scale_shift: adaptive norms; without, the time is added before the norm. resample_blocks: residual blocks that halve and
-    double the size in place of convolutions. timestep_scale: 1000 / T where the timesteps were rescaled to 0..1000, which
-    improved-diffusion does by default. classes: as in UNet, with a null class that theirs do not have.
+    As UNet, and: multipliers may be fractions. heads: of every attention, or instead head_channels:
+    the width of one head. scale_shift: adaptive norms; without, the time is added before the norm.
+    resample_blocks: residual blocks that halve and double the size in place of convolutions.
+    timestep_scale: 1000 / T where the timesteps were rescaled to 0..1000, which improved-diffusion
+    does by default. classes: as in UNet, with a null class that theirs do not have.
     """
 
     EPS = 1e-5
 
-    def __init__(self, channels: int, multipliers: Sequence[float], blocks: int, attention_levels: Sequence[int], in_channels: int = 3,
-                 out_channels: int = 3, dropout: float = 0.0, heads: int | None = None, head_channels: int | None = None,
-                 groups: int = 32, classes: int = 0, scale_shift: bool = True, resample_blocks: bool = False,
-                 timestep_scale: float = 1.0, gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        multipliers: Sequence[float],
+        blocks: int,
+        attention_levels: Sequence[int],
+        in_channels: int = 3,
+        out_channels: int = 3,
+        dropout: float = 0.0,
+        heads: int | None = None,
+        head_channels: int | None = None,
+        groups: int = 32,
+        classes: int = 0,
+        scale_shift: bool = True,
+        resample_blocks: bool = False,
+        timestep_scale: float = 1.0,
+        gradient_checkpointing: bool = False,
+    ):
         if (heads is None) == (head_channels is None):
-            raise ValueError("set one of heads (of every attention) and head_channels (the width of a head), and leave the other null; "
-                             f"they are {heads} and {head_channels}.")
-        self.head_channels, self.timestep_scale, self.resample_blocks = head_channels, timestep_scale, resample_blocks
+            raise ValueError(
+                "set one of heads (of every attention) and head_channels (the width of a head), "
+                f"and leave the other null; they are {heads} and {head_channels}."
+            )
+        self.head_channels, self.timestep_scale, self.resample_blocks = (
+            head_channels,
+            timestep_scale,
+            resample_blocks,
+        )
         self.block_type = ScaleShiftResBlock if scale_shift else ResBlock
-        # plain values, which nn.Module lets stand before its own constructor: the methods that fill the skeleton read them
-        super().__init__(channels, multipliers, blocks, attention_levels, in_channels, out_channels,  # type: ignore[arg-type]
-                         dropout, heads, groups, classes, gradient_checkpointing)  # type: ignore[arg-type]
+        # plain values, which nn.Module lets stand before its own constructor: the methods that fill
+        # the skeleton read them
+        super().__init__(
+            channels,
+            multipliers,  # type: ignore[arg-type]
+            blocks,
+            attention_levels,
+            in_channels,
+            out_channels,
+            dropout,
+            heads,  # type: ignore[arg-type]
+            groups,
+            classes,
+            gradient_checkpointing,
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch's own initialization, and zeros in the last layer of every block, of every attention and of the network."""
+        """torch's own initialization, and zeros in the last layer of every block, of every
+        attention and of the network."""
         modules = list(self.modules())
         for module in modules:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()
-        last: list[Any] = [m.conv2 for m in modules if isinstance(m, ResBlock)] + [m.out for m in modules if isinstance(m, Attention)]
+        last: list[Any] = [m.conv2 for m in modules if isinstance(m, ResBlock)] + [
+            m.out for m in modules if isinstance(m, Attention)
+        ]
         for layer in [*last, self.conv_out]:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def first_width(self, widths: Sequence[int]) -> int:
-        """That of level 0, as in guided-diffusion; improved-diffusion, all of whose first multipliers are 1, does not tell."""
+        """That of level 0, as in guided-diffusion; improved-diffusion, all of whose first
+        multipliers are 1, does not tell."""
         return widths[0]
 
-    def res_block(self, width_in: int, width_out: int, resample: Callable[[Tensor], Tensor] = same_size) -> nn.Module:
-        return self.block_type(width_in, width_out, 4 * self.channels, self.groups, self.dropout, self.EPS, resample)
+    def res_block(
+        self, width_in: int, width_out: int, resample: Callable[[Tensor], Tensor] = same_size
+    ) -> nn.Module:
+        return self.block_type(
+            width_in, width_out, 4 * self.channels, self.groups, self.dropout, self.EPS, resample
+        )
 
     def heads_of(self, width: int) -> int:
         if self.head_channels is None:
             return super().heads_of(width)
         if width % self.head_channels:
-            raise ValueError(f"the width of every attention must be divisible by head_channels={self.head_channels}, and {width} is not.")
+            raise ValueError(
+                "the width of every attention must be divisible by "
+                f"head_channels={self.head_channels}, and {width} is not."
+            )
         return width // self.head_channels
 
     def downsample(self, width: int) -> nn.Module:
-        return self.res_block(width, width, halve) if self.resample_blocks else EvenDownsample(width)
+        return (
+            self.res_block(width, width, halve) if self.resample_blocks else EvenDownsample(width)
+        )
 
     def upsample(self, width: int) -> nn.Module:
-        return self.res_block(width, width, double) if self.resample_blocks else super().upsample(width)
+        return (
+            self.res_block(width, width, double)
+            if self.resample_blocks
+            else super().upsample(width)
+        )
 
     def embed_timestep(self, timestep: Tensor) -> Tensor:
         return cosine_first_embedding(timestep * self.timestep_scale, self.channels)

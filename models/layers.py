@@ -1,4 +1,5 @@
-"""The pieces of the UNets: those of Ho et al. 2020, which models/adm.py varies. Images are [B, C, H, W], best in channels_last."""
+"""The pieces of the UNets: those of Ho et al. 2020, which models/adm.py varies. Images are [B, C,
+H, W], best in channels_last."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, scale: float = 1.0, **options) -> Conv2d:
-    return _initialized(Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **options), scale)
+    return _initialized(
+        Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **options), scale
+    )
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
@@ -44,13 +47,17 @@ def _initialized(layer, scale):
 def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     """[B] -> [B, channels]: sines, then cosines, of frequencies 1 .. 1/10000, as in Ho's code."""
     half = channels // 2
-    frequency = torch.exp(torch.arange(half, device=timestep.device, dtype=torch.float32) * (-math.log(10000) / (half - 1)))
+    frequency = torch.exp(
+        torch.arange(half, device=timestep.device, dtype=torch.float32)
+        * (-math.log(10000) / (half - 1))
+    )
     angle = timestep.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class Filled:
-    """A layer that is not initialized where there is no memory to fill: a network on the meta device takes half the time."""
+    """A layer that is not initialized where there is no memory to fill: a network on the meta
+    device takes half the time."""
 
     weight: Any
 
@@ -77,15 +84,26 @@ class Sum(NamedTuple):
     branch: Tensor | None = None
     bias: Tensor | None = None
 
-    def total(self) -> Tensor:  # no property: torch.compile before 2.13 may not trace those of a tuple
+    def total(
+        self,
+    ) -> Tensor:  # no property: torch.compile before 2.13 may not trace those of a tuple
         total = self.x if self.branch is None else self.x + self.branch
-        return total if self.bias is None else total + self.bias.to(total.dtype)[:, None, None]  # as autocast's convolution casts it
+        # as autocast's convolution casts it
+        return total if self.bias is None else total + self.bias.to(total.dtype)[:, None, None]
 
 
 class GroupNorm(Filled, nn.GroupNorm):
-    """Group norm with what follows it, as one operation of kernels.dispatch. eps: Ho's unless told. dropout: in [0, 1)."""
+    """Group norm with what follows it, as one operation of kernels.dispatch. eps: Ho's unless told.
+    dropout: in [0, 1)."""
 
-    def __init__(self, groups: int, channels: int, eps: float = NORM_EPS, act: Act = "silu", dropout: float = 0.0):
+    def __init__(
+        self,
+        groups: int,
+        channels: int,
+        eps: float = NORM_EPS,
+        act: Act = "silu",
+        dropout: float = 0.0,
+    ):
         super().__init__(groups, channels, eps)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be in [0, 1).")
@@ -95,9 +113,15 @@ class GroupNorm(Filled, nn.GroupNorm):
     def settings(self) -> tuple[Tensor, Tensor, int, float, Act]:
         return self.weight, self.bias, self.num_groups, self.eps, self.act
 
-    def forward(self, x: Tensor, row_bias: Tensor | None = None, scale: Tensor | None = None,  # type: ignore[override]
-                shift: Tensor | None = None) -> Tensor:
-        """dropout(act(norm(x + row_bias) (1 + scale) + shift)); row_bias, scale, shift: [B, C] or [1, C]."""
+    def forward(
+        self,
+        x: Tensor,
+        row_bias: Tensor | None = None,
+        scale: Tensor | None = None,  # type: ignore[override]
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """dropout(act(norm(x + row_bias) (1 + scale) + shift)); row_bias, scale, shift: [B, C] or
+        [1, C]."""
         dropout = self.dropout if self.training else 0.0
         seed = torch.randint(2**62, (1,), device=x.device) if dropout else None
         return dispatch.group_norm_act(x, *self.settings, row_bias, scale, shift, dropout, seed)
@@ -129,7 +153,8 @@ def output_of(said: Any) -> Tensor:
 
 
 def to_channels_last(module: M, device: torch.device) -> M:
-    """The module on the device, its weights in the memory format that convolutions are fastest in."""
+    """The module on the device, its weights in the memory format that convolutions are fastest
+    in."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -147,12 +172,21 @@ class Same(nn.Identity):
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + shortcut. resample: what changes the size of both branches."""
+    """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + shortcut. resample: what changes the
+    size of both branches."""
 
     TIME_WIDTHS = 1  # outputs of time_proj for each channel
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float, eps: float = NORM_EPS,
-                 resample: Callable[[Tensor], Tensor] = same_size):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_channels: int,
+        groups: int,
+        dropout: float,
+        eps: float = NORM_EPS,
+        resample: Callable[[Tensor], Tensor] = same_size,
+    ):
         super().__init__()
         self.resample = resample
         self.norm1 = JoiningNorm(groups, in_channels, eps)
@@ -160,12 +194,16 @@ class ResBlock(nn.Module):
         self.time_proj = linear(time_channels, self.TIME_WIDTHS * out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps, dropout=dropout)
         self.conv2 = conv(out_channels, out_channels, 3, scale=NEAR_ZERO)
-        self.shortcut = Same() if in_channels == out_channels else conv(in_channels, out_channels, 1)
+        self.shortcut = (
+            Same() if in_channels == out_channels else conv(in_channels, out_channels, 1)
+        )
 
     def forward(self, stream: Sum, time: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Sum]:
-        """(what came in, what goes out). time: [B, TIME_WIDTHS * C], time_proj of the embedding after its SiLU."""
+        """(what came in, what goes out). time: [B, TIME_WIDTHS * C], time_proj of the embedding
+        after its SiLU."""
         x, h = self.norm1(stream, skip)
-        biased = not dispatch.fused(x)  # on a GPU a bias is a pass of its own, which the next norm spares
+        # on a GPU a bias is a pass of its own, which the next norm spares
+        biased = not dispatch.fused(x)
         h = self.conv1(self.resample(h), biased)
         h = self.conv2(self.norm_with_time(h, time, None if biased else self.conv1.bias), biased)
         way = self.shortcut(self.resample(x), biased)
@@ -185,7 +223,8 @@ class Attention(nn.Module):
         self.norm = JoiningNorm(groups, channels, eps, act="identity")
         self.qkv = linear(channels, 3 * channels)
         self.out = linear(channels, channels, scale=NEAR_ZERO)
-        for branch in self.qkv.weight.data.chunk(3):  # three square matrices, each with its own fans
+        # three square matrices, each with its own fans
+        for branch in self.qkv.weight.data.chunk(3):
             variance_scaling_(branch)
 
     def forward(self, stream: Sum) -> Sum:
@@ -207,8 +246,9 @@ def double(x: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2, padded at the right and the bottom, as TensorFlow's "SAME" does on even sizes. The time is not read:
-    it is there for residual blocks, which can stand in this place."""
+    """A convolution of stride 2, padded at the right and the bottom, as TensorFlow's "SAME" does on
+    even sizes. The time is not read: it is there for residual blocks, which can stand in this
+    place."""
 
     def __init__(self, channels: int):
         super().__init__()

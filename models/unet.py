@@ -1,5 +1,6 @@
-"""The UNet of Ho et al. 2020, appendix B. Its module names are the interface of transfer: `down.1.attention.0.qkv` is the
-first attention of level 1 on the way down; level 0 has the full resolution on both ways, and up.0 runs last."""
+"""The UNet of Ho et al. 2020, appendix B. Its module names are the interface of transfer:
+`down.1.attention.0.qkv` is the first attention of level 1 on the way down; level 0 has the full
+resolution on both ways, and up.0 runs last."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from models.layers import (
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each with its attention or none, and the change to the next resolution."""
+    """The blocks of one resolution, each with its attention or none, and the change to the next
+    resolution."""
 
     block: Any
     attention: Any
@@ -43,23 +45,40 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """(x [B, in_channels, H, W], timestep [B] in 0..T-1, condition) -> [B, out_channels, H, W].
 
-    channels: width of level 0. multipliers: width of each level over it. blocks: residual blocks a level (one more on the
-    way up). attention_levels: levels with attention after each block; the middle always has it. heads: of attention.
-    classes: number of labels, 0 for none; label `classes` is the null class, and what a missing condition means.
-    H and W must be divisible by 2^(levels - 1); they need not be equal.
+    channels: width of level 0. multipliers: width of each level over it. blocks: residual blocks a
+    level (one more on the way up). attention_levels: levels with attention after each block; the
+    middle always has it. heads: of attention. classes: number of labels, 0 for none; label
+    `classes` is the null class, and what a missing condition means. H and W must be divisible by
+    2^(levels - 1); they need not be equal.
 
-    The constructor is the skeleton of other UNets too: a subclass says with the small methods what it is filled with.
+    The constructor is the skeleton of other UNets too: a subclass says with the small methods what
+    it is filled with.
     """
 
     EPS = NORM_EPS  # of every norm
     down: Any  # a list of Level
     up: Any
 
-    def __init__(self, channels: int, multipliers: Sequence[int], blocks: int, attention_levels: Sequence[int],
-                 in_channels: int = 3, out_channels: int = 3, dropout: float = 0.0, heads: int = 1, groups: int = 32,
-                 classes: int = 0, gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int],
+        in_channels: int = 3,
+        out_channels: int = 3,
+        dropout: float = 0.0,
+        heads: int = 1,
+        groups: int = 32,
+        classes: int = 0,
+        gradient_checkpointing: bool = False,
+    ):
         super().__init__()
-        self.channels, self.classes, self.gradient_checkpointing = channels, classes, gradient_checkpointing
+        self.channels, self.classes, self.gradient_checkpointing = (
+            channels,
+            classes,
+            gradient_checkpointing,
+        )
         self.dropout, self.heads, self.groups = dropout, heads, groups
         widths = [int(channels * m) for m in multipliers]
         self._check(widths, blocks, attention_levels)
@@ -68,7 +87,9 @@ class UNet(nn.Module):
         def attention(level, width):
             return self.attention(width) if level in attention_levels else nn.Identity()
 
-        self.time_mlp = nn.Sequential(linear(channels, 4 * channels), nn.SiLU(), linear(4 * channels, 4 * channels))
+        self.time_mlp = nn.Sequential(
+            linear(channels, 4 * channels), nn.SiLU(), linear(4 * channels, 4 * channels)
+        )
         if classes:
             self.class_embedding = nn.Embedding(classes + 1, 4 * channels)
         width = self.first_width(widths)
@@ -77,27 +98,44 @@ class UNet(nn.Module):
         for level, target in enumerate(widths):
             inputs = [width] + [target] * (blocks - 1)
             last = level == len(widths) - 1
-            self.down.append(Level([self.res_block(w, target) for w in inputs], [attention(level, target) for _ in inputs],
-                                   **({} if last else {"downsample": self.downsample(target)})))
+            self.down.append(
+                Level(
+                    [self.res_block(w, target) for w in inputs],
+                    [attention(level, target) for _ in inputs],
+                    **({} if last else {"downsample": self.downsample(target)}),
+                )
+            )
             skips += [target] * (blocks + (not last))
             width = target
-        self.mid = Level([self.res_block(width, width), self.res_block(width, width)], [self.attention(width)])
+        self.mid = Level(
+            [self.res_block(width, width), self.res_block(width, width)], [self.attention(width)]
+        )
         levels = []
         for level, target in reversed(list(enumerate(widths))):
             inputs = [skips.pop() + (width if k == 0 else target) for k in range(blocks + 1)]
-            levels.append(Level([self.res_block(w, target) for w in inputs], [attention(level, target) for _ in inputs],
-                                **({"upsample": self.upsample(target)} if level else {})))
+            levels.append(
+                Level(
+                    [self.res_block(w, target) for w in inputs],
+                    [attention(level, target) for _ in inputs],
+                    **({"upsample": self.upsample(target)} if level else {}),
+                )
+            )
             width = target
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = JoiningNorm(groups, width, self.EPS)
         self.conv_out = conv(width, out_channels, 3, scale=NEAR_ZERO)
-        self.res_blocks = tuple(block for block in self._in_order() if isinstance(block, ResBlock))  # no second name for any of them
+        # no second name for any of them
+        self.res_blocks = tuple(block for block in self._in_order() if isinstance(block, ResBlock))
 
     def _in_order(self) -> Iterator[nn.Module]:
         """What stands in the place of a residual block, as it runs."""
         for level in [*self.down, self.mid, *reversed(self.up)]:
             yield from level.block
-            yield from (module for name, module in level.named_children() if name in ("downsample", "upsample"))
+            yield from (
+                module
+                for name, module in level.named_children()
+                if name in ("downsample", "upsample")
+            )
 
     def first_width(self, widths: Sequence[int]) -> int:
         """Of conv_in."""
@@ -109,7 +147,10 @@ class UNet(nn.Module):
     def heads_of(self, width: int) -> int:
         """Attention heads at a width."""
         if width % self.heads:
-            raise ValueError(f"the width of every attention must be divisible by heads={self.heads}, and {width} is not.")
+            raise ValueError(
+                f"the width of every attention must be divisible by heads={self.heads}, and "
+                f"{width} is not."
+            )
         return self.heads
 
     def attention(self, width: int) -> nn.Module:
@@ -127,35 +168,52 @@ class UNet(nn.Module):
 
     def _check(self, widths: Sequence[int], blocks: int, attention_levels: Sequence[int]) -> None:
         if not widths or blocks < 1:
-            raise ValueError("multipliers must have at least one level and blocks be at least one block a level.")
+            raise ValueError(
+                "multipliers must have at least one level and blocks be at least one block a level."
+            )
         if bad := [w for w in [self.first_width(widths), *widths] if w % self.groups]:
-            raise ValueError(f"every width must be divisible by groups={self.groups}, and {bad[0]} is not: change channels or groups.")
+            raise ValueError(
+                f"every width must be divisible by groups={self.groups}, and {bad[0]} is not: "
+                "change channels or groups."
+            )
         if bad := [level for level in attention_levels if not 0 <= level < len(widths)]:
-            raise ValueError(f"attention_levels: there is no level {bad[0]}, they are 0 to {len(widths) - 1}.")
+            raise ValueError(
+                f"attention_levels: there is no level {bad[0]}, they are 0 to {len(widths) - 1}."
+            )
         if self.channels % 2 or self.channels < 4:
-            raise ValueError(f"channels must be even and at least 4 for the time embedding, not {self.channels}.")
+            raise ValueError(
+                f"channels must be even and at least 4 for the time embedding, not {self.channels}."
+            )
 
     def embed(self, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """[B, 4 channels]: time, plus the class where there is one."""
         time = self.time_mlp(self.embed_timestep(timestep).to(self.conv_in.weight.dtype))
         if self.classes:
             label = condition.get("label")
-            time = time + self.class_embedding(torch.full_like(timestep, self.classes, dtype=torch.long) if label is None else label)
+            time = time + self.class_embedding(
+                torch.full_like(timestep, self.classes, dtype=torch.long)
+                if label is None
+                else label
+            )
         return F.silu(time)
 
     def time_terms(self, timestep: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
-        """What the timestep and the class add in each residual block: [B, TIME_WIDTHS * C] each, in the order in which the blocks run."""
+        """What the timestep and the class add in each residual block: [B, TIME_WIDTHS * C] each, in
+        the order in which the blocks run."""
         time = self.embed(timestep, condition)
         return [block.time_proj(time) for block in self.res_blocks]
 
     def forward(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
-            raise ValueError(f"images of {x.shape[-2]}x{x.shape[-1]}: with {len(self.down)} levels, height and width must be "
-                             f"divisible by {self.multiple}; set data.size to such a size.")
+            raise ValueError(
+                f"images of {x.shape[-2]}x{x.shape[-1]}: with {len(self.down)} levels, height and "
+                f"width must be divisible by {self.multiple}; set data.size to such a size."
+            )
         return self.run(x, self.time_terms(timestep, condition))
 
     def run(self, x: Tensor, time_terms: Sequence[Tensor]) -> Tensor:
-        """The network once its time_terms are known, which depend on the timestep and the class alone."""
+        """The network once its time_terms are known, which depend on the timestep and the class
+        alone."""
         time = dict(zip(self.res_blocks, time_terms, strict=True))
         h = Sum(self.conv_in(x.contiguous(memory_format=torch.channels_last)))
         skips = []
@@ -177,7 +235,9 @@ class UNet(nn.Module):
         _, h = self.norm_out(h)
         return self.conv_out(h)
 
-    def _unit(self, block: nn.Module, attention: Any, h: Sum, *inputs: Tensor | None) -> tuple[Tensor, Sum]:
+    def _unit(
+        self, block: nn.Module, attention: Any, h: Sum, *inputs: Tensor | None
+    ) -> tuple[Tensor, Sum]:
         """(what came in, what goes out) of a block and its attention."""
 
         def through(h, *inputs):
@@ -187,4 +247,11 @@ class UNet(nn.Module):
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return through(h, *inputs)
         x = h.total()  # between checkpoints stands one tensor
-        return x, Sum(checkpoint(lambda x, *inputs: through(Sum(x), *inputs)[1].total(), x, *inputs, use_reentrant=False))
+        return x, Sum(
+            checkpoint(
+                lambda x, *inputs: through(Sum(x), *inputs)[1].total(),
+                x,
+                *inputs,
+                use_reentrant=False,
+            )
+        )

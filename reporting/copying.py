@@ -69,7 +69,9 @@ def _copiers_text(
         rho = row.value(RHO)
         return signs[row.label][-1].endswith("copies") or (rho is not None and rho < OUTRIGHT)
 
-    counted = {row.label: row.cell(known_columns((RHO, COPIES), [row])[0]).counted for row in copiers}
+    counted = {
+        row.label: row.cell(known_columns((RHO, COPIES), [row])[0]).counted for row in copiers
+    }
     each = [f"{r.name} ({', '.join(signs[r.label])}; {counted[r.label]})" for r in copiers]
     text = f"{SIGNS} the training images: {'; '.join(each)}."
     if not any(map(outright, copiers)):

@@ -28,7 +28,14 @@ from reporting.table import Row, other_kind
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 TEXT, MUTED, RULE, LIMIT, HEAT = "#1b1f24", "#626b76", "#dfe3e8", "#b3261e", "#14599c"
-VARIABLES = {"#ffffff": "back", TEXT: "text", MUTED: "muted", RULE: "rule", LIMIT: "bad", HEAT: "heat"}
+VARIABLES = {
+    "#ffffff": "back",
+    TEXT: "text",
+    MUTED: "muted",
+    RULE: "rule",
+    LIMIT: "bad",
+    HEAT: "heat",
+}
 # Both are told apart on white and on black. Of 8 colours and 7 shapes no two of 56 are alike.
 COLORS = ["#0072b2", "#c04a00", "#00866a", "#b2478c", "#b57a00", "#2f9fd6", "#7464d2", "#7d858f"]
 SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★", "P": "✚"}
@@ -36,7 +43,8 @@ SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★"
 Draw = Callable[[Axes], None]
 Panels = dict[str, list[Row]]  # setting of the data, in words -> contenders
 Looks = dict[str, dict[str, Any]]  # strategy -> colour and marker
-Lines = dict[str, list[tuple[float | None, ...]]]  # strategy -> (x, y, y low, y high, x low, x high)
+# strategy -> (x, y, y low, y high, x low, x high)
+Lines = dict[str, list[tuple[float | None, ...]]]
 
 
 @dataclass(frozen=True)
@@ -111,55 +119,83 @@ def figures(
     finished = [row for row in table if row.finished]
     return [
         _figure(
-            "forgetting", "Quality against forgetting",
-            "Lower left is better. Strategies that start from random weights have nothing to forget "
-            "and are left out. Bars: 95% intervals. Dotted: the Pareto front; no strategy is better "
-            f"in both.{setting}",
+            "forgetting",
+            "Quality against forgetting",
+            "Lower left is better. Strategies that start from random weights have nothing to "
+            "forget and are left out. Bars: 95% intervals. Dotted: the Pareto front; no strategy "
+            f"is better in both.{setting}",
             evaluations.format("KID and the loss on source images"),
-            trade(FORGOT, "source loss change (forgetting →)")),
+            trade(FORGOT, "source loss change (forgetting →)"),
+        ),
         _figure(
-            "memorization", "Quality against memorization",
-            f"Lower is better; rho of new images is about 1. Left of the red line, {NEAR}, the model "
-            "copies; far to the right its images are unlike the data. Bars: 95% intervals."
-            f"{setting}",
-            evaluations.format("KID and rho"), trade(RHO, "rho (← copying; 1: as new images)", NEAR)),
+            "memorization",
+            "Quality against memorization",
+            f"Lower is better; rho of new images is about 1. Left of the red line, {NEAR}, the "
+            "model copies; far to the right its images are unlike the data. Bars: 95% "
+            f"intervals.{setting}",
+            evaluations.format("KID and rho"),
+            trade(RHO, "rho (← copying; 1: as new images)", NEAR),
+        ),
         _figure(
-            "loss", "Held-out loss against steps",
+            "loss",
+            "Held-out loss against steps",
             "Validation images, EMA weights; mean over seeds, each seed faint.",
             "needs more than one validation in training: a smaller run.checkpoint_every",
-            by_data(_against_steps, "validation/loss", "held-out loss")),
+            by_data(_against_steps, "validation/loss", "held-out loss"),
+        ),
         _figure(
-            "kid", "KID against steps", "To validation images, in training, of few samples: rough.",
+            "kid",
+            "KID against steps",
+            "To validation images, in training, of few samples: rough.",
             "needs run.kid_images above 0 in training",
-            by_data(_against_steps, "validation/kid", "KID, validation")),
+            by_data(_against_steps, "validation/kid", "KID, validation"),
+        ),
         _figure(
-            "deciles_target", "Loss by t-decile, target", "Decile 1 is the lowest noise.",
-            evaluations.format("the loss by decile"), by_data(_deciles, "target")),
+            "deciles_target",
+            "Loss by t-decile, target",
+            "Decile 1 is the lowest noise.",
+            evaluations.format("the loss by decile"),
+            by_data(_deciles, "target"),
+        ),
         _figure(
-            "deciles_source", "Loss by t-decile, source",
+            "deciles_source",
+            "Loss by t-decile, source",
             "Decile 1 is the lowest noise. Above the dashed line the loss rose: forgetting.",
-            evaluations.format("the loss on source images"), by_data(_deciles, "source")),
+            evaluations.format("the loss on source images"),
+            by_data(_deciles, "source"),
+        ),
         _figure(
-            "weights", "Weight change by layer",
-            "‖w − w₀‖ / ‖w₀‖ of each part, in the order of the network; mean over seeds. –: the part "
-            "has no counterpart in the source.",
-            evaluations.format("the weight change"), by_data(_weights),
-            height=0.7 + 0.27 * max(map(len, panels.values()), default=0)),
+            "weights",
+            "Weight change by layer",
+            "‖w − w₀‖ / ‖w₀‖ of each part, in the order of the network; mean over seeds. –: the "
+            "part has no counterpart in the source.",
+            evaluations.format("the weight change"),
+            by_data(_weights),
+            height=0.7 + 0.27 * max(map(len, panels.values()), default=0),
+        ),
         _figure(
-            "shots", "Quality against shots", "Bars: 95% intervals.",
+            "shots",
+            "Quality against shots",
+            "Bars: 95% intervals.",
             "needs runs that differ in data.n_train: +sweep=shots",
-            _sweeps(contenders, looks, "data.n_train", _image_count, shots_column)),
+            _sweeps(contenders, looks, "data.n_train", _image_count, shots_column),
+        ),
         _figure(
-            "rates", "Sensitivity to the learning rate",
+            "rates",
+            "Sensitivity to the learning rate",
             f"Bars: 95% intervals. The lowest {rates_column.heading} chooses the rate.",
             "needs runs of one strategy that differ in optimizer.lr: +sweep=learning_rate",
-            _sweeps(finished, looks, "optimizer.lr", _learning_rate, rates_column)),
+            _sweeps(finished, looks, "optimizer.lr", _learning_rate, rates_column),
+        ),
         _figure(
-            "bound", "Bits per dimension, by term",
+            "bound",
+            "Bits per dimension, by term",
             "The terms of the variational bound (Ho et al. 2020, eq. 5) at each t, mean of each "
             "stratum; of one seed.",
-            evaluations.format("the bound"), by_data(_bound)),
-    ]  # fmt: skip
+            evaluations.format("the bound"),
+            by_data(_bound),
+        ),
+    ]
 
 
 @rc_context(fname=STYLE)
@@ -171,7 +207,8 @@ def _figure(
     panels: Iterable[tuple[str, Draw | None]],
     height: float | None = None,
 ) -> Plot:
-    """needs: what a figure without any panel needs. height: of a panel that is as wide as the page."""
+    """needs: what a figure without any panel needs. height: of a panel that is as wide as the
+    page."""
     known = [(heading, draw) for heading, draw in panels if draw]
     if not known:
         return Plot(name, title, caption, needs)
@@ -226,9 +263,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted(point for point in points if not beaten(*point))
 
 
-def _against_steps(
-    rows: Sequence[Row], looks: Looks, key: str, label: str
-) -> Draw | None:
+def _against_steps(rows: Sequence[Row], looks: Looks, key: str, label: str) -> Draw | None:
     """A run that was validated once, as zero_shot, is a level."""
     seeds = {row.name: [curve for run in row.counted if (curve := run.curve(key))] for row in rows}
     means = {name: _mean_curve(curves) for name, curves in seeds.items() if curves}
@@ -293,14 +328,22 @@ def _weights(rows: Sequence[Row], looks: Looks) -> Draw | None:
 
     def draw(axes: Axes) -> None:
         axes.pcolormesh(
-            depth, vmin=0, vmax=1, edgecolor="#ffffff", linewidth=1.5,
+            depth,
+            vmin=0,
+            vmax=1,
+            edgecolor="#ffffff",
+            linewidth=1.5,
             cmap=LinearSegmentedColormap.from_list("", [HEAT + "0d", HEAT]),
-        )  # fmt: skip
+        )
         for (row, column), value in np.ndenumerate(change):
             axes.text(
-                column + 0.5, row + 0.5, _heat_text(value), ha="center", va="center",
+                column + 0.5,
+                row + 0.5,
+                _heat_text(value),
+                ha="center",
+                va="center",
                 color="#fefefe" if depth[row, column] > 0.78 else TEXT,
-            )  # fmt: skip
+            )
         axes.set_xticks(np.arange(len(parts)) + 0.5, parts)
         axes.set_yticks(np.arange(len(found)) + 0.5, found)
         axes.tick_params(length=0, labelcolor=TEXT)

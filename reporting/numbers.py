@@ -10,7 +10,8 @@ ROUNDING = 1e-12  # what is nearer to 0 is 0
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
-    """Digits after the point: two of the interval's half, but at least two and at most four of the value; three without an interval."""
+    """Digits after the point: two of the interval's half, but at least two and at most four of the
+    value; three without an interval."""
     size = abs(value)
     if low is None or high is None or high - low <= 1e-9 * size:
         return after_point(size, 3)
@@ -23,16 +24,21 @@ def after_point(size: float, digits: int) -> int:
     return min(8, max(0, digits - 1 - math.floor(math.log10(size)))) if size >= ROUNDING else 0
 
 
-def number(value: float | None, low: float | None = None, high: float | None = None, signed: bool = False) -> str:
+def number(
+    value: float | None, low: float | None = None, high: float | None = None, signed: bool = False
+) -> str:
     return MISSING if value is None else written(value, decimals(value, low, high), signed)
 
 
 def interval(value: float, low: float | None, high: float | None, signed: bool = False) -> str:
-    """[low, high], "" where it is not known. With more digits where an end would read as 0 and is not: whether 0 lies inside is shown."""
+    """[low, high], "" where it is not known. With more digits where an end would read as 0 and is
+    not: whether 0 lies inside is shown."""
     if low is None or high is None:
         return ""
     digits = decimals(value, low, high)
-    while digits < 8 and any(abs(end) >= ROUNDING and not round(end, digits) for end in (low, high)):
+    while digits < 8 and any(
+        abs(end) >= ROUNDING and not round(end, digits) for end in (low, high)
+    ):
         digits += 1
     return f"[{written(low, digits, signed)}, {written(high, digits, signed)}]"
 

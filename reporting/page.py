@@ -15,7 +15,15 @@ from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_
 from reporting.copying import SIGNS
 from reporting.pictures import Shown, closest, embedded, samples
 from reporting.runs import Run, Value, baselines_of, look_up, missing
-from reporting.table import OF_IMAGES, Row, baselines_table, known_columns, ranking, rows, situations
+from reporting.table import (
+    OF_IMAGES,
+    Row,
+    baselines_table,
+    known_columns,
+    ranking,
+    rows,
+    situations,
+)
 from reporting.verdict import verdict
 from training.result import varied
 
@@ -23,8 +31,20 @@ if TYPE_CHECKING:
     from reporting.figures import Plot
 
 HERE = Path(__file__).parent
-VALUES = ("step", "held_out_loss", "trained_parameters", "parameters", "trained_share", "ema_share_of_start", "hours", "device",
-          "peak_memory_bytes", "bytes_to_store", "source_sha256")  # of result.json, as they are, in report.csv
+# of result.json, as they are, in report.csv
+VALUES = (
+    "step",
+    "held_out_loss",
+    "trained_parameters",
+    "parameters",
+    "trained_share",
+    "ema_share_of_start",
+    "hours",
+    "device",
+    "peak_memory_bytes",
+    "bytes_to_store",
+    "source_sha256",
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +68,13 @@ class Report:
 
     @cached_property
     def columns(self) -> list[Column]:
-        hours = hours_of(run.result.values["device"] for run in self.runs if run.result.values.get("device"))
-        return known_columns([hours if column is HOURS else column for column in COLUMNS], [*self.table, *self.baselines])
+        hours = hours_of(
+            run.result.values["device"] for run in self.runs if run.result.values.get("device")
+        )
+        return known_columns(
+            [hours if column is HOURS else column for column in COLUMNS],
+            [*self.table, *self.baselines],
+        )
 
     @cached_property
     def further(self) -> list[Column]:
@@ -73,7 +98,10 @@ class Report:
         """What the evaluations say of their numbers, each thing once."""
         evaluated = [run for run in self.runs if run.evaluation]
         counts = Counter(note for run in evaluated for note in run.at("notes") or ())
-        return [note + (f" ({n} of {len(evaluated)} evaluations)" if n < len(evaluated) else "") for note, n in counts.items()]
+        return [
+            note + (f" ({n} of {len(evaluated)} evaluations)" if n < len(evaluated) else "")
+            for note, n in counts.items()
+        ]
 
     @cached_property
     def indices(self) -> dict[str, int]:
@@ -98,7 +126,10 @@ class Report:
     @cached_property
     def verdicts(self) -> list[tuple[str, list[str]]]:
         """(what the data are, sentences)."""
-        found = [(heading, verdict(contenders, self.baselines, self.judged_on)) for heading, contenders in self.panels.items()]
+        found = [
+            (heading, verdict(contenders, self.baselines, self.judged_on))
+            for heading, contenders in self.panels.items()
+        ]
         return found or [("", verdict([], [], ""))]
 
     @cached_property
@@ -116,23 +147,36 @@ class Report:
     @cached_property
     def ordered_by(self) -> str:
         """What the table is put in order by: what the verdict speaks of first."""
-        ranked = (known_columns(ranking(rows, self.baselines), rows) for rows in self.panels.values())
+        ranked = (
+            known_columns(ranking(rows, self.baselines), rows) for rows in self.panels.values()
+        )
         headings = several(columns[0].heading for columns in ranked if columns)
         each = " for each setting of the data" * (len(self.panels) > 1)
-        return f"In the verdict's order, by {headings}, the lowest first{each}" if headings else "In order of names"
+        return (
+            f"In the verdict's order, by {headings}, the lowest first{each}"
+            if headings
+            else "In order of names"
+        )
 
     @cached_property
     def legend(self) -> str:
         """How an interval in a table is to be read."""
-        return (f"95% intervals: over seeds they hold how trainings differ, and that of the images where those were resampled; {OF_IMAGES} "
-                "is of the images alone, of one training or none, and does not compare with the others.")
+        return (
+            "95% intervals: over seeds they hold how trainings differ, and that of the images "
+            f"where those were resampled; {OF_IMAGES} is of the images alone, of one training or "
+            "none, and does not compare with the others."
+        )
 
     @cached_property
     def judged_on(self) -> str:
         if not (run := self.evaluated):
             return ""
         count = run.at("images.test")
-        return f"{count:,} {run.at('protocol.held_out')} images in {run.at('features.name')}" if count else ""
+        return (
+            f"{count:,} {run.at('protocol.held_out')} images in {run.at('features.name')}"
+            if count
+            else ""
+        )
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:
@@ -171,8 +215,15 @@ class Report:
         from reporting.figures import SHAPES, look
 
         return template().render(
-            report=self, css=(HERE / "page.css").read_text(), js=(HERE / "page.js").read_text(),
-            baselines_text=BASELINES, signs=SIGNS, arrows={"lower": " ↓", "higher": " ↑"}, look=look, shapes=SHAPES)
+            report=self,
+            css=(HERE / "page.css").read_text(),
+            js=(HERE / "page.js").read_text(),
+            baselines_text=BASELINES,
+            signs=SIGNS,
+            arrows={"lower": " ↓", "higher": " ↑"},
+            look=look,
+            shapes=SHAPES,
+        )
 
     def raw(self) -> list[list[Any]]:
         """Plain numbers: a row for each run, and for each baseline beside its evaluation.
@@ -202,10 +253,18 @@ class Report:
 
 @cache
 def template() -> Template:
-    """What it is given it escapes, but for what it marks as safe: our own style, script and plots."""
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)
-    environment.globals.update(embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data)
+    """What it is given it escapes, but for what it marks as safe: our own style, script and
+    plots."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        embedded=embedded, pairs_text=pairs_text, words=words, by_data=by_data
+    )
     return environment.get_template("page.html.j2")
 
 
@@ -247,36 +306,62 @@ def protocol_text(run: Run) -> str:
     """How the images were made, in words; every key of the protocol that is not named elsewhere."""
     protocol = run.at("protocol") or {}
     sampler = protocol.get("sampler") or {}
-    how = [called(sampler.get("function") or sampler.get("name")) or "the sampler of the run",
-           f"{sampler['steps']} steps" if "steps" in sampler else "", called(sampler.get("spacing")),
-           "x0 clipped" if sampler.get("clip") else ""]
-    parts = [f"{protocol.get('n', run.at('images.n'))} images sampled once by {', '.join(filter(None, how))}"]
+    how = [
+        called(sampler.get("function") or sampler.get("name")) or "the sampler of the run",
+        f"{sampler['steps']} steps" if "steps" in sampler else "",
+        called(sampler.get("spacing")),
+        "x0 clipped" if sampler.get("clip") else "",
+    ]
+    parts = [
+        (
+            f"{protocol.get('n', run.at('images.n'))} images sampled once by "
+            f"{', '.join(filter(None, how))}"
+        )
+    ]
     if "weights" in protocol:
-        parts.append("EMA weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}")
+        parts.append(
+            "EMA weights" if protocol["weights"] == "ema" else f"weights: {protocol['weights']}"
+        )
     if "select" in protocol:
-        rule = {"best": "the best checkpoint of each run, by the same rule", "last": "the last checkpoint of each run"}
+        rule = {
+            "best": "the best checkpoint of each run, by the same rule",
+            "last": "the last checkpoint of each run",
+        }
         parts.append(rule.get(protocol["select"], f"checkpoint {protocol['select']} of each run"))
     parts.append(f"the same noise for all (seed {protocol.get('seed', 0)})")
     if protocol.get("label") is not None:
         parts.append(f"class {protocol['label']}")
     counts = run.at("images") or {}
-    held_out = f"{counts['test']:,} {protocol.get('held_out')} images and " if counts.get("test") else ""
+    held_out = (
+        f"{counts['test']:,} {protocol.get('held_out')} images and " if counts.get("test") else ""
+    )
     parts.append(f"against {held_out}the training images of each run")
     if "held_out_draws" in protocol:
         parts.append(f"losses over {protocol['held_out_draws']:,} draws of (image, t, noise)")
     if "bound" in protocol and "bound" in protocol.get("metrics", ["bound"]):
         count, steps = protocol["bound"]
-        parts.append(f"bound of {min(count, counts.get('test') or count)} images with {steps or 'all'} steps each")
+        parts.append(
+            f"bound of {min(count, counts.get('test') or count)} images with {steps or 'all'} "
+            "steps each"
+        )
     return ", ".join(parts)
 
 
 def machine_text(content: dict[str, Any]) -> str | None:
     """The code, its packages and what they ran on, of environment.json or evaluation.json."""
-    packages = [f"{name} {version}" for name, version in (content.get("packages") or {}).items() if version != "absent"]
+    packages = [
+        f"{name} {version}"
+        for name, version in (content.get("packages") or {}).items()
+        if version != "absent"
+    ]
     threads = content.get("threads")
-    parts = [f"commit {content['commit']}" if content.get("commit") else "", content.get("device"),
-             f"{threads} thread{'s' * (threads != 1)}" if threads else "",
-             f"Python {content['python']}" if content.get("python") else "", *packages]
+    parts = [
+        f"commit {content['commit']}" if content.get("commit") else "",
+        content.get("device"),
+        f"{threads} thread{'s' * (threads != 1)}" if threads else "",
+        f"Python {content['python']}" if content.get("python") else "",
+        *packages,
+    ]
     return ", ".join(filter(None, parts)) or None
 
 
@@ -288,5 +373,8 @@ def called(node: dict[str, Any] | str | None) -> str:
 
 
 def pairs_text(pairs: Sequence[dict[str, Any]], most: int = 6) -> list[str]:
-    return [f"generated {p['generated']} – training {p['train']}: {p['distance']:.4g}"
-            + (f" (d1/d2 {p['ratio']:.2f})" if p.get("ratio") is not None else "") for p in pairs[:most]]
+    return [
+        f"generated {p['generated']} – training {p['train']}: {p['distance']:.4g}"
+        + (f" (d1/d2 {p['ratio']:.2f})" if p.get("ratio") is not None else "")
+        for p in pairs[:most]
+    ]

@@ -1,4 +1,5 @@
-"""Pictures of a report: sample grids side by side, the closest pairs, and files as text for a page that stands alone."""
+"""Pictures of a report: sample grids side by side, the closest pairs, and files as text for a page
+that stands alone."""
 
 from __future__ import annotations
 
@@ -44,9 +45,14 @@ def closest(table: Sequence[Row]) -> list[Shown]:
         for run in sorted((r for r in row.runs if r.evaluation), key=lambda r: str(r.result.seed)):
             folder = run.evaluation.path.parent
             if (picture := folder / "closest.png").exists():
-                again = f"delete it and evaluate again: python evaluate.py checkpoint={run.result.directory}"
+                again = (
+                    "delete it and evaluate again: python evaluate.py "
+                    f"checkpoint={run.result.directory}"
+                )
                 listed = folder / "closest.json"
-                found.append(Shown(row, picture, read_json(listed, again, list) if listed.exists() else ()))
+                found.append(
+                    Shown(row, picture, read_json(listed, again, list) if listed.exists() else ())
+                )
                 break
     return found
 

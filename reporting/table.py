@@ -1,4 +1,5 @@
-"""Runs as rows: one for each strategy and setting, over its seeds; the baselines beside them; and how two rows differ."""
+"""Runs as rows: one for each strategy and setting, over its seeds; the baselines beside them; and
+how two rows differ."""
 
 from __future__ import annotations
 
@@ -15,15 +16,17 @@ from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, baselines_of
 from training.result import varied
 
-OF_IMAGES = "°"  # behind an interval that is of the images alone, beside those that hold other trainings too
+# behind an interval that is of the images alone, beside those that hold other trainings too
+OF_IMAGES = "°"
 # Baselines:
 REAL, HALVES = "train against test", "half of test against the other half"
 UNTOUCHED = "untouched source"
 
 
 class Cell(NamedTuple):
-    """value: the mean over n trainings. low, high: its 95% interval. unit: what is counted, seeds or drawn subsets. images: whether the
-    interval holds that of the images; seeds: whether it holds that of other trainings."""
+    """value: the mean over n trainings. low, high: its 95% interval. unit: what is counted, seeds
+    or drawn subsets. images: whether the interval holds that of the images; seeds: whether it holds
+    that of other trainings."""
 
     value: float | None
     low: float | None
@@ -46,7 +49,11 @@ class Cell(NamedTuple):
             return MISSING
         if column.percent:
             return number(*self.hundredfold) + "%"
-        return column.text(self.value) if column.text else number(self.value, self.low, self.high, column.signed)
+        return (
+            column.text(self.value)
+            if column.text
+            else number(self.value, self.low, self.high, column.signed)
+        )
 
     def band(self, column: Column) -> str:
         if self.value is None or self.low is None:
@@ -85,12 +92,16 @@ class Cell(NamedTuple):
             return self.counted if self.seeds else "one run, no interval"
         if not self.seeds:
             return "one run; 95% bootstrap interval over its images, no other training in it"
-        return f"95% t interval over {self.counted}{' and the images' if self.images else '; the images are not in it'}"
+        return (
+            "95% t interval over "
+            f"{self.counted}{' and the images' if self.images else '; the images are not in it'}"
+        )
 
 
 @dataclass(frozen=True)
 class Row:
-    """settings: those that vary, "" for none. situation: those of them that say what the data are. runs: all of them."""
+    """settings: those that vary, "" for none. situation: those of them that say what the data are.
+    runs: all of them."""
 
     name: str
     settings: dict[str, Any]
@@ -98,7 +109,9 @@ class Row:
 
     @property
     def situation(self) -> tuple[tuple[str, Any], ...]:
-        return tuple((path, value) for path, value in self.settings.items() if path.startswith("data."))
+        return tuple(
+            (path, value) for path, value in self.settings.items() if path.startswith("data.")
+        )
 
     @property
     def finished(self) -> bool:
@@ -136,7 +149,8 @@ class Row:
 
     @property
     def unit(self) -> str:
-        """What is counted: subsets where several were drawn and not each by its run's seed; else seeds."""
+        """What is counted: subsets where several were drawn and not each by its run's seed; else
+        seeds."""
         subsets = {run.result.subset for run in self.counted}
         crossed = any(run.result.subset not in (None, run.result.seed) for run in self.counted)
         return "subset" if len(subsets) > 1 and crossed else "seed"
@@ -151,11 +165,16 @@ class Row:
 
     def by_seed(self, column: Column) -> dict[Any, Value]:
         """Of each seed, or of each drawn subset the mean of its trainings."""
-        found = [(run.result, value) for run in self.counted if (value := column.read(run)) is not None]
+        found = [
+            (run.result, value) for run in self.counted if (value := column.read(run)) is not None
+        ]
         if self.unit == "seed":
             return {result.seed: value for result, value in found}
         subsets = dict.fromkeys(result.subset for result, _ in found)
-        return {subset: mean_value([value for result, value in found if result.subset == subset]) for subset in subsets}
+        return {
+            subset: mean_value([value for result, value in found if result.subset == subset])
+            for subset in subsets
+        }
 
     def value(self, column: Column) -> float | None:
         values = self.by_seed(column).values()
@@ -164,7 +183,11 @@ class Row:
     def constant(self, column: Column) -> bool:
         """What no seed changes was measured once."""
         values = [v.value for v in self.by_seed(column).values()]
-        return not self.trained and bool(values) and all(math.isclose(v, values[0], rel_tol=1e-9) for v in values)
+        return (
+            not self.trained
+            and bool(values)
+            and all(math.isclose(v, values[0], rel_tol=1e-9) for v in values)
+        )
 
     def cell(self, column: Column) -> Cell:
         values = list(self.by_seed(column).values())
@@ -175,16 +198,26 @@ class Row:
             return Cell(*with_share_interval(column, values[0][:3], images), 1, images=True)
         mean = mean_over([v.value for v in values], replicates, images)
         low, high = mean.interval()
-        if not replicates and (bands := [v for v in values if v.low is not None]):  # baselines of earlier versions: all that any holds
+        # baselines of earlier versions: all that any holds
+        if not replicates and (bands := [v for v in values if v.low is not None]):
             low, high = min(low, *(v.low for v in bands)), max(high, *(v.high for v in bands))
             return Cell(mean.value, low, high, mean.n, unit=self.unit, images=True)
-        return Cell(*with_share_interval(column, (mean.value, low, high), images), mean.n, unit=self.unit, images=bool(replicates))
+        return Cell(
+            *with_share_interval(column, (mean.value, low, high), images),
+            mean.n,
+            unit=self.unit,
+            images=bool(replicates),
+        )
 
 
 def with_share_interval(column: Column, found: Sequence[float | None], images: int | None) -> Band:
     """Of a share: found, with the width that a bootstrap of images that all are alike has not."""
     value, low, high = found
-    return Band(value, *share_interval(value, low, high, images)) if column.percent and images and low is not None else Band(*found)
+    return (
+        Band(value, *share_interval(value, low, high, images))
+        if column.percent and images and low is not None
+        else Band(*found)
+    )
 
 
 def mean_value(values: Sequence[Value]) -> Value:
@@ -194,9 +227,15 @@ def mean_value(values: Sequence[Value]) -> Value:
 
 
 def paired_replicates(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
-    """Their replicates, () where they cannot be paired or are of one image, which has no others to draw; and the fewest images."""
-    lengths, images = {len(v.replicates) for v in values}, min((v.images for v in values if v.images), default=None)
-    return [v.replicates for v in values] if len(lengths) == 1 and lengths.pop() > 1 and images != 1 else [], images
+    """Their replicates, () where they cannot be paired or are of one image, which has no others to
+    draw; and the fewest images."""
+    lengths, images = (
+        {len(v.replicates) for v in values},
+        min((v.images for v in values if v.images), default=None),
+    )
+    return [v.replicates for v in values] if len(
+        lengths
+    ) == 1 and lengths.pop() > 1 and images != 1 else [], images
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -209,23 +248,44 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         groups.setdefault(row.label, row).runs.append(run)
     beside = baselines_table(runs)
     table = [row for group in groups.values() for row in split_by_identity(group)]
-    ranked = {row.situation: ranking([r for r in table if r.situation == row.situation], beside) for row in table}
-    return sorted(table, key=lambda row: (situation_key(row.situation), sort_key(row, ranked[row.situation])))
+    ranked = {
+        row.situation: ranking([r for r in table if r.situation == row.situation], beside)
+        for row in table
+    }
+    return sorted(
+        table, key=lambda row: (situation_key(row.situation), sort_key(row, ranked[row.situation]))
+    )
 
 
 def split_by_identity(row: Row) -> list[Row]:
-    """Runs that differ in what no setting says, as their images were changed in between or their source was trained anew, are no seeds of
-    one row: where a seed is there twice, a row for each kind."""
+    """Runs that differ in what no setting says, as their images were changed in between or their
+    source was trained anew, are no seeds of one row: where a seed is there twice, a row for each
+    kind."""
     kinds = dict.fromkeys(run.result.kind for run in row.runs)
-    if len({(run.result.seed, run.result.subset) for run in row.counted}) == len(row.counted) or len(kinds) == 1:
+    if (
+        len({(run.result.seed, run.result.subset) for run in row.counted}) == len(row.counted)
+        or len(kinds) == 1
+    ):
         return [row]
-    return [Row(row.name, row.settings | {"identity": kind}, [run for run in row.runs if run.result.kind == kind]) for kind in kinds]
+    return [
+        Row(
+            row.name,
+            row.settings | {"identity": kind},
+            [run for run in row.runs if run.result.kind == kind],
+        )
+        for kind in kinds
+    ]
 
 
 def ranking(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Column]:
-    """What rows of one situation are put in order by: the loss on test images, which tells most, then KID to them where that ranks
-    anything, then the loss on validation images. The first that is known of any of them is the verdict's."""
-    return [column for column in (TEST_LOSS, KID, HELD_OUT) if column is not KID or not other_kind(rows, baselines)]
+    """What rows of one situation are put in order by: the loss on test images, which tells most,
+    then KID to them where that ranks anything, then the loss on validation images. The first that
+    is known of any of them is the verdict's."""
+    return [
+        column
+        for column in (TEST_LOSS, KID, HELD_OUT)
+        if column is not KID or not other_kind(rows, baselines)
+    ]
 
 
 def sort_key(row: Row, ranked: Sequence[Column]) -> tuple:
@@ -234,12 +294,20 @@ def sort_key(row: Row, ranked: Sequence[Column]) -> tuple:
 
 
 def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cell] | None:
-    """KID of the training images to the test images, and of these to one another, where they are of another kind: so far apart that a
-    perfect generator of training images would stand no better than one of the rows. KID ranks nothing then."""
-    found = {row.name: row.cell(KID) for row in baselines if rows and row.situation == rows[0].situation}
+    """KID of the training images to the test images, and of these to one another, where they are of
+    another kind: so far apart that a perfect generator of training images would stand no better
+    than one of the rows. KID ranks nothing then."""
+    found = {
+        row.name: row.cell(KID) for row in baselines if rows and row.situation == rows[0].situation
+    }
     real, halves = found.get(REAL), found.get(HALVES)
     best = min((row.value(KID) for row in rows if row.value(KID) is not None), default=None)
-    if None in (real, halves, best) or None in (real.low, halves.high) or real.low <= halves.high or best > real.high:
+    if (
+        None in (real, halves, best)
+        or None in (real.low, halves.high)
+        or real.low <= halves.high
+        or best > real.high
+    ):
         return None
     return real, halves
 
@@ -256,7 +324,9 @@ def baselines_table(runs: Sequence[Run]) -> list[Row]:
             if baseline.evaluation.content not in [b.evaluation.content for b in row.runs]:
                 row.runs.append(baseline)
     names = [*BASELINES, *(row.name for row in groups.values())]
-    return sorted(groups.values(), key=lambda row: (situation_key(row.situation), names.index(row.name)))
+    return sorted(
+        groups.values(), key=lambda row: (situation_key(row.situation), names.index(row.name))
+    )
 
 
 def known_columns(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
@@ -265,8 +335,9 @@ def known_columns(columns: Sequence[Column], table: Sequence[Row]) -> list[Colum
 
 
 def situations(table: Sequence[Row]) -> dict[tuple, list[Row]]:
-    """What the data are -> its contenders: of each strategy the row of its lowest held-out loss, which is of validation images, or the
-    first where no such loss is known. In the order of the table."""
+    """What the data are -> its contenders: of each strategy the row of its lowest held-out loss,
+    which is of validation images, or the first where no such loss is known. In the order of the
+    table."""
     found: dict[tuple, dict[str, Row]] = {}
     for row in (r for r in table if r.finished):
         best = found.setdefault(row.situation, {})
@@ -283,13 +354,21 @@ def choice_key(row: Row) -> tuple:
 
 def situation_key(situation: tuple) -> list[tuple]:
     """Sorts data.n_train=10 before 100, and null, which is all of them, last."""
-    return [(value is None, not isinstance(value, int | float), value if isinstance(value, int | float) else 0, str(value))
-            for _, value in situation]
+    return [
+        (
+            value is None,
+            not isinstance(value, int | float),
+            value if isinstance(value, int | float) else 0,
+            str(value),
+        )
+        for _, value in situation
+    ]
 
 
 class Paired(NamedTuple):
-    """The differences of two rows, one for each seed that both have; their replicates and from how many images these are. trained: both
-    were, so that the seeds tell how a training of each varies."""
+    """The differences of two rows, one for each seed that both have; their replicates and from how
+    many images these are. trained: both were, so that the seeds tell how a training of each varies.
+    """
 
     values: Sequence[float]
     replicates: Sequence[Sequence[float]]
@@ -301,7 +380,11 @@ def paired(row: Row, other: Row, column: Column) -> Paired | None:
     """row - other. None where they share no seed."""
     ours, theirs = row.by_seed(column), other.by_seed(column)
     if row.constant(column):
-        ours = {**dict.fromkeys(theirs, next(iter(ours.values()))), **ours}  # the same for every seed
+        # the same for every seed
+        ours = {
+            **dict.fromkeys(theirs, next(iter(ours.values()))),
+            **ours,
+        }
     if other.constant(column):
         theirs = {**dict.fromkeys(ours, next(iter(theirs.values()))), **theirs}
     seeds = [seed for seed in ours if seed in theirs]
@@ -311,16 +394,31 @@ def paired(row: Row, other: Row, column: Column) -> Paired | None:
         seeds = seeds[:1]
     values = [ours[s].value - theirs[s].value for s in seeds]
     pairs, images = paired_replicates([v for s in seeds for v in (ours[s], theirs[s])])
-    replicates = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(pairs[::2], pairs[1::2], strict=True)]
+    replicates = [
+        [a - b for a, b in zip(*pair, strict=True)]
+        for pair in zip(pairs[::2], pairs[1::2], strict=True)
+    ]
     return Paired(values, replicates, images, row.trained and other.trained)
 
 
 def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean]:
-    """Label -> that row - other, of those that share a seed with it. Each contrast has its own variance between seeds, moderated by those
-    of the other rows; where one of the two was not trained, its own alone."""
-    found = {row.label: pair for row in rows if row is not other and (pair := paired(row, other, column))}
-    spreads = moderated({label: spread_of(pair.values) for label, pair in found.items() if pair.trained and len(pair.values) > 1})
-    return {label: mean_over(pair.values, pair.replicates, pair.images, spreads.get(label)) for label, pair in found.items()}
+    """Label -> that row - other, of those that share a seed with it. Each contrast has its own
+    variance between seeds, moderated by those of the other rows; where one of the two was not
+    trained, its own alone."""
+    found = {
+        row.label: pair for row in rows if row is not other and (pair := paired(row, other, column))
+    }
+    spreads = moderated(
+        {
+            label: spread_of(pair.values)
+            for label, pair in found.items()
+            if pair.trained and len(pair.values) > 1
+        }
+    )
+    return {
+        label: mean_over(pair.values, pair.replicates, pair.images, spreads.get(label))
+        for label, pair in found.items()
+    }
 
 
 def find_baseline(name: str, beside: Row, baselines: Sequence[Row]) -> Row | None:

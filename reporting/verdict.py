@@ -249,7 +249,9 @@ def steps_sentence(measured: Sequence[Row]) -> str:
     for row in measured:
         runs = [run.result.values for run in row.counted]
         looks = [len(run.curve("validation/loss")) for run in row.counted]
-        at_end = all(v.get("best_step") is not None and v["best_step"] == v.get("step") for v in runs)
+        at_end = all(
+            v.get("best_step") is not None and v["best_step"] == v.get("step") for v in runs
+        )
         left = max((v.get("ema_share_of_start") or 0 for v in runs if v.get("step")), default=0)
         better += [row.name] * (min(looks) > 1 and at_end)
         once += [row.name] * (row.trained and 1 in looks)
@@ -280,7 +282,8 @@ def seeds_sentence(by: Contest) -> str:
 
 
 def subset_sentence(by: Contest) -> str:
-    """Whether an interval over seeds holds the spread of drawn training images, of training, or both."""
+    """Whether an interval over seeds holds the spread of drawn training images, of training, or
+    both."""
     best = by.best
     subsets = {run.result.subset for run in best.counted}
     if len(best.counted) < 2 or subsets == {None}:

@@ -1,1 +1,2 @@
-"""The process and not the maths: configuration, files, checkpoints, randomness, logs, signals. Imports nothing of ours."""
+"""The process and not the maths: configuration, files, checkpoints, randomness, logs, signals.
+Imports nothing of ours."""

@@ -1,9 +1,9 @@
-"""From configuration to objects. The constructor's signature is the schema: keys and types are checked
-against it, with the near names in the message, before anything is built.
+"""From configuration to objects. The constructor's signature is the schema: keys and types are
+checked against it, with the near names in the message, before anything is built.
 
-Configurations also arrive inside checkpoints, which are foreign input: a target must be defined in a
-package that the caller names, judged by the module where the object is defined and not by the path
-that leads to it.
+Configurations also arrive inside checkpoints, which are foreign input: a target must be defined in
+a package that the caller names, judged by the module where the object is defined and not by the
+path that leads to it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,15 @@ from runtime.errors import UserError, near
 
 T = TypeVar("T")
 SPECIAL = {"_target_", "_partial_"}
-NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false",
-         type(None): "null", dict: "a mapping", Any: "a part"}
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "a mapping",
+    Any: "a part",
+}
 
 
 class Settings:
@@ -29,8 +36,8 @@ class Settings:
 
 
 def parse(kind: type[T], content: dict[str, Any], packages: Sequence[str], where: str) -> T:
-    """A dataclass of settings from a mapping. Its fields are values, Settings (from mappings without a
-    target) and parts (from nodes, which are mappings with one).
+    """A dataclass of settings from a mapping. Its fields are values, Settings (from mappings
+    without a target) and parts (from nodes, which are mappings with one).
 
     Args:
         packages: which may define the targets of the nodes.
@@ -46,11 +53,16 @@ def build(node: dict[str, Any], packages: Sequence[str], where: str, **given: An
     """Checks and builds a node: the target called with its settings and what the caller gives, or,
     with _partial_, bound to them."""
     factory = bind(node, packages, where, list(given))
-    return functools.partial(factory, **given) if node.get("_partial_") else make(factory, where, **given)
+    return (
+        functools.partial(factory, **given)
+        if node.get("_partial_")
+        else make(factory, where, **given)
+    )
 
 
-def bind(node: dict[str, Any], packages: Sequence[str], where: str,
-         given: Sequence[str] = ()) -> functools.partial[Any]:
+def bind(
+    node: dict[str, Any], packages: Sequence[str], where: str, given: Sequence[str] = ()
+) -> functools.partial[Any]:
     """Checks a node and binds its target to its settings. given: arguments that the caller adds."""
     check(node, packages, where, given)
     target = resolve(node["_target_"], packages, where)
@@ -77,34 +89,48 @@ def resolve(target: Any, packages: Sequence[str], where: str) -> Any:
             raise UserError(f"{where}._target_: there is no {target}.") from None
         if callable(found) and _inside(getattr(found, "__module__", ""), packages):
             return found
-    raise UserError(f"{where}._target_: {target} is not defined in {' or '.join(packages)}, and nothing "
-                    "else is built from a config.")
+    raise UserError(
+        f"{where}._target_: {target} is not defined in {' or '.join(packages)}, and nothing "
+        "else is built from a config."
+    )
 
 
 def _inside(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def check(node: dict[str, Any], packages: Sequence[str], where: str, given: Sequence[str] = ()) -> None:
+def check(
+    node: dict[str, Any], packages: Sequence[str], where: str, given: Sequence[str] = ()
+) -> None:
     """Compares a node, and those inside it, with the signature of its target."""
     target = resolve(node.get("_target_"), packages, where)
     check_arguments(target, node, packages, where, given)
 
 
-def check_arguments(target: Any, node: dict[str, Any], packages: Sequence[str], where: str,
-                    given: Sequence[str] = ()) -> None:
+def check_arguments(
+    target: Any,
+    node: dict[str, Any],
+    packages: Sequence[str],
+    where: str,
+    given: Sequence[str] = (),
+) -> None:
     """The same with the target known. A parameter `from_` is the key `from`."""
     parameters, hints = _schema(target)
-    required = {name for name, p in parameters.items()
-                if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    required = {
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    }
     for key, value in node.items():
         if key in SPECIAL:
             continue
         place = f"{where}.{key}".removeprefix(".")
         if key not in parameters or key in given:
             bound_later = required - node.keys() if node.get("_partial_") else set()
-            raise UserError(f"{place}: no such setting; "
-                            f"{near(key, parameters.keys() - bound_later - set(given))}")
+            raise UserError(
+                f"{place}: no such setting; "
+                f"{near(key, parameters.keys() - bound_later - set(given))}"
+            )
         _check_value(value, hints.get(key, Any), packages, place)
     missing = [name for name in parameters if name in required - node.keys() - set(given)]
     if missing and not node.get("_partial_"):
@@ -130,24 +156,33 @@ def _schema(target: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, 
     """The parameters of a class or function and their types, by key."""
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters
-    return ({name.rstrip("_"): parameter for name, parameter in parameters.items()},
-            {name.rstrip("_"): hint for name, hint in hints.items()})
+    return (
+        {name.rstrip("_"): parameter for name, parameter in parameters.items()},
+        {name.rstrip("_"): hint for name, hint in hints.items()},
+    )
 
 
-def _arguments(target: Any, node: dict[str, Any], packages: Sequence[str], where: str) -> dict[str, Any]:
-    """A node's settings as arguments of target: what is inside built, keywords such as `from` spelled
-    `from_`."""
+def _arguments(
+    target: Any, node: dict[str, Any], packages: Sequence[str], where: str
+) -> dict[str, Any]:
+    """A node's settings as arguments of target: what is inside built, keywords such as `from`
+    spelled `from_`."""
     parameters, hints = _schema(target)
-    return {parameters[key].name: _built(value, hints.get(key, Any), packages, f"{where}.{key}")
-            for key, value in node.items() if key not in SPECIAL}
+    return {
+        parameters[key].name: _built(value, hints.get(key, Any), packages, f"{where}.{key}")
+        for key, value in node.items()
+        if key not in SPECIAL
+    }
 
 
 def _built(value: Any, hint: Any, packages: Sequence[str], place: str) -> Any:
     if nodes := _nodes(value):
         parts = [build(node, packages, f"{place}{index}") for index, node in nodes]
     elif (record := _record(hint)) and value is not None:
-        parts = [make(record, f"{place}{index}", **_arguments(record, content, packages, place))
-                 for index, content in _each(value)]
+        parts = [
+            make(record, f"{place}{index}", **_arguments(record, content, packages, place))
+            for index, content in _each(value)
+        ]
     else:
         return value
     return parts if isinstance(value, list) else parts[0]
@@ -160,7 +195,9 @@ def _nodes(value: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _each(value: Any) -> list[tuple[str, Any]]:
-    return [(f"[{k}]", v) for k, v in enumerate(value)] if isinstance(value, list) else [("", value)]
+    return (
+        [(f"[{k}]", v) for k, v in enumerate(value)] if isinstance(value, list) else [("", value)]
+    )
 
 
 def _record(hint: Any) -> Any:

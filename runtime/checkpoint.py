@@ -1,5 +1,6 @@
-"""Checkpoints: checkpoints/step_N/ with model.safetensors, ema.safetensors, optimizer.pt and state.json, which holds the sha256 of
-the others and of its own content. A directory under that name is whole: it was written aside, synced and renamed."""
+"""Checkpoints: checkpoints/step_N/ with model.safetensors, ema.safetensors, optimizer.pt and
+state.json, which holds the sha256 of the others and of its own content. A directory under that name
+is whole: it was written aside, synced and renamed."""
 
 from __future__ import annotations
 
@@ -29,9 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run was. pending: stopped between the step and its evaluation. validation_*, held_out_grid: of its
-    evaluation there, and which images that was taken on; None where there was none. seconds: trained. rows: of metrics.jsonl.
-    window: the summed loss since the last of these, and of how many steps."""
+    """How far a run was. pending: stopped between the step and its evaluation. validation_*,
+    held_out_grid: of its evaluation there, and which images that was taken on; None where there was
+    none. seconds: trained. rows: of metrics.jsonl. window: the summed loss since the last of these,
+    and of how many steps."""
 
     pending: bool = False
     validation_loss: float | None = None
@@ -44,7 +46,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk. config: of the run. classes: their names. digests: the sha256 of each file."""
+    """A checkpoint on the disk. config: of the run. classes: their names. digests: the sha256 of
+    each file."""
 
     path: Path
     step: int
@@ -68,15 +71,21 @@ class Checkpoint:
     def weights(self, which: str = EMA) -> dict[str, Tensor]:
         """The tensors of the model or its EMA. Raises UserError where the file is damaged."""
         if damage := self.damage([which]):
-            raise UserError(f"{damage}. Use another checkpoint of that run: {self.path.parent}/step_*.")
+            raise UserError(
+                f"{damage}. Use another checkpoint of that run: {self.path.parent}/step_*."
+            )
         return safetensors.torch.load_file(self.path / which)
 
     def optimizer(self) -> dict[str, Any]:
-        """Raises UserError where the file holds anything but tensors and plain values: it is foreign input."""
+        """Raises UserError where the file holds anything but tensors and plain values: it is
+        foreign input."""
         try:
             return torch.load(self.path / OPTIMIZER, weights_only=True, map_location="cpu")
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UserError(f"{self.path / OPTIMIZER} is no optimizer of this project: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"{self.path / OPTIMIZER} is no optimizer of this project: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -90,7 +99,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise UserError(f"{path / STATE} is damaged or not of this project: {error}") from error
     progress = Progress(**{f.name: state[f.name] for f in fields(Progress) if f.name in state})
-    return Checkpoint(path, state["step"], state["config"], state.get("classes", []), state["sha256"], progress)
+    return Checkpoint(
+        path, state["step"], state["config"], state.get("classes", []), state["sha256"], progress
+    )
 
 
 def _digest(state: dict[str, Any]) -> str:
@@ -98,8 +109,8 @@ def _digest(state: dict[str, Any]) -> str:
 
 
 def all_checkpoints(directory: Path) -> list[Checkpoint]:
-    """The checkpoints in directory, oldest first; one whose state.json is damaged is named and left out. The other files are not
-    read yet."""
+    """The checkpoints in directory, oldest first; one whose state.json is damaged is named and left
+    out. The other files are not read yet."""
     found = []
     for step in sorted(int(p.name[5:]) for p in directory.glob("step_*") if p.name[5:].isdigit()):
         try:
@@ -120,17 +131,29 @@ def latest(directory: Path) -> Checkpoint | None:
 
 
 def find(path: str | Path) -> Checkpoint:
-    """The checkpoint that a user means: a checkpoint directory, or a run directory, whose newest one it then is."""
+    """The checkpoint that a user means: a checkpoint directory, or a run directory, whose newest
+    one it then is."""
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return open_checkpoint(path)
     if (path / "checkpoints").is_dir() and (found := latest(path / "checkpoints")):
         return found
-    raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME) or one of its checkpoints/step_N.")
+    raise UserError(
+        f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME) or one of "
+        "its checkpoints/step_N."
+    )
 
 
-def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict[str, Any], step: int,
-         config: dict[str, Any], classes: list[str], progress: Progress) -> None:
+def save(
+    directory: Path,
+    model: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    optimizer: dict[str, Any],
+    step: int,
+    config: dict[str, Any],
+    classes: list[str],
+    progress: Progress,
+) -> None:
     """Writes directory/step_N."""
     buffer = io.BytesIO()
     torch.save(optimizer, buffer)
@@ -140,6 +163,12 @@ def save(directory: Path, model: dict[str, Tensor], ema: dict[str, Tensor], opti
         OPTIMIZER: buffer.getvalue(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    state = {"step": step, **asdict(progress), "classes": classes, "config": config, "sha256": digests}
+    state = {
+        "step": step,
+        **asdict(progress),
+        "classes": classes,
+        "config": config,
+        "sha256": digests,
+    }
     contents[STATE] = json.dumps(state | {OWN: _digest(state)}, indent=1).encode()
     write_directory(directory / f"step_{step}", contents)

@@ -23,22 +23,26 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device={name}: not usable here ({reason}). auto takes what is there: run.device=auto of train.py, device=auto "
-                        "of sample.py.") from error
+        raise UserError(
+            f"device={name}: not usable here ({reason}). auto takes what is there: "
+            "run.device=auto of train.py, device=auto of sample.py."
+        ) from error
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # Triton starts kernels on the current one
     return device
 
 
 def pick_precision(asked: str, device: torch.device) -> str:
-    """Resolves auto: bf16 on a GPU that has it, else fp32. (A CPU's is not timed: the same command has to give the same bits.)"""
+    """Resolves auto: bf16 on a GPU that has it, else fp32. (A CPU's is not timed: the same command
+    has to give the same bits.)"""
     if asked != "auto":
         return asked
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def forget_peak(device: torch.device) -> None:
-    """Peak memory counts from here. On a CPU that is the process's, which Linux starts anew where it is asked to."""
+    """Peak memory counts from here. On a CPU that is the process's, which Linux starts anew where
+    it is asked to."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -46,18 +50,26 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes in use since forget_peak: of the device, or of the process on a CPU; None where the system does not say."""
+    """Most bytes in use since forget_peak: of the device, or of the process on a CPU; None where
+    the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        (line,) = (
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM:")
+        )
     except (OSError, ValueError):
         return None
     return int(line.split()[1]) * 1024
 
 
-def arithmetic(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
-    """Sets fp32 or tf32 matrix arithmetic for the process and returns what to run forward passes under."""
+def arithmetic(
+    precision: str, device: torch.device
+) -> Callable[[], contextlib.AbstractContextManager]:
+    """Sets fp32 or tf32 matrix arithmetic for the process and returns what to run forward passes
+    under."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     if precision == "bf16":
@@ -66,7 +78,8 @@ def arithmetic(precision: str, device: torch.device) -> Callable[[], contextlib.
 
 
 def free_memory() -> None:
-    """Gives back what a run that has ended held, so that the next one in this process finds the device as the first did."""
+    """Gives back what a run that has ended held, so that the next one in this process finds the
+    device as the first did."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

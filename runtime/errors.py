@@ -11,7 +11,15 @@ from functools import wraps
 from typing import Any
 
 USER_ERROR = 2  # exit code
-NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # of a folder to write to, most often
+# of a folder to write to, most often
+NOT_OURS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+)
 
 
 class UserError(ValueError):
@@ -23,7 +31,7 @@ class Misfit(UserError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """"Did you mean ..." with the nearest known names, or a list of them."""
+    """ "Did you mean ..." with the nearest known names, or a list of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     listed = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")
@@ -31,8 +39,8 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def together(*steps: Callable[[], Any]) -> list[Any]:
-    """What the steps return, or one UserError with the messages of all that fail: what is missing is missing at once. A
-    Misfit ends it: the steps after it are not taken."""
+    """What the steps return, or one UserError with the messages of all that fail: what is missing
+    is missing at once. A Misfit ends it: the steps after it are not taken."""
     results, messages = [], []
     for step in steps:
         try:
@@ -47,23 +55,29 @@ def together(*steps: Callable[[], Any]) -> list[Any]:
 
 
 def message_of(error: BaseException) -> str | None:
-    """What to tell the user of an error, or None where it is no mistake of the user's and the traceback tells more."""
+    """What to tell the user of an error, or None where it is no mistake of the user's and the
+    traceback tells more."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in NOT_OURS and error.filename is not None:
-        return (f"{error.filename}: {error.strerror}. Where things are written is set by run.root, run.directory and run.cache of "
-                "train.py, by out of sample.py and export.py, and by out and cache of evaluate.py.")
+        return (
+            f"{error.filename}: {error.strerror}. Where things are written is set by run.root, "
+            "run.directory and run.cache of train.py, by out of sample.py and export.py, and by "
+            "out and cache of evaluate.py."
+        )
     return None
 
 
 def one_message(main: Callable) -> Callable:
-    """Prints a UserError, or what the system refuses, as its message and exits with 2. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    """Prints a UserError, or what the system refuses, as its message and exits with 2.
+    HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
     @wraps(main)
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except BrokenPipeError:  # of `| head`, which has read enough; nothing more is flushed at the exit
+        # of `| head`, which has read enough; nothing more is flushed at the exit
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except (UserError, OSError) as error:

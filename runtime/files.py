@@ -1,5 +1,6 @@
-"""Files that are whole or absent, whenever the process is killed. Everything that a run keeps is written through here, and what is
-read again is checked here: damage is told by one message that names the file, and what can be made anew is put aside first."""
+"""Files that are whole or absent, whenever the process is killed. Everything that a run keeps is
+written through here, and what is read again is checked here: damage is told by one message that
+names the file, and what can be made anew is put aside first."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ SEAL = b'\n"sha256 of the rest": "'  # the last key of a sealed JSON, of all byt
 DIGEST = hashlib.sha256().digest_size  # bytes, at the end of a checked file
 log = logging.getLogger(__name__)
 
-ASIDE = re.compile(r"\..+\.(\d+|removed|replaced)")  # the names below which something is written or removed: .NAME.PID and the like
+# the names below which something is written or removed: .NAME.PID and the like
+ASIDE = re.compile(r"\..+\.(\d+|removed|replaced)")
 
 
 class Damaged(UserError):
@@ -60,7 +62,7 @@ def write_all(fd: int, data: bytes) -> None:
     """os.write may stop short, as it does where the disk fills up."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view):]
+        view = view[os.write(fd, view) :]
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -77,8 +79,9 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_directory(path: Path, contents: dict[str, bytes]) -> None:
-    """Creates the directory path with these files: it appears with all of them or not at all. One that is there is replaced; a
-    kill between the two renames leaves it to remove_leftovers to put the old one back."""
+    """Creates the directory path with these files: it appears with all of them or not at all. One
+    that is there is replaced; a kill between the two renames leaves it to remove_leftovers to put
+    the old one back."""
     replaced = path.with_name(f".{path.name}.replaced")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -108,8 +111,8 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Deletes what a killed process left aside, and nothing else: a user may name any folder as run.directory. Only under the
-    lock of the run that owns parent."""
+    """Deletes what a killed process left aside, and nothing else: a user may name any folder as
+    run.directory. Only under the lock of the run that owns parent."""
     for path in parent.glob(".*"):
         if not ASIDE.fullmatch(path.name):
             continue
@@ -135,7 +138,8 @@ def write_checked(path: Path, data: bytes) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """What write_checked wrote. None where it is not there, or damaged, and then put aside: it has to be made."""
+    """What write_checked wrote. None where it is not there, or damaged, and then put aside: it has
+    to be made."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -148,7 +152,8 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def read_json(path: Path, mend: str = "", kind: type = dict, keys: Collection[str] = ()) -> Any:
-    """What a JSON file holds, of this kind and with at least these keys. Raises Damaged, with the way to mend it, for any other."""
+    """What a JSON file holds, of this kind and with at least these keys. Raises Damaged, with the
+    way to mend it, for any other."""
     return _parsed(path, path.read_bytes(), mend, kind, keys)
 
 
@@ -158,7 +163,9 @@ def _parsed(path: Path, data: bytes, mend: str, kind: type, keys: Collection[str
     except (ValueError, RecursionError) as error:  # of JSON, or of the encoding
         raise _damaged(path, error, mend) from error
     if not issubclass(type(found), kind):
-        raise _damaged(path, f"it holds a {type(found).__name__}, and a {kind.__name__} belongs there", mend)
+        raise _damaged(
+            path, f"it holds a {type(found).__name__}, and a {kind.__name__} belongs there", mend
+        )
     if lacking := [key for key in keys if key not in found]:
         raise _damaged(path, f"it lacks {', '.join(lacking)}", mend)
     return found
@@ -170,13 +177,17 @@ def _damaged(path: Path, why: object, mend: str) -> Damaged:
 
 def write_sealed(path: Path, content: dict[str, Any], indent: int | None = None) -> None:
     """A JSON object whose last key is the sha256 of the rest."""
-    body = json.dumps(content, indent=indent).removesuffix("}").rstrip().encode() + (b"," if content else b"")
+    body = json.dumps(content, indent=indent).removesuffix("}").rstrip().encode() + (
+        b"," if content else b""
+    )
     write_atomically(path, body + SEAL + hashlib.sha256(body).hexdigest().encode() + b'"}\n')
 
 
-def read_sealed(path: Path, mend: str = "", keys: Collection[str] = (), unsealed: bool = False) -> dict[str, Any]:
-    """What write_sealed wrote, with at least these keys. unsealed: a JSON object of an earlier version, without a seal, is taken as it
-    is. Raises Damaged, with the way to mend it."""
+def read_sealed(
+    path: Path, mend: str = "", keys: Collection[str] = (), unsealed: bool = False
+) -> dict[str, Any]:
+    """What write_sealed wrote, with at least these keys. unsealed: a JSON object of an earlier
+    version, without a seal, is taken as it is. Raises Damaged, with the way to mend it."""
     data = path.read_bytes()
     body, seal, digest = data.rpartition(SEAL)
     if not seal:
@@ -190,14 +201,16 @@ def read_sealed(path: Path, mend: str = "", keys: Collection[str] = (), unsealed
 
 def raise_if_full(error: OSError, path: Path) -> None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise UserError(f"the disk is full: {path} was not written, and what was there is unharmed. Free some space "
-                        "(or set run.keep_last lower) and run the same command again.") from error
+        raise UserError(
+            f"the disk is full: {path} was not written, and what was there is unharmed. Free some "
+            "space (or set run.keep_last lower) and run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on path, which the system drops when the process dies. busy: what to say where another process
-    holds it; None waits for it."""
+    """Holds an exclusive lock on path, which the system drops when the process dies. busy: what to
+    say where another process holds it; None waits for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:

@@ -1,5 +1,5 @@
-"""What is private of Hydra (1.3) and patched of submitit (1.5): here and nowhere else. requirements.txt pins their ranges, and
-tests/test_hydra_private.py holds what each name does."""
+"""What is private of Hydra (1.3) and patched of submitit (1.5): here and nowhere else.
+requirements.txt pins their ranges, and tests/test_hydra_private.py holds what each name does."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ def split_cells(overrides: list[Override]) -> list[list[str]]:
 
 
 @contextlib.contextmanager
-def replaced_job_results(instead: Callable[[Callable[[Any], list[Any]], Any], list[Any]]) -> Iterator[None]:
-    """submitit's Job.results(job) is instead(results, job) while inside, where results is submitit's own."""
+def replaced_job_results(
+    instead: Callable[[Callable[[Any], list[Any]], Any], list[Any]],
+) -> Iterator[None]:
+    """submitit's Job.results(job) is instead(results, job) while inside, where results is
+    submitit's own."""
     from submitit import Job
 
     results = Job.results

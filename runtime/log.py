@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WandbSettings(Settings):
-    """mode offline never touches the network. timeout: seconds that online waits for it at the start."""
+    """mode offline never touches the network. timeout: seconds that online waits for it at the
+    start."""
 
     mode: Literal["disabled", "offline", "online"]
     project: str
@@ -65,7 +66,8 @@ def recorded() -> Iterator[list[logging.LogRecord]]:
 @contextlib.contextmanager
 def logged_to(path: Path, said: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
     """What is logged inside goes to a file too, after what was said before the file was known."""
-    handler = logging.FileHandler(path, errors="backslashreplace")  # a file may have a name in no encoding
+    # a file may have a name in no encoding
+    handler = logging.FileHandler(path, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for record in said:
         handler.handle(record)
@@ -84,15 +86,19 @@ def _attached(handler: logging.Handler) -> Iterator[Any]:
 
 
 class RunLog:
-    """metrics.jsonl is the truth, wandb a copy of it. rows: how many of its rows the checkpoint knows of; those after them, left
-    by a run that was killed, are dropped: the file is that of a run that was never interrupted. A row among them that is damaged or
-    gone cannot be made again: it is told, the file is put aside, and {} keeps its place."""
+    """metrics.jsonl is the truth, wandb a copy of it. rows: how many of its rows the checkpoint
+    knows of; those after them, left by a run that was killed, are dropped: the file is that of a
+    run that was never interrupted. A row among them that is damaged or gone cannot be made again:
+    it is told, the file is put aside, and {} keeps its place."""
 
     def __init__(self, directory: Path, rows: int, wandb: WandbSettings, config: dict[str, Any]):
         self.directory = directory
         (directory / "samples").mkdir(exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        write_atomically(self._path, "".join(json.dumps(row or {}) + "\n" for row in _kept_rows(self._path, rows)))
+        write_atomically(
+            self._path,
+            "".join(json.dumps(row or {}) + "\n" for row in _kept_rows(self._path, rows)),
+        )
         self.rows = rows
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._wandb = None
@@ -101,9 +107,16 @@ class RunLog:
 
             self._client = client
             self._wandb = client.init(
-                project=wandb.project, mode=wandb.mode, dir=str(directory), config=config, group=directory.parent.name,
-                name=directory.name, id=directory.name, resume="allow" if wandb.mode == "online" else None,
-                settings=client.Settings(init_timeout=wandb.timeout, silent=True))
+                project=wandb.project,
+                mode=wandb.mode,
+                dir=str(directory),
+                config=config,
+                group=directory.parent.name,
+                name=directory.name,
+                id=directory.name,
+                resume="allow" if wandb.mode == "online" else None,
+                settings=client.Settings(init_timeout=wandb.timeout, silent=True),
+            )
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         try:
@@ -134,19 +147,30 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A last line torn by a kill is left out, and so is, with a word, what is damaged before it."""
+    """The rows of a metrics.jsonl. A last line torn by a kill is left out, and so is, with a word,
+    what is damaged before it."""
     rows = _parsed_rows(path)
     if damaged := [number for number, row in enumerate(rows, 1) if row is None]:
-        log.warning("%s: %d of its %d lines are damaged and left out, line %d first", path, len(damaged), len(rows), damaged[0])
+        log.warning(
+            "%s: %d of its %d lines are damaged and left out, line %d first",
+            path,
+            len(damaged),
+            len(rows),
+            damaged[0],
+        )
     return [row for row in rows if row]
 
 
 def _kept_rows(path: Path, rows: int) -> list[dict[str, Any] | None]:
-    """The first `rows` lines of the file, None in the place of one that is damaged or gone; the file is then put aside."""
+    """The first `rows` lines of the file, None in the place of one that is damaged or gone; the
+    file is then put aside."""
     found = _parsed_rows(path)[:rows]
     lost = rows - sum(row is not None for row in found)
     if lost:
-        why = f"{path}: {lost} of the {rows} rows that the checkpoint counts are damaged or gone and stay so"
+        why = (
+            f"{path}: {lost} of the {rows} rows that the checkpoint counts are damaged or gone "
+            "and stay so"
+        )
         if path.exists():
             put_aside(path, why)
         else:
@@ -155,7 +179,8 @@ def _kept_rows(path: Path, rows: int) -> list[dict[str, Any] | None]:
 
 
 def _parsed_rows(path: Path) -> list[dict[str, Any] | None]:
-    """A row for each line, None for one that is damaged; without what is behind the last line break, which a kill may have torn."""
+    """A row for each line, None for one that is damaged; without what is behind the last line
+    break, which a kill may have torn."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [_parsed_row(line) for line in lines]
 
@@ -172,4 +197,7 @@ def table(rows: Iterable[Iterable[Any]]) -> str:
     """Rows as aligned columns, the first row being the heading."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )

@@ -16,7 +16,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """[N, H, W, C] uint8 -> one picture [*, *, C], small images enlarged to be seen, white between them."""
+    """[N, H, W, C] uint8 -> one picture [*, *, C], small images enlarged to be seen, white between
+    them."""
     N, H, W, C = images.shape
     zoom = max(1, 96 // max(H, W))
     rows = -(-N // columns)

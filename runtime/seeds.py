@@ -1,4 +1,5 @@
-"""Randomness as a function of named integers, such as (seed, "noise", step): nothing to store, nothing to restore wrongly."""
+"""Randomness as a function of named integers, such as (seed, "noise", step): nothing to store,
+nothing to restore wrongly."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import torch
 
 def derive(*key: int | str) -> int:
     """A 63-bit seed from any key; different keys give unrelated seeds."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    )
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:

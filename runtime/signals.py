@@ -13,7 +13,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Preempted(Exception):
-    """The run was asked to stop by this signal and has saved what it did. train.py then calls leave."""
+    """The run was asked to stop by this signal and has saved what it did. train.py then calls
+    leave."""
 
     def __init__(self, number: signal.Signals):
         super().__init__(number.name)
@@ -21,7 +22,8 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """Notes a signal while active, so that the loop can stop where nothing is lost. A second one of the same kind acts at once."""
+    """Notes a signal while active, so that the loop can stop where nothing is lost. A second one of
+    the same kind acts at once."""
 
     def __init__(self):
         self.received: signal.Signals | None = None
@@ -46,8 +48,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stops_at_once() -> Iterator[None]:
-    """While inside, a signal raises Preempted where it strikes: for what is made before the first step, piece by piece and each piece
-    atomically, so that the next start goes on with it."""
+    """While inside, a signal raises Preempted where it strikes: for what is made before the first
+    step, piece by piece and each piece atomically, so that the next start goes on with it."""
+
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Preempted(signal.Signals(number))
 

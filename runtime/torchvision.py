@@ -1,7 +1,8 @@
-"""torchvision, also where its compiled operators do not fit this torch (PyPI's CUDA build beside a CPU build of torch).
+"""torchvision, also where its compiled operators do not fit this torch (PyPI's CUDA build beside a
+CPU build of torch).
 
-Import this module before anything that imports torchvision. Datasets, transforms.v2 and utils then work; torchvision.io and
-torchvision.ops do not.
+Import this module before anything that imports torchvision. Datasets, transforms.v2 and utils then
+work; torchvision.io and torchvision.ops do not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ except RuntimeError as error:
         raise
     for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
         del sys.modules[name]
-    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
+    sys.modules["torchvision._meta_registrations"] = types.ModuleType(
+        "torchvision._meta_registrations"
+    )
     import torchvision
 
 __all__ = ["torchvision"]

@@ -1,4 +1,5 @@
-"""A folder of images that a denoiser makes: those that are missing in it can be made at any time."""
+"""A folder of images that a denoiser makes: those that are missing in it can be made at any
+time."""
 
 from __future__ import annotations
 
@@ -27,8 +28,15 @@ SETTINGS = "sampling.json"
 FRAMES = 8  # of the strip of denoising steps
 
 
-def write_missing(out: Path, request: SampleRequest, denoiser: Denoiser, reference: Denoiser, classes: Sequence[str],
-                  shape: Sequence[int], frames: int = FRAMES) -> int:
+def write_missing(
+    out: Path,
+    request: SampleRequest,
+    denoiser: Denoiser,
+    reference: Denoiser,
+    classes: Sequence[str],
+    shape: Sequence[int],
+    frames: int = FRAMES,
+) -> int:
     """Makes those of the images 0 .. n - 1 that are not in out yet, the grid and the strip.
 
     Args: as of sample_batches. frames: of the strip.
@@ -37,7 +45,10 @@ def write_missing(out: Path, request: SampleRequest, denoiser: Denoiser, referen
     """
     missing = [k for k in range(request.n) if not (out / image_name(k)).exists()]
     steps = steps_of(denoiser.schedule, request.sampler)[:-1]
-    picked = {steps[i] for i in np.linspace(0, len(steps) - 1, min(frames, len(steps))).round().astype(int)}
+    picked = {
+        steps[i]
+        for i in np.linspace(0, len(steps) - 1, min(frames, len(steps))).round().astype(int)
+    }
     strip: list[Tensor] = []
     with tqdm(total=len(missing) * len(steps), unit="step", disable=not missing) as bar:
 
@@ -46,21 +57,27 @@ def write_missing(out: Path, request: SampleRequest, denoiser: Denoiser, referen
             if t in picked and 0 in numbers:
                 strip.append(to_uint8(x0[:8]).cpu())
 
-        for numbers, x0 in sample_batches(request, missing, denoiser, reference, classes, shape, on_step):
+        for numbers, x0 in sample_batches(
+            request, missing, denoiser, reference, classes, shape, on_step
+        ):
             pixels = to_uint8(x0).cpu()
             for k, image in zip(numbers, pixels.numpy(), strict=True):
                 write_atomically(out / image_name(k), png(image))
             if 0 in numbers:
                 _write_strip(out, [*strip, pixels[:8]])
     shown = [read_image(out / image_name(k)) for k in range(min(request.n, 256))]
-    write_atomically(out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5))))
+    write_atomically(
+        out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5)))
+    )
     return len(missing)
 
 
 def _write_strip(out: Path, frames: Sequence[Tensor]) -> None:
     """A row for each image, from noise at the left to the image. frames: [8, H, W, C] each."""
     rows = torch.stack(list(frames), dim=1)
-    write_atomically(out / "strip.png", png(grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1])))
+    write_atomically(
+        out / "strip.png", png(grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1]))
+    )
 
 
 def image_name(k: int) -> str:
@@ -71,7 +88,9 @@ def read_image(path: Path) -> np.ndarray:
     try:
         pixels = np.asarray(Image.open(path))
     except (OSError, SyntaxError) as error:  # Pillow's, of what is no image and of half of one
-        raise UserError(f"{path} is damaged ({error}): delete it, and the same command makes it again.") from error
+        raise UserError(
+            f"{path} is damaged ({error}): delete it, and the same command makes it again."
+        ) from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
@@ -80,10 +99,16 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     path = out / SETTINGS
     out.mkdir(parents=True, exist_ok=True)
     made = any(out.glob("[0-9]*.png"))  # not by a command that failed before its first image
-    again = f"{out} holds images of unknown origin then: give these their own folder, or delete that one."
+    again = (
+        f"{out} holds images of unknown origin then: give these their own folder, or delete that "
+        "one."
+    )
     if made and path.exists() and (lines := differences(settings, read_json(path, again))):
-        raise UserError(f"{out} holds images made otherwise (there -> here):\n  " + "\n  ".join(lines)
-                        + "\nGive these their own out=DIR.")
+        raise UserError(
+            f"{out} holds images made otherwise (there -> here):\n  "
+            + "\n  ".join(lines)
+            + "\nGive these their own out=DIR."
+        )
     if made and not path.exists():
         raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")
     write_json(path, settings)

@@ -1,9 +1,9 @@
 """Images from trained weights: what sample.py, evaluate.py and a notebook share.
 
-    from sampling import load
-    model = load("runs/pretrain_demo/NAME")
-    images = model.sample(16, seed=0)          # [16, C, H, W] in [-1, 1]
-    model.to_pil(images)[0].save("image.png")
+from sampling import load
+model = load("runs/pretrain_demo/NAME")
+images = model.sample(16, seed=0)          # [16, C, H, W] in [-1, 1]
+model.to_pil(images)[0].save("image.png")
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from runtime.device import arithmetic, pick_device, pick_precision
 from runtime.errors import UserError, near
 from runtime.seeds import derive
 from sampling.cuda_graph import cast_ahead, prepared
-from transfer.trained_weights import TrainedWeights, load_weights, source_of, start_of, stated_config
+from transfer.trained_weights import (
+    TrainedWeights,
+    load_weights,
+    source_of,
+    start_of,
+    stated_config,
+)
 
 Label = int | str | Sequence[int] | None
 Reference = Literal["null_class", "source"]
@@ -37,10 +43,11 @@ OnStep = Callable[[Sequence[int], Tensor, int], object]  # (image numbers, predi
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Which images are wanted. Image k is a function of (seed, k), whatever the batch it is made in.
+    """Which images are wanted. Image k is a function of (seed, k), whatever the batch it is made
+    in.
 
-    label: a class by name or number, "all" for each in turn, a list of numbers for these in turn, None for
-    the null class. guidance: away from a reference, 1 for none.
+    label: a class by name or number, "all" for each in turn, a list of numbers for these in turn,
+    None for the null class. guidance: away from a reference, 1 for none.
     """
 
     sampler: SamplerSettings
@@ -54,9 +61,15 @@ class SampleRequest:
 
 
 @torch.no_grad()
-def sample_batches(request: SampleRequest, numbers: Sequence[int], denoiser: Denoiser, reference: Denoiser,
-                   classes: Sequence[str], shape: Sequence[int],
-                   on_step: OnStep = lambda numbers, x0, t: None) -> Iterator[tuple[Sequence[int], Tensor]]:
+def sample_batches(
+    request: SampleRequest,
+    numbers: Sequence[int],
+    denoiser: Denoiser,
+    reference: Denoiser,
+    classes: Sequence[str],
+    shape: Sequence[int],
+    on_step: OnStep = lambda numbers, x0, t: None,
+) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Makes the images with these numbers, batch by batch.
 
     Args:
@@ -87,14 +100,16 @@ def sample_batches(request: SampleRequest, numbers: Sequence[int], denoiser: Den
             if request.guidance != 1:
                 denoise = guide(denoise, ready[reference](None), request.guidance)
             seeds = [derive(request.seed, "image", k) for k in batch]
-            x0 = generate(denoise, denoiser.schedule, request.sampler, shape, seeds, partial(on_step, batch))
+            x0 = generate(
+                denoise, denoiser.schedule, request.sampler, shape, seeds, partial(on_step, batch)
+            )
             _check_finite(batch, x0)
             yield batch, x0
 
 
 def _readied(denoiser: Denoiser, steps: Sequence[int]) -> Callable[[Condition | None], Denoise]:
-    """condition -> Denoise. On a CPU the denoiser itself: there is little to spare, and the images keep
-    their bits."""
+    """condition -> Denoise. On a CPU the denoiser itself: there is little to spare, and the images
+    keep their bits."""
     if denoiser.schedule.alpha_bar.is_cuda:
         return prepared(denoiser, steps)
     return lambda condition: lambda x_t, t: denoiser(x_t, t, condition)
@@ -103,9 +118,11 @@ def _readied(denoiser: Denoiser, steps: Sequence[int]) -> Callable[[Condition | 
 def _check_finite(numbers: Sequence[int], x0: Tensor) -> None:
     finite = x0.isfinite().flatten(1).all(1).tolist()
     if bad := [k for k, fine in zip(numbers, finite, strict=True) if not fine]:
-        raise UserError(f"{len(bad)} of {len(numbers)} images are not finite (NaN or infinite), image {bad[0]} "
-                        "first: the network has diverged, or precision=bf16 is too coarse for it. "
-                        "precision=fp32 and an earlier checkpoints/step_N tell which.")
+        raise UserError(
+            f"{len(bad)} of {len(numbers)} images are not finite (NaN or infinite), image {bad[0]} "
+            "first: the network has diverged, or precision=bf16 is too coarse for it. "
+            "precision=fp32 and an earlier checkpoints/step_N tell which."
+        )
 
 
 def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) -> Tensor | None:
@@ -113,8 +130,10 @@ def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) ->
     if label is None:
         return None
     if not classes:
-        raise UserError(f"label={label}: this model has no classes; one that was trained with "
-                        "model.classes=auto has those of its images.")
+        raise UserError(
+            f"label={label}: this model has no classes; one that was trained with "
+            "model.classes=auto has those of its images."
+        )
     if label == "all":
         label = range(len(classes))
     if not isinstance(label, int | str):
@@ -128,7 +147,8 @@ def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) ->
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A trained model that is sampled from. source: where what it was trained from is, if that moved."""
+    """A trained model that is sampled from. source: where what it was trained from is, if that
+    moved."""
 
     weights: TrainedWeights
     device: torch.device
@@ -155,9 +175,17 @@ class Pipeline:
         """Names of its labels; none without classes."""
         return self.weights.classes if self.denoiser.network.classes else []
 
-    def sample(self, n: int, seed: int = 0, label: Label = None, guidance: float = 1.0,
-               reference: Reference = "null_class", steps: int = 50,
-               sampler: SamplerSettings | None = None, batch_size: int = 64) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        label: Label = None,
+        guidance: float = 1.0,
+        reference: Reference = "null_class",
+        steps: int = 50,
+        sampler: SamplerSettings | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
         """Images 0 .. n - 1 of this seed, the same that sample.py writes.
 
         Args:
@@ -171,29 +199,41 @@ class Pipeline:
         settings = sampler or SamplerSettings(ddim, log_snr_steps, steps)
         request = SampleRequest(settings, n, seed, batch_size, label, guidance)
         shape = self.weights.config.image_shape
-        made = sample_batches(request, range(n), self.denoiser, self.reference(reference), self.classes, shape)
+        made = sample_batches(
+            request, range(n), self.denoiser, self.reference(reference), self.classes, shape
+        )
         return torch.cat([x0.cpu() for _, x0 in made])
 
     @staticmethod
     def to_pil(images: Tensor) -> list[Image.Image]:
         """[n, C, H, W] in about [-1, 1] -> pictures of 8 bits."""
         pixels = to_uint8(images).cpu().numpy()
-        return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+        return [
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels
+        ]
 
 
-def load(name: str, device: str = "auto", weights: Which = "ema", source: str | None = None,
-         trained_as: str | None = None, overrides: Sequence[str] = ()) -> Pipeline:
-    """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, a
-    published file, or a file of a run's difference from its source.
+def load(
+    name: str,
+    device: str = "auto",
+    weights: Which = "ema",
+    source: str | None = None,
+    trained_as: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Pipeline:
+    """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub,
+    a published file, or a file of a run's difference from its source.
 
     Args:
         device: auto, cpu, cuda, cuda:1.
         weights: the running average (EMA), or "model", the last iterate.
         source: where the source of a run or of a difference is, if it was moved.
-        trained_as, overrides: of a bare file of weights, the experiment whose settings it has, and changes
-            of these.
+        trained_as, overrides: of a bare file of weights, the experiment whose settings it has, and
+            changes of these.
     Raises:
         UserError: where there is nothing of that name, or it is damaged.
     """
     stated = stated_config(name, trained_as, overrides)
-    return Pipeline(load_weights(name, stated=stated, source=source), pick_device(device), weights, source)
+    return Pipeline(
+        load_weights(name, stated=stated, source=source), pick_device(device), weights, source
+    )

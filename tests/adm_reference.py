@@ -1,7 +1,9 @@
-"""The network of improved-diffusion and guided-diffusion (ADM) as formulas on its published names, written independently of models/.
+"""The network of improved-diffusion and guided-diffusion (ADM) as formulas on its published names,
+written independently of models/.
 
-`shapes` lists the tensors of a configuration, `unet` computes with them; neither knows our modules. Sources: Nichol and Dhariwal 2021,
-Dhariwal and Nichol 2021, and the names and the order of the layers in their code.
+`shapes` lists the tensors of a configuration, `unet` computes with them; neither knows our modules.
+Sources: Nichol and Dhariwal 2021, Dhariwal and Nichol 2021, and the names and the order of the
+layers in their code.
 """
 
 from __future__ import annotations
@@ -13,8 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def shapes(channels, multipliers, blocks, attention_levels, in_channels=3, out_channels=3, classes=0, scale_shift=True,
-           resample_blocks=False) -> dict[str, tuple[int, ...]]:
+def shapes(
+    channels,
+    multipliers,
+    blocks,
+    attention_levels,
+    in_channels=3,
+    out_channels=3,
+    classes=0,
+    scale_shift=True,
+    resample_blocks=False,
+) -> dict[str, tuple[int, ...]]:
     """Published name -> shape."""
     time, widths = 4 * channels, [int(m * channels) for m in multipliers]
     found = {}
@@ -87,15 +98,29 @@ class Once(dict):
         return f"{name}.weight" in self
 
 
-def unet(state, x: Tensor, timestep: Tensor, label: Tensor | None = None, *, blocks: int, heads: int | None = None,
-         head_channels: int | None = None, new_order: bool = False, timestep_scale: float = 1.0, groups: int = 32) -> Tensor:
+def unet(
+    state,
+    x: Tensor,
+    timestep: Tensor,
+    label: Tensor | None = None,
+    *,
+    blocks: int,
+    heads: int | None = None,
+    head_channels: int | None = None,
+    new_order: bool = False,
+    timestep_scale: float = 1.0,
+    groups: int = 32,
+) -> Tensor:
     """Their network of published names. Asserts that every tensor is used, and none twice."""
     state = Once(state)
     half = state["time_embed.0.weight"].shape[1] // 2
-    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)  # float32, as theirs
+    # float32, as theirs
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
     angle = (timestep.float() * timestep_scale)[:, None] * frequency
     time = torch.cat([torch.cos(angle), torch.sin(angle)], 1).to(x.dtype)
-    time = F.linear(F.silu(F.linear(time, *state.take("time_embed.0"))), *state.take("time_embed.2"))
+    time = F.linear(
+        F.silu(F.linear(time, *state.take("time_embed.0"))), *state.take("time_embed.2")
+    )
     if label is not None:
         time = time + state.pop("label_emb.weight")[label]
 
@@ -108,7 +133,7 @@ def unet(state, x: Tensor, timestep: Tensor, label: Tensor | None = None, *, blo
         h = F.conv2d(h, *state.take(f"{name}.in_layers.2"), padding=1)
         t = F.linear(F.silu(time), *state.take(f"{name}.emb_layers.1"))[:, :, None, None]
         if t.shape[1] == 2 * h.shape[1]:
-            scale, shift = t[:, :h.shape[1]], t[:, h.shape[1]:]
+            scale, shift = t[:, : h.shape[1]], t[:, h.shape[1] :]
             h = norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
         else:
             h = norm(f"{name}.out_layers.0", h + t)
@@ -121,20 +146,27 @@ def unet(state, x: Tensor, timestep: Tensor, label: Tensor | None = None, *, blo
         batch, width, *size = h.shape
         count = heads or width // head_channels
         d = width // count
-        qkv = F.conv1d(norm(f"{name}.norm", h.flatten(2)), *state.take(f"{name}.qkv"))  # [B, 3 C, HW]
+        # [B, 3 C, HW]
+        qkv = F.conv1d(norm(f"{name}.norm", h.flatten(2)), *state.take(f"{name}.qkv"))
         outputs = []
         for head in range(count):  # rows of head k: 3 d in a row, or d in each of three thirds
-            starts = [part * width + head * d if new_order else (3 * head + part) * d for part in range(3)]
-            q, k, v = (qkv[:, start:start + d] for start in starts)
+            starts = [
+                part * width + head * d if new_order else (3 * head + part) * d for part in range(3)
+            ]
+            q, k, v = (qkv[:, start : start + d] for start in starts)
             weight = torch.einsum("bdi,bdj->bij", q * d**-0.25, k * d**-0.25).softmax(-1)
             outputs.append(torch.einsum("bij,bdj->bdi", weight, v))
-        return h + F.conv1d(torch.cat(outputs, 1), *state.take(f"{name}.proj_out")).reshape(batch, width, *size)
+        return h + F.conv1d(torch.cat(outputs, 1), *state.take(f"{name}.proj_out")).reshape(
+            batch, width, *size
+        )
 
     def keep(h):
         return h
 
     def halve(h):
-        return (h[:, :, ::2, ::2] + h[:, :, 1::2, ::2] + h[:, :, ::2, 1::2] + h[:, :, 1::2, 1::2]) / 4
+        return (
+            h[:, :, ::2, ::2] + h[:, :, 1::2, ::2] + h[:, :, ::2, 1::2] + h[:, :, 1::2, 1::2]
+        ) / 4
 
     def double(h):
         return h.repeat_interleave(2, -1).repeat_interleave(2, -2)

@@ -16,7 +16,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> Callable[..., Path]:
-    """undisturbed(*arguments): the directory of a tiny run that nothing disturbed. Each is made once for all tests."""
+    """undisturbed(*arguments): the directory of a tiny run that nothing disturbed. Each is made
+    once for all tests."""
     made: dict[tuple[str, ...], Path] = {}
 
     def directory(*arguments: str) -> Path:

@@ -1,14 +1,17 @@
-"""Runs a script and disturbs it at its N-th operation on files: python tests/kill_at.py N train.py ARGS...
+"""Runs a script and disturbs it at its N-th operation on files: python tests/kill_at.py N train.py
+ARGS...
 
-What a run keeps is written with os.write, os.fsync and os.replace alone (runtime/files.py, runtime/log.py); they are counted together.
+What a run keeps is written with os.write, os.fsync and os.replace alone (runtime/files.py,
+runtime/log.py); they are counted together.
 
-    12        SIGKILL at the 12th: a write after half of its bytes, a sync or a rename before it is done
-    12+       SIGKILL right after the 12th
+    12        SIGKILL at the 12th: a write after half of its bytes, a sync or a rename before it is
+    done 12+       SIGKILL right after the 12th
     12=TERM   another signal right after the 12th, here SIGTERM
     12=FULL   from the 12th on the disk is full: that write is short, the next ones fail with ENOSPC
     0         only counts
 
-The environment variable OPERATIONS names a file that gets a line for each operation, such as "17 replace checkpoints/step_8".
+The environment variable OPERATIONS names a file that gets a line for each operation, such as "17
+replace checkpoints/step_8".
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ class Hook:
         return self.finished(due, self.replace(source, target))
 
     def count(self, kind: str, name: str) -> bool:
-        """Notes an operation; True where it is the N-th. A kill before it happens here, but for a write."""
+        """Notes an operation; True where it is the N-th. A kill before it happens here, but for a
+        write."""
         self.done.append(f"{len(self.done) + 1} {kind} {name}")
         due = len(self.done) == self.number
         if due and kind != "write" and self.what == "KILL" and not self.after:

@@ -1,7 +1,9 @@
-"""Runs of train.py for the tests: tiny ones, in processes of their own, compared by what they leave on the disk.
+"""Runs of train.py for the tests: tiny ones, in processes of their own, compared by what they leave
+on the disk.
 
-The processes are forked from a server that has imported everything and composed a config (preload.py), so that one costs a second and not
-five; train.py itself is run anew in each, from its first line.
+The processes are forked from a server that has imported everything and composed a config
+(preload.py), so that one costs a second and not five; train.py itself is run anew in each, from its
+first line.
 """
 
 from __future__ import annotations
@@ -31,13 +33,36 @@ from tests import kill_at
 REPO = Path(__file__).resolve().parent.parent
 PATIENCE = 120  # seconds that a tiny run may take at most
 TINY = [
-    "model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "model.dropout=0.1",
-    "data.size=8", "data.flip=true", "optimizer.lr=2e-4", "train.batch_size=8", "train.warmup=3",
-    "train.precision=fp32", "train.ema_decay=0.99", "train.steps=12", "run.device=cpu", "run.checkpoint_every=4", "run.log_every=3",
-    "run.held_out_draws=16", "run.sample_every=8", "run.samples=2", "sampler.steps=2", "run.keep_last=2"]
-# What trains changes before, between and after the checkpoints at 4 and 8; one part is frozen again, the time embedding always is.
-UNFREEZING = ["train.accumulation=2", "transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {pattern: '*norm*', from: 3, "
-              "learning_rate_scale: 0.5}, {pattern: 'down.*', from: 6}, {pattern: 'up.1.*', learning_rate_scale: 0, from: 9}]"]
+    "model.channels=8",
+    "model.multipliers=[1,2]",
+    "model.groups=4",
+    "model.attention_levels=[1]",
+    "model.dropout=0.1",
+    "data.size=8",
+    "data.flip=true",
+    "optimizer.lr=2e-4",
+    "train.batch_size=8",
+    "train.warmup=3",
+    "train.precision=fp32",
+    "train.ema_decay=0.99",
+    "train.steps=12",
+    "run.device=cpu",
+    "run.checkpoint_every=4",
+    "run.log_every=3",
+    "run.held_out_draws=16",
+    "run.sample_every=8",
+    "run.samples=2",
+    "sampler.steps=2",
+    "run.keep_last=2",
+]
+# What trains changes before, between and after the checkpoints at 4 and 8; one part is frozen
+# again, the time embedding always is.
+UNFREEZING = [
+    "train.accumulation=2",
+    "transfer.rules=[{pattern: 'up.*'}, {pattern: 'conv_out.*'}, {pattern: '*norm*', from: 3, "
+    "learning_rate_scale: 0.5}, {pattern: 'down.*', from: 6}, {pattern: 'up.1.*', "
+    "learning_rate_scale: 0, from: 9}]",
+]
 TIMES = ("images_per_second", "seconds")  # what may differ between the rows of two equal runs
 
 _context = multiprocessing.get_context("forkserver")
@@ -64,11 +89,15 @@ class Launched:
         """Waits until the run has printed this."""
         end = time.monotonic() + timeout
         while not re.search(pattern, self.log.read_text()):
-            assert time.monotonic() < end and self.process.is_alive(), f"never printed {pattern}:\n{self.log.read_text()}"
+            assert time.monotonic() < end and self.process.is_alive(), (
+                f"never printed {pattern}:\n{self.log.read_text()}"
+            )
             time.sleep(0.01)
 
 
-def launch(root: Path, arguments: Sequence[str] = (), at: str = "0", tiny: Sequence[str] = TINY) -> Launched:
+def launch(
+    root: Path, arguments: Sequence[str] = (), at: str = "0", tiny: Sequence[str] = TINY
+) -> Launched:
     """Starts a tiny run below root: root/runs, root/cache. at: see kill_at.py."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for the server, which is started with the first run
     root.mkdir(parents=True, exist_ok=True)
@@ -85,25 +114,33 @@ def _child(command: list[str], log: str, at: str) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a process that is killed leaves behind
+    # its own is a semaphore of the system, which a process that is killed leaves behind
+    tqdm.set_lock(threading.RLock())
     os.environ["OPERATIONS"] = log.replace("output.txt", "operations.txt")
     os.chdir(REPO)
     kill_at.main(at, "train.py", command)
 
 
 def command(script: str, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess:
-    """python SCRIPT ARGUMENTS in the project's folder, forked as a run is: exit code, stdout and stderr."""
+    """python SCRIPT ARGUMENTS in the project's folder, forked as a run is: exit code, stdout and
+    stderr."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _context.Process(target=_script, args=(script, arguments, *map(str, files)), daemon=True)
+        process = _context.Process(
+            target=_script, args=(script, arguments, *map(str, files)), daemon=True
+        )
         process.start()
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise TimeoutError(f"{script} {arguments}: still running after {timeout} s:\n{files[1].read_text()}")
-        return subprocess.CompletedProcess([script, *arguments], process.exitcode, *(file.read_text() for file in files))
+            raise TimeoutError(
+                f"{script} {arguments}: still running after {timeout} s:\n{files[1].read_text()}"
+            )
+        return subprocess.CompletedProcess(
+            [script, *arguments], process.exitcode, *(file.read_text() for file in files)
+        )
 
 
 def _script(script: str, arguments: Sequence[str], stdout: str, stderr: str) -> None:
@@ -115,7 +152,9 @@ def _script(script: str, arguments: Sequence[str], stdout: str, stderr: str) -> 
     runpy.run_path(script, run_name="__main__")
 
 
-def train(root: Path, arguments: Sequence[str] = (), at: str = "0", tiny: Sequence[str] = TINY) -> tuple[int, str]:
+def train(
+    root: Path, arguments: Sequence[str] = (), at: str = "0", tiny: Sequence[str] = TINY
+) -> tuple[int, str]:
     """A tiny run to its end: exit code, what it printed."""
     return launch(root, arguments, at, tiny).wait()
 
@@ -141,7 +180,8 @@ def directory_of(root: Path, experiment: str = "*") -> Path:
 
 
 def operations(root: Path) -> list[str]:
-    """What the last run below root that was not killed did, such as "17 replace checkpoints/step_8"."""
+    """What the last run below root that was not killed did, such as "17 replace
+    checkpoints/step_8"."""
     return (root / "operations.txt").read_text().splitlines()
 
 
@@ -171,9 +211,15 @@ def rows(directory: Path) -> list[dict]:
 def tensors(node, path: str = "") -> dict[str, object]:
     """The leaves of a nest of dicts and lists by their path."""
     if isinstance(node, dict):
-        return {k: v for key, value in node.items() for k, v in tensors(value, f"{path}.{key}").items()}
+        return {
+            k: v for key, value in node.items() for k, v in tensors(value, f"{path}.{key}").items()
+        }
     if isinstance(node, list | tuple):
-        return {k: v for key, value in enumerate(node) for k, v in tensors(value, f"{path}.{key}").items()}
+        return {
+            k: v
+            for key, value in enumerate(node)
+            for k, v in tensors(value, f"{path}.{key}").items()
+        }
     return {path: node}
 
 
@@ -185,11 +231,14 @@ def assert_same_weights(ours: Path, theirs: Path, step: int) -> None:
     a, b = (tensors(torch.load(p / OPTIMIZER, weights_only=True)) for p in (ours, theirs))
     assert a.keys() == b.keys()
     for key, value in a.items():
-        assert torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key], f"optimizer{key} differs"
+        assert torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key], (
+            f"optimizer{key} differs"
+        )
 
 
 def assert_same_run(ours: Path, theirs: Path, step: int = 12) -> None:
-    """A disturbed run left what an undisturbed one left: weights, rows, pictures, and nothing beside them."""
+    """A disturbed run left what an undisturbed one left: weights, rows, pictures, and nothing
+    beside them."""
     assert_same_weights(ours, theirs, step)
     assert rows(ours) == rows(theirs)
     pictures = {p.name: sha256(p) for p in (ours / "samples").iterdir()}
@@ -200,4 +249,8 @@ def assert_same_run(ours: Path, theirs: Path, step: int = 12) -> None:
 
 def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
     """Every file with its time and content."""
-    return {str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }

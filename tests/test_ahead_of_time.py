@@ -90,9 +90,8 @@ def check(work: Work, launch: Launch, capability: int) -> None:
         if value is not None
     )
     print(
-        f"\nsm_{capability} {launch.kernel.__name__:12} {needs.registers:3} registers, "
-        f"stack {needs.stack}, shared {needs.shared:6}: "
-        f"{constants}; {work}",
+        f"\nsm_{capability} {launch.kernel.__name__:12} {needs.registers:3} registers, stack "
+        f"{needs.stack}, shared {needs.shared:6}: {constants}; {work}",
         end="",
     )
     assert needs.stack == 0, f"{needs.registers} registers and {needs.stack} bytes in local memory"

@@ -1,4 +1,5 @@
-"""Which checkpoint is the best: by the run's own rule, whatever was pruned and damaged meanwhile."""
+"""Which checkpoint is the best: by the run's own rule, whatever was pruned and damaged
+meanwhile."""
 
 from __future__ import annotations
 
@@ -14,13 +15,22 @@ from runtime.files import remove_directory
 from training.best_checkpoint import find_best_checkpoint, prune_checkpoints
 
 
-def saved(directory: Path, step: int, loss: float | None = None, kid: float | None = None, by: str | None = None,
-          grid: int | None = None) -> None:
-    """by: run.best_by of its config; None for a run from before there was a choice. grid: of the held-out loss, likewise."""
+def saved(
+    directory: Path,
+    step: int,
+    loss: float | None = None,
+    kid: float | None = None,
+    by: str | None = None,
+    grid: int | None = None,
+) -> None:
+    """by: run.best_by of its config; None for a run from before there was a choice. grid: of the
+    held-out loss, likewise."""
     weights = {"a": torch.full((2,), float(step))}
     config = {"seed": 0} if by is None else {"run": {"best_by": by}}
     progress = checkpoint.Progress(validation_loss=loss, validation_kid=kid, held_out_grid=grid)
-    checkpoint.save(directory / "checkpoints", weights, weights, {"state": {}}, step, config, [], progress)
+    checkpoint.save(
+        directory / "checkpoints", weights, weights, {"state": {}}, step, config, [], progress
+    )
 
 
 def steps(directory: Path) -> list[int]:
@@ -31,17 +41,24 @@ LOSSES = {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.35, 12: 0.31}
 KIDS = {1: 0.09, 2: -0.01, 3: 0.02, 4: 0.05, 12: -0.005}
 
 
-@pytest.mark.parametrize(("by", "best"), [(None, [1, 2, 3, 3, 3]), ("loss", [1, 2, 3, 3, 3]), ("kid", [1, 2, 2, 2, 2])])
+@pytest.mark.parametrize(
+    ("by", "best"), [(None, [1, 2, 3, 3, 3]), ("loss", [1, 2, 3, 3, 3]), ("kid", [1, 2, 2, 2, 2])]
+)
 def test_pruning_keeps_the_best_by_the_runs_rule(tmp_path, by, best):
     for step, expected in zip(LOSSES, best, strict=True):
         saved(tmp_path, step, LOSSES[step], KIDS[step], by)
         prune_checkpoints(tmp_path / "checkpoints", 1)
         assert steps(tmp_path) == sorted({expected, step})
-        assert find_best_checkpoint(tmp_path).step == find_best_checkpoint(tmp_path / "checkpoints").step == expected
+        assert (
+            find_best_checkpoint(tmp_path).step
+            == find_best_checkpoint(tmp_path / "checkpoints").step
+            == expected
+        )
 
 
 def test_losses_on_other_images_are_not_compared(tmp_path):
-    """A run that was begun when the held-out loss looked at the first files alone, and went on with all of them."""
+    """A run that was begun when the held-out loss looked at the first files alone, and went on with
+    all of them."""
     for step, loss, grid in ((1, 0.01, None), (2, 0.5, 2), (3, 0.4, 2), (4, 0.45, 2)):
         saved(tmp_path, step, loss, by="loss", grid=grid)
         prune_checkpoints(tmp_path / "checkpoints", 1)
@@ -55,7 +72,13 @@ def test_of_equals_the_oldest_is_the_best_as_it_was_while_the_run_went_on(tmp_pa
 
 
 def test_what_was_not_judged_is_not_the_best(tmp_path):
-    for step, (loss, kid) in {1: (0.5, None), 2: (0.1, None), 3: (0.6, 0.4), 4: (0.7, 0.3), 5: (None, None)}.items():
+    for step, (loss, kid) in {
+        1: (0.5, None),
+        2: (0.1, None),
+        3: (0.6, 0.4),
+        4: (0.7, 0.3),
+        5: (None, None),
+    }.items():
         saved(tmp_path, step, loss, kid, "kid")
     assert find_best_checkpoint(tmp_path).step == 4
     prune_checkpoints(tmp_path / "checkpoints", 1)

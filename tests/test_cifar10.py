@@ -1,4 +1,5 @@
-"""CIFAR-10: the bytes of both versions, the splits, and what is refused; above all a pickle that is not the authors'."""
+"""CIFAR-10: the bytes of both versions, the splits, and what is refused; above all a pickle that is
+not the authors'."""
 
 from __future__ import annotations
 
@@ -28,20 +29,32 @@ def memory(tmp_path) -> FileCache:
 
 @pytest.fixture
 def made(tmp_path, monkeypatch) -> tuple[np.ndarray, np.ndarray]:
-    """Images [6 N, 32, 32, 3] and labels [6 N], in tmp_path/bin/cifar-10-batches-bin and tmp_path/py/cifar-10-batches-py."""
+    """Images [6 N, 32, 32, 3] and labels [6 N], in tmp_path/bin/cifar-10-batches-bin and
+    tmp_path/py/cifar-10-batches-py."""
     monkeypatch.setattr(data.sources.cifar10, "IMAGES", N)
     random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (6 * N, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, 6 * N)
+    images, labels = (
+        random.integers(0, 256, (6 * N, 32, 32, 3), dtype=np.uint8),
+        random.integers(0, 10, 6 * N),
+    )
     binary, python = tmp_path / "bin/cifar-10-batches-bin", tmp_path / "py/cifar-10-batches-py"
     binary.mkdir(parents=True)
     python.mkdir(parents=True)
     md5 = {}
     for k, name in enumerate(BATCHES):
         rows = slice(k * N, (k + 1) * N)
-        flat = np.stack([image.transpose(2, 0, 1).reshape(-1) for image in images[rows]])  # red, green, blue, each row by row
-        records = [bytes([label]) + row.tobytes() for label, row in zip(labels[rows], flat, strict=True)]
+        # red, green, blue, each row by row
+        flat = np.stack([image.transpose(2, 0, 1).reshape(-1) for image in images[rows]])
+        records = [
+            bytes([label]) + row.tobytes() for label, row in zip(labels[rows], flat, strict=True)
+        ]
         (binary / f"{name}.bin").write_bytes(b"".join(records))
-        batch = {"batch_label": name, "labels": labels[rows].tolist(), "data": flat, "filenames": [f"{i}.png" for i in range(N)]}
+        batch = {
+            "batch_label": name,
+            "labels": labels[rows].tolist(),
+            "data": flat,
+            "filenames": [f"{i}.png" for i in range(N)],
+        }
         (python / name).write_bytes(pickle.dumps(batch, protocol=2))
         md5[name] = hashlib.md5((python / name).read_bytes()).hexdigest()
     monkeypatch.setattr(data.sources.cifar10, "PICKLES", md5)
@@ -55,14 +68,30 @@ def refused(memory: FileCache, path: Path) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("place", ["bin", "bin/cifar-10-batches-bin", "py", "py/cifar-10-batches-py"])
+@pytest.mark.parametrize(
+    "place", ["bin", "bin/cifar-10-batches-bin", "py", "py/cifar-10-batches-py"]
+)
 def test_images_and_labels_of_both_versions(made, tmp_path, memory, place):
     images, labels = made
     source = Cifar10(memory, str(tmp_path / place))
     assert len(source) == 6 * N and list(source.labels) == labels.tolist()
     for item in (0, 1, N - 1, N, 5 * N, 6 * N - 1):
-        assert np.array_equal(np.asarray(source.read_image(item)), images[item]) and source.read_image(item).mode == "RGB"
-    assert source.classes == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+        assert (
+            np.array_equal(np.asarray(source.read_image(item)), images[item])
+            and source.read_image(item).mode == "RGB"
+        )
+    assert source.classes == [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     assert "data_batch_2" in source.item_name(N + 3) and "image 3 " in source.item_name(N + 3)
 
 
@@ -87,7 +116,9 @@ def test_the_fingerprint_is_of_the_images_whichever_version_holds_them(made, tmp
 def test_a_later_start_reads_no_batch(made, tmp_path, memory, monkeypatch):
     monkeypatch.setattr("data.file_cache.FRESH", -1e9)  # as if all files were old
     first = Cifar10(memory, str(tmp_path / "bin"))
-    monkeypatch.setattr(data.sources.cifar10, "read_records", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr(
+        data.sources.cifar10, "read_records", lambda file: pytest.fail("read again")
+    )
     again = Cifar10(memory, str(tmp_path / "bin"))
     assert again.fingerprint == first.fingerprint and again.labels == first.labels
 
@@ -110,8 +141,14 @@ def test_a_pickle_that_is_not_the_authors_is_never_opened(made, tmp_path, memory
     assert mark.exists()
     mark.unlink()
     message = refused(memory, tmp_path / "py")
-    for part in (str(file), data.sources.cifar10.PICKLES["data_batch_4"], "md5", "can run code", "cifar-10-python.tar.gz",
-                 "cs.toronto.edu"):
+    for part in (
+        str(file),
+        data.sources.cifar10.PICKLES["data_batch_4"],
+        "md5",
+        "can run code",
+        "cifar-10-python.tar.gz",
+        "cs.toronto.edu",
+    ):
         assert part in message
     file.write_bytes(good)
     monkeypatch.setattr("data.file_cache.FRESH", -1e9)
@@ -127,7 +164,10 @@ def test_the_md5s_are_torchvisions():
 
     official = torchvision.datasets.CIFAR10
     assert dict(official.train_list + official.test_list) == PICKLES
-    assert official.filename == data.sources.cifar10.PYTHON and (data.sources.cifar10.IMAGES, data.sources.cifar10.RECORD) == (10_000, 3073)
+    assert official.filename == data.sources.cifar10.PYTHON and (
+        data.sources.cifar10.IMAGES,
+        data.sources.cifar10.RECORD,
+    ) == (10_000, 3073)
 
 
 def test_torchvision_reads_the_same(made, tmp_path, memory, monkeypatch):
@@ -136,14 +176,26 @@ def test_torchvision_reads_the_same(made, tmp_path, memory, monkeypatch):
     official = torchvision.datasets.CIFAR10
     meta = tmp_path / "py/cifar-10-batches-py/batches.meta"
     meta.write_bytes(pickle.dumps({"label_names": CLASSES}))
-    monkeypatch.setattr(official, "train_list", [[name, data.sources.cifar10.PICKLES[name]] for name in BATCHES[:5]])
-    monkeypatch.setattr(official, "test_list", [[BATCHES[5], data.sources.cifar10.PICKLES[BATCHES[5]]]])
-    monkeypatch.setattr(official, "meta", official.meta | {"md5": hashlib.md5(meta.read_bytes()).hexdigest()})
+    monkeypatch.setattr(
+        official, "train_list", [[name, data.sources.cifar10.PICKLES[name]] for name in BATCHES[:5]]
+    )
+    monkeypatch.setattr(
+        official, "test_list", [[BATCHES[5], data.sources.cifar10.PICKLES[BATCHES[5]]]]
+    )
+    monkeypatch.setattr(
+        official, "meta", official.meta | {"md5": hashlib.md5(meta.read_bytes()).hexdigest()}
+    )
     source = Cifar10(memory, str(tmp_path / "py"))
-    for start, theirs in ((0, official(tmp_path / "py", train=True)), (5 * N, official(tmp_path / "py", train=False))):
+    for start, theirs in (
+        (0, official(tmp_path / "py", train=True)),
+        (5 * N, official(tmp_path / "py", train=False)),
+    ):
         for k in range(len(theirs)):
             image, label = theirs[k]
-            assert np.array_equal(np.asarray(image), np.asarray(source.read_image(start + k))) and label == source.labels[start + k]
+            assert (
+                np.array_equal(np.asarray(image), np.asarray(source.read_image(start + k)))
+                and label == source.labels[start + k]
+            )
 
 
 # What is refused
@@ -153,8 +205,15 @@ def test_a_missing_set_says_what_to_get_where_and_what_to_run_meanwhile(tmp_path
     (tmp_path / "empty").mkdir()
     for name, state in (("absent", "no such folder"), ("empty", "CIFAR-10 is not there")):
         message = refused(memory, tmp_path / name)
-        for part in (state, f"data.path={tmp_path / name}", "https://www.cs.toronto.edu/~kriz/cifar.html", "cifar-10-binary.tar.gz",
-                     f"-C {tmp_path / name}", "data=folder", "python train.py +experiment=transfer_demo"):
+        for part in (
+            state,
+            f"data.path={tmp_path / name}",
+            "https://www.cs.toronto.edu/~kriz/cifar.html",
+            "cifar-10-binary.tar.gz",
+            f"-C {tmp_path / name}",
+            "data=folder",
+            "python train.py +experiment=transfer_demo",
+        ):
             assert part in message, part
 
 
@@ -172,8 +231,12 @@ def test_a_batch_that_is_missing_or_cut_short_is_named(made, tmp_path, memory):
     whole = short.read_bytes()
     short.write_bytes(whole[:-1000])
     message = refused(memory, tmp_path / "bin")
-    assert str(short) in message and str(len(whole)) in message and str(len(whole) - 1000) in message
+    assert (
+        str(short) in message and str(len(whole)) in message and str(len(whole) - 1000) in message
+    )
     short.write_bytes(bytes([17]) + whole[1:])
-    assert str(short) in refused(memory, tmp_path / "bin") and "label of 17" in refused(memory, tmp_path / "bin")
+    assert str(short) in refused(memory, tmp_path / "bin") and "label of 17" in refused(
+        memory, tmp_path / "bin"
+    )
     short.unlink()
     assert "data_batch_5.bin missing" in refused(memory, tmp_path / "bin")

@@ -1,5 +1,5 @@
-"""What was replaced, flipped or cut between two starts: the bits of a run that nothing disturbed, or one message that names the file.
-Never a traceback, and never other numbers."""
+"""What was replaced, flipped or cut between two starts: the bits of a run that nothing disturbed,
+or one message that names the file. Never a traceback, and never other numbers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,24 @@ from tests import runs, transfers
 from training import run as training_run
 from training.result import read_result
 
-TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[]", "data.size=8", "data.channels=1",
-        "train.batch_size=4", "train.warmup=0", "train.precision=fp32", "run.device=cpu", "run.held_out_draws=8", "run.samples=1",
-        "run.checkpoint_every=2", "run.log_every=1", "sampler.steps=2", "schedule.steps=20"]
+TINY = [
+    "model.channels=8",
+    "model.multipliers=[1,2]",
+    "model.groups=4",
+    "model.attention_levels=[]",
+    "data.size=8",
+    "data.channels=1",
+    "train.batch_size=4",
+    "train.warmup=0",
+    "train.precision=fp32",
+    "run.device=cpu",
+    "run.held_out_draws=8",
+    "run.samples=1",
+    "run.checkpoint_every=2",
+    "run.log_every=1",
+    "sampler.steps=2",
+    "schedule.steps=20",
+]
 STEPS = 4
 
 
@@ -40,13 +55,20 @@ def ramp(k: int, level: int) -> Image.Image:
 
 
 def images(root: Path) -> Path:
-    return transfers.folders(root, {"bright": lambda k: ramp(k, 90), "dark": lambda k: ramp(k, 10)}, n=8)
+    return transfers.folders(
+        root, {"bright": lambda k: ramp(k, 90), "dark": lambda k: ramp(k, 10)}, n=8
+    )
 
 
 def run(root: Path, *more: str, steps: int = STEPS) -> Path:
     """A tiny run of root/images by train.py, which keeps all below root -> its directory."""
     torch.set_num_threads(1)
-    places = ["data=folder", f"data.path={root}/images", f"run.root={root}/runs", f"run.cache={root}/cache"]
+    places = [
+        "data=folder",
+        f"data.path={root}/images",
+        f"run.root={root}/runs",
+        f"run.cache={root}/cache",
+    ]
     return training_run.train(composed("train", [*TINY, *places, f"train.steps={steps}", *more]))
 
 
@@ -114,7 +136,10 @@ Spoil = Callable[[Path], None]
 
 def each(*what: list, quick: Sequence[tuple]) -> list:
     """Every combination; all but the quick ones are slow tests."""
-    return [pytest.param(*values, marks=[] if values in quick else pytest.mark.slow) for values in itertools.product(*what)]
+    return [
+        pytest.param(*values, marks=[] if values in quick else pytest.mark.slow)
+        for values in itertools.product(*what)
+    ]
 
 
 # The caches
@@ -135,9 +160,14 @@ def fresh(expected, tmp_path, monkeypatch) -> Path:
 ARRAY, ABOUT, MEMORY = "cache/*.npy", "cache/*.json", "cache/memory/*.json"
 
 
-@pytest.mark.parametrize("pattern, spoil", each(
-    [ARRAY, ABOUT, MEMORY], [flipped, cut, emptied, garbage, zeros],
-    quick=[(ARRAY, flipped), (ARRAY, cut), (ABOUT, garbage), (MEMORY, flipped)]))
+@pytest.mark.parametrize(
+    "pattern, spoil",
+    each(
+        [ARRAY, ABOUT, MEMORY],
+        [flipped, cut, emptied, garbage, zeros],
+        quick=[(ARRAY, flipped), (ARRAY, cut), (ABOUT, garbage), (MEMORY, flipped)],
+    ),
+)
 def test_a_damaged_cache_is_put_aside_and_made_anew(expected, fresh, caplog, pattern, spoil):
     (path,) = fresh.glob(pattern)
     if pattern == ABOUT:  # names the folder of the images, which is another one here
@@ -146,15 +176,22 @@ def test_a_damaged_cache_is_put_aside_and_made_anew(expected, fresh, caplog, pat
     whole = path.read_bytes()
     spoil(path)
     assert bits(run(fresh)) == bits(runs.directory_of(expected))
-    assert str(path) in caplog.text and f"put aside as {path.name}.damaged and made anew" in caplog.text
-    assert path.read_bytes() == whole and path.with_name(f"{path.name}.damaged").read_bytes() != whole
+    assert (
+        str(path) in caplog.text
+        and f"put aside as {path.name}.damaged and made anew" in caplog.text
+    )
+    assert (
+        path.read_bytes() == whole and path.with_name(f"{path.name}.damaged").read_bytes() != whole
+    )
 
 
 def test_a_cache_of_an_earlier_version_is_made_anew(expected, fresh, caplog):
     """It has no checksum, so nothing tells whether it is whole."""
     (record,), (array,) = fresh.glob("cache/*.json"), fresh.glob("cache/*.npy")
     about = json.loads(record.read_text())
-    record.write_text(json.dumps({key: about[key] for key in ("source", "shape", "broken", "said")}))
+    record.write_text(
+        json.dumps({key: about[key] for key in ("source", "shape", "broken", "said")})
+    )
     array.write_bytes(array.read_bytes()[:-9] + b"trusted?!")
     assert bits(run(fresh)) == bits(runs.directory_of(expected))
     assert f"{record} is damaged (or of an earlier version" in caplog.text
@@ -170,15 +207,27 @@ def test_a_whole_cache_is_read_as_it_is(expected, fresh, caplog, monkeypatch):
 
 
 def test_images_replaced_after_they_were_hashed_end_the_run(expected, tmp_path, monkeypatch):
-    """By another picture of the same size, and by none; with skip_broken, too, which leaves out what is broken and no more. The next
-    start is that of the new images, and that of the old ones again where they are put back."""
+    """By another picture of the same size, and by none; with skip_broken, too, which leaves out
+    what is broken and no more. The next start is that of the new images, and that of the old ones
+    again where they are put back."""
     root = tmp_path
     images(root / "images")
     file, opened = root / "images/dark/3.png", training_run.open_dataset
-    for spoil, more in ((another, []), (garbage, ["data.skip_broken=true"]), (Path.unlink, ["data.skip_broken=true"])):
+    for spoil, more in (
+        (another, []),
+        (garbage, ["data.skip_broken=true"]),
+        (Path.unlink, ["data.skip_broken=true"]),
+    ):
         images_again(root / "images")
-        monkeypatch.setattr(training_run, "open_dataset", lambda *given, spoil=spoil: (spoil(file), opened(*given))[1])
-        with pytest.raises(UserError, match=rf"{file} (changed|cannot be opened any more).*run the same command again"):
+        monkeypatch.setattr(
+            training_run,
+            "open_dataset",
+            lambda *given, spoil=spoil: (spoil(file), opened(*given))[1],
+        )
+        with pytest.raises(
+            UserError,
+            match=rf"{file} (changed|cannot be opened any more).*run the same command again",
+        ):
             run(root, *more)
         assert {path.suffix for path in (root / "cache").iterdir() if path.is_file()} <= {".lock"}
     monkeypatch.setattr(training_run, "open_dataset", opened)
@@ -200,10 +249,22 @@ def images_again(root: Path) -> None:
 # The directory of a run
 
 
-@pytest.mark.parametrize("name, spoil", each(
-    ["environment.json", "result.json", "config.yaml", "metrics.jsonl"], [cut, emptied, garbage, zeros, other_json],
-    quick=[("environment.json", cut), ("result.json", cut), ("config.yaml", garbage), ("metrics.jsonl", garbage)]))
-def test_a_run_goes_on_past_a_damaged_file_that_can_be_made_anew(expected, halfway, tmp_path, caplog, name, spoil):
+@pytest.mark.parametrize(
+    "name, spoil",
+    each(
+        ["environment.json", "result.json", "config.yaml", "metrics.jsonl"],
+        [cut, emptied, garbage, zeros, other_json],
+        quick=[
+            ("environment.json", cut),
+            ("result.json", cut),
+            ("config.yaml", garbage),
+            ("metrics.jsonl", garbage),
+        ],
+    ),
+)
+def test_a_run_goes_on_past_a_damaged_file_that_can_be_made_anew(
+    expected, halfway, tmp_path, caplog, name, spoil
+):
     root = copied(halfway, tmp_path)
     path = runs.directory_of(root) / name
     spoil(path)
@@ -223,10 +284,15 @@ def test_a_result_with_another_number_is_not_shown(expected, tmp_path, spoil):
     path = runs.directory_of(copied(expected, tmp_path)) / "result.json"
     loss = str(json.loads(path.read_text())["held_out_loss"])
     if spoil is flipped:
-        path.write_text(path.read_text().replace(loss, loss.replace(loss[-1], str((int(loss[-1]) + 1) % 10))))
+        path.write_text(
+            path.read_text().replace(loss, loss.replace(loss[-1], str((int(loss[-1]) + 1) % 10)))
+        )
     else:
         spoil(path)
-    with pytest.raises(Damaged, match=rf"{path} is damaged .*: delete it; the next evaluation of the run writes it anew"):
+    with pytest.raises(
+        Damaged,
+        match=rf"{path} is damaged .*: delete it; the next evaluation of the run writes it anew",
+    ):
         read_result(path.parent)
 
 
@@ -236,7 +302,9 @@ def test_a_missing_environment_is_made_anew(expected, halfway, tmp_path):
     assert bits(run(root)) == bits(runs.directory_of(expected))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"precision": "bf17"}', b'{"precision": "bf'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{}", b'{"precision": "bf17"}', b'{"precision": "bf']
+)
 def test_an_automatic_precision_on_a_gpu_is_not_guessed(tmp_path, content):
     """The run may have begun on another one."""
     path, gpu = tmp_path / "environment.json", torch.device("cuda")
@@ -250,8 +318,8 @@ def test_an_automatic_precision_on_a_gpu_is_not_guessed(tmp_path, content):
 
 
 def test_rows_that_are_damaged_are_told_and_the_others_stay(expected, halfway, tmp_path, caplog):
-    """In the middle and at the end; the rows after them are those of the run that nothing disturbed, and stay so however often it is
-    started."""
+    """In the middle and at the end; the rows after them are those of the run that nothing
+    disturbed, and stay so however often it is started."""
     root = copied(halfway, tmp_path)
     path = runs.directory_of(root) / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -260,18 +328,34 @@ def test_rows_that_are_damaged_are_told_and_the_others_stay(expected, halfway, t
     directory = run(root, steps=3)
     run(root)
     kept, all_rows = rows_of(directory), rows_of(runs.directory_of(expected))
-    assert [row for row in kept if row["step"] != 3 or "loss" in row] == all_rows[:1] + all_rows[2:]  # 3 was a last step
+    # 3 was a last step
+    assert [row for row in kept if row["step"] != 3 or "loss" in row] == all_rows[:1] + all_rows[2:]
     assert f"{path}: 1 of the 3 rows that the checkpoint counts are damaged" in caplog.text
-    assert path.with_name("metrics.jsonl.damaged").read_bytes().startswith(lines[0] + b'{"step": 2, "lo\x00')
+    assert (
+        path.with_name("metrics.jsonl.damaged")
+        .read_bytes()
+        .startswith(lines[0] + b'{"step": 2, "lo\x00')
+    )
 
 
 def rows_of(directory: Path) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in runs.TIMES} for row in read_metrics(directory / "metrics.jsonl")]
+    return [
+        {key: value for key, value in row.items() if key not in runs.TIMES}
+        for row in read_metrics(directory / "metrics.jsonl")
+    ]
 
 
-@pytest.mark.parametrize("name, spoil", each(
-    ["state.json", MODEL, EMA, OPTIMIZER], [flipped, cut, emptied, garbage, zeros], quick=[("state.json", cut), (MODEL, flipped)]))
-def test_a_damaged_checkpoint_is_named_and_its_steps_are_made_again(expected, tmp_path, caplog, name, spoil):
+@pytest.mark.parametrize(
+    "name, spoil",
+    each(
+        ["state.json", MODEL, EMA, OPTIMIZER],
+        [flipped, cut, emptied, garbage, zeros],
+        quick=[("state.json", cut), (MODEL, flipped)],
+    ),
+)
+def test_a_damaged_checkpoint_is_named_and_its_steps_are_made_again(
+    expected, tmp_path, caplog, name, spoil
+):
     root = copied(expected, tmp_path)
     path = runs.directory_of(root) / f"checkpoints/step_{STEPS}" / name
     spoil(path)
@@ -297,22 +381,46 @@ def test_train_py_ends_with_2_and_one_message(halfway, tmp_path):
     cut(path)
     places = ["data=folder", f"data.path={root}/images"]
     code, text = runs.train(root, [*places, f"train.steps={STEPS}"], tiny=TINY)
-    assert code == 2 and "Traceback" not in text and text.count("error: ") == 1 and f"error: {path} is damaged" in text
+    assert (
+        code == 2
+        and "Traceback" not in text
+        and text.count("error: ") == 1
+        and f"error: {path} is damaged" in text
+    )
 
 
 # What a transfer keeps
 
 
 def transfer(expected: Path, strategy: str = "l2_sp") -> list[str]:
-    few = {"ewc": ["transfer.penalties.0.n=4", "transfer.penalties.0.images.n=4", "transfer.penalties.0.images.steps=2"],
-           "ant": ["transfer.loss.images.n=4", "transfer.loss.images.steps=2", "transfer.loss.classifier_steps=2",
-                   "transfer.loss.ascent_steps=1", "transfer.inject.0.rank=2"]}
-    return [f"transfer={strategy}", f"source.from={runs.directory_of(expected)}", "seed=1",
-            *few.get(strategy, [])]
+    few = {
+        "ewc": [
+            "transfer.penalties.0.n=4",
+            "transfer.penalties.0.images.n=4",
+            "transfer.penalties.0.images.steps=2",
+        ],
+        "ant": [
+            "transfer.loss.images.n=4",
+            "transfer.loss.images.steps=2",
+            "transfer.loss.classifier_steps=2",
+            "transfer.loss.ascent_steps=1",
+            "transfer.inject.0.rank=2",
+        ],
+    }
+    return [
+        f"transfer={strategy}",
+        f"source.from={runs.directory_of(expected)}",
+        "seed=1",
+        *few.get(strategy, []),
+    ]
 
 
-@pytest.mark.parametrize("strategy, spoil", each(["full", "l2_sp"], [cut, garbage, flipped], quick=[("full", flipped)]))
-def test_what_became_of_the_sources_tensors_is_told_anew(expected, tmp_path, caplog, strategy, spoil):
+@pytest.mark.parametrize(
+    "strategy, spoil", each(["full", "l2_sp"], [cut, garbage, flipped], quick=[("full", flipped)])
+)
+def test_what_became_of_the_sources_tensors_is_told_anew(
+    expected, tmp_path, caplog, strategy, spoil
+):
     """Also where the strategy needs its source no more."""
     root = copied(expected, tmp_path)
     shutil.rmtree(root / "runs")
@@ -327,7 +435,8 @@ def test_what_became_of_the_sources_tensors_is_told_anew(expected, tmp_path, cap
 
 @pytest.fixture(scope="module")
 def kept_by(expected, tmp_path_factory) -> Callable[[str], Path]:
-    """strategy -> the root of a short transfer from the run that nothing disturbed, with its caches."""
+    """strategy -> the root of a short transfer from the run that nothing disturbed, with its
+    caches."""
     made: dict[str, Path] = {}
 
     def root(strategy: str) -> Path:
@@ -341,9 +450,17 @@ def kept_by(expected, tmp_path_factory) -> Callable[[str], Path]:
     return root
 
 
-@pytest.mark.parametrize("strategy, spoil", each(["ewc", "ant"], [flipped, cut, emptied, zeros], quick=[("ewc", flipped)]))
-def test_what_a_strategy_keeps_of_its_source_is_made_anew(expected, kept_by, tmp_path, caplog, strategy, spoil):
-    patterns = {"ewc": ["fisher-*.safetensors", "generated/*/*.npy"], "ant": ["classifier-*.safetensors"]}[strategy]
+@pytest.mark.parametrize(
+    "strategy, spoil",
+    each(["ewc", "ant"], [flipped, cut, emptied, zeros], quick=[("ewc", flipped)]),
+)
+def test_what_a_strategy_keeps_of_its_source_is_made_anew(
+    expected, kept_by, tmp_path, caplog, strategy, spoil
+):
+    patterns = {
+        "ewc": ["fisher-*.safetensors", "generated/*/*.npy"],
+        "ant": ["classifier-*.safetensors"],
+    }[strategy]
     whole = kept_by(strategy)
     root = copied(whole, tmp_path)
     shutil.rmtree(root / "runs")
@@ -351,6 +468,11 @@ def test_what_a_strategy_keeps_of_its_source_is_made_anew(expected, kept_by, tmp
     assert len(paths) == len(patterns)
     for path in paths:
         spoil(path)
-    assert bits(run(root, *transfer(expected, strategy), steps=2), 2) == bits(runs.directory_of(whole), 2)
+    assert bits(run(root, *transfer(expected, strategy), steps=2), 2) == bits(
+        runs.directory_of(whole), 2
+    )
     for path in paths:
-        assert str(path) in caplog.text and path.read_bytes() == (whole / path.relative_to(root)).read_bytes()
+        assert (
+            str(path) in caplog.text
+            and path.read_bytes() == (whole / path.relative_to(root)).read_bytes()
+        )

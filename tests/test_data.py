@@ -40,7 +40,9 @@ SPLITS = ("train", "validation", "test")
 def noise_image(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
     """size: width, height."""
     shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode)
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode
+    )
 
 
 def make_folder(root: Path, names: list[str], size: tuple[int, int] = (12, 12)) -> Path:
@@ -65,8 +67,11 @@ def test_faces():
     assert [len(faces.splits[split]) for split in SPLITS] == [90, 5, 5]
     original = skimage.data.lfw_subset()
     for item in (0, 57, 99):
-        np.testing.assert_allclose(np.asarray(faces.read_image(item)) / 255, original[item], atol=0.5 / 255 + 1e-6)
-    assert len({np.asarray(faces.read_image(item)).tobytes() for item in range(100)}) == 100  # no face is in two splits
+        np.testing.assert_allclose(
+            np.asarray(faces.read_image(item)) / 255, original[item], atol=0.5 / 255 + 1e-6
+        )
+    # no face is in two splits
+    assert len({np.asarray(faces.read_image(item)).tobytes() for item in range(100)}) == 100
 
 
 @pytest.mark.parametrize("window, stride", [(48, 8), (96, 16), (32, 5), (1, 40)])
@@ -89,7 +94,9 @@ def test_a_patch_of_tissue_is_what_its_corner_says():
     for split in SPLITS:
         for item in (tissue.splits[split][0], tissue.splits[split][-1]):
             x, y = tissue.corners[item]
-            assert np.array_equal(np.asarray(tissue.read_image(item)), original[y : y + 48, x : x + 48])
+            assert np.array_equal(
+                np.asarray(tissue.read_image(item)), original[y : y + 48, x : x + 48]
+            )
 
 
 @pytest.mark.parametrize("window, stride", [(0, 8), (97, 8), (48, 0)])
@@ -102,7 +109,12 @@ def test_tissue_that_cannot_be_cut_is_refused(window, stride):
 
 
 def test_a_plain_folder_is_split_at_random(tmp_path):
-    source = Folder(MEMORY, str(make_folder(tmp_path, [f"{k:03d}.png" for k in range(50)])), validation=0.2, test=0.1)
+    source = Folder(
+        MEMORY,
+        str(make_folder(tmp_path, [f"{k:03d}.png" for k in range(50)])),
+        validation=0.2,
+        test=0.1,
+    )
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [35, 10, 5]
     assert list(source.classes) == [] and set(source.labels) == {0}
@@ -110,17 +122,25 @@ def test_a_plain_folder_is_split_at_random(tmp_path):
     again = Folder(MEMORY, str(tmp_path), validation=0.2, test=0.1)
     assert again.splits == source.splits and again.fingerprint == source.fingerprint
     for item in range(50):  # the order of the items is that of the names
-        assert np.array_equal(np.asarray(source.read_image(item)), np.asarray(noise_image((12, 12), seed=item)))
+        assert np.array_equal(
+            np.asarray(source.read_image(item)), np.asarray(noise_image((12, 12), seed=item))
+        )
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
 def test_folders_that_are_splits(tmp_path, validation):
-    names = [f"train/{k}.png" for k in range(20)] + [f"{validation}/{k}.png" for k in range(3)] + [f"test/deep/{k}.jpg" for k in range(4)]
+    names = (
+        [f"train/{k}.png" for k in range(20)]
+        + [f"{validation}/{k}.png" for k in range(3)]
+        + [f"test/deep/{k}.jpg" for k in range(4)]
+    )
     source = Folder(MEMORY, str(make_folder(tmp_path, names)))
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [20, 3, 4]
     for split, folder in zip(SPLITS, ("train", validation, "test"), strict=True):
-        assert {source.files[item].relative_to(tmp_path).parts[0] for item in source.splits[split]} == {folder}
+        assert {
+            source.files[item].relative_to(tmp_path).parts[0] for item in source.splits[split]
+        } == {folder}
 
 
 def test_a_split_that_is_missing_is_drawn_from_train_alone(tmp_path):
@@ -152,7 +172,16 @@ def test_a_single_folder_above_the_classes_is_told(tmp_path, caplog):
 
 
 def test_a_class_named_test_is_a_class_where_there_is_no_train(tmp_path):
-    source = Folder(MEMORY, str(make_folder(tmp_path, [f"{name}/{k}.png" for name in ("test", "rest") for k in range(5)])), 0.2, 0.2)
+    source = Folder(
+        MEMORY,
+        str(
+            make_folder(
+                tmp_path, [f"{name}/{k}.png" for name in ("test", "rest") for k in range(5)]
+            )
+        ),
+        0.2,
+        0.2,
+    )
     assert list(source.classes) == ["rest", "test"]
     assert_partition(source)
     assert [len(source.splits[split]) for split in SPLITS] == [6, 2, 2]
@@ -173,14 +202,17 @@ def test_folders_without_images_are_refused(tmp_path):
         Folder(MEMORY, str(tmp_path))
 
 
-@pytest.mark.parametrize("validation, test", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0), (float("nan"), 0.1)])
+@pytest.mark.parametrize(
+    "validation, test", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0), (float("nan"), 0.1)]
+)
 def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, validation, test):
     with pytest.raises(UserError, match="shares"):
         Folder(MEMORY, str(make_folder(tmp_path, ["1.png", "2.png"])), validation, test)
 
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path):
-    """Files of one size, as those of a folder of BMP or PGM are: only their content tells that they were processed again."""
+    """Files of one size, as those of a folder of BMP or PGM are: only their content tells that they
+    were processed again."""
     make_folder(tmp_path / "a", [f"{k}.bmp" for k in range(6)])
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     first, moved = (Folder(MEMORY, str(tmp_path / name)).fingerprint for name in "ab")
@@ -198,21 +230,36 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path):
 
 
 BROKEN = {
-    "empty.png": lambda good: b"", "text.jpg": lambda good: b"not an image", "short.png": lambda good: good["png"][:-30],
-    "chunk.png": lambda good: good["png"][:50] + b"\0" * 20 + good["png"][70:], "short.jpg": lambda good: good["jpg"][:200],
-    "short.tif": lambda good: good["tif"][:100], "short.gif": lambda good: good["gif"][:40], "short.bmp": lambda good: good["bmp"][:60],
-    "huge.bmp": lambda good: good["bmp"][:18] + (50_000).to_bytes(4, "little") * 2 + good["bmp"][26:]}
+    "empty.png": lambda good: b"",
+    "text.jpg": lambda good: b"not an image",
+    "short.png": lambda good: good["png"][:-30],
+    "chunk.png": lambda good: good["png"][:50] + b"\0" * 20 + good["png"][70:],
+    "short.jpg": lambda good: good["jpg"][:200],
+    "short.tif": lambda good: good["tif"][:100],
+    "short.gif": lambda good: good["gif"][:40],
+    "short.bmp": lambda good: good["bmp"][:60],
+    "huge.bmp": lambda good: (
+        good["bmp"][:18] + (50_000).to_bytes(4, "little") * 2 + good["bmp"][26:]
+    ),
+}
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
 def test_broken_files_are_all_listed_at_once(tmp_path):
     make_folder(tmp_path / "images", [f"good{k}.png" for k in range(5)])
-    make_folder(tmp_path / "good", [f"x.{kind}" for kind in ("png", "jpg", "tif", "gif", "bmp")], (40, 40))
+    make_folder(
+        tmp_path / "good", [f"x.{kind}" for kind in ("png", "jpg", "tif", "gif", "bmp")], (40, 40)
+    )
     good = {file.suffix[1:]: file.read_bytes() for file in (tmp_path / "good").iterdir()}
     for name, broken in BROKEN.items():
         (tmp_path / "images" / name).write_bytes(broken(good))
     with pytest.raises(UserError) as raised:
-        open_dataset(DataSettings(Folder, 8, 3, False), Folder(MEMORY, str(tmp_path / "images")), 0, tmp_path / "cache")
+        open_dataset(
+            DataSettings(Folder, 8, 3, False),
+            Folder(MEMORY, str(tmp_path / "images")),
+            0,
+            tmp_path / "cache",
+        )
     assert f"{len(BROKEN)} of {len(BROKEN) + 5} images" in str(raised.value)
     for name in BROKEN:
         assert str(tmp_path / "images" / name) in str(raised.value)
@@ -224,7 +271,8 @@ def test_broken_files_are_all_listed_at_once(tmp_path):
 
 
 def lanczos(array: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """One axis resampled by the windowed sinc of 3 lobes, stretched by the scale so that it removes what cannot be shown."""
+    """One axis resampled by the windowed sinc of 3 lobes, stretched by the scale so that it removes
+    what cannot be shown."""
     n = array.shape[axis]
     scale = n / length
     stretch = max(scale, 1.0)
@@ -236,7 +284,10 @@ def lanczos(array: np.ndarray, length: int, axis: int) -> np.ndarray:
     return np.moveaxis(np.tensordot(weights, array.astype(np.float64), (1, axis)), 0, axis)
 
 
-@pytest.mark.parametrize("source, size", [((40, 40), (16, 16)), ((33, 50), (16, 16)), ((64, 48), (12, 20)), ((10, 12), (16, 16))])
+@pytest.mark.parametrize(
+    "source, size",
+    [((40, 40), (16, 16)), ((33, 50), (16, 16)), ((64, 48), (12, 20)), ((10, 12), (16, 16))],
+)
 def test_an_image_is_scaled_by_its_shorter_side_and_cut_at_the_centre(source, size):
     """source: width, height. size: height, width."""
     image = noise_image(source, seed=3)
@@ -251,8 +302,14 @@ def test_an_image_is_scaled_by_its_shorter_side_and_cut_at_the_centre(source, si
     assert np.abs(ours.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("source, box", [((30, 20), (slice(0, 20), slice(5, 25))), ((20, 29), (slice(4, 24), slice(0, 20))),
-                                         ((20, 20), (slice(0, 20), slice(0, 20)))])
+@pytest.mark.parametrize(
+    "source, box",
+    [
+        ((30, 20), (slice(0, 20), slice(5, 25))),
+        ((20, 29), (slice(4, 24), slice(0, 20))),
+        ((20, 20), (slice(0, 20), slice(0, 20))),
+    ],
+)
 def test_an_image_of_the_right_size_keeps_its_pixels(source, box):
     image = noise_image(source)
     assert np.array_equal(to_array(image, (20, 20), 3, False), np.asarray(image)[box])
@@ -260,7 +317,9 @@ def test_an_image_of_the_right_size_keeps_its_pixels(source, box):
 
 def test_modes_become_rgb():
     gray, rgba = noise_image((9, 9), "L"), noise_image((9, 9), "RGBA")
-    assert np.array_equal(to_array(gray, (9, 9), 3, False), np.repeat(np.asarray(gray)[..., None], 3, 2))
+    assert np.array_equal(
+        to_array(gray, (9, 9), 3, False), np.repeat(np.asarray(gray)[..., None], 3, 2)
+    )
     colour, alpha = np.split(np.asarray(rgba).astype(float), [3], axis=2)
     on_white = colour * alpha / 255 + 255 - alpha
     assert np.abs(to_array(rgba, (9, 9), 3, False) - on_white).max() <= 1
@@ -269,7 +328,10 @@ def test_modes_become_rgb():
     palette.putpalette(colors.tobytes())
     assert np.array_equal(to_array(palette, (9, 9), 3, False), colors[np.asarray(palette)])
     bits = Image.fromarray(np.eye(9, dtype=bool))
-    assert np.array_equal(to_array(bits, (9, 9), 3, False), np.repeat(np.eye(9, dtype=np.uint8)[..., None] * 255, 3, 2))
+    assert np.array_equal(
+        to_array(bits, (9, 9), 3, False),
+        np.repeat(np.eye(9, dtype=np.uint8)[..., None] * 255, 3, 2),
+    )
 
 
 def test_modes_become_gray():
@@ -277,7 +339,10 @@ def test_modes_become_gray():
     luma = np.asarray(color) @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
     ours = to_array(color, (9, 9), 1, False)
     assert ours.shape == (9, 9, 1) and np.abs(ours[..., 0] - luma).max() <= 1
-    assert np.array_equal(to_array(noise_image((9, 9), "L"), (9, 9), 1, False)[..., 0], np.asarray(noise_image((9, 9), "L")))
+    assert np.array_equal(
+        to_array(noise_image((9, 9), "L"), (9, 9), 1, False)[..., 0],
+        np.asarray(noise_image((9, 9), "L")),
+    )
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])
@@ -297,7 +362,9 @@ def test_gray_in_floats_is_rounded_once_and_at_the_end(channels):
     difference = np.abs(ours.astype(int) - expected[..., None])
     assert difference.max() <= 1 and (difference > 0).mean() < 0.002  # a half, in float32
     exact = np.linspace(0, 255, 64 * 64, dtype=np.float32).reshape(64, 64)
-    assert np.array_equal(to_array(Image.fromarray(exact), (64, 64), 1, False)[..., 0], np.round(exact))
+    assert np.array_equal(
+        to_array(Image.fromarray(exact), (64, 64), 1, False)[..., 0], np.round(exact)
+    )
 
 
 def test_images_are_scaled_by_the_filter_that_is_asked_for():
@@ -308,13 +375,17 @@ def test_images_are_scaled_by_the_filter_that_is_asked_for():
     weights /= weights.sum(1, keepdims=True)
     expected = np.einsum("yh,xw,hwc->yxc", weights, weights, np.asarray(image).astype(float))
     assert np.abs(to_array(image, (16, 16), 3, False, "bilinear") - expected).max() <= 1
-    assert not np.array_equal(to_array(image, (16, 16), 3, False, "bilinear"), to_array(image, (16, 16), 3, False))
+    assert not np.array_equal(
+        to_array(image, (16, 16), 3, False, "bilinear"), to_array(image, (16, 16), 3, False)
+    )
 
 
 @pytest.mark.parametrize("size", [(20, 21), (21, 20)])
 def test_small_images_are_refused_unless_they_may_be_enlarged(size):
     image = noise_image(size)
-    with pytest.raises(UserError, match=rf"{size[1]} high and {size[0]} wide, smaller than data.size=\[21, 21\]"):
+    with pytest.raises(
+        UserError, match=rf"{size[1]} high and {size[0]} wide, smaller than data.size=\[21, 21\]"
+    ):
         to_array(image, (21, 21), 3, False)
     assert to_array(image, (21, 21), 3, True).shape == (21, 21, 3)
 
@@ -366,14 +437,23 @@ def test_images_are_what_the_files_hold_in_their_order(tmp_path):
 def test_several_processes_build_it_once(tmp_path):
     """As the ranks of a job, or the runs of a sweep, do."""
     barrier = processes.Barrier(4)
-    workers = [processes.Process(target=decode, args=(tmp_path / "notes", tmp_path / "cache", 0.05, barrier)) for _ in range(4)]
+    workers = [
+        processes.Process(
+            target=decode, args=(tmp_path / "notes", tmp_path / "cache", 0.05, barrier)
+        )
+        for _ in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert sorted(map(int, (tmp_path / "notes").read_text().split())) == list(range(10))  # each image once
-    assert np.array_equal(open_memory_map(Counted(tmp_path / "notes"), EIGHT, tmp_path / "cache")[0], Counted(tmp_path / "n").expected())
+    # each image once
+    assert sorted(map(int, (tmp_path / "notes").read_text().split())) == list(range(10))
+    assert np.array_equal(
+        open_memory_map(Counted(tmp_path / "notes"), EIGHT, tmp_path / "cache")[0],
+        Counted(tmp_path / "n").expected(),
+    )
 
 
 def test_a_decode_that_was_killed_leaves_nothing_wrong(tmp_path):
@@ -402,7 +482,8 @@ def test_what_is_decoded_is_not_decoded_again(tmp_path):
 
 
 def test_a_map_of_another_length_is_built_anew(tmp_path):
-    """As after a start that could not read how many frames a file has: the same files, and so the same key."""
+    """As after a start that could not read how many frames a file has: the same files, and so the
+    same key."""
     short, whole = Counted(tmp_path / "notes", n=9), Counted(tmp_path / "notes")
     short.fingerprint = whole.fingerprint
     open_memory_map(short, EIGHT, tmp_path / "cache")
@@ -411,10 +492,13 @@ def test_a_map_of_another_length_is_built_anew(tmp_path):
 
 @pytest.mark.parametrize("written", [False, True])
 def test_a_map_with_gaps_is_never_taken_for_whole(tmp_path, monkeypatch, written):
-    """Killed between the two files that make a cache, or after them, while one with gaps is replaced."""
+    """Killed between the two files that make a cache, or after them, while one with gaps is
+    replaced."""
     source = Counted(tmp_path / "notes")
     good = source.read_image
-    source.read_image = lambda item: good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
+    source.read_image = lambda item: (
+        good(item) if item else to_array(Image.new("L", (1, 1)), (8, 8), 3, False)
+    )
     open_memory_map(source, replace(EIGHT, skip_broken=True), tmp_path / "cache")
     source.read_image = good
     with monkeypatch.context() as patch:
@@ -435,11 +519,22 @@ def stop(*_) -> None:
 
 def test_everything_that_makes_the_pixels_is_in_the_key(tmp_path):
     def keys(source=None, **change):
-        open_memory_map(source or Counted(tmp_path / "notes"), replace(EIGHT, **change), tmp_path / "cache")
+        open_memory_map(
+            source or Counted(tmp_path / "notes"), replace(EIGHT, **change), tmp_path / "cache"
+        )
         return {p.name for p in (tmp_path / "cache").glob("*.npy")}
 
-    changes = [{}, {"skip_broken": True}, {"flip": True}, {"size": (6, 8)}, {"size": (8, 6)}, {"channels": 1}, {"upscale": True},
-               {"resample": "bilinear"}, {"source": Counted(tmp_path / "notes", n=9)}]
+    changes = [
+        {},
+        {"skip_broken": True},
+        {"flip": True},
+        {"size": (6, 8)},
+        {"size": (8, 6)},
+        {"channels": 1},
+        {"upscale": True},
+        {"resample": "bilinear"},
+        {"source": Counted(tmp_path / "notes", n=9)},
+    ]
     seen = [len(keys(**change)) for change in changes]
     assert seen == [1, 1, 1, 2, 3, 4, 5, 6, 7]
 
@@ -464,13 +559,17 @@ def test_a_subset_is_drawn_by_the_seed(tmp_path):
 
 
 def test_a_subset_may_have_a_seed_of_its_own(tmp_path):
-    """So that what another training changes is told from what other images change; by null it is the run's."""
+    """So that what another training changes is told from what other images change; by null it is
+    the run's."""
+
     def drawn(seed: int, subset_seed: int | None) -> list[int]:
         settings = DataSettings(Faces, 8, 1, True, n_train=20, subset_seed=subset_seed)
         return list(open_dataset(settings, Faces(MEMORY), seed, tmp_path).splits["train"])
 
     assert drawn(0, 7) == drawn(1, 7) == drawn(7, None) != drawn(0, None)
-    with pytest.raises(ValueError, match="subset_seed=7 draws n_train of the images, and n_train is null"):
+    with pytest.raises(
+        ValueError, match="subset_seed=7 draws n_train of the images, and n_train is null"
+    ):
         DataSettings(Faces, 8, 1, True, subset_seed=7)
 
 
@@ -504,7 +603,8 @@ def test_a_subset_that_cannot_be_drawn_is_refused(tmp_path, n):
 
 
 def dataset(n: int, shape=(4, 6, 3)) -> Dataset:
-    """n training images, each of which tells its number, and two that are not for training. labels: number mod 7."""
+    """n training images, each of which tells its number, and two that are not for training. labels:
+    number mod 7."""
     images = np.random.default_rng(0).integers(0, 256, (n + 2, *shape), dtype=np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(n + 2) % 256, np.arange(n + 2) // 256
     splits = {"train": np.arange(n) + 1, "validation": np.array([0]), "test": np.array([n + 1])}
@@ -517,7 +617,8 @@ def numbers(batch) -> list[int]:
 
 @pytest.mark.parametrize("n, size", [(12, 4), (10, 4), (300, 32), (3, 8), (1, 4), (5, 5)])
 def test_an_epoch_shows_every_image_once(n, size):
-    """Also where batches cross from one epoch to the next, and where a batch is larger than the data."""
+    """Also where batches cross from one epoch to the next, and where a batch is larger than the
+    data."""
     batches = Batches(dataset(n), size, True, 5)
     stream = [number for k in range(-(-4 * n // size)) for number in numbers(batches.batch(k))]
     epochs = [stream[start : start + n] for start in range(0, 4 * n, n)]
@@ -555,7 +656,9 @@ def test_prefetched_batches_are_the_batches(start, stop):
     found = list(batches.prefetched(start, stop))
     assert len(found) == stop - start
     for k, batch in enumerate(found, start):
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(batch, batches.batch(k), strict=True))
+        assert all(
+            torch.equal(ours, theirs) for ours, theirs in zip(batch, batches.batch(k), strict=True)
+        )
     assert prefetching() == 0
 
 
@@ -609,7 +712,8 @@ def test_all_256_values_survive():
     assert x0.shape == (1, 1, 16, 16) and x0.min() == -1 and x0.max() == 1
     torch.testing.assert_close(x0.flatten(), torch.arange(256) / 127.5 - 1)
     assert torch.equal(to_uint8(x0), pixels)
-    assert torch.equal(to_uint8(x0 + 0.0035), pixels)  # the nearest, by less than half a step of 2/255
+    # the nearest, by less than half a step of 2/255
+    assert torch.equal(to_uint8(x0 + 0.0035), pixels)
     assert torch.equal(to_uint8(x0 - 0.0035), pixels)
     assert to_uint8(torch.tensor([-7.0, 7.0]).reshape(2, 1, 1, 1)).flatten().tolist() == [0, 255]
 
@@ -645,9 +749,14 @@ def test_flips_are_mirrors_of_half_of_the_images():
 
 def test_one_core_feeds_10_000_images_a_second(tmp_path):
     """32x32 RGB, from a memory map, to x0. The best of several: other processes may be busy."""
-    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8))
+    np.save(
+        tmp_path / "images.npy",
+        np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8),
+    )
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    batches = Batches(Dataset(images, np.zeros(20_000, np.int64), {"train": np.arange(20_000)}, []), 128, True, 0)
+    batches = Batches(
+        Dataset(images, np.zeros(20_000, np.int64), {"train": np.arange(20_000)}, []), 128, True, 0
+    )
     threads, speeds = torch.get_num_threads(), []
     torch.set_num_threads(1)
     for attempt in range(20):
@@ -657,5 +766,8 @@ def test_one_core_feeds_10_000_images_a_second(tmp_path):
             to_x0(batch.images, batch.flip)
         speeds.append(20 * 128 / (time.perf_counter() - start))
     torch.set_num_threads(threads)
-    print(f"{max(speeds):.0f} images/s at best, {sorted(speeds)[len(speeds) // 2]:.0f} in the middle, {os.cpu_count()} cores")
+    print(
+        f"{max(speeds):.0f} images/s at best, {sorted(speeds)[len(speeds) // 2]:.0f} in the "
+        f"middle, {os.cpu_count()} cores"
+    )
     assert max(speeds) >= 10_000

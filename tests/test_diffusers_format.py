@@ -1,8 +1,10 @@
-"""Folders that diffusers wrote, read by us: what sample.py then makes against diffusers' own pipeline, from the same noise.
+"""Folders that diffusers wrote, read by us: what sample.py then makes against diffusers' own
+pipeline, from the same noise.
 
-Every weight is drawn anew, those that start at zero included. A pipeline draws the noise of image k from generator k, start and steps
-alike, as NoisePerImage does, so the trajectories share every draw. float32 is held to 2e-4 of the largest value, since the tables of
-diffusers' schedulers are float32 (`pytest -s` prints what it is); float64, where they are given ours, to 1e-9.
+Every weight is drawn anew, those that start at zero included. A pipeline draws the noise of image k
+from generator k, start and steps alike, as NoisePerImage does, so the trajectories share every
+draw. float32 is held to 2e-4 of the largest value, since the tables of diffusers' schedulers are
+float32 (`pytest -s` prints what it is); float64, where they are given ours, to 1e-9.
 """
 
 from __future__ import annotations
@@ -39,26 +41,68 @@ from runtime.errors import UserError
 from tests.test_unet_diffusers import difference, randomize
 from transfer.trained_weights import load_weights
 
-HO = {"norm_eps": 1e-6, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None}  # google/ddpm-*
-SMALL = {"sample_size": 16, "block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8,
-         "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-         "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
-ADM = SMALL | {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
-               "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"), "downsample_type": "resnet",
-               "upsample_type": "resnet", "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8, "out_channels": 6,
-               "sample_size": (16, 8), "block_out_channels": (16, 24, 40)}
-CIFAR10 = HO | {"sample_size": 32, "block_out_channels": (128, 256, 256, 256),
-                "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-                "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")}
-CELEBAHQ = HO | {"sample_size": 256, "block_out_channels": (128, 128, 256, 256, 512, 512),
-                 "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-                 "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4}
+# google/ddpm-*
+HO = {
+    "norm_eps": 1e-6,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "attention_head_dim": None,
+}
+SMALL = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+ADM = SMALL | {
+    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 8,
+    "out_channels": 6,
+    "sample_size": (16, 8),
+    "block_out_channels": (16, 24, 40),
+}
+CIFAR10 = HO | {
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+CELEBAHQ = HO | {
+    "sample_size": 256,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+}
 MODELS = {
     "ho": (SMALL | HO, {"variance_type": "fixed_small"}),
-    "default": (SMALL | {"attention_head_dim": 8}, {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction",
-                                                    "variance_type": "fixed_large"}),
-    "adm": (ADM, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "variance_type": "learned_range"}),
-    "gray": (SMALL | HO | {"in_channels": 1, "out_channels": 1}, {"beta_schedule": "sigmoid", "prediction_type": "sample"}),
+    "default": (
+        SMALL | {"attention_head_dim": 8},
+        {
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "v_prediction",
+            "variance_type": "fixed_large",
+        },
+    ),
+    "adm": (
+        ADM,
+        {
+            "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "variance_type": "learned_range",
+        },
+    ),
+    "gray": (
+        SMALL | HO | {"in_channels": 1, "out_channels": 1},
+        {"beta_schedule": "sigmoid", "prediction_type": "sample"},
+    ),
 }
 
 
@@ -66,7 +110,9 @@ def saved(folder, unet, scheduler=None, kind=DDPMScheduler):
     """A pipeline with random weights, written to folder by diffusers."""
     network = UNet2DModel(**unet).eval()
     randomize(network)
-    pipeline = (DDIMPipeline if kind is DDIMScheduler else DDPMPipeline)(network, kind(**scheduler or {}))
+    pipeline = (DDIMPipeline if kind is DDIMScheduler else DDPMPipeline)(
+        network, kind(**scheduler or {})
+    )
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -78,14 +124,23 @@ def opened(folder):
     denoiser = found.config.build_denoiser().eval()
     denoiser.network.load_state_dict(found.load("ema"))
     size = found.config.raw["data"]["size"]
-    return denoiser, (found.config.raw["data"]["channels"], *((size, size) if isinstance(size, int) else size))
+    return denoiser, (
+        found.config.raw["data"]["channels"],
+        *((size, size) if isinstance(size, int) else size),
+    )
 
 
 def their_trajectory(pipeline, count, seeds, **options):
     """Every x that the network sees, and the images, which the pipeline clips and scales."""
     xs = []
     hook = pipeline.unet.register_forward_pre_hook(lambda module, args: xs.append(args[0].clone()))
-    images = pipeline(len(seeds), [torch.Generator().manual_seed(s) for s in seeds], num_inference_steps=count, output_type="pt", **options)
+    images = pipeline(
+        len(seeds),
+        [torch.Generator().manual_seed(s) for s in seeds],
+        num_inference_steps=count,
+        output_type="pt",
+        **options,
+    )
     hook.remove()
     return [*xs, images.images]
 
@@ -102,7 +157,9 @@ def our_trajectory(denoiser, shape, function, count, seeds, spacing=leading):
         xs.append(x_t)
         return denoiser(x_t, t, condition)
 
-    x0 = generate(watched, denoiser.schedule, SamplerSettings(function, spacing, count), shape, seeds)
+    x0 = generate(
+        watched, denoiser.schedule, SamplerSettings(function, spacing, count), shape, seeds
+    )
     return [*xs, (x0 / 2 + 0.5).clamp(0, 1)]
 
 
@@ -118,32 +175,56 @@ def test_ancestral_is_ddpm_pipeline(name, tmp_path):
     unet, scheduler = MODELS[name]
     pipeline = saved(tmp_path, unet, scheduler)
     theirs = their_trajectory(pipeline, 10, [3, 4])
-    assert_same(our_trajectory(*opened(tmp_path), ancestral, 10, [3, 4]), theirs, 2e-4, f"{name}, ancestral, float32")
+    assert_same(
+        our_trajectory(*opened(tmp_path), ancestral, 10, [3, 4]),
+        theirs,
+        2e-4,
+        f"{name}, ancestral, float32",
+    )
 
 
 @pytest.mark.parametrize("name", ["ho", "default"])
 def test_ddim_is_ddim_pipeline(name, tmp_path):
     unet, scheduler = MODELS[name]
-    pipeline = saved(tmp_path, unet, {k: v for k, v in scheduler.items() if k != "variance_type"}, DDIMScheduler)
+    pipeline = saved(
+        tmp_path, unet, {k: v for k, v in scheduler.items() if k != "variance_type"}, DDIMScheduler
+    )
     theirs = their_trajectory(pipeline, 10, [3, 4], use_clipped_model_output=True)
-    assert_same(our_trajectory(*opened(tmp_path), ddim, 10, [3, 4]), theirs, 2e-4, f"{name}, ddim, float32")
+    assert_same(
+        our_trajectory(*opened(tmp_path), ddim, 10, [3, 4]), theirs, 2e-4, f"{name}, ddim, float32"
+    )
 
 
 @pytest.mark.parametrize("name", ["ho", "default", "adm"])
 def test_both_samplers_in_float64(name, tmp_path, monkeypatch):
     """With its tables in float64 no difference of formulas can hide behind rounding."""
-    monkeypatch.setattr(models.unet, "timestep_embedding", partial(get_timestep_embedding, downscale_freq_shift=1))
-    monkeypatch.setattr(models.adm, "cosine_first_embedding", partial(get_timestep_embedding, flip_sin_to_cos=True, downscale_freq_shift=0))
+    monkeypatch.setattr(
+        models.unet, "timestep_embedding", partial(get_timestep_embedding, downscale_freq_shift=1)
+    )
+    monkeypatch.setattr(
+        models.adm,
+        "cosine_first_embedding",
+        partial(get_timestep_embedding, flip_sin_to_cos=True, downscale_freq_shift=0),
+    )
     unet, options = MODELS[name]
     network = saved(tmp_path, unet, options).unet
     network = torch.nn.Module.to(network, torch.float64)
     denoiser, shape = opened(tmp_path)
     denoiser.network.double()
-    x_T = 1.5 * torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_T = 1.5 * torch.randn(
+        2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     shared = {k: v for k, v in options.items() if k != "variance_type"}
     cases = [("ancestral", DDPMScheduler(**options), ancestral, {})]
     if name != "adm":  # diffusers' DDIM does not know a learned variance
-        cases.append(("ddim", DDIMScheduler(**shared), partial(ddim, eta=0.5), {"eta": 0.5, "use_clipped_model_output": True}))
+        cases.append(
+            (
+                "ddim",
+                DDIMScheduler(**shared),
+                partial(ddim, eta=0.5),
+                {"eta": 0.5, "use_clipped_model_output": True},
+            )
+        )
     for what, scheduler, sampler, step_options in cases:
         scheduler.alphas_cumprod = denoiser.schedule.alpha_bar[1:]
         scheduler.one = scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
@@ -151,7 +232,9 @@ def test_both_samplers_in_float64(name, tmp_path, monkeypatch):
         theirs, generator, x = [], torch.Generator().manual_seed(1), x_T
         with torch.no_grad():
             for t in scheduler.timesteps:
-                x = scheduler.step(network(x, t).sample, t, x, generator=generator, **step_options).prev_sample
+                x = scheduler.step(
+                    network(x, t).sample, t, x, generator=generator, **step_options
+                ).prev_sample
                 theirs.append(x)
         ours, generator = [], torch.Generator().manual_seed(1)
         clipped = clip_x0(denoiser, denoiser.schedule)
@@ -161,8 +244,13 @@ def test_both_samplers_in_float64(name, tmp_path, monkeypatch):
             return clipped(x, t)
 
         with torch.no_grad():
-            out = sampler(watched, denoiser.schedule, x_T, even_steps(denoiser.schedule, 10),
-                          lambda like, g=generator: torch.randn(like.shape, dtype=like.dtype, generator=g))
+            out = sampler(
+                watched,
+                denoiser.schedule,
+                x_T,
+                even_steps(denoiser.schedule, 10),
+                lambda like, g=generator: torch.randn(like.shape, dtype=like.dtype, generator=g),
+            )
         assert_same([*ours[1:], out], theirs, 1e-9, f"{name}, {what}, float64")
 
 
@@ -170,10 +258,18 @@ def test_cifar10_at_full_size(tmp_path):
     """google/ddpm-cifar10-32's configuration, 35.7 M parameters, ours by name."""
     pipeline = saved(tmp_path, CIFAR10, {"variance_type": "fixed_large"})
     theirs = their_trajectory(pipeline, 5, [1])
-    assert_same(our_trajectory(*opened(tmp_path), ancestral, 5, [1]), theirs, 2e-4, "CIFAR-10, ancestral, float32")
+    assert_same(
+        our_trajectory(*opened(tmp_path), ancestral, 5, [1]),
+        theirs,
+        2e-4,
+        "CIFAR-10, ancestral, float32",
+    )
     config = read_folder(tmp_path)[0]
     assert sum(p.numel() for p in RunConfig(config).shape_network().parameters()) == 35_746_307
-    assert config["model"] == composed("train", ["model=ddpm_cifar10", "data.channels=3", "model.dropout=0"])["model"]
+    assert (
+        config["model"]
+        == composed("train", ["model=ddpm_cifar10", "data.channels=3", "model.dropout=0"])["model"]
+    )
 
 
 @pytest.mark.slow
@@ -181,51 +277,99 @@ def test_celebahq256_at_full_size(tmp_path):
     """google/ddpm-celebahq-256's configuration, 113.7 M parameters."""
     pipeline = saved(tmp_path, CELEBAHQ, {"variance_type": "fixed_small"})
     theirs = their_trajectory(pipeline, 3, [1])
-    assert_same(our_trajectory(*opened(tmp_path), ancestral, 3, [1]), theirs, 1e-3, "CelebA-HQ 256, ancestral, float32")
+    assert_same(
+        our_trajectory(*opened(tmp_path), ancestral, 3, [1]),
+        theirs,
+        1e-3,
+        "CelebA-HQ 256, ancestral, float32",
+    )
 
 
 def test_celebahq256_is_our_ddpm_256(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **CELEBAHQ}))
     (tmp_path / "diffusion_pytorch_model.bin").touch()
-    assert read_folder(tmp_path)[0]["model"] == composed("train", ["model=ddpm_256", "data.channels=3"])["model"]
+    assert (
+        read_folder(tmp_path)[0]["model"]
+        == composed("train", ["model=ddpm_256", "data.channels=3"])["model"]
+    )
 
 
 def test_celebahq256_narrower(tmp_path):
     widths = {"block_out_channels": (32, 32, 64, 64, 128, 128), "sample_size": 64}
     pipeline = saved(tmp_path, CELEBAHQ | widths, {"variance_type": "fixed_small"})
     theirs = their_trajectory(pipeline, 5, [1])
-    assert_same(our_trajectory(*opened(tmp_path), ancestral, 5, [1]), theirs, 2e-4, "CelebA-HQ, narrower, ancestral, float32")
+    assert_same(
+        our_trajectory(*opened(tmp_path), ancestral, 5, [1]),
+        theirs,
+        2e-4,
+        "CelebA-HQ, narrower, ancestral, float32",
+    )
 
 
 def test_labels(tmp_path):
-    """num_class_embeds: the same output for each label; the null class, which theirs has not, is the mean."""
+    """num_class_embeds: the same output for each label; the null class, which theirs has not, is
+    the mean."""
     network = saved(tmp_path, SMALL | {"num_class_embeds": 3}).unet
     denoiser, _ = opened(tmp_path)
     x, t, label = torch.randn(3, 3, 16, 16), torch.tensor([0, 5, 999]), torch.tensor([0, 1, 2])
     with torch.no_grad():
-        assert difference(denoiser.network(x, t, {"label": label}), network(x, t, class_labels=label).sample) < 1e-5
+        assert (
+            difference(
+                denoiser.network(x, t, {"label": label}), network(x, t, class_labels=label).sample
+            )
+            < 1e-5
+        )
     table = denoiser.network.class_embedding.weight
     torch.testing.assert_close(table[3], table[:3].mean(0))
     assert load_weights(str(tmp_path)).classes == ["0", "1", "2"]
 
 
-# --- the folder ----------------------------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------
 
 
-UNET_KEYS_2022 = ("_class_name", "_diffusers_version", "act_fn", "attention_head_dim", "block_out_channels", "center_input_sample",
-                  "down_block_types", "downsample_padding", "flip_sin_to_cos", "freq_shift", "in_channels", "layers_per_block",
-                  "mid_block_scale_factor", "norm_eps", "norm_num_groups", "out_channels", "sample_size", "time_embedding_type",
-                  "up_block_types")
-SCHEDULER_KEYS_2022 = ("_class_name", "_diffusers_version", "beta_end", "beta_schedule", "beta_start", "clip_sample",
-                       "num_train_timesteps", "trained_betas", "variance_type")
+UNET_KEYS_2022 = (
+    "_class_name",
+    "_diffusers_version",
+    "act_fn",
+    "attention_head_dim",
+    "block_out_channels",
+    "center_input_sample",
+    "down_block_types",
+    "downsample_padding",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "in_channels",
+    "layers_per_block",
+    "mid_block_scale_factor",
+    "norm_eps",
+    "norm_num_groups",
+    "out_channels",
+    "sample_size",
+    "time_embedding_type",
+    "up_block_types",
+)
+SCHEDULER_KEYS_2022 = (
+    "_class_name",
+    "_diffusers_version",
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "clip_sample",
+    "num_train_timesteps",
+    "trained_betas",
+    "variance_type",
+)
 
 
 def flat(folder, pipeline):
-    """As google/ddpm-* were uploaded in 2022: no folders, fewer keys, a pickle, attentions under their old names."""
+    """As google/ddpm-* were uploaded in 2022: no folders, fewer keys, a pickle, attentions under
+    their old names."""
     folder.mkdir()
-    for source, target, keys in (("model_index.json", "model_index.json", ("_class_name", "scheduler", "unet")),
-                                 ("unet/config.json", "config.json", UNET_KEYS_2022),
-                                 ("scheduler/scheduler_config.json", "scheduler_config.json", SCHEDULER_KEYS_2022)):
+    for source, target, keys in (
+        ("model_index.json", "model_index.json", ("_class_name", "scheduler", "unet")),
+        ("unet/config.json", "config.json", UNET_KEYS_2022),
+        ("scheduler/scheduler_config.json", "scheduler_config.json", SCHEDULER_KEYS_2022),
+    ):
         config = json.loads((folder.parent / "new" / source).read_text())
         (folder / target).write_text(json.dumps({key: config[key] for key in keys}))
     new = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -265,14 +409,22 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path, capsys, legacy):
 
 
 def test_a_unet_alone(tmp_path, caplog):
-    """Its pipeline's scheduler, beside it, counts; where there is none, Ho's schedule, and the log says so."""
+    """Its pipeline's scheduler, beside it, counts; where there is none, Ho's schedule, and the log
+    says so."""
     saved(tmp_path, SMALL | HO, {"prediction_type": "v_prediction"})
-    assert read_folder(tmp_path / "unet")[0]["parameterization"]["_target_"].endswith("PredictVelocity")
+    assert read_folder(tmp_path / "unet")[0]["parameterization"]["_target_"].endswith(
+        "PredictVelocity"
+    )
     assert not caplog.text
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
     config, _ = read_folder(tmp_path / "unet")
     assert "Ho et al. 2020" in caplog.text and "scheduler_config.json" in caplog.text
-    assert config["schedule"] == {"_target_": "diffusion.schedule.linear", "steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    assert config["schedule"] == {
+        "_target_": "diffusion.schedule.linear",
+        "steps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +437,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def edited(folder, tmp_path):
     """edited(file, key=value): a copy of a pipeline with a changed config; the weights stay."""
+
     def edit(file, **changes):
         for path in folder.rglob("*.*"):
             (tmp_path / path.relative_to(folder)).parent.mkdir(exist_ok=True)
@@ -296,70 +449,123 @@ def edited(folder, tmp_path):
     return edit
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"norm_eps": 1e-5}, r"config.json: norm_eps=1e-05 is not what our networks can be: models.unet.UNet has norm_eps=1e-06"),
-    ({"flip_sin_to_cos": True}, r"flip_sin_to_cos=true"),
-    ({"freq_shift": 0}, r"freq_shift=0"),
-    ({"downsample_padding": 1}, r"downsample_padding=1"),
-    ({"attention_head_dim": 7}, r"attention_head_dim=7.*must divide the widths that have attention, \[32\]"),
-    ({"attention_head_dim": 8, "block_out_channels": [16, 32, 64]}, r"attention_head_dim=8.*one number of heads.*\[4, 8\]"),
-    ({"down_block_types": ["SkipDownBlock2D"] * 3}, r'down_block_types="SkipDownBlock2D".*known: DownBlock2D'),
-    ({"down_block_types": ["DownBlock2D"] * 2}, r"down_block_types.*needs 3 entries"),
-    ({"up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"]}, r"attention must be at the same levels"),
-    ({"downsample_type": "resnet"}, r'downsample_type="resnet".*same way'),
-    ({"upsample_type": "fir"}, r"same way"),
-    ({"mid_block_type": None}, r"mid_block_type=null"),
-    ({"mid_block_scale_factor": 1.41}, r"mid_block_scale_factor=1.41"),
-    ({"add_attention": False}, r"add_attention=false"),
-    ({"attn_norm_num_groups": 4}, r"attn_norm_num_groups=4"),
-    ({"resnet_time_scale_shift": "scale_shift"}, r"attn_norm_num_groups=null"),
-    ({"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8}, r'resnet_time_scale_shift="scale_shift".*models.adm.ADMUNet'),
-    ({"resnet_time_scale_shift": "spatial"}, r'resnet_time_scale_shift="spatial"'),
-    ({"act_fn": "mish"}, r'act_fn="mish"'),
-    ({"center_input_sample": True}, r"center_input_sample=true"),
-    ({"time_embedding_type": "fourier"}, r'time_embedding_type="fourier"'),
-    ({"time_embedding_dim": 100}, r"time_embedding_dim=100.*64"),
-    ({"class_embed_type": "timestep"}, r'class_embed_type="timestep"'),
-    ({"out_channels": 6}, r"out_channels=6.*learned_range"),
-    ({"in_channels": 6}, r"out_channels=3.*in_channels=6"),
-    ({"sample_size": [1, 2, 3]}, r"sample_size=\[1, 2, 3\]"),
-    ({"block_out_channels": [16, 24, 32]}, r"block_out_channels=\[16, 24, 32\].*multiple of the first, and 24 is not"),
-    ({"norm_num_groups": 5}, r"groups=5"),
-    ({"layers_per_block": 0}, r"at least 1"),
-    ({"layers_per_block": "2"}, r"layers_per_block='2' is not a whole number"),
-    ({"layers_per_blok": 2}, r"layers_per_blok: no such setting; did you mean layers_per_block"),
-    ({"_class_name": "UNet2DConditionModel"}, r"_class_name=UNet2DConditionModel: only UNet2DModel"),
-    ({"layers_per_block": 2}, r"the weights are not those of the network.*is missing.*more"),
-    ({"num_class_embeds": 3}, r"class_embedding.weight is missing"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"norm_eps": 1e-5},
+            (
+                r"config.json: norm_eps=1e-05 is not what our networks can be: models.unet.UNet "
+                r"has norm_eps=1e-06"
+            ),
+        ),
+        ({"flip_sin_to_cos": True}, r"flip_sin_to_cos=true"),
+        ({"freq_shift": 0}, r"freq_shift=0"),
+        ({"downsample_padding": 1}, r"downsample_padding=1"),
+        (
+            {"attention_head_dim": 7},
+            r"attention_head_dim=7.*must divide the widths that have attention, \[32\]",
+        ),
+        (
+            {"attention_head_dim": 8, "block_out_channels": [16, 32, 64]},
+            r"attention_head_dim=8.*one number of heads.*\[4, 8\]",
+        ),
+        (
+            {"down_block_types": ["SkipDownBlock2D"] * 3},
+            r'down_block_types="SkipDownBlock2D".*known: DownBlock2D',
+        ),
+        ({"down_block_types": ["DownBlock2D"] * 2}, r"down_block_types.*needs 3 entries"),
+        (
+            {"up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"]},
+            r"attention must be at the same levels",
+        ),
+        ({"downsample_type": "resnet"}, r'downsample_type="resnet".*same way'),
+        ({"upsample_type": "fir"}, r"same way"),
+        ({"mid_block_type": None}, r"mid_block_type=null"),
+        ({"mid_block_scale_factor": 1.41}, r"mid_block_scale_factor=1.41"),
+        ({"add_attention": False}, r"add_attention=false"),
+        ({"attn_norm_num_groups": 4}, r"attn_norm_num_groups=4"),
+        ({"resnet_time_scale_shift": "scale_shift"}, r"attn_norm_num_groups=null"),
+        (
+            {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 8},
+            r'resnet_time_scale_shift="scale_shift".*models.adm.ADMUNet',
+        ),
+        ({"resnet_time_scale_shift": "spatial"}, r'resnet_time_scale_shift="spatial"'),
+        ({"act_fn": "mish"}, r'act_fn="mish"'),
+        ({"center_input_sample": True}, r"center_input_sample=true"),
+        ({"time_embedding_type": "fourier"}, r'time_embedding_type="fourier"'),
+        ({"time_embedding_dim": 100}, r"time_embedding_dim=100.*64"),
+        ({"class_embed_type": "timestep"}, r'class_embed_type="timestep"'),
+        ({"out_channels": 6}, r"out_channels=6.*learned_range"),
+        ({"in_channels": 6}, r"out_channels=3.*in_channels=6"),
+        ({"sample_size": [1, 2, 3]}, r"sample_size=\[1, 2, 3\]"),
+        (
+            {"block_out_channels": [16, 24, 32]},
+            r"block_out_channels=\[16, 24, 32\].*multiple of the first, and 24 is not",
+        ),
+        ({"norm_num_groups": 5}, r"groups=5"),
+        ({"layers_per_block": 0}, r"at least 1"),
+        ({"layers_per_block": "2"}, r"layers_per_block='2' is not a whole number"),
+        (
+            {"layers_per_blok": 2},
+            r"layers_per_blok: no such setting; did you mean layers_per_block",
+        ),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            r"_class_name=UNet2DConditionModel: only UNet2DModel",
+        ),
+        ({"layers_per_block": 2}, r"the weights are not those of the network.*is missing.*more"),
+        ({"num_class_embeds": 3}, r"class_embedding.weight is missing"),
+    ],
+)
 def test_what_the_unet_cannot_be(edited, changes, message):
     with pytest.raises(UserError, match=message) as error:
         load_weights(str(edited("unet/config.json", **changes))).load("ema")
     assert "unet" in str(error.value) or "model" in str(error.value)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"variance_type": "learned"}, r'variance_type="learned": diffusers takes the output for the variance itself and not for its log'),
-    ({"variance_type": "learned_range"}, r"out_channels=3.*6"),
-    ({"variance_type": "fixed"}, r'variance_type="fixed".*did you mean'),
-    ({"prediction_type": "flow_prediction"}, r'prediction_type="flow_prediction"'),
-    ({"beta_schedule": "laplace"}, r'beta_schedule="laplace".*trained_betas'),
-    ({"beta_schedule": None, "_class_name": "FlowMatchEulerDiscreteScheduler"}, r"FlowMatchEulerDiscreteScheduler says no betas"),
-    ({"trained_betas": [0.1, 0.2]}, r"2 trained_betas, but num_train_timesteps=1000"),
-    ({"trained_betas": [0.1, 1.5], "num_train_timesteps": 2}, r"schedule.*betas must be"),
-    ({"num_train_timesteps": 10**9}, r"num_train_timesteps=1000000000"),
-    ({"num_train_timesteps": "many"}, r"num_train_timesteps='many' is not a whole number"),
-    ({"beta_start": -1}, r"beta_start=-1"),
-    ({"rescale_betas_zero_snr": True}, r"zero terminal SNR"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"variance_type": "learned"},
+            (
+                r'variance_type="learned": diffusers takes the output for the variance itself and '
+                r"not for its log"
+            ),
+        ),
+        ({"variance_type": "learned_range"}, r"out_channels=3.*6"),
+        ({"variance_type": "fixed"}, r'variance_type="fixed".*did you mean'),
+        ({"prediction_type": "flow_prediction"}, r'prediction_type="flow_prediction"'),
+        ({"beta_schedule": "laplace"}, r'beta_schedule="laplace".*trained_betas'),
+        (
+            {"beta_schedule": None, "_class_name": "FlowMatchEulerDiscreteScheduler"},
+            r"FlowMatchEulerDiscreteScheduler says no betas",
+        ),
+        ({"trained_betas": [0.1, 0.2]}, r"2 trained_betas, but num_train_timesteps=1000"),
+        ({"trained_betas": [0.1, 1.5], "num_train_timesteps": 2}, r"schedule.*betas must be"),
+        ({"num_train_timesteps": 10**9}, r"num_train_timesteps=1000000000"),
+        ({"num_train_timesteps": "many"}, r"num_train_timesteps='many' is not a whole number"),
+        ({"beta_start": -1}, r"beta_start=-1"),
+        ({"rescale_betas_zero_snr": True}, r"zero terminal SNR"),
+    ],
+)
 def test_what_the_scheduler_cannot_be(edited, changes, message):
     with pytest.raises(UserError, match=message):
-        load_weights(str(edited("scheduler/scheduler_config.json", **changes))).config.build_denoiser()
+        load_weights(
+            str(edited("scheduler/scheduler_config.json", **changes))
+        ).config.build_denoiser()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"clip_sample": False}, "sampler.clip=false"), ({"clip_sample_range": 3.0}, "clip_sample_range=3.0"),
-    ({"thresholding": True}, "no dynamic thresholding"), ({"timestep_spacing": "trailing"}, "spacing=trailing")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip_sample": False}, "sampler.clip=false"),
+        ({"clip_sample_range": 3.0}, "clip_sample_range=3.0"),
+        ({"thresholding": True}, "no dynamic thresholding"),
+        ({"timestep_spacing": "trailing"}, "spacing=trailing"),
+    ],
+)
 def test_how_a_scheduler_samples_is_told(edited, caplog, changes, message):
     caplog.set_level(logging.INFO)
     read_folder(edited("scheduler/scheduler_config.json", **changes))
@@ -403,17 +609,30 @@ def test_a_padding_that_nothing_has_is_not_asked_for(tmp_path):
 
 def test_the_last_block_does_not_change_the_size(tmp_path):
     """So its kind says nothing of how the others do."""
-    plain = {"down_block_types": (*ADM["down_block_types"][:2], "DownBlock2D"), "up_block_types": (*ADM["up_block_types"][:2], "UpBlock2D")}
+    plain = {
+        "down_block_types": (*ADM["down_block_types"][:2], "DownBlock2D"),
+        "up_block_types": (*ADM["up_block_types"][:2], "UpBlock2D"),
+    }
     pipeline = saved(tmp_path, ADM | plain, {"variance_type": "learned_range"})
     theirs = their_trajectory(pipeline, 3, [3])
-    assert_same(our_trajectory(*opened(tmp_path), ancestral, 3, [3]), theirs, 2e-4, "adm with a plain last level, float32")
+    assert_same(
+        our_trajectory(*opened(tmp_path), ancestral, 3, [3]),
+        theirs,
+        2e-4,
+        "adm with a plain last level, float32",
+    )
 
 
-# --- schedules -----------------------------------------------------------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
-OPTIONS = [{"beta_schedule": "linear"}, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-           {"beta_schedule": "squaredcos_cap_v2"}, {"beta_schedule": "sigmoid"},
-           {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3}, {"beta_schedule": "linear", "num_train_timesteps": 50}]
+OPTIONS = [
+    {"beta_schedule": "linear"},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    {"beta_schedule": "squaredcos_cap_v2"},
+    {"beta_schedule": "sigmoid"},
+    {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3},
+    {"beta_schedule": "linear", "num_train_timesteps": 50},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values()))[:30])
@@ -422,7 +641,9 @@ def test_schedules_are_theirs(options):
     scheduler = DDPMScheduler(**options)
     node = read_scheduler(json.loads(scheduler.to_json_string()), "here")["schedule"]
     alpha_bar = build(node, ["diffusion"], "schedule").alpha_bar
-    torch.testing.assert_close(alpha_bar[1:].float(), scheduler.alphas_cumprod, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        alpha_bar[1:].float(), scheduler.alphas_cumprod, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_squaredcos_is_our_cosine():
@@ -434,25 +655,60 @@ def test_squaredcos_is_our_cosine():
 
 def test_zero_terminal_snr(tmp_path):
     """Trailing steps from no signal at all, with their DDIM."""
-    pipeline = saved(tmp_path, SMALL, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
-                     DDIMScheduler)
+    pipeline = saved(
+        tmp_path,
+        SMALL,
+        {
+            "rescale_betas_zero_snr": True,
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+        },
+        DDIMScheduler,
+    )
     denoiser, shape = opened(tmp_path)
     assert denoiser.schedule.zero_terminal_snr
     theirs = their_trajectory(pipeline, 10, [3], use_clipped_model_output=True)
-    assert_same(our_trajectory(denoiser, shape, ddim, 10, [3], trailing_steps), theirs, 2e-4, "zero terminal SNR, ddim, float32")
+    assert_same(
+        our_trajectory(denoiser, shape, ddim, 10, [3], trailing_steps),
+        theirs,
+        2e-4,
+        "zero terminal SNR, ddim, float32",
+    )
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler",
-                                  "UniPCMultistepScheduler"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        "PNDMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    ],
+)
 def test_other_schedulers_say_the_same(name):
     """Which sampler a folder names makes no difference to the schedule."""
-    options = {"beta_schedule": "scaled_linear", "beta_start": 0.001, "beta_end": 0.012, "prediction_type": "v_prediction"}
+    options = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.001,
+        "beta_end": 0.012,
+        "prediction_type": "v_prediction",
+    }
     config = json.loads(getattr(diffusers, name)(**options).to_json_string())
     expected = read_scheduler(json.loads(DDPMScheduler(**options).to_json_string()), "here")
     found = read_scheduler(config, "here")
-    assert found["schedule"] == expected["schedule"] and found["parameterization"] == expected["parameterization"]
+    assert (
+        found["schedule"] == expected["schedule"]
+        and found["parameterization"] == expected["parameterization"]
+    )
 
 
 def test_predict_epsilon_of_2022():
-    config = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "predict_epsilon": False}
+    config = {
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "predict_epsilon": False,
+    }
     assert read_scheduler(config, "here")["parameterization"]["_target_"].endswith("PredictX0")

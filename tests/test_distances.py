@@ -42,4 +42,6 @@ def test_equal_rows_are_at_zero_and_near_ones_are_not(spread):
 def test_images_that_are_all_alike():
     x = torch.full((30, 12), 0.3)
     assert (whole(x, x) == 0).all()
-    torch.testing.assert_close(whole(x, x + 1), torch.full((30, 30), 12**0.5).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        whole(x, x + 1), torch.full((30, 30), 12**0.5).double(), rtol=1e-6, atol=0
+    )

@@ -16,13 +16,24 @@ from tests.terms import batch, seen_by, start_of, unet
 from transfer.distillation import FeatureDistillation, matching
 
 LAYERS = ["down.*.block.*", "mid.attention.0", "mid.block.1"]
-NAMES = ["down.0.block.0", "down.1.block.0", "mid.attention.0", "mid.block.1"]  # those that are whole blocks
+# those that are whole blocks
+NAMES = [
+    "down.0.block.0",
+    "down.1.block.0",
+    "mid.attention.0",
+    "mid.block.1",
+]
 
 
 def blocks_of(network):
-    """Every module that LAYERS mean, listed here by another rule: what lies in the blocks of the way down, and two of the middle."""
-    return [name for name, module in network.named_modules()
-            if ((name.startswith("down.") and ".block." in name) or name in NAMES) and not isinstance(module, nn.ModuleList)]
+    """Every module that LAYERS mean, listed here by another rule: what lies in the blocks of the
+    way down, and two of the middle."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if ((name.startswith("down.") and ".block." in name) or name in NAMES)
+        and not isinstance(module, nn.ModuleList)
+    ]
 
 
 def features_by_hand(network, names, x_t, t, condition=None):
@@ -32,7 +43,9 @@ def features_by_hand(network, names, x_t, t, condition=None):
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         if name in names:
-            module.register_forward_hook(lambda module, inputs, output, name=name: found.__setitem__(name, output_of(output)))
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: found.__setitem__(name, output_of(output))
+            )
     network(x_t, t - 1, condition or {})
     return found
 
@@ -64,9 +77,15 @@ def test_the_penalty_is_the_mean_squared_difference_of_the_features_times_its_we
 
 def test_a_glob_means_modules_that_run_and_each_of_them_once():
     network = unet()
-    assert matching(network, ["mid.*"]) == [name for name, _ in network.named_modules() if name.startswith("mid.") and name not in
-                                            ("mid.block", "mid.attention")]
-    assert matching(network, ["down.0.block.0", "down.?.block.0"]) == ["down.0.block.0", "down.1.block.0"]
+    assert matching(network, ["mid.*"]) == [
+        name
+        for name, _ in network.named_modules()
+        if name.startswith("mid.") and name not in ("mid.block", "mid.attention")
+    ]
+    assert matching(network, ["down.0.block.0", "down.?.block.0"]) == [
+        "down.0.block.0",
+        "down.1.block.0",
+    ]
 
 
 def test_one_layer_of_one_linear_network_in_closed_form():
@@ -89,7 +108,9 @@ def test_one_layer_of_one_linear_network_in_closed_form():
     value.backward()
     # d/dW of 0.5 mean (x W^T - x)^2, with W - 1 = 0.25
     x = seen.x_t.reshape(-1, 8)
-    torch.testing.assert_close(start.denoiser.network.first.weight.grad, 0.25 * (x.T @ x) / x.numel())
+    torch.testing.assert_close(
+        start.denoiser.network.first.weight.grad, 0.25 * (x.T @ x) / x.numel()
+    )
 
 
 def test_nothing_at_the_start_and_less_after_a_step_along_the_gradient():
@@ -138,13 +159,19 @@ def test_micro_batches_accumulate_the_gradient_of_their_sum():
     changed(network)
     for seed in (0, 1):
         penalty(seen_by(start.denoiser, seed=seed, dtype=torch.float64)).backward()
-    by_accumulation = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    by_accumulation = {
+        name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None
+    }
     network.zero_grad()
     names = blocks_of(source)
     for seed in (0, 1):  # the same by hand, with hooks of its own
         seen, found = seen_by(start.denoiser, seed=seed, dtype=torch.float64), {}
-        hooks = [network.get_submodule(n).register_forward_hook(lambda m, i, o, n=n, found=found: found.__setitem__(n, output_of(o)))
-                 for n in names]
+        hooks = [
+            network.get_submodule(n).register_forward_hook(
+                lambda m, i, o, n=n, found=found: found.__setitem__(n, output_of(o))
+            )
+            for n in names
+        ]
         network(seen.x_t, seen.t - 1, {})
         for hook in hooks:
             hook.remove()
@@ -161,7 +188,11 @@ def test_gradient_checkpointing_changes_nothing():
         start = start_of(unet(gradient_checkpointing=checkpointing).double())
         penalty = FeatureDistillation(start, weight=1.0, layers=LAYERS)
         changed(start.denoiser.network)
-        for seed in (0, 1):  # twice: the second pass comes after a backward in which blocks ran again
+        # twice: the second pass comes after a backward in which blocks ran again
+        for seed in (
+            0,
+            1,
+        ):
             seen = seen_by(start.denoiser, seed=seed, dtype=torch.float64)
             value = penalty(seen)
             (value + seen.prediction.noise.square().mean()).backward()
@@ -176,7 +207,9 @@ def test_what_is_recorded_is_not_kept_beyond_its_step():
     penalty = FeatureDistillation(start, weight=1.0, layers=LAYERS)
     for seed in range(3):
         seen = seen_by(start.denoiser, seed=seed)
-        start.denoiser(seen.x0, seen.t).noise.sum().backward()  # replay, whose features nobody reads
+        start.denoiser(
+            seen.x0, seen.t
+        ).noise.sum().backward()  # replay, whose features nobody reads
         penalty(seen).backward()
     assert len(penalty.of_student) == len(penalty.of_source) == 0
     x0, t, noise = batch(seed=7)
@@ -200,9 +233,13 @@ def test_a_pass_that_fails_leaves_nothing_under_way():
     x0, t, _ = batch(dtype=torch.float64)
     with pytest.raises(RuntimeError):
         start.denoiser(x0.float(), t)
-    start.denoiser.network.mid.block[1](Sum(torch.zeros(4, 16, 4, 4, dtype=torch.float64)), torch.zeros(4, 16, dtype=torch.float64))
+    start.denoiser.network.mid.block[1](
+        Sum(torch.zeros(4, 16, 4, 4, dtype=torch.float64)), torch.zeros(4, 16, dtype=torch.float64)
+    )
     seen = seen_by(start.denoiser, dtype=torch.float64)
-    torch.testing.assert_close(penalty(seen), penalty_by_hand(source, start.denoiser.network, seen, blocks_of(source)))
+    torch.testing.assert_close(
+        penalty(seen), penalty_by_hand(source, start.denoiser.network, seen, blocks_of(source))
+    )
 
 
 def test_a_class_condition_reaches_the_source():
@@ -210,8 +247,12 @@ def test_a_class_condition_reaches_the_source():
     source = copy.deepcopy(start.denoiser.network)
     penalty = FeatureDistillation(start, weight=1.0, layers=LAYERS)
     changed(start.denoiser.network)
-    seen = seen_by(start.denoiser, dtype=torch.float64, condition={"label": torch.tensor([0, 1, 2, 3])})
-    torch.testing.assert_close(penalty(seen), penalty_by_hand(source, start.denoiser.network, seen, blocks_of(source)))
+    seen = seen_by(
+        start.denoiser, dtype=torch.float64, condition={"label": torch.tensor([0, 1, 2, 3])}
+    )
+    torch.testing.assert_close(
+        penalty(seen), penalty_by_hand(source, start.denoiser.network, seen, blocks_of(source))
+    )
 
 
 def test_features_in_bfloat16_are_compared_in_float32():
@@ -230,8 +271,14 @@ def test_the_source_costs_no_gradient_where_most_of_the_student_is_frozen():
     penalty = FeatureDistillation(start, weight=1.0, layers=["mid.block.1"])
     changed(start.denoiser.network.mid)
     penalty(seen_by(start.denoiser)).backward()
-    trained = {name for name, parameter in start.denoiser.network.named_parameters() if parameter.grad is not None}
-    assert trained == {name for name, _ in start.denoiser.network.named_parameters() if name.startswith("mid.")}
+    trained = {
+        name
+        for name, parameter in start.denoiser.network.named_parameters()
+        if parameter.grad is not None
+    }
+    assert trained == {
+        name for name, _ in start.denoiser.network.named_parameters() if name.startswith("mid.")
+    }
 
 
 def test_no_step_waits_for_the_device():
@@ -244,7 +291,9 @@ def test_no_step_waits_for_the_device():
 
 
 def test_a_glob_that_matches_no_module_names_near_ones():
-    with pytest.raises(UserError, match=r"mid\.blok\.1 matches no module; did you mean mid\.block\.1"):
+    with pytest.raises(
+        UserError, match=r"mid\.blok\.1 matches no module; did you mean mid\.block\.1"
+    ):
         FeatureDistillation(start_of(unet()), weight=1.0, layers=["mid.block.0", "mid.blok.1"])
     with pytest.raises(UserError, match="matches no module"):  # a level is no module that runs
         FeatureDistillation(start_of(unet()), weight=1.0, layers=["down.0"])

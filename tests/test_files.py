@@ -1,4 +1,5 @@
-"""Files are whole or absent whenever the process dies, and a lock is held by one process that lives."""
+"""Files are whole or absent whenever the process dies, and a lock is held by one process that
+lives."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ import pytest
 
 from runtime import files
 from runtime.errors import UserError
-from runtime.files import locked, remove_directory, remove_leftovers, write_atomically, write_directory
+from runtime.files import (
+    locked,
+    remove_directory,
+    remove_leftovers,
+    write_atomically,
+    write_directory,
+)
 from runtime.log import RunLog, WandbSettings, read_metrics
 from tests.kill_at import name_of, short
 
@@ -29,7 +36,8 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def watched(monkeypatch, act: Callable[[int], object] = lambda n: None) -> Iterator[list[str]]:
-    """Lists the operations on files. act(n) is called before the n-th, counted from 1, and may raise."""
+    """Lists the operations on files. act(n) is called before the n-th, counted from 1, and may
+    raise."""
     done: list[str] = []
 
     def before(kind: str, name: str | None) -> None:
@@ -38,9 +46,27 @@ def watched(monkeypatch, act: Callable[[int], object] = lambda n: None) -> Itera
 
     with monkeypatch.context() as patch:
         for kind, call in {"write": os.write, "fsync": os.fsync}.items():
-            patch.setattr(os, kind, lambda fd, *data, kind=kind, call=call: (before(kind, name_of(fd)), call(fd, *data))[1])
-        patch.setattr(os, "replace", lambda a, b, call=os.replace: (before("replace", short(str(b))), call(a, b))[1])
-        patch.setattr(shutil, "rmtree", lambda path, call=shutil.rmtree, **kw: (before("rmtree", short(str(path))), call(path, **kw))[1])
+            patch.setattr(
+                os,
+                kind,
+                lambda fd, *data, kind=kind, call=call: (
+                    before(kind, name_of(fd)),
+                    call(fd, *data),
+                )[1],
+            )
+        patch.setattr(
+            os,
+            "replace",
+            lambda a, b, call=os.replace: (before("replace", short(str(b))), call(a, b))[1],
+        )
+        patch.setattr(
+            shutil,
+            "rmtree",
+            lambda path, call=shutil.rmtree, **kw: (
+                before("rmtree", short(str(path))),
+                call(path, **kw),
+            )[1],
+        )
         yield done
 
 
@@ -48,6 +74,7 @@ def raises_at(number: int, error: BaseException) -> Callable[[int], None]:
     def act(n: int) -> None:
         if n == number:
             raise error
+
     return act
 
 
@@ -65,7 +92,12 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_name_after(tmp_path, monk
     with watched(monkeypatch) as done:
         write_atomically(tmp_path / "x", "text")
     folder = tmp_path.name
-    assert done == [f"write {folder}/.x", f"fsync {folder}/.x", f"replace {folder}/x", f"fsync {short(str(tmp_path))}"]
+    assert done == [
+        f"write {folder}/.x",
+        f"fsync {folder}/.x",
+        f"replace {folder}/x",
+        f"fsync {short(str(tmp_path))}",
+    ]
     assert (tmp_path / "x").read_text() == "text"
 
 
@@ -80,11 +112,15 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("error, shown", [(errno.ENOSPC, UserError), (errno.EDQUOT, UserError), (errno.EIO, OSError)])
+@pytest.mark.parametrize(
+    "error, shown", [(errno.ENOSPC, UserError), (errno.EDQUOT, UserError), (errno.EIO, OSError)]
+)
 def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch, number, error, shown):
     write_atomically(tmp_path / "x", b"old")
-    with pytest.raises(shown, match="disk is full" if shown is UserError else None), \
-            watched(monkeypatch, raises_at(number, OSError(error, os.strerror(error)))):
+    with (
+        pytest.raises(shown, match="disk is full" if shown is UserError else None),
+        watched(monkeypatch, raises_at(number, OSError(error, os.strerror(error)))),
+    ):
         write_atomically(tmp_path / "x", b"new")
     assert content(tmp_path) == {"x": b"old"}
 
@@ -123,14 +159,22 @@ def test_a_directory_is_synced_before_it_is_renamed_and_its_name_after(tmp_path,
         write_directory(tmp_path / "d", {"a": b"1", "b": b"2"})
     done = [line for line in done if "rmtree" not in line]
     folder = tmp_path.name
-    assert done == ["write .d/a", "fsync .d/a", "write .d/b", "fsync .d/b", f"fsync {folder}/.d", f"replace {folder}/d",
-                    f"fsync {short(str(tmp_path))}"]
+    assert done == [
+        "write .d/a",
+        "fsync .d/a",
+        "write .d/b",
+        "fsync .d/b",
+        f"fsync {folder}/.d",
+        f"replace {folder}/d",
+        f"fsync {short(str(tmp_path))}",
+    ]
     assert content(tmp_path / "d") == {"a": b"1", "b": b"2"}
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_directory_is_whole_whenever_the_process_dies(tmp_path, monkeypatch, there):
-    """For a kill at every operation: what remove_leftovers finds is the old directory or the new one, and nothing else."""
+    """For a kill at every operation: what remove_leftovers finds is the old directory or the new
+    one, and nothing else."""
     number, outcomes = 0, []
     while True:
         number += 1
@@ -155,10 +199,15 @@ def test_a_directory_is_whole_whenever_the_process_dies(tmp_path, monkeypatch, t
 
 
 @pytest.mark.parametrize("error, shown", [(errno.ENOSPC, UserError), (errno.EIO, OSError)])
-def test_a_directory_that_cannot_be_written_leaves_the_old_one_alone(tmp_path, monkeypatch, error, shown):
+def test_a_directory_that_cannot_be_written_leaves_the_old_one_alone(
+    tmp_path, monkeypatch, error, shown
+):
     write_directory(tmp_path / "d", OLD)
     for number in range(2, 6):
-        with pytest.raises(shown), watched(monkeypatch, raises_at(number, OSError(error, os.strerror(error)))):
+        with (
+            pytest.raises(shown),
+            watched(monkeypatch, raises_at(number, OSError(error, os.strerror(error)))),
+        ):
             write_directory(tmp_path / "d", NEW)
         assert content(tmp_path / "d") == OLD and [p.name for p in tmp_path.iterdir()] == ["d"]
 
@@ -178,7 +227,17 @@ def test_half_of_a_directory_that_is_removed_is_never_seen(tmp_path, monkeypatch
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     ours = [".x.json.123", ".step_4.77", ".step_8.removed"]
-    theirs = [".git", ".gitignore", ".lock", ".env", ".hidden.txt", ".removed", ".step_4", "x.json.123", "visible"]
+    theirs = [
+        ".git",
+        ".gitignore",
+        ".lock",
+        ".env",
+        ".hidden.txt",
+        ".removed",
+        ".step_4",
+        "x.json.123",
+        "visible",
+    ]
     for name in [*ours, *theirs]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "inside").write_text(name)
@@ -198,8 +257,15 @@ def test_sha256(tmp_path, size):
 
 # What is read again
 
-SPOIL = [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: bytes(len(c)), lambda c: b"\xff\xfe\0 nothing", lambda c: c[:-1],
-         lambda c: c + b"more", *(lambda c, k=k: c[:k] + bytes([c[k] ^ 1]) + c[k + 1:] for k in range(0, 100, 3))]
+SPOIL = [
+    lambda c: c[: len(c) // 2],
+    lambda c: b"",
+    lambda c: bytes(len(c)),
+    lambda c: b"\xff\xfe\0 nothing",
+    lambda c: c[:-1],
+    lambda c: c + b"more",
+    *(lambda c, k=k: c[:k] + bytes([c[k] ^ 1]) + c[k + 1 :] for k in range(0, 100, 3)),
+]
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256))])
@@ -213,13 +279,20 @@ def test_a_checked_file_is_what_was_written_or_nothing(tmp_path, caplog, data):
     for spoil in (spoil for spoil in SPOIL if len(whole) > 100 and spoil(whole) != whole):
         path.write_bytes(spoil(whole))
         assert files.read_checked(path) is None
-        assert not path.exists() and (tmp_path / "features.npy.damaged").read_bytes() == spoil(whole)
+        assert not path.exists() and (tmp_path / "features.npy.damaged").read_bytes() == spoil(
+            whole
+        )
     path.write_bytes(b"of an earlier version, without a checksum" * 9)
-    assert files.read_checked(path) is None and f"{path} is damaged, or of an earlier version" in caplog.text
+    assert (
+        files.read_checked(path) is None
+        and f"{path} is damaged, or of an earlier version" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-@pytest.mark.parametrize("content", [{}, {"a": 1}, {"a": {"b": [1, None, "\u00e4\n"]}, "c": [], "d": {}, "e": 0.1 + 0.2}])
+@pytest.mark.parametrize(
+    "content", [{}, {"a": 1}, {"a": {"b": [1, None, "\u00e4\n"]}, "c": [], "d": {}, "e": 0.1 + 0.2}]
+)
 def test_a_sealed_file_is_what_was_written_or_damaged(tmp_path, content, indent):
     """And JSON as any other, whose last key is the sha256 of all before it."""
     path = tmp_path / "about.json"
@@ -233,7 +306,7 @@ def test_a_sealed_file_is_what_was_written_or_damaged(tmp_path, content, indent)
         with pytest.raises(files.Damaged, match=rf"{path} is damaged \(.*\): delete it"):
             files.read_sealed(path, "delete it")
     for k in range(len(whole)):
-        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1:])
+        path.write_bytes(whole[:k] + bytes([whole[k] ^ 1]) + whole[k + 1 :])
         with pytest.raises(files.Damaged):
             files.read_sealed(path)
     path.write_text(json.dumps(content))
@@ -242,9 +315,18 @@ def test_a_sealed_file_is_what_was_written_or_damaged(tmp_path, content, indent)
         files.read_sealed(path)
 
 
-@pytest.mark.parametrize("content, says", [
-    (b"", "Expecting value"), (b'{"a": 1', "Expecting"), (b"\xff\0", "decode"), (b"[1]", "holds a list"), (b"null", "holds a NoneType"),
-    (b'{"b": 1}', "it lacks a"), (b"[" * 100_000, "recursion")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "Expecting value"),
+        (b'{"a": 1', "Expecting"),
+        (b"\xff\0", "decode"),
+        (b"[1]", "holds a list"),
+        (b"null", "holds a NoneType"),
+        (b'{"b": 1}', "it lacks a"),
+        (b"[" * 100_000, "recursion"),
+    ],
+)
 def test_a_json_that_is_none_is_one_message(tmp_path, content, says):
     path = tmp_path / "x.json"
     path.write_bytes(content)
@@ -272,7 +354,9 @@ with locked(path):
 def held(path: Path, seconds: float) -> Iterator[subprocess.Popen]:
     """Another process that holds the lock for some seconds."""
     command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(files.__file__).parent.parent) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(files.__file__).parent.parent
+    ) as process:
         assert process.stdout.readline() == "held\n"
         try:
             yield process
@@ -326,7 +410,11 @@ def test_rows_that_the_checkpoint_does_not_know_are_dropped(tmp_path):
     log.metrics(3, {"loss": 7.0})
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 2 / 3}, {"step": 3, "loss": 7.0}]
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 1 / 3},
+        {"step": 2, "loss": 2 / 3},
+        {"step": 3, "loss": 7.0},
+    ]
 
 
 def test_damaged_rows_are_told_and_keep_their_place(tmp_path, caplog):
@@ -338,7 +426,10 @@ def test_damaged_rows_are_told_and_keep_their_place(tmp_path, caplog):
     log.metrics(7, {})
     log.close()
     assert f"{path}: 4 of the 6 rows that the checkpoint counts are damaged or gone" in caplog.text
-    assert path.read_text() == '{"step": 1}\n{}\n{}\n{"step": 4}\n{}\n{}\n{"step": 7}\n' and log.rows == 7
+    assert (
+        path.read_text() == '{"step": 1}\n{}\n{}\n{"step": 4}\n{}\n{}\n{"step": 7}\n'
+        and log.rows == 7
+    )
     caplog.clear()
     run_log(tmp_path, 6).close()
     assert [row["step"] for row in read_metrics(path)] == [1, 4] and not caplog.text
@@ -350,4 +441,7 @@ def test_a_short_write_does_not_tear_a_row(tmp_path, monkeypatch):
     log.metrics(1, {"loss": 0.25})
     log.metrics(2, {"loss": 0.5})
     log.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.25}, {"step": 2, "loss": 0.5}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.25},
+        {"step": 2, "loss": 0.5},
+    ]

@@ -1,4 +1,5 @@
-"""Source weights in another network: where the result is exact, it is held to the source's own output."""
+"""Source weights in another network: where the result is exact, it is held to the source's own
+output."""
 
 from itertools import combinations
 
@@ -41,10 +42,15 @@ def test_the_same_network_is_copied_whole():
 
 
 def test_rgb_to_gray_is_exact_for_an_image_of_equal_channels():
-    """The gray network's output is the mean over the channels of the source's on the same image as RGB."""
+    """The gray network's output is the mean over the channels of the source's on the same image as
+    RGB."""
     source, target = unet(), unet(in_channels=1, out_channels=1, seed=1)
     status = fitted(source, target)
-    assert {n for n, s in status.items() if s == "resized"} == {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
+    assert {n for n, s in status.items() if s == "resized"} == {
+        "conv_in.weight",
+        "conv_out.weight",
+        "conv_out.bias",
+    }
     expected = source(X.expand(-1, 3, -1, -1), T, {}).mean(1, keepdim=True)
     torch.testing.assert_close(target(X, T, {}), expected, rtol=1e-5, atol=1e-5)
 
@@ -53,7 +59,9 @@ def test_gray_to_rgb_is_exact_for_an_image_of_equal_channels():
     source, target = unet(in_channels=1, out_channels=1), unet(seed=1)
     fitted(source, target)
     expected = source(X, T, {}).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(target(X.expand(-1, 3, -1, -1), T, {}), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        target(X.expand(-1, 3, -1, -1), T, {}), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_another_resolution_changes_no_tensor():
@@ -80,14 +88,20 @@ def test_a_class_table_that_the_source_lacks_is_new_and_one_that_the_target_lack
 
 
 @pytest.mark.parametrize("kind", [unet, adm])
-@pytest.mark.parametrize("include", [["*"], ["time_mlp.2.bias", "down.*", "mid.*", "up.*", "conv*", "norm_out.*", "time_mlp.*"]])
+@pytest.mark.parametrize(
+    "include",
+    [["*"], ["time_mlp.2.bias", "down.*", "mid.*", "up.*", "conv*", "norm_out.*", "time_mlp.*"]],
+)
 def test_a_network_without_classes_starts_as_the_null_class_of_its_source(kind, include):
-    """In float64, on images and at times of several kinds; and not as the source without its table, nor as one of its classes."""
+    """In float64, on images and at times of several kinds; and not as the source without its table,
+    nor as one of its classes."""
     source, target = kind(classes=3).double(), kind(seed=1).double()
     fitted(source, target, include)
     x = torch.randn(4, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t = torch.tensor([0, 3, 500, 999])
-    torch.testing.assert_close(target(x, t, {}), source(x, t, {"label": torch.full((4,), 3)}), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        target(x, t, {}), source(x, t, {"label": torch.full((4,), 3)}), rtol=0, atol=1e-12
+    )
     assert (target(x, t, {}) - source(x, t, {"label": torch.full((4,), 0)})).abs().max() > 1e-3
 
 
@@ -103,19 +117,29 @@ def test_the_null_row_goes_nowhere_where_what_it_is_added_to_is_not_copied():
 
 
 def test_of_gray_from_color_noise_gets_another_response():
-    """The variance of what conv_in says of noise, by the sum over its weights: exact for gray images, up to three times as much here."""
+    """The variance of what conv_in says of noise, by the sum over its weights: exact for gray
+    images, up to three times as much here."""
     equal = torch.ones(4, 3, 3, 3, dtype=torch.float64)
-    for weight in (equal, torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)):
+    for weight in (
+        equal,
+        torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    ):
         gray = resize_input_channels(weight, torch.empty(4, 1, 3, 3), Ends(3, 1)).value
         ratio = gray.square().sum((1, 2, 3)) / weight.square().sum((1, 2, 3))
         assert (ratio <= 3 + 1e-12).all()
-        assert torch.allclose(ratio, torch.tensor(3.0, dtype=torch.float64)) == torch.equal(weight, equal)
+        assert torch.allclose(ratio, torch.tensor(3.0, dtype=torch.float64)) == torch.equal(
+            weight, equal
+        )
 
 
 @pytest.mark.parametrize(("n_source", "n_target"), [(1, 3), (3, 6), (2, 4), (3, 4), (4, 3), (2, 3)])
 def test_equal_channels_give_the_sources_response_where_the_numbers_divide(n_source, n_target):
-    weight = torch.randn(4, n_source, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    value, _, alike = resize_input_channels(weight, torch.empty(4, n_target, 3, 3), Ends(n_source, n_target))
+    weight = torch.randn(
+        4, n_source, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    value, _, alike = resize_input_channels(
+        weight, torch.empty(4, n_target, 3, 3), Ends(n_source, n_target)
+    )
     assert torch.allclose(value.sum(1), weight.sum(1)) == (n_target % n_source == 0)
     columns = [column.flatten().tolist() for column in value.unbind(1)]
     assert alike == any(a == b for a, b in combinations(columns, 2))
@@ -128,18 +152,31 @@ def test_which_tensors_begin_alike():
     table, ends = {"class_embedding.weight"}, {"conv_in.weight", "conv_out.weight", "conv_out.bias"}
     gray = {"in_channels": 1, "out_channels": 1}
     assert alike(unet(), unet(classes=2)) == alike(unet(classes=3), unet(classes=2)) == table
-    assert alike(unet(classes=2), unet(classes=2)) == alike(unet(), unet(**gray)) == alike(unet(classes=2), unet()) == set()
-    assert alike(unet(**gray), unet()) == ends and alike(unet(), unet(out_channels=6)) == ends - {"conv_in.weight"}
-    assert alike(unet(), unet(in_channels=1, out_channels=2)) == ends - {"conv_in.weight"}  # the variance's half
+    assert (
+        alike(unet(classes=2), unet(classes=2))
+        == alike(unet(), unet(**gray))
+        == alike(unet(classes=2), unet())
+        == set()
+    )
+    assert alike(unet(**gray), unet()) == ends and alike(unet(), unet(out_channels=6)) == ends - {
+        "conv_in.weight"
+    }
+    # the variance's half
+    assert alike(unet(), unet(in_channels=1, out_channels=2)) == ends - {"conv_in.weight"}
     assert alike(unet(out_channels=6), unet()) == set()
 
 
 def test_every_tensor_has_one_row():
     source, target = unet(classes=2), UNet(8, [1, 2, 2], 2, [1], groups=4, in_channels=1)
     _, rows = fit(source.state_dict(), target.state_dict())
-    assert sorted(row.name for row in rows) == sorted(source.state_dict().keys() | target.state_dict().keys())
+    assert sorted(row.name for row in rows) == sorted(
+        source.state_dict().keys() | target.state_dict().keys()
+    )
     text = summary(rows)
-    assert "folded class_embedding.weight: the target has no classes: its null row is added to time_mlp.2.bias" in text
+    assert (
+        "folded class_embedding.weight: the target has no classes: its null row is added to "
+        "time_mlp.2.bias"
+    ) in text
     assert "resized conv_in.weight" in text and "new up.*" in text
 
 
@@ -167,7 +204,8 @@ def test_a_bias_that_fits_by_chance_makes_no_source():
         fit(other.state_dict(), unet().state_dict())
     with pytest.raises(UserError, match="no weight of the source fits"):
         fit(other.state_dict(), unet(in_channels=1, out_channels=1).state_dict())
-    fit(other.state_dict(), unet().state_dict(), SourceSettings(include=["conv_out.bias"]))  # which is what was asked for
+    # which is what was asked for
+    fit(other.state_dict(), unet().state_dict(), SourceSettings(include=["conv_out.bias"]))
 
 
 def test_a_variance_that_is_learned_anew_starts_at_zero_beside_the_sources_prediction():
@@ -200,7 +238,9 @@ def test_gray_without_to_rgb_with_a_learned_variance():
     state, rows = fit(source.state_dict(), target.state_dict())
     target.load_state_dict(state)
     out = target(X.expand(-1, 3, -1, -1), T, {})
-    torch.testing.assert_close(out[:, :3], source(X, T, {}).expand(-1, 3, -1, -1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out[:, :3], source(X, T, {}).expand(-1, 3, -1, -1), rtol=1e-5, atol=1e-5
+    )
     assert not out[:, 3:].any()
     assert "repeated 1 -> 3" in summary(rows) and "variance's half starts at zero" in summary(rows)
 
@@ -214,16 +254,22 @@ def test_a_new_class_table_starts_at_zero_so_that_the_network_starts_as_the_sour
 
 
 def test_kept_classes_stand_after_the_new_ones():
-    """Two new classes, then the source's three, then the null class; each kept row gives the source's output of its class."""
+    """Two new classes, then the source's three, then the null class; each kept row gives the
+    source's output of its class."""
     source, target = unet(classes=3), unet(classes=5, seed=1)
     state, rows = fit(source.state_dict(), target.state_dict(), kept=3)
     target.load_state_dict(state)
     x = torch.randn(2, 3, 8, 8)
     for label in range(3):
-        ours, theirs = (network(x, T, {"label": torch.tensor([k, k])}) for network, k in ((target, label + 2), (source, label)))
+        ours, theirs = (
+            network(x, T, {"label": torch.tensor([k, k])})
+            for network, k in ((target, label + 2), (source, label))
+        )
         assert torch.equal(ours, theirs)
     assert torch.equal(target(x, T, {}), source(x, T, {}))
-    torch.testing.assert_close(state["class_embedding.weight"][:2], source.class_embedding.weight[:3].mean(0).expand(2, -1))
+    torch.testing.assert_close(
+        state["class_embedding.weight"][:2], source.class_embedding.weight[:3].mean(0).expand(2, -1)
+    )
     assert "3 of them and null kept" in summary(rows)
 
 
@@ -238,8 +284,12 @@ def test_depth_copies_the_first_parts_as_they_are_run(depth):
     first = {"time_mlp": 0, "norm_out": 6} | {part: k for k, part in enumerate(ORDER)}
     for name, tensor in state.items():
         part = next(p for p in first if name.startswith(p + "."))
-        assert torch.equal(tensor, (source.state_dict() if first[part] <= depth else untouched)[name]), name
-    assert {row.how for row in rows if row.status == "new"} == ({"beyond source.depth"} if depth < 6 else set())
+        assert torch.equal(
+            tensor, (source.state_dict() if first[part] <= depth else untouched)[name]
+        ), name
+    assert {row.how for row in rows if row.status == "new"} == (
+        {"beyond source.depth"} if depth < 6 else set()
+    )
 
 
 def test_a_depth_that_no_network_has():
@@ -249,14 +299,29 @@ def test_a_depth_that_no_network_has():
 
 def test_random_weights_with_the_mean_and_variance_of_the_sources():
     """Raghu et al. 2019: every tensor keeps its own two moments and no value."""
-    source = {name: 3 + 2 * torch.randn(tensor.shape) if tensor.numel() > 1000 else tensor for name, tensor in unet().state_dict().items()}
-    state, rows = fit(source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=5)
+    source = {
+        name: 3 + 2 * torch.randn(tensor.shape) if tensor.numel() > 1000 else tensor
+        for name, tensor in unet().state_dict().items()
+    }
+    state, rows = fit(
+        source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=5
+    )
     assert {row.status for row in rows} == {"drawn"}
     for name, tensor in source.items():
         assert not (state[name] == tensor).any() or tensor.numel() == 1
         if tensor.numel() > 1000:
-            assert state[name].mean().item() == pytest.approx(tensor.mean().item(), abs=4 * 2 / tensor.numel() ** 0.5)
-            assert state[name].std().item() == pytest.approx(tensor.std().item(), rel=4 / (2 * tensor.numel()) ** 0.5)
-    again, _ = fit(source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=5)
-    other, _ = fit(source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=6)
-    assert all(torch.equal(again[n], state[n]) for n in state) and not any(torch.equal(other[n], state[n]) for n in state)
+            assert state[name].mean().item() == pytest.approx(
+                tensor.mean().item(), abs=4 * 2 / tensor.numel() ** 0.5
+            )
+            assert state[name].std().item() == pytest.approx(
+                tensor.std().item(), rel=4 / (2 * tensor.numel()) ** 0.5
+            )
+    again, _ = fit(
+        source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=5
+    )
+    other, _ = fit(
+        source, unet(seed=1).state_dict(), SourceSettings(copy=mean_and_variance), seed=6
+    )
+    assert all(torch.equal(again[n], state[n]) for n in state) and not any(
+        torch.equal(other[n], state[n]) for n in state
+    )

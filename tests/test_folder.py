@@ -1,4 +1,5 @@
-"""Which files of a folder count, and in which class, split and patient; what is said of the others."""
+"""Which files of a folder count, and in which class, split and patient; what is said of the
+others."""
 
 from __future__ import annotations
 
@@ -43,11 +44,17 @@ def folder(root: Path, names: list[str] = (), **settings) -> Folder:
 
 
 def split_of(source: Folder) -> dict[str, str]:
-    return {source.files[item].relative_to(source.root).as_posix(): split for split in SPLITS for item in source.splits[split]}
+    return {
+        source.files[item].relative_to(source.root).as_posix(): split
+        for split in SPLITS
+        for item in source.splits[split]
+    }
 
 
 def assert_partition(source: Folder) -> None:
-    assert sorted(item for split in SPLITS for item in source.splits[split]) == list(range(len(source)))
+    assert sorted(item for split in SPLITS for item in source.splits[split]) == list(
+        range(len(source))
+    )
 
 
 # Drawn splits
@@ -55,7 +62,12 @@ def assert_partition(source: Folder) -> None:
 
 def test_classes_are_split_alike(tmp_path):
     sizes = {"many": 200, "some": 50, "few": 10, "two": 2}
-    source = folder(tmp_path, [f"{name}/{k}.bmp" for name, n in sizes.items() for k in range(n)], validation=0.2, test=0.1)
+    source = folder(
+        tmp_path,
+        [f"{name}/{k}.bmp" for name, n in sizes.items() for k in range(n)],
+        validation=0.2,
+        test=0.1,
+    )
     assert_partition(source)
     for split, share in {"validation": 0.2, "test": 0.1}.items():
         counts = Counter(source.classes[source.labels[item]] for item in source.splits[split])
@@ -64,8 +76,11 @@ def test_classes_are_split_alike(tmp_path):
             assert abs(counts[name] - share * n) <= 1.5
     trained = Counter(source.labels[item] for item in source.splits["train"])
     assert len(trained) == 4
-    validation = [item for item in source.splits["validation"] if source.files[item].parent.name == "many"]
-    assert validation != sorted(validation)[:1] and np.ptp(validation) > 100  # drawn, and not the last ones
+    validation = [
+        item for item in source.splits["validation"] if source.files[item].parent.name == "many"
+    ]
+    # drawn, and not the last ones
+    assert validation != sorted(validation)[:1] and np.ptp(validation) > 100
 
 
 def test_many_small_classes_have_their_share_and_train_all(tmp_path):
@@ -77,7 +92,9 @@ def test_many_small_classes_have_their_share_and_train_all(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"validation": 0.0}, {"test": 0.0}])
 def test_a_class_with_one_image_is_refused_where_splits_are_drawn(tmp_path, settings):
     write(tmp_path, [*(f"cat/{k}.png" for k in range(4)), "lynx/0.png"])
-    with pytest.raises(UserError, match=r"class lynx has a single image.*data.classes=false.*validation=0") as raised:
+    with pytest.raises(
+        UserError, match=r"class lynx has a single image.*data.classes=false.*validation=0"
+    ) as raised:
         folder(tmp_path, **settings)
     assert "cat" not in str(raised.value)
     assert len(folder(tmp_path, validation=0, test=0).splits["train"]) == 5
@@ -85,8 +102,17 @@ def test_a_class_with_one_image_is_refused_where_splits_are_drawn(tmp_path, sett
 
 
 def test_a_class_with_one_image_is_well_where_splits_are_given(tmp_path):
-    source = folder(tmp_path, [f"{split}/{name}/{split}.png" for split in ("train", "val", "test") for name in ("cat", "lynx")])
-    assert list(source.classes) == ["cat", "lynx"] and [len(source.splits[split]) for split in SPLITS] == [2, 2, 2]
+    source = folder(
+        tmp_path,
+        [
+            f"{split}/{name}/{split}.png"
+            for split in ("train", "val", "test")
+            for name in ("cat", "lynx")
+        ],
+    )
+    assert list(source.classes) == ["cat", "lynx"] and [
+        len(source.splits[split]) for split in SPLITS
+    ] == [2, 2, 2]
 
 
 def test_splits_that_come_out_empty_are_named(tmp_path, caplog):
@@ -101,8 +127,14 @@ def test_splits_that_come_out_empty_are_named(tmp_path, caplog):
 
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_images_beside_class_folders_are_refused(tmp_path, prefix):
-    names = [f"{prefix}{name}" for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "stray.png", "stray2.png")]
-    with pytest.raises(UserError, match=r"2 images lie beside class folders such as cat.*stray.png.*data.classes=false"):
+    names = [
+        f"{prefix}{name}"
+        for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "stray.png", "stray2.png")
+    ]
+    with pytest.raises(
+        UserError,
+        match=r"2 images lie beside class folders such as cat.*stray.png.*data.classes=false",
+    ):
         folder(tmp_path, names)
     source = folder(tmp_path, classes=False)
     assert list(source.classes) == [] and set(source.labels) == {0} and len(source) == 6
@@ -115,7 +147,10 @@ def test_a_test_split_without_the_classes_of_train_is_refused(tmp_path):
 
 
 def test_a_class_that_is_never_trained_is_named(tmp_path, caplog):
-    folder(tmp_path, [f"{name}.png" for name in ("train/cat/0", "train/cat/1", "val/cat/2", "test/Cat/3")])
+    folder(
+        tmp_path,
+        [f"{name}.png" for name in ("train/cat/0", "train/cat/1", "val/cat/2", "test/Cat/3")],
+    )
     assert any("class Cat has no training images" in record.message for record in caplog.records)
 
 
@@ -144,7 +179,10 @@ def test_hidden_files_are_ignored(tmp_path, caplog):
 def test_a_folder_of_other_files_says_what_it_has(tmp_path):
     for name in ("a.dcm", "b.dcm", "c.txt"):
         (tmp_path / name).write_text("x")
-    with pytest.raises(UserError, match=r"no images in it \(looked for .*\.png.*; it has 3 other files: \.dcm 2, \.txt 1"):
+    with pytest.raises(
+        UserError,
+        match=r"no images in it \(looked for .*\.png.*; it has 3 other files: \.dcm 2, \.txt 1",
+    ):
         folder(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images in it.*no other files"):
@@ -176,9 +214,18 @@ def test_every_option_stands_in_its_yaml_with_its_default(name):
     assert f"python train.py data={name} data.path=DIR" in text.splitlines()[0]
     node = yaml.safe_load(text)
     parameters = inspect.signature(resolve(node["_target_"], READERS, "data")).parameters
-    options = {key.rstrip("_"): p.default for key, p in parameters.items() if key not in ("file_cache", "path")}
-    assert options == {key: value for key, value in node.items() if key not in {*OWN_KEYS, "_target_", "path"}}
-    assert node.keys() > OWN_KEYS and {f.name for f in fields(DataSettings)} == {*OWN_KEYS, "reader"}
+    options = {
+        key.rstrip("_"): p.default
+        for key, p in parameters.items()
+        if key not in ("file_cache", "path")
+    }
+    assert options == {
+        key: value for key, value in node.items() if key not in {*OWN_KEYS, "_target_", "path"}
+    }
+    assert node.keys() > OWN_KEYS and {f.name for f in fields(DataSettings)} == {
+        *OWN_KEYS,
+        "reader",
+    }
 
 
 def test_a_link_to_nothing_is_one_message(tmp_path):
@@ -199,13 +246,19 @@ def test_names_in_no_encoding(tmp_path, caplog):
 
 @pytest.mark.parametrize("pattern", [r"P\d+", r"(P\d+)_", r"_of_(?:x)?|(P\d+)"])
 def test_a_patient_is_in_one_split(tmp_path, pattern):
-    names = [f"{'sick' if p % 3 else 'well'}/P{p:02d}_{k}.bmp" for p in range(40) for k in range(1 + p % 7)]
+    names = [
+        f"{'sick' if p % 3 else 'well'}/P{p:02d}_{k}.bmp"
+        for p in range(40)
+        for k in range(1 + p % 7)
+    ]
     source = folder(tmp_path, names, patient=pattern, validation=0.2, test=0.2)
     assert_partition(source)
     splits = {}
     for name, split in split_of(source).items():
         splits.setdefault(name.split("/")[1][:3], set()).add(split)
-    assert all(len(s) == 1 for s in splits.values()) and {next(iter(s)) for s in splits.values()} == set(SPLITS)
+    assert all(len(s) == 1 for s in splits.values()) and {
+        next(iter(s)) for s in splits.values()
+    } == set(SPLITS)
     for split in ("validation", "test"):
         assert abs(len(source.splits[split]) - 0.2 * len(names)) <= 7
 
@@ -218,7 +271,10 @@ def test_a_patient_with_images_of_two_classes_is_in_one_split(tmp_path):
 
 
 def test_a_class_of_one_patient_is_named(tmp_path, caplog):
-    names = [*(f"common/P{p}_{k}.png" for p in range(20) for k in range(2)), *(f"rare/P99_{k}.png" for k in range(4))]
+    names = [
+        *(f"common/P{p}_{k}.png" for p in range(20) for k in range(2)),
+        *(f"rare/P99_{k}.png" for k in range(4)),
+    ]
     source = folder(tmp_path, names, patient=r"P\d+")
     assert {split_of(source)[f"rare/P99_{k}.png"] for k in range(4)} == {"train"}
     [line] = [record.message for record in caplog.records]
@@ -227,9 +283,13 @@ def test_a_class_of_one_patient_is_named(tmp_path, caplog):
 
 def test_a_pattern_that_does_not_match_is_refused(tmp_path):
     write(tmp_path, ["P1.png", "P2.png", "other.png"])
-    with pytest.raises(UserError, match=r"data.patient=X\\d matches none of the paths: 3 of 3.*P1.png"):
+    with pytest.raises(
+        UserError, match=r"data.patient=X\\d matches none of the paths: 3 of 3.*P1.png"
+    ):
         folder(tmp_path, patient=r"X\d")
-    with pytest.raises(UserError, match=r"matches not all of the paths: 1 of 3 are without, such as other.png"):
+    with pytest.raises(
+        UserError, match=r"matches not all of the paths: 1 of 3 are without, such as other.png"
+    ):
         folder(tmp_path, patient=r"P\d")
     with pytest.raises(UserError, match=r"data.patient=\(: not a regular expression"):
         folder(tmp_path, patient="(")
@@ -237,16 +297,27 @@ def test_a_pattern_that_does_not_match_is_refused(tmp_path):
 
 def test_a_single_patient_is_refused(tmp_path):
     write(tmp_path, [f"P1_{k}.png" for k in range(9)])
-    with pytest.raises(UserError, match=r"all 9 images are of one patient.*data.patient=REGEX.*data.validation=0"):
+    with pytest.raises(
+        UserError, match=r"all 9 images are of one patient.*data.patient=REGEX.*data.validation=0"
+    ):
         folder(tmp_path, patient=r"P\d")
     assert len(folder(tmp_path, patient=r"P\d", validation=0, test=0).splits["train"]) == 9
 
 
 def test_given_splits_that_share_a_patient_are_named(tmp_path, caplog):
-    names = ["train/P1_a.png", "train/P2_a.png", "val/P3_a.png", "test/P1_b.png", "test/P2_b.png", "test/P4_b.png"]
+    names = [
+        "train/P1_a.png",
+        "train/P2_a.png",
+        "val/P3_a.png",
+        "test/P1_b.png",
+        "test/P2_b.png",
+        "test/P4_b.png",
+    ]
     folder(tmp_path, names, patient=r"P\d")
     [line] = [record.message for record in caplog.records]
-    assert "patients in more than one split: 2," in line and "P1_a.png" in line and "P1_b.png" in line
+    assert (
+        "patients in more than one split: 2," in line and "P1_a.png" in line and "P1_b.png" in line
+    )
 
 
 def test_given_splits_that_share_a_file_are_named(tmp_path, caplog):
@@ -254,12 +325,24 @@ def test_given_splits_that_share_a_file_are_named(tmp_path, caplog):
     (tmp_path / "test/copy.png").write_bytes((tmp_path / "train/b.png").read_bytes())
     folder(tmp_path)
     [line] = [record.message for record in caplog.records]
-    assert "files of the same content in more than one split: 1," in line and "train/b.png" in line and "test/copy.png" in line
+    assert (
+        "files of the same content in more than one split: 1," in line
+        and "train/b.png" in line
+        and "test/copy.png" in line
+    )
 
 
 def test_all_that_changes_pixels_or_splits_is_in_the_fingerprint(tmp_path):
     write(tmp_path, [f"{name}/P{k}.png" for name in ("a", "b") for k in range(4)])
-    changes = [{}, {"validation": 0.2}, {"test": 0.2}, {"patient": r"P\d"}, {"patient": r"\d"}, {"classes": False}, {"range_": "image"}]
+    changes = [
+        {},
+        {"validation": 0.2},
+        {"test": 0.2},
+        {"patient": r"P\d"},
+        {"patient": r"\d"},
+        {"classes": False},
+        {"range_": "image"},
+    ]
     assert len({folder(tmp_path, **change).fingerprint for change in changes}) == len(changes)
 
 
@@ -279,7 +362,10 @@ def settings(**change) -> DataSettings:
 
 def test_broken_files_are_left_out_by_option_and_remembered(tmp_path, caplog):
     source = folder(broken_folder(tmp_path / "images"))
-    with pytest.raises(UserError, match=r"3 of 20 images(.|\n)*3.png(.|\n)*7.png: empty(.|\n)*data.skip_broken=true"):
+    with pytest.raises(
+        UserError,
+        match=r"3 of 20 images(.|\n)*3.png(.|\n)*7.png: empty(.|\n)*data.skip_broken=true",
+    ):
         open_dataset(settings(), source, 0, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.npy"))
     found = []
@@ -287,8 +373,13 @@ def test_broken_files_are_left_out_by_option_and_remembered(tmp_path, caplog):
         caplog.clear()
         data = open_dataset(settings(skip_broken=True), source, 0, tmp_path / "cache")
         rows = np.concatenate([data.splits[split] for split in SPLITS])
-        assert sorted(source.files[row].stem for row in rows) == sorted(str(k) for k in range(20) if k not in (3, 7, 11))
-        assert all(np.array_equal(data.images[row][..., 0], np.asarray(Image.open(source.files[row]))) for row in rows)
+        assert sorted(source.files[row].stem for row in rows) == sorted(
+            str(k) for k in range(20) if k not in (3, 7, 11)
+        )
+        assert all(
+            np.array_equal(data.images[row][..., 0], np.asarray(Image.open(source.files[row])))
+            for row in rows
+        )
         [line] = [record.message for record in caplog.records]
         assert all(f"{k}.png" in line for k in (3, 7, 11)) and "left out" in line
         found.append(line)
@@ -301,9 +392,14 @@ def test_a_map_with_gaps_is_not_used_by_a_run_that_wants_none(tmp_path):
     open_dataset(settings(skip_broken=True), source, 0, tmp_path / "cache")
     with pytest.raises(UserError, match="3 of 20 images"):
         open_dataset(settings(), source, 0, tmp_path / "cache")
-    source.read_image = lambda item: Image.new("L", (8, 8), item)  # what it takes to read them was installed
-    assert len(open_dataset(settings(), source, 0, tmp_path / "cache").splits["train"]) == len(source.splits["train"])
-    assert len(open_dataset(settings(skip_broken=True), source, 0, tmp_path / "cache").splits["train"]) == len(source.splits["train"])
+    # what it takes to read them was installed
+    source.read_image = lambda item: Image.new("L", (8, 8), item)
+    assert len(open_dataset(settings(), source, 0, tmp_path / "cache").splits["train"]) == len(
+        source.splits["train"]
+    )
+    assert len(
+        open_dataset(settings(skip_broken=True), source, 0, tmp_path / "cache").splits["train"]
+    ) == len(source.splits["train"])
 
 
 def test_a_map_without_gaps_serves_both(tmp_path):
@@ -317,7 +413,14 @@ def test_a_map_without_gaps_serves_both(tmp_path):
 
 def test_broken_files_count_before_n_train(tmp_path):
     source = folder(broken_folder(tmp_path / "images"), validation=0, test=0)
-    assert len(open_dataset(settings(skip_broken=True, n_train=17), source, 0, tmp_path / "cache").splits["train"]) == 17
+    assert (
+        len(
+            open_dataset(
+                settings(skip_broken=True, n_train=17), source, 0, tmp_path / "cache"
+            ).splits["train"]
+        )
+        == 17
+    )
     with pytest.raises(UserError, match=r"data.n_train=18: .* has 17 training images"):
         open_dataset(settings(skip_broken=True, n_train=18), source, 0, tmp_path / "cache")
 
@@ -332,10 +435,17 @@ def test_nothing_left_is_one_message(tmp_path):
 def test_small_images_end_with_their_cure(tmp_path):
     write(tmp_path, [f"{k}.png" for k in range(5)])
     write(tmp_path, ["small.png"], (7, 9))
-    with pytest.raises(UserError, match=r"small.png: 9 high and 7 wide, smaller than data.size=\[8, 8\](.|\n)*data.upscale=true") as raised:
+    with pytest.raises(
+        UserError,
+        match=r"small.png: 9 high and 7 wide, smaller than data.size=\[8, "
+        r"8\](.|\n)*data.upscale=true",
+    ) as raised:
         open_dataset(settings(), folder(tmp_path), 0, tmp_path / "cache")
     assert str(raised.value).count("data.upscale") == 1
-    assert len(open_dataset(settings(upscale=True), folder(tmp_path), 0, tmp_path / "cache").images) == 6
+    assert (
+        len(open_dataset(settings(upscale=True), folder(tmp_path), 0, tmp_path / "cache").images)
+        == 6
+    )
 
 
 def test_long_lists_are_cut(tmp_path):
@@ -346,7 +456,8 @@ def test_long_lists_are_cut(tmp_path):
 
 
 def test_the_folder_above_the_splits_is_no_class(tmp_path):
-    """An archive unpacked into a folder of its own: its one folder would be the only class, and the splits lost."""
+    """An archive unpacked into a folder of its own: its one folder would be the only class, and the
+    splits lost."""
     write(tmp_path, [f"faces/{split}/{k}.png" for split in ("train", "test") for k in range(5)])
     with pytest.raises(UserError, match=f"data.path={tmp_path}/faces"):
         Folder(FileCache(tmp_path / "memory"), str(tmp_path))

@@ -11,15 +11,36 @@ from tests.terms import unet
 
 
 def test_the_change_of_a_part_is_that_of_all_its_tensors_together():
-    start = {"down.0.block.0.conv1.weight": torch.tensor([3.0, 0.0]), "down.0.attention.0.qkv.bias": torch.tensor([4.0]),
-             "down.1.block.0.conv1.weight": torch.tensor([2.0])}
-    now = {"down.0.block.0.conv1.weight": torch.tensor([3.0, 5.0]), "down.0.attention.0.qkv.bias": torch.tensor([16.0]),
-           "down.1.block.0.conv1.weight": torch.tensor([2.0])}
-    assert weight_change(now, start) == {"down.0": pytest.approx(13 / 5), "down.1": 0.0}  # sqrt(5^2 + 12^2) / sqrt(3^2 + 4^2)
+    start = {
+        "down.0.block.0.conv1.weight": torch.tensor([3.0, 0.0]),
+        "down.0.attention.0.qkv.bias": torch.tensor([4.0]),
+        "down.1.block.0.conv1.weight": torch.tensor([2.0]),
+    }
+    now = {
+        "down.0.block.0.conv1.weight": torch.tensor([3.0, 5.0]),
+        "down.0.attention.0.qkv.bias": torch.tensor([16.0]),
+        "down.1.block.0.conv1.weight": torch.tensor([2.0]),
+    }
+    # sqrt(5^2 + 12^2) / sqrt(3^2 + 4^2)
+    assert weight_change(now, start) == {
+        "down.0": pytest.approx(13 / 5),
+        "down.1": 0.0,
+    }
 
 
 def test_the_parts_come_as_the_network_runs_whatever_the_order_of_the_file():
-    names = ["conv_in", "time_mlp", "class_embedding", "down.0", "down.1", "mid", "up.1", "up.0", "norm_out", "conv_out"]
+    names = [
+        "conv_in",
+        "time_mlp",
+        "class_embedding",
+        "down.0",
+        "down.1",
+        "mid",
+        "up.1",
+        "up.0",
+        "norm_out",
+        "conv_out",
+    ]
     start = dict(sorted(unet(classes=3).state_dict().items()))
     now = {name: 1.5 * w for name, w in start.items()}
     change = weight_change(now, start)
@@ -30,15 +51,25 @@ def test_the_parts_come_as_the_network_runs_whatever_the_order_of_the_file():
 
 
 def test_tensors_without_a_counterpart_are_left_out_and_named():
-    start = {"conv_in.weight": torch.ones(2), "class_embedding.weight": torch.ones(3, 4), "mid.gone": torch.ones(2)}
-    now = {"conv_in.weight": torch.full((2,), 3.0), "class_embedding.weight": torch.ones(5, 4), "mid.block.0.lora.a": torch.ones(2)}
+    start = {
+        "conv_in.weight": torch.ones(2),
+        "class_embedding.weight": torch.ones(3, 4),
+        "mid.gone": torch.ones(2),
+    }
+    now = {
+        "conv_in.weight": torch.full((2,), 3.0),
+        "class_embedding.weight": torch.ones(5, 4),
+        "mid.block.0.lora.a": torch.ones(2),
+    }
     assert unmatched(now, start) == ["class_embedding.weight", "mid.block.0.lora.a"]
     assert weight_change(now, start) == {"conv_in": 2.0}
 
 
 def test_a_part_that_was_zero_has_no_relative_change():
-    assert weight_change({"conv_out.weight": torch.ones(2), "mid.weight": torch.ones(2)},
-                         {"conv_out.weight": torch.zeros(2), "mid.weight": torch.ones(2)}) == {"mid": 0.0}
+    assert weight_change(
+        {"conv_out.weight": torch.ones(2), "mid.weight": torch.ones(2)},
+        {"conv_out.weight": torch.zeros(2), "mid.weight": torch.ones(2)},
+    ) == {"mid": 0.0}
 
 
 def test_tiny_weights_of_any_precision_do_not_underflow():

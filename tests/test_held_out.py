@@ -31,8 +31,13 @@ class Told(nn.Module):
 def judged(labels=True, draws=150, rows=None):
     network = Told()
     pictures = images(9)
-    held = held_out_errors(Denoiser(network, SCHEDULE, PredictNoise()), pictures, np.arange(9) if labels else None,
-                           np.array([7, 2, 5, 0]) if rows is None else rows, draws)
+    held = held_out_errors(
+        Denoiser(network, SCHEDULE, PredictNoise()),
+        pictures,
+        np.arange(9) if labels else None,
+        np.array([7, 2, 5, 0]) if rows is None else rows,
+        draws,
+    )
     return held, network.seen, pictures
 
 
@@ -49,13 +54,22 @@ def test_t_is_spread_evenly_and_every_image_has_as_many():
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_class_folders_have_their_shares_and_an_image_a_t_in_each_quarter(labelled):
-    """Six folders, read in the order of their paths: 512 draws used to see the first two and a half of them."""
+    """Six folders, read in the order of their paths: 512 draws used to see the first two and a half
+    of them."""
     sizes = [310, 298, 305, 287, 300, 300]
     labels = np.repeat(np.arange(6), sizes)
     network, rows = Told(), 50 + np.arange(1800)  # behind the training images
     labels = np.concatenate([np.zeros(50, dtype=np.int64), labels])
-    pictures = (np.arange(1850) % 256).astype(np.uint8)[:, None, None, None] + np.zeros((1, 8, 8, 3), np.uint8)
-    held = held_out_errors(Denoiser(network, SCHEDULE, PredictNoise()), pictures, labels if labelled else None, rows, 512)
+    pictures = (np.arange(1850) % 256).astype(np.uint8)[:, None, None, None] + np.zeros(
+        (1, 8, 8, 3), np.uint8
+    )
+    held = held_out_errors(
+        Denoiser(network, SCHEDULE, PredictNoise()),
+        pictures,
+        labels if labelled else None,
+        rows,
+        512,
+    )
     x, timestep = (torch.cat(part) for part in list(zip(*network.seen))[:2])
     assert len(x) == len(held.errors) == 512 and held.image.bincount().tolist() == [4] * 128
     quarter = timestep * 4 // 100
@@ -64,12 +78,19 @@ def test_class_folders_have_their_shares_and_an_image_a_t_in_each_quarter(labell
     for c, size in enumerate(sizes):
         assert abs((labels[chosen] == c).sum() - 128 * size / 1800) < (1 if labelled else 2)
     bar = SCHEDULE.alpha_bar[timestep + 1].view(-1, 1, 1, 1)
-    value = ((x.double() - (1 - bar).sqrt() * noise_of(x)) / bar.sqrt()).mean((1, 2, 3)) * 127.5 + 127.5
+    value = ((x.double() - (1 - bar).sqrt() * noise_of(x)) / bar.sqrt()).mean(
+        (1, 2, 3)
+    ) * 127.5 + 127.5
     assert value.round().long().tolist() == pictures[chosen[held.image.numpy()], 0, 0, 0].tolist()
 
 
 def noise_of(x):
-    return torch.cat([torch.randn(part.shape, generator=generator("held-out", 64 * k)) for k, part in enumerate(x.split(64))]).double()
+    return torch.cat(
+        [
+            torch.randn(part.shape, generator=generator("held-out", 64 * k))
+            for k, part in enumerate(x.split(64))
+        ]
+    ).double()
 
 
 def test_fewer_rows_than_draws_allow_take_more_t_of_each():
@@ -85,7 +106,9 @@ def test_an_error_is_that_of_its_own_draw():
     held, seen, pictures = judged()
     for k, (x, timestep, label) in enumerate(zip(*(torch.cat(part) for part in zip(*seen)))):
         bar = SCHEDULE.alpha_bar[timestep + 1]
-        noise = (x.double() - bar.sqrt() * torch.from_numpy(pictures[label] / 127.5 - 1).permute(2, 0, 1)) / (1 - bar).sqrt()
+        noise = (
+            x.double() - bar.sqrt() * torch.from_numpy(pictures[label] / 127.5 - 1).permute(2, 0, 1)
+        ) / (1 - bar).sqrt()
         assert held.errors[k].item() == pytest.approx(noise.square().mean().item(), rel=1e-4)
 
 
@@ -93,19 +116,30 @@ def test_values_are_means_of_the_errors():
     held, *_ = judged(draws=12)
     values = held.values()
     assert values["loss"] == pytest.approx(np.mean(held.errors.numpy()))
-    by_hand = {d: [e for e, k in zip(held.errors.tolist(), held.decile.tolist()) if k == d] for d in range(10)}
-    assert {f"loss_t{d}": np.mean(e) for d, e in by_hand.items() if e} == pytest.approx({k: v for k, v in values.items() if k != "loss"})
+    by_hand = {
+        d: [e for e, k in zip(held.errors.tolist(), held.decile.tolist()) if k == d]
+        for d in range(10)
+    }
+    assert {f"loss_t{d}": np.mean(e) for d, e in by_hand.items() if e} == pytest.approx(
+        {k: v for k, v in values.items() if k != "loss"}
+    )
     assert list(judged(draws=2)[0].values()) == ["loss", "loss_t1", "loss_t3", "loss_t6", "loss_t8"]
 
 
 def test_without_labels_the_network_is_given_none_and_the_draws_are_the_same():
-    (held, seen, _), (again, others, _) = judged(labels=False, rows=np.array([0, 2, 5, 7])), judged()
+    (held, seen, _), (again, others, _) = (
+        judged(labels=False, rows=np.array([0, 2, 5, 7])),
+        judged(),
+    )
     assert all(label is None for *_, label in seen)
     assert torch.equal(held.errors, again.errors) and torch.equal(seen[1][0], others[1][0])
 
 
-def made_up(seed: int, of_images: float, of_noise: float, n: int = 64, each: int = 4) -> tuple[HeldOut, torch.Tensor]:
-    """Errors that fall with t as a network's do, and differ by image and by draw; and what each image adds."""
+def made_up(
+    seed: int, of_images: float, of_noise: float, n: int = 64, each: int = 4
+) -> tuple[HeldOut, torch.Tensor]:
+    """Errors that fall with t as a network's do, and differ by image and by draw; and what each
+    image adds."""
     random = torch.Generator().manual_seed(seed)
     t, image = stratified(n, each, 1000), torch.arange(n).repeat_interleave(each)
     added = of_images * torch.randn(n, generator=random, dtype=torch.float64)
@@ -115,7 +149,8 @@ def made_up(seed: int, of_images: float, of_noise: float, n: int = 64, each: int
 
 
 def test_the_interval_is_of_the_images_and_not_of_their_t():
-    """Images that are all alike, and errors that are known: nothing is unknown about the mean, though the errors run from 0.02 to 0.9."""
+    """Images that are all alike, and errors that are known: nothing is unknown about the mean,
+    though the errors run from 0.02 to 0.9."""
     held, _ = made_up(0, 0.0, 0.0)
     found = _mean_error(held)
     naive = torch.stack([held.errors[held.image == k].mean() for k in range(64)]).std().item() / 8
@@ -136,7 +171,9 @@ def test_what_images_add_is_linear_in_the_errors():
     """So that replicates of two runs, each about its own curve, differ as the runs do."""
     (a, _), (b, _) = made_up(1, 0.02, 0.01), made_up(2, 0.01, 0.03)
     difference = about_the_curve(a.errors, a.t) - about_the_curve(b.errors, b.t)
-    torch.testing.assert_close(about_the_curve(a.errors - b.errors, a.t), difference, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        about_the_curve(a.errors - b.errors, a.t), difference, rtol=1e-12, atol=1e-14
+    )
     straight = 3 + 0.01 * a.t.double()  # along the grid, which is even, a line
     assert about_the_curve(straight, a.t).abs().max() < 0.02
 

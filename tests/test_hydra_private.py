@@ -1,4 +1,5 @@
-"""What we take of Hydra and submitit that they do not promise: what each name does, within the pinned ranges."""
+"""What we take of Hydra and submitit that they do not promise: what each name does, within the
+pinned ranges."""
 
 from importlib import metadata
 
@@ -8,12 +9,21 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 from config.overrides import CONF
-from runtime.hydra_private import parse_command_line, parse_overrides, replaced_job_results, set_values, split_cells
+from runtime.hydra_private import (
+    parse_command_line,
+    parse_overrides,
+    replaced_job_results,
+    set_values,
+    split_cells,
+)
 
 
 def test_the_versions_are_within_the_pinned_ranges():
-    pinned = {Requirement(line.split("#")[0]).name: Requirement(line.split("#")[0]).specifier
-              for line in (CONF.parent / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")}
+    pinned = {
+        Requirement(line.split("#")[0]).name: Requirement(line.split("#")[0]).specifier
+        for line in (CONF.parent / "requirements.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    }
     for name in ("hydra-core", "omegaconf", "submitit", "hydra-submitit-launcher"):
         assert "<" in str(pinned[name]) and metadata.version(name) in pinned[name], name
 
@@ -24,9 +34,17 @@ def test_flags_and_overrides_are_told_apart():
 
 
 def test_overrides_by_hydras_grammar():
-    choice, sweep, glob = parse_overrides(["+experiment=transfer_demo", "seed=0,1", "transfer=glob(l*)"], CONF)
+    choice, sweep, glob = parse_overrides(
+        ["+experiment=transfer_demo", "seed=0,1", "transfer=glob(l*)"], CONF
+    )
     assert choice.is_add() and choice.key_or_group == "experiment" and sweep.is_sweep_override()
-    assert [str(v) for v in glob.sweep_string_iterator()] == ["l2_sp", "linear_probe", "locon", "lora", "lp_ft"]
+    assert [str(v) for v in glob.sweep_string_iterator()] == [
+        "l2_sp",
+        "linear_probe",
+        "locon",
+        "lora",
+        "lp_ft",
+    ]
 
 
 def test_values_are_set_as_a_composition_sets_them():
@@ -39,8 +57,11 @@ def test_values_are_set_as_a_composition_sets_them():
 
 def test_cells_are_the_product_in_order():
     assert split_cells(parse_overrides(["seed=0,1", "transfer=full,lora", "x=1"], CONF)) == [
-        ["seed=0", "transfer=full", "x=1"], ["seed=0", "transfer=lora", "x=1"],
-        ["seed=1", "transfer=full", "x=1"], ["seed=1", "transfer=lora", "x=1"]]
+        ["seed=0", "transfer=full", "x=1"],
+        ["seed=0", "transfer=lora", "x=1"],
+        ["seed=1", "transfer=full", "x=1"],
+        ["seed=1", "transfer=lora", "x=1"],
+    ]
 
 
 def test_the_results_of_jobs_are_replaced_for_a_while():

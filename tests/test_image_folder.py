@@ -34,7 +34,13 @@ def test_folders_inside_are_read_and_hidden_files_are_not(tmp_path):
 
 
 def test_sheets_beside_numbered_images_are_left_out_and_elsewhere_they_are_images(tmp_path):
-    for name in ("run/000000.png", "run/000001.png", "run/grid.png", "run/strip.png", "other/grid.png"):
+    for name in (
+        "run/000000.png",
+        "run/000001.png",
+        "run/grid.png",
+        "run/strip.png",
+        "other/grid.png",
+    ):
         write(tmp_path / name, np.zeros((8, 8), np.uint8))
     assert len(open_images(tmp_path / "run")) == 2
     assert len(open_images(tmp_path / "other")) == 1
@@ -44,7 +50,9 @@ def test_channels_are_those_of_the_files_or_those_asked_for(tmp_path):
     gray, colour = drawn(6, 6), drawn(6, 6, 3)
     write(tmp_path / "gray" / "0.png", gray)
     assert np.array_equal(open_images(tmp_path / "gray"), gray[None, ..., None])
-    assert np.array_equal(open_images(tmp_path / "gray", channels=3), np.repeat(gray[None, ..., None], 3, -1))
+    assert np.array_equal(
+        open_images(tmp_path / "gray", channels=3), np.repeat(gray[None, ..., None], 3, -1)
+    )
     write(tmp_path / "both" / "0.png", gray)
     write(tmp_path / "both" / "1.png", colour)
     both = open_images(tmp_path / "both")
@@ -65,14 +73,23 @@ def test_sixteen_bits_are_shown_over_their_own_range(tmp_path):
 def test_images_of_several_sizes_need_one(tmp_path):
     write(tmp_path / "0.png", drawn(8, 8))
     write(tmp_path / "1.png", drawn(12, 8))
-    with pytest.raises(UserError, match=r"1\.png: 12 high and 8 wide, and .*0\.png is 8 high and 8 wide.*size="):
+    with pytest.raises(
+        UserError, match=r"1\.png: 12 high and 8 wide, and .*0\.png is 8 high and 8 wide.*size="
+    ):
         open_images(tmp_path)
     assert open_images(tmp_path, size=6).shape == (2, 6, 6, 1)
     assert open_images(tmp_path, size=(10, 16)).shape == (2, 10, 16, 1)
 
 
-@pytest.mark.parametrize("where, message", [("absent", "no such folder"), ("empty", "no images.*no files"),
-                                            ("texts", r"no images.*1 other files: \.txt 1"), ("texts/a.txt", "is needed")])
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("absent", "no such folder"),
+        ("empty", "no images.*no files"),
+        ("texts", r"no images.*1 other files: \.txt 1"),
+        ("texts/a.txt", "is needed"),
+    ],
+)
 def test_a_folder_without_images_is_refused(tmp_path, where, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
@@ -94,6 +111,8 @@ def test_many_broken_images_are_counted_and_some_named(tmp_path):
     write(tmp_path / "0.png", drawn(8, 8))
     for k in range(1, 31):
         (tmp_path / f"{k}.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"30 of 31 images[\s\S]*20\.png[\s\S]*and 10 more") as error:
+    with pytest.raises(
+        UserError, match=r"30 of 31 images[\s\S]*20\.png[\s\S]*and 10 more"
+    ) as error:
         open_images(tmp_path)
     assert "21.png" not in str(error.value)

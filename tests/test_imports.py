@@ -8,12 +8,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = [["runtime"], ["kernels", "diffusion", "data"], ["models"], ["config"], ["transfer"], ["sampling"], ["metrics"], ["training"],
-          ["evaluation"], ["reporting"]]
-APART = {"transfer": {"metrics"}, "sampling": {"metrics"}, "reporting": {"transfer", "sampling", "models", "kernels", "diffusion", "data"},
-         "metrics": {"transfer", "sampling", "config"}}
-BELOW = {package: {p for floor in FLOORS[:k] for p in floor} - APART.get(package, set())
-         for k, packages in enumerate(FLOORS) for package in packages}
+FLOORS = [
+    ["runtime"],
+    ["kernels", "diffusion", "data"],
+    ["models"],
+    ["config"],
+    ["transfer"],
+    ["sampling"],
+    ["metrics"],
+    ["training"],
+    ["evaluation"],
+    ["reporting"],
+]
+APART = {
+    "transfer": {"metrics"},
+    "sampling": {"metrics"},
+    "reporting": {"transfer", "sampling", "models", "kernels", "diffusion", "data"},
+    "metrics": {"transfer", "sampling", "config"},
+}
+BELOW = {
+    package: {p for floor in FLOORS[:k] for p in floor} - APART.get(package, set())
+    for k, packages in enumerate(FLOORS)
+    for package in packages
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -49,7 +66,14 @@ def test_every_package_is_on_a_floor():
 
 @pytest.mark.parametrize("script", ["sample", "report"])
 def test_a_script_starts_from_nothing(script):
-    """The others do so in tests of theirs; what tests/runs.py forks has everything imported already."""
-    done = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    """The others do so in tests of theirs; what tests/runs.py forks has everything imported
+    already."""
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     said = done.stdout + done.stderr
     assert f"python {script}.py" in said and "Traceback" not in said, said

@@ -21,7 +21,9 @@ def logits(n, classes, seed=0):
 def test_it_equals_torch_fidelity(n, splits):
     x = logits(n, 20)
     other = isc_features_to_metric(x, splits, shuffle=False)
-    assert inception_score(x, splits) == pytest.approx((other["inception_score_mean"], other["inception_score_std"]), rel=1e-9)
+    assert inception_score(x, splits) == pytest.approx(
+        (other["inception_score_mean"], other["inception_score_std"]), rel=1e-9
+    )
 
 
 def test_its_limits():
@@ -30,7 +32,8 @@ def test_its_limits():
     assert inception_score(sure) == pytest.approx((8, 0))
     assert inception_score(torch.zeros(40, 8)) == pytest.approx((1, 0))
     assert inception_score(sure[:1].repeat(40, 1)) == pytest.approx((1, 0))
-    assert inception_score(1e5 * torch.eye(8).repeat(20, 1)) == pytest.approx((8, 0))  # probabilities of 0
+    # probabilities of 0
+    assert inception_score(1e5 * torch.eye(8).repeat(20, 1)) == pytest.approx((8, 0))
 
 
 def test_what_cannot_be_judged_is_said():

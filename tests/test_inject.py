@@ -1,4 +1,5 @@
-"""Injected parameters: each kind against its formula worked another way, the start to the bit, and that they come out again."""
+"""Injected parameters: each kind against its formula worked another way, the start to the bit, and
+that they come out again."""
 
 import copy
 import math
@@ -29,13 +30,25 @@ KINDS = {
     "lora": [LoRA(QKV, 2, branches=3), LoRA(OUT, 2, alpha=3)],
     "locon": [LoRA([*CONVOLUTIONS, "*.time_proj.weight"], 2)],
     "scale": [BranchScale(LAST)],
-    "spectral": [SpectralShift(["*conv*.weight", "*.shortcut.weight", "*.time_proj.weight", "time_mlp.*.weight", *OUT]),
-                 SpectralShift(QKV, branches=3)],
+    "spectral": [
+        SpectralShift(
+            ["*conv*.weight", "*.shortcut.weight", "*.time_proj.weight", "time_mlp.*.weight", *OUT]
+        ),
+        SpectralShift(QKV, branches=3),
+    ],
     "rows": [NewRows(2)],
-    "several on one weight": [SpectralShift(["*.conv2.weight"]), LoRA(["*.conv2.weight"], 2), BranchScale(LAST)],
+    "several on one weight": [
+        SpectralShift(["*.conv2.weight"]),
+        LoRA(["*.conv2.weight"], 2),
+        BranchScale(LAST),
+    ],
 }
-NETWORKS = {"ho": lambda **more: UNet(8, [1, 2], 1, [1], groups=4, classes=3, **more),
-            "adm": lambda **more: ADMUNet(8, [1, 2], 1, [1], groups=4, classes=3, heads=2, resample_blocks=True, **more)}
+NETWORKS = {
+    "ho": lambda **more: UNet(8, [1, 2], 1, [1], groups=4, classes=3, **more),
+    "adm": lambda **more: ADMUNet(
+        8, [1, 2], 1, [1], groups=4, classes=3, heads=2, resample_blocks=True, **more
+    ),
+}
 INJECTED = (".lora.", ".scale.", ".spectral.", ".rows.")
 
 
@@ -76,7 +89,7 @@ def output(network: UNet, size: int = 8) -> torch.Tensor:
     return network(x, torch.tensor([3, 700]), {"label": torch.tensor([0, 3])})
 
 
-# --- the kinds, by their formulas --------------------------------------------------------------------------------------------------
+# --- the kinds, by their formulas -----------------------------------------------------------------
 
 
 def test_lora_on_a_linear_layer_is_a_second_path():
@@ -85,7 +98,9 @@ def test_lora_on_a_linear_layer_is_a_second_path():
     x = torch.randn(5, 6, dtype=torch.float64)
     A, B = values["layer.weight.lora.down"], values["layer.weight.lora.up"]
     assert A.shape == (2, 6) and B.shape == (4, 2)
-    expected = F.linear(x, values["layer.weight"], values["layer.bias"]) + 3 / 2 * F.linear(F.linear(x, A), B)
+    expected = F.linear(x, values["layer.weight"], values["layer.bias"]) + 3 / 2 * F.linear(
+        F.linear(x, A), B
+    )
     torch.testing.assert_close(lora(x), expected, rtol=0, atol=1e-12)
 
 
@@ -93,9 +108,14 @@ def test_lora_on_a_linear_layer_is_a_second_path():
 def test_lora_on_a_convolution_is_one_down_and_a_one_by_one_up(stride):
     lora, values = layer(nn.Conv2d(4, 6, 3, stride=stride, padding=1), LoRA(["*.weight"], 2))
     x = torch.randn(2, 4, 5, 7, dtype=torch.float64)
-    down, up = values["layer.weight.lora.down"].view(2, 4, 3, 3), values["layer.weight.lora.up"].view(6, 2, 1, 1)
+    down, up = (
+        values["layer.weight.lora.down"].view(2, 4, 3, 3),
+        values["layer.weight.lora.up"].view(6, 2, 1, 1),
+    )
     plain = F.conv2d(x, values["layer.weight"], values["layer.bias"], stride, 1)
-    torch.testing.assert_close(lora(x), plain + F.conv2d(F.conv2d(x, down, None, stride, 1), up), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        lora(x), plain + F.conv2d(F.conv2d(x, down, None, stride, 1), up), rtol=0, atol=1e-12
+    )
 
 
 def test_three_branches_are_a_lora_each_for_q_k_and_v():
@@ -105,9 +125,15 @@ def test_three_branches_are_a_lora_each_for_q_k_and_v():
         alone = nn.ModuleDict({"layer": nn.Linear(4, 4)}).double()
         inject(alone, [LoRA(["*.weight"], 2)])
         mine = slice(4 * n, 4 * n + 4)
-        load(alone, {"layer.weight": values["layer.weight"][mine], "layer.bias": values["layer.bias"][mine],
-                     "layer.weight.lora.down": values["layer.weight.lora.down"][2 * n:2 * n + 2],
-                     "layer.weight.lora.up": values["layer.weight.lora.up"][mine]})
+        load(
+            alone,
+            {
+                "layer.weight": values["layer.weight"][mine],
+                "layer.bias": values["layer.bias"][mine],
+                "layer.weight.lora.down": values["layer.weight.lora.down"][2 * n : 2 * n + 2],
+                "layer.weight.lora.up": values["layer.weight.lora.up"][mine],
+            },
+        )
         torch.testing.assert_close(part, alone["layer"](x), rtol=0, atol=1e-12)
 
 
@@ -125,25 +151,44 @@ def test_lora_starts_uniform_within_one_over_the_root_of_the_inputs_and_by_the_s
         bound = 1 / math.sqrt(down.shape[1])  # Kaiming with a = sqrt(5): sqrt(6 / (1 + 5) / fan_in)
         assert 0.9 * bound < down.abs().max() <= bound
         assert torch.equal(down, again[name]) and not torch.equal(down, other[name])
-    assert not torch.equal(first["mid.block.0.conv1.weight.lora.down"], first["mid.block.1.conv1.weight.lora.down"])
+    assert not torch.equal(
+        first["mid.block.0.conv1.weight.lora.down"], first["mid.block.1.conv1.weight.lora.down"]
+    )
 
 
-@pytest.mark.parametrize("module, last, inputs", [
-    (ResBlock(8, 8, 6, 4, 0.0), "conv2", (8, 8)), (ResBlock(4, 8, 6, 4, 0.0), "conv2", (4, 8)), (Attention(8, 4, 2), "out", (8,))])
+@pytest.mark.parametrize(
+    "module, last, inputs",
+    [
+        (ResBlock(8, 8, 6, 4, 0.0), "conv2", (8, 8)),
+        (ResBlock(4, 8, 6, 4, 0.0), "conv2", (4, 8)),
+        (Attention(8, 4, 2), "out", (8,)),
+    ],
+)
 def test_the_scale_is_of_the_whole_residual_branch(module, last, inputs):
     block = module.double()
     random_values(*block.parameters())
-    x, *time = [torch.randn(2, c, *((3, 5) if k == 0 else ()), dtype=torch.float64) for k, c in enumerate(inputs)]
+    x, *time = [
+        torch.randn(2, c, *((3, 5) if k == 0 else ()), dtype=torch.float64)
+        for k, c in enumerate(inputs)
+    ]
     plain = output_of(block(Sum(x), *time))
     network = nn.ModuleDict({"block": block})
     inject(network, [BranchScale([f"*.{last}"])])
     assert [n for n in parameters(network) if injected(n)] == [f"block.{last}.weight.scale.g"]
     g = parameters(changed(network))[f"block.{last}.weight.scale.g"]
     skip = getattr(block, "shortcut", nn.Identity())(x)
-    torch.testing.assert_close(output_of(block(Sum(x), *time)), skip + g[:, None, None] * (plain - skip), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        output_of(block(Sum(x), *time)),
+        skip + g[:, None, None] * (plain - skip),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
-@pytest.mark.parametrize("module, branches", [(nn.Linear(6, 4), 1), (nn.Linear(4, 6), 1), (nn.Conv2d(2, 5, 3), 1), (nn.Linear(4, 12), 3)])
+@pytest.mark.parametrize(
+    "module, branches",
+    [(nn.Linear(6, 4), 1), (nn.Linear(4, 6), 1), (nn.Conv2d(2, 5, 3), 1), (nn.Linear(4, 12), 3)],
+)
 def test_the_shift_is_of_the_singular_values_which_stay_at_least_zero(module, branches):
     shifted, values = layer(module, SpectralShift(["*.weight"], branches))
     weight, d = values["layer.weight"].detach(), values["layer.weight.spectral.shift"]
@@ -161,15 +206,21 @@ def test_the_factors_are_those_of_float64():
     """float32 would lose the vectors of singular values that lie close."""
     linear = nn.Linear(64, 64)
     with torch.no_grad():
-        turn = torch.linalg.qr(torch.randn(2, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-        linear.weight.copy_(turn[0] * torch.linspace(1, 1 + 1e-3, 64, dtype=torch.float64) @ turn[1].T)
+        turn = torch.linalg.qr(
+            torch.randn(2, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        )[0]
+        linear.weight.copy_(
+            turn[0] * torch.linspace(1, 1 + 1e-3, 64, dtype=torch.float64) @ turn[1].T
+        )
     U, _, Vh = torch.linalg.svd(linear.weight.detach().double())
     network = nn.ModuleDict({"layer": linear})
     inject(network, [SpectralShift(["*.weight"])])
     before = linear.weight.detach()
     with torch.no_grad():
         parameters(network)["layer.weight.spectral.shift"][0, 20] = 1.0
-    torch.testing.assert_close((linear.weight.detach() - before).double(), U[:, 20:21] @ Vh[20:21], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        (linear.weight.detach() - before).double(), U[:, 20:21] @ Vh[20:21], rtol=0, atol=1e-6
+    )
 
 
 def test_new_rows_are_the_first_of_the_table_and_alone_have_the_gradient():
@@ -187,7 +238,7 @@ def test_new_rows_are_the_first_of_the_table_and_alone_have_the_gradient():
     assert not parameters(network)["class_embedding.weight"].grad[:2].any()
 
 
-# --- in a network ------------------------------------------------------------------------------------------------------------------
+# --- in a network ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -212,11 +263,20 @@ def test_in_and_out_again(network, kind):
     twin = copy.deepcopy(network)
     assert list(parameters(twin)) == list(named)
     merged = merge(twin)
-    assert list(dict(merged.named_parameters())) == list(plain) and list(merged.state_dict()) == list(plain)
-    assert [type(m) for m in merged.modules()] == [type(m) for m in tiny("adm" if type(merged) is ADMUNet else "ho").modules()]
+    assert list(dict(merged.named_parameters())) == list(plain) and list(
+        merged.state_dict()
+    ) == list(plain)
+    assert [type(m) for m in merged.modules()] == [
+        type(m) for m in tiny("adm" if type(merged) is ADMUNet else "ho").modules()
+    ]
     torch.testing.assert_close(output(merged), before, rtol=0, atol=0)
-    torch.testing.assert_close(output(network), before, rtol=0, atol=0)  # the copy's merge leaves the original alone
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in merged.parameters() if p.ndim == 4)
+    # the copy's merge leaves the original alone
+    torch.testing.assert_close(output(network), before, rtol=0, atol=0)
+    assert all(
+        p.is_contiguous(memory_format=torch.channels_last)
+        for p in merged.parameters()
+        if p.ndim == 4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,7 +300,9 @@ def test_factors_are_made_anew_only_for_another_weight(monkeypatch):
     inject(network, KINDS["spectral"])
     saved = {name: p.detach().clone() for name, p in parameters(network).items()}
     made, svd = [], torch.linalg.svd
-    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **more: made.append(1) or svd(*args, **more))
+    monkeypatch.setattr(
+        torch.linalg, "svd", lambda *args, **more: made.append(1) or svd(*args, **more)
+    )
     load(network, saved)
     assert not made
     saved["mid.block.0.conv1.weight"][0, 0, 0, 0] += 1e-6
@@ -254,8 +316,11 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded():
     name = "mid.attention.0.qkv.weight.lora.up"
     own = {n: p.detach() + 1 for n, p in parameters(network).items()}
     before = output(network)
-    for wrong, message in [({n: p for n, p in own.items() if n != name}, f"{name} is missing"),
-                           (own | {"mid.x": own[name]}, "mid.x has no place"), (own | {name: own[name][:1]}, rf"{name} is \[1, 2\]")]:
+    for wrong, message in [
+        ({n: p for n, p in own.items() if n != name}, f"{name} is missing"),
+        (own | {"mid.x": own[name]}, "mid.x has no place"),
+        (own | {name: own[name][:1]}, rf"{name} is \[1, 2\]"),
+    ]:
         with pytest.raises(UserError, match=message):
             load(network, wrong)
     assert torch.equal(output(network), before)
@@ -278,7 +343,9 @@ def test_only_what_was_injected_moves(kind):
     average = parameters(ema.network)
     for name, p in parameters(network).items():
         d = 11 / 20
-        torch.testing.assert_close(average[name], d * start[name] + (1 - d) * p, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            average[name], d * start[name] + (1 - d) * p, rtol=1e-5, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,8 +375,22 @@ def test_under_autocast_the_parameters_keep_float32_and_train(kind):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_forward_computes_each_weight_once(network):
     network = tiny(network)
-    inject(network, [SpectralShift(["*.block.*conv*.weight", "*.time_proj.weight", "*.shortcut.weight", *QKV, *OUT, "conv_out.weight"]),
-                     NewRows(2)])
+    inject(
+        network,
+        [
+            SpectralShift(
+                [
+                    "*.block.*conv*.weight",
+                    "*.time_proj.weight",
+                    "*.shortcut.weight",
+                    *QKV,
+                    *OUT,
+                    "conv_out.weight",
+                ]
+            ),
+            NewRows(2),
+        ],
+    )
     calls = []
     for name, module in network.named_modules():
         if name.rpartition(".")[0].endswith(("weight", "bias")):
@@ -330,19 +411,46 @@ def test_a_weight_that_was_factored_must_stay_frozen():
     check(lora, parameters(lora))  # both may train
 
 
-@pytest.mark.parametrize("injections, message", [
-    ([LoRA(["*.qvk.weight"], 2)], r"transfer.inject: \*.qvk.weight matches no parameter; did you mean"),
-    ([BranchScale(["*.conv3"])], r"transfer.inject: \*.conv3 matches no parameter; did you mean"),
-    ([LoRA(["down.0.block.0.conv1.weight"], 9)], r"LoRA on down.0.block.0.conv1.weight: rank=9 is more than the 8"),
-    ([LoRA(["mid.attention.0.qkv.weight"], 17, branches=3)], "rank=17 is more than the 16"),
-    ([LoRA(["mid.attention.0.qkv.weight"], 2, branches=5)], "48 outputs are not branches=5"),
-    ([SpectralShift(["mid.attention.0.qkv.weight"], branches=5)], "48 outputs are not branches=5"),
-    ([LoRA(["*.norm1.weight"], 2)], r"LoRA on down.0.block.0.norm1.weight: only the weights of linear layers and convolutions"),
-    ([SpectralShift(["*.conv1.*"])], r"SpectralShift on down.0.block.0.conv1.bias: it goes on a weight, not on a bias"),
-    ([BranchScale(["norm_out"])], "BranchScale on norm_out: only"),
-    ([NewRows(4)], "count=4, and the table has 3 rows before that of the null class"),
-    ([LoRA(["*.conv1.weight"], 2), LoRA(["mid.*.conv1.weight"], 2)], "mid.block.0.conv1.weight is named by two"),
-])
+@pytest.mark.parametrize(
+    "injections, message",
+    [
+        (
+            [LoRA(["*.qvk.weight"], 2)],
+            r"transfer.inject: \*.qvk.weight matches no parameter; did you mean",
+        ),
+        (
+            [BranchScale(["*.conv3"])],
+            r"transfer.inject: \*.conv3 matches no parameter; did you mean",
+        ),
+        (
+            [LoRA(["down.0.block.0.conv1.weight"], 9)],
+            r"LoRA on down.0.block.0.conv1.weight: rank=9 is more than the 8",
+        ),
+        ([LoRA(["mid.attention.0.qkv.weight"], 17, branches=3)], "rank=17 is more than the 16"),
+        ([LoRA(["mid.attention.0.qkv.weight"], 2, branches=5)], "48 outputs are not branches=5"),
+        (
+            [SpectralShift(["mid.attention.0.qkv.weight"], branches=5)],
+            "48 outputs are not branches=5",
+        ),
+        (
+            [LoRA(["*.norm1.weight"], 2)],
+            (
+                r"LoRA on down.0.block.0.norm1.weight: only the weights of linear layers and "
+                r"convolutions"
+            ),
+        ),
+        (
+            [SpectralShift(["*.conv1.*"])],
+            r"SpectralShift on down.0.block.0.conv1.bias: it goes on a weight, not on a bias",
+        ),
+        ([BranchScale(["norm_out"])], "BranchScale on norm_out: only"),
+        ([NewRows(4)], "count=4, and the table has 3 rows before that of the null class"),
+        (
+            [LoRA(["*.conv1.weight"], 2), LoRA(["mid.*.conv1.weight"], 2)],
+            "mid.block.0.conv1.weight is named by two",
+        ),
+    ],
+)
 def test_mistakes_show_before_there_is_any_memory(injections, message):
     with torch.device("meta"):
         network = NETWORKS["ho"]()
@@ -357,16 +465,43 @@ def test_a_network_without_classes_has_no_rows():
         inject(network, [NewRows(1)])
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"_target_": "transfer.lora.LoRA", "patterns": ["*"], "rank": 0}, "transfer.inject.0: rank must be at least 1"),
-    ({"_target_": "transfer.lora.LoRA", "patterns": ["*"], "rank": 2, "branches": 0}, "branches must be at least 1"),
-    ({"_target_": "transfer.lora.LoRA", "patterns": ["*"]}, "transfer.inject.0.rank must be set"),
-    ({"_target_": "transfer.lora.LoRA", "patterns": "*", "rank": 2}, "patterns='\\*' is not a list"),
-    ({"_target_": "transfer.svdiff.SpectralShift", "patterns": ["*"], "branches": 0}, "branches must be at least 1"),
-    ({"_target_": "transfer.textual_inversion.NewRows", "count": 0}, "count must be at least 1 or auto"),
-    ({"_target_": "transfer.textual_inversion.NewRows", "count": "all"}, "count='all' is not a whole number or one of auto"),
-    ({"_target_": "transfer.textual_inversion.NewRows", "patterns": ["*"]}, "patterns: no such setting"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"_target_": "transfer.lora.LoRA", "patterns": ["*"], "rank": 0},
+            "transfer.inject.0: rank must be at least 1",
+        ),
+        (
+            {"_target_": "transfer.lora.LoRA", "patterns": ["*"], "rank": 2, "branches": 0},
+            "branches must be at least 1",
+        ),
+        (
+            {"_target_": "transfer.lora.LoRA", "patterns": ["*"]},
+            "transfer.inject.0.rank must be set",
+        ),
+        (
+            {"_target_": "transfer.lora.LoRA", "patterns": "*", "rank": 2},
+            "patterns='\\*' is not a list",
+        ),
+        (
+            {"_target_": "transfer.svdiff.SpectralShift", "patterns": ["*"], "branches": 0},
+            "branches must be at least 1",
+        ),
+        (
+            {"_target_": "transfer.textual_inversion.NewRows", "count": 0},
+            "count must be at least 1 or auto",
+        ),
+        (
+            {"_target_": "transfer.textual_inversion.NewRows", "count": "all"},
+            "count='all' is not a whole number or one of auto",
+        ),
+        (
+            {"_target_": "transfer.textual_inversion.NewRows", "patterns": ["*"]},
+            "patterns: no such setting",
+        ),
+    ],
+)
 def test_mistakes_in_a_config(settings, message):
     with pytest.raises(UserError, match=message):
         build(settings, ["transfer"], "transfer.inject.0")
@@ -375,25 +510,49 @@ def test_mistakes_in_a_config(settings, message):
 def test_from_a_config():
     node = {"_target_": "transfer.lora.LoRA", "patterns": QKV, "rank": 8, "alpha": 4, "branches": 3}
     assert build(node, ["transfer"], "transfer.inject.0") == LoRA(QKV, 8, 4, 3)
-    assert build({"_target_": "transfer.textual_inversion.NewRows"}, ["transfer"], "transfer.inject.0") == NewRows("auto")
+    assert build(
+        {"_target_": "transfer.textual_inversion.NewRows"}, ["transfer"], "transfer.inject.0"
+    ) == NewRows("auto")
 
 
-SPECTRAL = [SpectralShift(["conv_in.weight", "conv_out.weight", "time_mlp.*.weight", *CONVOLUTIONS, "*.time_proj.weight", *OUT]),
-            SpectralShift(QKV, branches=3)]
+SPECTRAL = [
+    SpectralShift(
+        [
+            "conv_in.weight",
+            "conv_out.weight",
+            "time_mlp.*.weight",
+            *CONVOLUTIONS,
+            "*.time_proj.weight",
+            *OUT,
+        ]
+    ),
+    SpectralShift(QKV, branches=3),
+]
 ATTENTION = [LoRA(QKV, 8, branches=3), LoRA(OUT, 8)]
 
 
-@pytest.mark.parametrize("model, injections, trains, share", [
-    ("ddpm_cifar10", ATTENTION, [], 0.28), ("ddpm_celeba64", ATTENTION, [], 0.15),
-    ("ddpm_cifar10", [BranchScale(LAST)], ["norm", "bias"], 0.172), ("ddpm_celeba64", [BranchScale(LAST)], ["norm", "bias"], 0.119),
-    ("ddpm_celeba64", [*ATTENTION, LoRA([*CONVOLUTIONS, "*.time_proj.weight"], 8)], [], 2.7),
-    ("ddpm_celeba64", SPECTRAL, ["norm"], 0.105),
-])
+@pytest.mark.parametrize(
+    "model, injections, trains, share",
+    [
+        ("ddpm_cifar10", ATTENTION, [], 0.28),
+        ("ddpm_celeba64", ATTENTION, [], 0.15),
+        ("ddpm_cifar10", [BranchScale(LAST)], ["norm", "bias"], 0.172),
+        ("ddpm_celeba64", [BranchScale(LAST)], ["norm", "bias"], 0.119),
+        ("ddpm_celeba64", [*ATTENTION, LoRA([*CONVOLUTIONS, "*.time_proj.weight"], 8)], [], 2.7),
+        ("ddpm_celeba64", SPECTRAL, ["norm"], 0.105),
+    ],
+)
 def test_published_shares(model, injections, trains, share):
     """In percent of the plain network's count, to the last digit that is given."""
-    network = RunConfig(composed("train", [f"model={model}", "data.channels=3", "model.classes=0"])).shape_network()
+    network = RunConfig(
+        composed("train", [f"model={model}", "data.channels=3", "model.classes=0"])
+    ).shape_network()
     plain = sum(p.numel() for p in network.parameters())
     assert plain == {"ddpm_cifar10": 35_746_307, "ddpm_celeba64": 78_700_803}[model]
     inject(network, injections)
-    trained = sum(p.numel() for name, p in parameters(network).items() if injected(name) or any(part in name for part in trains))
+    trained = sum(
+        p.numel()
+        for name, p in parameters(network).items()
+        if injected(name) or any(part in name for part in trains)
+    )
     assert round(100 * trained / plain, len(f"{share}".partition(".")[2])) == share

@@ -18,10 +18,16 @@ def normal(n, width, seed):
 def by_pairs(generated, train):
     clusters = [[] for _ in train]
     for row in generated:
-        clusters[min(range(len(train)), key=lambda k: (row - train[k]).square().sum().item())].append(row)
-    pairs = [[(a - b).square().sum().item() for a, b in combinations(cluster, 2)] for cluster in clusters]
+        clusters[
+            min(range(len(train)), key=lambda k: (row - train[k]).square().sum().item())
+        ].append(row)
+    pairs = [
+        [(a - b).square().sum().item() for a, b in combinations(cluster, 2)] for cluster in clusters
+    ]
     means = [sum(p) / len(p) for p in pairs if p]
-    return Intra(sum(means) / len(means), len(train), len(means), [len(cluster) for cluster in clusters])
+    return Intra(
+        sum(means) / len(means), len(train), len(means), [len(cluster) for cluster in clusters]
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -36,7 +42,12 @@ def test_a_known_value():
     """Clusters of 2, 1, 3 and no rows: pairs 3^2; none; 1, 1 and 2^2."""
     train = torch.tensor([[0.0, 0], [100, 0], [0, 100], [100, 100]])
     generated = torch.tensor([[0.0, 1], [0, 4], [99, 0], [0, 100], [0, 101], [0, 102]])
-    assert intra_distance(generated, train) == (pytest.approx((9 + (1 + 1 + 4) / 3) / 2), 4, 2, [2, 1, 3, 0])
+    assert intra_distance(generated, train) == (
+        pytest.approx((9 + (1 + 1 + 4) / 3) / 2),
+        4,
+        2,
+        [2, 1, 3, 0],
+    )
 
 
 def test_a_memoriser_and_single_images():
@@ -47,7 +58,10 @@ def test_a_memoriser_and_single_images():
 
 def test_what_cannot_be_judged_is_said():
     train = normal(5, 3, 0)
-    for generated, message in [(train[:0], "generated images: 0"), (train * float("nan"), "5 of 5 rows"),
-                               (train[:, 1:], "2 features of the")]:
+    for generated, message in [
+        (train[:0], "generated images: 0"),
+        (train * float("nan"), "5 of 5 rows"),
+        (train[:, 1:], "2 features of the"),
+    ]:
         with pytest.raises(UserError, match=message):
             intra_distance(generated, train)

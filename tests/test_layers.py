@@ -37,7 +37,8 @@ for weight, bias, inputs, layout in product([True, False], [True, False], [True,
 
 
 def test_gradients_of_a_norm_with_and_without_one_of_its_input():
-    """In a process of its own: torch's CPU kernel ends it where a channels_last input needs no gradient."""
+    """In a process of its own: torch's CPU kernel ends it where a channels_last input needs no
+    gradient."""
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
@@ -48,9 +49,15 @@ def test_a_bias_in_fp32_leaves_an_image_of_autocast_as_narrow_as_it_was():
     bias = torch.randn(8)
     total = Sum(x, branch, bias).total()
     assert total.dtype == torch.bfloat16
-    torch.testing.assert_close(total.double(), x.double() + branch.double() + bias.double()[:, None, None], rtol=2e-2, atol=3e-2)
+    torch.testing.assert_close(
+        total.double(),
+        x.double() + branch.double() + bias.double()[:, None, None],
+        rtol=2e-2,
+        atol=3e-2,
+    )
 
 
 def test_a_sum_is_added_up_by_a_function():
-    """Which every torch traces on a NamedTuple: its compiler for long took fields and functions of one, and a property broke the graph."""
+    """Which every torch traces on a NamedTuple: its compiler for long took fields and functions of
+    one, and a property broke the graph."""
     assert inspect.isfunction(inspect.getattr_static(Sum, "total"))

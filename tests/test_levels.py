@@ -18,7 +18,10 @@ def test_gray_is_linear_clipped_and_not_rounded(kind):
     values = np.arange(120).reshape(10, 12).astype(kind)
     image = to_levels(values, 20, 80)
     assert image.mode == "F" and image.size == (12, 10)
-    expected = [[min(max((10 * 0 + 12 * y + x - 20) / 60, 0), 1) * 255 for x in range(12)] for y in range(10)]
+    expected = [
+        [min(max((10 * 0 + 12 * y + x - 20) / 60, 0), 1) * 255 for x in range(12)]
+        for y in range(10)
+    ]
     np.testing.assert_allclose(np.asarray(image), expected, atol=1e-4)
 
 
@@ -32,8 +35,11 @@ def test_colour_is_rgb_of_8_bits(kind):
 
 def test_levels_of_a_range_without_extent_and_of_no_numbers():
     assert np.asarray(to_levels(np.array([[1, 2, 3]]), 2, 2)).tolist() == [[0, 0, 255]]
-    assert np.asarray(to_levels(np.array([[np.nan, np.inf, -np.inf, 1.0]]), 0, 2)).tolist() == [[0, 255, 0, 127.5]]
-    assert np.asarray(to_levels(np.array([[0, 4, 10]]), 10, 0)).tolist() == [[255, 153, 0]]  # black and white turned around
+    assert np.asarray(to_levels(np.array([[np.nan, np.inf, -np.inf, 1.0]]), 0, 2)).tolist() == [
+        [0, 255, 0, 127.5]
+    ]
+    # black and white turned around
+    assert np.asarray(to_levels(np.array([[0, 4, 10]]), 10, 0)).tolist() == [[255, 153, 0]]
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4, 1), (4, 4, 4), (2, 4, 4, 3)])
@@ -47,7 +53,7 @@ def test_a_range_leaves_out_what_is_rare():
     low, high = value_range(values)
     assert low == pytest.approx(99.999) and high == pytest.approx(99_899.001)
     values[:50] = 10**9
-    values[50:60] = -10**9
+    values[50:60] = -(10**9)
     assert value_range(values)[0] >= 0 and value_range(values)[1] <= 100_000
 
 
@@ -87,7 +93,9 @@ def test_a_range_is_measured_once_and_only_when_it_is_needed():
     assert found == [(2.0, 3.0)] * 8 and calls == [1]
 
 
-@pytest.mark.parametrize("setting", [[1], [1, 2, 3], [2, 2], [3, 1], [0, float("inf")], [float("nan"), 1]])
+@pytest.mark.parametrize(
+    "setting", [[1], [1, 2, 3], [2, 2], [3, 1], [0, float("inf")], [float("nan"), 1]]
+)
 def test_a_given_range_needs_two_numbers_that_rise(setting):
     with pytest.raises(UserError, match=r"data.range=.*LOW, HIGH"):
         check_range(setting)

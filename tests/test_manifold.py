@@ -27,30 +27,48 @@ def test_it_equals_prdc(monkeypatch, n, m, k, shift, entries):
 
 
 def test_ties_lie_outside():
-    """Points of a grid, where each radius is met by others: by squared distances of whole numbers, which no rounding blurs."""
+    """Points of a grid, where each radius is met by others: by squared distances of whole numbers,
+    which no rounding blurs."""
     grid = torch.cartesian_prod(torch.arange(6), torch.arange(6)).double()
     real, generated, k = grid, grid[::2] + torch.tensor([1.0, 0.0]), 3
 
     def squared(a, b):
         return (a[:, None] - b).square().sum(2)
 
-    real_radii, generated_radii = (squared(a, a).sort(1).values[:, k, None] for a in (real, generated))
+    real_radii, generated_radii = (
+        squared(a, a).sort(1).values[:, k, None] for a in (real, generated)
+    )
     between = squared(real, generated)
     inside = between < real_radii
     found = manifold(0.1 * real + 7.3, 0.1 * generated + 7.3, k)
-    assert found == pytest.approx({
-        "precision": inside.any(0).double().mean().item(), "recall": (between < generated_radii.T).any(1).double().mean().item(),
-        "density": inside.sum(0).double().mean().item() / k, "coverage": inside.any(1).double().mean().item()})
+    assert found == pytest.approx(
+        {
+            "precision": inside.any(0).double().mean().item(),
+            "recall": (between < generated_radii.T).any(1).double().mean().item(),
+            "density": inside.sum(0).double().mean().item() / k,
+            "coverage": inside.any(1).double().mean().item(),
+        }
+    )
 
 
 def test_a_memoriser_looks_perfect_and_noise_does_not():
     real = normal(200, 6, 0)
-    assert {k: v for k, v in manifold(real, real).items() if k != "density"} == {"precision": 1, "recall": 1, "coverage": 1}
-    assert manifold(real, normal(200, 6, 1, shift=50)) == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+    assert {k: v for k, v in manifold(real, real).items() if k != "density"} == {
+        "precision": 1,
+        "recall": 1,
+        "coverage": 1,
+    }
+    assert manifold(real, normal(200, 6, 1, shift=50)) == {
+        "precision": 0,
+        "recall": 0,
+        "density": 0,
+        "coverage": 0,
+    }
 
 
 def test_dropped_modes_show_in_recall_and_coverage_alone():
     """Five clusters, of which one is drawn."""
+
     def drawn(n, modes, seed):
         return normal(n, 4, seed) + 30 * torch.arange(modes).repeat(n // modes)[:, None]
 
@@ -68,28 +86,48 @@ def test_a_generator_that_repeats_one_image_has_no_recall():
 
 
 def test_of_few_images_nothing_is_said_as_mush_covers_them_all():
-    """Gray images without detail, about the mean of 15 real ones: each real ball reaches to the fifth neighbour, and past the mean."""
+    """Gray images without detail, about the mean of 15 real ones: each real ball reaches to the
+    fifth neighbour, and past the mean."""
     real = normal(15, 30, 0)
     mush = 0.15 * normal(100, 30, 1)
-    assert manifold(real, mush)["coverage"] == 1 and manifold(normal(400, 30, 2), mush)["coverage"] > 0.5
+    assert (
+        manifold(real, mush)["coverage"] == 1
+        and manifold(normal(400, 30, 2), mush)["coverage"] > 0.5
+    )
     notes = suite.Notes()
     record = suite._distances(mush, real, "the held-out images", "Fréchet distance", notes)
     assert "kid" in record and not {"precision", "recall", "density", "coverage"} & record.keys()
-    assert any("precision, recall, density and coverage of the held-out images: left out, 15 images on one side" in note for note in notes)
-    enough = suite._distances(mush, normal(FEWEST, 30, 2), "the held-out images", "Fréchet distance", notes)
+    assert any(
+        (
+            "precision, recall, density and coverage of the held-out images: left out, 15 images "
+            "on one side"
+        )
+        in note
+        for note in notes
+    )
+    enough = suite._distances(
+        mush, normal(FEWEST, 30, 2), "the held-out images", "Fréchet distance", notes
+    )
     assert {"precision", "recall", "density", "coverage"} <= enough.keys()
 
 
 def test_noise_recalls_everything_and_covers_nothing():
-    """Its images are so far from one another that each ball holds the data: coverage, whose balls are the real ones, is what tells."""
+    """Its images are so far from one another that each ball holds the data: coverage, whose balls
+    are the real ones, is what tells."""
     found = manifold(normal(200, 30, 0), 5 * normal(200, 30, 1))
-    assert found["recall"] > 0.95 and found["coverage"] == found["precision"] == found["density"] == 0
+    assert (
+        found["recall"] > 0.95 and found["coverage"] == found["precision"] == found["density"] == 0
+    )
 
 
 def test_what_cannot_be_judged_is_said():
     real, generated = normal(20, 4, 0), normal(20, 4, 1)
-    for a, b, message in [(real[:5], generated, "real images: 5, where this metric needs 6"), (real, generated[:5], "generated images: 5"),
-                          (torch.ones(20, 4), generated, "Each of the real images has 5 copies among the 20"),
-                          (real * float("nan"), generated, "20 of 20 rows"), (real, generated[:, 1:], "3 features of the generated")]:
+    for a, b, message in [
+        (real[:5], generated, "real images: 5, where this metric needs 6"),
+        (real, generated[:5], "generated images: 5"),
+        (torch.ones(20, 4), generated, "Each of the real images has 5 copies among the 20"),
+        (real * float("nan"), generated, "20 of 20 rows"),
+        (real, generated[:, 1:], "3 features of the generated"),
+    ]:
         with pytest.raises(UserError, match=message):
             manifold(a, b)

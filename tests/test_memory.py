@@ -1,4 +1,5 @@
-"""What is remembered of files: read once, found again, and never trusted where the file may have changed."""
+"""What is remembered of files: read once, found again, and never trusted where the file may have
+changed."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def counted(calls):
 
 
 def test_sha256_is_that_of_hashlib(files, tmp_path):
-    assert FileCache(tmp_path / "memory").sha256(files) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in files]
+    assert FileCache(tmp_path / "memory").sha256(files) == [
+        hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    ]
 
 
 def test_an_unchanged_file_is_read_once_and_a_changed_one_again(files, tmp_path, monkeypatch):
@@ -42,14 +45,21 @@ def test_an_unchanged_file_is_read_once_and_a_changed_one_again(files, tmp_path,
     assert FileCache(tmp_path / "memory").look_up(files, "size", counted(calls)) == [100] * 5
     assert sorted(calls) == [f"{k}.bin" for k in range(5)]
     files[3].write_bytes(b"longer" * 50)
-    assert FileCache(tmp_path / "memory").look_up(files, "size", counted(calls)) == [100, 100, 100, 300, 100]
+    assert FileCache(tmp_path / "memory").look_up(files, "size", counted(calls)) == [
+        100,
+        100,
+        100,
+        300,
+        100,
+    ]
     assert calls[5:] == ["3.bin"]
     FileCache(tmp_path / "memory").look_up(files, "another value", counted(calls))
     assert len(calls) == 11
 
 
 def test_a_change_of_the_same_size_and_time_is_seen(files, tmp_path, monkeypatch):
-    """rsync -t and cp -p put the time of the content back; the time of the attributes gives it away."""
+    """rsync -t and cp -p put the time of the content back; the time of the attributes gives it
+    away."""
     monkeypatch.setattr(data.file_cache, "FRESH", -1e9)
     memory, stat = FileCache(tmp_path / "memory"), files[0].stat()
     before = memory.sha256(files)
@@ -68,9 +78,17 @@ def test_a_file_that_changed_just_now_is_not_trusted(files, tmp_path):
 def test_what_could_not_be_told_is_tried_again(files, tmp_path, monkeypatch):
     monkeypatch.setattr(data.file_cache, "FRESH", -1e9)
     memory = FileCache(tmp_path / "memory")
-    assert memory.look_up(files, "size", lambda path: None if path.stem in "13" else 7) == [7, None, 7, None, 7]
+    assert memory.look_up(files, "size", lambda path: None if path.stem in "13" else 7) == [
+        7,
+        None,
+        7,
+        None,
+        7,
+    ]
     calls = []
-    assert memory.look_up(files, "size", counted(calls)) == [7, 100, 7, 100, 7] and sorted(calls) == ["1.bin", "3.bin"]
+    assert memory.look_up(files, "size", counted(calls)) == [7, 100, 7, 100, 7] and sorted(
+        calls
+    ) == ["1.bin", "3.bin"]
 
 
 def test_links_share_what_is_known_of_their_file(files, tmp_path, monkeypatch):
@@ -79,7 +97,11 @@ def test_links_share_what_is_known_of_their_file(files, tmp_path, monkeypatch):
     (tmp_path / "images/link.bin").symlink_to(files[2])
     memory, calls = FileCache(tmp_path / "memory"), []
     memory.look_up(files, "size", counted(calls))
-    aliases = [tmp_path / "images/folder/0.bin", tmp_path / "images/link.bin", tmp_path / "images/../images/4.bin"]
+    aliases = [
+        tmp_path / "images/folder/0.bin",
+        tmp_path / "images/link.bin",
+        tmp_path / "images/../images/4.bin",
+    ]
     assert memory.look_up(aliases, "size", counted(calls)) == [100] * 3 and len(calls) == 5
 
 
@@ -97,7 +119,9 @@ def test_an_interrupted_start_goes_on_from_there(files, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         memory.look_up(files, "size", interrupted)
     calls = []
-    assert memory.look_up(files, "size", counted(calls)) == [7, 7, 7, 100, 100] and sorted(calls) == ["3.bin", "4.bin"]
+    assert memory.look_up(files, "size", counted(calls)) == [7, 7, 7, 100, 100] and sorted(
+        calls
+    ) == ["3.bin", "4.bin"]
 
 
 def test_a_file_that_is_gone_is_one_message(files, tmp_path):
@@ -115,7 +139,10 @@ def test_a_file_is_read_as_it_was_hashed_or_not_at_all(files, tmp_path):
     assert [memory.read_bytes(path) for path in files] == [bytes([k]) * 100 for k in range(5)]
     files[1].write_bytes(b"y" * 100)
     files[2].unlink()
-    for path, says in ((files[1], "changed between being hashed and being decoded"), (files[2], "cannot be opened any more")):
+    for path, says in (
+        (files[1], "changed between being hashed and being decoded"),
+        (files[2], "cannot be opened any more"),
+    ):
         with pytest.raises(Changed, match=rf"{path} {says}.*run the same command again"):
             memory.read_bytes(path)
         with pytest.raises(Changed, match=f"{path} {says}"), memory.unchanged(path):
@@ -124,7 +151,8 @@ def test_a_file_is_read_as_it_was_hashed_or_not_at_all(files, tmp_path):
 
 @pytest.mark.parametrize("when", ["before", "inside", "and back", "gone"])
 def test_what_is_read_of_a_file_is_of_the_content_that_was_hashed(files, tmp_path, when):
-    """By a reader that takes a path. Also where the file has its old content again afterwards, and where the reader fails."""
+    """By a reader that takes a path. Also where the file has its old content again afterwards, and
+    where the reader fails."""
     path, memory, other = files[0], FileCache(tmp_path / "memory"), b"x" * 100
     memory.sha256(files)
     with memory.unchanged(path):
@@ -179,7 +207,15 @@ def test_a_file_that_changes_while_it_is_looked_at_is_told(files, tmp_path):
         FileCache(tmp_path / "memory").look_up(files, "size", slow)
 
 
-@pytest.mark.parametrize("spoil", [lambda text: text[:-40], lambda text: "", lambda text: text.replace("100", "101"), lambda text: "[]"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:-40],
+        lambda text: "",
+        lambda text: text.replace("100", "101"),
+        lambda text: "[]",
+    ],
+)
 def test_a_damaged_store_is_put_aside_and_made_anew(files, tmp_path, monkeypatch, caplog, spoil):
     monkeypatch.setattr(data.file_cache, "FRESH", -1e9)
     FileCache(tmp_path / "memory").look_up(files, "size", counted([]))
@@ -187,8 +223,14 @@ def test_a_damaged_store_is_put_aside_and_made_anew(files, tmp_path, monkeypatch
     store.write_text(spoil(store.read_text()))
     for known in (0, 5):
         calls = []
-        assert FileCache(tmp_path / "memory").look_up(files, "size", counted(calls)) == [100] * 5 and len(calls) == 5 - known
-    assert caplog.text.count(f"{store} is damaged") == 1 and store.with_name(f"{store.name}.damaged").exists()
+        assert (
+            FileCache(tmp_path / "memory").look_up(files, "size", counted(calls)) == [100] * 5
+            and len(calls) == 5 - known
+        )
+    assert (
+        caplog.text.count(f"{store} is damaged") == 1
+        and store.with_name(f"{store.name}.damaged").exists()
+    )
 
 
 def test_a_wrong_hash_that_is_remembered_is_forgotten(files, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""NIfTI: where the patient's left, front and head lie on an image, however the voxels are stored; ranges; slices; what is refused."""
+"""NIfTI: where the patient's left, front and head lie on an image, however the voxels are stored;
+ranges; slices; what is refused."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ def body(seed: int = 0) -> np.ndarray:
 
 
 def store(path: Path, volume: np.ndarray, codes: str = "RAS", tilt: float = 0.0) -> Path:
-    """Writes a volume that is given as [right, front, up] with its axes in another order: codes such as LPS or AIL say where each
-    stored axis runs. tilt: radians by which the scanner's axes are turned about the body's."""
+    """Writes a volume that is given as [right, front, up] with its axes in another order: codes
+    such as LPS or AIL say where each stored axis runs. tilt: radians by which the scanner's axes
+    are turned about the body's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     place, sign = [], []
     for c in codes:
@@ -58,10 +60,26 @@ def shown(volume: np.ndarray, axis: str, k: int) -> np.ndarray:
     """Pixel by pixel, from what the convention says. volume: [right, front, up]."""
     right, front, up = volume.shape
     if axis == "axial":  # front up; the patient's right on the image's left
-        return np.array([[volume[right - 1 - column, front - 1 - row, k] for column in range(right)] for row in range(front)])
+        return np.array(
+            [
+                [volume[right - 1 - column, front - 1 - row, k] for column in range(right)]
+                for row in range(front)
+            ]
+        )
     if axis == "coronal":  # head up; the patient's right on the image's left
-        return np.array([[volume[right - 1 - column, k, up - 1 - row] for column in range(right)] for row in range(up)])
-    return np.array([[volume[k, front - 1 - column, up - 1 - row] for column in range(front)] for row in range(up)])  # head up, front left
+        return np.array(
+            [
+                [volume[right - 1 - column, k, up - 1 - row] for column in range(right)]
+                for row in range(up)
+            ]
+        )
+    # head up, front left
+    return np.array(
+        [
+            [volume[k, front - 1 - column, up - 1 - row] for column in range(front)]
+            for row in range(up)
+        ]
+    )
 
 
 def slices(folder: Path, **settings) -> tuple[Nifti, list[np.ndarray]]:
@@ -69,7 +87,11 @@ def slices(folder: Path, **settings) -> tuple[Nifti, list[np.ndarray]]:
     return source, [np.asarray(source.read_image(item)) for item in range(len(source))]
 
 
-ORDERS = ["".join(letters) for pairs in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*pairs)]
+ORDERS = [
+    "".join(letters)
+    for pairs in itertools.permutations(("RL", "AP", "SI"))
+    for letters in itertools.product(*pairs)
+]
 
 
 @pytest.mark.parametrize("codes", ORDERS)
@@ -121,7 +143,9 @@ def test_each_volume_has_its_own_range(tmp_path, kind):
     for volume, images in ((first, found[:9]), (second, found[9:])):
         low, high = np.quantile(volume.astype(float), [0.001, 0.999])
         for k in range(9):
-            np.testing.assert_allclose(images[k], levels(shown(volume, "axial", k), low, high), atol=2e-3)
+            np.testing.assert_allclose(
+                images[k], levels(shown(volume, "axial", k), low, high), atol=2e-3
+            )
 
 
 def test_slope_and_intercept_of_the_file(tmp_path):
@@ -130,7 +154,9 @@ def test_slope_and_intercept_of_the_file(tmp_path):
     data[112:120] = struct.pack("<ff", 2.5, -1024)  # scl_slope, scl_inter
     (tmp_path / "x.nii").write_bytes(data)
     _, found = slices(tmp_path, range_=[-160, 240])
-    np.testing.assert_allclose(found[5], levels(shown(volume * 2.5 - 1024, "axial", 5), -160, 240), atol=2e-3)
+    np.testing.assert_allclose(
+        found[5], levels(shown(volume * 2.5 - 1024, "axial", 5), -160, 240), atol=2e-3
+    )
 
 
 def test_what_is_no_number_is_black(tmp_path):
@@ -141,7 +167,9 @@ def test_what_is_no_number_is_black(tmp_path):
     source, found = slices(tmp_path)
     low, high = np.quantile(volume[np.isfinite(volume)], [0.001, 0.999])
     assert len(source) == 8 and not found[0][:, -2:].any()
-    np.testing.assert_allclose(found[0][:, :-2], levels(shown(volume, "axial", 1), low, high)[:, :-2], atol=2e-3)
+    np.testing.assert_allclose(
+        found[0][:, :-2], levels(shown(volume, "axial", 1), low, high)[:, :-2], atol=2e-3
+    )
 
 
 # Slices
@@ -156,7 +184,9 @@ def test_constant_slices_are_left_out_and_counted(tmp_path, caplog):
     source, found = slices(tmp_path, range_=[0, 1000])
     assert [frame for _, frame in source.items] == [1, 2, 3, 5, 6, 7, *range(9)]
     np.testing.assert_allclose(found[3], levels(shown(volume, "axial", 5), 0, 1000), atol=1e-3)
-    assert any("left out 3 constant (empty) slices of 18" in record.message for record in caplog.records)
+    assert any(
+        "left out 3 constant (empty) slices of 18" in record.message for record in caplog.records
+    )
     assert source.item_name(3) == f"{tmp_path / 'a.nii'}, slice 5"
 
 
@@ -192,7 +222,9 @@ def test_a_volume_is_in_one_split(tmp_path):
         store(tmp_path / f"{k}.nii", body(k))
     source = Nifti(MEMORY, str(tmp_path), validation=0.2, test=0.1)
     files = {split: {source.files[item].name for item in source.splits[split]} for split in SPLITS}
-    assert [len(source.splits[split]) for split in SPLITS] == [63, 18, 9] and [len(files[split]) for split in SPLITS] == [7, 2, 1]
+    assert [len(source.splits[split]) for split in SPLITS] == [63, 18, 9] and [
+        len(files[split]) for split in SPLITS
+    ] == [7, 2, 1]
     assert sorted(item for split in SPLITS for item in source.splits[split]) == list(range(90))
     with pytest.raises(UserError, match="all 9 images are of one patient"):
         store(tmp_path / "one/x.nii", body())
@@ -202,10 +234,18 @@ def test_a_volume_is_in_one_split(tmp_path):
 def test_sessions_of_a_patient_are_in_one_split(tmp_path):
     for patient in range(8):
         for session in range(2):
-            store(tmp_path / f"sub-{patient}" / f"ses-{session}.nii.gz", body(patient * 2 + session))
-    source = Nifti(MEMORY, str(tmp_path), every=3, validation=0.25, test=0.25, patient=r"sub-[^/_]+")
-    folders = {split: {source.files[item].parent.name for item in source.splits[split]} for split in SPLITS}
-    assert [len(folders[split]) for split in SPLITS] == [4, 2, 2] and not folders["train"] & folders["test"]
+            store(
+                tmp_path / f"sub-{patient}" / f"ses-{session}.nii.gz", body(patient * 2 + session)
+            )
+    source = Nifti(
+        MEMORY, str(tmp_path), every=3, validation=0.25, test=0.25, patient=r"sub-[^/_]+"
+    )
+    folders = {
+        split: {source.files[item].parent.name for item in source.splits[split]} for split in SPLITS
+    }
+    assert [len(folders[split]) for split in SPLITS] == [4, 2, 2] and not folders[
+        "train"
+    ] & folders["test"]
     assert list(source.classes) == [] and len(set.union(*folders.values())) == 8
 
 
@@ -213,7 +253,9 @@ def test_all_that_changes_pixels_is_in_the_fingerprint(tmp_path):
     for k in range(2):
         store(tmp_path / f"{k}.nii", body(k))
     changes = [{}, {"axis": "coronal"}, {"every": 2}, {"range_": [0, 1]}, {"range_": [0, 2]}]
-    assert len({Nifti(MEMORY, str(tmp_path), **change).fingerprint for change in changes}) == len(changes)
+    assert len({Nifti(MEMORY, str(tmp_path), **change).fingerprint for change in changes}) == len(
+        changes
+    )
 
 
 # Files
@@ -226,22 +268,32 @@ def test_broken_files_are_listed(tmp_path):
     (tmp_path / "x/short.nii.gz").write_bytes(good[:500])
     (tmp_path / "x/text.nii").write_bytes(b"not NIfTI")
     (tmp_path / "x/empty.nii.gz").write_bytes(b"")
-    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 5), np.int16), np.eye(4)), tmp_path / "x/series.nii")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((4, 4, 4, 5), np.int16), np.eye(4)), tmp_path / "x/series.nii"
+    )
     colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "x/colours.nii")
     source = Nifti(MEMORY, str(tmp_path / "x"))
     with pytest.raises(UserError, match="5 of 50 images") as raised:
         open_dataset(DataSettings(Nifti, 8, 1, False), source, 0, tmp_path / "cache")
-    for text in ("short.nii.gz, slice 0: cannot be read", "text.nii", "empty.nii.gz", "series.nii, slice 0: 4 dimensions [4, 4, 4, 5]",
-                 "colours.nii, slice 0: voxels of colours"):
+    for text in (
+        "short.nii.gz, slice 0: cannot be read",
+        "text.nii",
+        "empty.nii.gz",
+        "series.nii, slice 0: 4 dimensions [4, 4, 4, 5]",
+        "colours.nii, slice 0: voxels of colours",
+    ):
         assert text in str(raised.value)
     assert "good" not in str(raised.value)
-    kept = open_dataset(DataSettings(Nifti, 8, 1, False, skip_broken=True), source, 0, tmp_path / "cache")
+    kept = open_dataset(
+        DataSettings(Nifti, 8, 1, False, skip_broken=True), source, 0, tmp_path / "cache"
+    )
     assert sum(map(len, kept.splits.values())) == 45
 
 
 def test_what_could_not_be_read_once_is_read_at_the_next_start(tmp_path, monkeypatch):
-    """FileCache was short, or the disk was away: the file is as it was, so its time of change does not tell."""
+    """FileCache was short, or the disk was away: the file is as it was, so its time of change does
+    not tell."""
     for k in range(3):
         store(tmp_path / "x" / f"{k}.nii", body(k))
     memory = FileCache(tmp_path / "memory")
@@ -276,7 +328,11 @@ def test_other_files_are_counted(tmp_path, caplog):
 def test_volumes_are_decoded_once_for_all_of_their_slices(tmp_path, monkeypatch):
     monkeypatch.setattr("data.file_cache.FRESH", -1e9)
     memory, loads, real = FileCache(tmp_path / "memory"), [], data.sources.nifti.load_volume
-    monkeypatch.setattr(data.sources.nifti, "load_volume", lambda path, axis: (loads.append(path), real(path, axis))[1])
+    monkeypatch.setattr(
+        data.sources.nifti,
+        "load_volume",
+        lambda path, axis: (loads.append(path), real(path, axis))[1],
+    )
     for k in range(6):
         store(tmp_path / "x" / f"{k}.nii.gz", body(k))
     source = Nifti(memory, str(tmp_path / "x"))
@@ -284,7 +340,9 @@ def test_volumes_are_decoded_once_for_all_of_their_slices(tmp_path, monkeypatch)
     images = open_dataset(DataSettings(Nifti, 8, 1, False), source, 0, tmp_path / "cache").images
     assert len(loads) == 12 and len(images) == 54
     again = Nifti(memory, str(tmp_path / "x"))
-    assert len(loads) == 12 and again.items == source.items and again.fingerprint == source.fingerprint
+    assert (
+        len(loads) == 12 and again.items == source.items and again.fingerprint == source.fingerprint
+    )
 
 
 def test_threads_wait_for_one_load():

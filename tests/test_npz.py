@@ -1,4 +1,5 @@
-"""Arrays in .npz files: which key is what, which number becomes which level, how they are split, and what is refused."""
+"""Arrays in .npz files: which key is what, which number becomes which level, how they are split,
+and what is refused."""
 
 from __future__ import annotations
 
@@ -52,32 +53,57 @@ def pixels(source: Npz, item: int) -> np.ndarray:
 
 
 def assert_partition(source) -> None:
-    assert sorted(item for split in SPLITS for item in source.splits[split]) == list(range(len(source)))
+    assert sorted(item for split in SPLITS for item in source.splits[split]) == list(
+        range(len(source))
+    )
 
 
 # Keys
 
 
 def test_medmnists_keys(tmp_path):
-    arrays = {f"{split}_images": noise(n, 7, 9) for split, n in (("train", 6), ("val", 3), ("test", 4))}
-    labels = {f"{split}_labels": RANDOM.integers(0, 3, (n, 1)) for split, n in (("train", 6), ("val", 3), ("test", 4))}
+    arrays = {
+        f"{split}_images": noise(n, 7, 9) for split, n in (("train", 6), ("val", 3), ("test", 4))
+    }
+    labels = {
+        f"{split}_labels": RANDOM.integers(0, 3, (n, 1))
+        for split, n in (("train", 6), ("val", 3), ("test", 4))
+    }
     labels["train_labels"][:3, 0] = 0, 1, 2
     source = opened(save(tmp_path, np.savez_compressed, **arrays, **labels))
-    assert [list(source.splits[split]) for split in SPLITS] == [list(range(6)), [6, 7, 8], [9, 10, 11, 12]]
+    assert [list(source.splits[split]) for split in SPLITS] == [
+        list(range(6)),
+        [6, 7, 8],
+        [9, 10, 11, 12],
+    ]
     expected = np.concatenate([arrays["train_images"], arrays["val_images"], arrays["test_images"]])
     for item in range(13):
-        assert np.array_equal(pixels(source, item), expected[item]) and source.read_image(item).mode == "L"
-    assert source.labels == np.concatenate([labels[f"{split}_labels"][:, 0] for split in ("train", "val", "test")]).tolist()
+        assert (
+            np.array_equal(pixels(source, item), expected[item])
+            and source.read_image(item).mode == "L"
+        )
+    assert (
+        source.labels
+        == np.concatenate(
+            [labels[f"{split}_labels"][:, 0] for split in ("train", "val", "test")]
+        ).tolist()
+    )
     assert source.classes == ["0", "1", "2"]
     assert source.item_name(7).endswith("images.npz: val_images[1]")
 
 
 def test_keras_keys_draw_validation_from_train_alone(tmp_path):
     images = {"x_train": noise(40, 8, 8), "x_test": noise(10, 8, 8)}
-    source = opened(save(tmp_path, **images, y_train=np.arange(40) % 4, y_test=np.arange(10) % 4), validation=0.2, test=0.5)
+    source = opened(
+        save(tmp_path, **images, y_train=np.arange(40) % 4, y_test=np.arange(10) % 4),
+        validation=0.2,
+        test=0.5,
+    )
     assert [len(source.splits[split]) for split in SPLITS] == [32, 8, 10]
     assert_partition(source)
-    assert set(source.splits["validation"]) < set(range(40)) and list(source.splits["test"]) == list(range(40, 50))
+    assert set(source.splits["validation"]) < set(range(40)) and list(
+        source.splits["test"]
+    ) == list(range(40, 50))
     assert np.array_equal(pixels(source, 43), images["x_test"][3])
 
 
@@ -110,7 +136,9 @@ def test_unknown_keys_are_listed_with_the_options_that_name_them(tmp_path):
     source = opened(path, images="scans", labels="kinds")
     assert source.classes == ["cat", "dog"] and source.labels == [0, 1] * 5
     assert opened(path, images="scans").classes == []
-    assert "data.images=scan" in refused(path, images="scan") and "did you mean scans" in refused(path, images="scan")
+    assert "data.images=scan" in refused(path, images="scan") and "did you mean scans" in refused(
+        path, images="scan"
+    )
     assert "data.labels=kind:" in refused(path, images="scans", labels="kind")
     assert "needs data.images" in refused(path, labels="kinds")
 
@@ -123,8 +151,18 @@ def test_what_is_not_used_is_said(tmp_path, caplog):
 # Shapes
 
 
-@pytest.mark.parametrize("shape, mode", [((9, 8, 6), "L"), ((9, 8, 6, 1), "L"), ((9, 8, 6, 3), "RGB"), ((9, 1, 8, 6), "L"),
-                                         ((9, 3, 8, 6), "RGB"), ((3, 3, 8, 6), "RGB"), ((1, 8, 6), "L")])
+@pytest.mark.parametrize(
+    "shape, mode",
+    [
+        ((9, 8, 6), "L"),
+        ((9, 8, 6, 1), "L"),
+        ((9, 8, 6, 3), "RGB"),
+        ((9, 1, 8, 6), "L"),
+        ((9, 3, 8, 6), "RGB"),
+        ((3, 3, 8, 6), "RGB"),
+        ((1, 8, 6), "L"),
+    ],
+)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_shapes(tmp_path, shape, mode, order):
     images = np.asarray(noise(*shape), order=order)
@@ -135,13 +173,29 @@ def test_shapes(tmp_path, shape, mode, order):
     if expected.shape[3:] == (1,):
         expected = expected[:, :, :, 0]
     for item in range(shape[0]):
-        assert source.read_image(item).mode == mode and np.array_equal(pixels(source, item), expected[item])
+        assert source.read_image(item).mode == mode and np.array_equal(
+            pixels(source, item), expected[item]
+        )
 
 
-@pytest.mark.parametrize("shape, why", [
-    ((5, 28, 28, 28), "volumes"), ((5, 16, 28, 28), "volumes"), ((5, 28, 28, 28, 1), "volumes"), ((64, 64, 3), "one image"),
-    ((5, 8, 8, 4), "four channels"), ((5, 4, 8, 8), "four channels"), ((5, 8, 8, 2), "two channels"), ((5, 3, 8, 3), "which number is"),
-    ((5, 784), "reshape"), ((5,), "reshape"), ((), "reshape"), ((0, 8, 8), "no images in it"), ((5, 0, 8), "no images in it")])
+@pytest.mark.parametrize(
+    "shape, why",
+    [
+        ((5, 28, 28, 28), "volumes"),
+        ((5, 16, 28, 28), "volumes"),
+        ((5, 28, 28, 28, 1), "volumes"),
+        ((64, 64, 3), "one image"),
+        ((5, 8, 8, 4), "four channels"),
+        ((5, 4, 8, 8), "four channels"),
+        ((5, 8, 8, 2), "two channels"),
+        ((5, 3, 8, 3), "which number is"),
+        ((5, 784), "reshape"),
+        ((5,), "reshape"),
+        ((), "reshape"),
+        ((0, 8, 8), "no images in it"),
+        ((5, 0, 8), "no images in it"),
+    ],
+)
 def test_shapes_that_are_no_images_or_could_be_two_are_refused(tmp_path, shape, why):
     message = refused(save(tmp_path, images=np.zeros(shape, np.uint8)))
     assert why in message and str(list(shape)) in message and "images.npz: images" in message
@@ -159,12 +213,25 @@ BYTES[0, 0, :2] = 3, 250
 DARK = RANDOM.normal(2000, 400, (20, 8, 8)).round().clip(300, 4000)
 
 
-@pytest.mark.parametrize("images, low, high", [
-    (BYTES.astype(np.int64), 0, 255), (BYTES.astype(np.float32), 0, 255), ((BYTES / 255).astype(np.float32), 0, 1), (BYTES / 255, 0, 1),
-    ((BYTES / 127.5 - 1).astype(np.float32), -1, 1), ((BYTES / 255).astype(np.float16), 0, 1), (BYTES > 127, 0, 1),
-    (DARK.astype(np.uint16), DARK.min(), DARK.max()), (DARK.astype(">u2"), DARK.min(), DARK.max()),
-    (DARK.astype(np.int16) - 1024, DARK.min() - 1024, DARK.max() - 1024), (DARK / 4095 * 0.5 - 0.1, None, None)])
-def test_numbers_of_any_type_are_measured_and_the_range_is_said(tmp_path, caplog, images, low, high):
+@pytest.mark.parametrize(
+    "images, low, high",
+    [
+        (BYTES.astype(np.int64), 0, 255),
+        (BYTES.astype(np.float32), 0, 255),
+        ((BYTES / 255).astype(np.float32), 0, 1),
+        (BYTES / 255, 0, 1),
+        ((BYTES / 127.5 - 1).astype(np.float32), -1, 1),
+        ((BYTES / 255).astype(np.float16), 0, 1),
+        (BYTES > 127, 0, 1),
+        (DARK.astype(np.uint16), DARK.min(), DARK.max()),
+        (DARK.astype(">u2"), DARK.min(), DARK.max()),
+        (DARK.astype(np.int16) - 1024, DARK.min() - 1024, DARK.max() - 1024),
+        (DARK / 4095 * 0.5 - 0.1, None, None),
+    ],
+)
+def test_numbers_of_any_type_are_measured_and_the_range_is_said(
+    tmp_path, caplog, images, low, high
+):
     source = opened(save(tmp_path, images=images), validation=0, test=0)
     low, high = (images.min(), images.max()) if low is None else (low, high)
     with caplog.at_level(logging.INFO):
@@ -175,10 +242,16 @@ def test_numbers_of_any_type_are_measured_and_the_range_is_said(tmp_path, caplog
 
 
 def test_floats_of_bytes_become_the_bytes_again(tmp_path):
-    for images in ((BYTES / 255).astype(np.float32), (BYTES / 127.5 - 1).astype(np.float32), BYTES.astype(np.int32)):
+    for images in (
+        (BYTES / 255).astype(np.float32),
+        (BYTES / 127.5 - 1).astype(np.float32),
+        BYTES.astype(np.int32),
+    ):
         source = opened(save(tmp_path, images=images))
         settings = DataSettings(Npz, 8, 1, True)
-        assert np.array_equal(open_dataset(settings, source, 0, tmp_path / "cache").images[..., 0], BYTES)
+        assert np.array_equal(
+            open_dataset(settings, source, 0, tmp_path / "cache").images[..., 0], BYTES
+        )
 
 
 def test_colour_of_16_bits(tmp_path):
@@ -186,7 +259,9 @@ def test_colour_of_16_bits(tmp_path):
     source = opened(save(tmp_path, images=images))
     for item in range(10):
         assert source.read_image(item).mode == "RGB"
-        np.testing.assert_allclose(pixels(source, item), levels(images, images.min(), images.max())[item], atol=0.51)
+        np.testing.assert_allclose(
+            pixels(source, item), levels(images, images.min(), images.max())[item], atol=0.51
+        )
 
 
 def test_a_range_that_is_given_is_kept_to(tmp_path, caplog):
@@ -196,7 +271,12 @@ def test_a_range_that_is_given_is_kept_to(tmp_path, caplog):
     assert not caplog.text
     reversed_ = opened(tmp_path / "images.npz", range_=[3000, 1000])
     np.testing.assert_allclose(pixels(reversed_, 3), 255 - levels(DARK, 1000, 3000)[3], atol=1e-3)
-    assert len({source.fingerprint, reversed_.fingerprint, opened(tmp_path / "images.npz").fingerprint}) == 3
+    assert (
+        len(
+            {source.fingerprint, reversed_.fingerprint, opened(tmp_path / "images.npz").fingerprint}
+        )
+        == 3
+    )
     for wrong in ([1], [1, 1], [1, 2, 3]):
         assert "data.range" in refused(tmp_path / "images.npz", range_=wrong)
 
@@ -212,11 +292,16 @@ def test_hot_pixels_do_not_darken_the_rest(tmp_path, caplog):
 def test_the_range_is_that_of_training_whatever_is_read_first(tmp_path):
     train, test = DARK[:15].astype(np.uint16), (DARK[15:] * 2).astype(np.uint16)
     source = opened(save(tmp_path, x_train=train, x_test=test))
-    learned = train[source.splits["train"]]  # a tenth of x_train is held out as validation, and not measured
+    # a tenth of x_train is held out as validation, and not measured
+    learned = train[source.splits["train"]]
     assert len(learned) < len(train)
-    np.testing.assert_allclose(pixels(source, 16), levels(test, learned.min(), learned.max())[1], atol=1e-3)
+    np.testing.assert_allclose(
+        pixels(source, 16), levels(test, learned.min(), learned.max())[1], atol=1e-3
+    )
     settings = DataSettings(Npz, 8, 1, False)
-    images = open_dataset(settings, opened(tmp_path / "images.npz"), 0, tmp_path / "cache").images[..., 0]
+    images = open_dataset(settings, opened(tmp_path / "images.npz"), 0, tmp_path / "cache").images[
+        ..., 0
+    ]
     expected = levels(np.concatenate([train, test]), learned.min(), learned.max())
     assert np.abs(images - expected).max() <= 0.51
 
@@ -239,7 +324,11 @@ def test_nan_is_named_image_by_image(tmp_path):
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_images_of_one_value_are_refused(tmp_path, value, monkeypatch):
     calls, real = [], data.sources.npz.measured_range
-    monkeypatch.setattr(data.sources.npz, "measured_range", lambda *arguments: (calls.append(1), real(*arguments))[1])
+    monkeypatch.setattr(
+        data.sources.npz,
+        "measured_range",
+        lambda *arguments: (calls.append(1), real(*arguments))[1],
+    )
     source = opened(save(tmp_path, images=np.full((5, 8, 8), value)))
     for item in range(5):
         with pytest.raises(UserError, match="nothing to learn from"):
@@ -255,8 +344,16 @@ def test_splits_of_different_types_are_refused(tmp_path):
 # Labels
 
 
-@pytest.mark.parametrize("labels", [np.arange(12) % 3, (np.arange(12) % 3)[:, None], (np.arange(12) % 3).astype(np.float32),
-                                    np.eye(3)[np.arange(12) % 3], (np.arange(12) % 3).astype(np.uint8)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(12) % 3,
+        (np.arange(12) % 3)[:, None],
+        (np.arange(12) % 3).astype(np.float32),
+        np.eye(3)[np.arange(12) % 3],
+        (np.arange(12) % 3).astype(np.uint8),
+    ],
+)
 def test_labels_as_numbers_columns_floats_and_one_hot(tmp_path, labels):
     source = opened(save(tmp_path, images=noise(12, 8, 8), labels=labels))
     assert source.classes == ["0", "1", "2"] and source.labels == [0, 1, 2] * 4
@@ -274,11 +371,19 @@ def test_labels_with_gaps_and_names(tmp_path):
     assert opened(tmp_path / "images.npz", classes=["normal", "ill"]).labels == [0, 1, 1, 0]
 
 
-@pytest.mark.parametrize("labels, why", [
-    (np.array([[1, 1, 0], [0, 0, 0]] * 6), "a table of 3 columns"), (np.linspace(0, 1, 12), "not whole numbers"), (None, "no labels")])
+@pytest.mark.parametrize(
+    "labels, why",
+    [
+        (np.array([[1, 1, 0], [0, 0, 0]] * 6), "a table of 3 columns"),
+        (np.linspace(0, 1, 12), "not whole numbers"),
+        (None, "no labels"),
+    ],
+)
 def test_labels_that_are_no_classes_are_left_out_and_that_is_said(tmp_path, caplog, labels, why):
     with caplog.at_level(logging.INFO):
-        source = opened(save(tmp_path, images=noise(12, 8, 8), **({} if labels is None else {"labels": labels})))
+        source = opened(
+            save(tmp_path, images=noise(12, 8, 8), **({} if labels is None else {"labels": labels}))
+        )
     assert source.classes == [] and source.labels == [0] * 12
     assert labels is None or ("no classes" in caplog.text and why in caplog.text)
     assert why in refused(tmp_path / "images.npz", classes=["a", "b"])
@@ -286,14 +391,24 @@ def test_labels_that_are_no_classes_are_left_out_and_that_is_said(tmp_path, capl
 
 def test_a_split_without_labels_leaves_no_classes(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        source = opened(save(tmp_path, x_train=noise(12, 8, 8), y_train=np.arange(12) % 2, x_test=noise(3, 8, 8)))
+        source = opened(
+            save(
+                tmp_path, x_train=noise(12, 8, 8), y_train=np.arange(12) % 2, x_test=noise(3, 8, 8)
+            )
+        )
     assert source.classes == [] and "x_test without labels" in caplog.text
 
 
-@pytest.mark.parametrize("labels", [np.zeros(11, int), np.zeros((11, 1), int), np.int64(3), np.zeros((11, 8, 8))])
+@pytest.mark.parametrize(
+    "labels", [np.zeros(11, int), np.zeros((11, 1), int), np.int64(3), np.zeros((11, 8, 8))]
+)
 def test_labels_of_another_length_are_refused(tmp_path, labels):
     message = refused(save(tmp_path, images=noise(12, 8, 8), labels=labels))
-    assert "images is [12, 8, 8] uint8" in message and str(list(labels.shape)) in message and "data.images=images" in message
+    assert (
+        "images is [12, 8, 8] uint8" in message
+        and str(list(labels.shape)) in message
+        and "data.images=images" in message
+    )
 
 
 # Splits
@@ -310,10 +425,19 @@ def test_shares_that_leave_nothing_to_train_on_are_refused(tmp_path, labels):
 
 
 def test_nothing_is_decompressed_until_an_image_is_read(tmp_path, monkeypatch):
-    path = save(tmp_path, np.savez_compressed, x_train=noise(12, 8, 8), y_train=np.arange(12) % 2, x_test=noise(3, 8, 8), y_test=[0, 1, 0])
+    path = save(
+        tmp_path,
+        np.savez_compressed,
+        x_train=noise(12, 8, 8),
+        y_train=np.arange(12) % 2,
+        x_test=noise(3, 8, 8),
+        y_test=[0, 1, 0],
+    )
     read, real = [], data.sources.npz_content.read_array
     for module in (data.sources.npz, data.sources.npz_content):
-        monkeypatch.setattr(module, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
+        monkeypatch.setattr(
+            module, "read_array", lambda path, key: (read.append(key), real(path, key))[1]
+        )
     source = opened(path)
     assert read == ["y_train", "y_test"]
     open_dataset(DataSettings(Npz, 8, 1, False), source, 0, tmp_path / "cache")
@@ -333,7 +457,9 @@ class Harmful:
 
 @pytest.mark.parametrize("key", ["images", "labels"])
 def test_objects_are_never_unpickled(tmp_path, key):
-    arrays = {"images": noise(2, 8, 8), "labels": np.arange(2)} | {key: np.array([Harmful(tmp_path / "harm"), None], dtype=object)}
+    arrays = {"images": noise(2, 8, 8), "labels": np.arange(2)} | {
+        key: np.array([Harmful(tmp_path / "harm"), None], dtype=object)
+    }
     message = refused(save(tmp_path, **arrays))
     assert f"{key} holds Python objects" in message and "can run code" in message
     assert not (tmp_path / "harm").exists()
@@ -342,14 +468,20 @@ def test_objects_are_never_unpickled(tmp_path, key):
 def test_foreign_files_are_named(tmp_path):
     good = save(tmp_path, np.savez_compressed, images=noise(50, 16, 16)).read_bytes()
     np.save(tmp_path / "single.npy", BYTES)
-    cases = {"short.npz": (good[: len(good) // 2], "cut short"), "page.npz": (b"<!DOCTYPE html><html>quota", "web page"),
-             "empty.npz": (b"", "another kind"), "single.npz": ((tmp_path / "single.npy").read_bytes(), "single .npy")}
+    cases = {
+        "short.npz": (good[: len(good) // 2], "cut short"),
+        "page.npz": (b"<!DOCTYPE html><html>quota", "web page"),
+        "empty.npz": (b"", "another kind"),
+        "single.npz": ((tmp_path / "single.npy").read_bytes(), "single .npy"),
+    }
     for name, (content, why) in cases.items():
         (tmp_path / name).write_bytes(content)
         assert why in refused(tmp_path / name) and str(tmp_path / name) in refused(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "pictures.npz", "w") as archive:
         archive.writestr("1.jpg", b"...")
-    assert "without arrays" in refused(tmp_path / "pictures.npz") and "data=folder" in refused(tmp_path / "pictures.npz")
+    assert "without arrays" in refused(tmp_path / "pictures.npz") and "data=folder" in refused(
+        tmp_path / "pictures.npz"
+    )
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("images.npy", b"not an array")
     assert "cannot be read as an .npz" in refused(tmp_path / "text.npz")
@@ -362,7 +494,9 @@ def test_a_damaged_array_is_one_message(tmp_path, save_with, monkeypatch):
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
     source, read, real = opened(path), [], data.sources.npz.read_array
-    monkeypatch.setattr(data.sources.npz, "read_array", lambda path, key: (read.append(key), real(path, key))[1])
+    monkeypatch.setattr(
+        data.sources.npz, "read_array", lambda path, key: (read.append(key), real(path, key))[1]
+    )
     for item in range(5):
         with pytest.raises(UserError, match=r"images.npz: the array images is damaged"):
             source.read_image(item)
@@ -383,9 +517,17 @@ def test_the_fingerprint_is_of_the_content_and_the_settings(tmp_path):
     moved = tmp_path / "moved/other.npz"
     moved.write_bytes(path.read_bytes())
     assert opened(path).fingerprint == opened(moved).fingerprint
-    settings = [{}, {"validation": 0.2}, {"test": 0.2}, {"images": "images"}, {"images": "more"}, {"range_": [0, 100]}]
+    settings = [
+        {},
+        {"validation": 0.2},
+        {"test": 0.2},
+        {"images": "images"},
+        {"images": "more"},
+        {"range_": [0, 100]},
+    ]
     assert len({opened(path, **s).fingerprint for s in settings}) == len(settings)
-    assert opened(path, classes=["a", "b"]).fingerprint == opened(path).fingerprint  # a name changes no number
+    # a name changes no number
+    assert opened(path, classes=["a", "b"]).fingerprint == opened(path).fingerprint
     texts = save(tmp_path / "moved", images=BYTES, labels=["a", "b"] * 10)
     assert opened(texts, classes=["b", "a"]).fingerprint != opened(texts).fingerprint
     changed = BYTES.copy()
@@ -406,11 +548,19 @@ def test_a_range_without_an_end_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["celeba", "cifar10", "npz", "medmnist"])
 def test_a_config_opens_with_a_command_and_has_every_option(name, tmp_path, monkeypatch):
-    command = (CONF / f"data/{name}.yaml").read_text().splitlines()[0].removeprefix("# python train.py ").split("  ")[0].split()
+    command = (
+        (CONF / f"data/{name}.yaml")
+        .read_text()
+        .splitlines()[0]
+        .removeprefix("# python train.py ")
+        .split("  ")[0]
+        .split()
+    )
     check_overrides("train", command)
     config = composed("train", command)
     check_run_config(config)
     assert reader_keys(config["data"]) == config["data"].keys() - {*OWN_KEYS, "_target_"}
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"datasets/|FILE\.npz"):  # and the files are looked for where it says
+    # and the files are looked for where it says
+    with pytest.raises(UserError, match=r"datasets/|FILE\.npz"):
         RunConfig(config).data.open_reader(tmp_path / "cache")

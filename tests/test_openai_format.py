@@ -1,5 +1,6 @@
-"""OpenAI's checkpoints in our ADMUNet: names, shapes, both attention orders and the messages where something does not fit. Outputs and
-gradients against tests/adm_reference.py, which computes on the published names by its own formulas.
+"""OpenAI's checkpoints in our ADMUNet: names, shapes, both attention orders and the messages where
+something does not fit. Outputs and gradients against tests/adm_reference.py, which computes on the
+published names by its own formulas.
 """
 
 from __future__ import annotations
@@ -15,18 +16,65 @@ from tests import adm_reference
 from tests.test_adm import PUBLISHED, configured
 
 CONFIGURATIONS = {  # all with learned variance
-    "improved": {"channels": 16, "multipliers": [1, 2, 2], "blocks": 3, "attention_levels": [1, 2], "heads": 4, "timestep_scale": 0.25},
-    "adm": {"channels": 16, "multipliers": [1, 2, 3], "blocks": 2, "attention_levels": [1, 2], "head_channels": 8, "classes": 5,
-            "resample_blocks": True},
-    "adm, half first": {"channels": 16, "multipliers": [0.5, 1, 2], "blocks": 1, "attention_levels": [2], "head_channels": 8,
-                        "resample_blocks": True},
-    "no scale shift": {"channels": 16, "multipliers": [1, 1, 2], "blocks": 2, "attention_levels": [1], "heads": 1, "scale_shift": False},
+    "improved": {
+        "channels": 16,
+        "multipliers": [1, 2, 2],
+        "blocks": 3,
+        "attention_levels": [1, 2],
+        "heads": 4,
+        "timestep_scale": 0.25,
+    },
+    "adm": {
+        "channels": 16,
+        "multipliers": [1, 2, 3],
+        "blocks": 2,
+        "attention_levels": [1, 2],
+        "head_channels": 8,
+        "classes": 5,
+        "resample_blocks": True,
+    },
+    "adm, half first": {
+        "channels": 16,
+        "multipliers": [0.5, 1, 2],
+        "blocks": 1,
+        "attention_levels": [2],
+        "head_channels": 8,
+        "resample_blocks": True,
+    },
+    "no scale shift": {
+        "channels": 16,
+        "multipliers": [1, 1, 2],
+        "blocks": 2,
+        "attention_levels": [1],
+        "heads": 1,
+        "scale_shift": False,
+    },
     "no scale shift, resampling, attention everywhere": {
-        "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_levels": [0, 1], "heads": 2, "scale_shift": False, "classes": 2,
-        "resample_blocks": True},
-    "one level": {"channels": 16, "multipliers": [2], "blocks": 2, "attention_levels": [], "heads": 2},
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "attention_levels": [0, 1],
+        "heads": 2,
+        "scale_shift": False,
+        "classes": 2,
+        "resample_blocks": True,
+    },
+    "one level": {
+        "channels": 16,
+        "multipliers": [2],
+        "blocks": 2,
+        "attention_levels": [],
+        "heads": 2,
+    },
 }
-NOT_IN_SHAPES = {"heads", "head_channels", "timestep_scale", "groups", "dropout", "gradient_checkpointing"}
+NOT_IN_SHAPES = {
+    "heads",
+    "head_channels",
+    "timestep_scale",
+    "groups",
+    "dropout",
+    "gradient_checkpointing",
+}
 
 
 def network_of(configuration, **options):
@@ -34,13 +82,22 @@ def network_of(configuration, **options):
 
 
 def published(configuration, out_channels=6, seed=0, **options):
-    """A random state dict under the published names: weights keep the signal's size, norms are about 1, biases 0.3."""
-    arguments = {name: value for name, value in (configuration | options).items() if name not in NOT_IN_SHAPES}
+    """A random state dict under the published names: weights keep the signal's size, norms are
+    about 1, biases 0.3."""
+    arguments = {
+        name: value
+        for name, value in (configuration | options).items()
+        if name not in NOT_IN_SHAPES
+    }
     generator, state = torch.Generator().manual_seed(seed), {}
     for name, shape in adm_reference.shapes(out_channels=out_channels, **arguments).items():
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
         fan_in = noise[0].numel()
-        state[name] = noise * fan_in**-0.5 if noise.ndim > 1 else 0.3 * noise + (1.0 if _is_norm(name) else 0.0)
+        state[name] = (
+            noise * fan_in**-0.5
+            if noise.ndim > 1
+            else 0.3 * noise + (1.0 if _is_norm(name) else 0.0)
+        )
     return state
 
 
@@ -50,13 +107,17 @@ def _is_norm(name):
 
 def worst(ours, theirs):
     """Largest difference over the largest value, by tensor: (value, name)."""
-    return max(((ours[name] - tensor).abs().max().item() / tensor.abs().max().item(), name) for name, tensor in theirs.items())
+    return max(
+        ((ours[name] - tensor).abs().max().item() / tensor.abs().max().item(), name)
+        for name, tensor in theirs.items()
+    )
 
 
 @pytest.mark.parametrize("new_order", [False, True])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_is_the_published_network(name, new_order):
-    """Outputs and the gradients of the input and of every published tensor, in float64, within 1e-12; every tensor is used once."""
+    """Outputs and the gradients of the input and of every published tensor, in float64, within
+    1e-12; every tensor is used once."""
     configuration = CONFIGURATIONS[name]
     network, state = network_of(configuration).double(), published(configuration)
     network.load_state_dict(from_openai(state, network, new_order))  # strict
@@ -69,21 +130,32 @@ def test_is_the_published_network(name, new_order):
     ours = network(ours_x, timestep, {} if label is None else {"label": label})
     (ours * weight).sum().backward()
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in state.items()}
-    more = {key: configuration[key] for key in ("blocks", "heads", "head_channels", "timestep_scale") if key in configuration}
-    theirs = adm_reference.unet(leaves, theirs_x, timestep, label, new_order=new_order, groups=4, **more)
+    more = {
+        key: configuration[key]
+        for key in ("blocks", "heads", "head_channels", "timestep_scale")
+        if key in configuration
+    }
+    theirs = adm_reference.unet(
+        leaves, theirs_x, timestep, label, new_order=new_order, groups=4, **more
+    )
     (theirs * weight).sum().backward()
 
     grads = to_openai({name: p.grad for name, p in network.named_parameters()}, network, new_order)
     their_grads = {name: leaf.grad for name, leaf in leaves.items()}
-    assert grads.keys() == their_grads.keys() and all(g.abs().max() > 0 for g in their_grads.values())
+    assert grads.keys() == their_grads.keys() and all(
+        g.abs().max() > 0 for g in their_grads.values()
+    )
     out = worst({"out": ours, "x": ours_x.grad}, {"out": theirs, "x": theirs_x.grad})
-    print(f"\n{name}, {'new' if new_order else 'legacy'} order: output and input's gradient {out[0]:.1e}, parameters' gradients at most "
-          f"{worst(grads, their_grads)}")
+    print(
+        f"\n{name}, {'new' if new_order else 'legacy'} order: output and input's gradient "
+        f"{out[0]:.1e}, parameters' gradients at most {worst(grads, their_grads)}"
+    )
     assert out[0] < 1e-12 and worst(grads, their_grads)[0] < 1e-12
 
 
 def test_the_attention_orders_differ():
-    """With several heads the wrong order is another network; with one head there is only one order."""
+    """With several heads the wrong order is another network; with one head there is only one
+    order."""
     for heads, same in ((2, False), (1, True)):
         configuration = CONFIGURATIONS["no scale shift"] | {"heads": heads}
         network, state = network_of(configuration).double(), published(configuration)
@@ -93,19 +165,26 @@ def test_the_attention_orders_differ():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_by_name_and_shape(name):
-    """On the meta device: every tensor of the published file, and no other, with its shape; and back."""
+    """On the meta device: every tensor of the published file, and no other, with its shape; and
+    back."""
     arguments = configured(name)
     with torch.device("meta"):
         network = ADMUNet(**arguments, out_channels=6)
-    shapes = adm_reference.shapes(out_channels=6, **{k: v for k, v in arguments.items() if k not in NOT_IN_SHAPES})
+    shapes = adm_reference.shapes(
+        out_channels=6, **{k: v for k, v in arguments.items() if k not in NOT_IN_SHAPES}
+    )
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     assert is_openai(state) and sum(tensor.numel() for tensor in state.values()) == PUBLISHED[name]
     loaded = from_openai(state, network)
-    assert {key: t.shape for key, t in loaded.items()} == {key: t.shape for key, t in network.state_dict().items()}
+    assert {key: t.shape for key, t in loaded.items()} == {
+        key: t.shape for key, t in network.state_dict().items()
+    }
     back = to_openai(loaded, network)
     assert {key: tuple(t.shape) for key, t in back.items()} == shapes
     found = settings(state)
-    assert found["out_channels"] == 6 and all(arguments[key] == value for key, value in found.items() if key in arguments)
+    assert found["out_channels"] == 6 and all(
+        arguments[key] == value for key, value in found.items() if key in arguments
+    )
 
 
 @pytest.mark.parametrize("new_order", [False, True])
@@ -115,22 +194,33 @@ def test_there_and_back(new_order):
     network, state = network_of(configuration), published(configuration)
     ours = from_openai(state, network, new_order)
     back = to_openai(ours, network, new_order)
-    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+    assert back.keys() == state.keys() and all(
+        torch.equal(back[name], state[name]) for name in state
+    )
     table = ours["class_embedding.weight"]
     assert table.shape[0] == 6
     torch.testing.assert_close(table[-1], state["label_emb.weight"].mean(0))
 
 
-@pytest.mark.parametrize(("changed", "override"), [
-    ({"channels": 32}, "model.channels=16 "), ({"multipliers": [1, 2, 2]}, "model.multipliers=[1,2,3] "),
-    ({"multipliers": [1, 2, 3, 3]}, "model.multipliers=[1,2,3] "), ({"blocks": 3}, "model.blocks=2 "),
-    ({"attention_levels": [2]}, "model.attention_levels=[1,2] "), ({"scale_shift": False}, "model.scale_shift=true "),
-    ({"resample_blocks": False}, "model.resample_blocks=true "),
-    ({"classes": 0}, "model.classes=5 "), ({"classes": 7}, "model.classes=5 "),
-    ({"out_channels": 3}, "variance=learned_range: 6 output channels"),
-    ({"in_channels": 1}, "data.channels=3 ")])
+@pytest.mark.parametrize(
+    ("changed", "override"),
+    [
+        ({"channels": 32}, "model.channels=16 "),
+        ({"multipliers": [1, 2, 2]}, "model.multipliers=[1,2,3] "),
+        ({"multipliers": [1, 2, 3, 3]}, "model.multipliers=[1,2,3] "),
+        ({"blocks": 3}, "model.blocks=2 "),
+        ({"attention_levels": [2]}, "model.attention_levels=[1,2] "),
+        ({"scale_shift": False}, "model.scale_shift=true "),
+        ({"resample_blocks": False}, "model.resample_blocks=true "),
+        ({"classes": 0}, "model.classes=5 "),
+        ({"classes": 7}, "model.classes=5 "),
+        ({"out_channels": 3}, "variance=learned_range: 6 output channels"),
+        ({"in_channels": 1}, "data.channels=3 "),
+    ],
+)
 def test_a_setting_that_differs_is_named(changed, override):
-    """One message: the setting as an override with the checkpoint's value, and no setting that agrees."""
+    """One message: the setting as an override with the checkpoint's value, and no setting that
+    agrees."""
     configuration = CONFIGURATIONS["adm"]
     with pytest.raises(UserError) as error:
         from_openai(published(configuration), network_of(configuration, **changed))
@@ -143,7 +233,9 @@ def test_a_setting_that_differs_is_named(changed, override):
 def test_a_fixed_variance_and_an_upsampler_are_named():
     """A checkpoint of three channels out; one of six in."""
     configuration = CONFIGURATIONS["improved"]
-    with pytest.raises(UserError, match=r"variance=fixed_large, .* 3 output channels for an image of 3   \(now 6\)"):
+    with pytest.raises(
+        UserError, match=r"variance=fixed_large, .* 3 output channels for an image of 3   \(now 6\)"
+    ):
         from_openai(published(configuration, out_channels=3), network_of(configuration))
     with pytest.raises(UserError, match="upsampler"):
         from_openai(published(configuration, in_channels=6), network_of(configuration))
@@ -153,26 +245,40 @@ def test_several_settings_are_named_together():
     """Flags of the 256 px model for a checkpoint of another family."""
     with pytest.raises(UserError) as error:
         from_openai(published(CONFIGURATIONS["improved"]), network_of(CONFIGURATIONS["adm"]))
-    for line in ("model.multipliers=[1,2,2] ", "model.blocks=3 ", "model.resample_blocks=false ", "model.classes=0 "):
+    for line in (
+        "model.multipliers=[1,2,2] ",
+        "model.blocks=3 ",
+        "model.resample_blocks=false ",
+        "model.classes=0 ",
+    ):
         assert line in str(error.value)
     assert "tensors of the network: " in str(error.value) and "input_blocks." in str(error.value)
 
 
 def test_what_is_no_such_checkpoint():
-    """Another file, a classifier, Ho's network, an incomplete file: a message of its own for each."""
+    """Another file, a classifier, Ho's network, an incomplete file: a message of its own for
+    each."""
     configuration = CONFIGURATIONS["improved"]
     network, state = network_of(configuration), published(configuration)
     with pytest.raises(UserError, match=r"not a checkpoint of .*time_mlp.0.weight"):
         from_openai(network.state_dict(), network)
     with pytest.raises(UserError, match="classifier"):
-        from_openai({name: tensor for name, tensor in state.items() if "output_blocks" not in name}, network)
+        from_openai(
+            {name: tensor for name, tensor in state.items() if "output_blocks" not in name}, network
+        )
     with pytest.raises(UserError, match=r"ADMUNet"):
         from_openai(state, UNet(16, [1, 2, 2], 3, [1, 2], groups=4, out_channels=6))
     with pytest.raises(UserError, match=r"incomplete.*\n.*lacks 1 tensors .*out.2.bias"):
-        from_openai({name: tensor for name, tensor in state.items() if name != "out.2.bias"}, network)
+        from_openai(
+            {name: tensor for name, tensor in state.items() if name != "out.2.bias"}, network
+        )
     with pytest.raises(UserError, match=r"incomplete.*\n.*lacks 1 tensors .*out.2.weight"):
-        from_openai({name: tensor for name, tensor in state.items() if name != "out.2.weight"}, network)
-    assert is_openai(state) and not any(is_openai(other) for other in (network.state_dict(), [state], None, 3))
+        from_openai(
+            {name: tensor for name, tensor in state.items() if name != "out.2.weight"}, network
+        )
+    assert is_openai(state) and not any(
+        is_openai(other) for other in (network.state_dict(), [state], None, 3)
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -180,5 +286,10 @@ def test_any_lost_tensor_is_named(name):
     """Also one that the settings are read from."""
     network, state = network_of(CONFIGURATIONS[name]), published(CONFIGURATIONS[name])
     for lost in state:
-        with pytest.raises(UserError, match="not a checkpoint of" if lost in ("time_embed.0.weight", "input_blocks.0.0.weight") else lost):
+        with pytest.raises(
+            UserError,
+            match="not a checkpoint of"
+            if lost in ("time_embed.0.weight", "input_blocks.0.0.weight")
+            else lost,
+        ):
             from_openai({key: tensor for key, tensor in state.items() if key != lost}, network)

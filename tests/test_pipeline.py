@@ -20,18 +20,29 @@ def run_directory(undisturbed) -> Path:
 
 
 def test_a_run_gives_the_images_that_sample_writes(run_directory, tmp_path):
-    done = runs.command("sample.py", f"checkpoint={run_directory}", "n=3", "seed=5", "sampler.steps=4", f"out={tmp_path}")
+    done = runs.command(
+        "sample.py",
+        f"checkpoint={run_directory}",
+        "n=3",
+        "seed=5",
+        "sampler.steps=4",
+        f"out={tmp_path}",
+    )
     assert done.returncode == 0, done.stderr
     model = load(str(run_directory), device="cpu")
     images = model.sample(3, seed=5, steps=4)
     assert images.shape == (3, 1, 8, 8) and images.dtype == torch.float32
     for k, picture in enumerate(model.to_pil(images)):
-        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(tmp_path / f"{k:06d}.png")))
+        assert np.array_equal(
+            np.asarray(picture), np.asarray(Image.open(tmp_path / f"{k:06d}.png"))
+        )
 
 
 def test_an_image_does_not_depend_on_how_many_are_made(run_directory):
     model = load(str(run_directory), device="cpu")
-    torch.testing.assert_close(model.sample(3, steps=2, batch_size=2)[:1], model.sample(1, steps=2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        model.sample(3, steps=2, batch_size=2)[:1], model.sample(1, steps=2), rtol=0, atol=1e-5
+    )
 
 
 def test_mistakes_are_one_message(run_directory):

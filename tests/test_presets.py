@@ -1,5 +1,5 @@
-"""Each preset by its definition: what trains, told from the kinds of the modules and not from the patterns, and its share of the papers'
-networks."""
+"""Each preset by its definition: what trains, told from the kinds of the modules and not from the
+patterns, and its share of the papers' networks."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,14 +16,30 @@ from training.checks import check_network, check_run_config
 from transfer.adapters import inject
 from transfer.rules import ParameterPlan, rules_of
 
-TINY = ["model.channels=16", "model.multipliers=[1,1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=8",
-        "source.from=somewhere"]
-ADM = ["model=improved_cifar10", "model.channels=16", "model.groups=4", "model.multipliers=[1,1,2]", "model.heads=1"]
+TINY = [
+    "model.channels=16",
+    "model.multipliers=[1,1,2]",
+    "model.groups=4",
+    "model.attention_levels=[1]",
+    "data.size=8",
+    "source.from=somewhere",
+]
+ADM = [
+    "model=improved_cifar10",
+    "model.channels=16",
+    "model.groups=4",
+    "model.multipliers=[1,1,2]",
+    "model.heads=1",
+]
 
 
-def preset(name: str, *overrides: str, new: int = 0, kept: int = 0) -> tuple[nn.Module, ParameterPlan]:
+def preset(
+    name: str, *overrides: str, new: int = 0, kept: int = 0
+) -> tuple[nn.Module, ParameterPlan]:
     """A small network with what the preset injects, and its plan."""
-    config = RunConfig(composed("train", [*TINY, f"transfer={name}", "train.steps=100", *overrides])).completed.with_classes(new, kept)
+    config = RunConfig(
+        composed("train", [*TINY, f"transfer={name}", "train.steps=100", *overrides])
+    ).completed.with_classes(new, kept)
     network = build(config.raw["model"], ["models"], "model")
     inject(network, config.transfer.inject)
     return network, ParameterPlan(network, rules_of(config))
@@ -41,7 +57,12 @@ def owners(network: nn.Module) -> dict[str, tuple[list[str], nn.Module]]:
 
 
 def inside_attention(network: nn.Module) -> set[str]:
-    return {f"{m}.{n}" for m, module in network.named_modules() if isinstance(module, Attention) for n, _ in module.named_parameters()}
+    return {
+        f"{m}.{n}"
+        for m, module in network.named_modules()
+        if isinstance(module, Attention)
+        for n, _ in module.named_parameters()
+    }
 
 
 def part(*names: str) -> Callable[[list[str], nn.Module], bool]:
@@ -60,7 +81,8 @@ def bias(path: list[str], module: nn.Module) -> bool:
     return path[-1] == "bias"
 
 
-# preset: (a parameter belongs to it, by its name's parts and its module); level 0 and 1 are the finest two
+# preset: (a parameter belongs to it, by its name's parts and its module); level 0 and 1 are the
+# finest two
 SUBSETS = {
     "full": lambda p, m: True,
     "scratch": lambda p, m: True,
@@ -68,7 +90,9 @@ SUBSETS = {
     "freeze_encoder": lambda p, m: not part("time_mlp", "conv_in", "down")(p, m),
     "freeze_decoder": lambda p, m: not part("up", "norm_out", "conv_out")(p, m),
     "middle_only": part("mid"),
-    "freeze_low_resolution": lambda p, m: levels(0, 1)(p, m) or part("conv_in", "norm_out", "conv_out")(p, m),
+    "freeze_low_resolution": lambda p, m: (
+        levels(0, 1)(p, m) or part("conv_in", "norm_out", "conv_out")(p, m)
+    ),
     "freeze_high_resolution": lambda p, m: part("mid")(p, m) or levels(2)(p, m),
     "norm_only": norm,
     "bitfit": bias,
@@ -99,12 +123,16 @@ def test_what_a_subset_trains(name, classes):
     network, plan = preset(name, *([f"model.classes={classes}"] if classes else []))
     if name in ("class_embedding", "dreambooth"):  # they want classes, and images without have one
         assert network.classes == (classes or 1)
-    assert trained(plan, 50) == {n for n, (path, module) in owners(network).items() if SUBSETS[name](path, module)}
+    assert trained(plan, 50) == {
+        n for n, (path, module) in owners(network).items() if SUBSETS[name](path, module)
+    }
 
 
 def test_attention_only_trains_the_attention_blocks_with_their_norms():
     network, plan = preset("attention_only")
-    assert trained(plan, 0) == inside_attention(network) and any(".norm." in n for n in trained(plan, 0))
+    assert trained(plan, 0) == inside_attention(network) and any(
+        ".norm." in n for n in trained(plan, 0)
+    )
 
 
 def test_lp_ft_trains_the_ends_and_then_everything_at_a_tenth_of_the_rate():
@@ -119,7 +147,8 @@ def test_lp_ft_trains_the_ends_and_then_everything_at_a_tenth_of_the_rate():
 
 
 def test_gradual_unfreezing_goes_from_the_output_inwards_at_falling_rates():
-    """Howard and Ruder 2018: one stage more at a time, each deeper one at a rate 2.6 times lower."""
+    """Howard and Ruder 2018: one stage more at a time, each deeper one at a rate 2.6 times
+    lower."""
     plan = preset("gradual_unfreezing")[1]
     stages = [("norm_out", "conv_out"), ("up",), ("mid",), ("down",), ("conv_in", "time_mlp")]
     expected: set[str] = set()
@@ -129,31 +158,65 @@ def test_gradual_unfreezing_goes_from_the_output_inwards_at_falling_rates():
         for step in (20 * stage, 20 * stage + 19):
             assert trained(plan, step) == expected
         group = next(k for k, names in enumerate(plan.trained.values()) if next(iter(new)) in names)
-        assert plan.rates(99)[group] == pytest.approx(2.6 ** -stage, rel=1e-3)
+        assert plan.rates(99)[group] == pytest.approx(2.6**-stage, rel=1e-3)
 
 
 def test_discriminative_rates_are_those_of_gradual_unfreezing_at_its_end():
     rates = {}
     for name in ("gradual_unfreezing", "discriminative_lr"):
         plan = preset(name)[1]
-        rates[name] = {n: rate for names, rate in zip(plan.trained.values(), plan.rates(99), strict=True) for n in names}
+        rates[name] = {
+            n: rate
+            for names, rate in zip(plan.trained.values(), plan.rates(99), strict=True)
+            for n in names
+        }
     assert rates["gradual_unfreezing"] == rates["discriminative_lr"]
 
 
-# Counted by other code than ours: (strategy, percent of the CelebA 64 UNet, of the CIFAR-10 UNet; None where it was not counted).
-SHARES = [("full", 100, 100), ("zero_shot", 0, 0), ("freeze_encoder", 74.5, 70.6), ("freeze_decoder", 39.5, 37.5),
-          ("middle_only", 14.0, 8.1), ("freeze_high_resolution", 84.4, None), ("freeze_low_resolution", 15.2, None),
-          ("attention_only", 3.0, 4.43),
-          ("bitfit", 0.078, 0.114), ("norm_bias", 0.106, 0.154), ("difffit", 0.119, 0.172), ("time_embedding", 0.42, None),
-          ("time_conditioning", 5.67, None), ("linear_probe", 0.009, None), ("lora", 0.15, 0.28), ("locon", 2.7, None),
-          ("svdiff", 0.105, None), ("ant", 4.8, None)]
+# Counted by other code than ours: (strategy, percent of the CelebA 64 UNet, of the CIFAR-10 UNet;
+# None where it was not counted).
+SHARES = [
+    ("full", 100, 100),
+    ("zero_shot", 0, 0),
+    ("freeze_encoder", 74.5, 70.6),
+    ("freeze_decoder", 39.5, 37.5),
+    ("middle_only", 14.0, 8.1),
+    ("freeze_high_resolution", 84.4, None),
+    ("freeze_low_resolution", 15.2, None),
+    ("attention_only", 3.0, 4.43),
+    ("bitfit", 0.078, 0.114),
+    ("norm_bias", 0.106, 0.154),
+    ("difffit", 0.119, 0.172),
+    ("time_embedding", 0.42, None),
+    ("time_conditioning", 5.67, None),
+    ("linear_probe", 0.009, None),
+    ("lora", 0.15, 0.28),
+    ("locon", 2.7, None),
+    ("svdiff", 0.105, None),
+    ("ant", 4.8, None),
+]
 
 
-@pytest.mark.parametrize(("model", "name", "share"), [
-    (model, name, share) for name, *shares in SHARES
-    for model, share in zip(("ddpm_celeba64", "ddpm_cifar10"), shares, strict=True) if share is not None])
+@pytest.mark.parametrize(
+    ("model", "name", "share"),
+    [
+        (model, name, share)
+        for name, *shares in SHARES
+        for model, share in zip(("ddpm_celeba64", "ddpm_cifar10"), shares, strict=True)
+        if share is not None
+    ],
+)
 def test_trained_share_of_the_papers_networks(model, name, share):
-    config = composed("train", [f"model={model}", f"transfer={name}", "data.channels=3", "data.size=32", "source.from=somewhere"])
+    config = composed(
+        "train",
+        [
+            f"model={model}",
+            f"transfer={name}",
+            "data.channels=3",
+            "data.size=32",
+            "source.from=somewhere",
+        ],
+    )
     found = 100 * check_network(RunConfig(config).completed).share()
     digits = len(str(share).split(".")[1]) if "." in str(share) else 1
     assert abs(found - share) <= 0.5 * 10**-digits * 1.01, found
@@ -164,7 +227,12 @@ def test_presets_fit_every_network(name):
     """As they are, with classes, with heads, and of guided diffusion's kind."""
     config = composed("train", [*TINY, f"transfer={name}"])
     own, adm = config["model"], adm_model() | {"classes": config["model"]["classes"]}
-    for network, model in {"": own, "classes": own | {"classes": 3}, "heads": own | {"heads": 2}, "adm": adm}.items():
+    for network, model in {
+        "": own,
+        "classes": own | {"classes": 3},
+        "heads": own | {"heads": 2},
+        "adm": adm,
+    }.items():
         print(network)
         here = RunConfig(config | {"model": model}).completed.with_classes(3)
         check_run_config(here.raw)
@@ -178,11 +246,13 @@ def adm_model() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", options("transfer"))
 def test_a_preset_names_its_paper(name):
-    head = [line for line in (CONF / "transfer" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    head = [
+        line
+        for line in (CONF / "transfer" / f"{name}.yaml").read_text().splitlines()
+        if line.startswith("#")
+    ]
     controls = ("full", "scratch", "zero_shot", "time_embedding", "time_conditioning")
     assert name in controls or any("arXiv:" in line for line in head), head
-
-
 
 
 @pytest.mark.parametrize("name", ["lora", "locon", "ant"])

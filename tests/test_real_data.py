@@ -1,6 +1,8 @@
-"""transfer_celeba_to_medical with its real model (78.7 M parameters) on real files: gray and RGB, interrupted and resumed.
+"""transfer_celeba_to_medical with its real model (78.7 M parameters) on real files: gray and RGB,
+interrupted and resumed.
 
-Minutes and gigabytes, so slow; skipped where ../shared/data is not. Nothing of what it writes is kept.
+Minutes and gigabytes, so slow; skipped where ../shared/data is not. Nothing of what it writes is
+kept.
 """
 
 from __future__ import annotations
@@ -16,10 +18,23 @@ import pytest
 from tests import runs
 
 DATA = Path(os.environ.get("SHARED_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
-SMALL = ["train.batch_size=4", "train.warmup=0", "train.precision=fp32", "sampler.steps=2", "run.device=cpu", "run.log_every=1",
-         "run.held_out_draws=10", "run.samples=1", "run.sample_every=100"]
+SMALL = [
+    "train.batch_size=4",
+    "train.warmup=0",
+    "train.precision=fp32",
+    "sampler.steps=2",
+    "run.device=cpu",
+    "run.log_every=1",
+    "run.held_out_draws=10",
+    "run.samples=1",
+    "run.sample_every=100",
+]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the real images in {DATA}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the real images in {DATA}"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +52,36 @@ def files(tmp_path_factory) -> Path:
 def source(files, tmp_path_factory) -> Path:
     """Two steps of pretrain_celeba: enough to be a source."""
     root = tmp_path_factory.mktemp("source")
-    arguments = ["+experiment=pretrain_celeba", f"data.path={files}/faces_celeba558", "train.steps=2", *SMALL]
+    arguments = [
+        "+experiment=pretrain_celeba",
+        f"data.path={files}/faces_celeba558",
+        "train.steps=2",
+        *SMALL,
+    ]
     code, text = runs.launch(root, arguments, tiny=[]).wait(900)
     assert code == 0 and "448 training images, 78.70M parameters" in text, text
     return runs.directory_of(root)
 
 
 def transfer(root: Path, source: Path, target: list[str], steps: int) -> str:
-    arguments = ["+experiment=transfer_celeba_to_medical", f"source.from={source}", *target, f"train.steps={steps}",
-                 "run.checkpoint_every=1", *SMALL]
+    arguments = [
+        "+experiment=transfer_celeba_to_medical",
+        f"source.from={source}",
+        *target,
+        f"train.steps={steps}",
+        "run.checkpoint_every=1",
+        *SMALL,
+    ]
     code, text = runs.launch(root, arguments, tiny=[]).wait(900)
     assert code == 0, text
     return text
 
 
-TARGETS = {"mednist gray": ("data=folder data.path={}/med_mednist64 data.size=64 data.channels=1", 13_500),
-           "mednist rgb": ("data=folder data.path={}/med_mednist64 data.size=64 data.channels=3", 13_500),
-           "pneumonia from 28 pixels": ("data.root={} data.file_size=28 data.upscale=true", 4_682)}
+TARGETS = {
+    "mednist gray": ("data=folder data.path={}/med_mednist64 data.size=64 data.channels=1", 13_500),
+    "mednist rgb": ("data=folder data.path={}/med_mednist64 data.size=64 data.channels=3", 13_500),
+    "pneumonia from 28 pixels": ("data.root={} data.file_size=28 data.upscale=true", 4_682),
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -68,6 +96,8 @@ def test_transfer_celeba_to_medical_resumes_to_the_bit(name, files, source, tmp_
     runs.assert_same_weights(ours, whole, 3)
     statuses = [t["status"] for t in json.loads((ours / "source.json").read_text())["tensors"]]
     resized = 0 if "rgb" in name else 3
-    assert statuses.count("loaded") == len(statuses) - resized and statuses.count("resized") == resized
+    assert (
+        statuses.count("loaded") == len(statuses) - resized and statuses.count("resized") == resized
+    )
     if resized:
         assert "summed over 3 input channels" in text and "mean over 3 output channels" in text

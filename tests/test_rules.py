@@ -26,17 +26,26 @@ def trained(plan: ParameterPlan, step: int) -> set[str]:
 
 
 def test_the_last_match_wins():
-    plan = ParameterPlan(tiny(), [Rule("*"), Rule("down.*", 0.0), Rule("down.0.block.0.conv1.weight", 0.5)])
-    assert trained(plan, 0) == {n for n in plan.parameters if not n.startswith("down.") or n == "down.0.block.0.conv1.weight"}
+    plan = ParameterPlan(
+        tiny(), [Rule("*"), Rule("down.*", 0.0), Rule("down.0.block.0.conv1.weight", 0.5)]
+    )
+    assert trained(plan, 0) == {
+        n
+        for n in plan.parameters
+        if not n.startswith("down.") or n == "down.0.block.0.conv1.weight"
+    }
     assert sorted(plan.rates(0)) == [0.0, 0.5, 1.0] or sorted(plan.rates(0)) == [0.5, 1.0]
 
 
 def test_what_no_rule_names_is_frozen():
-    assert trained(ParameterPlan(tiny(), [Rule("mid.*")]), 0) == {n for n in tiny().state_dict() if n.startswith("mid.")}
+    assert trained(ParameterPlan(tiny(), [Rule("mid.*")]), 0) == {
+        n for n in tiny().state_dict() if n.startswith("mid.")
+    }
 
 
 def test_rules_come_and_go_with_the_step():
-    """linear_probe, then everything at a lower rate (Kumar et al. 2022): two rates for one parameter over time."""
+    """linear_probe, then everything at a lower rate (Kumar et al. 2022): two rates for one
+    parameter over time."""
     plan = ParameterPlan(tiny(), [Rule("*", 0.1, from_=5), Rule("conv_out.*", 1.0, until=5)])
     assert trained(plan, 0) == trained(plan, 4) == {"conv_out.weight", "conv_out.bias"}
     assert trained(plan, 5) == set(plan.parameters)
@@ -50,12 +59,15 @@ def test_apply_tells_when_the_trained_set_changes():
     assert [plan.at_change(step) for step in range(6)] == [True, False, False, True, False, False]
 
 
-@pytest.mark.parametrize(("rules", "message"), [
-    ([Rule("dwon.*")], "did you mean down"),
-    ([Rule("*", 0.0)], "train nothing"),
-    ([Rule("*", 1.0), Rule("*", 0.0)], "train nothing"),
-    ([Rule("up.9.*")], "matches no parameter"),
-])
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([Rule("dwon.*")], "did you mean down"),
+        ([Rule("*", 0.0)], "train nothing"),
+        ([Rule("*", 1.0), Rule("*", 0.0)], "train nothing"),
+        ([Rule("up.9.*")], "matches no parameter"),
+    ],
+)
 def test_mistakes(rules, message):
     with pytest.raises(UserError, match=message):
         ParameterPlan(tiny(), rules).must_train()
@@ -66,7 +78,9 @@ def test_a_rule_that_ends_before_it_begins():
         rule_at(RuleSettings("*", from_=5, until=5), 10)
 
 
-@pytest.mark.parametrize(("moment", "step"), [("30%", 60), ("0%", 0), ("100%", 200), ("12.5%", 25), (7, 7)])
+@pytest.mark.parametrize(
+    ("moment", "step"), [("30%", 60), ("0%", 0), ("100%", 200), ("12.5%", 25), (7, 7)]
+)
 def test_a_share_of_the_run_is_a_step(moment, step):
     assert rule_at(RuleSettings("*", from_=moment), 200).from_ == step
 
@@ -86,7 +100,8 @@ def test_an_optional_pattern_may_match_nothing():
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
 def test_a_frozen_weight_does_not_move_by_a_bit_nor_its_average(optimizer):
-    """Also with weight decay, with moments from a time when it trained, and after it was frozen again."""
+    """Also with weight decay, with moments from a time when it trained, and after it was frozen
+    again."""
     torch.manual_seed(0)
     network = tiny()
     plan = ParameterPlan(network, [Rule("*", from_=2, until=4), Rule("up.*")])
@@ -106,9 +121,13 @@ def test_a_frozen_weight_does_not_move_by_a_bit_nor_its_average(optimizer):
     for name in still:
         assert torch.equal(snapshots[0][name], snapshots[1][name]), name
         assert torch.equal(snapshots[3][name], snapshots[5][name]), name
-    moved = [n for n in snapshots[0] if n in still and not torch.equal(snapshots[1][n], snapshots[3][n])]
+    moved = [
+        n for n in snapshots[0] if n in still and not torch.equal(snapshots[1][n], snapshots[3][n])
+    ]
     assert len(moved) == len(still)
-    assert all(not torch.equal(snapshots[4][n], snapshots[5][n]) for n in snapshots[0] if n not in still)
+    assert all(
+        not torch.equal(snapshots[4][n], snapshots[5][n]) for n in snapshots[0] if n not in still
+    )
 
 
 def test_the_average_of_a_frozen_weight_is_the_weight():
@@ -139,14 +158,16 @@ def test_ema_against_its_formula_in_float64():
 
 
 def test_share_left_on_the_source_without_warm_up_is_known():
-    """transfer literature: 0.9999 for 24k steps leaves 9%; with the warm-up next to nothing is left."""
+    """transfer literature: 0.9999 for 24k steps leaves 9%; with the warm-up next to nothing is
+    left."""
     assert pytest.approx(0.09, abs=0.002) == 0.9999**24000
     assert share_of_start(0.9999, 300) < 1e-9
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
 def test_weight_decay_leaves_scales_alone(optimizer):
-    """g of DiffFit is 1 where it does nothing. All else decays, biases and norms among it, as torch's optimizers do."""
+    """g of DiffFit is 1 where it does nothing. All else decays, biases and norms among it, as
+    torch's optimizers do."""
     network = tiny()
     inject(network, [BranchScale(["*.conv2"]), LoRA(["*.qkv.weight"], 2)])
     plan = ParameterPlan(network, [Rule("*")])
@@ -180,12 +201,15 @@ def test_groups_are_as_they_were_where_no_scale_is():
 
 
 def test_dropout_acts_in_frozen_layers_too():
-    """A choice: what is frozen trains nothing, and is still the network that the source was trained as. None in evaluation."""
+    """A choice: what is frozen trains nothing, and is still the network that the source was trained
+    as. None in evaluation."""
     network = tiny(dropout=0.5)
     torch.nn.init.normal_(network.down[0].block[0].conv2.weight)
     ParameterPlan(network, [Rule("*"), Rule("down.*", 0.0)]).apply(0)
     seen = []
-    network.down[0].block[0].register_forward_hook(lambda module, inputs, output: seen.append(output_of(output).detach()))
+    network.down[0].block[0].register_forward_hook(
+        lambda module, inputs, output: seen.append(output_of(output).detach())
+    )
     for training in (True, False):
         network.train(training)
         for seed in (0, 1):
@@ -194,11 +218,26 @@ def test_dropout_acts_in_frozen_layers_too():
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])
 
 
-@pytest.mark.parametrize(("rules", "told"), [
-    ([Rule("*")], "100% of the parameters train"), ([], "0% of the parameters train"),
-    ([Rule("*"), Rule("down.*", 0.0), Rule("conv_out.*", 0.0)], "% of the parameters train"),  # freeze_encoder, freeze_decoder
-    ([Rule("*", 0.1, from_=72), Rule("conv_out.*")], "100% of the parameters train, all from step 72"),
-    ([Rule("*", from_=5), Rule("conv_out.*", until=5), Rule("conv_out.*", 0.0, from_=5)], ", never all at once")])
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        ([Rule("*")], "100% of the parameters train"),
+        ([], "0% of the parameters train"),
+        # freeze_encoder, freeze_decoder
+        (
+            [Rule("*"), Rule("down.*", 0.0), Rule("conv_out.*", 0.0)],
+            "% of the parameters train",
+        ),
+        (
+            [Rule("*", 0.1, from_=72), Rule("conv_out.*")],
+            "100% of the parameters train, all from step 72",
+        ),
+        (
+            [Rule("*", from_=5), Rule("conv_out.*", until=5), Rule("conv_out.*", 0.0, from_=5)],
+            ", never all at once",
+        ),
+    ],
+)
 def test_the_share_says_from_when_on_all_of_it_trains(rules, told):
     assert ParameterPlan(tiny(), rules).told().endswith(told)
 
@@ -210,4 +249,7 @@ def test_plan_rows_name_every_parameter_and_period():
     assert {row[0] for row in rows[1:]} == set(plan.parameters)
     out = [row[3:] for row in rows if row[0] == "conv_out.bias"]
     assert out == [[2e-4, 0, 5], [pytest.approx(2e-5), 5, "end"]]
-    assert [row[3:] for row in rows if row[0] == "conv_in.bias"] == [[0, 0, 5], [pytest.approx(2e-5), 5, "end"]]
+    assert [row[3:] for row in rows if row[0] == "conv_in.bias"] == [
+        [0, 0, 5],
+        [pytest.approx(2e-5), 5, "end"],
+    ]

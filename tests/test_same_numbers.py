@@ -13,8 +13,13 @@ from benchmarks import same_numbers
 from benchmarks.same_numbers import Command, artefacts, commands, difference, report
 from config.overrides import composed
 
-STATISTICS = {"kid": {"value": 0.25, "replicates": [0.1, float("nan")]}, "hours": 1.0,
-              "sampler": {"_target_": "a.ddim", "steps": 5}, "path": "runs/x", "notes": ["too few"]}
+STATISTICS = {
+    "kid": {"value": 0.25, "replicates": [0.1, float("nan")]},
+    "hours": 1.0,
+    "sampler": {"_target_": "a.ddim", "steps": 5},
+    "path": "runs/x",
+    "notes": ["too few"],
+}
 RUN = "full-seed1-0123abcd"
 
 
@@ -38,18 +43,33 @@ def outputs(tmp_path):
 
 
 def test_clock_machine_paths_and_sentences_are_left_out(outputs):
-    moved = {"hours": 2.0, "path": "runs/y", "notes": ["of fewer"], "commit": "abc",
-             "sampler": {"_target_": "b.ddim", "steps": 5}}
+    moved = {
+        "hours": 2.0,
+        "path": "runs/y",
+        "notes": ["of fewer"],
+        "commit": "abc",
+        "sampler": {"_target_": "b.ddim", "steps": 5},
+    }
     assert report("", outputs("a"), outputs("b", **moved)) == 0
 
 
-@pytest.mark.parametrize(("changed", "name"), [
-    ({"weight": 1 + 2**-23}, "ema.safetensors"), ({"moment": -2.0}, "optimizer.pt"),
-    ({"pixel": 4}, "grid.png"), ({"loss": 0.5 + 2**-53}, "metrics.jsonl"),
-    ({"rate": "0.10"}, "plan.csv"), ({"sampler": {"steps": 6}}, "evaluation.json"),
-    ({"kid": {"value": 0.25 * (1 + 1e-11), "replicates": [0.1, float("nan")]}}, "evaluation.json"),
-    ({"kid": {"value": 0.25, "replicates": [0.1, 0.2]}}, "evaluation.json"),
-    ({"more": 1}, "evaluation.json")])
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"weight": 1 + 2**-23}, "ema.safetensors"),
+        ({"moment": -2.0}, "optimizer.pt"),
+        ({"pixel": 4}, "grid.png"),
+        ({"loss": 0.5 + 2**-53}, "metrics.jsonl"),
+        ({"rate": "0.10"}, "plan.csv"),
+        ({"sampler": {"steps": 6}}, "evaluation.json"),
+        (
+            {"kid": {"value": 0.25 * (1 + 1e-11), "replicates": [0.1, float("nan")]}},
+            "evaluation.json",
+        ),
+        ({"kid": {"value": 0.25, "replicates": [0.1, 0.2]}}, "evaluation.json"),
+        ({"more": 1}, "evaluation.json"),
+    ],
+)
 def test_one_number_that_differs_is_one_artefact(outputs, capsys, changed, name):
     assert report("", outputs("a"), outputs("b", **changed)) == 1
     assert f"differs: runs/full-seed1/{name}: 1 of " in capsys.readouterr().out
@@ -91,8 +111,10 @@ def repository(tmp_path, monkeypatch):
         subprocess.run(["git", *words], cwd=folder, check=True)
     monkeypatch.chdir(folder)
     stop = {"lora": same_numbers.signal.SIGKILL}
-    todo = [Command("lora", ["train.py", "runs/x/lora-seed1-00000000"]),
-            Command("lora, stopped", ["train.py", "SIGKILL", "slow"], stop["lora"])]
+    todo = [
+        Command("lora", ["train.py", "runs/x/lora-seed1-00000000"]),
+        Command("lora, stopped", ["train.py", "SIGKILL", "slow"], stop["lora"]),
+    ]
     monkeypatch.setattr(same_numbers, "STOPPED", stop)
     monkeypatch.setattr(same_numbers, "commands", lambda quick: todo)
     return folder

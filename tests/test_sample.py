@@ -22,13 +22,20 @@ from runtime.checkpoint import Progress
 from runtime.seeds import derive
 
 ROOT = Path(__file__).parent.parent
-TINY = ["model.channels=8", "model.multipliers=[1,2]", "model.groups=4", "model.attention_levels=[1]", "data.size=[8,12]",
-        "data.channels=3"]
+TINY = [
+    "model.channels=8",
+    "model.multipliers=[1,2]",
+    "model.groups=4",
+    "model.attention_levels=[1]",
+    "data.size=[8,12]",
+    "data.channels=3",
+]
 
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory) -> Path:
-    """A checkpoint of a class-conditional network with random weights, none near zero: as good as a trained one here."""
+    """A checkpoint of a class-conditional network with random weights, none near zero: as good as a
+    trained one here."""
     directory = tmp_path_factory.mktemp("run")
     config = composed("train", [*TINY, "model.classes=3"])
     torch.manual_seed(0)
@@ -36,16 +43,27 @@ def run_directory(tmp_path_factory) -> Path:
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     torch.nn.init.normal_(network.class_embedding.weight)
-    checkpoint.save(directory / "checkpoints", network.state_dict(), network.state_dict(), {}, 7,
-                    config, ["cat", "dog", "eel"], Progress(validation_loss=1.0))
+    checkpoint.save(
+        directory / "checkpoints",
+        network.state_dict(),
+        network.state_dict(),
+        {},
+        7,
+        config,
+        ["cat", "dog", "eel"],
+        Progress(validation_loss=1.0),
+    )
     return directory
 
 
 def sample(*arguments: str, fails: bool = False) -> str:
-    """What the command prints. Forked from the server of tests/runs.py, which has imported torch."""
+    """What the command prints. Forked from the server of tests/runs.py, which has imported
+    torch."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.NamedTemporaryFile("r") as log:
-        process = multiprocessing.get_context("forkserver").Process(target=_child, args=(arguments, log.name), daemon=True)
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_child, args=(arguments, log.name), daemon=True
+        )
         process.start()
         process.join(120)
         text = log.read()
@@ -80,11 +98,23 @@ def test_noise_of_image_k_is_the_same_in_any_batch():
     assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], second[0])
 
 
-@pytest.mark.parametrize("sampler", [["sampler=ddim", "sampler.steps=5"], ["sampler=ancestral", "sampler.steps=6"],
-                                     ["sampler=ddim", "sampler.steps=5", "sampler.function.eta=1", "spacing=quadratic"]])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ["sampler=ddim", "sampler.steps=5"],
+        ["sampler=ancestral", "sampler.steps=6"],
+        ["sampler=ddim", "sampler.steps=5", "sampler.function.eta=1", "spacing=quadratic"],
+    ],
+)
 def test_an_image_is_within_one_gray_level_in_any_batch(run_directory, tmp_path, sampler):
     for batch in (1, 5):
-        sample(f"checkpoint={run_directory}", "n=5", f"batch_size={batch}", f"out={tmp_path}/{batch}", *sampler)
+        sample(
+            f"checkpoint={run_directory}",
+            "n=5",
+            f"batch_size={batch}",
+            f"out={tmp_path}/{batch}",
+            *sampler,
+        )
     alone, together = images(tmp_path / "1"), images(tmp_path / "5")
     assert len(alone) == len(together) == 5 and alone[0].shape == (8, 12, 3)
     assert max(np.abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 1
@@ -108,36 +138,75 @@ def test_the_strip_ends_in_the_images(run_directory, tmp_path):
     sample(f"checkpoint={run_directory}", f"out={tmp_path}", "n=2", "strip=3", "sampler.steps=6")
     strip = np.asarray(Image.open(tmp_path / "strip.png"))
     zoom, gap = 96 // 12, 1
-    assert strip.shape == ((2 * 9 + gap) * zoom, (4 * 13 + gap) * zoom, 3)  # 2 images, 3 moments and the end
-    last = strip[:: zoom, :: zoom][1:9, 3 * 13 + 1 : 4 * 13]
+    # 2 images, 3 moments and the end
+    assert strip.shape == (
+        (2 * 9 + gap) * zoom,
+        (4 * 13 + gap) * zoom,
+        3,
+    )
+    last = strip[::zoom, ::zoom][1:9, 3 * 13 + 1 : 4 * 13]
     assert np.array_equal(last, images(tmp_path)[0])
 
 
 def test_classes_and_guidance(run_directory, tmp_path):
-    """A label changes the image, guidance 1 is the label alone, guidance 0 the null class, and all takes them in turn."""
+    """A label changes the image, guidance 1 is the label alone, guidance 0 the null class, and all
+    takes them in turn."""
     made = {}
-    for name, options in {"null": [], "dog": ["label=dog"], "one": ["label=1"], "cat": ["label=cat"], "all": ["label=all"],
-                          "zero": ["label=dog", "guidance=0"], "two": ["label=dog", "guidance=2"]}.items():
-        sample(f"checkpoint={run_directory}", f"out={tmp_path}/{name}", "n=2", "sampler.steps=3", *options)
+    for name, options in {
+        "null": [],
+        "dog": ["label=dog"],
+        "one": ["label=1"],
+        "cat": ["label=cat"],
+        "all": ["label=all"],
+        "zero": ["label=dog", "guidance=0"],
+        "two": ["label=dog", "guidance=2"],
+    }.items():
+        sample(
+            f"checkpoint={run_directory}",
+            f"out={tmp_path}/{name}",
+            "n=2",
+            "sampler.steps=3",
+            *options,
+        )
         made[name] = images(tmp_path / name)
     assert np.array_equal(made["dog"], made["one"])
     assert np.abs(made["zero"][0] - made["null"][0]).max() <= 1
-    assert np.array_equal(made["all"][0], made["cat"][0]) and np.array_equal(made["all"][1], made["dog"][1])
+    assert np.array_equal(made["all"][0], made["cat"][0]) and np.array_equal(
+        made["all"][1], made["dog"][1]
+    )
     for a, b in [("null", "dog"), ("dog", "cat"), ("dog", "two")]:
         assert np.abs(made[a][0] - made[b][0]).max() > 1, (a, b)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["label=dgo"], "did you mean dog"), (["label=9"], "no such class"), (["n=0"], "at least 1"), (["n=few"], "error: n='few'"),
-    (["sampler.steps=2000"], "between 1 and the schedule's 1000"), (["weights=emma"], "one of ema, model"), (["sampler=dim"], "ddim"),
-    (["sampler.function.eta=2"], "between 0 and 1"), (["guidance=2"], "label=all")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["label=dgo"], "did you mean dog"),
+        (["label=9"], "no such class"),
+        (["n=0"], "at least 1"),
+        (["n=few"], "error: n='few'"),
+        (["sampler.steps=2000"], "between 1 and the schedule's 1000"),
+        (["weights=emma"], "one of ema, model"),
+        (["sampler=dim"], "ddim"),
+        (["sampler.function.eta=2"], "between 0 and 1"),
+        (["guidance=2"], "label=all"),
+    ],
+)
 def test_mistakes(run_directory, tmp_path, options, message):
-    assert message in sample(f"checkpoint={run_directory}", f"out={tmp_path}/x", *options, fails=True)
+    assert message in sample(
+        f"checkpoint={run_directory}", f"out={tmp_path}/x", *options, fails=True
+    )
 
 
 def test_a_folder_of_an_earlier_heun_is_not_added_to(run_directory, tmp_path):
     """Its images were others."""
-    command = [f"checkpoint={run_directory}", f"out={tmp_path}", "sampler=heun", "sampler.steps=3", "n=1"]
+    command = [
+        f"checkpoint={run_directory}",
+        f"out={tmp_path}",
+        "sampler=heun",
+        "sampler.steps=3",
+        "n=1",
+    ]
     sample(*command)
     kept = json.loads((tmp_path / "sampling.json").read_text())
     assert kept["sampler"].pop("revision") == 2
@@ -146,7 +215,14 @@ def test_a_folder_of_an_earlier_heun_is_not_added_to(run_directory, tmp_path):
 
 
 def test_a_start_that_loses_brightness_is_told_before_the_images(run_directory, tmp_path):
-    said = sample(f"checkpoint={run_directory}", f"out={tmp_path}", "sampler.steps=2", "spacing=even", "n=3", "batch_size=1")
+    said = sample(
+        f"checkpoint={run_directory}",
+        f"out={tmp_path}",
+        "sampler.steps=2",
+        "spacing=even",
+        "n=3",
+        "batch_size=1",
+    )
     assert said.count("spacing=log_snr begins at T") == 1
 
 
@@ -168,8 +244,13 @@ def test_bare_weights_with_other_settings_are_other_images(run_directory, tmp_pa
     shutil.copy(weights, tmp_path / "bare.safetensors")
 
     def command(*settings: str) -> list[str]:
-        overrides = ",".join(f"\"{setting}\"" for setting in [*TINY, "model.classes=3", *settings])
-        return [f"checkpoint={tmp_path}/bare.safetensors", f"overrides=[{overrides}]", f"out={tmp_path}/x", "sampler.steps=3"]
+        overrides = ",".join(f'"{setting}"' for setting in [*TINY, "model.classes=3", *settings])
+        return [
+            f"checkpoint={tmp_path}/bare.safetensors",
+            f"overrides=[{overrides}]",
+            f"out={tmp_path}/x",
+            "sampler.steps=3",
+        ]
 
     sample(*command(), "n=1")
     assert "1 of them new" in sample(*command("data.path=elsewhere", "data=npz"), "n=2")
@@ -181,8 +262,14 @@ def test_images_that_are_not_finite_are_refused_and_not_written(tmp_path):
     """As bytes they would look like any image."""
     config = composed("train", TINY)
     network = RunConfig(config).build_denoiser().network
-    weights = network.state_dict() | {"conv_out.bias": torch.full_like(network.conv_out.bias, float("nan"))}
-    checkpoint.save(tmp_path / "checkpoints", weights, weights, {}, 7, config, [], Progress(validation_loss=1.0))
-    said = sample(f"checkpoint={tmp_path}", "n=3", "sampler.steps=2", f"out={tmp_path}/out", fails=True)
+    weights = network.state_dict() | {
+        "conv_out.bias": torch.full_like(network.conv_out.bias, float("nan"))
+    }
+    checkpoint.save(
+        tmp_path / "checkpoints", weights, weights, {}, 7, config, [], Progress(validation_loss=1.0)
+    )
+    said = sample(
+        f"checkpoint={tmp_path}", "n=3", "sampler.steps=2", f"out={tmp_path}/out", fails=True
+    )
     assert "3 of 3 images are not finite (NaN or infinite), image 0 first" in said
     assert not images(tmp_path / "out")

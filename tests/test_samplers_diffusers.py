@@ -1,11 +1,15 @@
-"""Whole sampling trajectories against diffusers' schedulers: float64, the same network, the same noise, every x compared.
+"""Whole sampling trajectories against diffusers' schedulers: float64, the same network, the same
+noise, every x compared.
 
 Where diffusers leaves the papers:
-- Its DDPMScheduler leaves out the noise at timestep 0 and not on the step to the image. With trailing steps, which do not visit
-  timestep 0, it adds noise of variance beta ("fixed_large") or 1e-20 (its clamp) to the finished image. Algorithm 2 of Ho et al.
-  2020 adds none there, so that one x is held to the predicted x0, which is the mean of the step to 0.
-- Its "fixed_large" lacks Ho's value for the first step, which shows in a likelihood only, never in a trajectory.
-- Its DDIMScheduler keeps the unclipped noise beside the clipped x0 unless told use_clipped_model_output; we always make them agree.
+- Its DDPMScheduler leaves out the noise at timestep 0 and not on the step to the image. With
+  trailing steps, which do not visit timestep 0, it adds noise of variance beta ("fixed_large") or
+  1e-20 (its clamp) to the finished image. Algorithm 2 of Ho et al. 2020 adds none there, so that
+  one x is held to the predicted x0, which is the mean of the step to 0.
+- Its "fixed_large" lacks Ho's value for the first step, which shows in a likelihood only, never in
+  a trajectory.
+- Its DDIMScheduler keeps the unclipped noise beside the clipped x0 unless told
+  use_clipped_model_output; we always make them agree.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ SPACINGS = {"leading": even_steps, "trailing": trailing_steps}
 
 
 class Toy(nn.Module):
-    """A smooth function of pixels, neighbours and time; timesteps from 0, as diffusers' networks take them."""
+    """A smooth function of pixels, neighbours and time; timesteps from 0, as diffusers' networks
+    take them."""
 
     def forward(self, x, timestep, condition):
         time = timestep.to(x.dtype)[:, None, None, None] / 1000
@@ -53,22 +58,28 @@ def in_float64(scheduler):
 
 def start():
     """x_T, wide enough that x0 has to be clipped."""
-    return 1.5 * torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return 1.5 * torch.randn(
+        2, 3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def theirs(scheduler, count, **options):
-    """Every x of a diffusers scheduler's trajectory, the last one included, its noise drawn from seed 1; and the last x0."""
+    """Every x of a diffusers scheduler's trajectory, the last one included, its noise drawn from
+    seed 1; and the last x0."""
     scheduler.set_timesteps(count)
     x, xs, generator, network = start(), [], torch.Generator().manual_seed(1), Toy()
     for t in scheduler.timesteps:
         xs.append(x)
-        step = scheduler.step(network(x, t.expand(len(x)), {}), t, x, generator=generator, **options)
+        step = scheduler.step(
+            network(x, t.expand(len(x)), {}), t, x, generator=generator, **options
+        )
         x = step.prev_sample
     return [*xs, x], step.pred_original_sample
 
 
 def ours(sampler, denoiser, schedule, steps, clip):
-    """The same of our sampler, seen through the denoiser it calls; its noise from the same seed, in the order it asks for it."""
+    """The same of our sampler, seen through the denoiser it calls; its noise from the same seed, in
+    the order it asks for it."""
     xs, generator = [], torch.Generator().manual_seed(1)
     denoise = clip_x0(denoiser, schedule) if clip else denoiser
 
@@ -76,7 +87,13 @@ def ours(sampler, denoiser, schedule, steps, clip):
         xs.append(x)
         return denoise(x, t)
 
-    out = sampler(watched, schedule, start(), steps, lambda like: torch.randn(like.shape, dtype=like.dtype, generator=generator))
+    out = sampler(
+        watched,
+        schedule,
+        start(),
+        steps,
+        lambda like: torch.randn(like.shape, dtype=like.dtype, generator=generator),
+    )
     return [*xs, out]
 
 
@@ -90,12 +107,27 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize(("count", "spacing", "clip"), [(1000, "leading", True), (50, "leading", True), (50, "leading", False),
-                                                        (50, "trailing", True), (7, "trailing", False)])
+@pytest.mark.parametrize(
+    ("count", "spacing", "clip"),
+    [
+        (1000, "leading", True),
+        (50, "leading", True),
+        (50, "leading", False),
+        (50, "trailing", True),
+        (7, "trailing", False),
+    ],
+)
 def test_ancestral_is_ddpm_scheduler(count, spacing, variance, prediction, clip):
     """All 1000 steps and sub-sequences, both variances, three predictions, clipped and not."""
-    scheduler = in_float64(DDPMScheduler(1000, variance_type=variance, prediction_type=prediction, clip_sample=clip,
-                                         timestep_spacing=spacing))
+    scheduler = in_float64(
+        DDPMScheduler(
+            1000,
+            variance_type=variance,
+            prediction_type=prediction,
+            clip_sample=clip,
+            timestep_spacing=spacing,
+        )
+    )
     schedule = schedules.linear(1000)
     denoiser = Denoiser(Toy(), schedule, PREDICTIONS[prediction](), VARIANCES[variance])
     xs, x0 = theirs(scheduler, count)
@@ -109,41 +141,61 @@ def test_ancestral_is_ddpm_scheduler(count, spacing, variance, prediction, clip)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("count", "spacing"), [(50, "leading"), (20, "trailing")])
 def test_ddim_is_ddim_scheduler(count, spacing, eta, prediction, clip):
-    """Both spacings, three etas, three predictions; clipped, the noise is made to agree with x0 (use_clipped_model_output)."""
-    scheduler = in_float64(DDIMScheduler(1000, prediction_type=prediction, clip_sample=clip, timestep_spacing=spacing))
+    """Both spacings, three etas, three predictions; clipped, the noise is made to agree with x0
+    (use_clipped_model_output)."""
+    scheduler = in_float64(
+        DDIMScheduler(1000, prediction_type=prediction, clip_sample=clip, timestep_spacing=spacing)
+    )
     schedule = schedules.linear(1000)
     denoiser = Denoiser(Toy(), schedule, PREDICTIONS[prediction]())
-    assert_same(ours(partial(ddim, eta=eta), denoiser, schedule, SPACINGS[spacing](LINEAR, count), clip),
-                theirs(scheduler, count, eta=eta, use_clipped_model_output=clip)[0])
+    assert_same(
+        ours(partial(ddim, eta=eta), denoiser, schedule, SPACINGS[spacing](LINEAR, count), clip),
+        theirs(scheduler, count, eta=eta, use_clipped_model_output=clip)[0],
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_zero_terminal_snr_is_diffusers(eta):
-    """Lin et al. 2024: trailing steps and velocity from exactly 0 at T, on diffusers' own rescaled betas in float64."""
+    """Lin et al. 2024: trailing steps and velocity from exactly 0 at T, on diffusers' own rescaled
+    betas in float64."""
     from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-    scheduler = in_float64(DDIMScheduler(1000, prediction_type="v_prediction", clip_sample=True, timestep_spacing="trailing"))
+    scheduler = in_float64(
+        DDIMScheduler(
+            1000, prediction_type="v_prediction", clip_sample=True, timestep_spacing="trailing"
+        )
+    )
     scheduler.alphas_cumprod = (1 - rescale_zero_terminal_snr(scheduler.betas)).cumprod(0)
     schedule = schedules.zero_terminal(schedules.linear(1000))
     denoiser = Denoiser(Toy(), schedule, PredictVelocity())
-    assert_same(ours(partial(ddim, eta=eta), denoiser, schedule, trailing_steps(LINEAR, 20), True),
-                theirs(scheduler, 20, eta=eta, use_clipped_model_output=True)[0])
+    assert_same(
+        ours(partial(ddim, eta=eta), denoiser, schedule, trailing_steps(LINEAR, 20), True),
+        theirs(scheduler, 20, eta=eta, use_clipped_model_output=True)[0],
+    )
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 50, 300, 1000])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_steps_are_diffusers_timesteps(spacing, count):
-    """Its 0-based timesteps are ours less 1; of Song et al.'s evenly spaced ones, which are more than count where that does not divide
-    T, it keeps the lowest."""
+    """Its 0-based timesteps are ours less 1; of Song et al.'s evenly spaced ones, which are more
+    than count where that does not divide T, it keeps the lowest."""
     scheduler = DDIMScheduler(1000, timestep_spacing=spacing)
     scheduler.set_timesteps(count)
     assert (scheduler.timesteps + 1).tolist() == SPACINGS[spacing](LINEAR, count)[-count - 1 : -1]
 
 
-@pytest.mark.parametrize(("name", "options"), [("linear", {"beta_start": 1e-4, "beta_end": 0.02}), ("cosine", {}),
-                                               ("scaled_linear", {"beta_start": 0.00085, "beta_end": 0.012})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("linear", {"beta_start": 1e-4, "beta_end": 0.02}),
+        ("cosine", {}),
+        ("scaled_linear", {"beta_start": 0.00085, "beta_end": 0.012}),
+    ],
+)
 def test_schedules_are_diffusers(name, options):
     """Its alphas_cumprod, which are float32, to float32 rounding of 1000 factors."""
     beta_schedule = {"cosine": "squaredcos_cap_v2"}.get(name, name)
     alpha_bar = DDPMScheduler(1000, beta_schedule=beta_schedule, **options).alphas_cumprod
-    torch.testing.assert_close(getattr(schedules, name)(1000).alpha_bar[1:].float(), alpha_bar, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        getattr(schedules, name)(1000).alpha_bar[1:].float(), alpha_bar, rtol=1e-4, atol=1e-7
+    )

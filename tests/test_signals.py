@@ -1,4 +1,5 @@
-"""Asked to stop by a signal, a run saves what it did, leaves with 75, and continues to the bits of a run that was not asked."""
+"""Asked to stop by a signal, a run saves what it did, leaves with 75, and continues to the bits of
+a run that was not asked."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from runtime.signals import PREEMPTED, Preempted, StopRequest
 from tests import runs
 
 LONGER = ["train.steps=24", "run.checkpoint_every=20"]
-SOON = 5  # seconds, on a busy machine; the evaluation or the sampling that is cut short would take a minute
+# seconds, on a busy machine; the evaluation or the sampling that is cut short would take a minute
+SOON = 5
 
 
 def stopped(root: Path, arguments, at: str) -> Path:
@@ -36,8 +38,14 @@ def stop(run: runs.Launched, number: signal.Signals) -> tuple[str, float]:
     return text, time.monotonic() - start
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, *(pytest.param(s, marks=pytest.mark.slow)
-                                                                        for s in (signal.SIGINT, signal.SIGUSR2))])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGUSR2)),
+    ],
+)
 def test_stopped_at_a_random_moment(undisturbed, tmp_path, number):
     run = runs.launch(tmp_path, LONGER)
     run.until(r"0/24")
@@ -46,14 +54,20 @@ def test_stopped_at_a_random_moment(undisturbed, tmp_path, number):
     directory = runs.directory_of(tmp_path)
     reached = runs.steps_of(directory)[-1]
     assert 0 < reached < 24
-    assert [row["step"] for row in runs.rows(directory) if "loss" in row][-1:] in ([], [reached // 3 * 3])  # no step was dropped
+    # no step was dropped
+    assert [row["step"] for row in runs.rows(directory) if "loss" in row][-1:] in (
+        [],
+        [reached // 3 * 3],
+    )
     code, text = runs.train(tmp_path, LONGER)
     assert code == 0 and f"resuming at step {reached}:" in text
     runs.assert_same_run(directory, undisturbed(*LONGER), 24)
 
 
 def test_the_step_that_was_reached_is_saved(undisturbed, tmp_path):
-    row_6 = runs.number_of(runs.operations(undisturbed().parents[2]), r"fsync checkpoints/\.step_4") + 3
+    row_6 = (
+        runs.number_of(runs.operations(undisturbed().parents[2]), r"fsync checkpoints/\.step_4") + 3
+    )
     directory = stopped(tmp_path, [], f"{row_6}=USR1")
     assert runs.rows(directory)[-1]["step"] == 6
     assert runs.steps_of(directory) == [4, 6]
@@ -63,8 +77,15 @@ def test_the_step_that_was_reached_is_saved(undisturbed, tmp_path):
 
 def test_stopped_while_a_strategy_makes_what_it_needs(undisturbed, tmp_path):
     """Before the first step, too: exit code 75, and what the cache has so far is whole."""
-    run = runs.launch(tmp_path, [f"source.from={undisturbed()}", "transfer=dreambooth", "transfer.replay.images.n=100000",
-                                 "transfer.replay.images.batch_size=1"])
+    run = runs.launch(
+        tmp_path,
+        [
+            f"source.from={undisturbed()}",
+            "transfer=dreambooth",
+            "transfer.replay.images.n=100000",
+            "transfer.replay.images.batch_size=1",
+        ],
+    )
     run.until("source weights")
     while not list(tmp_path.glob("cache/generated/*/00000001.npy")):
         time.sleep(0.01)
@@ -108,7 +129,9 @@ def test_stopped_while_sampling(undisturbed, tmp_path):
 
 def test_stopped_in_the_evaluation_that_ends_the_run(undisturbed, tmp_path):
     """All steps are done, but the run is not finished."""
-    number = runs.number_of(runs.operations(undisturbed().parents[2]), r"write samples/.*12.png") - 2
+    number = (
+        runs.number_of(runs.operations(undisturbed().parents[2]), r"write samples/.*12.png") - 2
+    )
     directory = stopped(tmp_path, [], f"{number}=INT")
     assert runs.steps_of(directory)[-1] == 12 and find(directory).progress.pending
     code, text = runs.train(tmp_path)
@@ -130,7 +153,8 @@ def test_a_request_is_noted_once_and_the_handlers_come_back(number):
 
 
 def test_a_second_interrupt_acts_at_once():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, as this may be one, ignore it
+    # a shell's background jobs, as this may be one, ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         interrupted_twice()
     finally:
@@ -139,19 +163,27 @@ def test_a_second_interrupt_acts_at_once():
 
 def interrupted_twice() -> None:
     with StopRequest():
-        signal.raise_signal(signal.SIGINT)  # os.kill may reach another thread, and two at once would be one
+        # os.kill may reach another thread, and two at once would be one
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
 # leaving
 
+
 @pytest.fixture
 def handed(monkeypatch):
-    """The signals that reach the handler that stood before StopRequest, as submitit's does in its jobs."""
+    """The signals that reach the handler that stood before StopRequest, as submitit's does in its
+    jobs."""
     received = []
-    before = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR2)}
-    monkeypatch.setattr(signal, "pause", lambda: (_ for _ in ()).throw(TimeoutError("waits to be killed")))
+    before = {
+        s: signal.signal(s, lambda number, frame: received.append(number))
+        for s in (signal.SIGTERM, signal.SIGUSR2)
+    }
+    monkeypatch.setattr(
+        signal, "pause", lambda: (_ for _ in ()).throw(TimeoutError("waits to be killed"))
+    )
     yield received
     for s, handler in before.items():
         signal.signal(s, handler)

@@ -8,7 +8,10 @@ import pytest
 from data.splits import SPLITS, draw_splits
 
 
-@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.1), (0.2, 0.05), (0.0, 0.3), (0.25, 0.0), (0.0, 0.0), (0.29, 0.57)])
+@pytest.mark.parametrize(
+    ("validation", "test"),
+    [(0.1, 0.1), (0.2, 0.05), (0.0, 0.3), (0.25, 0.0), (0.0, 0.0), (0.29, 0.57)],
+)
 def test_each_class_gives_its_share(validation, test):
     sizes = [100, 40, 10, 1, 349]
     labels = np.random.default_rng(0).permutation(np.repeat(range(5), sizes)).tolist()
@@ -22,7 +25,7 @@ def test_each_class_gives_its_share(validation, test):
             assert abs(sum(labels[item] == label for item in splits[split]) - size * share) < 2.5
     assert {labels[i] for i in splits["train"]} == set(range(5))
     if test:
-        assert splits["test"] != items[:len(splits["test"])]
+        assert splits["test"] != items[: len(splits["test"])]
 
 
 def test_many_small_classes_still_leave_something_to_judge_by():
@@ -34,10 +37,20 @@ def test_a_group_is_never_split():
     groups = [k // 7 for k in range(300)]
     splits = draw_splits(range(300), [0] * 300, groups, 0.2, 0.2)
     owners = {split: {groups[i] for i in splits[split]} for split in SPLITS}
-    assert not owners["train"] & owners["test"] and not owners["train"] & owners["validation"] and not owners["validation"] & owners["test"]
-    assert all(abs(len(splits[split]) - share * 300) <= 7 for split, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)))
+    assert (
+        not owners["train"] & owners["test"]
+        and not owners["train"] & owners["validation"]
+        and not owners["validation"] & owners["test"]
+    )
+    assert all(
+        abs(len(splits[split]) - share * 300) <= 7
+        for split, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2))
+    )
 
 
 def test_only_the_items_that_are_given_are_cut():
     splits = draw_splits([5, 9, 20, 30], [0] * 40, range(40), 0.25, 0.25)
-    assert sorted(splits["train"] + splits["validation"] + splits["test"]) == [5, 9, 20, 30] and len(splits["train"]) == 2
+    assert (
+        sorted(splits["train"] + splits["validation"] + splits["test"]) == [5, 9, 20, 30]
+        and len(splits["train"]) == 2
+    )

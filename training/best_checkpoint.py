@@ -1,4 +1,5 @@
-"""Which checkpoint of a run is the best: that of lowest validation loss, or KID where run.best_by says so."""
+"""Which checkpoint of a run is the best: that of lowest validation loss, or KID where run.best_by
+says so."""
 
 from __future__ import annotations
 
@@ -18,23 +19,30 @@ def rank_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     if not checkpoints:
         return []
     newest = checkpoints[-1]
-    by = f"validation_{newest.config.get('run', {}).get('best_by', 'loss')}"  # older runs do not say it
-    scored = [c for c in checkpoints if c.progress.held_out_grid == newest.progress.held_out_grid
-              and getattr(c.progress, by) is not None]
+    # older runs do not say it
+    by = f"validation_{newest.config.get('run', {}).get('best_by', 'loss')}"
+    scored = [
+        c
+        for c in checkpoints
+        if c.progress.held_out_grid == newest.progress.held_out_grid
+        and getattr(c.progress, by) is not None
+    ]
     return sorted(scored, key=lambda c: getattr(c.progress, by))
 
 
 def find_best_checkpoint(path: str | Path) -> Checkpoint:
-    """The best of the kept checkpoints of a run directory, or of a directory of checkpoints; the newest
-    where none was evaluated; one checkpoint is itself. A damaged one is named and passed over. Raises
-    UserError where there is none."""
+    """The best of the kept checkpoints of a run directory, or of a directory of checkpoints; the
+    newest where none was evaluated; one checkpoint is itself. A damaged one is named and passed
+    over. Raises UserError where there is none."""
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return open_checkpoint(path)
     inside = path / "checkpoints"
     checkpoints = all_checkpoints(inside if inside.is_dir() else path)
     damages: list[str] = []
-    for checkpoint in {c.path: c for c in [*rank_checkpoints(checkpoints), *reversed(checkpoints)]}.values():
+    for checkpoint in {
+        c.path: c for c in [*rank_checkpoints(checkpoints), *reversed(checkpoints)]
+    }.values():
         damage = checkpoint.damage()
         if damage is None:
             for line in damages:
@@ -47,8 +55,8 @@ def find_best_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def prune_checkpoints(directory: Path, keep_last: int) -> None:
-    """Removes all but the newest keep_last and the best, of each kind of images that the held-out loss
-    was taken on."""
+    """Removes all but the newest keep_last and the best, of each kind of images that the held-out
+    loss was taken on."""
     checkpoints = all_checkpoints(directory)
     by_grid: dict[int | None, list[Checkpoint]] = {}
     for checkpoint in checkpoints:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 def ema_decay(decay: float, updates: int) -> float:
-    """min(decay, (1 + n) / (10 + n)): short runs are not left with their start. updates: n, those done before."""
+    """min(decay, (1 + n) / (10 + n)): short runs are not left with their start. updates: n, those
+    done before."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
@@ -24,12 +25,16 @@ def share_of_start(decay: float, updates: int) -> float:
 
 
 class Ema:
-    """A network whose parameters follow another's: ema <- decay ema + (1 - decay) weights. A frozen weight stays to the bit."""
+    """A network whose parameters follow another's: ema <- decay ema + (1 - decay) weights. A frozen
+    weight stays to the bit."""
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self._pairs: tuple[list[Tensor], list[Tensor]] = (list(self.network.parameters()), [p.detach() for p in network.parameters()])
+        self._pairs: tuple[list[Tensor], list[Tensor]] = (
+            list(self.network.parameters()),
+            [p.detach() for p in network.parameters()],
+        )
 
     @torch.no_grad()
     def update(self, updates: int) -> None:

@@ -1,5 +1,6 @@
-"""The training loop. Its state is the weights, their average, the optimizer's moments and the number of steps done; all else is a
-function of (seed, step), so that a run that was killed ends with the same bits as one that was not."""
+"""The training loop. Its state is the weights, their average, the optimizer's moments and the
+number of steps done; all else is a function of (seed, step), so that a run that was killed ends
+with the same bits as one that was not."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Terms:
-    """What a strategy adds to the loss of a step. loss: in place of the plain one, on the target's images."""
+    """What a strategy adds to the loss of a step. loss: in place of the plain one, on the target's
+    images."""
 
     penalties: Sequence[Penalty] = ()
     replay: Replay | None = None
@@ -68,7 +70,8 @@ class Terms:
 
 @dataclass
 class Trainer:
-    """One run. Build the parts, call train(). facts: what result.json says besides what is measured."""
+    """One run. Build the parts, call train(). facts: what result.json says besides what is
+    measured."""
 
     denoiser: Denoiser
     loss: Loss
@@ -93,62 +96,96 @@ class Trainer:
         self.base_rate: float = self.optimizer.defaults["lr"]
         self.ema = Ema(d.network, self.config.train.ema_decay)
         self.averaged = d.around(self.ema.network).eval()
-        self.window = torch.zeros((), device=self.device)  # summed loss since the last row of the log
+        # summed loss since the last row of the log
+        self.window = torch.zeros((), device=self.device)
         self.window_steps = 0
-        self.first_bad = torch.full((), -1, device=self.device)  # step of the first loss or gradient that is not finite
+        # step of the first loss or gradient that is not finite
+        self.first_bad = torch.full((), -1, device=self.device)
         self.pending = False  # stopped between the step and its evaluation
         self.replay_seed = derive(self.seed, "replay")
         count = self.run.kid_images
-        self.light = LightSet(self.batches.dataset, count, self.config.train.batch_size, self.device) if count else None
+        self.light = (
+            LightSet(self.batches.dataset, count, self.config.train.batch_size, self.device)
+            if count
+            else None
+        )
 
     # one step
 
     def step(self, k: int, batch: Batch, replayed: Batch | None = None) -> Tensor:
-        """Step k, counted from 0. replayed: images of the source, where the strategy wants them. Returns the gradient's norm. Nothing
-        here waits for the device."""
+        """Step k, counted from 0. replayed: images of the source, where the strategy wants them.
+        Returns the gradient's norm. Nothing here waits for the device."""
         if self.plan.at_change(k):
             self.plan.apply(k)
         warmup = min(1.0, (k + 1) / max(1, self.config.train.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
             group["lr"] = self.base_rate * scale * warmup
         draw = self._draw(k, batch, self.batches.flip, self.timesteps, self.seed)
-        total, losses = self._backward(k, draw, self.terms.loss or self.loss, self.seed, penalties=self.terms.penalties)
+        total, losses = self._backward(
+            k, draw, self.terms.loss or self.loss, self.seed, penalties=self.terms.penalties
+        )
         self.timesteps.update(draw.t, losses)
         if (replay := self.terms.replay) and replayed:
             draw = self._draw(k, replayed, replay.batches.flip, replay.timesteps, self.replay_seed)
             more, losses = self._backward(k, draw, self.loss, self.replay_seed, scale=replay.weight)
             replay.timesteps.update(draw.t, losses)
             total = total + more
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.network.parameters(), self.config.train.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.denoiser.network.parameters(), self.config.train.clip or math.inf
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(k)
         self.window += total
         self.window_steps += 1
-        self.first_bad = torch.where((self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad)
+        self.first_bad = torch.where(
+            (self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad
+        )
         return norm
 
     def _draw(self, k: int, batch: Batch, flips: bool, timesteps: Timesteps, seed: int) -> Draw:
-        """What step k is taken on: drawn for the whole batch, so that accumulation does not change it."""
+        """What step k is taken on: drawn for the whole batch, so that accumulation does not change
+        it."""
         images, label, flip = (x.to(self.device, non_blocking=True) for x in batch)
         x0 = to_x0(images, flip if flips else None)
         t, weight = timesteps.draw(len(x0), generator(seed, "t", k, device=self.device))
-        noise = torch.randn(images.shape, generator=generator(seed, "noise", k, device=self.device), device=self.device)
+        noise = torch.randn(
+            images.shape,
+            generator=generator(seed, "noise", k, device=self.device),
+            device=self.device,
+        )
         if classes := self.denoiser.network.classes:
-            drop = torch.rand(len(label), generator=generator(seed, "label", k, device=self.device), device=self.device)
+            drop = torch.rand(
+                len(label),
+                generator=generator(seed, "label", k, device=self.device),
+                device=self.device,
+            )
             label = torch.where(drop < self.config.train.label_dropout, classes, label)
         return Draw(x0, t, weight, noise.permute(0, 3, 1, 2), {"label": label})
 
-    def _backward(self, k: int, draw: Draw, of: Loss, seed: int, scale: float = 1.0,
-                  penalties: Sequence[Penalty] = ()) -> tuple[Tensor, Tensor]:
-        """The gradient of scale x the mean loss, and of the penalties, micro-batch by micro-batch -> (the loss, each image's [B])."""
+    def _backward(
+        self,
+        k: int,
+        draw: Draw,
+        of: Loss,
+        seed: int,
+        scale: float = 1.0,
+        penalties: Sequence[Penalty] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of scale x the mean loss, and of the penalties, micro-batch by micro-batch
+        -> (the loss, each image's [B])."""
         x0, t, weight, noise, condition = draw
         micro = -(-len(x0) // self.config.train.accumulation)
         total, losses = torch.zeros((), device=self.device), []
         for m, first in enumerate(range(0, len(x0), micro)):
             part = slice(first, first + micro)
             torch.manual_seed(derive(seed, "dropout", k, m))
-            inputs = x0[part], t[part], noise[part], {name: values[part] for name, values in condition.items()}
+            inputs = (
+                x0[part],
+                t[part],
+                noise[part],
+                {name: values[part] for name, values in condition.items()},
+            )
             with self.autocast():
                 step = self._forward_pass(of, *inputs)
                 loss, added = of(step), sum(penalty(step) for penalty in penalties)
@@ -158,7 +195,9 @@ class Trainer:
             total += loss.detach()
         return total, torch.cat(losses)
 
-    def _forward_pass(self, of: Loss, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition) -> ForwardPass:
+    def _forward_pass(
+        self, of: Loss, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition
+    ) -> ForwardPass:
         """A loss with a method noise_of chooses the noise that the network is given."""
         if choose := getattr(of, "noise_of", None):
             noise = choose(self.denoiser, x0, t, noise, condition)
@@ -169,14 +208,27 @@ class Trainer:
     def train(self) -> None:
         """Runs to settings.steps. Raises Preempted, after saving, where a signal asked to stop."""
         steps, interactive = self.config.train.steps, sys.stderr.isatty()
-        with StopRequest() as self.stop, tqdm(total=steps, initial=self.steps_done, unit="step", mininterval=0.5 if interactive else 30,
-                                              desc=self.directory.parent.name) as self.bar:
+        with (
+            StopRequest() as self.stop,
+            tqdm(
+                total=steps,
+                initial=self.steps_done,
+                unit="step",
+                mininterval=0.5 if interactive else 30,
+                desc=self.directory.parent.name,
+            ) as self.bar,
+        ):
             self._clock = time.monotonic()
             if self.pending or steps == 0:
                 self._finish_step()
             with contextlib.ExitStack() as stack:
-                streams = [batches.prefetched(self.steps_done, steps, pin=self.device.type == "cuda")
-                           for batches in [self.batches, *([self.terms.replay.batches] if self.terms.replay else [])]]
+                streams = [
+                    batches.prefetched(self.steps_done, steps, pin=self.device.type == "cuda")
+                    for batches in [
+                        self.batches,
+                        *([self.terms.replay.batches] if self.terms.replay else []),
+                    ]
+                ]
                 for stream in streams:
                     stack.enter_context(contextlib.closing(stream))
                 for batch in zip(*streams, strict=True):
@@ -195,9 +247,16 @@ class Trainer:
         self._check_finite()
         loss, now = self.window.item() / self.window_steps, time.monotonic()
         speed = self.window_steps * self.config.train.batch_size / (now - self._clock)
-        self.log.metrics(self.steps_done, {
-            "loss": loss, "grad_norm": norm.item(), "learning_rate": max(g["lr"] for g in self.optimizer.param_groups),
-            "images_per_second": speed, "seconds": self._elapsed()})
+        self.log.metrics(
+            self.steps_done,
+            {
+                "loss": loss,
+                "grad_norm": norm.item(),
+                "learning_rate": max(g["lr"] for g in self.optimizer.param_groups),
+                "images_per_second": speed,
+                "seconds": self._elapsed(),
+            },
+        )
         self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         self.window.zero_()
         self.window_steps = 0
@@ -210,12 +269,24 @@ class Trainer:
 
     def _check_finite(self, held_out_loss: float = 0.0) -> None:
         if (bad := self.first_bad.item()) >= 0 or not math.isfinite(held_out_loss):
-            what = f"the loss or the gradient of step {bad}" if bad >= 0 else f"the held-out loss after {self.steps_done} steps"
+            what = (
+                f"the loss or the gradient of step {bad}"
+                if bad >= 0
+                else f"the held-out loss after {self.steps_done} steps"
+            )
             last = checkpoint.latest(self.directory / "checkpoints")
             raise UserError(
                 f"{what} is not finite, so training stopped there. "
-                + (f"The last good checkpoint is {last.path}. " if last else "No checkpoint was written before it. ")
-                + "Usual cures: a lower optimizer.lr, a longer train.warmup, train.clip=1, train.precision=fp32.")
+                + (
+                    f"The last good checkpoint is {last.path}. "
+                    if last
+                    else "No checkpoint was written before it. "
+                )
+                + (
+                    "Usual cures: a lower optimizer.lr, a longer train.warmup, train.clip=1, "
+                    "train.precision=fp32."
+                )
+            )
 
     def _finish_step(self) -> None:
         """Evaluation, samples, and then the checkpoint that says that they are done."""
@@ -228,7 +299,9 @@ class Trainer:
             self._save()
             raise
         self.pending = False
-        self.log.metrics(self.steps_done, {f"validation/{name}": value for name, value in values.items()})
+        self.log.metrics(
+            self.steps_done, {f"validation/{name}": value for name, value in values.items()}
+        )
         if picture is not None:
             self.log.picture("samples", self.steps_done, picture)
         write_sealed(self.directory / RESULT, self._result(values), indent=1)
@@ -236,20 +309,34 @@ class Trainer:
 
     def _result(self, values: dict[str, float]) -> dict[str, Any]:
         """What the run came to so far, for report.py."""
-        return {"step": self.steps_done, "held_out_loss": values.get("loss"), "held_out_grid": GRID,
-                "best_step": self._best_step(values), "best_by": self.run.best_by,
-                "ema_share_of_start": share_of_start(self.config.train.ema_decay, self.steps_done), "hours": self._elapsed() / 3600,
-                "device": device_name(self.device), "peak_memory_bytes": peak_memory(self.device), **self.facts}
+        return {
+            "step": self.steps_done,
+            "held_out_loss": values.get("loss"),
+            "held_out_grid": GRID,
+            "best_step": self._best_step(values),
+            "best_by": self.run.best_by,
+            "ema_share_of_start": share_of_start(self.config.train.ema_decay, self.steps_done),
+            "hours": self._elapsed() / 3600,
+            "device": device_name(self.device),
+            "peak_memory_bytes": peak_memory(self.device),
+            **self.facts,
+        }
 
     def _best_step(self, values: dict[str, float]) -> int:
-        """The step of the checkpoint that find_best_checkpoint finds once that of this evaluation is written."""
+        """The step of the checkpoint that find_best_checkpoint finds once that of this evaluation
+        is written."""
         directory = self.directory / "checkpoints"
-        now = Checkpoint(directory, self.steps_done, self.config.raw, [], {}, self._progress(values))
+        now = Checkpoint(
+            directory, self.steps_done, self.config.raw, [], {}, self._progress(values)
+        )
         before = [c for c in checkpoint.all_checkpoints(directory) if c.step < now.step]
         return [*rank_checkpoints([*before, now]), now][0].step
 
     def _sampling_is_due(self) -> bool:
-        return self.steps_done % self.run.sample_every == 0 or self.steps_done == self.config.train.steps
+        return (
+            self.steps_done % self.run.sample_every == 0
+            or self.steps_done == self.config.train.steps
+        )
 
     def _evaluate(self) -> dict[str, float]:
         data = self.batches.dataset
@@ -257,28 +344,55 @@ class Trainer:
         if not len(rows):
             return {}
         with self.autocast():
-            values = held_out_errors(self.averaged, data.images, data.labels, rows, self.run.held_out_draws,
-                                     lambda drawn: self.stop.check()).values()
+            values = held_out_errors(
+                self.averaged,
+                data.images,
+                data.labels,
+                rows,
+                self.run.held_out_draws,
+                lambda drawn: self.stop.check(),
+            ).values()
         self._check_finite(values["loss"])
         values["ema_share_of_start"] = share_of_start(self.config.train.ema_decay, self.steps_done)
-        by_noise = [f"{which} noise {values[key]:.4f}" for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9")) if key in values]
-        log.info("step %d: held-out loss %.5f%s", self.steps_done, values["loss"], f" ({', '.join(by_noise)})" if by_noise else "")
+        by_noise = [
+            f"{which} noise {values[key]:.4f}"
+            for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9"))
+            if key in values
+        ]
+        log.info(
+            "step %d: held-out loss %.5f%s",
+            self.steps_done,
+            values["loss"],
+            f" ({', '.join(by_noise)})" if by_noise else "",
+        )
         if self.light:
             light = self.light(self._generate, self.stop.check)
-            log.info("step %d: %s (random features)", self.steps_done, ", ".join(f"{name} {value:.5f}" for name, value in light.items()))
+            log.info(
+                "step %d: %s (random features)",
+                self.steps_done,
+                ", ".join(f"{name} {value:.5f}" for name, value in light.items()),
+            )
             values |= light
         return values
 
     def _generate(self, seeds: Sequence[int], label: Tensor) -> Tensor:
-        """Images of the averaged model, one for each seed and label [B] -> [B, C, H, W] in about [-1, 1]."""
+        """Images of the averaged model, one for each seed and label [B] -> [B, C, H, W] in about
+        [-1, 1]."""
         condition = {"label": label} if self.denoiser.network.classes else {}
         H, W, C = self.batches.dataset.images.shape[1:]
         with self.autocast():
-            return generate(lambda x, t: self.averaged(x, t, condition), self.denoiser.schedule, self.config.sampler, (C, H, W), seeds,
-                            lambda *_: self.stop.check())
+            return generate(
+                lambda x, t: self.averaged(x, t, condition),
+                self.denoiser.schedule,
+                self.config.sampler,
+                (C, H, W),
+                seeds,
+                lambda *_: self.stop.check(),
+            )
 
     def _sample(self):
-        """A grid [H, W, C] uint8 from noise that is the same at every step and in every run; classes in turn."""
+        """A grid [H, W, C] uint8 from noise that is the same at every step and in every run;
+        classes in turn."""
         n = self.run.samples
         label = torch.arange(n, device=self.device) % (self.denoiser.network.classes or 1)
         x0 = self._generate([derive("grid", k) for k in range(n)], label)
@@ -291,18 +405,37 @@ class Trainer:
         self._check_finite()
         self.log.sync()
         directory = self.directory / "checkpoints"
-        optimizer = {"optimizer": self.optimizer.state_dict()} | {name: part.state_dict() for name, part in self._histories().items()}
-        checkpoint.save(directory, _tensors(self.denoiser.network), _tensors(self.ema.network), optimizer, self.steps_done,
-                        self.config.raw, list(self.batches.dataset.classes), self._progress(values or {}))
+        optimizer = {"optimizer": self.optimizer.state_dict()} | {
+            name: part.state_dict() for name, part in self._histories().items()
+        }
+        checkpoint.save(
+            directory,
+            _tensors(self.denoiser.network),
+            _tensors(self.ema.network),
+            optimizer,
+            self.steps_done,
+            self.config.raw,
+            list(self.batches.dataset.classes),
+            self._progress(values or {}),
+        )
         prune_checkpoints(directory, self.run.keep_last)
 
     def _progress(self, values: dict[str, float]) -> Progress:
-        return Progress(self.pending, values.get("loss"), values.get("kid"), GRID, self._elapsed(), self.log.rows,
-                        (self.window.item(), self.window_steps))
+        return Progress(
+            self.pending,
+            values.get("loss"),
+            values.get("kid"),
+            GRID,
+            self._elapsed(),
+            self.log.rows,
+            (self.window.item(), self.window_steps),
+        )
 
     def _histories(self) -> dict[str, Timesteps]:
         """What remembers losses by t."""
-        return {"timesteps": self.timesteps} | ({"replay": self.terms.replay.timesteps} if self.terms.replay else {})
+        return {"timesteps": self.timesteps} | (
+            {"replay": self.terms.replay.timesteps} if self.terms.replay else {}
+        )
 
     def restore(self, saved: Checkpoint) -> None:
         load(self.denoiser.network, saved.weights(checkpoint.MODEL))
@@ -311,7 +444,11 @@ class Trainer:
         self.optimizer.load_state_dict(optimizer["optimizer"])
         for name, part in self._histories().items():
             part.load_state_dict(optimizer[name])
-        self.steps_done, self.pending, self.seconds = saved.step, saved.progress.pending, saved.progress.seconds
+        self.steps_done, self.pending, self.seconds = (
+            saved.step,
+            saved.progress.pending,
+            saved.progress.seconds,
+        )
         window, self.window_steps = saved.progress.window
         self.window.fill_(window)
 

@@ -1,4 +1,5 @@
-"""The light set: how near the averaged model's images come to the validation images, and whether to the training images, as it trains."""
+"""The light set: how near the averaged model's images come to the validation images, and whether to
+the training images, as it trains."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ from runtime.seeds import derive
 
 MOST = 2000  # reference images of a split
 BATCH = 64  # images generated at a time, at most
-Make = Callable[[Sequence[int], Tensor], Tensor]  # (seeds, their labels [B]) -> x0 [B, C, H, W] in about [-1, 1]
+# (seeds, their labels [B]) -> x0 [B, C, H, W] in about [-1, 1]
+Make = Callable[[Sequence[int], Tensor], Tensor]
 log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
-    """Features of the training and the validation images, and the distances of the latter to the former."""
+    """Features of the training and the validation images, and the distances of the latter to the
+    former."""
 
     train: Tensor
     validation: Tensor
@@ -37,10 +40,12 @@ class Reference(NamedTuple):
 
 @dataclass
 class LightSet:
-    """count: images to generate. batch_size: the most at a time. Raises UserError where there are no validation images to compare with.
+    """count: images to generate. batch_size: the most at a time. Raises UserError where there are
+    no validation images to compare with.
 
-    The images are the same function of the weights in every run and at every step: seeds ("light", k), the classes of the training
-    images in turn. In random convolutional features, which need no file; its numbers compare with each other and with no paper's.
+    The images are the same function of the weights in every run and at every step: seeds ("light",
+    k), the classes of the training images in turn. In random convolutional features, which need no
+    file; its numbers compare with each other and with no paper's.
     """
 
     dataset: Dataset
@@ -52,22 +57,33 @@ class LightSet:
 
     def __post_init__(self):
         if (found := len(self.dataset.splits["validation"])) < 2:
-            raise UserError(f"run.kid_images={self.count} compares generated images with validation images, and there "
-                            f"{'is 1' if found else 'are none'}: set run.kid_images=0 and run.best_by=loss, or give data with a validation "
-                            "split.")
+            raise UserError(
+                f"run.kid_images={self.count} compares generated images with validation images, "
+                f"and there {'is 1' if found else 'are none'}: set run.kid_images=0 and "
+                "run.best_by=loss, or give data with a validation split."
+            )
         self.batch_size = min(self.batch_size, BATCH)
 
-    def __call__(self, make: Make, on_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
-        """{"kid": to the validation images, "kid_train": to the training images, "rho"}. kid_train is left out where there is one training
-        image, rho where most validation images are copies of training images. on_batch: called before each batch; it may raise, to
-        stop."""
+    def __call__(
+        self, make: Make, on_batch: Callable[[], object] = lambda: None
+    ) -> dict[str, float]:
+        """{"kid": to the validation images, "kid_train": to the training images, "rho"}. kid_train
+        is left out where there is one training image, rho where most validation images are copies
+        of training images. on_batch: called before each batch; it may raise, to stop."""
         self._reference = reference = self._reference or self._of_reference(on_batch)
-        generated = self._features(self._generated(make, on_batch), np.arange(self.count), on_batch, "features of generated images")
+        generated = self._features(
+            self._generated(make, on_batch),
+            np.arange(self.count),
+            on_batch,
+            "features of generated images",
+        )
         values = {"kid": kid(generated, reference.validation)}
         if len(reference.train) > 1:
             values["kid_train"] = kid(generated, reference.train)
         if median(reference.distances) > 0:
-            values["rho"] = rho(nearest(generated, reference.train, 1).distances[:, 0], reference.distances)
+            values["rho"] = rho(
+                nearest(generated, reference.train, 1).distances[:, 0], reference.distances
+            )
         return values
 
     def _generated(self, make: Make, on_batch: Callable[[], object]) -> np.ndarray:
@@ -79,23 +95,47 @@ class LightSet:
             on_batch()
             x0 = make([derive("light", k) for k in part.tolist()], labels[part].to(self.device))
             if not x0.isfinite().all():
-                raise UserError("the images generated for run.kid_images hold NaN or infinity: the model has diverged. Usual cures: a "
-                                "lower optimizer.lr, a longer train.warmup, train.precision=fp32.")
+                raise UserError(
+                    "the images generated for run.kid_images hold NaN or infinity: the model has "
+                    "diverged. Usual cures: a lower optimizer.lr, a longer train.warmup, "
+                    "train.precision=fp32."
+                )
             images.append(to_uint8(x0).cpu())
         return torch.cat(images).numpy()
 
     def _of_reference(self, on_batch: Callable[[], object]) -> Reference:
         """Computed once in a process."""
-        rows = {split: spread(self.dataset.splits[split], MOST, self.dataset.labels) for split in ("train", "validation")}
-        train, validation = (self._features(self.dataset.images, rows[split], on_batch, f"features of {split} images") for split in rows)
+        rows = {
+            split: spread(self.dataset.splits[split], MOST, self.dataset.labels)
+            for split in ("train", "validation")
+        }
+        train, validation = (
+            self._features(
+                self.dataset.images, rows[split], on_batch, f"features of {split} images"
+            )
+            for split in rows
+        )
         distances = nearest(validation, train, 1).distances[:, 0]
         if not median(distances) > 0:
-            log.warning("rho is left out: half of the validation images or more are equal to training images.")
+            log.warning(
+                "rho is left out: half of the validation images or more are equal to training "
+                "images."
+            )
         return Reference(train, validation, distances)
 
-    def _features(self, images: np.ndarray, rows: np.ndarray, on_batch: Callable[[], object], desc: str) -> Tensor:
+    def _features(
+        self, images: np.ndarray, rows: np.ndarray, on_batch: Callable[[], object], desc: str
+    ) -> Tensor:
         parts = []
         for start in range(0, len(rows), BATCH):
             on_batch()
-            parts.append(extract(self.features, images, rows[start : start + BATCH], device=self.device, desc=desc).features)
+            parts.append(
+                extract(
+                    self.features,
+                    images,
+                    rows[start : start + BATCH],
+                    device=self.device,
+                    desc=desc,
+                ).features
+            )
         return torch.cat(parts)

@@ -1,4 +1,5 @@
-"""Which source a target starts from: what source.from names, found and, where it is small and missing, trained first."""
+"""Which source a target starts from: what source.from names, found and, where it is small and
+missing, trained first."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being as
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """Where a target's weights come from: weights that are there, or the run of an experiment that may still have to be trained.
-    config: its own. identity: what it adds to the identity of the target's run, no path among it."""
+    """Where a target's weights come from: weights that are there, or the run of an experiment that
+    may still have to be trained. config: its own. identity: what it adds to the identity of the
+    target's run, no path among it."""
 
     name: str
     config: RunConfig
@@ -31,7 +33,8 @@ class PretrainedSource:
     directory: Path = Path()
 
     def find_weights(self) -> TrainedWeights | None:
-        """Those to start from: of an experiment, at its last step, or a later one where the run was continued."""
+        """Those to start from: of an experiment, at its last step, or a later one where the run was
+        continued."""
         if self.weights:
             return self.weights
         steps = self.config.train.steps
@@ -41,13 +44,16 @@ class PretrainedSource:
         return None
 
     def must_be_trainable(self, asked: bool) -> None:
-        """Raises UserError, with the command and the hours, where a missing source is too large to train unasked."""
+        """Raises UserError, with the command and the hours, where a missing source is too large to
+        train unasked."""
         hours = self.config.gpu_hours
         if hours > SMALL_GPU_HOURS and not asked:
             raise UserError(
-                f"source.from={self.name}: no finished run of it in {self.directory.parent}, and training it takes about {hours:g} "
-                f"GPU-hours. Train it with\n  python train.py +experiment={self.name}\nor in this run with source.train=true, or give "
-                "source.from= a run directory or a checkpoint.")
+                f"source.from={self.name}: no finished run of it in {self.directory.parent}, and "
+                f"training it takes about {hours:g} GPU-hours. Train it with\n  python train.py "
+                f"+experiment={self.name}\nor in this run with source.train=true, or give "
+                "source.from= a run directory or a checkpoint."
+            )
 
 
 def find_source(config: RunConfig) -> PretrainedSource | None:
@@ -58,8 +64,10 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
     if Path(name).expanduser().exists() or "/" in name:
         return _weights_there(name, config)
     if name not in options("experiment"):
-        raise UserError(f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face Hub, which is OWNER/NAME, nor "
-                        f"an experiment; {near(name, options('experiment'))}")
+        raise UserError(
+            f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face "
+            f"Hub, which is OWNER/NAME, nor an experiment; {near(name, options('experiment'))}"
+        )
     return _run_of(name, config)
 
 
@@ -67,23 +75,36 @@ def _weights_there(name: str, config: RunConfig) -> PretrainedSource:
     weights = load_weights(name, otherwise=config)
     check_fits(config, weights.config)
     check_images_known(config, weights)
-    return PretrainedSource(name, weights.config, {"from": f"sha256 {weights.digests[config.source.weights][:16]}"}, weights)
+    return PretrainedSource(
+        name,
+        weights.config,
+        {"from": f"sha256 {weights.digests[config.source.weights][:16]}"},
+        weights,
+    )
 
 
 def _run_of(experiment: str, config: RunConfig) -> PretrainedSource:
     raw = composed("train", [f"+experiment={experiment}", *config.source.overrides])
-    raw["run"] |= {key: config.raw["run"][key] for key in ("root", "cache", "device", "kernels", "compile")}
+    raw["run"] |= {
+        key: config.raw["run"][key] for key in ("root", "cache", "device", "kernels", "compile")
+    }
     own = check_run_config(raw | {"wandb": config.raw["wandb"]})
     if own.source.from_ is not None:
-        raise UserError(f"source.from={experiment}: that experiment has a source of its own. Train it first and give source.from= its "
-                        "directory.")
+        raise UserError(
+            f"source.from={experiment}: that experiment has a source of its own. Train it first "
+            "and give source.from= its directory."
+        )
     check_fits(config, own)
     try:
         images = open_images(own)
         own = own.with_classes(len(images.classes))
         who, directory = name_run(own, images.fingerprint, None, ())
     except UserError as error:
-        raise UserError(f"source.from={experiment} needs its images, to be trained or to be found: {error}\nWithout them give source.from= "
-                        "a run directory of it or published weights (docs/pretrained.md), or say where they are: "
-                        "'source.overrides=[\"data.path=DIR\"]'") from error
-    return PretrainedSource(experiment, own, {"run": digest(who), "steps": own.train.steps}, directory=directory)
+        raise UserError(
+            f"source.from={experiment} needs its images, to be trained or to be found: "
+            f"{error}\nWithout them give source.from= a run directory of it or published weights "
+            "(docs/pretrained.md), or say where they are: 'source.overrides=[\"data.path=DIR\"]'"
+        ) from error
+    return PretrainedSource(
+        experiment, own, {"run": digest(who), "steps": own.train.steps}, directory=directory
+    )

@@ -28,8 +28,9 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Result:
-    """config: of the run, or its identity where it has not begun. values: of result.json, {} where there is none yet. kind: a hash of all
-    that decides its numbers but for the seeds, also of the images and of the source's weights, which no config has."""
+    """config: of the run, or its identity where it has not begun. values: of result.json, {} where
+    there is none yet. kind: a hash of all that decides its numbers but for the seeds, also of the
+    images and of the source's weights, which no config has."""
 
     directory: Path
     config: dict[str, Any]
@@ -58,10 +59,13 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        return self.values.get("step") is not None and self.values["step"] >= self.config.get("train", {}).get("steps", float("inf"))
+        return self.values.get("step") is not None and self.values["step"] >= self.config.get(
+            "train", {}
+        ).get("steps", float("inf"))
 
     def settings(self) -> dict[str, Any]:
-        """Path -> value of all that decides the numbers, but for the seed and that of the subset."""
+        """Path -> value of all that decides the numbers, but for the seed and that of the
+        subset."""
         sections = [s for s in NUMBERS if s != "seed"]
         found = leaves(canonical({s: self.config[s] for s in sections if s in self.config}))
         return {path: value for path, value in found if path not in DRAWS}
@@ -72,56 +76,96 @@ class Result:
         step = v.get("step")
         return {
             "strategy": self.strategy,
-            "seed": str(self.seed) if self.subset in (None, self.seed) else f"{self.seed}, images by {self.subset}",
-            "trained": percent(v.get("trained_share")) + (f", all from step {v['all_from']}" if v.get("all_from") else ""),
-            "steps": MISSING if step is None else str(step) if self.finished or steps is None else f"{step} of {steps}",
-            "held-out loss": loss_text(self.loss) + " (of the first files)" * (self.loss is not None and "held_out_grid" not in v),
-            "GPU-hours": MISSING if v.get("hours") is None else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu")}
+            "seed": str(self.seed)
+            if self.subset in (None, self.seed)
+            else f"{self.seed}, images by {self.subset}",
+            "trained": percent(v.get("trained_share"))
+            + (f", all from step {v['all_from']}" if v.get("all_from") else ""),
+            "steps": MISSING
+            if step is None
+            else str(step)
+            if self.finished or steps is None
+            else f"{step} of {steps}",
+            "held-out loss": loss_text(self.loss)
+            + " (of the first files)" * (self.loss is not None and "held_out_grid" not in v),
+            "GPU-hours": MISSING
+            if v.get("hours") is None
+            else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu"),
+        }
 
 
 def read_result(directory: Path) -> Result:
     config, kind, begin = {}, "", "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
         config = read_json(path, begin)
-        kind = digest(config | {"seed": None, "data": config.get("data", {}) | {"subset_seed": None}})
-        config.get("transfer", {}).pop("rules", None)  # spelled out there, with every default, as no config is
+        kind = digest(
+            config | {"seed": None, "data": config.get("data", {}) | {"subset_seed": None}}
+        )
+        # spelled out there, with every default, as no config is
+        config.get("transfer", {}).pop("rules", None)
     if (path := directory / "config.yaml").exists():
-        config = _read_yaml(path, "delete it; the command of the run writes it anew where it goes on, or " + begin)
+        config = _read_yaml(
+            path, "delete it; the command of the run writes it anew where it goes on, or " + begin
+        )
     config = translate(config)
     path = directory / RESULT
     mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
-    return Result(directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {}, kind)
+    return Result(
+        directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {}, kind
+    )
 
 
 def _read_yaml(path: Path, mend: str) -> dict[str, Any]:
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("train", "transfer")):
+        if not isinstance(config, dict) or not all(
+            isinstance(config.get(key), dict) for key in ("train", "transfer")
+        ):
             raise ValueError("it lacks train or transfer")
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:  # OmegaConf's own, of what is no mapping, is an OSError
-        raise UserError(f"{path} is damaged ({(str(error).splitlines() or [''])[0]}): {mend}") from error
+    except (
+        YAMLError,
+        OmegaConfBaseException,
+        ValueError,
+        OSError,
+    ) as error:  # OmegaConf's own, of what is no mapping, is an OSError
+        raise UserError(
+            f"{path} is damaged ({(str(error).splitlines() or [''])[0]}): {mend}"
+        ) from error
     return config
 
 
 def varied(results: Sequence[Result]) -> list[str]:
-    """The settings in which these runs differ, but for those that come with their strategies: what differs within one strategy, or
-    between strategies that do not set it themselves."""
+    """The settings in which these runs differ, but for those that come with their strategies: what
+    differs within one strategy, or between strategies that do not set it themselves."""
     values: dict[str, dict[str, set[str]]] = {}
     for r in results:
         for path, value in r.settings().items():  # a run that has not begun knows less of itself
             values.setdefault(path, {}).setdefault(r.strategy, set()).add(json.dumps(value))
     own = {r.strategy: set_by(r.strategy) for r in results}
-    return [path for path, by_strategy in sorted(values.items())
-            if any(len(v) > 1 for v in by_strategy.values())
-            or len(set().union(*(v for strategy, v in by_strategy.items() if not path.startswith(own[strategy])))) > 1]
+    return [
+        path
+        for path, by_strategy in sorted(values.items())
+        if any(len(v) > 1 for v in by_strategy.values())
+        or len(
+            set().union(
+                *(v for strategy, v in by_strategy.items() if not path.startswith(own[strategy]))
+            )
+        )
+        > 1
+    ]
 
 
 def set_by(strategy: str) -> tuple[str, ...]:
-    """What the paths begin with that a preset sets: its own section, and others that its YAML names."""
+    """What the paths begin with that a preset sets: its own section, and others that its YAML
+    names."""
     path = CONF / "transfer" / f"{strategy}.yaml"
     content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     untrained = ("train.steps",) if content.get("rules") == [] else ()
-    return ("transfer.", *untrained, *(path for path, _ in leaves(content) if path.split(".")[0] in NUMBERS))
+    return (
+        "transfer.",
+        *untrained,
+        *(path for path, _ in leaves(content) if path.split(".")[0] in NUMBERS),
+    )
 
 
 def loss_text(loss: float | None) -> str:

@@ -1,4 +1,5 @@
-"""One run, from its config to its directory: the source is found or trained, the parts are built, the loop trains."""
+"""One run, from its config to its directory: the source is found or trained, the parts are built,
+the loop trains."""
 
 from __future__ import annotations
 
@@ -35,7 +36,14 @@ from training.checks import check_network, check_run_config
 from training.loop import Terms, Trainer
 from training.pretrained_source import PretrainedSource, find_source
 from training.run_directory import name_run, open_images
-from training.start_from_source import facts, start_from, tell_of_alike, terms_of, warn_of_random, with_alike_trained
+from training.start_from_source import (
+    facts,
+    start_from,
+    tell_of_alike,
+    terms_of,
+    warn_of_random,
+    with_alike_trained,
+)
 from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.class_table import check_number_of_classes, class_names, tell_classes
@@ -46,13 +54,17 @@ log = logging.getLogger("train")
 
 
 def train(raw: dict[str, Any]) -> Path:
-    """Trains what a composed config says, from where it was left, and returns the run's directory."""
+    """Trains what a composed config says, from where it was left, and returns the run's
+    directory."""
     config = check_run_config(raw)
     try:
         return run(config)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"the device is out of memory ({str(error).splitlines()[0]}). train.accumulation=2 (or 4, 8) needs less for the "
-                        "same result; model.gradient_checkpointing=true less still.") from error
+        raise UserError(
+            f"the device is out of memory ({str(error).splitlines()[0]}). train.accumulation=2 "
+            "(or 4, 8) needs less for the same result; model.gradient_checkpointing=true less "
+            "still."
+        ) from error
 
 
 def run(asked: RunConfig, wait: bool = False) -> Path:
@@ -61,32 +73,51 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
     with recorded() as said:  # before it is known where the run's log is
         source, images = together(lambda: find_source(asked), lambda: open_images(asked))
     config, who, directory = complete_config(asked, images, source)
-    busy = f"{directory} is being trained by another process: wait for it, or give this run its own run.directory."
+    busy = (
+        f"{directory} is being trained by another process: wait for it, or give this run its own "
+        "run.directory."
+    )
     with locked(directory / ".lock", None if wait else busy):
         claim(directory, who)
         for folder in (directory, directory / "checkpoints", directory / "samples"):
             remove_leftovers(folder)
         saved = checkpoint.latest(directory / "checkpoints")
         if saved and saved.step >= config.train.steps and not saved.progress.pending:
-            log.info("finished: %s has %d steps (a larger train.steps continues it)", directory, saved.step)
+            log.info(
+                "finished: %s has %d steps (a larger train.steps continues it)",
+                directory,
+                saved.step,
+            )
             return directory
-        log.info("%s: %s, %s", f"resuming at step {saved.step}" if saved else "new run", directory,
-                 (plan if config == asked else check_network(config)).told())
-        needed = source and not (has_origin(directory) and saved and not config.transfer.needs_source)
+        log.info(
+            "%s: %s, %s",
+            f"resuming at step {saved.step}" if saved else "new run",
+            directory,
+            (plan if config == asked else check_network(config)).told(),
+        )
+        needed = source and not (
+            has_origin(directory) and saved and not config.transfer.needs_source
+        )
         origin = source_weights(source, config) if source and needed else None
         with contextlib.ExitStack() as around:
             with stops_at_once():
                 around.enter_context(logged_to(directory / "log.txt", said))
-                trainer = around.enter_context(open_trainer(config, images, directory, saved, origin))
+                trainer = around.enter_context(
+                    open_trainer(config, images, directory, saved, origin)
+                )
             trainer.train()
         log.info("finished: %s\n  samples: %s", directory, directory / "samples")
     return directory
 
 
-def complete_config(asked: RunConfig, images: ImageReader, source: PretrainedSource | None) -> tuple[RunConfig, dict[str, Any], Path]:
+def complete_config(
+    asked: RunConfig, images: ImageReader, source: PretrainedSource | None
+) -> tuple[RunConfig, dict[str, Any], Path]:
     """The config with what images and source fill in, the run's identity and its directory."""
     theirs = source.config if source else None
-    config = asked.with_classes(len(images.classes), asked.kept_classes(theirs)).with_schedule_of(theirs)
+    config = asked.with_classes(len(images.classes), asked.kept_classes(theirs)).with_schedule_of(
+        theirs
+    )
     check_number_of_classes(config, images, theirs)
     table = planned_fit(config, theirs) if theirs else []
     config = with_alike_trained(config, table)
@@ -107,9 +138,15 @@ def source_weights(source: PretrainedSource, config: RunConfig) -> TrainedWeight
 
 
 @contextlib.contextmanager
-def open_trainer(config: RunConfig, images: ImageReader, directory: Path, saved: Checkpoint | None,
-                 origin: TrainedWeights | None) -> Iterator[Trainer]:
-    """Everything that one run needs, built, started from its source, and restored from its checkpoint where it has one."""
+def open_trainer(
+    config: RunConfig,
+    images: ImageReader,
+    directory: Path,
+    saved: Checkpoint | None,
+    origin: TrainedWeights | None,
+) -> Iterator[Trainer]:
+    """Everything that one run needs, built, started from its source, and restored from its
+    checkpoint where it has one."""
     device = pick_device(config.run.device)
     forget_peak(device)
     asked = config.train.precision
@@ -119,7 +156,9 @@ def open_trainer(config: RunConfig, images: ImageReader, directory: Path, saved:
     dataset = open_dataset(config.data, images, config.seed, Path(config.run.cache))
     show_images(dataset, config.run.samples, directory / "images.png")
     tell_classes(dataset, config.classes)
-    dataset = replace(dataset, classes=saved.classes if saved else class_names(config, dataset.classes, origin))
+    dataset = replace(
+        dataset, classes=saved.classes if saved else class_names(config, dataset.classes, origin)
+    )
     denoiser = start_denoiser(config, directory, dataset.classes, saved, origin)
     to_channels_last(denoiser, device).train()
     rules = rules_of(config)
@@ -131,33 +170,63 @@ def open_trainer(config: RunConfig, images: ImageReader, directory: Path, saved:
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
     run_log = RunLog(directory, saved.progress.rows if saved else 0, config.wandb, config.raw)
     try:
-        terms = terms_of(config, origin, denoiser, dataset, directory) if origin and config.transfer.needs_source else Terms()
+        terms = (
+            terms_of(config, origin, denoiser, dataset, directory)
+            if origin and config.transfer.needs_source
+            else Terms()
+        )
         batches = Batches(dataset, config.train.batch_size, config.data.flip, config.seed)
-        trainer = Trainer(denoiser, config.loss, config.build_timesteps().to(device), optimizer, plan, batches, config, directory,
-                          run_log, autocast, terms, facts(plan, directory))
+        trainer = Trainer(
+            denoiser,
+            config.loss,
+            config.build_timesteps().to(device),
+            optimizer,
+            plan,
+            batches,
+            config,
+            directory,
+            run_log,
+            autocast,
+            terms,
+            facts(plan, directory),
+        )
         if saved:
             trainer.restore(saved)
         if config.run.compile:
-            denoiser.network.compile()  # in place: names, and the copy that the average is, stay as they are
+            # in place: names, and the copy that the average is, stay as they are
+            denoiser.network.compile()
         warn_of_short_run(config)
         warn_of_start(denoiser.schedule, config.sampler, config.image_shape)
-        log.info("%s, %s, %d training images, %.2fM parameters", device, precision, len(dataset.splits["train"]),
-                 sum(p.numel() for p in denoiser.parameters()) / 1e6)
+        log.info(
+            "%s, %s, %d training images, %.2fM parameters",
+            device,
+            precision,
+            len(dataset.splits["train"]),
+            sum(p.numel() for p in denoiser.parameters()) / 1e6,
+        )
         yield trainer
     finally:
         run_log.close()
 
 
-def start_denoiser(config: RunConfig, directory: Path, classes: Sequence[str], saved: Checkpoint | None,
-                   origin: TrainedWeights | None) -> Denoiser:
-    """On the CPU, with the weights that the run starts from and adapters that change nothing yet."""
+def start_denoiser(
+    config: RunConfig,
+    directory: Path,
+    classes: Sequence[str],
+    saved: Checkpoint | None,
+    origin: TrainedWeights | None,
+) -> Denoiser:
+    """On the CPU, with the weights that the run starts from and adapters that change nothing
+    yet."""
     torch.manual_seed(derive(config.seed, "weights"))
     denoiser = config.build_denoiser()
     if origin:
         start_from(origin, denoiser, config, directory, classes)
     elif saved:
         weights = saved.weights(MODEL)  # what is injected may be made of them
-        denoiser.network.load_state_dict({name: weights[name] for name in denoiser.network.state_dict()})
+        denoiser.network.load_state_dict(
+            {name: weights[name] for name in denoiser.network.state_dict()}
+        )
     inject(denoiser.network, config.transfer.inject, config.seed)
     return denoiser
 
@@ -165,12 +234,18 @@ def start_denoiser(config: RunConfig, directory: Path, classes: Sequence[str], s
 def warn_of_short_run(config: RunConfig) -> None:
     steps, warmup = config.train.steps, config.train.warmup
     if 0 < steps < warmup:
-        log.warning("train.warmup=%d is longer than train.steps=%d: the rate ends at %.0f%% of optimizer.lr", warmup, steps,
-                    100 * steps / warmup)
+        log.warning(
+            "train.warmup=%d is longer than train.steps=%d: the rate ends at %.0f%% of "
+            "optimizer.lr",
+            warmup,
+            steps,
+            100 * steps / warmup,
+        )
 
 
 def show_images(dataset: Dataset, count: int, path: Path) -> None:
-    """A sheet of training images as the network will see them: where a wrong window, orientation or crop is noticed."""
+    """A sheet of training images as the network will see them: where a wrong window, orientation or
+    crop is noticed."""
     if not path.exists():
         train = dataset.splits["train"]
         rows = spread(train, count, dataset.labels)

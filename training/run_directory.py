@@ -34,10 +34,14 @@ def open_images(config: RunConfig) -> ImageReader:
     return config.data.open_reader(Path(config.run.cache))
 
 
-def name_run(config: RunConfig, images: str, source: NamedSource | None, table: Sequence[Fit]) -> tuple[dict[str, Any], Path]:
-    """What a run is (its identity), and its directory. images: their fingerprint. table: what becomes of its source's tensors."""
+def name_run(
+    config: RunConfig, images: str, source: NamedSource | None, table: Sequence[Fit]
+) -> tuple[dict[str, Any], Path]:
+    """What a run is (its identity), and its directory. images: their fingerprint. table: what
+    becomes of its source's tensors."""
     who = identity(config, images)
-    who["transfer"] = who["transfer"] | {"rules": [asdict(rule) for rule in rules_of(config)]}  # shares of a run depend on its length
+    # shares of a run depend on its length
+    who["transfer"] = who["transfer"] | {"rules": [asdict(rule) for rule in rules_of(config)]}
     if source:
         who["source"] |= source.identity
         who["transfer"] |= made_anew(config.transfer, source.config.schedule)
@@ -50,13 +54,17 @@ def name_run(config: RunConfig, images: str, source: NamedSource | None, table: 
 
 
 def changed_since(config: RunConfig, table: Sequence[Fit]) -> list[str]:
-    """What of this run is computed otherwise than when runs with the same settings got their names."""
+    """What of this run is computed otherwise than when runs with the same settings got their
+    names."""
     penalties = [getattr(penalty, "func", None) for penalty in config.transfer.penalties]
     scales = any(isinstance(injection, BranchScale) for injection in config.transfer.inject)
     status = {row.name: row.status for row in table}.get(TABLE)
-    applies = {"the null row of the source's classes is folded": status == "folded",
-               "L2-SP does not hold new rows of the class table": status == "resized" and L2SP in penalties,
-               "weight decay leaves scales alone": scales and weight_decay(config) > 0}
+    applies = {
+        "the null row of the source's classes is folded": status == "folded",
+        "L2-SP does not hold new rows of the class table": status == "resized"
+        and L2SP in penalties,
+        "weight decay leaves scales alone": scales and weight_decay(config) > 0,
+    }
     return [what for what, does in applies.items() if does]
 
 

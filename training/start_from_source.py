@@ -1,4 +1,5 @@
-"""How a run starts from its source: its weights fitted to the target's network, and what a strategy goes on asking of it."""
+"""How a run starts from its source: its weights fitted to the target's network, and what a strategy
+goes on asking of it."""
 
 from __future__ import annotations
 
@@ -23,28 +24,64 @@ from transfer.class_table import warn_of_renamed_classes
 from transfer.context import Start
 from transfer.rules import ParameterPlan, Rule, own_word, rules_for_alike, rules_of
 from transfer.source_images import check_known, images_of, real
-from transfer.trained_weights import TrainedWeights, fit_table, fitted, left_without_classes, read_origin, write_origin
+from transfer.trained_weights import (
+    TrainedWeights,
+    fit_table,
+    fitted,
+    left_without_classes,
+    read_origin,
+    write_origin,
+)
 
 log = logging.getLogger(__name__)
-FREE = ("in_channels", "out_channels", "classes", "dropout", "gradient_checkpointing")  # of a model: the weights fit all the same
+# of a model: the weights fit all the same
+FREE = (
+    "in_channels",
+    "out_channels",
+    "classes",
+    "dropout",
+    "gradient_checkpointing",
+)
 # What is so as long as a parameter that begins alike does not train.
-ALIKE = {TABLE: "its labels do nothing", "conv_in.weight": "the network does not see the channels apart",
-         "conv_out.weight": "new outputs cannot tell anything apart"}
+ALIKE = {
+    TABLE: "its labels do nothing",
+    "conv_in.weight": "the network does not see the channels apart",
+    "conv_out.weight": "new outputs cannot tell anything apart",
+}
 
 
-def start_from(found: TrainedWeights, denoiser: Denoiser, config: RunConfig, directory: Path, classes: Sequence[str]) -> None:
-    """Fits the source's weights to the network and keeps the table of what became of each tensor."""
+def start_from(
+    found: TrainedWeights,
+    denoiser: Denoiser,
+    config: RunConfig,
+    directory: Path,
+    classes: Sequence[str],
+) -> None:
+    """Fits the source's weights to the network and keeps the table of what became of each
+    tensor."""
     theirs, which = found.config, config.source.weights
     learned = config.variance.outputs == theirs.variance.outputs == 2
     if lines := differences(config.raw["schedule"], theirs.raw["schedule"], "schedule"):
-        log.info("the source was trained with another schedule (source -> here), so its network is given the timestep of equal "
-                 "signal-to-noise ratio: %s", "; ".join(f"{line:.200}" for line in lines))
+        log.info(
+            "the source was trained with another schedule (source -> here), so its network is "
+            "given the timestep of equal signal-to-noise ratio: %s",
+            "; ".join(f"{line:.200}" for line in lines),
+        )
     for section in ("parameterization", *(["variance"] if learned else [])):
         if lines := differences(config.raw[section], theirs.raw[section], section):
-            log.warning("the source was trained with another %s (source -> here): %s", section, "; ".join(f"{line:.200}" for line in lines))
+            log.warning(
+                "the source was trained with another %s (source -> here): %s",
+                section,
+                "; ".join(f"{line:.200}" for line in lines),
+            )
     other = other_network(config, theirs)
-    origin = {"from": config.source.from_, "path": str(found.path), "step": found.step, "weights": FILES[which],
-              "sha256": found.digests[which]}
+    origin = {
+        "from": config.source.from_,
+        "path": str(found.path),
+        "step": found.step,
+        "weights": FILES[which],
+        "sha256": found.digests[which],
+    }
     check_same_source(directory, origin)
     state, rows = fitted(config, denoiser.network, found)
     if left_without_classes(config, theirs):
@@ -59,14 +96,21 @@ def start_from(found: TrainedWeights, denoiser: Denoiser, config: RunConfig, dir
 
 def other_network(config: RunConfig, theirs: RunConfig) -> str:
     other = "; ".join(other_settings(config, theirs))
-    return other and f"the source's network has other settings (here -> source): {other}. With the source's all of its weights fit."
+    return other and (
+        f"the source's network has other settings (here -> source): {other}. With the source's "
+        "all of its weights fit."
+    )
 
 
 def other_settings(config: RunConfig, theirs: RunConfig) -> list[str]:
-    """The settings of the source's model that decide which tensors fit and that the target's has otherwise, as overrides."""
+    """The settings of the source's model that decide which tensors fit and that the target's has
+    otherwise, as overrides."""
     ours, models = config.raw["model"], theirs.raw["model"]
-    return [f"model.{key}={_short(ours.get(key))} -> {_short(models.get(key))}" for key in ours | models
-            if key not in FREE and ours.get(key) != models.get(key)]
+    return [
+        f"model.{key}={_short(ours.get(key))} -> {_short(models.get(key))}"
+        for key in ours | models
+        if key not in FREE and ours.get(key) != models.get(key)
+    ]
 
 
 def _short(value: Any) -> str:
@@ -74,9 +118,12 @@ def _short(value: Any) -> str:
 
 
 def check_fits(config: RunConfig, theirs: RunConfig) -> None:
-    """Fits the weights of a source with that config without memory: that none fits shows before data is read. The classes that both
-    have count later."""
-    ours, source = (c.with_sections(model=c.raw["model"] | {"classes": 1}) if c.classes else c for c in (config, theirs))
+    """Fits the weights of a source with that config without memory: that none fits shows before
+    data is read. The classes that both have count later."""
+    ours, source = (
+        c.with_sections(model=c.raw["model"] | {"classes": 1}) if c.classes else c
+        for c in (config, theirs)
+    )
     try:
         planned_fit(ours, source)
     except UserError as error:
@@ -84,8 +131,9 @@ def check_fits(config: RunConfig, theirs: RunConfig) -> None:
 
 
 def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:
-    """What begins alike trains in every strategy that trains: here, and nowhere else, the rules for it come into the config
-    (transfer.rules.rules_for_alike). What is injected that such a weight would have to stay frozen for is taken off it."""
+    """What begins alike trains in every strategy that trains: here, and nowhere else, the rules for
+    it come into the config (transfer.rules.rules_for_alike). What is injected that such a weight
+    would have to stay frozen for is taken off it."""
     rules, alike = rules_of(config), [row.name for row in table if row.alike]
     if not rules or not alike:
         return config
@@ -93,26 +141,39 @@ def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:
     names = [name for name, _ in network.named_parameters()]
     taught = [name for name in alike if not own_word(rules, names, name)]
     strategy = config.raw["transfer"]
-    strategy = strategy | {"inject": [
-        node | {"patterns": patterns_beside(node["patterns"], names, taught)} if getattr(injection, "frozen_base", False) else node
-        for node, injection in zip(strategy.get("inject", []), config.transfer.inject, strict=True)]}
+    strategy = strategy | {
+        "inject": [
+            node | {"patterns": patterns_beside(node["patterns"], names, taught)}
+            if getattr(injection, "frozen_base", False)
+            else node
+            for node, injection in zip(
+                strategy.get("inject", []), config.transfer.inject, strict=True
+            )
+        ]
+    }
     inject(network, config.with_sections(transfer=strategy).transfer.inject)
-    more = [{"pattern": rule.pattern, "learning_rate_scale": rule.learning_rate_scale}
-            for rule in rules_for_alike(rules, network, alike)]
+    more = [
+        {"pattern": rule.pattern, "learning_rate_scale": rule.learning_rate_scale}
+        for rule in rules_for_alike(rules, network, alike)
+    ]
     return config.with_sections(transfer=strategy | {"rules": [*strategy["rules"], *more]})
 
 
 def patterns_beside(patterns: Sequence[str], names: Sequence[str], out: Sequence[str]) -> list[str]:
-    """Globs that match what these do but for the names in out: one that matched any of those becomes the list of the others."""
+    """Globs that match what these do but for the names in out: one that matched any of those
+    becomes the list of the others."""
     found: list[str] = []
     for pattern in patterns:
         matched = [name for name in names if fnmatchcase(name, pattern)]
-        found += [name for name in matched if name not in out] if set(matched) & set(out) else [pattern]
+        found += (
+            [name for name in matched if name not in out] if set(matched) & set(out) else [pattern]
+        )
     return found
 
 
 def check_images_known(config: RunConfig, source: TrainedWeights) -> None:
-    """Raises UserError where a term takes the images that the source was trained on, and the source does not say them."""
+    """Raises UserError where a term takes the images that the source was trained on, and the source
+    does not say them."""
     for images in map(images_of, config.transfer.terms.values()):
         if getattr(images, "func", images) is real:
             check_known(source)
@@ -121,21 +182,42 @@ def check_images_known(config: RunConfig, source: TrainedWeights) -> None:
 def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
     """A run that goes on needs the very source that it started from."""
     before = read_origin(directory)
-    if before and before["sha256"] != origin["sha256"] and checkpoint.latest(directory / "checkpoints"):
-        raise UserError(f"{directory} started from {before['path']}, and {origin['path']} holds other weights now. Put the source back, "
-                        "or give this run another run.directory.")
+    if (
+        before
+        and before["sha256"] != origin["sha256"]
+        and checkpoint.latest(directory / "checkpoints")
+    ):
+        raise UserError(
+            f"{directory} started from {before['path']}, and {origin['path']} holds other weights "
+            "now. Put the source back, or give this run another run.directory."
+        )
 
 
-def terms_of(config: RunConfig, origin: TrainedWeights, denoiser: Denoiser, dataset: Dataset, directory: Path) -> Terms:
+def terms_of(
+    config: RunConfig, origin: TrainedWeights, denoiser: Denoiser, dataset: Dataset, directory: Path
+) -> Terms:
     """What the strategy adds to the loss, built from where the run starts."""
     strategy, kept = config.transfer, config.kept_classes(origin.config)
     first_kept = denoiser.network.classes - kept if denoiser.network.classes and kept else None
     table = fit_table(directory)
     resized = any(row.name == TABLE and row.status == "resized" for row in table)
-    start = Start(denoiser, origin, copied(table), dataset, config.data, first_kept, config.seed, config.train.batch_size,
-                  Path(config.run.cache), denoiser.network.classes - kept if resized else 0)
-    return Terms([penalty(start) for penalty in strategy.penalties], strategy.replay and strategy.replay(start),
-                 strategy.loss and strategy.loss(start))
+    start = Start(
+        denoiser,
+        origin,
+        copied(table),
+        dataset,
+        config.data,
+        first_kept,
+        config.seed,
+        config.train.batch_size,
+        Path(config.run.cache),
+        denoiser.network.classes - kept if resized else 0,
+    )
+    return Terms(
+        [penalty(start) for penalty in strategy.penalties],
+        strategy.replay and strategy.replay(start),
+        strategy.loss and strategy.loss(start),
+    )
 
 
 def copied(table: Sequence[Fit]) -> set[str]:
@@ -152,32 +234,66 @@ def to_store(plan: ParameterPlan, table: Sequence[Fit]) -> list[str]:
 def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
     """What result.json says that does not change in a run."""
     origin, stored = read_origin(directory), to_store(plan, fit_table(directory))
-    return {"trained_parameters": plan.count(), "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
-            "trained_share": plan.share(), "all_from": plan.train_together(),
-            "bytes_to_store": sum(plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored),
-            "source_sha256": origin["sha256"] if origin else None}
+    return {
+        "trained_parameters": plan.count(),
+        "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
+        "trained_share": plan.share(),
+        "all_from": plan.train_together(),
+        "bytes_to_store": sum(
+            plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored
+        ),
+        "source_sha256": origin["sha256"] if origin else None,
+    }
 
 
 def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
-    """What neither came from the source nor trains stays as it was drawn, which is hardly ever meant."""
+    """What neither came from the source nor trains stays as it was drawn, which is hardly ever
+    meant."""
     table, trains = fit_table(directory), plan.trains()
-    random = [row.name for row in table if row.status in ("new", "drawn") and row.how != AT_ZERO] if table else plan.plain
+    random = (
+        [row.name for row in table if row.status in ("new", "drawn") and row.how != AT_ZERO]
+        if table
+        else plan.plain
+    )
     if stuck := [name for name in random if name not in trains]:
-        log.warning("%d tensors are random and frozen, so that they stay random (%s): the rules freeze what the source did not fill",
-                    len(stuck), ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""))
+        log.warning(
+            "%d tensors are random and frozen, so that they stay random (%s): the rules freeze "
+            "what the source did not fill",
+            len(stuck),
+            ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""),
+        )
 
 
-def tell_of_alike(plan: ParameterPlan, rules: Sequence[Rule], directory: Path, strategy: str) -> None:
-    """What begins alike trains from the first step on, also where a rule for more than it alone freezes it; or what it cannot do where it
-    does not train."""
+def tell_of_alike(
+    plan: ParameterPlan, rules: Sequence[Rule], directory: Path, strategy: str
+) -> None:
+    """What begins alike trains from the first step on, also where a rule for more than it alone
+    freezes it; or what it cannot do where it does not train."""
     alike, trains = [row.name for row in fit_table(directory) if row.alike], plan.trains()
-    frozen = [name for name in alike if not any(n == name or n.startswith(f"{name}.") for n in trains)]
+    frozen = [
+        name for name in alike if not any(n == name or n.startswith(f"{name}.") for n in trains)
+    ]
     if taught := [name for name in alike if name not in frozen]:
         log.info("new to the source, so that it trains: %s", ", ".join(taught))
     for name in taught:
-        if overruled := [rule.pattern for rule in rules if rule.learning_rate_scale == 0 and fnmatchcase(name, rule.pattern)]:
-            log.warning("%s trains, though {pattern: '%s', learning_rate_scale: 0} freezes it: it is new to the source. A rule for it "
-                        "alone is obeyed: {pattern: %s, learning_rate_scale: 0}", name, overruled[-1], name)
+        if overruled := [
+            rule.pattern
+            for rule in rules
+            if rule.learning_rate_scale == 0 and fnmatchcase(name, rule.pattern)
+        ]:
+            log.warning(
+                "%s trains, though {pattern: '%s', learning_rate_scale: 0} freezes it: it is new "
+                "to the source. A rule for it alone is obeyed: {pattern: %s, learning_rate_scale: "
+                "0}",
+                name,
+                overruled[-1],
+                name,
+            )
     for name in frozen:
         if name in ALIKE:
-            log.warning("%s is new to the source and does not train with transfer=%s: %s", name, strategy, ALIKE[name])
+            log.warning(
+                "%s is new to the source and does not train with transfer=%s: %s",
+                name,
+                strategy,
+                ALIKE[name],
+            )

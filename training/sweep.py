@@ -1,8 +1,9 @@
-"""A sweep: one command, many runs. Hydra composes and launches the cells; here is what it leaves out: a check before the first of
-them, a cell that fails alone, progress, a table at the end. The cells' runs resume and are skipped as those of single commands are.
+"""A sweep: one command, many runs. Hydra composes and launches the cells; here is what it leaves
+out: a check before the first of them, a cell that fails alone, progress, a table at the end. The
+cells' runs resume and are skipped as those of single commands are.
 
-runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (how cell N ended; absent until it has), slurm/ (what
-its jobs print)."""
+runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (how cell N ended;
+absent until it has), slurm/ (what its jobs print)."""
 
 from __future__ import annotations
 
@@ -52,10 +53,15 @@ class Sweep:
     cells: Sequence[str]
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """How a cell ended: status, message or run, seconds (since it was last started). None where it has not."""
+        """How a cell ended: status, message or run, seconds (since it was last started). None where
+        it has not."""
         path = self.folder / f"{number}.json"
         try:
-            return read_json(path, "the same command makes it again", keys=["status", "seconds"]) if path.exists() else None
+            return (
+                read_json(path, "the same command makes it again", keys=["status", "seconds"])
+                if path.exists()
+                else None
+            )
         except Damaged as error:
             return {"status": "failed", "message": str(error), "seconds": 0}
 
@@ -68,18 +74,27 @@ class Sweep:
         else:
             what = f"held-out loss {_result_of(record).get('held-out loss', MISSING)}"
         spent = timedelta(seconds=round(record["seconds"]))
-        return f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
+        return (
+            f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
+        )
 
     def table(self) -> str:
         rows = [["cell", *COLUMNS, "status"]]
         for name, record in zip(self.cells, self.records(), strict=True):
             values = _result_of(record) if record else {}
-            rows.append([name, *(values.get(column, MISSING) for column in COLUMNS), record["status"] if record else "not finished"])
+            rows.append(
+                [
+                    name,
+                    *(values.get(column, MISSING) for column in COLUMNS),
+                    record["status"] if record else "not finished",
+                ]
+            )
         return table(rows)
 
 
 def _result_of(record: dict[str, Any]) -> dict[str, str]:
-    """Columns of the cell's run; none where it failed, or where a file of the run is damaged, which a report tells."""
+    """Columns of the cell's run; none where it failed, or where a file of the run is damaged, which
+    a report tells."""
     try:
         return read_result(Path(record["run"])).cells() if "run" in record else {}
     except UserError as error:
@@ -88,23 +103,34 @@ def _result_of(record: dict[str, Any]) -> dict[str, str]:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    return Sweep(folder, read_json(folder / SWEEP, "the command of the sweep writes it anew", keys=["cells"])["cells"])
+    return Sweep(
+        folder,
+        read_json(folder / SWEEP, "the command of the sweep writes it anew", keys=["cells"])[
+            "cells"
+        ],
+    )
 
 
 # in the process that was started
 
+
 @contextlib.contextmanager
 def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
-    """Around Hydra's main, for a command line that may ask for a sweep. Raises UserError before anything runs; exits with 1 where
-    cells failed, and with what Hydra exits with where a signal stopped it."""
+    """Around Hydra's main, for a command line that may ask for a sweep. Raises UserError before
+    anything runs; exits with 1 where cells failed, and with what Hydra exits with where a signal
+    stopped it."""
     asked = parse_command_line(argv[1:])
     if not is_sweep(config_name, asked):
         yield
         return
     sweep, elsewhere = plan(config_name, argv[1:])
-    last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)  # -m may come after them
+    # -m may come after them
+    last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)
     argv.insert(last + 1, f"hydra.sweep.dir={quoted(sweep.folder)}")  # how cells find it
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))  # of jobs
+    # of jobs
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")])
+    )
     log_to_terminal()
     for launcher in ("hydra", "hydra_plugins"):
         logging.getLogger(launcher).setLevel(logging.WARNING)
@@ -116,7 +142,10 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
                 around.enter_context(dead_jobs_noted(sweep))
             yield
     except KeyboardInterrupt:
-        log.info("interrupted; %s", "its jobs go on without this process" if elsewhere else "the same command continues")
+        log.info(
+            "interrupted; %s",
+            "its jobs go on without this process" if elsewhere else "the same command continues",
+        )
         sys.exit(PREEMPTED)
     finally:
         print(f"\n{sweep.table()}", flush=True)
@@ -126,23 +155,32 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
 
 
 def is_sweep(config_name: str, asked) -> bool:
-    """Whether this runs as a sweep. Raises UserError for one that is asked for without -m, which Hydra would ignore."""
+    """Whether this runs as a sweep. Raises UserError for one that is asked for without -m, which
+    Hydra would ignore."""
     if asked.multirun and (asked.cfg or asked.info):
-        raise UserError("--cfg and --info show one run: leave -m out, and give one value of each setting.")
+        raise UserError(
+            "--cfg and --info show one run: leave -m out, and give one value of each setting."
+        )
     if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
         return False
     if is_multirun(asked):
         return True
     for override in asked.overrides:
         if override.startswith(("+sweep=", "hydra/launcher=")):
-            raise UserError(f"{override} is for many runs: add -m, python {config_name}.py -m {' '.join(asked.overrides)}")
+            raise UserError(
+                f"{override} is for many runs: add -m, python {config_name}.py -m "
+                f"{' '.join(asked.overrides)}"
+            )
     return False
 
 
 def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
-    """The sweep with its folder made and emptied of records, and whether its cells run in other processes."""
+    """The sweep with its folder made and emptied of records, and whether its cells run in other
+    processes."""
     of_hydra = [o for o in arguments if o.lstrip("+~").startswith("hydra")]
-    launcher = next((o.split("=")[1] for o in reversed(of_hydra) if o.startswith("hydra/launcher=")), "basic")
+    launcher = next(
+        (o.split("=")[1] for o in reversed(of_hydra) if o.startswith("hydra/launcher=")), "basic"
+    )
     if launcher == "slurm":
         check_slurm()
     composed_keys(config_name, of_hydra, hydra=True)  # raises where they are wrong
@@ -150,13 +188,25 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     cells = split_cells(overrides)
     own = [o.get_key_element() for o in overrides if o.is_sweep_override()]
     if "run.directory" in [o.key_or_group for o in overrides if o.get_key_element() not in own]:
-        raise UserError("run.directory is that of one run: leave it out of a sweep, or give run.root.")
+        raise UserError(
+            "run.directory is that of one run: leave it out of a sweep, or give run.root."
+        )
     if "train.steps" in own:
-        raise UserError("train.steps is no axis of a sweep: a larger one continues the same run, so that its cells would be one. Take the "
-                        "largest; metrics.jsonl of its run has the held-out loss after each run.checkpoint_every steps.")
+        raise UserError(
+            "train.steps is no axis of a sweep: a larger one continues the same run, so that its "
+            "cells would be one. Take the largest; metrics.jsonl of its run has the held-out loss "
+            "after each run.checkpoint_every steps."
+        )
     first = composed(config_name, cells[0])
-    name = next((o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid")
-    folder = Path(first["run"]["root"]) / first["experiment"] / "sweeps" / f"{name}-{sha256_of(cells)[:8]}"
+    name = next(
+        (o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid"
+    )
+    folder = (
+        Path(first["run"]["root"])
+        / first["experiment"]
+        / "sweeps"
+        / f"{name}-{sha256_of(cells)[:8]}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for record in folder.glob("[0-9]*.json"):
         record.unlink()
@@ -170,10 +220,15 @@ def check_slurm() -> None:
     try:
         metadata.version("hydra-submitit-launcher")
     except metadata.PackageNotFoundError as error:
-        raise UserError("hydra/launcher=slurm needs two packages: pip install hydra-submitit-launcher submitit") from error
+        raise UserError(
+            "hydra/launcher=slurm needs two packages: pip install hydra-submitit-launcher submitit"
+        ) from error
     if shutil.which("srun") is None:
-        raise UserError("hydra/launcher=slurm: there is no Slurm here (no srun on PATH). Start the sweep on a login node of the cluster, "
-                        "or without hydra/launcher=slurm: its cells then run here, one after the other.")
+        raise UserError(
+            "hydra/launcher=slurm: there is no Slurm here (no srun on PATH). Start the sweep on a "
+            "login node of the cluster, or without hydra/launcher=slurm: its cells then run here, "
+            "one after the other."
+        )
 
 
 def quoted(path: Path) -> str:
@@ -206,8 +261,9 @@ def told_of_cells(sweep: Sweep) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
-    """A job that dies (killed for memory, cancelled) is a cell that failed. submitit raises for the first of them, and Hydra's
-    launcher, which asks for the results in the order of the cells, would then wait for no other."""
+    """A job that dies (killed for memory, cancelled) is a cell that failed. submitit raises for the
+    first of them, and Hydra's launcher, which asks for the results in the order of the cells, would
+    then wait for no other."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     numbers = itertools.count()
@@ -218,10 +274,17 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
             return results(job)
         except (UncompletedJobError, FailedJobError) as error:
             if sweep.record(number) is None:
-                state = re.search(r"state: ([^)]*)", str(error))  # of an UncompletedJobError; the other ends as a traceback does
+                # of an UncompletedJobError; the other ends as a traceback does
+                state = re.search(r"state: ([^)]*)", str(error))
                 why = state.group(1) if state else str(error).strip().splitlines()[-1]
-                message = f"its job {job.job_id} ended without a result, {why}. What it printed: {job.paths.stdout}"
-                write_json(sweep.folder / f"{number}.json", {"status": "failed", "message": message, "seconds": 0})
+                message = (
+                    f"its job {job.job_id} ended without a result, {why}. What it printed: "
+                    f"{job.paths.stdout}"
+                )
+                write_json(
+                    sweep.folder / f"{number}.json",
+                    {"status": "failed", "message": message, "seconds": 0},
+                )
             return [JobReturn(status=JobStatus.COMPLETED)]
 
     with replaced_job_results(noted):
@@ -231,19 +294,32 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
 def report_failures(sweep: Sweep) -> bool:
     """Names the cells that failed, each with its message. Whether there are any."""
     records = sweep.records()
-    failed = [f"{name}: {r['message']}" for name, r in zip(sweep.cells, records, strict=True) if r and r["status"] == "failed"]
+    failed = [
+        f"{name}: {r['message']}"
+        for name, r in zip(sweep.cells, records, strict=True)
+        if r and r["status"] == "failed"
+    ]
     if failed:
-        print(f"error: {len(failed)} of {len(records)} cells failed:\n  " + "\n  ".join(failed), file=sys.stderr, flush=True)
+        print(
+            f"error: {len(failed)} of {len(records)} cells failed:\n  " + "\n  ".join(failed),
+            file=sys.stderr,
+            flush=True,
+        )
     if left := sum(r is None for r in records):
-        print(f"{left} of {len(records)} cells are not finished; the same command continues.", file=sys.stderr, flush=True)
+        print(
+            f"{left} of {len(records)} cells are not finished; the same command continues.",
+            file=sys.stderr,
+            flush=True,
+        )
     return bool(failed)
 
 
 # in the process of a cell
 
+
 def cell(train: Callable[[], Path]) -> None:
-    """Trains and, as a cell of a sweep, notes how that ended: whatever is wrong with this one, the others go on. A stop signal
-    (Preempted, KeyboardInterrupt) is for all of them."""
+    """Trains and, as a cell of a sweep, notes how that ended: whatever is wrong with this one, the
+    others go on. A stop signal (Preempted, KeyboardInterrupt) is for all of them."""
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         train()

@@ -1,1 +1,2 @@
-"""What moves from a source to a target: which weights are copied and fitted, and which of them train when."""
+"""What moves from a source to a target: which weights are copied and fitted, and which of them
+train when."""

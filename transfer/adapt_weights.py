@@ -1,4 +1,5 @@
-"""Fitting a source's weights to a target network. Every tensor ends up loaded, resized (and how), new or dropped, in a table."""
+"""Fitting a source's weights to a target network. Every tensor ends up loaded, resized (and how),
+new or dropped, in a table."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def values(source: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def mean_and_variance(source: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal, with the mean and the variance of the source's tensor: a control that keeps the scale of every layer and no feature;
-    Raghu et al. 2019 (Transfusion), section 5, "Mean Var"."""
+    """Normal, with the mean and the variance of the source's tensor: a control that keeps the scale
+    of every layer and no feature; Raghu et al. 2019 (Transfusion), section 5, "Mean Var"."""
     spread = source.std(correction=0) if source.numel() > 1 else 0.0
     return source.mean() + spread * torch.randn(source.shape, generator=generator)
 
@@ -45,7 +46,8 @@ TIME_BIAS = "time_mlp.2.bias"  # of what a row of the table is added to
 
 
 class Ends(NamedTuple):
-    """Where two networks may differ. source, target: channels of the image. kept: classes of the source in the target's class table."""
+    """Where two networks may differ. source, target: channels of the image. kept: classes of the
+    source in the target's class table."""
 
     source: int
     target: int
@@ -53,8 +55,9 @@ class Ends(NamedTuple):
 
 
 def depth_of(name: str, levels: int) -> int:
-    """Which part of the network a tensor is in, counted from its input, as the drawing has it: 0 conv_in and what embeds time and class,
-    then levels down, the middle, levels up, and 2 levels + 2 norm_out and conv_out."""
+    """Which part of the network a tensor is in, counted from its input, as the drawing has it: 0
+    conv_in and what embeds time and class, then levels down, the middle, levels up, and 2 levels +
+    2 norm_out and conv_out."""
     part, _, rest = name.partition(".")
     if part in ("down", "up"):
         level = int(rest.split(".")[0])
@@ -72,8 +75,9 @@ STATUSES = (*COPIED, "drawn", "new", "folded", "dropped")
 
 
 class Fit(NamedTuple):
-    """What became of one tensor. status: loaded, resized, drawn, new, folded or dropped. alike: parts of it that the source does not
-    know begin as zeros or as copies of each other, so that they tell nothing apart until it trains."""
+    """What became of one tensor. status: loaded, resized, drawn, new, folded or dropped. alike:
+    parts of it that the source does not know begin as zeros or as copies of each other, so that
+    they tell nothing apart until it trains."""
 
     name: str
     status: str
@@ -92,12 +96,14 @@ class Resized(NamedTuple):
 def resize_input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """conv_in [O, I, k, k] for images of n_target channels in place of n_source.
 
-    To gray: the sum over the inputs. On a gray image this is the source's response to the image as RGB. It is not on noise: the
-    source saw n_source independent noises, whose responses add up in squares, and the sum sees one, of up to sqrt(n_source) times
-    their standard deviation (n_source times the variance). Else target channel j gets the weights of channel j mod n_source, times
-    n_source / n_target. Equal channels give the source's response where n_target is a multiple of n_source; else (3 -> 4, 4 -> 3)
-    some of its channels weigh more than others. Of more channels than the source has, some have the same weights, so that the network
-    sees only their sum until it trains.
+    To gray: the sum over the inputs. On a gray image this is the source's response to the image as
+    RGB. It is not on noise: the source saw n_source independent noises, whose responses add up in
+    squares, and the sum sees one, of up to sqrt(n_source) times their standard deviation (n_source
+    times the variance). Else target channel j gets the weights of channel j mod n_source, times
+    n_source / n_target. Equal channels give the source's response where n_target is a multiple of
+    n_source; else (3 -> 4, 4 -> 3) some of its channels weigh more than others. Of more channels
+    than the source has, some have the same weights, so that the network sees only their sum until
+    it trains.
     """
     n_source, n_target, _ = ends
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
@@ -105,14 +111,18 @@ def resize_input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized
     if n_target == 1:
         return Resized(source.sum(1, keepdim=True), f"summed over {n_source} input channels", False)
     index = torch.arange(n_target) % n_source
-    return Resized(source[:, index] * (n_source / n_target),
-                   f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}", n_target > n_source)
+    return Resized(
+        source[:, index] * (n_source / n_target),
+        f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}",
+        n_target > n_source,
+    )
 
 
 def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
-    """conv_out (weight and bias) for images of another number of channels, n_source -> n_target: the mean for gray, repeated rows for
-    more. Its second half is about the variance, where that is learned: one that is new starts at zero, in the middle of
-    Nichol and Dhariwal's range; one that the target does not learn is left out."""
+    """conv_out (weight and bias) for images of another number of channels, n_source -> n_target:
+    the mean for gray, repeated rows for more. Its second half is about the variance, where that is
+    learned: one that is new starts at zero, in the middle of Nichol and Dhariwal's range; one that
+    the target does not learn is left out."""
     n_source, n_target, _ = ends
     if source.shape[1:] != target.shape[1:] or len(source) % n_source or len(target) % n_target:
         return None
@@ -120,23 +130,36 @@ def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resize
     if n_target == 1 < n_source:
         halves, how = halves.mean(1, keepdim=True), [f"mean over {n_source} output channels"]
     elif n_target != n_source:
-        halves, how = halves[:, torch.arange(n_target) % n_source], [f"output channels repeated {n_source} -> {n_target}"]
+        halves, how = (
+            halves[:, torch.arange(n_target) % n_source],
+            [f"output channels repeated {n_source} -> {n_target}"],
+        )
     if wanted > len(halves):
-        halves, how = torch.cat([halves, torch.zeros_like(halves)]), [*how, "the variance's half starts at zero"]
+        halves, how = (
+            torch.cat([halves, torch.zeros_like(halves)]),
+            [*how, "the variance's half starts at zero"],
+        )
     elif wanted < len(halves):
         halves, how = halves[:wanted], [*how, "the variance's half left out"]
-    return Resized(halves.flatten(0, 1), ", ".join(how), n_target > n_source or wanted > len(source) // n_source)
+    return Resized(
+        halves.flatten(0, 1),
+        ", ".join(how),
+        n_target > n_source or wanted > len(source) // n_source,
+    )
 
 
 def resize_class_table(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
-    """The class table for other classes: every new class starts as the mean of the source's, whose own rows follow where they are kept;
-    the null class stays itself."""
+    """The class table for other classes: every new class starts as the mean of the source's, whose
+    own rows follow where they are kept; the null class stays itself."""
     if source.shape[1:] != target.shape[1:]:
         return None
     classes, null = source[:-1], source[-1:]
     kept = classes[: ends.kept]
     new = classes.mean(0, keepdim=True).expand(len(target) - 1 - len(kept), -1)
-    how = f"mean of {len(classes)} classes; {f'{len(kept)} of them and ' if len(kept) else ''}null kept"
+    how = (
+        f"mean of {len(classes)} classes; {f'{len(kept)} of them and ' if len(kept) else ''}null "
+        "kept"
+    )
     return Resized(torch.cat([new, kept, null]), how, True)
 
 
@@ -149,20 +172,34 @@ RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], Resized | None]] = {
 }
 
 
-def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSettings = ALL, kept: int = 0,
-        seed: int = 0) -> tuple[dict[str, Tensor], list[Fit]]:
-    """Source weights in the target's shapes -> (a full state dict for the target, the table of what became of each tensor).
+def fit(
+    source: dict[str, Tensor],
+    target: dict[str, Tensor],
+    settings: SourceSettings = ALL,
+    kept: int = 0,
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], list[Fit]]:
+    """Source weights in the target's shapes -> (a full state dict for the target, the table of what
+    became of each tensor).
 
-    target: its freshly initialized state, which stays where nothing is copied. kept: classes of the source that stay in the class
-    table. seed: of what settings.copy draws. Raises UserError where no weight fits or a pattern of include matches none.
+    target: its freshly initialized state, which stays where nothing is copied. kept: classes of the
+    source that stay in the class table. seed: of what settings.copy draws. Raises UserError where
+    no weight fits or a pattern of include matches none.
     """
     for pattern in settings.include:
         check_pattern(pattern, list(target), "source.include")
     levels = levels_of(target)
     if settings.depth is not None and not 0 <= settings.depth <= 2 * levels + 2:
-        raise UserError(f"source.depth={settings.depth}: this network has the parts 0 (conv_in, the embedding of time) to {2 * levels + 2} "
-                        "(norm_out, conv_out), and null copies all.")
-    if folds := TABLE in source and TABLE not in target and TIME_BIAS in source and not draws(settings):
+        raise UserError(
+            f"source.depth={settings.depth}: this network has the parts 0 (conv_in, the embedding "
+            f"of time) to {2 * levels + 2} (norm_out, conv_out), and null copies all."
+        )
+    if (
+        folds := TABLE in source
+        and TABLE not in target
+        and TIME_BIAS in source
+        and not draws(settings)
+    ):
         source = with_null_row(source)
     state, rows = dict(target), []
     ends = Ends(_image_channels(source), _image_channels(target), kept)
@@ -178,13 +215,20 @@ def fit(source: dict[str, Tensor], target: dict[str, Tensor], settings: SourceSe
         if value is not None:
             state[name] = value.to(tensor.dtype)
     folded = folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows)
-    rows += [Fit(name, "folded", f"the target has no classes: its null row is added to {TIME_BIAS}") if folded and name == TABLE
-             else Fit(name, "dropped", "the target has no such tensor") for name in source if name not in target]
+    rows += [
+        Fit(name, "folded", f"the target has no classes: its null row is added to {TIME_BIAS}")
+        if folded and name == TABLE
+        else Fit(name, "dropped", "the target has no such tensor")
+        for name in source
+        if name not in target
+    ]
     wanted = [row for row in rows if row.name in target and row.how not in (NOT_INCLUDED, TOO_DEEP)]
     weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
     if weights and all(row.status == "new" for row in weights):
-        raise UserError("source.from: no weight of the source fits the target network; their architectures differ. Set model=... to "
-                        "the source's.")
+        raise UserError(
+            "source.from: no weight of the source fits the target network; their architectures "
+            "differ. Set model=... to the source's."
+        )
     return state, rows
 
 
@@ -202,18 +246,22 @@ def _image_channels(weights: dict[str, Tensor]) -> int:
 
 
 def with_null_row(source: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network without classes that answers as this one does to the null class: what embeds time has the null row in its last bias, to
-    which the row is added in UNet.embed."""
+    """A network without classes that answers as this one does to the null class: what embeds time
+    has the null row in its last bias, to which the row is added in UNet.embed."""
     return source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
 
 
 def _left_out(name: str, settings: SourceSettings, levels: int) -> str | None:
     if not any(fnmatchcase(name, pattern) for pattern in settings.include):
         return NOT_INCLUDED
-    return TOO_DEEP if settings.depth is not None and depth_of(name, levels) > settings.depth else None
+    return (
+        TOO_DEEP if settings.depth is not None and depth_of(name, levels) > settings.depth else None
+    )
 
 
-def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tuple[Tensor | None, Fit]:
+def _fit_one(
+    name: str, source: Tensor | None, target: Tensor, ends: Ends
+) -> tuple[Tensor | None, Fit]:
     if source is None and name == TABLE:
         return torch.zeros_like(target), Fit(name, "new", AT_ZERO, alike=True)
     if source is None:
@@ -229,13 +277,25 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tu
 
 
 def summary(rows: Sequence[Fit]) -> str:
-    """A line of counts, then what was not simply loaded; tensors of one part that share their fate share a line."""
+    """A line of counts, then what was not simply loaded; tensors of one part that share their fate
+    share a line."""
     counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
     lines: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != "loaded":
             lines.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
-    return "\n".join([
-        "source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n or status not in ("drawn", "folded")),
-        *(f"  {status} {names[0] if len(names) == 1 else f'{part}.* ({len(names)} tensors)'}: {how}"
-          for (status, part, how), names in lines.items())])
+    return "\n".join(
+        [
+            "source weights: "
+            + ", ".join(
+                f"{n} {status}"
+                for status, n in counts.items()
+                if n or status not in ("drawn", "folded")
+            ),
+            *(
+                f"  {status} "
+                f"{names[0] if len(names) == 1 else f'{part}.* ({len(names)} tensors)'}: {how}"
+                for (status, part, how), names in lines.items()
+            ),
+        ]
+    )

@@ -1,8 +1,9 @@
 """Parameters put into a network beside its weights: W becomes f(W), and f's own parameters train.
 
-The one mechanism is torch's parametrization, a module that computes a tensor of a layer from the original one wherever the layer reads
-it. It renames what it touches; what the rest of the house sees are the names from before: a weight keeps its name, and what was
-injected stands after it, as in `down.1.attention.0.qkv.weight.lora.up`. The kinds are lora, scale, spectral and rows.
+The one mechanism is torch's parametrization, a module that computes a tensor of a layer from the
+original one wherever the layer reads it. It renames what it touches; what the rest of the house
+sees are the names from before: a weight keeps its name, and what was injected stands after it, as
+in `down.1.attention.0.qkv.weight.lora.up`. The kinds are lora, scale, spectral and rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from torch.nn.utils.parametrize import (
+    is_parametrized,
+    register_parametrization,
+    remove_parametrizations,
+)
 from tqdm import tqdm
 
 from models.formats.diffusers import check_same
@@ -26,8 +31,9 @@ Layer = Any  # a module with a weight; where it cannot have what is put on it, `
 
 
 class Injected(nn.Module):
-    """f: what a layer reads in place of a weight. At the start f(W) = W to the bit. It is called once for each time that the layer
-    reads the weight, so once in a forward, and once more where gradient checkpointing repeats it."""
+    """f: what a layer reads in place of a weight. At the start f(W) = W to the bit. It is called
+    once for each time that the layer reads the weight, so once in a forward, and once more where
+    gradient checkpointing repeats it."""
 
     kind: str  # in names, between the weight's and the parameter's
     frozen_base = False  # whether f holds only for the weight that it was made from
@@ -41,8 +47,9 @@ class Injected(nn.Module):
 
 
 class Injection(Protocol):
-    """What a node of `transfer.inject` builds. tensors: of a layer, those that it is put on. patterns: globs on names of parameters, or
-    on those of layers where it is put on more than one tensor of each."""
+    """What a node of `transfer.inject` builds. tensors: of a layer, those that it is put on.
+    patterns: globs on names of parameters, or on those of layers where it is put on more than one
+    tensor of each."""
 
     patterns: Sequence[str]
     tensors: tuple[str, ...]
@@ -52,15 +59,17 @@ class Injection(Protocol):
 
 
 def matrix_shape(layer: Layer) -> tuple[int, int]:
-    """Rows and columns of the weight as a matrix: [out, in] of a linear layer, [out, in k k] of a convolution."""
+    """Rows and columns of the weight as a matrix: [out, in] of a linear layer, [out, in k k] of a
+    convolution."""
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError("only the weights of linear layers and convolutions can have it.")
     return layer.weight.shape[0], layer.weight[0].numel()
 
 
 def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -> None:
-    """Puts them in, in this order where a weight has several. seed: of what starts at random. Raises UserError where a pattern matches
-    nothing, or something that its kind cannot be put on; a network on the meta device shows all of these."""
+    """Puts them in, in this order where a weight has several. seed: of what starts at random.
+    Raises UserError where a pattern matches nothing, or something that its kind cannot be put on; a
+    network on the meta device shows all of these."""
     names = [name for name, _ in network.named_parameters()]
     assert not any(True for _ in _injected(network)), "all that is injected goes in at once"
     for injection in injections:
@@ -70,45 +79,70 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
             except ValueError as error:
                 raise UserError(f"{WHERE}: {type(injection).__name__} on {name}: {error}") from None
             for tensor in injection.tensors:
-                if is_parametrized(layer, tensor) and new.kind in (old.kind for old in _chains(layer)[tensor]):
-                    raise UserError(f"{WHERE}: {name} is named by two injections of the kind {new.kind}; it can have one.")
+                if is_parametrized(layer, tensor) and new.kind in (
+                    old.kind for old in _chains(layer)[tensor]
+                ):
+                    raise UserError(
+                        f"{WHERE}: {name} is named by two injections of the kind {new.kind}; it "
+                        "can have one."
+                    )
                 register_parametrization(layer, tensor, new)
 
 
-def _layers(network: nn.Module, names: Sequence[str], injection: Injection) -> Iterator[tuple[str, nn.Module]]:
-    """(matched name, its layer). names: of the network's parameters before anything was injected."""
+def _layers(
+    network: nn.Module, names: Sequence[str], injection: Injection
+) -> Iterator[tuple[str, nn.Module]]:
+    """(matched name, its layer). names: of the network's parameters before anything was
+    injected."""
     whole = len(injection.tensors) > 1
     known = list(dict.fromkeys(name.rpartition(".")[0] for name in names)) if whole else names
     for pattern in injection.patterns:
         check_pattern(pattern, known, WHERE)
-    matched = [name for name in known if any(fnmatchcase(name, pattern) for pattern in injection.patterns)]
-    for name in tqdm(matched, desc=f"injecting {type(injection).__name__}", unit="layer", delay=2, leave=False):
+    matched = [
+        name for name in known if any(fnmatchcase(name, pattern) for pattern in injection.patterns)
+    ]
+    for name in tqdm(
+        matched, desc=f"injecting {type(injection).__name__}", unit="layer", delay=2, leave=False
+    ):
         layer, _, tensor = (name, "", "") if whole else name.rpartition(".")
         if not whole and tensor not in injection.tensors:
-            raise UserError(f"{WHERE}: {type(injection).__name__} on {name}: it goes on a {injection.tensors[0]}, not on a {tensor}.")
+            raise UserError(
+                f"{WHERE}: {type(injection).__name__} on {name}: it goes on a "
+                f"{injection.tensors[0]}, not on a {tensor}."
+            )
         yield name, network.get_submodule(layer)
 
 
 def parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters under their plain names, in the order of network.named_parameters(): with nothing injected, the same."""
+    """All parameters under their plain names, in the order of network.named_parameters(): with
+    nothing injected, the same."""
     return {_plain(network, name): parameter for name, parameter in network.named_parameters()}
 
 
 def added(network: nn.Module) -> set[str]:
     """The plain names of what was injected."""
-    return {plain for plain, (name, _) in zip(parameters(network), network.named_parameters(), strict=True)
-            if "parametrizations." in name and not name.endswith(".original")}
+    return {
+        plain
+        for plain, (name, _) in zip(parameters(network), network.named_parameters(), strict=True)
+        if "parametrizations." in name and not name.endswith(".original")
+    }
 
 
 def undecayed(network: nn.Module) -> set[str]:
     """The plain names of injected parameters that weight decay has to leave alone."""
     names = zip(parameters(network), network.named_parameters(), strict=True)
-    alone = {id(p) for _, _, injected in _injected(network) if not injected.decays for p in injected.parameters()}
+    alone = {
+        id(p)
+        for _, _, injected in _injected(network)
+        if not injected.decays
+        for p in injected.parameters()
+    }
     return {plain for plain, (_, parameter) in names if id(parameter) in alone}
 
 
 def _plain(network: nn.Module, name: str) -> str:
-    """`qkv.parametrizations.weight.original` -> `qkv.weight`; `qkv.parametrizations.weight.0.up` -> `qkv.weight.lora.up`."""
+    """`qkv.parametrizations.weight.original` -> `qkv.weight`; `qkv.parametrizations.weight.0.up` ->
+    `qkv.weight.lora.up`."""
     layer, injected, rest = name.partition("parametrizations.")
     if not injected:
         return name
@@ -116,7 +150,9 @@ def _plain(network: nn.Module, name: str) -> str:
     if rest == "original":
         return layer + tensor
     index, _, leaf = rest.partition(".")
-    return f"{layer}{tensor}.{network.get_submodule(f'{layer}{injected}{tensor}.{index}').kind}.{leaf}"
+    return (
+        f"{layer}{tensor}.{network.get_submodule(f'{layer}{injected}{tensor}.{index}').kind}.{leaf}"
+    )
 
 
 def _chains(layer: nn.Module) -> Any:
@@ -133,37 +169,47 @@ def _injected(network: nn.Module) -> Iterator[tuple[str, Tensor, Injected]]:
 
 
 def check(network: nn.Module, trained: Collection[str]) -> None:
-    """Raises UserError where a weight trains that must not, for what was injected was made from it. trained: the plain names of all that
-    train at some step."""
+    """Raises UserError where a weight trains that must not, for what was injected was made from it.
+    trained: the plain names of all that train at some step."""
     for name, _, injected in _injected(network):
         if injected.frozen_base and name in trained:
-            raise UserError(f"transfer.rules: {name} trains, and so does {name}.{injected.kind}, which holds for the source's weight only. "
-                            f"Freeze the weight with {{pattern: \"{name}\", learning_rate_scale: 0}}, or take it out of {WHERE}.")
+            raise UserError(
+                f"transfer.rules: {name} trains, and so does {name}.{injected.kind}, which "
+                "holds for the source's weight only. "
+                f'Freeze the weight with {{pattern: "{name}", learning_rate_scale: 0}}, or '
+                f"take it out of {WHERE}."
+            )
 
 
 @torch.no_grad()
 def load(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Sets all parameters, by plain names. Raises UserError where one is missing, unknown or of another shape, and sets none then.
+    """Sets all parameters, by plain names. Raises UserError where one is missing, unknown or of
+    another shape, and sets none then.
 
-    A network that only waits for its weights can be injected on the meta device and given memory with to_empty: what is derived from
-    the weights is then made here alone.
+    A network that only waits for its weights can be injected on the meta device and given memory
+    with to_empty: what is derived from the weights is then made here alone.
     """
     own = parameters(network)
     check_same(tensors, own)
     for name, parameter in own.items():
         parameter.copy_(tensors[name])
-    for _, weight, injected in tqdm(list(_injected(network)), desc="injected parameters", unit="layer", delay=2, leave=False):
+    for _, weight, injected in tqdm(
+        list(_injected(network)), desc="injected parameters", unit="layer", delay=2, leave=False
+    ):
         injected.follow(weight)
 
 
 def merge(network: nn.Module) -> nn.Module:
-    """Takes all out again and leaves every weight as it was with them, under the names and in the order of a plain network."""
+    """Takes all out again and leaves every weight as it was with them, under the names and in the
+    order of a plain network."""
     for layer in [layer for layer in network.modules() if is_parametrized(layer)]:
-        # torch keeps the injected tensors' accessors in a class of the layer's own, which a deep copy shares, and removes them from it
+        # torch keeps the injected tensors' accessors in a class of the layer's own, which a deep
+        # copy shares, and removes them from it
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         for tensor in list(_chains(layer)):
             remove_parametrizations(layer, tensor)
-        for tensor in [name for name in ("weight", "bias") if name in layer._parameters]:  # what was taken out came back last
+        # what was taken out came back last
+        for tensor in [name for name in ("weight", "bias") if name in layer._parameters]:
             layer._parameters[tensor] = layer._parameters.pop(tensor)
     return network

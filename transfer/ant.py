@@ -1,4 +1,5 @@
-"""DPMs-ANT: training on the noise that the student knows least, guided by a classifier of source and target."""
+"""DPMs-ANT: training on the noise that the student knows least, guided by a classifier of source
+and target."""
 
 from __future__ import annotations
 
@@ -20,7 +21,16 @@ from data.dataset import Dataset
 from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser, ForwardPass
 from diffusion.schedule import NoiseSchedule, expand
-from models.layers import JoiningNorm, ResBlock, Sum, conv, halve, linear, timestep_embedding, to_channels_last
+from models.layers import (
+    JoiningNorm,
+    ResBlock,
+    Sum,
+    conv,
+    halve,
+    linear,
+    timestep_embedding,
+    to_channels_last,
+)
 from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
 from runtime.seeds import derive, generator
@@ -35,41 +45,61 @@ log = logging.getLogger(__name__)
 
 
 class AdversarialNoise:
-    """The loss of DPMs-ANT (Wang et al., ICML 2024, arXiv 2308.11948): a pass over images with the noise of noise_of -> [B], the squared
-    error of the predicted noise, averaged over an image's values.
+    """The loss of DPMs-ANT (Wang et al., ICML 2024, arXiv 2308.11948): a pass over images with the
+    noise of noise_of -> [B], the squared error of the predicted noise, averaged over an image's
+    values.
 
-    1. Adversarial noise: ascent_steps times noise <- norm(noise + ascent_rate grad_noise |noise - eps(x_t(noise), t)|^2), where norm
-       gives each image's noise mean 0 and standard deviation 1. The gradient goes through the network; its parameters get none.
-    2. Similarity guidance: at the x_t of that noise the target is noise - guidance (1 - alpha_bar_t) grad_x log p(target | x_t, t).
+    1. Adversarial noise: ascent_steps times noise <- norm(noise + ascent_rate grad_noise |noise -
+       eps(x_t(noise), t)|^2), where norm gives each image's noise mean 0 and standard deviation 1.
+       The gradient goes through the network; its parameters get none.
+    2. Similarity guidance: at the x_t of that noise the target is noise - guidance (1 -
+       alpha_bar_t) grad_x log p(target | x_t, t).
 
-    The authors' code was read (its ascent_steps, ascent_rate and guidance are the defaults here); the paper itself could not be
-    opened, only notes of others on its eq. 5 to 8. By those the factor of eq. 5 is gamma s^2 with s = (1 - alpha_bar_{t-1})
-    sqrt(alpha_t / (1 - alpha_bar_t)), and the code has 1 - alpha_bar_t instead of s^2. The two differ by about 2 beta_t (s is 0 at t = 1);
-    we follow the code. Neither is the shift by sqrt(1 - alpha_bar_t) of classifier guidance (Dhariwal and Nichol 2021, eq. 14).
-    Where the code departs from the formula in step 1 we don't follow: it draws a new t after every ascent step, divides the gradient by
-    the batch size, and lets the gradient pass through the network in the first step alone.
+    The authors' code was read (its ascent_steps, ascent_rate and guidance are the defaults here);
+    the paper itself could not be opened, only notes of others on its eq. 5 to 8. By those the
+    factor of eq. 5 is gamma s^2 with s = (1 - alpha_bar_{t-1}) sqrt(alpha_t / (1 - alpha_bar_t)),
+    and the code has 1 - alpha_bar_t instead of s^2. The two differ by about 2 beta_t (s is 0 at t =
+    1); we follow the code. Neither is the shift by sqrt(1 - alpha_bar_t) of classifier guidance
+    (Dhariwal and Nichol 2021, eq. 14). Where the code departs from the formula in step 1 we don't
+    follow: it draws a new t after every ascent step, divides the gradient by the batch size, and
+    lets the gradient pass through the network in the first step alone.
 
-    Their classifier is an ImageNet classifier of 256x256 fine-tuned; ours is small and trained from nothing, see Classifier.
-    A step costs 1 + ascent_steps passes forward and backward. The ascent runs without dropout: it then climbs one function, and the
-    pass that trains draws the same masks as with any other loss. images: those of the source, at the target's size.
+    Their classifier is an ImageNet classifier of 256x256 fine-tuned; ours is small and trained from
+    nothing, see Classifier. A step costs 1 + ascent_steps passes forward and backward. The ascent
+    runs without dropout: it then climbs one function, and the pass that trains draws the same masks
+    as with any other loss. images: those of the source, at the target's size.
     """
 
-    def __init__(self, start: Start, *, images: Callable[[Start], Dataset], guidance: float = 5.0, ascent_steps: int = 10,
-                 ascent_rate: float = 0.02, classifier_steps: int = 1000):
+    def __init__(
+        self,
+        start: Start,
+        *,
+        images: Callable[[Start], Dataset],
+        guidance: float = 5.0,
+        ascent_steps: int = 10,
+        ascent_rate: float = 0.02,
+        classifier_steps: int = 1000,
+    ):
         self.guidance, self.ascent_steps, self.ascent_rate = guidance, ascent_steps, ascent_rate
         self.classifier = classifier_of(start, images(start), classifier_steps)
 
     def __call__(self, step: ForwardPass) -> Tensor:
         factor = expand(1 - step.schedule.alpha_bar[step.t], step.x_t)
-        target = step.noise - self.guidance * factor * towards_target(self.classifier, step.x_t, step.t)
+        target = step.noise - self.guidance * factor * towards_target(
+            self.classifier, step.x_t, step.t
+        )
         return (step.prediction.noise - target).square().flatten(1).mean(1)
 
-    def noise_of(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None) -> Tensor:
+    def noise_of(
+        self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition | None
+    ) -> Tensor:
         """The noise after the ascent, which the pass that trains is made with."""
         with evaluating(denoiser), torch.enable_grad():
             for _ in range(self.ascent_steps):
                 noise = noise.detach().requires_grad_()
-                error = noise - denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition).noise
+                error = (
+                    noise - denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition).noise
+                )
                 (gradient,) = torch.autograd.grad(error.square().sum(), noise)
                 noise = normalized(noise + self.ascent_rate * gradient)
         return noise.detach()
@@ -103,8 +133,9 @@ def towards_target(classifier: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """(x_t [B, C, H, W], t [B] in 1..T) -> [B], the log odds that the image below the noise is of the target. Half a small UNet
-    with its mean over the pixels; about 360,000 parameters. H and W at least 8."""
+    """(x_t [B, C, H, W], t [B] in 1..T) -> [B], the log odds that the image below the noise is of
+    the target. Half a small UNet with its mean over the pixels; about 360,000 parameters. H and W
+    at least 8."""
 
     WIDTHS = (32, 64, 128)
 
@@ -113,8 +144,10 @@ class Classifier(nn.Module):
         first, last, time = self.WIDTHS[0], self.WIDTHS[-1], 4 * self.WIDTHS[0]
         self.time_mlp = nn.Sequential(linear(first, time), nn.SiLU(), linear(time, time), nn.SiLU())
         self.conv_in = conv(channels, first, 3)
-        self.down = nn.ModuleList(ResBlock(a, b, time, groups=8, dropout=0.0, resample=halve)
-                                  for a, b in pairwise((first, *self.WIDTHS)))
+        self.down = nn.ModuleList(
+            ResBlock(a, b, time, groups=8, dropout=0.0, resample=halve)
+            for a, b in pairwise((first, *self.WIDTHS))
+        )
         self.norm_out = JoiningNorm(8, last)
         self.out = linear(last, 1)
 
@@ -128,11 +161,24 @@ class Classifier(nn.Module):
 
 
 def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
-    """Trained on noisy images of the source against those of the target, or found in start.cache; frozen, on the denoiser's device."""
-    assert source.images.shape[1:] == start.target.images.shape[1:], "source images have the target's size"
+    """Trained on noisy images of the source against those of the target, or found in start.cache;
+    frozen, on the denoiser's device."""
+    assert source.images.shape[1:] == start.target.images.shape[1:], (
+        "source images have the target's size"
+    )
     schedule = start.denoiser.schedule
-    key = sha256_of(["classifier", CLASSIFIER, digest(source), digest(start.target), schedule.alpha_bar.tolist(), steps,
-                     start.data.flip, start.seed])[:16]
+    key = sha256_of(
+        [
+            "classifier",
+            CLASSIFIER,
+            digest(source),
+            digest(start.target),
+            schedule.alpha_bar.tolist(),
+            steps,
+            start.data.flip,
+            start.seed,
+        ]
+    )[:16]
     path = start.cache / f"classifier-{key}.safetensors"
     with locked(path.with_suffix(".lock")):
         data = read_checked(path)
@@ -141,8 +187,10 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
             write_checked(path, data)
     content = safetensors.torch.load(data)
     T, accuracy = schedule.steps, content.pop("accuracy").tolist()
-    log.info("classifier of source and target: right on %s of the images it was trained on",
-             ", ".join(f"{a:.0%} at t={t}" for t, a in zip(_levels(T), accuracy, strict=True)))
+    log.info(
+        "classifier of source and target: right on %s of the images it was trained on",
+        ", ".join(f"{a:.0%} at t={t}" for t, a in zip(_levels(T), accuracy, strict=True)),
+    )
     classifier = _untrained(start)
     classifier.load_state_dict(content)
     return to_channels_last(classifier, schedule.alpha_bar.device).requires_grad_(False).eval()
@@ -186,8 +234,12 @@ def _train(start: Start, source: Dataset, steps: int) -> bytes:
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(log_odds, is_target).backward()
         optimizer.step()
-    accuracy = torch.tensor([_accuracy(classifier, start, source, t, device) for t in _levels(schedule.steps)])
-    content = {name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()} | {"accuracy": accuracy}
+    accuracy = torch.tensor(
+        [_accuracy(classifier, start, source, t, device) for t in _levels(schedule.steps)]
+    )
+    content = {
+        name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()
+    } | {"accuracy": accuracy}
     return safetensors.torch.save(content)
 
 
@@ -197,21 +249,36 @@ def _drawn(data: Dataset, draw: torch.Generator) -> Tensor:
     return to_x0(torch.from_numpy(data.images[chosen]))
 
 
-def _of_noisy(classifier: Classifier, schedule: NoiseSchedule, x0: Tensor, t: Tensor, draw: torch.Generator,
-              device: torch.device) -> Tensor:
+def _of_noisy(
+    classifier: Classifier,
+    schedule: NoiseSchedule,
+    x0: Tensor,
+    t: Tensor,
+    draw: torch.Generator,
+    device: torch.device,
+) -> Tensor:
     x0, t, noise = (x.to(device) for x in (x0, t, torch.randn(x0.shape, generator=draw)))
     return classifier(schedule.add_noise(x0, noise, t), t)
 
 
 @torch.no_grad()
-def _accuracy(classifier: Classifier, start: Start, source: Dataset, level: int, device: torch.device) -> float:
-    """At t = level: the mean of the share of source images and of target images that are told right."""
+def _accuracy(
+    classifier: Classifier, start: Start, source: Dataset, level: int, device: torch.device
+) -> float:
+    """At t = level: the mean of the share of source images and of target images that are told
+    right."""
     shares = []
     for side, (data, sign) in enumerate(((source, -1), (start.target, 1))):
-        rows, draw, right = spread(data.splits["train"], JUDGED, data.labels), generator(start.seed, "accuracy", side, level), []
+        rows, draw, right = (
+            spread(data.splits["train"], JUDGED, data.labels),
+            generator(start.seed, "accuracy", side, level),
+            [],
+        )
         for chunk in range(0, len(rows), HALF_BATCH):
             x0 = to_x0(torch.from_numpy(data.images[rows[chunk : chunk + HALF_BATCH]]))
             t = torch.full((len(x0),), level)
-            right.append(_of_noisy(classifier, start.denoiser.schedule, x0, t, draw, device) * sign > 0)
+            right.append(
+                _of_noisy(classifier, start.denoiser.schedule, x0, t, draw, device) * sign > 0
+            )
         shares.append(torch.cat(right).float().mean().item())
     return sum(shares) / 2

@@ -26,11 +26,13 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Start:
-    """A run at its first step. denoiser: the one that will train, on its device, with the source's weights and injected parameters that
-    change nothing yet. trained: the source itself, with its own config. copied: the parameters that came from it. target: the images
-    that are trained on, and data their settings. first_kept: the label that the source's class 0 has in the target's class
-    table, None where its classes are not kept. cache: for what is costly and depends on the source alone. new_rows: so many rows of a
-    class table that was copied are of classes that the source does not have.
+    """A run at its first step. denoiser: the one that will train, on its device, with the source's
+    weights and injected parameters that change nothing yet. trained: the source itself, with its
+    own config. copied: the parameters that came from it. target: the images that are trained on,
+    and data their settings. first_kept: the label that the source's class 0 has in the target's
+    class table, None where its classes are not kept. cache: for what is costly and depends on the
+    source alone. new_rows: so many rows of a class table that was copied are of classes that the
+    source does not have.
     """
 
     denoiser: Denoiser
@@ -49,7 +51,8 @@ class Start:
         return copy.deepcopy(self.denoiser).requires_grad_(False).eval()
 
     def labels_of(self, source: np.ndarray) -> np.ndarray:
-        """The source's labels [N] as the target's network knows them: its kept rows, or the null class."""
+        """The source's labels [N] as the target's network knows them: its kept rows, or the null
+        class."""
         if self.first_kept is None:
             return np.full_like(source, self.denoiser.network.classes)
         return source + self.first_kept

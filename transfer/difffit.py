@@ -13,7 +13,8 @@ from transfer.adapters import Injected, Layer, matrix_shape
 
 
 class Scale(Injected):
-    """g W, by output row; the same g on the bias. `weight.scale.g`, which the bias shares, so that it is listed once."""
+    """g W, by output row; the same g on the bias. `weight.scale.g`, which the bias shares, so that
+    it is listed once."""
 
     kind = "scale"
     decays = False  # g = 1 leaves the branch as it is, and g = 0 takes it out
@@ -28,8 +29,9 @@ class Scale(Injected):
 
 @dataclass(frozen=True)
 class BranchScale:
-    """x + g F(x) with g = 1 at the start: F ends in a layer with a bias, whose outputs g multiplies. patterns: globs on the names of these
-    last layers, `*.conv2` and `*.attention.*.out`."""
+    """x + g F(x) with g = 1 at the start: F ends in a layer with a bias, whose outputs g
+    multiplies. patterns: globs on the names of these last layers, `*.conv2` and
+    `*.attention.*.out`."""
 
     patterns: Sequence[str]
     tensors: ClassVar = ("weight", "bias")

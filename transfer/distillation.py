@@ -20,20 +20,30 @@ Features = dict[str, Tensor]  # output by the name of its module
 
 
 class FeatureDistillation(Penalty):
-    """weight times the mean squared difference of student and source in what some layers say of the same (x_t, t, condition), averaged
-    over the layers. Hints in the sense of Romero et al. 2015 (FitNets, eq. 3, there 1/2 of the sum of squares and through a regressor,
-    which equal shapes don't need); against the source's own features as in Li et al. 2019 (DELTA), here without its weights by channel.
+    """weight times the mean squared difference of student and source in what some layers say of the
+    same (x_t, t, condition), averaged over the layers. Hints in the sense of Romero et al. 2015
+    (FitNets, eq. 3, there 1/2 of the sum of squares and through a regressor, which equal shapes
+    don't need); against the source's own features as in Li et al. 2019 (DELTA), here without its
+    weights by channel.
 
-    layers: globs on module names, as "mid.block.1" or "down.*.block.*" (`*` also crosses dots: "down.*" are all modules inside). The
-    student's features come from the pass that trains; its dropout, which the frozen source does not have, counts as a difference.
+    layers: globs on module names, as "mid.block.1" or "down.*.block.*" (`*` also crosses dots:
+    "down.*" are all modules inside). The student's features come from the pass that trains; its
+    dropout, which the frozen source does not have, counts as a difference.
     """
 
     def __init__(self, start: Start, *, weight: float, layers: Sequence[str]):
         self.weight, self.source = weight, start.frozen()
         names = matching(start.denoiser.network, layers)
         if not names or not weight > 0:
-            raise UserError(f"FeatureDistillation: weight={weight} must be above 0, and layers={list(layers)} must name one at least.")
-        self.of_student = recorded(start.denoiser.network, names, lambda network: network.training and torch.is_grad_enabled())
+            raise UserError(
+                f"FeatureDistillation: weight={weight} must be above 0, and "
+                f"layers={list(layers)} must name one at least."
+            )
+        self.of_student = recorded(
+            start.denoiser.network,
+            names,
+            lambda network: network.training and torch.is_grad_enabled(),
+        )
         self.of_source = recorded(self.source.network, names, lambda network: True)
 
     def __call__(self, step: ForwardPass) -> Tensor:
@@ -42,7 +52,9 @@ class FeatureDistillation(Penalty):
         with torch.no_grad():
             self.source.outputs(step.x_t, step.t, step.condition)
         source = self.of_source.pop(step.x_t)
-        differences = [(full(student[name]) - full(source[name])).square().mean() for name in source]
+        differences = [
+            (full(student[name]) - full(source[name])).square().mean() for name in source
+        ]
         return self.weight * torch.stack(differences).mean()
 
 
@@ -52,19 +64,28 @@ def full(x: Tensor) -> Tensor:
 
 
 def matching(network: nn.Module, layers: Sequence[str]) -> list[str]:
-    """The modules that run (a list of modules does not) whose names match a glob. Raises UserError where one matches none."""
-    running = [name for name, module in network.named_modules() if name and type(module).forward is not nn.Module.forward]
+    """The modules that run (a list of modules does not) whose names match a glob. Raises UserError
+    where one matches none."""
+    running = [
+        name
+        for name, module in network.named_modules()
+        if name and type(module).forward is not nn.Module.forward
+    ]
     for pattern in layers:
         check_pattern(pattern, running, "layers of FeatureDistillation", "module")
     return [name for name in running if any(fnmatchcase(name, pattern) for pattern in layers)]
 
 
-def recorded(network: nn.Module, names: Sequence[str], when: Callable[[nn.Module], bool]) -> MutableMapping[Tensor, Features]:
-    """A mapping that fills itself: from the x_t of a pass through network, by identity and as long as that tensor lives, to what the
-    named modules returned. when: which passes count; those of an evaluation and of an adversary (transfer.ant) don't.
+def recorded(
+    network: nn.Module, names: Sequence[str], when: Callable[[nn.Module], bool]
+) -> MutableMapping[Tensor, Features]:
+    """A mapping that fills itself: from the x_t of a pass through network, by identity and as long
+    as that tensor lives, to what the named modules returned. when: which passes count; those of an
+    evaluation and of an adversary (transfer.ant) don't.
 
-    Hooks are plain functions: a copy of the network shares them and does not copy what they hold. What runs outside a pass does not
-    count, such as the blocks that gradient checkpointing repeats in the backward pass.
+    Hooks are plain functions: a copy of the network shares them and does not copy what they hold.
+    What runs outside a pass does not count, such as the blocks that gradient checkpointing repeats
+    in the backward pass.
     """
     passes = WeakTensorKeyDictionary()
     under_way: list[Features] = []

@@ -1,5 +1,5 @@
-"""Low-rank changes of a weight (Hu et al. 2022): W + (alpha / rank) B A, with A at random and B = 0. `weight.lora.down` is A, and
-`weight.lora.up` is B."""
+"""Low-rank changes of a weight (Hu et al. 2022): W + (alpha / rank) B A, with A at random and B =
+0. `weight.lora.down` is A, and `weight.lora.up` is B."""
 
 from __future__ import annotations
 
@@ -15,28 +15,44 @@ from transfer.adapters import Injected, Layer, matrix_shape
 
 
 class LowRank(Injected):
-    """W + scale (B A), the product viewed in W's shape. branches: W is a stack of so many matrices, each with its own B [m/n, r] and
-    A [r, columns]; they lie stacked in up [m, r] and down [n r, columns]."""
+    """W + scale (B A), the product viewed in W's shape. branches: W is a stack of so many matrices,
+    each with its own B [m/n, r] and A [r, columns]; they lie stacked in up [m, r] and down [n r,
+    columns]."""
 
     kind = "lora"
 
-    def __init__(self, weight: Tensor, rows: int, columns: int, rank: int, scale: float, branches: int, random: torch.Generator):
+    def __init__(
+        self,
+        weight: Tensor,
+        rows: int,
+        columns: int,
+        rank: int,
+        scale: float,
+        branches: int,
+        random: torch.Generator,
+    ):
         super().__init__()
         self.scale, self.branches = scale, branches
-        down = nn.init.kaiming_uniform_(torch.empty(branches * rank, columns, device="cpu"), a=math.sqrt(5), generator=random)
+        down = nn.init.kaiming_uniform_(
+            torch.empty(branches * rank, columns, device="cpu"), a=math.sqrt(5), generator=random
+        )
         self.down = nn.Parameter(down.to(weight))
         self.up = nn.Parameter(weight.new_zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        B, A = self.up.unflatten(0, (self.branches, -1)), self.down.unflatten(0, (self.branches, -1))
+        B, A = (
+            self.up.unflatten(0, (self.branches, -1)),
+            self.down.unflatten(0, (self.branches, -1)),
+        )
         return weight + self.scale * (B @ A).view(weight.shape)
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """On linear layers; on convolutions in the factorization of LoCon (Yeh et al. 2024, LyCORIS): a k x k convolution down to rank
-    channels, then a 1 x 1 up, whose product is B [out, rank] A [rank, in k k] in W's shape. alpha: null for rank. branches: how many
-    matrices a weight stacks; 3 gives q, k and v of a packed qkv one LoRA each."""
+    """On linear layers; on convolutions in the factorization of LoCon (Yeh et al. 2024, LyCORIS): a
+    k x k convolution down to rank channels, then a 1 x 1 up, whose product is B [out, rank] A
+    [rank, in k k] in W's shape. alpha: null for rank. branches: how many matrices a weight stacks;
+    3 gives q, k and v of a packed qkv one LoRA each."""
 
     patterns: Sequence[str]
     rank: int
@@ -54,6 +70,9 @@ class LoRA:
         if rows % self.branches:
             raise ValueError(f"its {rows} outputs are not branches={self.branches} matrices.")
         if self.rank > (most := min(rows // self.branches, columns)):
-            raise ValueError(f"rank={self.rank} is more than the {most} that the weight itself can have; choose a smaller one.")
+            raise ValueError(
+                f"rank={self.rank} is more than the {most} that the weight itself can have; "
+                "choose a smaller one."
+            )
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         return LowRank(layer.weight, rows, columns, self.rank, scale, self.branches, random)

@@ -13,25 +13,43 @@ from transfer.context import Start
 
 
 class Replay:
-    """A batch of the source's images beside each batch of the target's: weight times the mean of its losses is added to the step's loss.
+    """A batch of the source's images beside each batch of the target's: weight times the mean of
+    its losses is added to the step's loss.
 
-    images: transfer.source_images.real or generated. timesteps: which t the source's images see. share: images of the source for each
-    of the target's.
+    images: transfer.source_images.real or generated. timesteps: which t the source's images see.
+    share: images of the source for each of the target's.
 
-    DreamBooth's prior preservation (Ruiz et al. 2023, eq. 2) is weight 1, generated images, t uniform and share 1. Diff-Tuning (Zhong
-    et al. 2024) draws the target's t by Power, the source's by MirroredPower, with weight 0.1; their code makes one batch of 32 of both,
-    a fifth of it the source's, which is share 0.25 beside a batch of 26.
+    DreamBooth's prior preservation (Ruiz et al. 2023, eq. 2) is weight 1, generated images, t
+    uniform and share 1. Diff-Tuning (Zhong et al. 2024) draws the target's t by Power, the source's
+    by MirroredPower, with weight 0.1; their code makes one batch of 32 of both, a fifth of it the
+    source's, which is share 0.25 beside a batch of 26.
     """
 
-    def __init__(self, start: Start, *, weight: float, images: Callable[[Start], Dataset], timesteps: Callable[[int], Timesteps],
-                 share: float = 1.0):
+    def __init__(
+        self,
+        start: Start,
+        *,
+        weight: float,
+        images: Callable[[Start], Dataset],
+        timesteps: Callable[[int], Timesteps],
+        share: float = 1.0,
+    ):
         if not weight > 0 or not share > 0:
-            raise UserError(f"transfer.replay: weight={weight} and share={share} must be above 0; for none leave transfer.replay out.")
+            raise UserError(
+                f"transfer.replay: weight={weight} and share={share} must be above 0; for none "
+                "leave transfer.replay out."
+            )
         self.weight = weight
         try:
             device = start.denoiser.schedule.alpha_bar.device
             self.timesteps = timesteps(start.denoiser.schedule.steps).to(device)
         except ValueError as error:
             raise UserError(f"transfer.replay.timesteps: {error}") from error
-        flip = bool(start.trained.config.raw["data"].get("flip", False))  # as the source saw its images, and not as the target's
-        self.batches = Batches(images(start), max(1, round(share * start.batch_size)), flip, derive(start.seed, "replay"))
+        # as the source saw its images, and not as the target's
+        flip = bool(start.trained.config.raw["data"].get("flip", False))
+        self.batches = Batches(
+            images(start),
+            max(1, round(share * start.batch_size)),
+            flip,
+            derive(start.seed, "replay"),
+        )

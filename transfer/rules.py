@@ -1,4 +1,5 @@
-"""What trains when. A rule names parameters by a glob; the last one that matches and is active at a step decides."""
+"""What trains when. A rule names parameters by a glob; the last one that matches and is active at a
+step decides."""
 
 from __future__ import annotations
 
@@ -43,12 +44,16 @@ def rule_at(rule: RuleSettings, steps: int) -> Rule:
     from_ = _step(rule.from_, steps, where)
     until = None if rule.until is None else _step(rule.until, steps, where)
     if not rule.learning_rate_scale >= 0 or from_ < 0:
-        raise UserError(f"{where}: learning_rate_scale and from must not be negative (they are "
-                        f"{rule.learning_rate_scale:g} and {rule.from_}).")
+        raise UserError(
+            f"{where}: learning_rate_scale and from must not be negative (they are "
+            f"{rule.learning_rate_scale:g} and {rule.from_})."
+        )
     if until is not None and until <= from_:
-        raise UserError(f"{where}: until must come after from, and in a run of train.steps={steps} they are "
-                        f"the steps {until} (until: {rule.until}) and {from_} (from: {rule.from_}). Train "
-                        "longer, or give other moments.")
+        raise UserError(
+            f"{where}: until must come after from, and in a run of train.steps={steps} they are "
+            f"the steps {until} (until: {rule.until}) and {from_} (from: {rule.from_}). Train "
+            "longer, or give other moments."
+        )
     return Rule(rule.pattern, rule.learning_rate_scale, from_, until, rule.optional)
 
 
@@ -62,7 +67,8 @@ def _step(moment: int | str, steps: int, where: str) -> int:
 
 
 class ParameterPlan:
-    """The rules resolved on a network: parameters in groups that share their rules, and each group's rate at a step."""
+    """The rules resolved on a network: parameters in groups that share their rules, and each
+    group's rate at a step."""
 
     def __init__(self, network: nn.Module, rules: Sequence[Rule]):
         self.parameters = parameters(network)
@@ -73,10 +79,19 @@ class ParameterPlan:
         alone = undecayed(network)
         groups: dict[tuple[tuple[Rule, ...], bool], list[str]] = {}
         for name in self.parameters:
-            groups.setdefault((tuple(r for r in rules if fnmatchcase(name, r.pattern)), name not in alone), []).append(name)
-        # A group that every one of its rules freezes stays out of the optimizer. (its rules, whether weight decay applies): names
-        self.trained = {group: names for group, names in groups.items() if any(r.learning_rate_scale > 0 for r in group[0])}
-        self.moments = sorted({0} | {m for rule in rules for m in (rule.from_, rule.until) if m is not None})
+            groups.setdefault(
+                (tuple(r for r in rules if fnmatchcase(name, r.pattern)), name not in alone), []
+            ).append(name)
+        # A group that every one of its rules freezes stays out of the optimizer. (its rules,
+        # whether weight decay applies): names
+        self.trained = {
+            group: names
+            for group, names in groups.items()
+            if any(r.learning_rate_scale > 0 for r in group[0])
+        }
+        self.moments = sorted(
+            {0} | {m for rule in rules for m in (rule.from_, rule.until) if m is not None}
+        )
         self._trains: dict[str, bool] | None = None
 
     @staticmethod
@@ -86,16 +101,19 @@ class ParameterPlan:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer."""
-        return [{"params": [self.parameters[n] for n in names]} | ({} if decays else {"weight_decay": 0.0})
-                for (_, decays), names in self.trained.items()] or [{"params": []}]
+        return [
+            {"params": [self.parameters[n] for n in names]}
+            | ({} if decays else {"weight_decay": 0.0})
+            for (_, decays), names in self.trained.items()
+        ] or [{"params": []}]
 
     def rates(self, step: int) -> list[float]:
         """The scale of each of groups(), in order."""
         return [self.scale(rules, step) for rules, _ in self.trained]
 
     def apply(self, step: int) -> bool:
-        """Sets requires_grad for this step. True where the set that trains has changed. A frozen parameter has no gradient, so
-        the optimizer leaves it and its moments alone."""
+        """Sets requires_grad for this step. True where the set that trains has changed. A frozen
+        parameter has no gradient, so the optimizer leaves it and its moments alone."""
         trains = dict.fromkeys(self.parameters, False)
         for (rules, _), names in self.trained.items():
             trains.update(dict.fromkeys(names, self.scale(rules, step) > 0))
@@ -113,39 +131,64 @@ class ParameterPlan:
 
     def trains(self) -> list[str]:
         """The parameters that train at some step."""
-        return [n for (rules, _), names in self.trained.items() if any(self.scale(rules, m) for m in self.moments) for n in names]
+        return [
+            n
+            for (rules, _), names in self.trained.items()
+            if any(self.scale(rules, m) for m in self.moments)
+            for n in names
+        ]
 
     def train_together(self) -> int | None:
         """The first step at which all that ever trains does; None where there is no such step."""
         trains = [{n for n, rate in enumerate(self.rates(m)) if rate} for m in self.moments]
-        return next((m for m, now in zip(self.moments, trains) if now == set().union(*trains)), None)
+        return next(
+            (m for m, now in zip(self.moments, trains) if now == set().union(*trains)), None
+        )
 
     def must_train(self, steps: float = math.inf) -> None:
         """Raises UserError where nothing ever trains, or nothing at some step of so many."""
         if not self.trains():
-            raise UserError("transfer.rules: these rules train nothing. Add one with a learning_rate_scale above 0, such as "
-                            "{pattern: 'up.*'}; the source as it is, untrained, is transfer=zero_shot.")
+            raise UserError(
+                "transfer.rules: these rules train nothing. Add one with a learning_rate_scale "
+                "above 0, such as {pattern: 'up.*'}; the source as it is, untrained, is "
+                "transfer=zero_shot."
+            )
         if idle := [m for m in self.moments if m < steps and not any(self.rates(m))]:
-            raise UserError(f"transfer.rules: nothing trains at step {idle[0]}, where no rule with a learning_rate_scale above 0 is "
-                            "active. Add one, or change a from or an until.")
+            raise UserError(
+                f"transfer.rules: nothing trains at step {idle[0]}, where no rule with a "
+                "learning_rate_scale above 0 is active. Add one, or change a from or an until."
+            )
 
     def count(self) -> int:
         """Values that train at some step."""
         return sum(self.parameters[n].numel() for n in self.trains())
 
     def share(self) -> float:
-        """The values that train at some step over those of the plain network, as papers count them."""
+        """The values that train at some step over those of the plain network, as papers count
+        them."""
         return self.count() / sum(self.parameters[n].numel() for n in self.plain)
 
     def told(self) -> str:
-        """The share, and where not all of it trains from the start, from when on: "100% of the parameters train, all from step 72"."""
+        """The share, and where not all of it trains from the start, from when on: "100% of the
+        parameters train, all from step 72"."""
         share, step = f"{100 * self.share():.3g}% of the parameters train", self.train_together()
-        return share + ("" if step == 0 else ", never all at once" if step is None else f", all from step {step}")
+        return share + (
+            ""
+            if step == 0
+            else ", never all at once"
+            if step is None
+            else f", all from step {step}"
+        )
 
     def rows(self, learning_rate: float) -> list[list[Any]]:
-        """plan.csv: one row for each parameter and period in which its rate is the same; step "end" is open."""
+        """plan.csv: one row for each parameter and period in which its rate is the same; step "end"
+        is open."""
         rows: list[list[Any]] = [["parameter", "shape", "group", "learning_rate", "from", "until"]]
-        group_of = {n: (k, rules) for k, ((rules, _), names) in enumerate(self.trained.items()) for n in names}
+        group_of = {
+            n: (k, rules)
+            for k, ((rules, _), names) in enumerate(self.trained.items())
+            for n in names
+        }
         for name, parameter in self.parameters.items():
             group, rules = group_of.get(name, ("", ()))
             shape = "x".join(map(str, parameter.shape))
@@ -161,14 +204,16 @@ class ParameterPlan:
 
 
 def own_word(rules: Sequence[Rule], names: Collection[str], name: str) -> bool:
-    """Whether a rule is about this parameter alone, as class_embedding.* is and conv_out.* is not."""
+    """Whether a rule is about this parameter alone, as class_embedding.* is and conv_out.* is
+    not."""
     return any([n for n in names if fnmatchcase(n, rule.pattern)] == [name] for rule in rules)
 
 
 def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[str]) -> list[Rule]:
-    """What the rules lack: one for each parameter of alike (transfer.adapt_weights.Fit) that they do not train from the first step on, at
-    the optimizer's rate, or at that of what trains fastest where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first,
-    and at the full rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
+    """What the rules lack: one for each parameter of alike (transfer.adapt_weights.Fit) that they
+    do not train from the first step on, at the optimizer's rate, or at that of what trains fastest
+    where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first, and at the full
+    rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
     plan = ParameterPlan(network, rules)
     rate = min(1.0, max(plan.rates(0), default=0.0))
 
@@ -177,4 +222,8 @@ def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[s
         inside = [n for n in plan.parameters if n == name or n.startswith(f"{name}.")]
         return max(plan.scale([r for r in rules if fnmatchcase(n, r.pattern)], 0) for n in inside)
 
-    return [Rule(name, rate) for name in alike if not own_word(rules, plan.plain, name) and begins_at(name) < rate]
+    return [
+        Rule(name, rate)
+        for name in alike
+        if not own_word(rules, plan.plain, name) and begins_at(name) < rate
+    ]

@@ -1,4 +1,5 @@
-"""Images of the source's domain, at the target's size and channels: those that it was trained on, or those that it makes itself."""
+"""Images of the source's domain, at the target's size and channels: those that it was trained on,
+or those that it makes itself."""
 
 from __future__ import annotations
 
@@ -33,63 +34,95 @@ from transfer.trained_weights import TrainedWeights
 
 GENERATOR = 1  # raise when the same settings make other images
 SECTIONS = ("model", "schedule", "network_schedule", "parameterization", "variance")
-CURE = "Take images that the source makes itself: _target_: transfer.source_images.generated in place of transfer.source_images.real."
+CURE = (
+    "Take images that the source makes itself: _target_: transfer.source_images.generated in "
+    "place of transfer.source_images.real."
+)
 
 
 def real(start: Start, *, n: int | None = None) -> Dataset:
-    """The images that the source was trained on, read where its own config says. n: so many of them, drawn by the run's seed.
+    """The images that the source was trained on, read where its own config says. n: so many of
+    them, drawn by the run's seed.
 
-    splits["train"] are their rows of the memory map. Raises UserError for published weights, which do not say their images.
+    splits["train"] are their rows of the memory map. Raises UserError for published weights, which
+    do not say their images.
     """
     own = own_images(start.trained, start.data, start.cache)
     rows = own.splits["train"]
     if n is not None:
         if not 1 <= n <= len(rows):
-            raise UserError(f"transfer.source_images.real, n={n}: the source was trained on {len(rows)} images.")
-        rows = np.sort(rows[torch.randperm(len(rows), generator=generator(start.seed, "source images")).numpy()[:n]])
+            raise UserError(
+                f"transfer.source_images.real, n={n}: the source was trained on {len(rows)} images."
+            )
+        rows = np.sort(
+            rows[
+                torch.randperm(len(rows), generator=generator(start.seed, "source images")).numpy()[
+                    :n
+                ]
+            ]
+        )
     return replace(own, labels=start.labels_of(own.labels), splits={"train": rows})
 
 
 def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Dataset:
-    """The images of a source in its own splits, with the size and channels of a target's data, and the source's labels. Raises UserError
-    where they are gone, and for published weights, which do not say their images."""
+    """The images of a source in its own splits, with the size and channels of a target's data, and
+    the source's labels. Raises UserError where they are gone, and for published weights, which do
+    not say their images."""
     check_known(trained)
     try:
         own = trained.config.data
         images = own.open_reader(cache)
-        opened = open_dataset(own, images, trained.config.seed, cache)  # its own n_train, less what was broken
+        # its own n_train, less what was broken
+        opened = open_dataset(own, images, trained.config.seed, cache)
     except UserError as error:
-        raise UserError(f"the images that {trained.path} was trained on: {error}\n{CURE}") from error
+        raise UserError(
+            f"the images that {trained.path} was trained on: {error}\n{CURE}"
+        ) from error
     pixels, _ = open_memory_map(images, _at_target(data, own), cache)
     return replace(opened, images=pixels)
 
 
 def check_known(source: TrainedWeights) -> None:
     """Raises Misfit where a source cannot say what it was trained on."""
-    if source.step is None or "_target_" not in source.config.raw["data"]:  # a bare file's config names images of ours
-        raise Misfit(f"{source.path}: published weights come without the images that they were trained on. {CURE}")
+    # a bare file's config names images of ours
+    if source.step is None or "_target_" not in source.config.raw["data"]:
+        raise Misfit(
+            f"{source.path}: published weights come without the images that they were trained "
+            f"on. {CURE}"
+        )
 
 
 def _at_target(data: DataSettings, own: DataSettings) -> DataSettings:
-    """The source's settings with the target's size and channels: the source's own memory map where these agree."""
-    enlarged = any(target > source for target, source in zip(data.height_width, own.height_width, strict=True))
-    return replace(own, size=data.size, channels=data.channels, resample=data.resample, upscale=own.upscale or enlarged)
+    """The source's settings with the target's size and channels: the source's own memory map where
+    these agree."""
+    enlarged = any(
+        target > source for target, source in zip(data.height_width, own.height_width, strict=True)
+    )
+    return replace(
+        own,
+        size=data.size,
+        channels=data.channels,
+        resample=data.resample,
+        upscale=own.upscale or enlarged,
+    )
 
 
 def which_steps(schedule: NoiseSchedule, steps: int) -> dict[str, str]:
-    """What the name of generated images says of their steps: nothing where they are those of the first version, which were even, and
-    trailing under zero terminal SNR."""
+    """What the name of generated images says of their steps: nothing where they are those of the
+    first version, which were even, and trailing under zero terminal SNR."""
     unchanged = schedule.zero_terminal_snr or steps == schedule.steps
     return {} if unchanged else {"spacing": "log_snr"}
 
 
 def images_of(term: Any) -> Any:
-    """The images of the source that a term of a strategy takes, real or generated, bound to their settings; None for none."""
+    """The images of the source that a term of a strategy takes, real or generated, bound to their
+    settings; None for none."""
     return getattr(term, "keywords", {}).get("images")
 
 
 def made_anew(strategy: TransferSettings, schedule: NoiseSchedule) -> dict[str, str]:
-    """which_steps of the images that a strategy lets its source, of this schedule, generate: for the identity of its run."""
+    """which_steps of the images that a strategy lets its source, of this schedule, generate: for
+    the identity of its run."""
     found: dict[str, str] = {}
     for images in map(images_of, strategy.terms.values()):
         if getattr(images, "func", None) is generated:
@@ -98,19 +131,30 @@ def made_anew(strategy: TransferSettings, schedule: NoiseSchedule) -> dict[str, 
 
 
 def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
-    """n images that the source makes, with its own network, size and channels, by DDIM in so many steps (log_snr_steps); classes in turn.
-    Image k is a function of (seed, k), so a larger n adds to those that are there. Made once, on the run's device, and kept in the
-    cache."""
+    """n images that the source makes, with its own network, size and channels, by DDIM in so many
+    steps (log_snr_steps); classes in turn. Image k is a function of (seed, k), so a larger n adds
+    to those that are there. Made once, on the run's device, and kept in the cache."""
     if min(n, steps, batch_size) < 1:
-        raise UserError(f"transfer.source_images.generated: n={n}, steps={steps} and batch_size={batch_size} must be at least 1.")
+        raise UserError(
+            f"transfer.source_images.generated: n={n}, steps={steps} and "
+            f"batch_size={batch_size} must be at least 1."
+        )
     images = SelfMade(start, n, steps, batch_size)
-    pixels, _ = open_memory_map(images, replace(start.data, upscale=True, skip_broken=False), start.cache)
-    return Dataset(pixels, start.labels_of(np.asarray(images.labels, dtype=np.int64)), {"train": np.arange(n)}, images.classes)
+    pixels, _ = open_memory_map(
+        images, replace(start.data, upscale=True, skip_broken=False), start.cache
+    )
+    return Dataset(
+        pixels,
+        start.labels_of(np.asarray(images.labels, dtype=np.int64)),
+        {"train": np.arange(n)},
+        images.classes,
+    )
 
 
 class SelfMade(ImageReader):
-    """The items are the source's samples. They lie at its own size in cache/generated/HASH/, one file a batch, named by
-    its first image: what was interrupted goes on after the last whole batch."""
+    """The items are the source's samples. They lie at its own size in cache/generated/HASH/, one
+    file a batch, named by its first image: what was interrupted goes on after the last whole batch.
+    """
 
     def __init__(self, start: Start, n: int, steps: int, batch_size: int):
         self.name = f"{n} images generated by {start.trained.path.name}"
@@ -132,8 +176,13 @@ class SelfMade(ImageReader):
     def _made_by(start: Start, steps: int) -> dict[str, Any]:
         """All that decides the bits of an image."""
         config = start.trained.config
-        made = {"version": GENERATOR, "weights": start.trained.digests["ema"], "shape": config.image_shape,
-                "steps": steps, "seed": start.seed}
+        made = {
+            "version": GENERATOR,
+            "weights": start.trained.digests["ema"],
+            "shape": config.image_shape,
+            "steps": steps,
+            "seed": start.seed,
+        }
         sections = {section: config.raw[section] for section in SECTIONS if config.raw.get(section)}
         return made | which_steps(config.schedule, steps) | as_then(sections)
 
@@ -143,7 +192,8 @@ class SelfMade(ImageReader):
 
 
 def _kept(folder: Path) -> list[np.ndarray]:
-    """The images from the first on, [H, W, C] uint8 each, read from the disk when they are looked at."""
+    """The images from the first on, [H, W, C] uint8 each, read from the disk when they are looked
+    at."""
     images: list[np.ndarray] = []
     for path in sorted(folder.glob("[0-9]*.npy")):
         if int(path.stem) == len(images):  # otherwise the batch before it is gone or damaged
@@ -153,7 +203,8 @@ def _kept(folder: Path) -> list[np.ndarray]:
 
 def _whole(path: Path) -> Sequence[np.ndarray]:
     """The images of a batch; none of one that is damaged."""
-    return () if read_checked(path) is None else np.load(path, mmap_mode="r")  # what is behind the array does not matter to it
+    # what is behind the array does not matter to it
+    return () if read_checked(path) is None else np.load(path, mmap_mode="r")
 
 
 def _labels(classes: int, images: Sequence[int]) -> list[int]:
@@ -161,24 +212,49 @@ def _labels(classes: int, images: Sequence[int]) -> list[int]:
 
 
 def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Path) -> None:
-    """Generates the images with these numbers, a batch at a time, and keeps each batch when it is whole."""
+    """Generates the images with these numbers, a batch at a time, and keeps each batch when it is
+    whole."""
     config = start.trained.config
-    denoiser = config.frozen_denoiser(start.trained.load("ema"), start.denoiser.schedule.alpha_bar.device)
+    denoiser = config.frozen_denoiser(
+        start.trained.load("ema"), start.denoiser.schedule.alpha_bar.device
+    )
     schedule = denoiser.schedule
     sampler = SamplerSettings(ddim, log_snr_steps, steps)
     if steps > schedule.steps:
-        raise UserError(f"transfer.source_images.generated, steps={steps}: the source's schedule has only {schedule.steps}.")
+        raise UserError(
+            f"transfer.source_images.generated, steps={steps}: the source's schedule has only "
+            f"{schedule.steps}."
+        )
     shape, moves = config.image_shape, len(steps_of(schedule, sampler)) - 1
-    with tqdm(total=len(missing) * moves, unit="step", delay=2, desc=f"images of the source, {len(missing)} of {missing.stop}") as bar:
+    with tqdm(
+        total=len(missing) * moves,
+        unit="step",
+        delay=2,
+        desc=f"images of the source, {len(missing)} of {missing.stop}",
+    ) as bar:
         for first in range(missing.start, missing.stop, batch_size):
             numbers = range(first, min(first + batch_size, missing.stop))
-            condition = {"label": torch.tensor(_labels(config.classes, numbers), device=schedule.alpha_bar.device)}
+            condition = {
+                "label": torch.tensor(
+                    _labels(config.classes, numbers), device=schedule.alpha_bar.device
+                )
+            }
             seeds = [derive(start.seed, "replay", k) for k in numbers]
             try:
-                x0 = generate(partial(denoiser, condition=condition), schedule, sampler, shape, seeds, partial(_count, bar, len(numbers)))
+                x0 = generate(
+                    partial(denoiser, condition=condition),
+                    schedule,
+                    sampler,
+                    shape,
+                    seeds,
+                    partial(_count, bar, len(numbers)),
+                )
             except torch.OutOfMemoryError as error:
-                raise UserError(f"transfer.source_images.generated, batch_size={batch_size}: the device is out of memory "
-                                f"({str(error).splitlines()[0]}). A smaller one makes the same images.") from error
+                raise UserError(
+                    f"transfer.source_images.generated, batch_size={batch_size}: the device is "
+                    f"out of memory ({str(error).splitlines()[0]}). A smaller one makes the same "
+                    "images."
+                ) from error
             file = io.BytesIO()
             np.save(file, to_uint8(x0).cpu().numpy())
             write_checked(folder / f"{first:08d}.npy", file.getvalue())

@@ -14,12 +14,14 @@ from transfer.adapters import Injected, Layer, matrix_shape
 
 
 class Spectrum(Injected):
-    """U diag(relu(S + d)) V^T for W = U diag(S) V^T, written W + U diag(relu(S + d) - S) V^T, which is W to the bit at d = 0; and as
-    S >= 0, relu(S + d) - S = max(d, -S), which cancels no digits. `weight.spectral.shift` is d, [branches, rank].
+    """U diag(relu(S + d)) V^T for W = U diag(S) V^T, written W + U diag(relu(S + d) - S) V^T, which
+    is W to the bit at d = 0; and as S >= 0, relu(S + d) - S = max(d, -S), which cancels no digits.
+    `weight.spectral.shift` is d, [branches, rank].
 
-    U, S and V follow from W, which must stay frozen; they are not stored. They are computed in float64: where two singular values are
-    close, their vectors are known only to rounding / gap, and a shift trained with one pair would be applied to another where float32
-    is factored by other hardware. Measured on 512 x 4608: 0.8 s, against 0.55 s in float32.
+    U, S and V follow from W, which must stay frozen; they are not stored. They are computed in
+    float64: where two singular values are close, their vectors are known only to rounding / gap,
+    and a shift trained with one pair would be applied to another where float32 is factored by other
+    hardware. Measured on 512 x 4608: 0.8 s, against 0.55 s in float32.
     """
 
     kind = "spectral"
@@ -49,7 +51,9 @@ class Spectrum(Injected):
         weight = weight.detach().cpu().contiguous()
         digest = hashlib.sha256(weight.numpy().data).hexdigest()
         if digest != self._factored:
-            factors = torch.linalg.svd(weight.double().view(self.branches, -1, weight[0].numel()), full_matrices=False)
+            factors = torch.linalg.svd(
+                weight.double().view(self.branches, -1, weight[0].numel()), full_matrices=False
+            )
             for own, new in zip((self.U, self.S, self.Vh), factors, strict=True):
                 own.copy_(new)
             self._factored = digest
@@ -57,8 +61,9 @@ class Spectrum(Injected):
 
 @dataclass(frozen=True)
 class SpectralShift:
-    """On linear layers and convolutions, these flattened to [out, in k k]. branches: how many matrices a weight stacks; 3 factors q, k
-    and v of a packed qkv apart, as where they are stored apart. What the paper trains of one-dimensional weights, a rule trains."""
+    """On linear layers and convolutions, these flattened to [out, in k k]. branches: how many
+    matrices a weight stacks; 3 factors q, k and v of a packed qkv apart, as where they are stored
+    apart. What the paper trains of one-dimensional weights, a rule trains."""
 
     patterns: Sequence[str]
     branches: int = 1

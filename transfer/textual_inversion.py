@@ -1,4 +1,5 @@
-"""New rows of the class table (Gal et al. 2023, textual inversion, whose tokens are classes here)."""
+"""New rows of the class table (Gal et al. 2023, textual inversion, whose tokens are classes
+here)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from transfer.adapters import Injected, Layer
 
 
 class Rows(Injected):
-    """The table with its first rows taken from a parameter of their own, `weight.rows.new` [count, width]."""
+    """The table with its first rows taken from a parameter of their own, `weight.rows.new` [count,
+    width]."""
 
     kind = "rows"
 
@@ -21,12 +23,13 @@ class Rows(Injected):
         self.new = nn.Parameter(table.detach()[:count].clone())
 
     def forward(self, table: Tensor) -> Tensor:
-        return torch.cat([self.new, table[len(self.new):]])
+        return torch.cat([self.new, table[len(self.new) :]])
 
 
 @dataclass(frozen=True)
 class NewRows:
-    """The first rows of class_embedding train apart from the rest, from where they are. count: auto for the target's classes."""
+    """The first rows of class_embedding train apart from the rest, from where they are. count: auto
+    for the target's classes."""
 
     count: int | Literal["auto"] = "auto"
     patterns: ClassVar = ("class_embedding.weight",)
@@ -39,5 +42,8 @@ class NewRows:
     def on(self, layer: Layer, random: torch.Generator) -> Rows:
         assert self.count != "auto", "the number of the target's classes stands in its place by now"
         if self.count >= len(layer.weight):
-            raise ValueError(f"count={self.count}, and the table has {len(layer.weight) - 1} rows before that of the null class.")
+            raise ValueError(
+                f"count={self.count}, and the table has {len(layer.weight) - 1} rows before "
+                "that of the null class."
+            )
         return Rows(layer.weight, self.count)

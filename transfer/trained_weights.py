@@ -1,5 +1,6 @@
-"""Trained weights from wherever a user has them: a run, published weights, or what export.py writes of a run. They come out as a
-plain network has them: adapters are merged, and a difference from a source is laid on it."""
+"""Trained weights from wherever a user has them: a run, published weights, or what export.py writes
+of a run. They come out as a plain network has them: adapters are merged, and a difference from a
+source is laid on it."""
 
 from __future__ import annotations
 
@@ -37,9 +38,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """path: of the checkpoint, folder or file. config: of published weights some sections alone (models.formats.published.SECTIONS).
-    classes: their names. step: None where it is not known, as of what is no checkpoint of a run. digests: sha256 of either set.
-    load: reads one of them, under our names. laid_on: of a difference, the source that it is laid on."""
+    """path: of the checkpoint, folder or file. config: of published weights some sections alone
+    (models.formats.published.SECTIONS). classes: their names. step: None where it is not known, as
+    of what is no checkpoint of a run. digests: sha256 of either set. load: reads one of them, under
+    our names. laid_on: of a difference, the source that it is laid on."""
 
     path: Path
     config: RunConfig
@@ -55,17 +57,27 @@ class TrainedWeights:
         if self.laid_on is not None:
             return self.laid_on
         if self.step is None:
-            raise UserError(f"reference=source: {self.path} is no run of this project, so what it was made from is unknown.")
+            raise UserError(
+                f"reference=source: {self.path} is no run of this project, so what it was made "
+                "from is unknown."
+            )
         return origin_of(self.path.parent.parent)
 
 
-def load_weights(name: str, *, stated: RunConfig | None = None, otherwise: RunConfig | None = None,
-                 source: str | None = None) -> TrainedWeights:
-    """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub, one file of weights, or a file of a
-    run's difference from its source. Tensors are read later, by load.
+def load_weights(
+    name: str,
+    *,
+    stated: RunConfig | None = None,
+    otherwise: RunConfig | None = None,
+    source: str | None = None,
+) -> TrainedWeights:
+    """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub,
+    one file of weights, or a file of a run's difference from its source. Tensors are read later, by
+    load.
 
-    stated: the settings of the network in a bare file, as the user states them. otherwise: those to take where neither the user nor
-    conf/published.yaml states them. source: where the source of a difference is, if it was moved.
+    stated: the settings of the network in a bare file, as the user states them. otherwise: those to
+    take where neither the user nor conf/published.yaml states them. source: where the source of a
+    difference is, if it was moved.
     """
     path = Path(name).expanduser()
     if is_difference(path):
@@ -77,24 +89,39 @@ def load_weights(name: str, *, stated: RunConfig | None = None, otherwise: RunCo
         if is_folder(path):
             return of_published(open_folder(path))
         if not (path / STATE).is_file() and not (path / "checkpoints").is_dir():
-            raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME), one of its checkpoints/step_N, a "
-                            f"folder in diffusers' format (with {INDEX} or {UNET}), or a file of weights.")
+            raise UserError(
+                f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME), one "
+                f"of its checkpoints/step_N, a folder in diffusers' format (with {INDEX} or "
+                f"{UNET}), or a file of weights."
+            )
         return of_checkpoint(checkpoint.find(path))
-    if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).is_dir():  # runs/NAME misspelt is no name on the Hub
+    # runs/NAME misspelt is no name on the Hub
+    if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).is_dir():
         return of_published(open_folder(download(name)))
-    raise UserError(f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face Hub, which is OWNER/NAME.")
+    raise UserError(
+        f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face "
+        "Hub, which is OWNER/NAME."
+    )
 
 
 def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -> RunConfig | None:
-    """The settings that a command line states for a bare file of weights: an experiment, and overrides of it."""
+    """The settings that a command line states for a bare file of weights: an experiment, and
+    overrides of it."""
     if trained_as is None and not overrides:
         return None
     if not Path(name).expanduser().is_file():
-        raise UserError(f"trained_as={trained_as}, overrides={list(overrides)}: these are for a bare file of weights, and {name} is none: "
-                        "leave them out.")
+        raise UserError(
+            f"trained_as={trained_as}, overrides={list(overrides)}: these are for a bare file of "
+            f"weights, and {name} is none: leave them out."
+        )
     if trained_as is not None and trained_as not in options("experiment"):
-        raise UserError(f"trained_as={trained_as}: no such experiment; {near(trained_as, options('experiment'))}")
-    return RunConfig(composed("train", [*([f"+experiment={trained_as}"] if trained_as else []), *overrides]))
+        raise UserError(
+            f"trained_as={trained_as}: no such experiment; "
+            f"{near(trained_as, options('experiment'))}"
+        )
+    return RunConfig(
+        composed("train", [*([f"+experiment={trained_as}"] if trained_as else []), *overrides])
+    )
 
 
 def published_config(file: str) -> RunConfig | None:
@@ -107,12 +134,20 @@ def of_published(found: Published) -> TrainedWeights:
     config = RunConfig(found.sections)
     config.shape_network()  # what is wrong with it shows here, before anything large is read
     digest = sha256(found.file)
-    model = f"{digest}, model" if found.file == found.path else digest  # a bare file may hold the average beside it
+    # a bare file may hold the average beside it
+    model = f"{digest}, model" if found.file == found.path else digest
 
     def read(which: Which) -> Tensors:
         return found.tensors(config.shape_network(), average=which == "ema")
 
-    return TrainedWeights(found.path, config, [str(k) for k in range(config.classes)], None, {"model": model, "ema": digest}, read)
+    return TrainedWeights(
+        found.path,
+        config,
+        [str(k) for k in range(config.classes)],
+        None,
+        {"model": model, "ema": digest},
+        read,
+    )
 
 
 def of_checkpoint(found: Checkpoint) -> TrainedWeights:
@@ -125,7 +160,14 @@ def of_checkpoint(found: Checkpoint) -> TrainedWeights:
         return merged(config, tensors) if adapted else tensors
 
     digests: dict[Which, str] = {which: found.digests[file] for which, file in FILES.items()}
-    return TrainedWeights(found.path, without_adapters(config) if adapted else config, found.classes, found.step, digests, read)
+    return TrainedWeights(
+        found.path,
+        without_adapters(config) if adapted else config,
+        found.classes,
+        found.step,
+        digests,
+        read,
+    )
 
 
 def without_adapters(config: RunConfig) -> RunConfig:
@@ -135,17 +177,23 @@ def without_adapters(config: RunConfig) -> RunConfig:
 def merged(config: RunConfig, tensors: Tensors) -> Tensors:
     """The weights of the plain network that equals the one with these tensors."""
     network = config.build_network()
-    network.load_state_dict({name: tensors[name] for name in network.state_dict()})  # before, as what is injected may be made of them
+    # before, as what is injected may be made of them
+    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
     inject(network, config.transfer.inject)
     load(network, tensors)
     merge(network)
     return network.state_dict()
 
 
-def fitted(config: RunConfig, network: nn.Module, source: TrainedWeights) -> tuple[Tensors, list[Fit]]:
-    """The source's weights in the shapes of a run's network, which is as it was initialized, and what became of each tensor."""
+def fitted(
+    config: RunConfig, network: nn.Module, source: TrainedWeights
+) -> tuple[Tensors, list[Fit]]:
+    """The source's weights in the shapes of a run's network, which is as it was initialized, and
+    what became of each tensor."""
     kept = config.kept_classes(source.config)
-    return fit(source.load(config.source.weights), network.state_dict(), config.source, kept, config.seed)
+    return fit(
+        source.load(config.source.weights), network.state_dict(), config.source, kept, config.seed
+    )
 
 
 def start_of(config: RunConfig, source: TrainedWeights) -> Tensors:
@@ -155,19 +203,26 @@ def start_of(config: RunConfig, source: TrainedWeights) -> Tensors:
 
 
 def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> TrainedWeights:
-    """The source that a run with this config started from, at its path or elsewhere. Raises UserError where it is gone or is another
-    one."""
+    """The source that a run with this config started from, at its path or elsewhere. Raises
+    UserError where it is gone or is another one."""
     where = elsewhere or origin["path"]
     try:
         found = load_weights(where, otherwise=config)
     except UserError as error:
-        raise UserError(f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was moved, move "
-                        "it back, or say where to: source=PATH.") from error
+        raise UserError(
+            f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was "
+            "moved, move it back, or say where to: source=PATH."
+        ) from error
     if found.digests["ema" if origin["weights"] == EMA else "model"] != origin["sha256"]:
-        raise UserError(f"{where} is not the source of this run: its weights have another sha256. Say where that one is: source=PATH.")
+        raise UserError(
+            f"{where} is not the source of this run: its weights have another sha256. Say where "
+            "that one is: source=PATH."
+        )
     if left_without_classes(config, found.config) and "null_row" not in origin:
-        raise UserError(f"this run started from {where} without the null row of its class table, as an older version of this code did, and "
-                        "its start cannot be made again: train it anew.")
+        raise UserError(
+            f"this run started from {where} without the null row of its class table, as an older "
+            "version of this code did, and its start cannot be made again: train it anew."
+        )
     return found
 
 
@@ -177,6 +232,7 @@ def left_without_classes(config: RunConfig, source: RunConfig) -> bool:
 
 
 # source.json
+
 
 def write_origin(run: Path, origin: Origin, tensors: Sequence[Fit]) -> None:
     """tensors: what became of each."""
@@ -188,11 +244,17 @@ def read_origin(run: Path) -> Origin | None:
     path = run / SOURCE
     if not path.is_file():
         return None
-    return read_sealed(path, "copy it again from where the run was trained", ["path", "weights", "sha256", "tensors"], unsealed=True)
+    return read_sealed(
+        path,
+        "copy it again from where the run was trained",
+        ["path", "weights", "sha256", "tensors"],
+        unsealed=True,
+    )
 
 
 def has_origin(run: Path) -> bool:
-    """Whether source.json is there and whole. One that is damaged is put aside: a run that goes on makes it again, of its source."""
+    """Whether source.json is there and whole. One that is damaged is put aside: a run that goes on
+    makes it again, of its source."""
     try:
         return read_origin(run) is not None
     except Damaged as error:
@@ -216,12 +278,19 @@ def fit_table(run: Path) -> list[Fit]:
 
 # a difference from a source
 
+
 def difference(found: Checkpoint, origin: Origin, names: Collection[str]) -> bytes:
-    """A file of the tensors `names`, the average, with all that it takes to lay them on the source again."""
+    """A file of the tensors `names`, the average, with all that it takes to lay them on the source
+    again."""
     average = found.weights(EMA)
     tensors = {name: average[name].contiguous() for name in names}
-    about = {"config": found.config, "step": found.step, "classes": list(found.classes), "sha256": _digest(tensors),
-             "source": {key: value for key, value in origin.items() if key != "tensors"}}
+    about = {
+        "config": found.config,
+        "step": found.step,
+        "classes": list(found.classes),
+        "sha256": _digest(tensors),
+        "source": {key: value for key, value in origin.items() if key != "tensors"},
+    }
     return safetensors.torch.save(tensors, {DIFFERENCE: json.dumps(about, sort_keys=True)})
 
 
@@ -237,25 +306,43 @@ def is_difference(path: Path) -> bool:
         with safetensors.safe_open(path, "pt") as file:
             return DIFFERENCE in (file.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: damaged, or no file of weights: {error}. Copy or download it again.") from error
+        raise UserError(
+            f"{path}: damaged, or no file of weights: {error}. Copy or download it again."
+        ) from error
 
 
 def open_difference(path: Path, elsewhere: str | None) -> TrainedWeights:
-    """A file that difference() made. elsewhere: where the source is, if not where it was. Raises UserError where the source is gone."""
+    """A file that difference() made. elsewhere: where the source is, if not where it was. Raises
+    UserError where the source is gone."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()[DIFFERENCE])
         config, digest, origin = RunConfig.of_saved(about["config"]), sha256(path), about["source"]
         plain, classes, _ = without_adapters(config), about["classes"], about["step"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged: what it says of itself cannot be read ({error}). Copy or make it again.") from error
+        raise UserError(
+            f"{path}: damaged: what it says of itself cannot be read ({error}). Copy or make it "
+            "again."
+        ) from error
     source = source_of(origin, config, elsewhere)
-    return TrainedWeights(path, plain, classes, None, {"model": digest, "ema": digest},
-                          partial(_laid, path, about["sha256"], config, source), origin)
+    return TrainedWeights(
+        path,
+        plain,
+        classes,
+        None,
+        {"model": digest, "ema": digest},
+        partial(_laid, path, about["sha256"], config, source),
+        origin,
+    )
 
 
-def _laid(path: Path, digest: str, config: RunConfig, source: TrainedWeights, which: Which) -> Tensors:
+def _laid(
+    path: Path, digest: str, config: RunConfig, source: TrainedWeights, which: Which
+) -> Tensors:
     tensors = safetensors.torch.load_file(path)
     if _digest(tensors) != digest:
-        raise UserError(f"{path}: damaged: its tensors do not have the sha256 that it says. Copy or make it again.")
+        raise UserError(
+            f"{path}: damaged: its tensors do not have the sha256 that it says. Copy or make it "
+            "again."
+        )
     return merged(config, start_of(config, source) | tensors)

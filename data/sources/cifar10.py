@@ -16,10 +16,11 @@ from runtime.content import sha256_of
 from runtime.errors import UserError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# of a batch; bytes: a label, the planes red, green and blue
 IMAGES, RECORD = (
     10_000,
     1 + 3 * 32 * 32,
-)  # of a batch; bytes: a label, the planes red, green and blue
+)
 PICKLES = {  # md5, as the authors' page and torchvision have them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -65,9 +66,8 @@ class Cifar10(ImageReader):
         with self._lock:
             if self._records is None:
                 pairs = zip(self.files, self._digests)
-                self._records = np.stack(
-                    [_same_records(*pair) for pair in pairs]
-                )  # [6, IMAGES, RECORD]
+                # [6, IMAGES, RECORD]
+                self._records = np.stack([_same_records(*pair) for pair in pairs])
         planes = self._records[item // IMAGES, item % IMAGES, 1:].reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
@@ -111,10 +111,10 @@ def _unpickled(data: bytes, file: Path) -> np.ndarray:
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if md5 != PICKLES[file.name]:
         raise UserError(
-            f"{file}: its md5 is {md5} and not {PICKLES[file.name]}, that of the official "
-            "file. It is damaged or was changed, and a pickle can run code, so it is not "
-            f"opened. Unpack {PYTHON} again, download it again from {URL}, or use {BINARY}, "
-            "which holds no code."
+            f"{file}: its md5 is {md5} and not {PICKLES[file.name]}, that of the official file. "
+            "It is damaged or was changed, and a pickle can run code, so it is not opened. "
+            f"Unpack {PYTHON} again, download it again from {URL}, or use {BINARY}, which holds "
+            "no code."
         )
     batch = pickle.loads(data, encoding="latin1")
     labels = np.asarray(batch["labels"], np.uint8)
@@ -153,9 +153,9 @@ def _find_batches(root: Path, given: str) -> list[Path]:
         )
     state = "CIFAR-10 is not there" if root.is_dir() else "there is no such folder"
     raise UserError(
-        f"data.path={given}: {state} (looked for cifar-10-batches-bin and "
-        f"cifar-10-batches-py). Download {BINARY} (162 MB) from {URL} and unpack it: mkdir -p "
-        f"{given}; tar xzf {BINARY} -C {given}. For a folder of images "
-        "(DIR/train/airplane/*.png ...): data=folder data.path=DIR data.size=32. Meanwhile, "
-        "with no download: python train.py +experiment=transfer_demo"
+        f"data.path={given}: {state} (looked for cifar-10-batches-bin and cifar-10-batches-py). "
+        f"Download {BINARY} (162 MB) from {URL} and unpack it: mkdir -p {given}; tar xzf {BINARY} "
+        f"-C {given}. For a folder of images (DIR/train/airplane/*.png ...): data=folder "
+        "data.path=DIR data.size=32. Meanwhile, with no download: python train.py "
+        "+experiment=transfer_demo"
     )

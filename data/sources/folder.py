@@ -65,8 +65,8 @@ class Folder(FolderReader):
         (low, high), count = self.measure_range("range of an image, 1", measure_deep_range)
         log.info(
             "%s: in images of more than 8 bits %g is black and %g white, measured over the %d of "
-            "them to train on; data.range=[LOW,HIGH] sets it, "
-            "data.range=image takes each image's own",
+            "them to train on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's "
+            "own",
             self.name,
             low,
             high,

@@ -82,8 +82,8 @@ class MedMnist(Npz):
         if not path.is_file():
             if not download:
                 raise UserError(
-                    f"{path} is not there. Where there is a network: pip install medmnist, "
-                    "then data.download=true. Or by hand: " + _by_hand(name, file_size, path)
+                    f"{path} is not there. Where there is a network: pip install medmnist, then "
+                    "data.download=true. Or by hand: " + _by_hand(name, file_size, path)
                 )
             download_file(name, file_size, path)
         super().__init__(file_cache, str(path), classes=classes)
@@ -128,8 +128,8 @@ def download_file(name: str, size: int, path: Path) -> None:
             os.replace(aside / path.name, path)
     except ImportError as error:
         raise UserError(
-            f"data.download=true needs the medmnist package ({error}): pip install medmnist. "
-            "Or by hand: " + _by_hand(name, size, path)
+            f"data.download=true needs the medmnist package ({error}): pip install medmnist. Or "
+            "by hand: " + _by_hand(name, size, path)
         ) from error
     except OSError as error:
         raise UserError(

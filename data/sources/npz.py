@@ -97,8 +97,8 @@ class Npz(ImageReader):
             return Image.fromarray(np.ascontiguousarray(image))
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise UserError(
-                "holds NaN or infinite values: replace them before saving, by "
-                "numpy.nan_to_num for example"
+                "holds NaN or infinite values: replace them before saving, by numpy.nan_to_num "
+                "for example"
             )
         return to_levels(image, *levels)
 
@@ -168,8 +168,8 @@ class Npz(ImageReader):
 def _checked_range(low_high: Sequence[float]) -> LowHigh:
     if len(low_high) != 2 or not all(map(math.isfinite, low_high)) or low_high[0] == low_high[1]:
         raise UserError(
-            f"data.range={list(low_high)}: two different numbers, the values that become "
-            "black and white."
+            f"data.range={list(low_high)}: two different numbers, the values that become black "
+            "and white."
         )
     return float(low_high[0]), float(low_high[1])
 
@@ -180,8 +180,8 @@ def range_of(images: np.ndarray, where: str) -> LowHigh | None:
         return measured_range(images, where)
     if (greatest := images.max()) < 64:  # masks of 0 and 1, or 4 bits, are saved as bytes too
         log.warning(
-            "%s: no pixel is above %d of 255, so all will be dark; "
-            "data.range=[0,%d] makes that white",
+            "%s: no pixel is above %d of 255, so all will be dark; data.range=[0,%d] makes that "
+            "white",
             where,
             greatest,
             greatest,

@@ -30,9 +30,8 @@ FORMS: list[Keys] = [
         "test": ("x_test", "y_test"),
     },
     {"train": ("images", "labels")},
-    {
-        "train": ("arr_0", "arr_1")
-    },  # numpy.savez(FILE, images, labels), as guided-diffusion's samples
+    # numpy.savez(FILE, images, labels), as guided-diffusion's samples
+    {"train": ("arr_0", "arr_1")},
 ]
 BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, KeyError)
 
@@ -68,8 +67,8 @@ def read_headers(path: Path, given: str) -> dict[str, Header]:
             }
     except BROKEN as error:
         raise UserError(
-            f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download "
-            "it again."
+            f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download it "
+            "again."
         ) from error
     if not headers:
         raise UserError(
@@ -136,9 +135,9 @@ def choose_keys(
     keys = _usual_keys(headers)
     if not keys:
         raise UserError(
-            f"{path} holds {list_headers(headers)}, none of them train_images, x_train, "
-            "images or arr_0: name the array of images by data.images=KEY, and that of the "
-            "labels, if there is one, by data.labels=KEY."
+            f"{path} holds {list_headers(headers)}, none of them train_images, x_train, images or "
+            "arr_0: name the array of images by data.images=KEY, and that of the labels, if "
+            "there is one, by data.labels=KEY."
         )
     used = {key for pair in keys.values() for key in pair}
     if unused := sorted(headers.keys() - used):
@@ -254,14 +253,13 @@ def _check_labels(path: Path, image: str, images: Header, label: str, labels: He
     if labels.shape[:1] != images.shape[:1]:
         raise UserError(
             f"{path}: {image} is {images} and {label} {labels}: not one label an image. Where "
-            f"{label} is something else, data.images={image} alone reads the images "
-            "without it."
+            f"{label} is something else, data.images={image} alone reads the images without it."
         )
     if labels.dtype.hasobject:
         raise UserError(
-            f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, "
-            "so it is not opened. Save the labels as numbers or as texts: "
-            "numpy.asarray(LABELS, dtype=str)."
+            f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, so "
+            "it is not opened. Save the labels as numbers or as texts: numpy.asarray(LABELS, "
+            "dtype=str)."
         )
 
 
@@ -275,8 +273,8 @@ def _why_no_classes(keys: Keys, found: list[np.ndarray]) -> str | None:
         columns = labels.size // len(labels)
         if columns != 1 and not _one_hot(labels):
             return (
-                f"the labels are a table of {columns} columns, "
-                "several of which may hold for one image"
+                f"the labels are a table of {columns} columns, several of which may hold for one "
+                "image"
             )
         if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
             return "the labels are not whole numbers"

@@ -1,4 +1,5 @@
-"""What an image is to a metric: a vector. Features are chosen by config (conf/features), and a metric sees matrices only."""
+"""What an image is to a metric: a vector. Features are chosen by config (conf/features), and a
+metric sees matrices only."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ class Embedding(NamedTuple):
 
 
 class Features(Protocol):
-    """name: in full, for captions. short: for headings. frechet: what the Fréchet distance in these features is called; "FID" is said
-    of Inception's alone. identity: what decides its numbers, as JSON: an evaluation with other weights is another protocol."""
+    """name: in full, for captions. short: for headings. frechet: what the Fréchet distance in these
+    features is called; "FID" is said of Inception's alone. identity: what decides its numbers, as
+    JSON: an evaluation with other weights is another protocol."""
 
     name: str
     short: str
@@ -38,13 +40,19 @@ class Features(Protocol):
 
 
 @torch.no_grad()
-def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows: Sequence[int] | np.ndarray | None = None,
-            batch_size: int = 64, desc: str = "features", device: torch.device | str = "cpu") -> Embedding:
-    """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; computed on device in fp32, returned on
-    the CPU, in the order of rows.
+def extract(
+    features: Features,
+    images: np.ndarray | Sequence[np.ndarray],
+    rows: Sequence[int] | np.ndarray | None = None,
+    batch_size: int = 64,
+    desc: str = "features",
+    device: torch.device | str = "cpu",
+) -> Embedding:
+    """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; computed on
+    device in fp32, returned on the CPU, in the order of rows.
 
-    Raises UserError where images are no uint8 (samples that have not become pixels may hold NaN), and where features come out
-    as NaN or infinity.
+    Raises UserError where images are no uint8 (samples that have not become pixels may hold NaN),
+    and where features come out as NaN or infinity.
     """
     images = np.asarray(images)  # what is a memory map stays one
     _check_images(images, desc)
@@ -56,27 +64,45 @@ def extract(features: Features, images: np.ndarray | Sequence[np.ndarray], rows:
         raise UserError(f"{desc}: there are no images to take features of.")
     features, parts = features.to(device), list[Embedding]()
     with _in_full_precision(torch.device(device)):
-        for start in tqdm(range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False):
+        for start in tqdm(
+            range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False
+        ):
             batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
             embedding = features(torch.from_numpy(batch).to(device))
             logits = None if embedding.logits is None else embedding.logits.float().cpu()
             parts.append(Embedding(embedding.features.float().cpu(), logits))
-    whole = Embedding(torch.cat([part.features for part in parts]),
-                      None if parts[0].logits is None else torch.cat([part.logits for part in parts if part.logits is not None]))
-    broken = ~torch.cat([torch.stack([e.isfinite().flatten(1).all(1) for e in part if e is not None]).all(0) for part in parts])
+    whole = Embedding(
+        torch.cat([part.features for part in parts]),
+        None
+        if parts[0].logits is None
+        else torch.cat([part.logits for part in parts if part.logits is not None]),
+    )
+    broken = ~torch.cat(
+        [
+            torch.stack([e.isfinite().flatten(1).all(1) for e in part if e is not None]).all(0)
+            for part in parts
+        ]
+    )
     if broken.any():
-        raise UserError(f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of {len(rows)} images, the first in row "
-                        f"{int(rows[int(broken.nonzero()[0, 0])])}: their weights are broken, or do not belong to this network.")
+        raise UserError(
+            f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of "
+            f"{len(rows)} images, the first in row {int(rows[int(broken.nonzero()[0, 0])])}: "
+            "their weights are broken, or do not belong to this network."
+        )
     return whole
 
 
 @contextlib.contextmanager
 def _in_full_precision(device: torch.device) -> Iterator[None]:
-    """fp32, whatever the run computes in: features of one set are compared with those that another process has kept of another."""
+    """fp32, whatever the run computes in: features of one set are compared with those that another
+    process has kept of another."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+        with (
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(allow_tf32=False),
+        ):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -88,7 +114,10 @@ def _check_images(images: np.ndarray, desc: str) -> None:
     if images.dtype == np.uint8:
         return
     if images.dtype.kind == "f" and (broken := int((~np.isfinite(images)).any((1, 2, 3)).sum())):
-        raise UserError(f"{desc}: NaN or infinity in {broken} of {len(images)} images: what made them has diverged.")
+        raise UserError(
+            f"{desc}: NaN or infinity in {broken} of {len(images)} images: what made them has "
+            "diverged."
+        )
     raise ValueError(f"{desc}: images must be uint8 in 0..255, not {images.dtype}.")
 
 

@@ -1,4 +1,5 @@
-"""Features whose Euclidean distances are distances of images: they are for nearest neighbours more than for sets."""
+"""Features whose Euclidean distances are distances of images: they are for nearest neighbours more
+than for sets."""
 
 from __future__ import annotations
 
@@ -16,14 +17,22 @@ from runtime.torchvision import torchvision
 
 LAYERS = (1, 4, 7, 9, 11)  # of torchvision's AlexNet: after each of its ReLUs
 SMALLEST = 31  # of the sides that its poolings leave anything of
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of the colours in -1..1 (Zhang et al. 2018, version 0.1)
+# of the colours in -1..1 (Zhang et al. 2018, version 0.1)
+SHIFT, SCALE = (
+    (-0.030, -0.088, -0.188),
+    (0.458, 0.448, 0.450),
+)
 
 
 class Pixels:
     """The values of all pixels in 0..1: [B, H W C], gray or colour as they are."""
 
     def __init__(self) -> None:
-        self.name, self.short, self.frechet = "pixels in 0..1", "pixels", "Fréchet distance (pixels)"
+        self.name, self.short, self.frechet = (
+            "pixels in 0..1",
+            "pixels",
+            "Fréchet distance (pixels)",
+        )
         self.identity = {"kind": "pixels"}
 
     def to(self, device: torch.device | str) -> Pixels:
@@ -34,31 +43,52 @@ class Pixels:
 
 
 class Lpips:
-    """phi such that |phi(x) - phi(y)|^2 = LPIPS(x, y) (Zhang et al. 2018, eq. 1; AlexNet, version 0.1).
+    """phi such that |phi(x) - phi(y)|^2 = LPIPS(x, y) (Zhang et al. 2018, eq. 1; AlexNet, version
+    0.1).
 
-    LPIPS is the sum over layers l of the mean over places of w_l . (h_l(x) - h_l(y))^2, with h_l of length 1 at each place and w_l >= 0, so
-    phi is sqrt(w_l / (H_l W_l)) h_l, all laid end to end: 31,872 values at 64x64. Images of two sizes do not compare.
-    path: torchvision's AlexNet. size: a side that images are scaled to first (bicubic); null leaves them as they are, which is LPIPS.
+    LPIPS is the sum over layers l of the mean over places of w_l . (h_l(x) - h_l(y))^2, with h_l of
+    length 1 at each place and w_l >= 0, so phi is sqrt(w_l / (H_l W_l)) h_l, all laid end to end:
+    31,872 values at 64x64. Images of two sizes do not compare. path: torchvision's AlexNet. size: a
+    side that images are scaled to first (bicubic); null leaves them as they are, which is LPIPS.
     """
 
     def __init__(self, path: str, size: int | None = None):
         if size is not None and size < SMALLEST:
             raise ValueError(f"size={size} must be null or at least {SMALLEST}.")
         url = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
-        file = weight_file(path, "AlexNet", f"get {url.rsplit('/', 1)[1]} of torchvision where there is a network ({url})")
+        file = weight_file(
+            path,
+            "AlexNet",
+            f"get {url.rsplit('/', 1)[1]} of torchvision where there is a network ({url})",
+        )
         linear = _linear_weights()
         with torch.device("meta"):  # its 60 million weights of a classifier are of no use here
             self.layers = torchvision.models.alexnet(weights=None).features
-        state = {name.removeprefix("features."): tensor for name, tensor in tensors(file).items() if not name.startswith("classifier.")}
+        state = {
+            name.removeprefix("features."): tensor
+            for name, tensor in tensors(file).items()
+            if not name.startswith("classifier.")
+        }
         load_into(self.layers, state, file, "torchvision's AlexNet", assign=True)
         self.layers.requires_grad_(False).eval()
         found = tensors(linear)
         self.weights = [found[f"lin{k}.model.1.weight"].view(-1, 1, 1) for k in range(len(LAYERS))]
-        self.shift, self.scale = torch.tensor(SHIFT).view(3, 1, 1), torch.tensor(SCALE).view(3, 1, 1)
+        self.shift, self.scale = (
+            torch.tensor(SHIFT).view(3, 1, 1),
+            torch.tensor(SCALE).view(3, 1, 1),
+        )
         self.size = size
-        self.name, self.short = f"LPIPS (AlexNet, v0.1{f', at {size}x{size}' if size else ''})", "LPIPS"
+        self.name, self.short = (
+            f"LPIPS (AlexNet, v0.1{f', at {size}x{size}' if size else ''})",
+            "LPIPS",
+        )
         self.frechet = "Fréchet distance (LPIPS)"
-        self.identity = {"kind": "lpips", "sha256": sha256(file), "linear": sha256(linear), "size": size}
+        self.identity = {
+            "kind": "lpips",
+            "sha256": sha256(file),
+            "linear": sha256(linear),
+            "size": size,
+        }
 
     def to(self, device: torch.device | str) -> Lpips:
         self.layers.to(device)
@@ -71,14 +101,18 @@ class Lpips:
         if self.size:
             x = resized(x, self.size, "bicubic").clamp(-1, 1)
         if min(x.shape[2:]) < SMALLEST:
-            raise UserError(f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high and {x.shape[3]} wide: "
-                            "the setting size=64 of these features scales them first.")
+            raise UserError(
+                f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high "
+                f"and {x.shape[3]} wide: the setting size=64 of these features scales them first."
+            )
         x, parts = (x - self.shift) / self.scale, list[Tensor]()
         for k, layer in enumerate(self.layers[: LAYERS[-1] + 1]):
             x = layer(x)  # [B, C, H, W]
             if k in LAYERS:
                 unit = x / (x.norm(dim=1, keepdim=True) + 1e-10)
-                parts.append((unit * (self.weights[len(parts)] / unit[0, 0].numel()).sqrt()).flatten(1))
+                parts.append(
+                    (unit * (self.weights[len(parts)] / unit[0, 0].numel()).sqrt()).flatten(1)
+                )
         return Embedding(torch.cat(parts, dim=1))
 
 
@@ -86,5 +120,8 @@ def _linear_weights() -> Path:
     """The w_l, a small file in the package lpips. The package itself is not imported."""
     found = importlib.util.find_spec("lpips")
     if found is None or not found.submodule_search_locations:
-        raise UserError("LPIPS needs the package lpips, whose wheel carries its linear weights: pip install lpips")
+        raise UserError(
+            "LPIPS needs the package lpips, whose wheel carries its linear weights: pip install "
+            "lpips"
+        )
     return Path(found.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"

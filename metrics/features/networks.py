@@ -17,26 +17,47 @@ from runtime.files import sha256
 
 
 class TorchScript:
-    """A TorchScript file that maps [B, 3, size, size] to [B, D], or to [B, D, ...] whose mean over the rest is taken.
+    """A TorchScript file that maps [B, 3, size, size] to [B, D], or to [B, D, ...] whose mean over
+    the rest is taken.
 
-    A TorchScript file is a program: it runs what its author wrote. Take it from those whom you would take code from.
-    path: the file. size: the side of what it takes; the whole picture is brought to it, antialiased. mean, std: of the colours in
-    0..1, as the network was trained.
+    A TorchScript file is a program: it runs what its author wrote. Take it from those whom you
+    would take code from. path: the file. size: the side of what it takes; the whole picture is
+    brought to it, antialiased. mean, std: of the colours in 0..1, as the network was trained.
     """
 
-    def __init__(self, path: str, size: int = 224, mean: Sequence[float] = (0.485, 0.456, 0.406),
-                 std: Sequence[float] = (0.229, 0.224, 0.225), resample: Resample = "bicubic"):
-        self.file = weight_file(path, "a TorchScript network", "make it where you have the network: "
-                                "torch.jit.trace(network.eval(), images).save(FILE)")
+    def __init__(
+        self,
+        path: str,
+        size: int = 224,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        resample: Resample = "bicubic",
+    ):
+        self.file = weight_file(
+            path,
+            "a TorchScript network",
+            "make it where you have the network: torch.jit.trace(network.eval(), "
+            "images).save(FILE)",
+        )
         self.input = Normalized(size, mean, std, resample)
         try:
             self.network = torch.jit.load(str(self.file), map_location="cpu").eval()
         except Exception as error:  # a damaged file ends in whatever error its bytes lead to
-            raise UserError(f"{self.file}: damaged, or no TorchScript ({_line(error)}). A state dict is for features=timm.") from error
+            raise UserError(
+                f"{self.file}: damaged, or no TorchScript ({_line(error)}). A state dict is for "
+                "features=timm."
+            ) from error
         digest = sha256(self.file)
         self.name = f"features of {self.file.name} (TorchScript, sha256 {digest[:8]}; not FID's)"
         self.short, self.frechet = self.file.stem, f"Fréchet distance ({self.file.stem})"
-        self.identity = {"kind": "torchscript", "sha256": digest, "size": size, "mean": list(mean), "std": list(std), "resample": resample}
+        self.identity = {
+            "kind": "torchscript",
+            "sha256": digest,
+            "size": size,
+            "mean": list(mean),
+            "std": list(std),
+            "resample": resample,
+        }
 
     def to(self, device: torch.device | str) -> TorchScript:
         self.network.to(device)
@@ -48,42 +69,74 @@ class TorchScript:
         try:
             found = self.network(x)
         except RuntimeError as error:
-            raise UserError(f"{self.file} takes no images {list(x.shape)}: {_line(error)}. The side that it takes is the setting "
-                            "features.size.") from error
-        if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2 or len(found) != len(x):
+            raise UserError(
+                f"{self.file} takes no images {list(x.shape)}: {_line(error)}. The side that it "
+                "takes is the setting features.size."
+            ) from error
+        if (
+            not isinstance(found, Tensor)
+            or not found.is_floating_point()
+            or found.ndim < 2
+            or len(found) != len(x)
+        ):
             what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(f"{self.file} maps images {list(x.shape)} to {what}, and features [{len(x)}, D] are needed.")
+            raise UserError(
+                f"{self.file} maps images {list(x.shape)} to {what}, and features [{len(x)}, D] "
+                "are needed."
+            )
         return Embedding(found.flatten(2).mean(2) if found.ndim > 2 else found)
 
 
 class Timm:
-    """What timm's network gives without its classifier: the pooled map, or the class token of a vision transformer.
+    """What timm's network gives without its classifier: the pooled map, or the class token of a
+    vision transformer.
 
-    name: of timm, with its tag. path: its weights, as safetensors or .pth. size: the side of what it sees, to which the whole picture is
-    brought, antialiased; null is that of its training. short: for headings. Colours and filter are those of the network's config.
+    name: of timm, with its tag. path: its weights, as safetensors or .pth. size: the side of what
+    it sees, to which the whole picture is brought, antialiased; null is that of its training.
+    short: for headings. Colours and filter are those of the network's config.
     """
 
     def __init__(self, name: str, path: str, size: int | None = None, short: str | None = None):
         try:
             import timm  # many networks that nobody needs who has no weights
         except ImportError:
-            raise UserError("features of timm's networks need the package timm: pip install timm") from None
+            raise UserError(
+                "features of timm's networks need the package timm: pip install timm"
+            ) from None
         known = timm.list_pretrained()
         if name not in known:
-            raise UserError(f"features.name={name}: timm {timm.__version__} has no such weights (NETWORK.TAG); {near(name, known)}")
+            raise UserError(
+                f"features.name={name}: timm {timm.__version__} has no such weights "
+                f"(NETWORK.TAG); {near(name, known)}"
+            )
         config: Any = timm.models.get_pretrained_cfg(name)
-        hub = f": huggingface-cli download {config.hf_hub_id} model.safetensors" if config.hf_hub_id else ""
+        hub = (
+            f": huggingface-cli download {config.hf_hub_id} model.safetensors"
+            if config.hf_hub_id
+            else ""
+        )
         file = weight_file(path, name, f"get them where there is a network{hub}")
         size = config.input_size[-1] if size is None else size
-        sized: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}  # a vision transformer has its size built in
-        self.input = Normalized(size, config.mean, config.std, "bilinear" if config.interpolation == "bilinear" else "bicubic")
+        # a vision transformer has its size built in
+        sized: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
+        self.input = Normalized(
+            size,
+            config.mean,
+            config.std,
+            "bilinear" if config.interpolation == "bilinear" else "bicubic",
+        )
         try:
             self.network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
         except (ValueError, AssertionError, TypeError) as error:
-            raise UserError(f"features.size={size}: {name} cannot be built at this size ({_line(error)}).") from error
+            raise UserError(
+                f"features.size={size}: {name} cannot be built at this size ({_line(error)})."
+            ) from error
         patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1,))
         if any(size % side for side in patch):
-            raise UserError(f"features.size={size}: {name} cuts images into patches of {patch[0]}, and would leave out what is over.")
+            raise UserError(
+                f"features.size={size}: {name} cuts images into patches of {patch[0]}, and "
+                "would leave out what is over."
+            )
         load_into(self.network, self._renamed(tensors(file)), file, name)
         self.network.requires_grad_(False).eval()
         self.short = short or name.split(".")[0]
@@ -91,8 +144,8 @@ class Timm:
         self.identity = {"kind": "timm", "name": name, "sha256": sha256(file), "size": size}
 
     def _renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Under timm's names, without the classifier: each of its files of networks knows the names of those who trained them, and how
-        positions are scaled to another size."""
+        """Under timm's names, without the classifier: each of its files of networks knows the names
+        of those who trained them, and how positions are scaled to another size."""
         rename = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
         state = dict(rename(state, self.network) if rename else state)
         config: Any = self.network.pretrained_cfg

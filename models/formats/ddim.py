@@ -1,7 +1,9 @@
-"""The checkpoints of DDIM's PyTorch code (Song et al. 2021), and of the conversions of Ho's weights to it, under the names of our UNet.
+"""The checkpoints of DDIM's PyTorch code (Song et al. 2021), and of the conversions of Ho's weights
+to it, under the names of our UNet.
 
-A training checkpoint is a list [weights, optimizer, epoch, step, average]; the names may begin with "module.". A converted one is the
-bare state dict. Theirs is Ho's network with one attention head, whose q, k, v and output are convolutions of kernel 1.
+A training checkpoint is a list [weights, optimizer, epoch, step, average]; the names may begin with
+"module.". A converted one is the bare state dict. Theirs is Ho's network with one attention head,
+whose q, k, v and output are convolutions of kernel 1.
 """
 
 from __future__ import annotations
@@ -17,9 +19,17 @@ from models.formats import misfit
 from models.unet import UNet
 from runtime.errors import UserError
 
-RENAMED = {"time_mlp.0.": "temb.dense.0.", "time_mlp.2.": "temb.dense.1.", "mid.block.0.": "mid.block_1.", "mid.block.1.": "mid.block_2.",
-           "mid.attention.0.": "mid.attn_1.", ".attention.": ".attn.", ".time_proj.": ".temb_proj.", ".shortcut.": ".nin_shortcut.",
-           ".out.": ".proj_out."}
+RENAMED = {
+    "time_mlp.0.": "temb.dense.0.",
+    "time_mlp.2.": "temb.dense.1.",
+    "mid.block.0.": "mid.block_1.",
+    "mid.block.1.": "mid.block_2.",
+    "mid.attention.0.": "mid.attn_1.",
+    ".attention.": ".attn.",
+    ".time_proj.": ".temb_proj.",
+    ".shortcut.": ".nin_shortcut.",
+    ".out.": ".proj_out.",
+}
 
 
 def is_ddim(checkpoint: Any) -> bool:
@@ -28,23 +38,32 @@ def is_ddim(checkpoint: Any) -> bool:
 
 
 def weights_of(checkpoint: Any, ema: bool = True) -> dict[str, Tensor]:
-    """The state dict in a loaded file, without "module."; of a list the average, if it was kept and ema asks for it. Empty if none."""
+    """The state dict in a loaded file, without "module."; of a list the average, if it was kept and
+    ema asks for it. Empty if none."""
     if isinstance(checkpoint, list | tuple) and checkpoint:
         averaged = ema and len(checkpoint) > 4
         checkpoint = checkpoint[-1] if averaged else checkpoint[0]
     if not isinstance(checkpoint, Mapping):
         return {}
-    return {name.removeprefix("module."): tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
+    return {
+        name.removeprefix("module."): tensor
+        for name, tensor in checkpoint.items()
+        if isinstance(tensor, Tensor)
+    }
 
 
 def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> dict[str, Tensor]:
-    """A loaded file as a state dict of network, complete and of its shapes. network: a UNet with the checkpoint's settings.
+    """A loaded file as a state dict of network, complete and of its shapes. network: a UNet with
+    the checkpoint's settings.
 
     Raises UserError with the settings that differ.
     """
     state, target = weights_of(checkpoint, ema), network.state_dict()
     check_fit(state, network)
-    return {ours: torch.cat([state[name] for name in names(ours)]).reshape(tensor.shape) for ours, tensor in target.items()}
+    return {
+        ours: torch.cat([state[name] for name in names(ours)]).reshape(tensor.shape)
+        for ours, tensor in target.items()
+    }
 
 
 def to_ddim(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,13 +85,21 @@ def names(ours: str) -> list[str]:
 
 
 def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
-    """Raises UserError, with the settings to change, unless names and shapes are those of network."""
+    """Raises UserError, with the settings to change, unless names and shapes are those of
+    network."""
     if isinstance(network, ADMUNet) or network.heads != 1:
-        raise UserError("a checkpoint of DDIM's code needs models.unet.UNet with model.heads=1: set model to ddpm_cifar10, ddpm_celeba64 "
-                        "or ddpm_256.")
+        raise UserError(
+            "a checkpoint of DDIM's code needs models.unet.UNet with model.heads=1: set model to "
+            "ddpm_cifar10, ddpm_celeba64 or ddpm_256."
+        )
     if not state:
-        raise UserError("not a checkpoint of DDIM's code: neither a state dict nor a list that begins with one.")
-    expected = {name: torch.empty_like(tensor, device="meta") for name, tensor in network.state_dict().items()}
+        raise UserError(
+            "not a checkpoint of DDIM's code: neither a state dict nor a list that begins with one."
+        )
+    expected = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in network.state_dict().items()
+    }
     misfit.check_fit(state, to_ddim(expected), settings, "model.dropout")
 
 
@@ -81,8 +108,14 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     levels = range(len({name.split(".")[1] for name in state if name.startswith("down.")}))
     channels = state["conv_in.weight"].shape[0]
     widths = [state[f"down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
-    return {"channels": channels, "multipliers": [misfit.whole(width / channels) for width in widths],
-            "blocks": len({name.split(".")[3] for name in state if name.startswith("down.0.block.")}),
-            "attention_levels": [level for level in levels if f"down.{level}.attn.0.norm.weight" in state],
-            "classes": max(len(state.get("class_embedding.weight", ())) - 1, 0),
-            "in_channels": state["conv_in.weight"].shape[1], "out_channels": state["conv_out.weight"].shape[0]}
+    return {
+        "channels": channels,
+        "multipliers": [misfit.whole(width / channels) for width in widths],
+        "blocks": len({name.split(".")[3] for name in state if name.startswith("down.0.block.")}),
+        "attention_levels": [
+            level for level in levels if f"down.{level}.attn.0.norm.weight" in state
+        ],
+        "classes": max(len(state.get("class_embedding.weight", ())) - 1, 0),
+        "in_channels": state["conv_in.weight"].shape[1],
+        "out_channels": state["conv_out.weight"].shape[0],
+    }

@@ -1,5 +1,6 @@
-"""The schedule of diffusers' schedulers, what the network predicts and its variance, as nodes of our config. Their JSON is foreign input: a
-key that means nothing of ours is refused by name, and what only says how they sample is told in the log."""
+"""The schedule of diffusers' schedulers, what the network predicts and its variance, as nodes of
+our config. Their JSON is foreign input: a key that means nothing of ours is refused by name, and
+what only says how they sample is told in the log."""
 
 from __future__ import annotations
 
@@ -15,14 +16,16 @@ from runtime.build import check_arguments
 from runtime.errors import UserError, near
 
 Node = dict[str, Any]
-MOST_STEPS = 1_000_000  # of a process; a longer one is a mistake in the file, and would fill the memory
+MOST_STEPS = (
+    1_000_000  # of a process; a longer one is a mistake in the file, and would fill the memory
+)
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """What diffusers' schedulers (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) share and a model depends on, and what we have a word on;
-    the rest is the sampler's matter."""
+    """What diffusers' schedulers (DDPM, DDIM, PNDM, DPM-Solver, Euler, ...) share and a model
+    depends on, and what we have a word on; the rest is the sampler's matter."""
 
     num_train_timesteps: int
     beta_start: float
@@ -38,24 +41,40 @@ class SchedulerConfig:
     timestep_spacing: str = "leading"
 
 
-PARAMETERIZATIONS = {"epsilon": "PredictNoise", "sample": "PredictX0", "v_prediction": "PredictVelocity"}
-VARIANCES = {"fixed_small": "FixedSmall", "fixed_small_log": "FixedSmall", "fixed_large": "FixedLarge", "fixed_large_log": "FixedLarge",
-             "learned_range": "LearnedRange"}
+PARAMETERIZATIONS = {
+    "epsilon": "PredictNoise",
+    "sample": "PredictX0",
+    "v_prediction": "PredictVelocity",
+}
+VARIANCES = {
+    "fixed_small": "FixedSmall",
+    "fixed_small_log": "FixedSmall",
+    "fixed_large": "FixedLarge",
+    "fixed_large_log": "FixedLarge",
+    "learned_range": "LearnedRange",
+}
 
 
 def node(module: str, name: str, **settings: Any) -> Node:
     return {"_target_": f"diffusion.{module}.{name}", **settings}
 
 
-HO = {"schedule": node("schedule", "linear", steps=1000, beta_start=1e-4, beta_end=0.02),
-      "parameterization": node("parameterization", "PredictNoise"), "variance": node("variance", "FixedSmall")}
+HO = {
+    "schedule": node("schedule", "linear", steps=1000, beta_start=1e-4, beta_end=0.02),
+    "parameterization": node("parameterization", "PredictNoise"),
+    "variance": node("variance", "FixedSmall"),
+}
 
 
 def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
-    """The nodes schedule, parameterization and variance. How such a scheduler samples is told in the log where it differs from ours."""
+    """The nodes schedule, parameterization and variance. How such a scheduler samples is told in
+    the log where it differs from ours."""
     if config.get("trained_betas") is None and config.get("beta_schedule") is None:
-        raise UserError(f"{where}: {config.get('_class_name', 'this scheduler')} says no betas (beta_schedule or trained_betas): it is not "
-                        "of a diffusion in discrete steps, as DDPM's and DDIM's are.")
+        raise UserError(
+            f"{where}: {config.get('_class_name', 'this scheduler')} says no betas (beta_schedule "
+            "or trained_betas): it is not of a diffusion in discrete steps, as DDPM's and DDIM's "
+            "are."
+        )
     if "predict_epsilon" in config:  # before diffusers 0.10
         config = {"prediction_type": "epsilon" if config["predict_epsilon"] else "sample", **config}
     known = {key: config[key] for key in (f.name for f in fields(SchedulerConfig)) if key in config}
@@ -64,32 +83,54 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
     check_arguments(SchedulerConfig, known, [], where)
     scheduler = SchedulerConfig(**known)
     if scheduler.variance_type == "learned":
-        raise UserError(f'{where}: variance_type="learned": diffusers takes the output for the variance itself and not for its log, as Ho '
-                        'et al. do, so that it may come out negative. There is no such variance here; there is "learned_range", if that '
-                        'is what the network was trained with.')
+        raise UserError(
+            f'{where}: variance_type="learned": diffusers takes the output for the variance '
+            "itself and not for its log, as Ho "
+            "et al. do, so that it may come out negative. There is no such variance here; "
+            'there is "learned_range", if that '
+            "is what the network was trained with."
+        )
     for key, names in (("prediction_type", PARAMETERIZATIONS), ("variance_type", VARIANCES)):
         if (value := getattr(scheduler, key)) not in names:
-            raise UserError(f"{where}: {key}={json.dumps(value)}: there is no such {key} here; {near(str(value), names)}")
+            raise UserError(
+                f"{where}: {key}={json.dumps(value)}: there is no such {key} here; "
+                f"{near(str(value), names)}"
+            )
     _say_how_it_samples(scheduler, config, where)
-    return {"schedule": _schedule(scheduler, where), "variance": node("variance", VARIANCES[scheduler.variance_type]),
-            "parameterization": node("parameterization", PARAMETERIZATIONS[scheduler.prediction_type])}
+    return {
+        "schedule": _schedule(scheduler, where),
+        "variance": node("variance", VARIANCES[scheduler.variance_type]),
+        "parameterization": node("parameterization", PARAMETERIZATIONS[scheduler.prediction_type]),
+    }
 
 
 def _schedule(scheduler: SchedulerConfig, where: str) -> Node:
     steps, start, end = scheduler.num_train_timesteps, scheduler.beta_start, scheduler.beta_end
     if not 1 <= steps <= MOST_STEPS or not (0 < start < 1 and 0 < end <= 1):
-        raise UserError(f"{where}: num_train_timesteps={steps}, beta_start={start}, beta_end={end}: there must be 1 to {MOST_STEPS} "
-                        "steps, with betas between 0 and 1.")
+        raise UserError(
+            f"{where}: num_train_timesteps={steps}, beta_start={start}, beta_end={end}: there "
+            f"must be 1 to {MOST_STEPS} steps, with betas between 0 and 1."
+        )
     if scheduler.trained_betas is not None:
         if len(scheduler.trained_betas) != steps:
-            raise UserError(f"{where}: {len(scheduler.trained_betas)} trained_betas, but num_train_timesteps={steps}.")
+            raise UserError(
+                f"{where}: {len(scheduler.trained_betas)} trained_betas, but "
+                f"num_train_timesteps={steps}."
+            )
         found = node("schedule", "from_betas", betas=list(scheduler.trained_betas))
     elif scheduler.beta_schedule in SCHEDULES:
         found = SCHEDULES[scheduler.beta_schedule](steps, start, end)
     else:
-        raise UserError(f"{where}: beta_schedule={json.dumps(scheduler.beta_schedule)}: no such schedule here; "
-                        f"{near(scheduler.beta_schedule, SCHEDULES)} Any other can be written out as trained_betas.")
-    return node("schedule", "zero_terminal", schedule=found) if scheduler.rescale_betas_zero_snr else found
+        raise UserError(
+            f"{where}: beta_schedule={json.dumps(scheduler.beta_schedule)}: no such schedule here; "
+            f"{near(scheduler.beta_schedule, SCHEDULES)} Any other can be written out as "
+            "trained_betas."
+        )
+    return (
+        node("schedule", "zero_terminal", schedule=found)
+        if scheduler.rescale_betas_zero_snr
+        else found
+    )
 
 
 def _sigmoid(steps: int, start: float, end: float) -> Node:
@@ -99,20 +140,38 @@ def _sigmoid(steps: int, start: float, end: float) -> Node:
 
 
 SCHEDULES: dict[str, Callable[[int, float, float], Node]] = {
-    "linear": lambda steps, start, end: node("schedule", "linear", steps=steps, beta_start=start, beta_end=end),
-    "scaled_linear": lambda steps, start, end: node("schedule", "scaled_linear", steps=steps, beta_start=start, beta_end=end),
-    "squaredcos_cap_v2": lambda steps, start, end: node("schedule", "cosine", steps=steps, offset=0.008, max_beta=0.999),
+    "linear": lambda steps, start, end: node(
+        "schedule", "linear", steps=steps, beta_start=start, beta_end=end
+    ),
+    "scaled_linear": lambda steps, start, end: node(
+        "schedule", "scaled_linear", steps=steps, beta_start=start, beta_end=end
+    ),
+    "squaredcos_cap_v2": lambda steps, start, end: node(
+        "schedule", "cosine", steps=steps, offset=0.008, max_beta=0.999
+    ),
     "sigmoid": _sigmoid,
 }
 
 
 def _say_how_it_samples(scheduler: SchedulerConfig, config: dict[str, Any], where: str) -> None:
     if scheduler.thresholding:
-        log.warning("%s: thresholding=true: there is no dynamic thresholding here; x0 is clipped to [-1, 1] instead.", where)
+        log.warning(
+            "%s: thresholding=true: there is no dynamic thresholding here; x0 is clipped to "
+            "[-1, 1] instead.",
+            where,
+        )
     if scheduler.clip_sample_range != 1:
-        log.warning("%s: clip_sample_range=%s: x0 is clipped to [-1, 1] here, or with sampler.clip=false not at all.", where,
-                    scheduler.clip_sample_range)
+        log.warning(
+            "%s: clip_sample_range=%s: x0 is clipped to [-1, 1] here, or with "
+            "sampler.clip=false not at all.",
+            where,
+            scheduler.clip_sample_range,
+        )
     if not scheduler.clip_sample:
         log.warning("%s: clip_sample=false: sampler.clip=false samples as it does.", where)
     if config.get("timestep_spacing", "leading") != "leading":
-        log.info("%s: timestep_spacing=%s: choose spacing=trailing or such; it is not read from there.", where, scheduler.timestep_spacing)
+        log.info(
+            "%s: timestep_spacing=%s: choose spacing=trailing or such; it is not read from there.",
+            where,
+            scheduler.timestep_spacing,
+        )

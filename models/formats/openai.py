@@ -1,9 +1,11 @@
-"""The published checkpoints of improved-diffusion and guided-diffusion (ADM): bare state dicts, under the names of our ADMUNet.
+"""The published checkpoints of improved-diffusion and guided-diffusion (ADM): bare state dicts,
+under the names of our ADMUNet.
 
-Their network is three lists of sequences, input_blocks, middle_block and output_blocks, numbered in the order in which they run; the
-table of names follows from walking our network in that order. Two things differ beside the names: an attention's qkv has its rows
-ordered (heads, 3, d) unless it is of the new attention order, which is ours, (3, heads, d); and our table of classes ends with a
-null class.
+Their network is three lists of sequences, input_blocks, middle_block and output_blocks, numbered in
+the order in which they run; the table of names follows from walking our network in that order. Two
+things differ beside the names: an attention's qkv has its rows ordered (heads, 3, d) unless it is
+of the new attention order, which is ours, (3, heads, d); and our table of classes ends with a null
+class.
 """
 
 from __future__ import annotations
@@ -21,33 +23,67 @@ from models.layers import Attention, ResBlock, Upsample
 from models.unet import UNet
 from runtime.errors import UserError
 
-ENDS = {"time_mlp.0": "time_embed.0", "time_mlp.2": "time_embed.2", "class_embedding": "label_emb", "conv_in": "input_blocks.0.0",
-        "norm_out": "out.0", "conv_out": "out.2"}
-INSIDE = {ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_proj": "emb_layers.1", "norm2": "out_layers.0",
-                     "conv2": "out_layers.3", "shortcut": "skip_connection"},
-          Attention: {"norm": "norm", "qkv": "qkv", "out": "proj_out"}, EvenDownsample: {"conv": "op"}, Upsample: {"conv": "conv"}}
+ENDS = {
+    "time_mlp.0": "time_embed.0",
+    "time_mlp.2": "time_embed.2",
+    "class_embedding": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+}
+INSIDE = {
+    ResBlock: {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "shortcut": "skip_connection",
+    },
+    Attention: {"norm": "norm", "qkv": "qkv", "out": "proj_out"},
+    EvenDownsample: {"conv": "op"},
+    Upsample: {"conv": "conv"},
+}
 UNSEEN = "model.heads or model.head_channels, model.timestep_scale and the attention order"
 
 
 def is_openai(checkpoint: Any) -> bool:
-    """Whether a loaded file is a state dict with the names of improved-diffusion and guided-diffusion."""
-    return isinstance(checkpoint, Mapping) and "time_embed.0.weight" in checkpoint and "input_blocks.0.0.weight" in checkpoint
+    """Whether a loaded file is a state dict with the names of improved-diffusion and
+    guided-diffusion."""
+    return (
+        isinstance(checkpoint, Mapping)
+        and "time_embed.0.weight" in checkpoint
+        and "input_blocks.0.0.weight" in checkpoint
+    )
 
 
-def from_openai(state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False) -> dict[str, Tensor]:
-    """Their state dict as one of network, complete and of its shapes. network: an ADMUNet with the checkpoint's settings.
+def from_openai(
+    state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False
+) -> dict[str, Tensor]:
+    """Their state dict as one of network, complete and of its shapes. network: an ADMUNet with the
+    checkpoint's settings.
 
-    new_attention_order: the flag use_new_attention_order of guided-diffusion; of what is published, 64x64_diffusion.pt has it. The
-    null class, which theirs do not have, becomes the mean of the others. Raises UserError with the settings that differ. What no
-    shape shows is not checked: heads or head_channels, timestep_scale, new_attention_order.
+    new_attention_order: the flag use_new_attention_order of guided-diffusion; of what is published,
+    64x64_diffusion.pt has it. The null class, which theirs do not have, becomes the mean of the
+    others. Raises UserError with the settings that differ. What no shape shows is not checked:
+    heads or head_channels, timestep_scale, new_attention_order.
     """
     check_fit(state, network)
-    return {ours: _to_ours(state[theirs], ours, network, new_attention_order) for ours, theirs in names(network).items()}
+    return {
+        ours: _to_ours(state[theirs], ours, network, new_attention_order)
+        for ours, theirs in names(network).items()
+    }
 
 
-def to_openai(state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False) -> dict[str, Tensor]:
-    """The inverse: network's state dict (or gradients by name) under their names, in their shapes, without the null class."""
-    return {theirs: _to_theirs(state[ours], ours, network, new_attention_order) for ours, theirs in names(network).items()}
+def to_openai(
+    state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False
+) -> dict[str, Tensor]:
+    """The inverse: network's state dict (or gradients by name) under their names, in their shapes,
+    without the null class."""
+    return {
+        theirs: _to_theirs(state[ours], ours, network, new_attention_order)
+        for ours, theirs in names(network).items()
+    }
 
 
 def names(network: UNet) -> dict[str, str]:
@@ -55,7 +91,10 @@ def names(network: UNet) -> dict[str, str]:
     table: dict[str, str] = {}
     for ours, theirs in ENDS.items():
         if hasattr(network, ours.split(".")[0]):
-            table |= {f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf, _ in network.get_submodule(ours).named_parameters()}
+            table |= {
+                f"{ours}.{leaf}": f"{theirs}.{leaf}"
+                for leaf, _ in network.get_submodule(ours).named_parameters()
+            }
     for sequence, modules in _sequences(network):
         for position, ours in enumerate(modules):
             module = network.get_submodule(ours)
@@ -80,11 +119,16 @@ def _sequences(network: UNet) -> Iterator[tuple[str, list[str]]]:
         last = len(level.block) - 1
         for k in range(len(level.block)):
             upsample = [f"up.{index}.upsample"] if k == last and hasattr(level, "upsample") else []
-            yield f"output_blocks.{next(number)}", [*_with_attention(f"up.{index}", level, k), *upsample]
+            yield (
+                f"output_blocks.{next(number)}",
+                [*_with_attention(f"up.{index}", level, k), *upsample],
+            )
 
 
 def _with_attention(prefix: str, level: Any, k: int) -> list[str]:
-    return [f"{prefix}.block.{k}"] + ([f"{prefix}.attention.{k}"] if isinstance(level.attention[k], Attention) else [])
+    return [f"{prefix}.block.{k}"] + (
+        [f"{prefix}.attention.{k}"] if isinstance(level.attention[k], Attention) else []
+    )
 
 
 def _to_ours(tensor: Tensor, name: str, network: UNet, new_attention_order: bool) -> Tensor:
@@ -92,7 +136,8 @@ def _to_ours(tensor: Tensor, name: str, network: UNet, new_attention_order: bool
         return torch.cat([tensor, tensor.mean(0, keepdim=True)])
     if ".qkv." in name and not new_attention_order:
         tensor = _swap(tensor, _heads(name, network), 3)
-    return tensor.squeeze(-1) if tensor.ndim == 3 else tensor  # their attention is of Conv1d with kernel 1, ours of Linear
+    # their attention is of Conv1d with kernel 1, ours of Linear
+    return tensor.squeeze(-1) if tensor.ndim == 3 else tensor
 
 
 def _to_theirs(tensor: Tensor, name: str, network: UNet, new_attention_order: bool) -> Tensor:
@@ -109,24 +154,36 @@ def _swap(tensor: Tensor, a: int, b: int) -> Tensor:
 
 
 def _heads(name: str, network: UNet) -> int:
-    attention: Any = network.get_submodule(name[:name.index(".qkv.")])
+    attention: Any = network.get_submodule(name[: name.index(".qkv.")])
     return attention.heads
 
 
-# --- what does not fit ---------------------------------------------------------------------------------------------------------------
+# --- what does not fit ----------------------------------------------------------------------------
 
 
 def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
-    """Raises UserError, with the settings to change, unless names and shapes are those of network."""
+    """Raises UserError, with the settings to change, unless names and shapes are those of
+    network."""
     if not isinstance(network, ADMUNet):
-        raise UserError("a checkpoint of improved-diffusion or guided-diffusion needs models.adm.ADMUNet, whose layers differ from Ho's "
-                        "also where the shapes agree: set model to one of conf/model/improved_*.yaml and adm_*.yaml.")
+        raise UserError(
+            "a checkpoint of improved-diffusion or guided-diffusion needs models.adm.ADMUNet, "
+            "whose layers differ from Ho's also where the shapes agree: set model to one of "
+            "conf/model/improved_*.yaml and adm_*.yaml."
+        )
     if not is_openai(state):
-        raise UserError("not a checkpoint of improved-diffusion or guided-diffusion: it has no time_embed.0.weight and "
-                        f"input_blocks.0.0.weight, but {misfit.some(list(state))}.")
+        raise UserError(
+            "not a checkpoint of improved-diffusion or guided-diffusion: it has no "
+            f"time_embed.0.weight and input_blocks.0.0.weight, but {misfit.some(list(state))}."
+        )
     if not any(name.startswith("output_blocks.") for name in state):
-        raise UserError("the checkpoint has no output_blocks: it is a classifier (as 64x64_classifier.pt is) and not a diffusion model.")
-    expected = {name: torch.empty_like(tensor, device="meta") for name, tensor in network.state_dict().items()}
+        raise UserError(
+            "the checkpoint has no output_blocks: it is a classifier (as 64x64_classifier.pt "
+            "is) and not a diffusion model."
+        )
+    expected = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in network.state_dict().items()
+    }
     misfit.check_fit(state, to_openai(expected, network), settings, UNSEEN)
 
 
@@ -138,15 +195,25 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = list(range(0, total, a_level))[::-1]  # those of level 0, 1, ...
     channels = state["time_embed.0.weight"].shape[1]
     widths = [state[f"output_blocks.{n}.0.out_layers.3.weight"].shape[0] for n in first]
-    return {"channels": channels, "multipliers": [misfit.whole(width / channels) for width in widths], "blocks": a_level - 1,
-            "attention_levels": [level for level, n in enumerate(first) if f"output_blocks.{n}.1.qkv.weight" in state],
-            "scale_shift": state["output_blocks.0.0.emb_layers.1.weight"].shape[0] == 2 * widths[-1],
-            "resample_blocks": any("in_layers" in name for name in upsamples.values()),
-            "classes": len(state.get("label_emb.weight", ())),
-            "in_channels": state["input_blocks.0.0.weight"].shape[1], "out_channels": state["out.2.weight"].shape[0]}
+    return {
+        "channels": channels,
+        "multipliers": [misfit.whole(width / channels) for width in widths],
+        "blocks": a_level - 1,
+        "attention_levels": [
+            level for level, n in enumerate(first) if f"output_blocks.{n}.1.qkv.weight" in state
+        ],
+        "scale_shift": state["output_blocks.0.0.emb_layers.1.weight"].shape[0] == 2 * widths[-1],
+        "resample_blocks": any("in_layers" in name for name in upsamples.values()),
+        "classes": len(state.get("label_emb.weight", ())),
+        "in_channels": state["input_blocks.0.0.weight"].shape[1],
+        "out_channels": state["out.2.weight"].shape[0],
+    }
 
 
 def _upsample(state: Mapping[str, Tensor], n: int) -> str | None:
-    """A tensor of what doubles the size after output block n: a convolution, or a residual block that is not the first."""
-    candidates = [f"output_blocks.{n}.{k}.{layer}.weight" for k in (1, 2) for layer in ("conv", "in_layers.0")]
+    """A tensor of what doubles the size after output block n: a convolution, or a residual block
+    that is not the first."""
+    candidates = [
+        f"output_blocks.{n}.{k}.{layer}.weight" for k in (1, 2) for layer in ("conv", "in_layers.0")
+    ]
     return next((name for name in candidates if name in state), None)

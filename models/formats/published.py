@@ -1,4 +1,5 @@
-"""Weights that others published: a folder in diffusers' format, a name on the Hugging Face Hub, or a bare file of weights."""
+"""Weights that others published: a folder in diffusers' format, a name on the Hugging Face Hub, or
+a bare file of weights."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ import torch
 from torch import Tensor
 
 from models.formats.ddim import from_ddim, is_ddim, weights_of
-from models.formats.diffusers import INDEX, SCHEDULER, UNET, WEIGHTS, check_same, from_diffusers, is_diffusers, read_folder
+from models.formats.diffusers import (
+    INDEX,
+    SCHEDULER,
+    UNET,
+    WEIGHTS,
+    check_same,
+    from_diffusers,
+    is_diffusers,
+    read_folder,
+)
 from models.formats.openai import from_openai, is_openai
 from models.unet import UNet
 from runtime.build import build
@@ -26,19 +36,29 @@ from runtime.errors import UserError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-NEW_ATTENTION_ORDER = "64x64_diffusion.pt"  # of what OpenAI published, the one checkpoint in that order; no shape tells
-FIRST, LAST = ("input_blocks.0.0.weight", "conv_in.weight"), ("out.2.weight", "conv_out.weight")  # OpenAI's name, and all the others'
+# of what OpenAI published, the one checkpoint in that order; no shape tells
+NEW_ATTENTION_ORDER = "64x64_diffusion.pt"
+# OpenAI's name, and all the others'
+FIRST, LAST = (
+    ("input_blocks.0.0.weight", "conv_in.weight"),
+    ("out.2.weight", "conv_out.weight"),
+)
 TABLES = ("label_emb.weight", "class_embedding.weight")
-NO_NULL_CLASS = "%s: the network never saw a null class, which is the mean of its classes here: sample it with label=..."
+NO_NULL_CLASS = (
+    "%s: the network never saw a null class, which is the mean of its classes here: sample it "
+    "with label=..."
+)
 SECTIONS = ("model", "schedule", "parameterization", "variance", "data")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Published:
-    """One set of weights, which is the model and its average at once (a training checkpoint of DDIM's code alone holds both).
+    """One set of weights, which is the model and its average at once (a training checkpoint of
+    DDIM's code alone holds both).
 
-    path: what the user named. file: where the tensors are. sections: SECTIONS of our config, of data the size and channels.
+    path: what the user named. file: where the tensors are. sections: SECTIONS of our config, of
+    data the size and channels.
     """
 
     path: Path
@@ -46,7 +66,8 @@ class Published:
     sections: dict[str, Any]
 
     def tensors(self, network: UNet, average: bool) -> dict[str, Tensor]:
-        """All that the network has, under our names and in its shapes. Raises UserError where they are other ones."""
+        """All that the network has, under our names and in its shapes. Raises UserError where they
+        are other ones."""
         try:
             return _converted(read_weights(self.file), network, self.file.name, average)
         except UserError as error:
@@ -64,25 +85,40 @@ def open_folder(path: Path) -> Published:
 def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
     """A bare file, with the settings that it is said to have."""
     if path.suffix not in FILES:
-        raise UserError(f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a folder give the folder.")
+        raise UserError(
+            f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a "
+            "folder give the folder."
+        )
     says = STATE if path.name in (MODEL, EMA) else UNET if path.stem == WEIGHTS else None
     if says and (path.parent / says).is_file():  # which is true, and other settings are not
-        raise UserError(f"{path}: {says} beside it says what its network is: give the folder {path.parent} instead of the file.")
+        raise UserError(
+            f"{path}: {says} beside it says what its network is: give the folder {path.parent} "
+            "instead of the file."
+        )
     if sections is None:
-        raise UserError(f"{path}: a file of weights does not say its network. Name the experiment of ours whose settings it has: "
-                        "trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. (conf/published.yaml knows published files by name.)")
+        raise UserError(
+            f"{path}: a file of weights does not say its network. Name the experiment of ours "
+            "whose settings it has: trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. "
+            "(conf/published.yaml knows published files by name.)"
+        )
     try:
-        sections = with_ends(read_weights(path), {section: sections[section] for section in SECTIONS}, path)
+        sections = with_ends(
+            read_weights(path), {section: sections[section] for section in SECTIONS}, path
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Published(path, path, sections)
 
 
 def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The config with the ends of the network as the file has them: channels of the image, variance, classes. A target may have other
-    ones than its source, and transfer.adapt_weights fits them; what else differs is an error later on."""
+    """The config with the ends of the network as the file has them: channels of the image,
+    variance, classes. A target may have other ones than its source, and transfer.adapt_weights fits
+    them; what else differs is an error later on."""
     state = weights_of(found)
-    first, last, table = (next((state[name] for name in names if name in state), None) for names in (FIRST, LAST, TABLES))
+    first, last, table = (
+        next((state[name] for name in names if name in state), None)
+        for names in (FIRST, LAST, TABLES)
+    )
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         return config  # no network, which is said where it is converted
     channels = first.shape[1]
@@ -93,11 +129,20 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
     variance = config["variance"]
     outputs = build(variance, ["diffusion"], "variance").outputs
     if len(last) in (channels, 2 * channels) and len(last) != outputs * channels:
-        variance = {"_target_": f"diffusion.variance.{'FixedLarge' if outputs == 2 else 'LearnedRange'}"}
-    adapted = config | {"model": config["model"] | {"in_channels": channels, "classes": classes}, "variance": variance,
-                        "data": config["data"] | {"channels": channels}}
+        variance = {
+            "_target_": f"diffusion.variance.{'FixedLarge' if outputs == 2 else 'LearnedRange'}"
+        }
+    adapted = config | {
+        "model": config["model"] | {"in_channels": channels, "classes": classes},
+        "variance": variance,
+        "data": config["data"] | {"channels": channels},
+    }
     if lines := differences(adapted, config):
-        log.warning("%s: read with what the file itself shows (its settings -> the file's): %s", path, "; ".join(lines))
+        log.warning(
+            "%s: read with what the file itself shows (its settings -> the file's): %s",
+            path,
+            "; ".join(lines),
+        )
     return adapted
 
 
@@ -106,15 +151,25 @@ def read_weights(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        found = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))  # torch below 1.6 wrote no zip
+        # torch below 1.6 wrote no zip
+        found = torch.load(
+            path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
-        raise UserError(f"refused: it holds more than tensors, which could run any code on opening ({_line(error)}). If you trust it, save "
-                        "its state dict alone as safetensors.") from error
+        raise UserError(
+            "refused: it holds more than tensors, which could run any code on opening "
+            f"({_line(error)}). If you trust it, save its state dict alone as safetensors."
+        ) from error
     except Exception as error:  # a damaged file ends in whatever error its bytes lead to
-        raise UserError(f"damaged, or no file of weights: {_line(error)}. Copy or download it again.") from error
+        raise UserError(
+            f"damaged, or no file of weights: {_line(error)}. Copy or download it again."
+        ) from error
     parts = found if isinstance(found, list | tuple) else [found]
     if any(not isinstance(name, str) for part in parts if isinstance(part, dict) for name in part):
-        raise UserError("no state dict: its tensors are not under names. Save the dict of the network's tensors alone.")
+        raise UserError(
+            "no state dict: its tensors are not under names. Save the dict of the network's "
+            "tensors alone."
+        )
     return found
 
 
@@ -126,9 +181,20 @@ def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str,
     """The tensors under our names, whosever they were. average: of a file that holds both."""
     if is_ddim(found):
         return from_ddim(found, network, average)
-    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        shown = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
-        raise UserError(f"no state dict, but {shown or 'nothing'}: save the dict of the network's tensors alone.")
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(tensor, Tensor) for tensor in found.values())
+    ):
+        shown = (
+            ", ".join(map(str, list(found)[:6]))
+            if isinstance(found, dict)
+            else type(found).__name__
+        )
+        raise UserError(
+            f"no state dict, but {shown or 'nothing'}: save the dict of the network's tensors "
+            "alone."
+        )
     if is_openai(found):
         return from_openai(found, network, new_attention_order=file == NEW_ATTENTION_ORDER)
     if is_diffusers(found):
@@ -137,29 +203,45 @@ def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str,
     return found
 
 
-# --- the Hugging Face Hub ------------------------------------------------------------------------------------------------------------
+# --- the Hugging Face Hub -------------------------------------------------------------------------
 
-BY_HAND = ("Or download it on another machine (huggingface-cli download OWNER/NAME --local-dir DIR), copy DIR here and give that folder "
-           "instead of the name.")
+BY_HAND = (
+    "Or download it on another machine (huggingface-cli download OWNER/NAME --local-dir DIR), "
+    "copy DIR here and give that folder instead of the name."
+)
 
 
 def download(name: str) -> Path:
-    """The folder of OWNER/NAME in the Hub's cache, with the configs and one file of weights, downloaded where it is not there yet."""
+    """The folder of OWNER/NAME in the Hub's cache, with the configs and one file of weights,
+    downloaded where it is not there yet."""
     try:
         import huggingface_hub  # not needed otherwise
     except ImportError:
-        raise UserError(f"{name}: no such folder or file here, and a download from the Hugging Face Hub needs the package huggingface_hub: "
-                        f"pip install huggingface_hub. {BY_HAND}") from None
+        raise UserError(
+            f"{name}: no such folder or file here, and a download from the Hugging Face Hub needs "
+            f"the package huggingface_hub: pip install huggingface_hub. {BY_HAND}"
+        ) from None
     configs = [INDEX, UNET, SCHEDULER, f"unet/{UNET}", f"scheduler/{SCHEDULER}"]
-    log.info("%s: no folder here, so it is taken from the Hugging Face Hub (or from its cache)", name)
+    log.info(
+        "%s: no folder here, so it is taken from the Hugging Face Hub (or from its cache)", name
+    )
     try:
-        for suffix in ("safetensors", "bin"):  # .bin is code as well as weights, and only the second choice
+        # .bin is code as well as weights, and only the second choice
+        for suffix in (
+            "safetensors",
+            "bin",
+        ):
             files = [f"{folder}{WEIGHTS}.{suffix}" for folder in ("", "unet/")]
             path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*configs, *files]))
             if any((path / file).is_file() for file in files):
                 break
     except Exception as error:  # of the network and of the Hub, from several packages
-        reason = {"RepositoryNotFoundError": "there is no such name, or it is private", "GatedRepoError": "its owner has to grant access"}
-        raise UserError(f"{name}: no such folder or file here, and the download from the Hugging Face Hub failed: "
-                        f"{reason.get(type(error).__name__, _line(error))}. {BY_HAND}") from error
+        reason = {
+            "RepositoryNotFoundError": "there is no such name, or it is private",
+            "GatedRepoError": "its owner has to grant access",
+        }
+        raise UserError(
+            f"{name}: no such folder or file here, and the download from the Hugging Face Hub "
+            f"failed: {reason.get(type(error).__name__, _line(error))}. {BY_HAND}"
+        ) from error
     return path

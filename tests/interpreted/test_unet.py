@@ -76,7 +76,9 @@ def one_step(made):
     """Loss and all gradients of a training step, with dropout."""
     torch.manual_seed(5)
     x0, t, noise = torch.randn(2, 3, *SIZE), torch.tensor([3, 30]), torch.randn(2, 3, *SIZE)
-    loss = simple_loss(Denoiser(made, linear(40), PredictNoise()).train().forward_pass(x0, t, noise)).mean()
+    loss = simple_loss(
+        Denoiser(made, linear(40), PredictNoise()).train().forward_pass(x0, t, noise)
+    ).mean()
     loss.backward()
     return {
         "loss": loss.detach(),
