@@ -1,9 +1,10 @@
 # make demo    the main job on a bare machine: installs, pretrains on faces, transfers to stained tissue, says where the pictures are
 # make report  the sweep of the demo, evaluated, as one page: runs/transfer_demo/report.html
-# make test    all tests but the slow ones; no network, no GPU
+# make test    all tests but the slow ones; no network, no GPU. PART=transfer: those of one package
 PYTHON ?= python3
 TORCH ?= 2.13
 JOBS ?= 2
+PART ?=
 PY = .venv/bin/python
 .PHONY: demo report test test-slow install check clean
 
@@ -20,10 +21,10 @@ report: .venv/installed
 	$(PY) report.py runs/transfer_demo
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal tests/$(PART)
 
 test-slow: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS) tests/$(PART)
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -130,7 +130,7 @@ def mean_over(
 
     A single training tells nothing of S^2: its variance is I, which is of these weights and not of
     another training. Of differences that are none the 95% interval holds 0 in 93 to 99 of 100
-    (tests/test_intervals.py), the fewest where most of the spread is that of the trainings.
+    (tests/metrics/test_intervals.py), the fewest where most of the spread is that of the trainings.
     """
     found, n = _finite(values), len(values)
     value, seeds, free = float(found.mean()), 0.0, float(n - 1)

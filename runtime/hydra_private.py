@@ -1,5 +1,6 @@
 """What is private of Hydra (1.3) and patched of submitit (1.5): here and nowhere else.
-requirements.txt pins their ranges, and tests/test_hydra_private.py holds what each name does."""
+requirements.txt pins their ranges, and tests/runtime/test_hydra_private.py holds what each name
+does."""
 
 from __future__ import annotations
 

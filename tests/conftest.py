@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import runs
+from tests.helpers import runs
 
 
 def pytest_collection_finish() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 FLOORS = [
     ["runtime"],
     ["kernels", "diffusion", "data"],
@@ -66,7 +67,7 @@ def test_every_package_is_on_a_floor():
 
 @pytest.mark.parametrize("script", ["sample", "report"])
 def test_a_script_starts_from_nothing(script):
-    """The others do so in tests of theirs; what tests/runs.py forks has everything imported
+    """The others do so in tests of theirs; what tests/helpers/runs.py forks has everything imported
     already."""
     done = subprocess.run(
         [sys.executable, f"{script}.py", "--help"],

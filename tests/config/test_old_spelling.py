@@ -1,0 +1,222 @@
+"""Configs as they were written before: a run of then opens, goes on under its name and stands
+beside new ones; a user who writes as then is told how it is written now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from config.identity import identity
+from config.old_spelling import RENAMED, as_then, refuse_old_config, translate
+from config.overrides import CONF, check_overrides, composed
+from config.run_config import READERS, RunConfig, reader_keys
+from data.settings import OWN_KEYS
+from evaluation.trained_run import TrainedRun
+from reporting.page import Report
+from reporting.runs import read_runs
+from runtime import checkpoint
+from runtime.build import resolve
+from runtime.errors import UserError
+from tests.helpers import FILES, runs
+from training.result import read_result
+from transfer.trained_weights import load_weights
+
+# trained by commit 74b72b2, on images() with data.source.path=images, and these settings
+RUN = FILES / "run_74b72b2/full-seed3-45b01c13"
+SETTINGS = [
+    "data=folder",
+    "data.validation=0.2",
+    "data.size=8",
+    "data.channels=1",
+    "model.classes=auto",
+    "model.channels=4",
+    "model.multipliers=[1]",
+    "model.attention_levels=[]",
+    "model.groups=2",
+    "train.batch_size=2",
+    "train.warmup=0",
+    "train.precision=fp32",
+    "run.device=cpu",
+    "run.samples=1",
+    "run.held_out_draws=8",
+    "run.checkpoint_every=2",
+    "sampler.steps=2",
+    "schedule.steps=10",
+    "transfer.rules=[{pattern: 'conv_out.*'}]",
+]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """images/, and the run in runs/custom/."""
+    for k in range(12):
+        file = tmp_path / "images" / "ab"[k % 2] / f"{k}.pgm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = bytes((31 * k + 7 * i + i * i * (k % 3)) % 256 for i in range(64))
+        file.write_bytes(b"P5 8 8 255\n" + pixels)
+    shutil.copytree(RUN, tmp_path / "runs/custom" / RUN.name)
+    return tmp_path
+
+
+def train(root: Path, *settings: str) -> str:
+    code, said = runs.train(root, [*SETTINGS, f"data.path={root}/images", *settings], tiny=())
+    assert code == 0, said
+    return said
+
+
+def test_a_run_of_then_is_known_and_goes_on_under_its_name(root):
+    directory = root / "runs/custom" / RUN.name
+    assert f"finished: {directory} has 2 steps" in train(root, "seed=3", "train.steps=2")
+    assert f"resuming at step 2: {directory}" in train(root, "seed=3", "train.steps=4")
+    assert [p.name for p in (root / "runs/custom").iterdir()] == [RUN.name]
+    assert runs.steps_of(directory) == [2, 4]
+    assert (directory / "identity.json").read_bytes() == (RUN / "identity.json").read_bytes()
+
+
+def test_a_checkpoint_of_then_opens_and_is_sampled(root):
+    directory = root / "runs/custom" / RUN.name
+    done = runs.command(
+        "sample.py",
+        f"checkpoint={directory}",
+        "n=2",
+        "sampler.steps=2",
+        "label=all",
+        f"out={root}/samples",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((root / "samples").glob("0*.png"))) == 2
+    data = load_weights(str(directory)).config.data
+    assert (data.height_width, data.channels) == ((8, 8), 1)
+    assert data.reader.func is resolve("data.sources.folder.Folder", READERS, "data")
+    assert data.reader.keywords["path"] == "images" and data.reader.keywords["validation"] == 0.2
+
+
+def test_a_run_of_then_stands_in_one_row_with_a_new_one(root):
+    train(root, "seed=4", "train.steps=2")
+    train(root, "seed=3", "train.steps=2", "data.n_train=4")
+    folder = root / "runs/custom"
+    of_then = folder / RUN.name / "config.yaml"
+    of_then.write_text(of_then.read_text().replace("path: images", f"path: {root}/images"))
+    report = Report(folder, read_runs(folder))
+    assert sorted(len(row.runs) for row in report.table) == [1, 2]
+    assert list(report.settings) == ["data.n_train"]
+    assert dict(report.facts)["target"] == f"Folder ({root}/images)"
+
+
+def test_the_images_of_a_run_of_then_are_found_elsewhere(root):
+    def finished(*overrides: str) -> TrainedRun:
+        found = checkpoint.find(root / "runs/custom" / RUN.name)
+        return TrainedRun(found, "ema", overrides, None, root / "cache")
+
+    assert finished(f"data.path={root}/images").images[0].images.shape == (12, 8, 8, 1)
+    with pytest.raises(
+        UserError, match=r"^data.source.path=DIR: this is written data.path=DIR now"
+    ):
+        assert finished("data.source.path=DIR").images
+    for line in ("data.size=9", "train.steps=3", "data.path"):
+        with pytest.raises(UserError, match=f"overrides={line}: they are of the run's images"):
+            assert finished(line).images
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("data.source.path=X", "data.path=X"),
+        ("data.source.size=28", "data.file_size=28"),
+        ("+data.source.crop=null", "+data.crop=null"),
+        ("~data.source.crop", "~data.crop"),
+        ("data.source.classes=true,false", "data.classes=true,false"),
+        ("data.source={path: X}", "data={path: X}"),
+    ],
+)
+def test_the_old_spelling_on_a_command_line_is_refused_with_the_new_one(line, new):
+    for refuse in (check_overrides, composed):
+        with pytest.raises(UserError) as raised:
+            refuse("train", ["data=folder", line])
+        assert str(raised.value).startswith(f"{line}: this is written {new} now.")
+
+
+def test_the_old_spelling_in_source_overrides_is_refused_with_the_new_one(root):
+    code, said = runs.train(
+        root, ["+experiment=transfer_demo", "source.overrides=['data.source.path=FACES']"]
+    )
+    assert code == 2 and said.count("error: ") == 1
+    assert "source.overrides=['data.source.path=FACES']" in said
+    assert "written source.overrides=['data.path=FACES'] now" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"source": {"path": "X"}}, "data.source.path=X: this is written data.path=X now."),
+        (
+            {"source": {"_target_": "data.npz.Npz", "_partial_": True, "classes": None}},
+            "data.source._target_=data.npz.Npz, data.source._partial_=True, "
+            "data.source.classes=None: this is written data._target_=data.sources.npz.Npz, "
+            "data.classes=None now.",
+        ),
+        (
+            {"_target_": "data.medmnist.MedMnist"},
+            "data._target_=data.medmnist.MedMnist: this is written "
+            "data._target_=data.sources.medmnist.MedMnist now.",
+        ),
+    ],
+)
+def test_the_old_spelling_in_a_yaml_is_refused_with_the_new_one(data, said):
+    with pytest.raises(UserError) as raised:
+        refuse_old_config({"data": {"size": 8} | data})
+    assert str(raised.value) == said
+
+
+def test_a_yaml_of_the_users_is_refused(tmp_path, monkeypatch):
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    mine = "source: {_target_: data.folder.Folder, path: X}\nsize: 8\nchannels: 1\nflip: false\n"
+    (conf / "data/mine.yaml").write_text(mine)
+    monkeypatch.setattr("config.overrides.CONF", conf)
+    with pytest.raises(
+        UserError, match=r"written data._target_=data.sources.folder.Folder, data.path=X"
+    ):
+        composed("train", ["data=mine"])
+
+
+def test_what_is_composed_now_is_not_old():
+    for path in sorted((CONF / "data").glob("*.yaml")):
+        path_given = ["data.path=X"] if path.stem in ("folder", "dicom", "nifti") else []
+        config = composed("train", [f"data={path.stem}", *path_given])
+        assert translate(config) == config
+        assert reader_keys(config["data"]).isdisjoint(OWN_KEYS)
+
+
+def test_every_new_name_is_there_and_every_old_one_is_gone():
+    for old, new in RENAMED.items():
+        package = new.split(".")[0]
+        assert callable(resolve(new, [package], "x"))
+        with pytest.raises(UserError):
+            resolve(old, [package], "x")
+
+
+def test_a_saved_config_is_translated_and_named_as_then():
+    old = json.loads((RUN / "checkpoints/step_2/state.json").read_text())["config"]
+    assert old["data"]["source"]["_target_"] == "data.folder.Folder"
+    old["source"]["overrides"] = ["data=folder", "data.source.path=X", "data.size=8", "+seed=1"]
+    now = translate(old)
+    assert now["source"]["overrides"] == ["data=folder", "data.path=X", "data.size=8", "+seed=1"]
+    assert as_then(now)["source"] == old["source"] and translate(now) == now
+    who = identity(RunConfig(now), "images")
+    data = {
+        key: value for key, value in old["data"].items() if key not in ("source", "subset_seed")
+    }
+    assert who["data"] == data | {"images": "images"}
+    assert who["source"]["overrides"] == old["source"]["overrides"]
+
+
+def test_the_result_of_a_run_of_then_has_the_settings_of_now():
+    settings = read_result(RUN).settings()
+    assert (
+        settings["data.path"] == "images"
+        and settings["data._target_"] == "data.sources.folder.Folder"
+    )
+    assert not [path for path in settings if path.startswith("data.source")]
