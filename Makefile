@@ -1,12 +1,13 @@
 # make demo    the main job on a bare machine: installs, pretrains on faces, transfers to stained tissue, says where the pictures are
 # make report  the sweep of the demo, evaluated, as one page: runs/transfer_demo/report.html
 # make test    all tests but the slow ones; no network, no GPU. PART=transfer: those of one package
+# make docs    the table and the presets of docs/strategies.md, from the files in conf/transfer
 PYTHON ?= python3
 TORCH ?= 2.13
 JOBS ?= 2
 PART ?=
 PY = .venv/bin/python
-.PHONY: demo report test test-slow install check clean
+.PHONY: demo report test test-slow docs install check clean
 
 demo: .venv/installed
 	$(PY) train.py +experiment=transfer_demo
@@ -25,6 +26,9 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS) tests/$(PART)
+
+docs: .venv/installed
+	$(PY) -m docs.make_strategies
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .
