@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,8 +44,9 @@ class FileCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self._sha256: dict[Path, str] = {}
-        self._stores: dict[Path, Path | None] = {}  # where these are kept
-        self._stamps: dict[str, dict[Path, Stamp]] = {}  # by what was told of them
+        # by what was told: where it is kept, and of which content of a file it was
+        self._stores: defaultdict[str, set[Path]] = defaultdict(set)
+        self._stamps: defaultdict[str, dict[Path, Stamp]] = defaultdict(dict)
         self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
 
     def look_up(
@@ -55,64 +57,54 @@ class FileCache:
         Args:
             what: names what compute computes, version included.
             compute: returns what JSON holds. None is not remembered: the next start tries again.
+
         Raises:
             UserError: where the system does not give a file out.
             Changed: where one changes while it is read.
         """
-        return self._look_up(paths, what, compute)[0]
-
-    def _look_up(
-        self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]
-    ) -> tuple[list[Any], Path | None]:
-        """Also where they are kept."""
         if not paths:
-            return [], None
+            return []
         real = _resolved(paths)
         root = os.path.commonpath({os.path.dirname(path) for path in real})
         key = hashlib.sha256(f"{what}\n{root}".encode(errors="surrogateescape")).hexdigest()[:16]
         store = self.folder / f"{key}.json"
-        stamps = [_told(_stamp, path) for path in real]
+        self._stores[what].add(store)
+        stamps = [_opened(_stamp, path) for path in real]
         names = [path[len(root) :].lstrip("/") for path in real]
         known = self._read_store(store)
         missing = [
-            k
-            for k, (name, stamp) in enumerate(zip(names, stamps))
-            if known.get(name, [None])[0] != list(stamp)
+            k for k, name in enumerate(names) if known.get(name, [None])[0] != list(stamps[k])
         ]
+        started, kept, fresh = time.time(), time.monotonic(), {}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            computed = pool.map(lambda k: _opened(compute, paths[k]), missing)
+            shown = tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2)
+            for k, value in zip(missing, shown):
+                if _opened(_stamp, real[k]) != stamps[k]:
+                    raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
+                fresh[names[k]] = [list(stamps[k]), value]
+                # an interrupted start goes on from there
+                if time.monotonic() - kept > KEPT_EVERY:
+                    self._add(store, fresh, started)
+                    kept = time.monotonic()
         if missing:
-            started, kept, fresh = time.time(), time.monotonic(), {}
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                computed = pool.map(lambda k: _told(compute, paths[k]), missing)
-                for k, value in zip(
-                    missing,
-                    tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2),
-                ):
-                    if _told(_stamp, real[k]) != stamps[k]:
-                        raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
-                    fresh[names[k]] = [list(stamps[k]), value]
-                    # an interrupted start goes on from there
-                    if time.monotonic() - kept > KEPT_EVERY:
-                        self._add(store, fresh, started)
-                        kept = time.monotonic()
             self._add(store, fresh, started)
-            known |= fresh
         self._bind(what, paths, stamps)
-        return [known[name][1] for name in names], store
+        known |= fresh
+        return [known[name][1] for name in names]
 
     def sha256(self, paths: Sequence[Path]) -> list[str]:
-        digests, store = self._look_up(paths, "sha256", sha256)
+        digests = self.look_up(paths, "sha256", sha256)
         self._sha256.update(zip(paths, digests))
-        for path in paths:
-            self._stores[path] = store
         return digests
 
     def read_bytes(self, path: Path) -> bytes:
-        """The bytes that have the sha256 that was told. Raises Changed where there are others, or
-        none any more."""
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _gone(path, error) from error
+        """The bytes that have the sha256 that was told.
+
+        Raises:
+            Changed: where there are others, or none any more.
+        """
+        data = _opened_again(Path.read_bytes, path)
         if hashlib.sha256(data).hexdigest() != self._sha256[path]:
             raise self._changed(path)
         return data
@@ -121,8 +113,12 @@ class FileCache:
     def unchanged(self, path: Path) -> Iterator[None]:
         """What is read of path inside, by whatever reads it, is of the content whose sha256 was
         told: for what is too large to be held twice. The file is hashed once, and its stamps are
-        equal before and after. Raises Changed, also in place of what is raised inside."""
-        before = _whole_stamp(path)
+        equal before and after.
+
+        Raises:
+            Changed: where it is not, also in place of what is raised inside.
+        """
+        before = _opened_again(_whole_stamp, path)
         try:
             yield
         finally:
@@ -131,8 +127,12 @@ class FileCache:
             self._hashed[path] = before
 
     def check_unchanged(self, paths: Sequence[Path]) -> None:
-        """Raises Changed where two values that were told of a file, such as its sha256 and its
-        range, are of two contents."""
+        """Compares the contents of which values of a file, such as its sha256 and its range, were
+        told.
+
+        Raises:
+            Changed: where they are two.
+        """
         for path in paths:
             if len({stamps[path] for stamps in self._stamps.values() if path in stamps}) > 1:
                 raise self._changed(path)
@@ -144,7 +144,7 @@ class FileCache:
 
     def _bind(self, what: str, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
         """A value that is told anew, of another content, is the first that is told of it."""
-        told = self._stamps.setdefault(what, {})
+        told = self._stamps[what]
         for path, stamp in zip(paths, stamps):
             if told.get(path, stamp) != stamp:
                 for others in self._stamps.values():
@@ -157,13 +157,13 @@ class FileCache:
         try:
             same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
             return same and _whole_stamp(path) == before
-        except (OSError, Changed):
+        except OSError:
             return False
 
     def _changed(self, path: Path) -> Changed:
         """The hashes are forgotten: should the file's time not show its change, the next start
         would trust them again."""
-        if store := self._stores.get(path):
+        for store in self._stores["sha256"]:
             with contextlib.suppress(OSError):  # of a cache that may be read alone
                 store.unlink(missing_ok=True)
         return Changed(f"{path} changed between being hashed and being decoded. {AGAIN}")
@@ -198,7 +198,7 @@ def _resolved(paths: Sequence[Path]) -> list[str]:
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
 
 
-def _told(compute: Callable[[F], T], path: F) -> T:
+def _opened(compute: Callable[[F], T], path: F) -> T:
     """compute(path), with a message where the system does not give the file out: no permission, or
     a link to nothing."""
     try:
@@ -210,21 +210,22 @@ def _told(compute: Callable[[F], T], path: F) -> T:
         ) from error
 
 
+def _opened_again(compute: Callable[[Path], T], path: Path) -> T:
+    """compute(path) of a file that was hashed before."""
+    try:
+        return compute(path)
+    except OSError as error:
+        raise Changed(
+            f"{path} cannot be opened any more, after it was hashed ({error.strerror or error}). "
+            f"{AGAIN}"
+        ) from error
+
+
 def _stamp(path: str | Path) -> Stamp:
     stat = os.stat(path)
     return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _whole_stamp(path: Path) -> tuple[int, ...]:
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise _gone(path, error) from error
+    stat = os.stat(path)
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _gone(path: Path, error: OSError) -> Changed:
-    return Changed(
-        f"{path} cannot be opened any more, after it was hashed ({error.strerror or error}). "
-        f"{AGAIN}"
-    )
