@@ -58,6 +58,35 @@ def count_suffixes(files: Iterable[Path]) -> str:
     return count_names(p.suffix.lower() or "without suffix" for p in files)
 
 
+def list_folder(folder: str | Path, given: str) -> tuple[Path, list[Path]]:
+    """The folder, and all files in it.
+
+    Args:
+        given: how a message calls the folder.
+
+    Raises:
+        UserError: where there is none.
+    """
+    root = Path(folder).expanduser()
+    if root.is_file():
+        raise UserError(
+            f"{given} is a file, and a folder is needed. Unpack it, or name the folder that it "
+            "lies in."
+        )
+    if not root.is_dir():
+        raise UserError(f"{given}: there is no such folder. Name the folder of your images.")
+    return root, list_files(root)
+
+
+def none_found(given: str, what: str, looked_for: str, others: Sequence[Path]) -> UserError:
+    """That a folder holds none of what was looked for, and what it holds."""
+    beside = f"it has {len(others)} other files: {count_suffixes(others)}"
+    return UserError(
+        f"{given}: no {what} in it (looked for {looked_for}; "
+        f"{beside if others else 'it has no files'})."
+    )
+
+
 def find_files(
     path: str, counts: Callable[[list[Path]], Iterable[bool]], what: str, looked_for: str
 ) -> tuple[Path, list[Path]]:
@@ -66,30 +95,17 @@ def find_files(
     Args:
         counts: for all files, whether each is one of those that are read.
         what: they are, and looked_for: how they are known, for messages.
+
     Raises:
         UserError: where there is no folder, or no such file in it.
     """
-    root = Path(path).expanduser()
-    if root.is_file():
-        raise UserError(
-            f"data.path={path} is a file, and a folder is needed. Unpack it, or name the folder "
-            "that it lies in."
-        )
-    if not root.is_dir():
-        raise UserError(
-            f"data.path={path}: there is no such folder. Set data.path to the folder of your "
-            "images."
-        )
+    root, found = list_folder(path, f"data.path={path}")
     files: list[Path] = []
     others: list[Path] = []
-    found = list_files(root)
     for file, yes in zip(found, counts(found)):
         (files if yes else others).append(file)
     if not files:
-        beside = ", and no other files"
-        if others:
-            beside = f"; it has {len(others)} other files: {count_suffixes(others)}"
-        raise UserError(f"data.path={path}: no {what} in it (looked for {looked_for}{beside}).")
+        raise none_found(f"data.path={path}", what, looked_for, others)
     if others:
         left = (
             f"{len(others)} files that are no {what}"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from data.file_cache import Changed
+from data.decoding import decode_all, list_broken
 from data.image_reader import ImageReader
 from data.resize import TooSmall, to_array
 from data.settings import DataSettings
@@ -32,7 +30,6 @@ from runtime.files import (
 from runtime.log import recorded
 
 DECODER = 3  # raise when to_array changes what it makes of a file
-SHOWN = 20  # files that a message names
 BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
 
 # maps whose bytes this process has found to be right: path, inode, size, times
@@ -53,16 +50,7 @@ def open_memory_map(
         UserError: where images cannot be used, without skip_broken.
         Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
     """
-    key = sha256_of(
-        [
-            DECODER,
-            reader.fingerprint,
-            settings.height_width,
-            settings.channels,
-            settings.upscale,
-            settings.resample,
-        ]
-    )[:16]
+    key = sha256_of([DECODER, reader.fingerprint, *settings.resizing])[:16]
     path, built = cache / f"{key}.npy", False
     about = _read_record(path, reader, settings)
     if about is None:
@@ -72,11 +60,10 @@ def open_memory_map(
                 about, built = _decode(reader, settings, path), True
     for line in [] if built else about["said"]:  # such as a range that was measured
         log.info("%s", line)
-    broken = _broken(about)
-    if broken:
+    if broken := _broken(about):
         log.warning(
             "%s\n(remembered in %s; delete it to try these again)",
-            _list_broken(reader, broken, "left out"),
+            _listed(reader, broken, "left out"),
             path.with_suffix(".json"),
         )
     return np.load(path, mmap_mode="r"), broken
@@ -144,14 +131,17 @@ def _broken(about: dict[str, Any]) -> dict[int, str]:
 
 def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
     """Builds the map and its record, all or nothing."""
-    with _written_aside(path) as aside:
-        failures, said = _fill(reader, settings, aside)
+    shape, aside = (len(reader), *settings.image_shape), path.with_suffix(".partial")
+    try:
+        failures, said = _fill(reader, settings, _reserve(aside, shape))
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
         reader.check_files()
         if failures and not settings.skip_broken:
             raise _unusable(reader, failures)
         about = {
             "source": reader.name,
-            "shape": (len(reader), *settings.image_shape),
+            "shape": shape,
             "broken": {item: str(failures[item]) for item in sorted(failures)},
             "said": said,
             "bytes": aside.stat().st_size,
@@ -160,83 +150,51 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
         os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
         sync_directory(path.parent)
         write_sealed(path.with_suffix(".json"), about)
-        sync_directory(path.parent)
-    return about
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """A name for the file while it is written, which is gone afterwards whatever happens."""
-    aside = path.with_suffix(".partial")
-    try:
-        yield aside
     except OSError as error:
         raise_if_full(error, path)
         raise
     finally:
         aside.unlink(missing_ok=True)
+    return about
 
 
 def _fill(
-    reader: ImageReader, settings: DataSettings, path: Path
+    reader: ImageReader, settings: DataSettings, images: np.memmap
 ) -> tuple[dict[int, UserError], list[str]]:
-    """Writes the images into a new file; why which could not be used, and what was logged."""
-    failures: dict[int, UserError] = {}
+    """Writes the images into the map.
 
-    def decode(item: int) -> np.ndarray | None:
-        try:
-            return to_array(
-                reader.read_image(item),
-                settings.height_width,
-                settings.channels,
-                settings.upscale,
-                settings.resample,
-            )
-        except Changed:
-            raise
-        except UserError as error:
-            failures[item] = error
-            return None
+    Returns:
+        Why which could not be used, and what was logged meanwhile.
+    """
 
-    _reserve(path, (len(reader), *settings.image_shape))
-    images = np.lib.format.open_memmap(path, mode="r+")
-    with recorded() as said, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in tqdm(
-            range(0, len(reader), 256), desc=f"decoding {reader.name}", unit="x256", delay=2
-        ):
-            items = range(start, min(start + 256, len(reader)))
-            for item, image in zip(items, pool.map(decode, items)):
-                if image is not None:
-                    images[item] = image
+    def decode(item: int) -> None:
+        images[item] = to_array(reader.read_image(item), *settings.resizing)
+
+    with recorded() as said:
+        failures = decode_all(decode, len(reader), f"decoding {reader.name}")
     images.flush()
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
     return failures, [record.getMessage() for record in said if record.name == log.name]
 
 
-def _unusable(reader: ImageReader, failures: dict[int, UserError]) -> UserError:
-    small = any(isinstance(error, TooSmall) for error in failures.values())
-    reasons = {item: str(error) for item, error in failures.items()}
-    return UserError(
-        _list_broken(reader, reasons, "cannot be used")
-        + "\nMend or remove them, or leave them out with data.skip_broken=true."
-        + " What is too small is enlarged with data.upscale=true; or choose a smaller data.size."
-        * small
-    )
+def _unusable(reader: ImageReader, failures: Mapping[int, UserError]) -> UserError:
+    cure = "\nMend or remove them, or leave them out with data.skip_broken=true."
+    if any(isinstance(error, TooSmall) for error in failures.values()):
+        cure += (
+            " What is too small is enlarged with data.upscale=true; or choose a smaller data.size."
+        )
+    return UserError(_listed(reader, failures, "cannot be used") + cure)
 
 
-def _list_broken(reader: ImageReader, broken: dict[int, str], verdict: str) -> str:
-    shown = [f"  {reader.item_name(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
-    return (
-        f"{len(broken)} of {len(reader)} images of {reader.name}: {verdict}\n"
-        + "\n".join(shown)
-        + (f"\n  ... and {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
-    )
+def _listed(reader: ImageReader, broken: Mapping[int, object], verdict: str) -> str:
+    heading = f"{len(broken)} of {len(reader)} images of {reader.name}: {verdict}"
+    return list_broken(broken, reader.item_name, heading)
 
 
-def _reserve(path: Path, shape: Sequence[int]) -> None:
+def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """Creates the array's file with its space taken: a full disk says so here, and not by a signal
     while writing the map."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=tuple(shape)).flush()
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    images.flush()
     with open(path, "rb+") as file:
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return images

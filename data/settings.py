@@ -60,6 +60,11 @@ class DataSettings(Settings):
         """H, W, C of a decoded image."""
         return *self.height_width, self.channels
 
+    @property
+    def resizing(self) -> tuple[tuple[int, int], int, bool, str]:
+        """What data.resize.to_array takes beside an image."""
+        return self.height_width, self.channels, self.upscale, self.resample
+
     def open_reader(self, cache: Path) -> ImageReader:
         """cache: a folder, in which it is kept what was found out about files."""
         return make(self.reader, "data", FileCache(cache / "memory"))

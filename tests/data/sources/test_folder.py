@@ -185,7 +185,7 @@ def test_a_folder_of_other_files_says_what_it_has(tmp_path):
     ):
         folder(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no images in it.*no other files"):
+    with pytest.raises(UserError, match=r"no images in it.*it has no files"):
         folder(tmp_path / "empty")
 
 

@@ -1,0 +1,53 @@
+"""Many images decoded on threads, and which of them could not be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from data.file_cache import Changed
+from runtime.errors import UserError
+
+AT_A_TIME = 256  # images that are given to the threads
+SHOWN = 20  # images that a message names
+
+
+def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int, UserError]:
+    """Calls decode(0) .. decode(count - 1), nearly in this order.
+
+    Args:
+        said: beside the progress.
+
+    Returns:
+        Which of them ended with a UserError, and with which.
+
+    Raises:
+        Changed: where one of them does.
+    """
+    failures: dict[int, UserError] = {}
+
+    def attempt(item: int) -> None:
+        try:
+            decode(item)
+        except Changed:
+            raise
+        except UserError as error:
+            failures[item] = error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in tqdm(range(0, count, AT_A_TIME), said, unit=f"x{AT_A_TIME}", delay=2):
+            list(pool.map(attempt, range(start, min(start + AT_A_TIME, count))))
+    return failures
+
+
+def list_broken(
+    broken: Mapping[int, object], name_of: Callable[[int], object], heading: str
+) -> str:
+    """heading, and a line for each of the first broken images, which says why it is."""
+    lines = [f"  {name_of(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
+    if len(broken) > SHOWN:
+        lines.append(f"  ... and {len(broken) - SHOWN} more")
+    return "\n".join([heading, *lines])
