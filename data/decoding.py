@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -51,3 +52,17 @@ def list_broken(
     if len(broken) > SHOWN:
         lines.append(f"  ... and {len(broken) - SHOWN} more")
     return "\n".join([heading, *lines])
+
+
+@contextmanager
+def told_as(kind: str) -> Iterator[None]:
+    """A broken file can raise anything: inside, it becomes a UserError that says of which kind the
+    file should be."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"cannot be read as {kind} ({str(error) or type(error).__name__})"
+        ) from error

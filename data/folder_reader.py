@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from data.file_cache import FileCache
 from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, join_ranges
-from data.splits import SPLITS, check_shares, draw_splits, strata
+from data.splits import SPLITS, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -25,14 +25,14 @@ class FolderReader(ImageReader):
     """Files in a folder, at any depth, each of one or more frames: the items are (file, frame). Its
     subclasses know what is in a file.
 
-    Subfolders named train, val (valid, validation) and test are the splits; what is missing of
+    Subfolders found train, val (valid, validation) and test are the splits; what is missing of
     validation and test is drawn from train, by the shares given, in each class alike. With classes,
     the first level of folders below that gives them. A patient is never drawn into two splits.
 
     Args:
-        frames: for each file, which frames it has.
-        patients: for each file, whose it is where the regular expression `patient` is null; None
-            where the file stands for itself.
+        frames: by file, which frames it has.
+        patients: by file, whose it is where the regular expression `patient` is null; a file that
+            is nobody's stands for itself.
         settings: what else changes pixels.
     """
 
@@ -40,9 +40,8 @@ class FolderReader(ImageReader):
         self,
         file_cache: FileCache,
         root: Path,
-        files: Sequence[Path],
-        frames: Sequence[Sequence[int]],
-        patients: Sequence[str | None],
+        frames: Mapping[Path, Sequence[int]],
+        patients: Mapping[Path, str | None],
         validation: float,
         test: float,
         patient: str | None,
@@ -52,58 +51,46 @@ class FolderReader(ImageReader):
         check_shares(validation, test)
         kind = type(self).__name__.lower()
         self.root, self.name, self.file_cache = root, f"{kind} {root}", file_cache
+        files = list(frames)
         names = [p.relative_to(root).as_posix() for p in files]
-        if patient is not None:
-            patients = find_patients(patient, names)
+        whose = find_patients(patient, names) if patient is not None else map(patients.get, files)
+        owners = [owner and f"patient {owner}" for owner in whose]
         splits, class_names = splits_and_classes(root, names, classes)
         self.classes = sorted(set(class_names)) if classes and all(class_names) else []
         label = {name: k for k, name in enumerate(self.classes)}
-        self.items = [(k, frame) for k in range(len(files)) for frame in frames[k]]
-        self.files = [files[k] for k, _ in self.items]  # one an item
-        self.labels = [label.get(class_names[k], 0) for k, _ in self.items]
         hashes = file_cache.sha256(files)
         self.fingerprint = sha256_of(
             [kind, 2, validation, test, patient, classes, *settings, list(zip(names, hashes))]
         )
-        owners = [None if whose is None else f"patient {whose}" for whose in patients]
-        groups = [owners[k] or names[k] for k, _ in self.items]
+        self.items = [(p, frame) for p in files for frame in frames[p]]
+        self.files = [p for p, _ in self.items]  # one an item
         self.check_files()
-        self.splits = self._split([splits[k] for k, _ in self.items], groups, validation, test)
-        self._warn_of_shared("patients", [owners[k] for k, _ in self.items])
-        self._warn_of_shared("files of the same content", [hashes[k] for k, _ in self.items])
+        number = {p: k for k, p in enumerate(files)}
+        of_item = [number[p] for p in self.files]
+        self.labels = [label.get(class_names[k], 0) for k in of_item]
+        groups = [owners[k] or names[k] for k in of_item]
+        self.splits = self._split([splits[k] for k in of_item], groups, validation, test)
+        self._warn_of_shared("patients", [owners[k] for k in of_item])
+        self._warn_of_shared("files of the same content", [hashes[k] for k in of_item])
 
     def _split(
         self, given: Sequence[str | None], groups: Sequence[str], validation: float, test: float
     ) -> dict[str, Sequence[int]]:
-        found: dict[str, list[int]] = {split: [] for split in SPLITS}
-        for item, split in enumerate(given):
-            if split:
-                found[split].append(item)
-        shares = {
-            "validation": 0 if found["validation"] else validation,
-            "test": 0 if found["test"] else test,
-        }
-        cut = found["train"] or list(range(len(given)))
-        if any(shares.values()):
-            self._check_drawable(cut, groups)
-        splits: dict[str, Sequence[int]] = {**draw_splits(cut, self.labels, groups, **shares)}
-        splits |= {split: found[split] for split in shares if found[split]}
-        for split in SPLITS:
-            if not splits[split] and shares.get(split, 1):
+        found = items_by_split(given)
+        found["train"] = found["train"] or list(range(len(given)))
+        shares = {"validation": validation, "test": test}
+        if any(share and not found[split] for split, share in shares.items()):
+            self._check_drawable(found["train"], groups)
+        splits = complete_splits(found, self.labels, groups, validation, test)
+        for split, share in shares.items():
+            if share and not splits[split]:
                 log.warning(
-                    "%s: too few images for any in %s at data.%s=%s",
-                    self.name,
-                    split,
-                    split,
-                    shares.get(split),
+                    "%s: too few images for any in %s at data.%s=%s", self.name, split, split, share
                 )
         trained = {self.labels[i] for i in splits["train"]}
         if absent := sorted(set(self.labels) - trained):
-            log.warning(
-                "%s: class %s has no training images",
-                self.name,
-                ", ".join(self.classes[k] for k in absent),
-            )
+            absent_names = ", ".join(self.classes[k] for k in absent)
+            log.warning("%s: class %s has no training images", self.name, absent_names)
         return splits
 
     def _check_drawable(self, items: Sequence[int], groups: Sequence[str]) -> None:
@@ -135,15 +122,14 @@ class FolderReader(ImageReader):
     def _warn_of_shared(self, what: str, keys: Sequence[str | None]) -> None:
         """A word on what stands in two splits. Drawn splits keep patients whole; given ones may
         not, nor copies of a file."""
-        first: dict[str, tuple[str, int]] = {}
-        shared: dict[str, tuple[int, int]] = {}
+        firsts: dict[str, dict[str, int]] = {}  # by key, the first item of each split
         for split in SPLITS:
             for item in self.splits[split]:
-                key = keys[item]
-                if key is not None and first.setdefault(key, (split, item))[0] != split:
-                    shared.setdefault(key, (first[key][1], item))
+                if (key := keys[item]) is not None:
+                    firsts.setdefault(key, {}).setdefault(split, item)
+        shared = [list(items.values()) for items in firsts.values() if len(items) > 1]
         if shared:
-            one, other = next(iter(shared.values()))
+            one, other, *_ = shared[0]
             log.warning(
                 "%s: %s in more than one split: %d, so held-out numbers will look better than "
                 "they are; for one: %s and %s",
@@ -154,14 +140,16 @@ class FolderReader(ImageReader):
                 self.item_name(other),
             )
 
-    def measure_range(self, what: str, range_of_file: Callable[[Path], Any]) -> tuple[LowHigh, int]:
+    def measure_range(self, what: str, range_of_file: Callable[[Path], Any], said: str) -> LowHigh:
         """The range that holds those of the training files, or of all files where none of these has
-        one; and of how many."""
+        one. said: in the log, with its ends and of how many files it is."""
         ranges: list[Any] = []
         for items in (self.splits["train"], range(len(self))):
             files = list(dict.fromkeys(self.files[item] for item in items))
             ranges = ranges or [r for r in self.file_cache.look_up(files, what, range_of_file) if r]
-        return join_ranges(ranges), len(ranges)
+        low, high = join_ranges(ranges)
+        log.info(f"%s: {said}", self.name, low, high, len(ranges))
+        return low, high
 
     def check_files(self) -> None:
         self.file_cache.check_unchanged(self.files)

@@ -20,6 +20,7 @@ import png
 import tifffile
 from PIL import Image
 
+from data.decoding import told_as
 from data.intensity import Range, to_levels, value_range
 from runtime.errors import UserError
 
@@ -115,23 +116,17 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
+@told_as("an image")
 def _read(file: Path | bytes) -> Image.Image | DeepImage:
-    try:
-        data = file if isinstance(file, bytes) else file.read_bytes()
-        if not data:
-            raise UserError("empty: the file has no content")
-        found = None
-        if data[:4] in TIFF:
-            found = _read_tiff(data)
-        elif data[:2] in (b"P2", b"P3", b"P5", b"P6"):
-            found = _read_pnm(data)
-        return found or _read_by_pillow(data)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file can raise anything: OSError, SyntaxError, ...
-        raise UserError(
-            f"cannot be read as an image ({str(error) or type(error).__name__})"
-        ) from error
+    data = file if isinstance(file, bytes) else file.read_bytes()
+    if not data:
+        raise UserError("empty: the file has no content")
+    found = None
+    if data[:4] in TIFF:
+        found = _read_tiff(data)
+    elif data[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        found = _read_pnm(data)
+    return found or _read_by_pillow(data)
 
 
 def _read_by_pillow(data: bytes) -> Image.Image | DeepImage:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
+from data.recent import Recent
 from runtime.errors import UserError
 
 LowHigh = tuple[float, float]  # the values that are shown black and white
@@ -63,26 +63,18 @@ def join_ranges(ranges: Iterable[Sequence[float]]) -> LowHigh:
     return float(min(lows)), float(max(highs))
 
 
-class MeasuredRange:
+def measured_once(measure: Callable[[], LowHigh]) -> Range:
     """The range of many images, measured when it is first asked for, by whichever thread asks
     first: where no image needs it, none is read for it."""
-
-    def __init__(self, measure: Callable[[], LowHigh]):
-        self._measure, self._lock = measure, threading.Lock()
-        self._range: LowHigh | None = None
-
-    def __call__(self, values: np.ndarray) -> LowHigh:
-        with self._lock:
-            if self._range is None:
-                self._range = self._measure()
-            return self._range
+    found: Recent[str, LowHigh] = Recent(lambda key: measure())
+    return lambda values: found("range")
 
 
 def check_range(low_high: Sequence[float]) -> LowHigh:
     """data.range as numbers. Raises UserError where they are not two that rise."""
     if len(low_high) != 2 or not -math.inf < low_high[0] < low_high[1] < math.inf:
         raise UserError(
-            f"data.range={list(low_high)}: two numbers are needed, [LOW, HIGH], what is shown "
-            "black and what white."
+            f"data.range={list(low_high)}: two different numbers are needed, [LOW, HIGH], what is "
+            "shown black and what white."
         )
     return float(low_high[0]), float(low_high[1])

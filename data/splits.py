@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,15 @@ from runtime.errors import UserError
 from runtime.seeds import generator
 
 SPLITS = ("train", "validation", "test")
+
+
+def items_by_split(split_of: Iterable[str | None]) -> dict[str, list[int]]:
+    """The items of each split. split_of: by item; None for one that is in no split yet."""
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for item, split in enumerate(split_of):
+        if split:
+            splits[split].append(item)
+    return splits
 
 
 def check_shares(validation: float, test: float) -> None:
@@ -68,6 +77,21 @@ def draw_splits(
     return {split: sorted(inside) for split, inside in splits.items()}
 
 
+def complete_splits(
+    given: Mapping[str, Sequence[int]],
+    labels: Sequence[int],
+    groups: Sequence[Hashable],
+    validation: float,
+    test: float,
+) -> dict[str, Sequence[int]]:
+    """The given validation and test images, and what is missing of either drawn from the given
+    training images, as draw_splits does."""
+    shares = {"validation": validation, "test": test}
+    kept = {split: given[split] for split in shares if given[split]}
+    shares |= dict.fromkeys(kept, 0)
+    return {**draw_splits(given["train"], labels, groups, **shares), **kept}
+
+
 def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
     """count of the rows, or all where there are fewer, in order: one at random in each of so many
     equal parts of a class, so that a regular order, such as ten slices a volume, is not met in
@@ -79,13 +103,12 @@ def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np
     """
     rows = np.asarray(rows)
     count = min(count, len(rows))
-    if labels is None or not count:
-        return rows[_one_in_each_part(len(rows), count, 0)]
-    order = np.argsort(labels[rows], kind="stable")
-    members = np.split(rows[order], np.flatnonzero(np.diff(labels[rows][order])) + 1)
+    classes = np.zeros(len(rows)) if labels is None else labels[rows]
+    order = np.argsort(classes, kind="stable")
+    members = np.split(rows[order], np.flatnonzero(np.diff(classes[order])) + 1)
     ends = np.cumsum([0, *map(len, members)]) * count
     # the shares, rounded so that they add up to count
-    taken = np.diff((2 * ends + len(rows)) // (2 * len(rows)))
+    taken = np.diff((2 * ends + len(rows)) // max(2 * len(rows), 1))
     return np.concatenate(
         [
             inside[_one_in_each_part(len(inside), n, k)]

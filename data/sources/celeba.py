@@ -15,7 +15,7 @@ from data.folder_layout import list_files
 from data.image_file import read_image_file
 from data.image_reader import ImageReader
 from data.intensity import value_range
-from data.splits import SPLITS
+from data.splits import SPLITS, items_by_split
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -77,9 +77,7 @@ def official_split(number: int) -> str:
 def split_by_number(numbers: Sequence[int]) -> dict[str, list[int]]:
     """Positions in numbers (ascending) by split. A split that the numbers leave empty is taken from
     the end of train."""
-    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for item, number in enumerate(numbers):
-        splits[official_split(number)].append(item)
+    splits = items_by_split(map(official_split, numbers))
     if not splits["train"]:  # a piece of the validation or test files alone
         splits = {"train": list(range(len(numbers))), "validation": [], "test": []}
     tenth = max(1, len(splits["train"]) // 10)

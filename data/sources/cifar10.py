@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import threading
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data.file_cache import AGAIN, Changed, FileCache
+from data.file_cache import FileCache
 from data.image_reader import ImageReader
+from data.recent import Recent
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# of a batch; bytes: a label, the planes red, green and blue
-IMAGES, RECORD = (
-    10_000,
-    1 + 3 * 32 * 32,
-)
+IMAGES, RECORD = 10_000, 1 + 3 * 32 * 32  # of a batch; bytes: a label, the planes R, G and B
 PICKLES = {  # md5, as the authors' page and torchvision have them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -50,8 +46,7 @@ class Cifar10(ImageReader):
         known = file_cache.look_up(
             self.files, "CIFAR-10: sha256 of the records and labels, 1", _summarize_batch
         )
-        self._digests = [batch["sha256"] for batch in known]
-        self.fingerprint = sha256_of(["CIFAR-10", 1, self._digests])
+        self.fingerprint = sha256_of(["CIFAR-10", 1, [batch["sha256"] for batch in known]])
         self.labels = [int(digit) for batch in known for digit in batch["labels"]]
         n, n_train = len(self.labels), 5 * IMAGES
         self.splits = {
@@ -59,17 +54,21 @@ class Cifar10(ImageReader):
             "validation": range(n_train, n, 2),
             "test": range(n_train + 1, n, 2),
         }
-        self._records: np.ndarray | None = None
-        self._lock = threading.Lock()  # images are read on several threads
+        self.file_cache, self._records = file_cache, Recent(self._load, len(self.files))
+        file_cache.sha256(self.files)
+        self.check_files()
 
     def read_image(self, item: int) -> Image.Image:
-        with self._lock:
-            if self._records is None:
-                pairs = zip(self.files, self._digests)
-                # [6, IMAGES, RECORD]
-                self._records = np.stack([_same_records(*pair) for pair in pairs])
-        planes = self._records[item // IMAGES, item % IMAGES, 1:].reshape(3, 32, 32)
+        batch, k = divmod(item, IMAGES)
+        planes = self._records(batch)[k, 1:].reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+    def _load(self, batch: int) -> np.ndarray:
+        with self.file_cache.unchanged(self.files[batch]):
+            return read_records(self.files[batch])
+
+    def check_files(self) -> None:
+        self.file_cache.check_unchanged(self.files)
 
     def item_name(self, item: int) -> str:
         return f"image {item % IMAGES} of {self.files[item // IMAGES]}"
@@ -92,17 +91,6 @@ def read_records(file: Path) -> np.ndarray:
             f"{file}: a label of {found[:, 0].max()}, and CIFAR-10 has 0 to 9: this is another "
             f"file. {again}"
         )
-    return found
-
-
-def _same_records(file: Path, digest: str) -> np.ndarray:
-    """The records of this sha256. Raises Changed where the file holds others, or none any more."""
-    try:
-        found = read_records(file)
-    except (UserError, OSError) as error:
-        raise Changed(f"{file} changed after it was hashed ({error}). {AGAIN}") from error
-    if hashlib.sha256(found.tobytes()).hexdigest() != digest:
-        raise Changed(f"{file} changed between being hashed and being decoded. {AGAIN}")
     return found
 
 

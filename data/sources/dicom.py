@@ -18,10 +18,11 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import UID
 
+from data.decoding import told_as
 from data.file_cache import FileCache
 from data.folder_layout import count_names, find_files
 from data.folder_reader import FolderReader
-from data.intensity import LowHigh, MeasuredRange, join_ranges, to_levels, value_range
+from data.intensity import join_ranges, measured_once, to_levels, value_range
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -30,6 +31,10 @@ TAGS = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows", "Columns", "Numb
 BROKEN: dict[str, Any] = {"frames": 1, "patient": None}  # one frame, which fails where it is read
 MEASURED_FRAMES = 16  # of a file, for its range
 PALETTE = "PALETTE COLOR"
+MEASURED = (
+    "in files without a window %g is black and %g white, measured over the %d of them to train on; "
+    "data.window=[CENTER,WIDTH] sets another"
+)
 
 # a bad name or date is not ours to complain about
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -69,7 +74,10 @@ class Dicom(FolderReader):
                 f"data.window={list(window)}: two numbers are needed, [CENTER, WIDTH], with a "
                 "width above 0."
             )
-        self.window, self.range = window, MeasuredRange(self._measure)
+        self.window = window
+        self.range = measured_once(
+            lambda: self.measure_range("range of a DICOM file, 1", measure_file_range, MEASURED)
+        )
 
         def are_dicom(found: list[Path]) -> list[bool]:
             unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
@@ -80,7 +88,8 @@ class Dicom(FolderReader):
         root, files = find_files(path, are_dicom, "DICOM files", known_by)
         known = file_cache.look_up(files, "DICOM header, 2", read_header)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
-        if without := [p for p in files if "without pixels" in headers[p]]:
+        kept = {p: about for p, about in headers.items() if "frames" in about}
+        if without := [p for p in files if p not in kept]:
             log.info(
                 "%s: left out %d DICOM files without pixels: %s; for one %s",
                 path,
@@ -88,65 +97,39 @@ class Dicom(FolderReader):
                 count_names(headers[p]["without pixels"] for p in without),
                 without[0],
             )
-        kept = [p for p in files if "without pixels" not in headers[p]]
         if not kept:
             raise UserError(f"data.path={path}: none of its {len(files)} DICOM files has pixels.")
+        frames = {p: range(about["frames"]) for p, about in kept.items()}
+        patients = {p: about["patient"] for p, about in kept.items()}
         super().__init__(
-            file_cache,
-            root,
-            kept,
-            [range(headers[p]["frames"]) for p in kept],
-            [headers[p].get("patient") for p in kept],
-            validation,
-            test,
-            patient,
-            classes,
-            [window],
+            file_cache, root, frames, patients, validation, test, patient, classes, [window]
         )
-
-    def _measure(self) -> LowHigh:
-        (low, high), count = self.measure_range("range of a DICOM file, 1", measure_file_range)
-        log.info(
-            "%s: in files without a window %g is black and %g white, measured over the %d of them "
-            "to train on; data.window=[CENTER,WIDTH] sets another",
-            self.name,
-            low,
-            high,
-            count,
-        )
-        return low, high
 
     def read_image(self, item: int) -> Image.Image:
-        path, (_, frame) = self.files[item], self.items[item]
-        with self.file_cache.unchanged(path):
+        path, frame = self.items[item]
+        with self.file_cache.unchanged(path), told_as("DICOM"):
             try:
-                return self._read_frame(path, frame)
-            except UserError:
-                raise
+                about = read_frame_header(path, frame)
             except InvalidDicomError as error:
                 raise UserError("no DICOM file: it has no DICM at byte 128") from error
-            except Exception as error:  # a broken file can raise anything
-                why = str(error) or type(error).__name__
-                raise UserError(f"cannot be read as DICOM ({why})") from error
-
-    def _read_frame(self, path: Path, frame: int) -> Image.Image:
-        about = read_frame_header(path, frame)
-        values = read_pixels(path, frame, about)
-        photometric = about.PhotometricInterpretation
-        if values.ndim == 3:
-            return to_levels(values, 0, 255 if photometric == PALETTE else 2**about.BitsStored - 1)
-        values = apply_modality_lut(values, about)
-        image = (
-            window_linear(values, *self.window) if self.window else apply_own_window(values, about)
-        )
-        if image is None:
-            image = to_levels(values, *self.range(values))
-        return Image.fromarray(255 - np.asarray(image)) if photometric == "MONOCHROME1" else image
+            values = read_pixels(path, frame, about)
+            photometric = about.PhotometricInterpretation
+            if values.ndim == 3:
+                white = 255 if photometric == PALETTE else 2**about.BitsStored - 1
+                return to_levels(values, 0, white)
+            values = apply_modality_lut(values, about)
+            image = (
+                window_linear(values, *self.window)
+                if self.window
+                else apply_own_window(values, about) or to_levels(values, *self.range(values))
+            )
+            inverted = photometric == "MONOCHROME1"
+            return Image.fromarray(255 - np.asarray(image)) if inverted else image
 
     def item_name(self, item: int) -> str:
-        neighbours = [k for k in (item - 1, item + 1) if 0 <= k < len(self)]
-        several = any(self.items[k][0] == self.items[item][0] for k in neighbours)
-        return f"{self.files[item]}{f', frame {self.items[item][1] + 1}' if several else ''}"
+        path, frame = self.items[item]
+        several = path in self.files[item + 1 : item + 2] or frame > 0
+        return f"{path}, frame {frame + 1}" if several else str(path)
 
 
 def has_magic(path: Path) -> bool:

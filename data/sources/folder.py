@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,9 +12,12 @@ from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
 from data.image_file import SUFFIXES, measure_deep_range, read_image_file
-from data.intensity import LowHigh, MeasuredRange, Range, check_range, value_range
+from data.intensity import Range, check_range, measured_once, value_range
 
-log = logging.getLogger("data")
+MEASURED = (
+    "in images of more than 8 bits %g is black and %g white, measured over the %d of them to train "
+    "on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's own"
+)
 
 
 class Folder(FolderReader):
@@ -43,36 +45,15 @@ class Folder(FolderReader):
     ):
         self.range: Range = value_range
         if range_ is None:
-            self.range = MeasuredRange(self._measure)
-        elif not isinstance(range_, str):
+            self.range = measured_once(
+                lambda: self.measure_range("range of an image, 1", measure_deep_range, MEASURED)
+            )
+        elif range_ != "image":
             given = check_range(range_)
             self.range = lambda values: given
         root, files = find_files(path, _are_images, "images", ", ".join(sorted(SUFFIXES)))
-        super().__init__(
-            file_cache,
-            root,
-            files,
-            [(0,)] * len(files),
-            [None] * len(files),
-            validation,
-            test,
-            patient,
-            classes,
-            [range_],
-        )
-
-    def _measure(self) -> LowHigh:
-        (low, high), count = self.measure_range("range of an image, 1", measure_deep_range)
-        log.info(
-            "%s: in images of more than 8 bits %g is black and %g white, measured over the %d of "
-            "them to train on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's "
-            "own",
-            self.name,
-            low,
-            high,
-            count,
-        )
-        return low, high
+        frames = dict.fromkeys(files, (0,))
+        super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
 
     def read_image(self, item: int) -> Image.Image:
         return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +12,12 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+from data.decoding import told_as
 from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
 from data.intensity import check_range, to_levels, value_range
+from data.recent import Recent
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -70,12 +70,12 @@ class Nifti(FolderReader):
         known = file_cache.look_up(
             files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis)
         )
-        volumes = [about or BROKEN for about in known]
-        self.ranges = {file: about["range"] for file, about in zip(files, volumes)}
+        volumes = {file: about or BROKEN for file, about in zip(files, known)}
+        self.ranges = {file: about["range"] for file, about in volumes.items()}
         self.range = None if range_ is None else check_range(range_)
-        frames = [_every_nth(about["slices"], every) for about in volumes]
-        taken = sum(map(len, frames))
-        constant = sum(len(range(0, about["depth"], every)) for about in volumes) - taken
+        frames = {file: _every_nth(about["slices"], every) for file, about in volumes.items()}
+        taken = sum(map(len, frames.values()))
+        constant = sum(len(range(0, about["depth"], every)) for about in volumes.values()) - taken
         if not taken:
             raise UserError(
                 f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant."
@@ -84,31 +84,25 @@ class Nifti(FolderReader):
             log.info(
                 "%s: left out %d constant (empty) slices of %d", path, constant, constant + taken
             )
-        self.volumes = RecentVolumes(self._load, KEPT)
+        self.volumes = Recent(self._load, KEPT)
+        patients = {p: p.relative_to(root).as_posix() for p in files}
+        settings = [axis, every, range_]
         super().__init__(
-            file_cache,
-            root,
-            files,
-            frames,
-            [p.relative_to(root).as_posix() for p in files],
-            validation,
-            test,
-            patient,
-            classes,
-            [axis, every, range_],
+            file_cache, root, frames, patients, validation, test, patient, classes, settings
         )
 
     def read_image(self, item: int) -> Image.Image:
-        path, (_, k) = self.files[item], self.items[item]
-        volume = self.volumes(path)
-        return to_levels(volume[k][::-1, ::-1].T, *(self.range or self.ranges[path]))
+        path, k = self.items[item]
+        pixels = self.volumes(path)[k][::-1, ::-1].T
+        return to_levels(pixels, *(self.range or self.ranges[path]))
 
     def _load(self, path: Path) -> np.ndarray:
         with self.file_cache.unchanged(path):
             return load_volume(path, self.axis)
 
     def item_name(self, item: int) -> str:
-        return f"{self.files[item]}, slice {self.items[item][1]}"
+        path, k = self.items[item]
+        return f"{path}, slice {k}"
 
 
 def _are_volumes(found: list[Path]) -> list[bool]:
@@ -119,54 +113,32 @@ def _every_nth(slices: Sequence[int], n: int) -> list[int]:
     return [k for k in slices if k % n == 0]
 
 
-class RecentVolumes:
-    """The last few of what load gave, by key. Threads that want the same one wait for one load."""
-
-    def __init__(self, load: Callable[[Path], np.ndarray], kept: int):
-        self.load, self.kept, self._lock = load, kept, threading.Lock()
-        self._futures: OrderedDict[Path, Future[np.ndarray]] = OrderedDict()
-
-    def __call__(self, key: Path) -> np.ndarray:
-        with self._lock:
-            ours = key not in self._futures
-            future = self._futures.setdefault(key, Future())
-            self._futures.move_to_end(key)
-            while len(self._futures) > self.kept:
-                self._futures.popitem(last=False)
-        if ours:
-            try:
-                future.set_result(self.load(key))
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
-
-
+@told_as("NIfTI")
 def load_volume(path: Path, axis: int) -> np.ndarray:
-    """Slices [K, A, B] in float32, scaled as the file says. All axes run to the right, to the front
-    or up, in this order. Raises UserError for a broken file, colours and a series of volumes."""
-    try:
-        with _at_once:
-            image: Any = nibabel.load(path)
-            shape = image.shape
-            if image.get_data_dtype().names:
-                raise UserError("voxels of colours: save it as gray")
-            while len(shape) > 3 and shape[-1] == 1:
-                shape = shape[:-1]
-            if len(shape) > 3:
-                raise UserError(
-                    f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save "
-                    "each of its volumes as a file of its own, in one folder for each patient"
-                )
-            volume = image.get_fdata(dtype=np.float32, caching="unchanged")
-            volume = volume.reshape([*shape, *[1] * (3 - len(shape))])
-            volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
-        return np.moveaxis(volume, axis, 0)
-    except UserError:
-        raise
-    except Exception as error:  # a broken file can raise anything
-        raise UserError(
-            f"cannot be read as NIfTI ({str(error) or type(error).__name__})"
-        ) from error
+    """The voxels in float32, scaled as the file says.
+
+    Returns:
+        Slices [K, A, B]. All axes run to the right, to the front or up, in this order.
+
+    Raises:
+        UserError: for a broken file, colours and a series of volumes.
+    """
+    with _at_once:
+        image: Any = nibabel.load(path)
+        shape = image.shape
+        if image.get_data_dtype().names:
+            raise UserError("voxels of colours: save it as gray")
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) > 3:
+            raise UserError(
+                f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save each of "
+                "its volumes as a file of its own, in one folder for each patient"
+            )
+        volume = image.get_fdata(dtype=np.float32, caching="unchanged")
+        volume = volume.reshape([*shape, *[1] * (3 - len(shape))])
+        volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
+    return np.moveaxis(volume, axis, 0)
 
 
 def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,21 +165,19 @@ def list_headers(headers: dict[str, Header]) -> str:
 # One array of images
 
 
-def _gray(image: np.ndarray) -> np.ndarray:
-    return image
+def to_gray_or_rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W], [H, W, 1 or 3] or [1 or 3, H, W] as [H, W] or [H, W, 3]."""
+    if image.ndim == 3 and image.shape[2] not in (1, 3):
+        image = image.transpose(1, 2, 0)
+    return image[..., 0] if image.shape[2:] == (1,) else image
 
 
-def _channels_last(image: np.ndarray) -> np.ndarray:
-    return image[..., 0] if image.shape[-1] == 1 else image
+def check_images(header: Header, where: str) -> None:
+    """Whether rows of the array are images, as to_gray_or_rgb takes them.
 
-
-def _channels_first(image: np.ndarray) -> np.ndarray:
-    return _channels_last(image.transpose(1, 2, 0))
-
-
-def channel_layout(header: Header, where: str) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns a row of the array into [H, W] or [H, W, 3]. Raises UserError for what is no array
-    of images, or could be two."""
+    Raises:
+        UserError: for what is no array of images, or could be two.
+    """
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
         raise UserError(
@@ -194,16 +192,14 @@ def channel_layout(header: Header, where: str) -> Callable[[np.ndarray], np.ndar
     if 0 in shape:
         raise UserError(f"{where} is {header}: there are no images in it.")
     if len(shape) == 3 and shape[2] not in (1, 3, 4):
-        return _gray
+        return
     if len(shape) != 4 or not {shape[1], shape[3]} & {1, 3}:
         raise UserError(f"{where} is {header}: {_why_no_images(shape)}.")
-    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-    if first and last:
+    if {shape[1], shape[3]} <= {1, 3}:
         raise UserError(
             f"{where} is {header}: which number is the channels. Save it in another size or as "
             "[N, H, W]."
         )
-    return _channels_first if first else _channels_last
 
 
 def _why_no_images(shape: tuple[int, ...]) -> str:
@@ -289,23 +285,22 @@ def _one_hot(labels: np.ndarray) -> bool:
 
 
 def _flat(labels: np.ndarray) -> np.ndarray:
-    """One label an image. [N]"""
+    """One label an image, a whole number or a text. [N]"""
     if labels.size != len(labels):
         return labels.argmax(1)
-    return labels.reshape(-1) if labels.dtype.kind in "US" else labels.reshape(-1).astype(np.int64)
+    labels = labels.reshape(-1)
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels, errors="replace")
+    return labels if labels.dtype.kind == "U" else labels.astype(np.int64)
 
 
 def _numbered(
     labels: np.ndarray, names: Sequence[str] | None, path: Path
 ) -> tuple[list[str], list[int]]:
-    values = [
-        label.decode(errors="replace") if isinstance(label, bytes) else label
-        for label in labels.tolist()
-    ]
-    known: list[Any] = sorted(set(values))
+    known: list[Any] = sorted(set(labels.tolist()))
     if names is not None:
-        given = list(names) if labels.dtype.kind in "US" else list(range(len(names)))
-        if unknown := sorted(set(known) - set(given)):
+        given = list(names) if labels.dtype.kind == "U" else list(range(len(names)))
+        if unknown := [label for label in known if label not in given]:
             raise UserError(
                 f"data.classes={list(names)}: {path} has labels beside these: "
                 f"{', '.join(map(str, unknown[:10]))}. Name them all in the order of their "
@@ -313,4 +308,4 @@ def _numbered(
             )
         known = given
     position = {label: k for k, label in enumerate(known)}
-    return [str(label) for label in names or known], [position[label] for label in values]
+    return [str(label) for label in names or known], [position[x] for x in labels.tolist()]

@@ -16,8 +16,9 @@ import pytest
 import data.sources.nifti
 from data.dataset import open_dataset
 from data.file_cache import FileCache
+from data.recent import Recent
 from data.settings import DataSettings
-from data.sources.nifti import Nifti, RecentVolumes
+from data.sources.nifti import Nifti
 from runtime.errors import UserError
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))
@@ -355,7 +356,7 @@ def test_threads_wait_for_one_load():
             raise UserError("broken")
         return np.zeros(1)
 
-    recent, found = RecentVolumes(load, 2), []
+    recent, found = Recent(load, 2), []
 
     def ask(key):
         try:
