@@ -40,12 +40,9 @@ class Batches:
 
     def indices(self, k: int) -> np.ndarray:
         """Rows of the map in batch k. [B]"""
-        epoch, start = divmod(k * self.batch_size, len(self.rows))
-        parts, missing = [], self.batch_size
-        while missing:
-            part = self._permutation(epoch)[start : start + missing]
-            parts.append(part)
-            missing, epoch, start = missing - len(part), epoch + 1, 0
+        places = np.arange(k * self.batch_size, (k + 1) * self.batch_size)
+        epochs, places = np.divmod(places, len(self.rows))
+        parts = [self._permutation(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]
         return np.concatenate(parts)
 
     def batch(self, k: int) -> Batch:

@@ -35,9 +35,10 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     by seed where settings.subset_seed is null."""
     _check_subset(settings, len(reader.splits["train"]), reader)  # before hours of decoding
     images, broken = open_memory_map(reader, settings, cache)
-    splits = {}
-    for split, rows in reader.splits.items():
-        splits[split] = np.asarray([row for row in rows if row not in broken], dtype=np.int64)
+    splits = {
+        split: np.setdiff1d(np.asarray(rows, dtype=np.int64), list(broken))
+        for split, rows in reader.splits.items()
+    }
     train = splits["train"]
     if not len(train):
         why = f"; {len(broken)} cannot be used." if broken else "."

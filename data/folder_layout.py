@@ -118,21 +118,25 @@ def find_files(
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
     """For each path, what the regular expression finds in it: its first group, or all that it
-    matches. Raises UserError where it is none, or finds nothing in a path."""
+    matches.
+
+    Raises:
+        UserError: where it is none, or finds nothing in a path.
+    """
     try:
-        group = min(re.compile(pattern).groups, 1)
+        regex = re.compile(pattern)
     except re.error as error:
         raise UserError(f"data.patient={pattern}: not a regular expression ({error}).") from error
-    matches = [re.search(pattern, name) for name in names]
-    found = [match[group] for match in matches if match and match[group] is not None]
-    if len(found) == len(names):
-        return found
-    without = [n for n, match in zip(names, matches) if not match or match[group] is None]
-    raise UserError(
-        f"data.patient={pattern} matches {'not all' if found else 'none'} of the paths: "
-        f"{len(without)} of {len(names)} are without, such as {without[0]}. It is searched in "
-        "the path below data.path, and its first group names the patient."
-    )
+    group = min(regex.groups, 1)
+    found = {name: match[group] for name in names if (match := regex.search(name))}
+    if without := [name for name in names if found.get(name) is None]:
+        matched = "none" if len(without) == len(names) else "not all"
+        raise UserError(
+            f"data.patient={pattern} matches {matched} of the paths: {len(without)} of "
+            f"{len(names)} are without, such as {without[0]}. It is searched in the path below "
+            "data.path, and its first group names the patient."
+        )
+    return [found[name] for name in names]
 
 
 def splits_and_classes(

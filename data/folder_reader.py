@@ -12,7 +12,7 @@ from data.file_cache import FileCache
 from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, join_ranges
-from data.splits import SPLITS, check_shares, complete_splits, items_by_split, strata
+from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -54,7 +54,7 @@ class FolderReader(ImageReader):
         files = list(frames)
         names = [p.relative_to(root).as_posix() for p in files]
         whose = find_patients(patient, names) if patient is not None else map(patients.get, files)
-        owners = [owner and f"patient {owner}" for owner in whose]
+        owners = [None if owner is None else f"patient {owner}" for owner in whose]
         splits, class_names = splits_and_classes(root, names, classes)
         self.classes = sorted(set(class_names)) if classes and all(class_names) else []
         label = {name: k for k, name in enumerate(self.classes)}
@@ -75,7 +75,7 @@ class FolderReader(ImageReader):
 
     def _split(
         self, given: Sequence[str | None], groups: Sequence[str], validation: float, test: float
-    ) -> dict[str, Sequence[int]]:
+    ) -> Splits:
         found = items_by_split(given)
         found["train"] = found["train"] or list(range(len(given)))
         shares = {"validation": validation, "test": test}

@@ -80,13 +80,14 @@ class DeepImage(NamedTuple):
             low, high = high, low
         image = to_levels(self.values, low, high)
         if self.alpha is not None:
-            gray = image.mode == "F"
-            alpha = self.alpha if gray else self.alpha[..., None]
-            levels = np.asarray(image) * alpha + 255 * (1 - alpha)
-            image = Image.fromarray(
-                levels.astype(np.float32) if gray else levels.round().astype(np.uint8)
-            )
+            alpha = _as_wide(self.alpha, self.values)
+            image = to_levels(np.asarray(image) * alpha + 255 * (1 - alpha), 0, 255)
         return _turned(image, self.orientation)
+
+
+def _as_wide(alpha: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[H, W] beside gray, [H, W, 1] beside colours."""
+    return alpha if values.ndim == 2 else alpha[..., None]
 
 
 def read_image_file(file: Path | bytes, range_of: Range) -> Image.Image:
@@ -222,7 +223,7 @@ def _deep_tiff(page: tifffile.TiffPage, values: np.ndarray) -> DeepImage:
         alpha = values[..., channels] / np.iinfo(values.dtype).max
     values = values[..., 0] if channels == 1 else values[..., :3]
     if alpha is not None and extra == 1:  # colours that were multiplied with it
-        opacity = alpha if channels == 1 else alpha[..., None]
+        opacity = _as_wide(alpha, values)
         values = np.divide(values, opacity, out=np.zeros(values.shape), where=opacity > 0)
     orientation = page.tags.get(ORIENTATION)
     return DeepImage(

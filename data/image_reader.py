@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from data.splits import Splits
+
 
 class ImageReader:
     """Images that are decoded one by one, each in exactly one split. A subclass is built from a
@@ -21,7 +23,7 @@ class ImageReader:
 
     name: str
     fingerprint: str
-    splits: dict[str, Sequence[int]]
+    splits: Splits
     classes: Sequence[str] = []
     labels: Sequence[int]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,15 +12,16 @@ from runtime.errors import UserError
 from runtime.seeds import generator
 
 SPLITS = ("train", "validation", "test")
+Splits = dict[str, Sequence[int]]  # items by split
 
 
-def items_by_split(split_of: Iterable[str | None]) -> dict[str, list[int]]:
+def items_by_split(split_of: Iterable[str | None]) -> Splits:
     """The items of each split. split_of: by item; None for one that is in no split yet."""
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
     for item, split in enumerate(split_of):
         if split:
             splits[split].append(item)
-    return splits
+    return {**splits}
 
 
 def check_shares(validation: float, test: float) -> None:
@@ -55,9 +56,17 @@ def draw_splits(
 ) -> dict[str, list[int]]:
     """Cuts items into the three splits: a function of what is given, the same at every start.
 
-    labels, groups: by item; a group, such as a patient, is never split. Class by class, its groups
-    in random order go each to the split that is owed most, so that shares hold within every class
-    and over all of them; the first of a class goes to training.
+    Class by class, its groups in random order go each to the split that is owed most, so that
+    shares hold within every class and over all of them; the first of a class goes to training.
+
+    Args:
+        labels: of all items.
+        groups: of all items; a group, such as a patient, is never split.
+        validation: the share of the items, 0 to 1.
+        test: as validation; what both leave is for training.
+
+    Raises:
+        UserError: where the shares leave nothing for training.
     """
     check_shares(validation, test)
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
@@ -78,12 +87,12 @@ def draw_splits(
 
 
 def complete_splits(
-    given: Mapping[str, Sequence[int]],
+    given: Splits,
     labels: Sequence[int],
     groups: Sequence[Hashable],
     validation: float,
     test: float,
-) -> dict[str, Sequence[int]]:
+) -> Splits:
     """The given validation and test images, and what is missing of either drawn from the given
     training images, as draw_splits does."""
     shares = {"validation": validation, "test": test}
@@ -95,11 +104,16 @@ def complete_splits(
 def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
     """count of the rows, or all where there are fewer, in order: one at random in each of so many
     equal parts of a class, so that a regular order, such as ten slices a volume, is not met in
-    step. labels [*]: of all images; None takes all for one class.
+    step.
 
     Of each class the floor or the ceiling of its share; of a stretch of neighbours inside a class,
-    such as a patient, less than two from it. Stratified sampling with proportional allocation
-    (Cochran 1977, chapter 5). A function of the number of rows, of the labels and of count alone.
+    such as a patient, less than two from it. A function of the number of rows, of the labels and of
+    count alone.
+
+    Args:
+        labels: of all images, [*]; None takes all for one class.
+
+    Source: Cochran 1977, chapter 5, stratified sampling with proportional allocation.
     """
     rows = np.asarray(rows)
     count = min(count, len(rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -15,7 +15,7 @@ from data.folder_layout import list_files
 from data.image_file import read_image_file
 from data.image_reader import ImageReader
 from data.intensity import value_range
-from data.splits import SPLITS, items_by_split
+from data.splits import SPLITS, Splits, items_by_split
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -51,9 +51,10 @@ class CelebA(ImageReader):
         self.crop = None if crop is None else _checked_crop(crop)
         self.file_cache = file_cache
         root = Path(path).expanduser()
-        self.numbers, self.files = _find_files(root, path)
+        found = _find_files(root, path)
+        self.numbers, self.files = list(found), list(found.values())
         self.labels = [0] * len(self.files)
-        self.splits = {**split_by_number(self.numbers)}
+        self.splits = split_by_number(self.numbers)
         _tell_of_parts(self.numbers, self.splits, root)
         _check_size(self.files[0])
         numbered = list(zip(self.numbers, file_cache.sha256(self.files)))
@@ -74,12 +75,12 @@ def official_split(number: int) -> str:
     return next(split for split in SPLITS if number <= LAST[split])
 
 
-def split_by_number(numbers: Sequence[int]) -> dict[str, list[int]]:
+def split_by_number(numbers: Sequence[int]) -> Splits:
     """Positions in numbers (ascending) by split. A split that the numbers leave empty is taken from
     the end of train."""
-    splits = items_by_split(map(official_split, numbers))
+    splits: Splits = {**items_by_split(map(official_split, numbers))}
     if not splits["train"]:  # a piece of the validation or test files alone
-        splits = {"train": list(range(len(numbers))), "validation": [], "test": []}
+        splits = {"train": range(len(numbers)), "validation": [], "test": []}
     tenth = max(1, len(splits["train"]) // 10)
     for split in ("test", "validation"):
         if not splits[split]:
@@ -98,8 +99,8 @@ def _checked_crop(crop: Sequence[int]) -> tuple[int, int, int, int]:
     )
 
 
-def _find_files(root: Path, given: str) -> tuple[list[int], list[Path]]:
-    """File numbers, ascending, and the files."""
+def _find_files(root: Path, given: str) -> dict[int, Path]:
+    """The files by number, ascending."""
     found: dict[int, Path] = {}
     others = 0
     start = next((root / place for place in PLACES if (root / place).is_dir()), root)
@@ -122,8 +123,7 @@ def _find_files(root: Path, given: str) -> tuple[list[int], list[Path]]:
         found[number] = file
     if len(found) < 3:
         raise UserError(_missing(root, start, given, len(found), others))
-    numbers = sorted(found)
-    return numbers, [found[number] for number in numbers]
+    return dict(sorted(found.items()))
 
 
 def _missing(root: Path, start: Path, given: str, found: int, others: int) -> str:
@@ -153,7 +153,7 @@ def _missing(root: Path, start: Path, given: str, found: int, others: int) -> st
     )
 
 
-def _tell_of_parts(numbers: Sequence[int], splits: Mapping[str, Sequence[int]], root: Path) -> None:
+def _tell_of_parts(numbers: Sequence[int], splits: Splits, root: Path) -> None:
     """Says where the files are not all there, and which images are then held out."""
     if len(numbers) == COUNT:
         return

@@ -171,63 +171,64 @@ def read_frame_header(path: Path, frame: int) -> Dataset:
 
 def read_pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
     """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to
-    RGB. Raises UserError where a decoder lacks."""
-    syntax, missing = about.file_meta.TransferSyntaxUID, []
-    if syntax.is_encapsulated:
-        decoder = get_decoder(syntax)
-        missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
-        if not decoder.is_available:
-            raise UserError(
-                f"compressed as {syntax.name}, which needs a decoder: pip install "
-                f"{_packages(missing)}"
-            )
+    RGB.
+
+    Raises:
+        UserError: where a decoder lacks.
+    """
+    syntax = about.file_meta.TransferSyntaxUID
     try:
         try:  # of a path only this frame is read
             values = pixel_array(pydicom.dcmread(path) if syntax.is_deflated else path, index=frame)
         except Exception:  # some that are not quite by the standard can be read as a whole
             values = pixel_array(pydicom.dcmread(path), index=frame)
     except Exception as error:
-        if not missing or isinstance(error, AttributeError):  # no pixels at all
+        if not syntax.is_encapsulated or isinstance(error, AttributeError):  # no pixels at all
             raise
-        raise UserError(
-            f"compressed as {syntax.name}, which cannot be decoded here "
-            f"({' '.join(str(error).split())}); pip install {_packages(missing)} may help"
-        ) from error
+        raise _not_decoded(syntax, error) from error
     return apply_palette(values, about) if about.PhotometricInterpretation == PALETTE else values
 
 
-def _packages(missing: list[list[str]]) -> str:
+def _not_decoded(syntax: UID, error: Exception) -> Exception:
+    """What to install; error itself where nothing lacks."""
+    decoder = get_decoder(syntax)
+    missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
+    if not missing:
+        return error
     known = (["pylibjpeg"], ["pyjpegls"])
-    return " ".join(next((names for names in missing if names[:1] in known), missing[0]))
+    packages = " ".join(next((names for names in missing if names[:1] in known), missing[0]))
+    if not decoder.is_available:
+        return UserError(
+            f"compressed as {syntax.name}, which needs a decoder: pip install {packages}"
+        )
+    return UserError(
+        f"compressed as {syntax.name}, which cannot be decoded here "
+        f"({' '.join(str(error).split())}); pip install {packages} may help"
+    )
 
 
 def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     """Colours [H, W, 3] in 0..255 of indices [H, W]."""
-    n, first, bits = about.RedPaletteColorLookupTableDescriptor
-    place = np.clip(values.astype(np.int64) - first, 0, (n or 65536) - 1)
+    descriptor = n, first, bits = about.RedPaletteColorLookupTableDescriptor
     if "RedPaletteColorLookupTableData" in about:
         data = [about[f"{c}PaletteColorLookupTableData"].value for c in ("Red", "Green", "Blue")]
-        colours = np.stack([_read_table(each, n or 65536, about)[place] for each in data], -1)
+        colours = np.stack([look_up(values, each, descriptor, about) for each in data], -1)
     else:  # segmented
-        colours = apply_color_lut(place + first, about)[..., :3]
+        values = np.clip(values.astype(np.int64), first, first + (n or 65536) - 1)
+        colours = apply_color_lut(values, about)[..., :3]
     # 16 bits are claimed by some that use 8
     return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))
 
 
-def apply_voi_table(values: np.ndarray, lut: Dataset, about: Dataset) -> Image.Image:
-    """The VOI LUT. pydicom's wraps around where a table of 8 bits has more than 256 entries."""
-    n, first, bits = lut.LUTDescriptor
-    table = _read_table(lut.LUTData, n or 65536, about)
-    place = np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)
-    return to_levels(table[place], 0, 2**bits - 1)
-
-
-def _read_table(data: Any, n: int, about: Dataset) -> np.ndarray:
-    """n entries, which pydicom hands out as bytes or as numbers."""
-    if not isinstance(data, bytes):
-        return np.asarray(data)[:n]
-    wide = "<u2" if about.original_encoding[1] else ">u2"
-    return np.frombuffer(data, np.uint8 if len(data) < 2 * n else wide)[:n]
+def look_up(values: np.ndarray, data: Any, descriptor: Sequence[int], about: Dataset) -> np.ndarray:
+    """The entries of a table, which pydicom hands out as bytes or as numbers. Its own apply_voi
+    wraps around where a table of 8 bits has more than 256 entries."""
+    n, first = descriptor[0] or 65536, descriptor[1]
+    if isinstance(data, bytes):
+        wide = "<u2" if about.original_encoding[1] else ">u2"
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * n else wide)
+    table = np.asarray(data)[:n]
+    return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
 
 
 def window_linear(values: np.ndarray, center: float, width: float) -> Image.Image:
@@ -255,7 +256,9 @@ def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
     """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched.
     None where the file does not say."""
     if tables := about.get("VOILUTSequence"):
-        return apply_voi_table(values, tables[0], about)
+        descriptor = tables[0].LUTDescriptor
+        table = look_up(values, tables[0].LUTData, descriptor, about)
+        return to_levels(table, 0, 2 ** descriptor[2] - 1)
     center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
     if center is not None and width:
         return WINDOWS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
@@ -271,9 +274,9 @@ def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
 
 def _first(about: Dataset, tag: str) -> float | None:
     value = about.get(tag)
-    if isinstance(value, MultiValue | list) and len(value):
-        value = value[0]
-    return None if value in (None, "") or isinstance(value, MultiValue | list) else float(value)
+    if isinstance(value, MultiValue | list):
+        value = next(iter(value), None)
+    return None if value in (None, "") else float(value)
 
 
 def measure_file_range(path: Path) -> list[float] | None:

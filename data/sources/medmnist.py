@@ -12,34 +12,27 @@ from pathlib import Path
 
 from data.file_cache import FileCache
 from data.sources.npz import Npz
+from data.splits import SPLITS
 from runtime.errors import UserError, near
 from runtime.files import locked
 
 log = logging.getLogger("data")
 
-# the class in the medmnist package, and the images of train, val and test
+# the images of train, val and test
 SETS = {
-    "pathmnist": ("PathMNIST", (89996, 10004, 7180)),
-    "chestmnist": ("ChestMNIST", (78468, 11219, 22433)),
-    "dermamnist": ("DermaMNIST", (7007, 1003, 2005)),
-    "octmnist": ("OCTMNIST", (97477, 10832, 1000)),
-    "pneumoniamnist": ("PneumoniaMNIST", (4708, 524, 624)),
-    "retinamnist": ("RetinaMNIST", (1080, 120, 400)),
-    "breastmnist": ("BreastMNIST", (546, 78, 156)),
-    "bloodmnist": ("BloodMNIST", (11959, 1712, 3421)),
-    "tissuemnist": ("TissueMNIST", (165466, 23640, 47280)),
-    "organamnist": ("OrganAMNIST", (34561, 6491, 17778)),
-    "organcmnist": ("OrganCMNIST", (12975, 2392, 8216)),
-    "organsmnist": ("OrganSMNIST", (13932, 2452, 8827)),
+    "pathmnist": (89996, 10004, 7180),
+    "chestmnist": (78468, 11219, 22433),
+    "dermamnist": (7007, 1003, 2005),
+    "octmnist": (97477, 10832, 1000),
+    "pneumoniamnist": (4708, 524, 624),
+    "retinamnist": (1080, 120, 400),
+    "breastmnist": (546, 78, 156),
+    "bloodmnist": (11959, 1712, 3421),
+    "tissuemnist": (165466, 23640, 47280),
+    "organamnist": (34561, 6491, 17778),
+    "organcmnist": (12975, 2392, 8216),
+    "organsmnist": (13932, 2452, 8827),
 }
-VOLUMES = (
-    "organmnist3d",
-    "nodulemnist3d",
-    "adrenalmnist3d",
-    "fracturemnist3d",
-    "vesselmnist3d",
-    "synapsemnist3d",
-)
 SIZES = (28, 64, 128, 224)
 URL = "https://zenodo.org/records/10519652/files/{file}?download=1"  # of medmnist 3.0.2
 
@@ -64,7 +57,7 @@ class MedMnist(Npz):
         download: bool = False,
         classes: Sequence[str] | None = None,
     ):
-        if name in VOLUMES:
+        if name.endswith("mnist3d"):
             raise UserError(
                 f"data.name={name}: volumes, and this code learns images of two dimensions: "
                 f"{', '.join(sorted(SETS))}."
@@ -88,25 +81,21 @@ class MedMnist(Npz):
             download_file(name, file_size, path)
         super().__init__(file_cache, str(path), classes=classes)
         shape = self.headers[self.keys["train"][0]].shape
-        if shape[1:3] != (file_size, file_size) or list(self.keys) != [
-            "train",
-            "validation",
-            "test",
-        ]:
+        if shape[1:3] != (file_size, file_size) or tuple(self.keys) != SPLITS:
             held = ", ".join(f"{key} {header}" for key, header in self.headers.items())
             raise UserError(
                 f"{path} is not {name} at {file_size}x{file_size}: it holds {held}. Put the "
                 f"official file there ({URL.format(file=path.name)}), or read this one as it "
                 f"is: data=npz data.path={path}."
             )
-        counts, official = tuple(self.counts.values()), SETS[name][1]
-        if counts != official:
+        counts = tuple(self.counts.values())
+        if counts != SETS[name]:
             log.warning(
                 "%s: %s, %s and %s images to train, validate and test; the official file has %s, "
                 "%s and %s",
                 path,
                 *counts,
-                *official,
+                *SETS[name],
             )
 
 
@@ -123,7 +112,9 @@ def download_file(name: str, size: int, path: Path) -> None:
             if path.is_file():  # another process was faster
                 return
             aside.mkdir(exist_ok=True)
-            kind = getattr(importlib.import_module("medmnist"), SETS[name][0])
+            package = vars(importlib.import_module("medmnist"))
+            # PneumoniaMNIST and the like
+            kind = next(package[found] for found in package if found.lower() == name)
             kind(split="val", download=True, root=str(aside), size=size)
             os.replace(aside / path.name, path)
     except ImportError as error:
@@ -135,9 +126,7 @@ def download_file(name: str, size: int, path: Path) -> None:
         raise UserError(
             f"{path} cannot be written ({error}): set data.root to a folder of yours."
         ) from error
-    except (
-        Exception
-    ) as error:  # the package turns whatever happens into a RuntimeError of many lines
+    except Exception as error:  # the package makes a RuntimeError of many lines of anything
         raise UserError(
             f"{path.name}: the download through the medmnist package failed; there is no "
             "network, or its version is below 3. By hand: " + _by_hand(name, size, path)

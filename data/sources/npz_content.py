@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -58,13 +58,13 @@ def read_headers(path: Path, given: str) -> dict[str, Header]:
             f"data.path={given}: {state}. Set data.path to the .npz file "
             f"({beside or 'there is none in that folder'})."
         )
+    headers = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            headers = {
-                name.removesuffix(".npy"): _read_header(archive, name)
-                for name in archive.namelist()
-                if name.endswith(".npy")
-            }
+            for name in archive.namelist():
+                if name.endswith(".npy"):
+                    with archive.open(name) as file:
+                        headers[name.removesuffix(".npy")] = _read_header(file)
     except BROKEN as error:
         raise UserError(
             f"{path} cannot be read as an .npz: {_instead(path)} ({error}). Make or download it "
@@ -78,12 +78,13 @@ def read_headers(path: Path, given: str) -> dict[str, Header]:
     return headers
 
 
-def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
-    with archive.open(name) as file:
-        first = np.lib.format.read_magic(file) == (1, 0)
-        shape, _, dtype = (
-            np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        )(file)
+def _read_header(file: IO[bytes]) -> Header:
+    read = (
+        np.lib.format.read_array_header_1_0
+        if np.lib.format.read_magic(file) == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(file)
     return Header(shape, dtype)
 
 
@@ -121,40 +122,38 @@ def choose_keys(
     headers: dict[str, Header], images: str | None, labels: str | None, path: Path
 ) -> Keys:
     """Which arrays are the images and labels of which split: those that are named, or the first
-    form that fits. Raises UserError where none does."""
+    form that fits.
+
+    Raises:
+        UserError: where none does.
+    """
     for option, key in (("images", images), ("labels", labels)):
         if key is not None and key not in headers:
             raise UserError(f"data.{option}={key}: {path} has no such array; {near(key, headers)}")
     if images is not None:
         return {"train": (images, labels)}
+    held = list_headers(headers)
     if labels is not None:
         raise UserError(
-            f"data.labels={labels} needs data.images=KEY beside it; {path} holds "
-            f"{list_headers(headers)}."
+            f"data.labels={labels} needs data.images=KEY beside it; {path} holds {held}."
         )
-    keys = _usual_keys(headers)
-    if not keys:
+    only: list[Keys] = [{"train": (key, None)} for key in headers if len(headers) == 1]
+    form = next((form for form in FORMS + only if form["train"][0] in headers), None)
+    if form is None:
         raise UserError(
-            f"{path} holds {list_headers(headers)}, none of them train_images, x_train, images or "
-            "arr_0: name the array of images by data.images=KEY, and that of the labels, if "
-            "there is one, by data.labels=KEY."
+            f"{path} holds {held}, none of them train_images, x_train, images or arr_0: name the "
+            "array of images by data.images=KEY, and that of the labels, if there is one, by "
+            "data.labels=KEY."
         )
+    keys = {
+        split: (image, label if label in headers else None)
+        for split, (image, label) in form.items()
+        if image in headers
+    }
     used = {key for pair in keys.values() for key in pair}
     if unused := sorted(headers.keys() - used):
         log.warning("%s: not used: %s", path, list_headers({key: headers[key] for key in unused}))
     return keys
-
-
-def _usual_keys(headers: dict[str, Header]) -> Keys:
-    """Of the first form that fits, or of the only array; {} otherwise."""
-    for form in FORMS:
-        if form["train"][0] in headers:
-            return {
-                split: (image, label if label in headers else None)
-                for split, (image, label) in form.items()
-                if image in headers
-            }
-    return {"train": (next(iter(headers)), None)} if len(headers) == 1 else {}
 
 
 def list_headers(headers: dict[str, Header]) -> str:
@@ -226,23 +225,35 @@ def _why_no_images(shape: tuple[int, ...]) -> str:
 # Labels
 
 
+class _NoClasses(Exception):
+    """Why labels cannot be used as classes."""
+
+
 def read_labels(
     path: Path, headers: dict[str, Header], keys: Keys, names: Sequence[str] | None
 ) -> tuple[list[str], list[int]]:
     """Names of the classes and the class of each image; ([], zeros) with a word in the log where
-    the labels are no classes. Raises UserError where names do not fit them."""
-    for image, label in keys.values():
-        if label:
-            _check_labels(path, image, headers[image], label, headers[label])
-    found = [read_array(path, label) for _, label in keys.values() if label]
-    why = _why_no_classes(keys, found)
-    if not why:
-        return _numbered(np.concatenate([_flat(labels) for labels in found]), names, path)
-    if names is not None:
-        raise UserError(f"data.classes={list(names)}: {path} has no classes: {why}.")
-    if found:
-        log.info("%s: no classes: %s", path, why)
-    return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
+    the labels are no classes.
+
+    Raises:
+        UserError: where names do not fit them.
+    """
+    labelled = {image: label for image, label in keys.values() if label}
+    for image, label in labelled.items():
+        _check_labels(path, image, headers[image], label, headers[label])
+    without = [image for image, label in keys.values() if not label]
+    try:
+        if without:
+            some = f"{', '.join(without)} without labels"
+            raise _NoClasses(some if labelled else "there are no labels")
+        found = [_one_an_image(read_array(path, label)) for label in labelled.values()]
+        return _numbered(np.concatenate(found), names, path)
+    except _NoClasses as why:
+        if names is not None:
+            raise UserError(f"data.classes={list(names)}: {path} has no classes: {why}.") from why
+        if labelled:
+            log.info("%s: no classes: %s", path, why)
+        return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
 
 
 def _check_labels(path: Path, image: str, images: Header, label: str, labels: Header) -> None:
@@ -259,39 +270,25 @@ def _check_labels(path: Path, image: str, images: Header, label: str, labels: He
         )
 
 
-def _why_no_classes(keys: Keys, found: list[np.ndarray]) -> str | None:
-    """Why labels cannot be used as classes; None where they can."""
-    if not found:
-        return "there are no labels"
-    if without := [image for image, label in keys.values() if not label]:
-        return f"{', '.join(without)} without labels"
-    for labels in found:
-        columns = labels.size // len(labels)
-        if columns != 1 and not _one_hot(labels):
-            return (
+def _one_an_image(labels: np.ndarray) -> np.ndarray:
+    """A whole number or a text each, [N]. Raises _NoClasses where labels are neither."""
+    kind, columns = labels.dtype.kind, labels.size // len(labels)
+    if columns != 1:
+        bits = labels.ndim == 2 and kind in "uifb" and np.isin(labels, (0, 1)).all()
+        if not bits or (labels.sum(1) != 1).any():  # one-hot
+            raise _NoClasses(
                 f"the labels are a table of {columns} columns, several of which may hold for one "
                 "image"
             )
-        if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
-            return "the labels are not whole numbers"
-        if labels.dtype.kind not in "uifbUS":
-            return f"the labels are {labels.dtype}"
-    return None
-
-
-def _one_hot(labels: np.ndarray) -> bool:
-    numbers = labels.ndim == 2 and labels.dtype.kind in "uifb"
-    return numbers and bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
-
-
-def _flat(labels: np.ndarray) -> np.ndarray:
-    """One label an image, a whole number or a text. [N]"""
-    if labels.size != len(labels):
         return labels.argmax(1)
     labels = labels.reshape(-1)
-    if labels.dtype.kind == "S":
+    if kind == "S":
         return np.char.decode(labels, errors="replace")
-    return labels if labels.dtype.kind == "U" else labels.astype(np.int64)
+    if kind == "f" and not (labels == np.round(labels)).all():
+        raise _NoClasses("the labels are not whole numbers")
+    if kind not in "uifbU":
+        raise _NoClasses(f"the labels are {labels.dtype}")
+    return labels if kind == "U" else labels.astype(np.int64)
 
 
 def _numbered(
