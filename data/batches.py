@@ -66,11 +66,11 @@ class Batches:
             return Batch(*(x.pin_memory() for x in batch)) if pin else batch
 
         pool = ThreadPoolExecutor(1, "batches")
+        ahead = deque(pool.submit(make, k) for k in range(start, min(start + depth, stop)))
         try:
-            ahead = deque(pool.submit(make, k) for k in range(start, min(start + depth, stop)))
-            for k in range(start + depth, stop + depth):
-                if k < stop:
-                    ahead.append(pool.submit(make, k))
+            for k in range(start, stop):
+                if k + depth < stop:
+                    ahead.append(pool.submit(make, k + depth))
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -50,12 +50,8 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
         train = np.sort(train[order[: settings.n_train]])
     labels = np.asarray(reader.labels, dtype=np.int64)
     if lost := np.setdiff1d(labels[reader.splits["train"]], labels[train]).tolist():
-        log.warning(
-            "%s: none of the %d training images is of class %s",
-            reader.name,
-            len(train),
-            ", ".join(reader.classes[k] for k in lost),
-        )
+        names = ", ".join(reader.classes[k] for k in lost)
+        log.warning(f"{reader.name}: none of the {len(train)} training images is of class {names}")
     return Dataset(images, labels, splits | {"train": train}, reader.classes)
 
 

@@ -44,9 +44,9 @@ class FileCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self._sha256: dict[Path, str] = {}
-        # by what was told: where it is kept, and of which content of a file it was
-        self._stores: defaultdict[str, set[Path]] = defaultdict(set)
-        self._stamps: defaultdict[str, dict[Path, Stamp]] = defaultdict(dict)
+        self._stores: defaultdict[str, set[Path]] = defaultdict(set)  # by what they hold
+        # of each file, by what was told of it: of which content it was
+        self._stamps: defaultdict[Path, dict[str, Stamp]] = defaultdict(dict)
         self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
 
     def look_up(
@@ -134,7 +134,7 @@ class FileCache:
             Changed: where they are two.
         """
         for path in paths:
-            if len({stamps[path] for stamps in self._stamps.values() if path in stamps}) > 1:
+            if len(set(self._stamps[path].values())) > 1:
                 raise self._changed(path)
 
     def note_reading(self, what: str, path: Path) -> None:
@@ -144,12 +144,11 @@ class FileCache:
 
     def _bind(self, what: str, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
         """A value that is told anew, of another content, is the first that is told of it."""
-        told = self._stamps[what]
         for path, stamp in zip(paths, stamps):
-            if told.get(path, stamp) != stamp:
-                for others in self._stamps.values():
-                    others.pop(path, None)
-            told[path] = stamp
+            told = self._stamps[path]
+            if told.get(what, stamp) != stamp:
+                told.clear()
+            told[what] = stamp
 
     def _as_hashed(self, path: Path, before: tuple[int, ...]) -> bool:
         """Whether path has the sha256 that was told, and has had it since `before`. One that is

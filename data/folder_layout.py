@@ -112,7 +112,7 @@ def find_files(
             if len(others) > 1
             else f"1 file that is no {what.removesuffix('s')}"
         )
-        log.info("%s: left out %s: %s", path, left, count_suffixes(others))
+        log.info(f"{path}: left out {left}: {count_suffixes(others)}")
     return root, files
 
 
@@ -176,12 +176,10 @@ def _warn_of_single_class(root: Path, parts: Sequence[Sequence[str]]) -> None:
     """All files in one folder, and in several folders of that one."""
     first, second = {p[0] for p in parts}, {p[1] for p in parts if len(p) > 2}
     if len(first) == 1 and len(second) > 1 and all(len(p) > 1 for p in parts):
+        (above,) = first
         log.warning(
-            "%s: all its images are in %s, which is one class; data.path=%s takes the folders in "
-            "it for classes",
-            root,
-            parts[0][0],
-            root / parts[0][0],
+            f"{root}: all its images are in {above}, which is one class; data.path={root / above} "
+            "takes the folders in it for classes"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from data.file_cache import FileCache
 from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
-from data.intensity import LowHigh, join_ranges
+from data.intensity import LowHigh, Range, join_ranges, measured_once
 from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -85,12 +85,12 @@ class FolderReader(ImageReader):
         for split, share in shares.items():
             if share and not splits[split]:
                 log.warning(
-                    "%s: too few images for any in %s at data.%s=%s", self.name, split, split, share
+                    f"{self.name}: too few images for any in {split} at data.{split}={share}"
                 )
         trained = {self.labels[i] for i in splits["train"]}
         if absent := sorted(set(self.labels) - trained):
-            absent_names = ", ".join(self.classes[k] for k in absent)
-            log.warning("%s: class %s has no training images", self.name, absent_names)
+            names = ", ".join(self.classes[k] for k in absent)
+            log.warning(f"{self.name}: class {names} has no training images")
         return splits
 
     def _check_drawable(self, items: Sequence[int], groups: Sequence[str]) -> None:
@@ -112,11 +112,10 @@ class FolderReader(ImageReader):
             )
         found = strata(items, self.labels, groups)
         if alone := [k for k in sorted(found) if len(found[k]) == 1 < len(found)]:
+            names = " and of class ".join(self.classes[k] for k in alone)
             log.warning(
-                "%s: all images of class %s are of one patient, so they are to train on and in "
-                "no other split",
-                self.name,
-                " and of class ".join(self.classes[k] for k in alone),
+                f"{self.name}: all images of class {names} are of one patient, so they are to "
+                "train on and in no other split"
             )
 
     def _warn_of_shared(self, what: str, keys: Sequence[str | None]) -> None:
@@ -131,28 +130,29 @@ class FolderReader(ImageReader):
         if shared:
             one, other, *_ = shared[0]
             log.warning(
-                "%s: %s in more than one split: %d, so held-out numbers will look better than "
-                "they are; for one: %s and %s",
-                self.name,
-                what,
-                len(shared),
-                self.item_name(one),
-                self.item_name(other),
+                f"{self.name}: {what} in more than one split: {len(shared)}, so held-out numbers "
+                "will look better than they are; for one: "
+                f"{self.item_name(one)} and {self.item_name(other)}"
             )
 
-    def measure_range(self, what: str, range_of_file: Callable[[Path], Any], said: str) -> LowHigh:
+    def measured_range(self, what: str, range_of_file: Callable[[Path], Any], said: str) -> Range:
         """The range that holds those of the training files, or of all files where none of these has
-        one. said: in the log, with its ends and of how many files it is."""
-        ranges: list[Any] = []
-        for items in (self.splits["train"], range(len(self))):
-            files = list(dict.fromkeys(self.files[item] for item in items))
-            ranges = ranges or [r for r in self.file_cache.look_up(files, what, range_of_file) if r]
-        low, high = join_ranges(ranges)
-        log.info(f"%s: {said}", self.name, low, high, len(ranges))
-        return low, high
+        one; measured when it is first asked for.
 
-    def check_files(self) -> None:
-        self.file_cache.check_unchanged(self.files)
+        Args:
+            what: names what range_of_file computes, see FileCache.look_up.
+            said: to the log, with low, high and n, of how many files it is.
+        """
 
-    def item_name(self, item: int) -> str:
-        return str(self.files[item])
+        def measure() -> LowHigh:
+            ranges: list[Any] = []
+            for items in (self.splits["train"], range(len(self))):
+                files = list(dict.fromkeys(self.files[item] for item in items))
+                if not ranges:
+                    found = self.file_cache.look_up(files, what, range_of_file)
+                    ranges = [each for each in found if each]
+            low, high = join_ranges(ranges)
+            log.info(f"{self.name}: {said.format(low=low, high=high, n=len(ranges))}")
+            return low, high
+
+        return measured_once(measure)

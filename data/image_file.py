@@ -135,8 +135,10 @@ def _read_by_pillow(data: bytes) -> Image.Image | DeepImage:
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # of a camera; its first picture is the photograph
             raise _several(pages)
-        if image.format == "PNG" and data[24] == 16:
-            return _read_png(data, image)
+        # gray of 16 bits is read whole by Pillow, and fast
+        whole = image.mode[0] == "I" and "transparency" not in image.info
+        if image.format == "PNG" and data[24] == 16 and not whole:
+            return _read_png(data, _orientation(image))
         image.load()
         orientation = _orientation(image)
         if image.mode[0] in "IF":
@@ -158,10 +160,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _read_png(data: bytes, image: Image.Image) -> DeepImage:
+def _read_png(data: bytes, orientation: int) -> DeepImage:
     """16 bits a channel."""
-    if image.mode[0] == "I" and "transparency" not in image.info:  # Pillow reads it whole, and fast
-        return DeepImage(np.asarray(image), orientation=_orientation(image))
     width, height, rows, about = png.Reader(bytes=data).read()
     values = np.vstack([np.asarray(row, dtype=np.uint16) for row in rows])
     values, alpha = values.reshape(height, width, about["planes"]), None
@@ -169,11 +169,8 @@ def _read_png(data: bytes, image: Image.Image) -> DeepImage:
         values, alpha = values[..., :-1], values[..., -1] / 65535
     if "transparent" in about:
         alpha = (values != np.asarray(about["transparent"])).any(-1).astype(float)
-    return DeepImage(
-        values[..., 0] if values.shape[-1] == 1 else values,
-        alpha=alpha,
-        orientation=_orientation(image),
-    )
+    gray = values.shape[-1] == 1
+    return DeepImage(values[..., 0] if gray else values, alpha=alpha, orientation=orientation)
 
 
 def _read_tiff(data: bytes) -> DeepImage | None:
@@ -182,15 +179,12 @@ def _read_tiff(data: bytes) -> DeepImage | None:
         if len(file.pages) > 1:
             raise _several(len(file.pages))
         page = file.pages.first
-        bits = page.bitspersample
-        if not isinstance(bits, int):
-            bits = max(bits)
+        bits = np.max(page.bitspersample)
         if bits <= 8 and page.sampleformat == tifffile.SAMPLEFORMAT.UINT:
             return None
         height, width = page.imagelength, page.imagewidth
-        # Pillow's; a broken header can say anything
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-        if width * height > limit:
+        # Pillow's limit; a broken header can say anything
+        if width * height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
             raise UserError(f"{height} high and {width} wide: too large, or the header is broken")
         if page.photometric not in CHANNELS:
             raise UserError(
@@ -251,9 +245,8 @@ def _read_pnm(data: bytes) -> DeepImage | None:
     header = PNM_HEADER.match(data)
     if not header or int(header[3]) < 256:
         return None
-    width, height = int(header[1]), int(header[2])
-    shape = (height, width, 3) if data[1:2] in b"36" else (height, width)
-    count, at = math.prod(shape), header.end()
-    if data[1:2] in b"56":
-        return DeepImage(np.frombuffer(data, ">u2", count, at + 1).reshape(shape).astype(np.uint16))
-    return DeepImage(np.array(data[at:].split()[:count], dtype=np.uint16).reshape(shape))
+    height, width, kind, pixels = int(header[2]), int(header[1]), data[1:2], data[header.end() :]
+    shape = (height, width, 3) if kind in b"36" else (height, width)
+    n = math.prod(shape)
+    values = np.frombuffer(pixels, ">u2", n, 1) if kind in b"56" else pixels.split()[:n]
+    return DeepImage(np.array(values, dtype=np.uint16).reshape(shape))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
+from data.file_cache import FileCache
 from data.splits import Splits
 
 
@@ -15,6 +17,8 @@ class ImageReader:
 
     Attributes:
         name: for messages.
+        file_cache: knows the files that are read.
+        files: that are read: the file of each item, unless item_name says otherwise.
         fingerprint: a hash of what the images are, not of where they lie.
         splits: item numbers by split.
         classes: names of the labels, empty where there are none.
@@ -22,6 +26,8 @@ class ImageReader:
     """
 
     name: str
+    file_cache: FileCache
+    files: Sequence[Path] = ()
     fingerprint: str
     splits: Splits
     classes: Sequence[str] = []
@@ -41,8 +47,14 @@ class ImageReader:
 
     def item_name(self, item: int) -> str:
         """How a message calls this item."""
-        return f"image {item}"
+        return str(self.files[item]) if self.files else f"image {item}"
 
     def check_files(self) -> None:
-        """Raises Changed where what was found out about the files, such as a range, is of another
-        content than the fingerprint."""
+        """Called when all images are decoded.
+
+        Raises:
+            Changed: where what was found out about the files, such as a range, is of another
+                content than the fingerprint.
+        """
+        if self.files:
+            self.file_cache.check_unchanged(self.files)

@@ -51,20 +51,18 @@ def open_memory_map(
         Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
     """
     key = sha256_of([DECODER, reader.fingerprint, *settings.resizing])[:16]
-    path, built = cache / f"{key}.npy", False
+    path = cache / f"{key}.npy"
     about = _read_record(path, reader, settings)
     if about is None:
         with locked(cache / f"{key}.lock"):
             about = _read_record(path, reader, settings, put_aside)
-            if about is None:
-                about, built = _decode(reader, settings, path), True
-    for line in [] if built else about["said"]:  # such as a range that was measured
-        log.info("%s", line)
-    if broken := _broken(about):
+            about = about or _decode(reader, settings, path) | {"said": []}  # it was just said
+    for line in about["said"]:  # such as a range that was measured
+        log.info(line)
+    if broken := {int(item): why for item, why in about["broken"].items()}:
         log.warning(
-            "%s\n(remembered in %s; delete it to try these again)",
-            _listed(reader, broken, "left out"),
-            path.with_suffix(".json"),
+            f"{_listed(reader, broken, 'left out')}\n(remembered in {path.with_suffix('.json')}; "
+            "delete it to try these again)"
         )
     return np.load(path, mmap_mode="r"), broken
 
@@ -87,7 +85,7 @@ def _read_record(
     except Damaged as error:
         tell(record, str(error))
         return None
-    if about["shape"][0] != len(reader) or (_broken(about) and not settings.skip_broken):
+    if about["shape"][0] != len(reader) or (about["broken"] and not settings.skip_broken):
         return None
     if damage := _damage(path, about):
         tell(path, damage)
@@ -123,10 +121,6 @@ def _checksums(path: Path) -> list[int]:
     with open(path, "rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = range(0, os.fstat(file.fileno()).st_size, BLOCK)
         return list(pool.map(lambda at: zlib.crc32(os.pread(file.fileno(), BLOCK, at)), blocks))
-
-
-def _broken(about: dict[str, Any]) -> dict[int, str]:
-    return {int(item): reason for item, reason in about["broken"].items()}
 
 
 def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
@@ -34,16 +34,16 @@ def check_shares(validation: float, test: float) -> None:
 
 def strata(
     items: Sequence[int], labels: Sequence[int], groups: Sequence[Hashable]
-) -> dict[int, dict[Hashable, list[int]]]:
+) -> dict[int, list[list[int]]]:
     """The items of each group, by class. A group, such as a patient, may have images of several:
-    the most frequent counts."""
-    members: dict[Hashable, list[int]] = {}
+    the most frequent counts, and of these the first."""
+    members: defaultdict[Hashable, list[int]] = defaultdict(list)
     for item in items:
-        members.setdefault(groups[item], []).append(item)
-    found: dict[int, dict[Hashable, list[int]]] = {}
-    for group, inside in members.items():
+        members[groups[item]].append(item)
+    found: defaultdict[int, list[list[int]]] = defaultdict(list)
+    for inside in members.values():
         counts = Counter(labels[i] for i in inside)
-        found.setdefault(min(counts, key=lambda label: (-counts[label], label)), {})[group] = inside
+        found[max(sorted(counts), key=counts.__getitem__)].append(inside)
     return found
 
 
@@ -74,15 +74,13 @@ def draw_splits(
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
     for label, members in sorted(strata(items, labels, groups).items()):
         order = torch.randperm(len(members), generator=generator("split", "folder", label)).tolist()
-        insides = list(members.values())
         for place, k in enumerate(order):
-            inside = insides[k]
             for split in SPLITS:
-                owed[split] += shares[split] * len(inside)
+                owed[split] += shares[split] * len(members[k])
             # ties: in the order of SPLITS
             chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
-            owed[chosen] -= len(inside)
-            splits[chosen] += inside
+            owed[chosen] -= len(members[k])
+            splits[chosen] += members[k]
     return {split: sorted(inside) for split, inside in splits.items()}
 
 

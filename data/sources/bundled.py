@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
+from data.splits import items_by_split
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -72,16 +73,14 @@ class Tissue(ImageReader):
             )
         pixels = _checked(skimage.data.immunohistochemistry(), "immunohistochemistry", TISSUE)
         self.image, self.window = Image.fromarray(pixels), window
-        self.corners: list[tuple[int, int]] = []
-        self.splits = {}
-        for split, (left, right) in self.columns.items():
-            first = len(self.corners)
-            self.corners += [
-                (x, y)
-                for y in range(0, self.image.height - window + 1, stride)
-                for x in range(left, right - window + 1, stride)
-            ]
-            self.splits[split] = range(first, len(self.corners))
+        places = [
+            (split, x, y)
+            for split, (left, right) in self.columns.items()
+            for y in range(0, self.image.height - window + 1, stride)
+            for x in range(left, right - window + 1, stride)
+        ]
+        self.corners = [(x, y) for _, x, y in places]
+        self.splits = items_by_split(split for split, _, _ in places)
         self.fingerprint = sha256_of([self.name, 1, window, stride])
         self.labels = [0] * len(self.corners)
 

@@ -3,6 +3,7 @@ of DDIM."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -65,9 +66,6 @@ class CelebA(ImageReader):
         if image.size != SIZE:
             raise UserError(_other_size(image.size))
         return image.crop(self.crop) if self.crop else image
-
-    def item_name(self, item: int) -> str:
-        return str(self.files[item])
 
 
 def official_split(number: int) -> str:
@@ -158,35 +156,23 @@ def _tell_of_parts(numbers: Sequence[int], splits: Splits, root: Path) -> None:
     if len(numbers) == COUNT:
         return
     log.warning(
-        "%s: %s of CelebA's %s files (numbers %d to %d). Unless a part is meant, unzip %s again.",
-        root,
-        f"{len(numbers):,}",
-        f"{COUNT:,}",
-        numbers[0],
-        numbers[-1],
-        ARCHIVE,
+        f"{root}: {len(numbers):,} of CelebA's {COUNT:,} files (numbers {numbers[0]} to "
+        f"{numbers[-1]}). Unless a part is meant, unzip {ARCHIVE} again."
     )
     for split in ("validation", "test"):
         held_out = [numbers[item] for item in splits[split]]
         if any(official_split(number) != split for number in held_out):
             log.warning(
-                "CelebA: no official %s files among them, so files %06d to %06d (%d) are held out "
-                "as %s.",
-                split,
-                held_out[0],
-                held_out[-1],
-                len(held_out),
-                split,
+                f"CelebA: no official {split} files among them, so files {held_out[0]:06d} to "
+                f"{held_out[-1]:06d} ({len(held_out)}) are held out as {split}."
             )
 
 
 def _check_size(file: Path) -> None:
     """The header of one file: where all are of another size, that is said before any is decoded."""
-    try:
-        with Image.open(file) as image:
-            size = image.size
-    except Exception:  # decoding lists the files that are broken, all at once
-        return
+    size = SIZE
+    with contextlib.suppress(Exception), Image.open(file) as image:
+        size = image.size  # where it is broken: decoding lists all that are
     if size != SIZE:
         raise UserError(f"{file}: {_other_size(size)}")
 

@@ -67,9 +67,6 @@ class Cifar10(ImageReader):
         with self.file_cache.unchanged(self.files[batch]):
             return read_records(self.files[batch])
 
-    def check_files(self) -> None:
-        self.file_cache.check_unchanged(self.files)
-
     def item_name(self, item: int) -> str:
         return f"image {item % IMAGES} of {self.files[item // IMAGES]}"
 

@@ -14,6 +14,7 @@ import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.misc import is_dicom
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import UID
@@ -22,7 +23,7 @@ from data.decoding import told_as
 from data.file_cache import FileCache
 from data.folder_layout import count_names, find_files
 from data.folder_reader import FolderReader
-from data.intensity import join_ranges, measured_once, to_levels, value_range
+from data.intensity import join_ranges, to_levels, value_range
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -32,8 +33,8 @@ BROKEN: dict[str, Any] = {"frames": 1, "patient": None}  # one frame, which fail
 MEASURED_FRAMES = 16  # of a file, for its range
 PALETTE = "PALETTE COLOR"
 MEASURED = (
-    "in files without a window %g is black and %g white, measured over the %d of them to train on; "
-    "data.window=[CENTER,WIDTH] sets another"
+    "in files without a window {low:g} is black and {high:g} white, measured over the {n} of them "
+    "to train on; data.window=[CENTER,WIDTH] sets another"
 )
 
 # a bad name or date is not ours to complain about
@@ -75,13 +76,11 @@ class Dicom(FolderReader):
                 "width above 0."
             )
         self.window = window
-        self.range = measured_once(
-            lambda: self.measure_range("range of a DICOM file, 1", measure_file_range, MEASURED)
-        )
+        self.range = self.measured_range("range of a DICOM file, 1", measure_file_range, MEASURED)
 
         def are_dicom(found: list[Path]) -> list[bool]:
             unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
-            magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", has_magic)))
+            magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", is_dicom)))
             return [magic.get(p, True) for p in found]
 
         known_by = "files named .dcm or with DICM at byte 128"
@@ -90,12 +89,10 @@ class Dicom(FolderReader):
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         kept = {p: about for p, about in headers.items() if "frames" in about}
         if without := [p for p in files if p not in kept]:
+            kinds = count_names(headers[p]["without pixels"] for p in without)
             log.info(
-                "%s: left out %d DICOM files without pixels: %s; for one %s",
-                path,
-                len(without),
-                count_names(headers[p]["without pixels"] for p in without),
-                without[0],
+                f"{path}: left out {len(without)} DICOM files without pixels: {kinds}; for one "
+                f"{without[0]}"
             )
         if not kept:
             raise UserError(f"data.path={path}: none of its {len(files)} DICOM files has pixels.")
@@ -130,11 +127,6 @@ class Dicom(FolderReader):
         path, frame = self.items[item]
         several = path in self.files[item + 1 : item + 2] or frame > 0
         return f"{path}, frame {frame + 1}" if several else str(path)
-
-
-def has_magic(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
@@ -262,14 +254,14 @@ def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
     center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
     if center is not None and width:
         return WINDOWS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
-    stored = (
-        "ModalityLUTSequence" not in about
+    as_stored = (
+        about.get("BitsStored") == 8
+        and not about.get("PixelRepresentation")
+        and "ModalityLUTSequence" not in about
         and (_first(about, "RescaleSlope") or 1) == 1
         and not _first(about, "RescaleIntercept")
     )
-    if about.get("BitsStored") == 8 and not about.get("PixelRepresentation") and stored:
-        return to_levels(values, 0, 255)
-    return None
+    return to_levels(values, 0, 255) if as_stored else None
 
 
 def _first(about: Dataset, tag: str) -> float | None:
@@ -283,14 +275,12 @@ def measure_file_range(path: Path) -> list[float] | None:
     """The range of a file for FileCache: empty where it says itself how it is shown, None where it
     cannot be read."""
     try:
-        about = read_frame_header(path, 0)
-        if about.get("SamplesPerPixel", 1) != 1 or about.PhotometricInterpretation == PALETTE:
-            return []
-        frames = int(about.get("NumberOfFrames") or 1)
-        ranges = []
+        frames, ranges = int(read_frame_header(path, 0).get("NumberOfFrames") or 1), []
         for frame in sorted({k * frames // MEASURED_FRAMES for k in range(MEASURED_FRAMES)}):
             about = read_frame_header(path, frame)
             stored = read_pixels(path, frame, about)
+            if stored.ndim == 3:  # colours
+                return []
             values = apply_modality_lut(stored, about)
             if apply_own_window(values, about) is not None:
                 return []

@@ -12,11 +12,11 @@ from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
 from data.image_file import SUFFIXES, measure_deep_range, read_image_file
-from data.intensity import Range, check_range, measured_once, value_range
+from data.intensity import Range, check_range, value_range
 
 MEASURED = (
-    "in images of more than 8 bits %g is black and %g white, measured over the %d of them to train "
-    "on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's own"
+    "in images of more than 8 bits {low:g} is black and {high:g} white, measured over the {n} of "
+    "them to train on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's own"
 )
 
 
@@ -45,9 +45,7 @@ class Folder(FolderReader):
     ):
         self.range: Range = value_range
         if range_ is None:
-            self.range = measured_once(
-                lambda: self.measure_range("range of an image, 1", measure_deep_range, MEASURED)
-            )
+            self.range = self.measured_range("range of an image, 1", measure_deep_range, MEASURED)
         elif range_ != "image":
             given = check_range(range_)
             self.range = lambda values: given

@@ -72,7 +72,8 @@ class Nifti(FolderReader):
         )
         volumes = {file: about or BROKEN for file, about in zip(files, known)}
         self.ranges = {file: about["range"] for file, about in volumes.items()}
-        self.range = None if range_ is None else check_range(range_)
+        if range_ is not None:
+            self.ranges = dict.fromkeys(files, check_range(range_))
         frames = {file: _every_nth(about["slices"], every) for file, about in volumes.items()}
         taken = sum(map(len, frames.values()))
         constant = sum(len(range(0, about["depth"], every)) for about in volumes.values()) - taken
@@ -81,9 +82,7 @@ class Nifti(FolderReader):
                 f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant."
             )
         if constant:
-            log.info(
-                "%s: left out %d constant (empty) slices of %d", path, constant, constant + taken
-            )
+            log.info(f"{path}: left out {constant} constant (empty) slices of {constant + taken}")
         self.volumes = Recent(self._load, KEPT)
         patients = {p: p.relative_to(root).as_posix() for p in files}
         settings = [axis, every, range_]
@@ -94,7 +93,7 @@ class Nifti(FolderReader):
     def read_image(self, item: int) -> Image.Image:
         path, k = self.items[item]
         pixels = self.volumes(path)[k][::-1, ::-1].T
-        return to_levels(pixels, *(self.range or self.ranges[path]))
+        return to_levels(pixels, *self.ranges[path])
 
     def _load(self, path: Path) -> np.ndarray:
         with self.file_cache.unchanged(path):

@@ -64,8 +64,7 @@ class Npz(ImageReader):
             check_range(sorted(range_))  # one that falls turns black and white around
             self.range = float(range_[0]), float(range_[1])
         self.path = Path(path).expanduser()
-        self.name = self.path.name
-        self.file_cache = file_cache
+        self.name, self.files, self.file_cache = self.path.name, [self.path], file_cache
         file_cache.note_reading("headers and labels", self.path)
         self.headers = read_headers(self.path, path)
         self.keys = choose_keys(self.headers, images, labels, self.path)
@@ -116,7 +115,7 @@ class Npz(ImageReader):
 
     def check_files(self) -> None:
         self._arrays.clear()  # not kept through the training
-        self.file_cache.check_unchanged([self.path])
+        super().check_files()
 
     def item_name(self, item: int) -> str:
         split, k = self.places[item]
@@ -129,11 +128,8 @@ def range_of(images: np.ndarray, where: str) -> LowHigh | None:
         return measured_range(images, where)
     if (greatest := images.max()) < 64:  # masks of 0 and 1, or 4 bits, are saved as bytes too
         log.warning(
-            "%s: no pixel is above %d of 255, so all will be dark; data.range=[0,%d] makes that "
-            "white",
-            where,
-            greatest,
-            greatest,
+            f"{where}: no pixel is above {greatest} of 255, so all will be dark; "
+            f"data.range=[0,{greatest}] makes that white"
         )
     return None
 
@@ -153,23 +149,15 @@ def measured_range(images: np.ndarray, where: str) -> LowHigh:
     usual = next(
         ((a, b) for a, b in USUAL if a <= low and high <= b and high - low >= 0.9 * (b - a)), None
     )
-    chosen = usual or (low, high)
+    black, white = usual or (low, high)
     if not usual and high - low > 2 * (robust_high - robust_low) > 0:
-        chosen = robust_low, robust_high
+        black, white = robust_low, robust_high
         log.warning(
-            "%s: a few pixels lie far outside of %g .. %g and are cut off there; "
-            "data.range=[%g,%g] shows them too",
-            where,
-            *chosen,
-            low,
-            high,
+            f"{where}: a few pixels lie far outside of {black:g} .. {white:g} and are cut off "
+            f"there; data.range=[{low:g},{high:g}] shows them too"
         )
     log.info(
-        "%s (%s): values %g .. %g; black is %g and white %g (data.range=[LOW,HIGH] sets others)",
-        where,
-        images.dtype,
-        low,
-        high,
-        *chosen,
+        f"{where} ({images.dtype}): values {low:g} .. {high:g}; black is {black:g} and white "
+        f"{white:g} (data.range=[LOW,HIGH] sets others)"
     )
-    return chosen
+    return black, white

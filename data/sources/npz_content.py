@@ -152,7 +152,7 @@ def choose_keys(
     }
     used = {key for pair in keys.values() for key in pair}
     if unused := sorted(headers.keys() - used):
-        log.warning("%s: not used: %s", path, list_headers({key: headers[key] for key in unused}))
+        log.warning(f"{path}: not used: {list_headers({key: headers[key] for key in unused})}")
     return keys
 
 
@@ -252,7 +252,7 @@ def read_labels(
         if names is not None:
             raise UserError(f"data.classes={list(names)}: {path} has no classes: {why}.") from why
         if labelled:
-            log.info("%s: no classes: %s", path, why)
+            log.info(f"{path}: no classes: {why}")
         return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
 
 
