@@ -118,7 +118,7 @@ class FileCache:
         Raises:
             Changed: where it is not, also in place of what is raised inside.
         """
-        before = _opened_again(_whole_stamp, path)
+        before = _opened_again(whole_stamp, path)
         try:
             yield
         finally:
@@ -155,7 +155,7 @@ class FileCache:
         gone has not."""
         try:
             same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
-            return same and _whole_stamp(path) == before
+            return same and whole_stamp(path) == before
         except OSError:
             return False
 
@@ -225,6 +225,7 @@ def _stamp(path: str | Path) -> Stamp:
     return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _whole_stamp(path: Path) -> tuple[int, ...]:
+def whole_stamp(path: Path) -> tuple[int, ...]:
+    """Other numbers than before where the file is another, or was written to."""
     stat = os.stat(path)
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

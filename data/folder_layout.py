@@ -142,44 +142,47 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
 def splits_and_classes(
     root: Path, names: Sequence[str], classes: bool
 ) -> tuple[list[str | None], list[str]]:
-    """For each path: the split that its first folder says, or None, and the class that the next one
-    says, or "". Raises UserError where some paths have one and others not."""
-    parts = [name.split("/") for name in names]
-    splits = [SPLIT_NAMES.get(p[0].lower()) if len(p) > 1 else None for p in parts]
+    """What the folders of each path say.
+
+    Returns:
+        The split that its first folder says, or None, and the class that the next one says, or "".
+
+    Raises:
+        UserError: where some paths have one and others not.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    splits = [SPLIT_NAMES.get(p[0].lower()) if p else None for p in folders]
     if "train" not in splits:  # no such layout: "test" may then be a class like any other
-        splits = [None] * len(parts)
-        _check_not_above_splits(root, parts)
+        splits = [None] * len(folders)
+        _check_single_folder(root, folders, classes)
     if any(splits) and not all(splits):
         stray = root / names[splits.index(None)]
         raise UserError(
             f"{root}: {stray} lies beside the folders train and test: move it into one of them."
         )
-    inside = [p[1:] if split else p for p, split in zip(parts, splits)]
-    class_names = [p[0] if len(p) > 1 else "" for p in inside]
+    inside = [p[1:] if split else p for p, split in zip(folders, splits)]
+    class_names = [p[0] if p else "" for p in inside]
     if classes:
-        if not any(splits):
-            _warn_of_single_class(root, parts)
         _check_classes(root, names, splits, class_names)
     return splits, class_names
 
 
-def _check_not_above_splits(root: Path, parts: Sequence[Sequence[str]]) -> None:
-    second = {SPLIT_NAMES.get(p[1].lower()) for p in parts if len(p) > 2}
-    if len({p[0] for p in parts}) == 1 and "train" in second:
+def _check_single_folder(root: Path, folders: Sequence[Sequence[str]], classes: bool) -> None:
+    """Where all files are in one folder, the splits or the classes may be those inside it."""
+    above = {p[0] if p else "" for p in folders}
+    inside = {p[1] for p in folders if len(p) > 1}
+    if len(above) > 1 or "" in above:
+        return
+    single = above.pop()
+    if "train" in {SPLIT_NAMES.get(name.lower()) for name in inside}:
         raise UserError(
-            f"{root}: all its images are in {parts[0][0]}, which holds the folders of the "
-            f"splits. Name that one: data.path={root / parts[0][0]}"
+            f"{root}: all its images are in {single}, which holds the folders of the splits. Name "
+            f"that one: data.path={root / single}"
         )
-
-
-def _warn_of_single_class(root: Path, parts: Sequence[Sequence[str]]) -> None:
-    """All files in one folder, and in several folders of that one."""
-    first, second = {p[0] for p in parts}, {p[1] for p in parts if len(p) > 2}
-    if len(first) == 1 and len(second) > 1 and all(len(p) > 1 for p in parts):
-        (above,) = first
+    if classes and len(inside) > 1:
         log.warning(
-            f"{root}: all its images are in {above}, which is one class; data.path={root / above} "
-            "takes the folders in it for classes"
+            f"{root}: all its images are in {single}, which is one class; "
+            f"data.path={root / single} takes the folders in it for classes"
         )
 
 
@@ -188,16 +191,20 @@ def _check_classes(
 ) -> None:
     """Refuses images beside class folders, and splits without classes beside a train folder that
     has them."""
-    trained = next(
-        (name for name, split in zip(class_names, splits) if name and split in (None, "train")), ""
-    )
-    for split in dict.fromkeys(splits):
-        inside = [k for k, s in enumerate(splits) if s == split]
-        named = next((class_names[k] for k in inside if class_names[k]), trained)
-        stray = [k for k in inside if not class_names[k]]
-        if named and stray:
-            raise UserError(
-                f"{root}: {len(stray)} images lie beside class folders such as {named}, or "
-                f"where these should be; for one {root / names[stray[0]]}. Move them into a "
-                "class, or set data.classes=false for no classes."
-            )
+    one_of: dict[str | None, str] = {}  # the classes of a split
+    for split, class_name in zip(splits, class_names):
+        if class_name:
+            one_of.setdefault(split, class_name)
+    trained = one_of.get("train", "")
+    stray = [
+        (name, beside)
+        for name, split, class_name in zip(names, splits, class_names)
+        if not class_name and (beside := one_of.get(split, trained))
+    ]
+    if stray:
+        name, beside = stray[0]
+        raise UserError(
+            f"{root}: {len(stray)} images lie beside class folders such as {beside}, or where "
+            f"these should be; for one {root / name}. Move them into a class, or set "
+            "data.classes=false for no classes."
+        )

@@ -212,17 +212,15 @@ def _deep_tiff(page: tifffile.TiffPage, values: np.ndarray) -> DeepImage:
             f"a TIFF of shape {page.shape} ({page.axes}): save its planes as files of their own"
         )
     alpha = None
-    extra = page.extrasamples[0] if len(page.extrasamples) else 0
+    extra = next(iter(page.extrasamples), 0)
     if extra in (1, 2) and values.dtype.kind == "u":
         alpha = values[..., channels] / np.iinfo(values.dtype).max
     values = values[..., 0] if channels == 1 else values[..., :3]
     if alpha is not None and extra == 1:  # colours that were multiplied with it
         opacity = _as_wide(alpha, values)
         values = np.divide(values, opacity, out=np.zeros(values.shape), where=opacity > 0)
-    orientation = page.tags.get(ORIENTATION)
-    return DeepImage(
-        values, page.photometric == MINISWHITE, alpha, orientation.value if orientation else 1
-    )
+    orientation = page.tags.valueof(ORIENTATION, 1)
+    return DeepImage(values, page.photometric == MINISWHITE, alpha, orientation)
 
 
 def _read_compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception) -> DeepImage:

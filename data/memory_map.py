@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.decoding import decode_all, list_broken
+from data.file_cache import whole_stamp
 from data.image_reader import ImageReader
 from data.resize import TooSmall, to_array
 from data.settings import DataSettings
@@ -96,16 +97,15 @@ def _read_record(
 def _damage(path: Path, about: dict[str, Any]) -> str | None:
     """What is wrong with the bytes of a map, or None. They are read once a process: it costs 0.6 s
     a GB of a core."""
-    stat = path.stat()
-    stamp = path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    stamp, size = (path.absolute(), *whole_stamp(path)), path.stat().st_size
     if stamp in _verified:
         return None
     try:
         found = _checksums(path)
     except OSError as error:  # a bad sector
         return f"{path} cannot be read ({error.strerror or error})"
-    if stat.st_size != about["bytes"]:
-        return f"{path} is damaged: it has {stat.st_size} bytes of {about['bytes']}"
+    if size != about["bytes"]:
+        return f"{path} is damaged: it has {size} bytes of {about['bytes']}"
     expected = about["crc32"]
     if wrong := [k for k, crc in enumerate(found) if crc != expected[k]]:
         return (

@@ -49,13 +49,14 @@ class Folder(FolderReader):
         elif range_ != "image":
             given = check_range(range_)
             self.range = lambda values: given
-        root, files = find_files(path, _are_images, "images", ", ".join(sorted(SUFFIXES)))
+        root, files = find_files(
+            path,
+            lambda found: [file.suffix.lower() in SUFFIXES for file in found],
+            "images",
+            ", ".join(sorted(SUFFIXES)),
+        )
         frames = dict.fromkeys(files, (0,))
         super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
 
     def read_image(self, item: int) -> Image.Image:
         return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)
-
-
-def _are_images(found: list[Path]) -> list[bool]:
-    return [file.suffix.lower() in SUFFIXES for file in found]

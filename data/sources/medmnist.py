@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.file_cache import FileCache
 from data.sources.npz import Npz
+from data.sources.npz_content import list_headers
 from data.splits import SPLITS
 from runtime.errors import UserError, near
 from runtime.files import locked
@@ -82,11 +83,11 @@ class MedMnist(Npz):
         super().__init__(file_cache, str(path), classes=classes)
         shape = self.headers[self.keys["train"][0]].shape
         if shape[1:3] != (file_size, file_size) or tuple(self.keys) != SPLITS:
-            held = ", ".join(f"{key} {header}" for key, header in self.headers.items())
             raise UserError(
-                f"{path} is not {name} at {file_size}x{file_size}: it holds {held}. Put the "
-                f"official file there ({URL.format(file=path.name)}), or read this one as it "
-                f"is: data=npz data.path={path}."
+                f"{path} is not {name} at {file_size}x{file_size}: it holds "
+                f"{list_headers(self.headers)}. Put the official file there "
+                f"({URL.format(file=path.name)}), or read this one as it is: data=npz "
+                f"data.path={path}."
             )
         counts = tuple(self.counts.values())
         if counts != SETS[name]:

@@ -66,7 +66,12 @@ class Nifti(FolderReader):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
-        root, files = find_files(path, _are_volumes, "NIfTI files", ", ".join(SUFFIXES))
+        root, files = find_files(
+            path,
+            lambda found: [file.name.lower().endswith(SUFFIXES) for file in found],
+            "NIfTI files",
+            ", ".join(SUFFIXES),
+        )
         known = file_cache.look_up(
             files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis)
         )
@@ -102,10 +107,6 @@ class Nifti(FolderReader):
     def item_name(self, item: int) -> str:
         path, k = self.items[item]
         return f"{path}, slice {k}"
-
-
-def _are_volumes(found: list[Path]) -> list[bool]:
-    return [file.name.lower().endswith(SUFFIXES) for file in found]
 
 
 def _every_nth(slices: Sequence[int], n: int) -> list[int]:

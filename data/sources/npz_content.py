@@ -240,7 +240,7 @@ def read_labels(
     """
     labelled = {image: label for image, label in keys.values() if label}
     for image, label in labelled.items():
-        _check_labels(path, image, headers[image], label, headers[label])
+        _check_labels(path, headers, image, label)
     without = [image for image, label in keys.values() if not label]
     try:
         if without:
@@ -256,7 +256,8 @@ def read_labels(
         return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
 
 
-def _check_labels(path: Path, image: str, images: Header, label: str, labels: Header) -> None:
+def _check_labels(path: Path, headers: dict[str, Header], image: str, label: str) -> None:
+    images, labels = headers[image], headers[label]
     if labels.shape[:1] != images.shape[:1]:
         raise UserError(
             f"{path}: {image} is {images} and {label} {labels}: not one label an image. Where "
