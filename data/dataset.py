@@ -21,8 +21,14 @@ log = logging.getLogger("data")
 
 @dataclass(frozen=True)
 class Dataset:
-    """images: [N, H, W, C] uint8. labels: [N] int64. splits: rows of images by split. classes:
-    names, or empty."""
+    """Images in memory or in a map, with their labels and splits.
+
+    Attributes:
+        images: [N, H, W, C] uint8.
+        labels: [N] int64.
+        splits: rows of images by split.
+        classes: names of the labels, or empty.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,8 +37,15 @@ class Dataset:
 
 
 def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: Path) -> Dataset:
-    """Decodes what is not decoded yet, takes out what cannot be used and draws the training subset,
-    by seed where settings.subset_seed is null."""
+    """Decodes what is not decoded yet, takes out what cannot be used and draws the training subset.
+
+    Args:
+        seed: draws the subset where settings.subset_seed is null.
+        cache: the folder of the memory maps.
+
+    Raises:
+        UserError: where no image is left to train on, or fewer than settings.n_train.
+    """
     _check_subset(settings, len(reader.splits["train"]), reader)  # before hours of decoding
     images, broken = open_memory_map(reader, settings, cache)
     splits = {

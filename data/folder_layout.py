@@ -27,7 +27,11 @@ log = logging.getLogger("data")
 
 def list_files(root: Path) -> list[Path]:
     """All files below root in the order of their names, but hidden ones, such as the ._x that macOS
-    leaves. Links are followed. Raises UserError for a folder that cannot be listed."""
+    leaves. Links are followed.
+
+    Raises:
+        UserError: for a folder that cannot be listed.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror}).")
@@ -94,7 +98,8 @@ def find_files(
 
     Args:
         counts: for all files, whether each is one of those that are read.
-        what: they are, and looked_for: how they are known, for messages.
+        what: they are, for messages.
+        looked_for: how they are known, for messages.
 
     Raises:
         UserError: where there is no folder, or no such file in it.

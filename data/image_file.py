@@ -61,8 +61,14 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also
 
 
 class DeepImage(NamedTuple):
-    """An image of more than 8 bits: its values [H, W] or [H, W, 3], whether small ones are bright,
-    how opaque it is (0..1, [H, W])."""
+    """An image of more than 8 bits.
+
+    Attributes:
+        values: [H, W] or [H, W, 3].
+        inverted: small values are bright.
+        alpha: how opaque it is, 0..1, [H, W]; None where it is so everywhere.
+        orientation: 1 to 8, of EXIF.
+    """
 
     values: np.ndarray
     inverted: bool = False
@@ -91,11 +97,14 @@ def _as_wide(alpha: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def read_image_file(file: Path | bytes, range_of: Range) -> Image.Image:
-    """Raises UserError where it is broken, or holds several images.
+    """The image of a file, upright.
 
     Args:
         file: where it is, or what it holds.
         range_of: of the values of an image of more than 8 bits, what is black and what white.
+
+    Raises:
+        UserError: where it is broken, or holds several images.
     """
     found = _read(file)
     return found.to_image(range_of) if isinstance(found, DeepImage) else found

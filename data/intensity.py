@@ -23,6 +23,7 @@ def to_levels(values: np.ndarray, low: float, high: float) -> Image.Image:
 
     Args:
         values: [H, W] or [H, W, 3], of any type.
+
     Returns:
         Gray in Pillow's mode "F", 0..255 and not rounded, so that resizing comes before rounding;
         colour in RGB of 8 bits.

@@ -47,6 +47,7 @@ def open_memory_map(
     Returns:
         The map, [N, H, W, C] uint8, and why which items could not be used (none without
         skip_broken).
+
     Raises:
         UserError: where images cannot be used, without skip_broken.
         Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
@@ -74,10 +75,15 @@ def _read_record(
     settings: DataSettings,
     tell: Callable[[Path, str], object] = lambda path, why: None,
 ) -> dict[str, Any] | None:
-    """What is known of the map, or None where it has to be built. One with gaps is built anew for a
-    run that wants none: what it takes to read them, a decoder say, may have been installed since;
-    so is one of a start that could not read how many frames there are. tell: what to do with a file
-    that is damaged."""
+    """What is known of the map, or None where it has to be built.
+
+    One with gaps is built anew for a run that wants none: what it takes to read them, a decoder
+    say, may have been installed since; so is one of a start that could not read how many frames
+    there are.
+
+    Args:
+        tell: what to do with a file that is damaged.
+    """
     record = path.with_suffix(".json")
     if not path.exists() or not record.exists():
         return None

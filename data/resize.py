@@ -32,8 +32,10 @@ def to_array(
         size: height, width.
         channels: 1 or 3.
         resample: one of Pillow's filters.
+
     Returns:
         [height, width, channels] uint8.
+
     Raises:
         UserError: for an image of more than 8 bits, or without pixels.
         TooSmall: without upscale, for one that is smaller.

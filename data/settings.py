@@ -16,14 +16,16 @@ from runtime.build import Settings, make
 class DataSettings(Settings):
     """Which images, and what is made of them.
 
-    reader: of the images, bound to its own settings. size: [height, width] or one number for both.
-    channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray is repeated). flip: mirror at random
-    while training; off where left and right differ, as in radiographs. n_train: train on so many
-    images; null for all. subset_seed: draws them; null is the run's seed, so that each seed of a
-    run sees others.
-    upscale: enlarge images that are smaller than size. resample: the filter that scales,
-    antialiased in each case. skip_broken: leave out what is broken, foreign or too small, instead
-    of stopping.
+    Attributes:
+        reader: of the images, bound to its own settings.
+        size: [height, width] or one number for both.
+        channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray is repeated).
+        flip: mirror at random while training; off where left and right differ, as in radiographs.
+        n_train: train on so many images; null for all.
+        subset_seed: draws them; null is the run's seed, so that each seed of a run sees others.
+        upscale: enlarge images that are smaller than size.
+        resample: the filter that scales, antialiased in each case.
+        skip_broken: leave out what is broken, foreign or too small, instead of stopping.
     """
 
     reader: Callable[[FileCache], ImageReader]

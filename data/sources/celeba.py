@@ -25,7 +25,7 @@ log = logging.getLogger("data")
 COUNT, SIZE = 202_599, (178, 218)  # files; width, height
 # the last file number of each split, as in list_eval_partition.txt
 LAST = {"train": 162_770, "validation": 182_637, "test": COUNT}
-FILE = re.compile(r"(\d{6})\.(jpe?g|png)", re.IGNORECASE)
+FILE = re.compile(r"\d{6}\.(jpe?g|png)", re.IGNORECASE)
 PLACES = ("celeba/img_align_celeba", "img_align_celeba", ".")  # torchvision's, the zip's own, any
 ARCHIVE = "img_align_celeba.zip"
 MEANWHILE = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
@@ -41,6 +41,7 @@ class CelebA(ImageReader):
     Args:
         crop: left, upper, right and lower edge in pixels of the file, or null. [25, 57, 153, 185]
             is 128x128 around column 89 and row 121.
+
     Source: Song et al. 2021 (DDIM), datasets/__init__.py, for the crop.
     """
 
@@ -100,14 +101,11 @@ def _checked_crop(crop: Sequence[int]) -> tuple[int, int, int, int]:
 def _find_files(root: Path, given: str) -> dict[int, Path]:
     """The files by number, ascending."""
     found: dict[int, Path] = {}
-    others = 0
     start = next((root / place for place in PLACES if (root / place).is_dir()), root)
-    for file in list_files(start) if start.is_dir() else []:
-        match = FILE.fullmatch(file.name)
-        if not match:
-            others += file.suffix.lower() in (".jpg", ".jpeg", ".png")
-            continue
-        number = int(match[1])
+    files = list_files(start) if start.is_dir() else []
+    images = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    numbered = [(int(file.stem), file) for file in images if FILE.fullmatch(file.name)]
+    for number, file in numbered:
         if not 1 <= number <= COUNT:
             raise UserError(
                 f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of "
@@ -120,6 +118,7 @@ def _find_files(root: Path, given: str) -> dict[int, Path]:
             )
         found[number] = file
     if len(found) < 3:
+        others = len(images) - len(numbered)
         raise UserError(_missing(root, start, given, len(found), others))
     return dict(sorted(found.items()))
 

@@ -72,8 +72,14 @@ class Cifar10(ImageReader):
 
 
 def read_records(file: Path) -> np.ndarray:
-    """One batch, in the form of the binary version, [IMAGES, RECORD] uint8. Raises UserError where
-    the file is another."""
+    """One batch, in the form of the binary version.
+
+    Returns:
+        [IMAGES, RECORD] uint8.
+
+    Raises:
+        UserError: where the file is another.
+    """
     data = file.read_bytes()
     found = np.frombuffer(data, np.uint8) if file.suffix == ".bin" else _unpickled(data, file)
     again = f"Unpack {BINARY} again, or download it again from {URL}."

@@ -48,7 +48,8 @@ class Dicom(FolderReader):
     One image a frame.
 
     Args:
-        validation, test: shares that are drawn where no folders train, val and test are.
+        validation: the share that is drawn where no folders train, val and test are.
+        test: as validation.
         patient: a regular expression on a file's path below the folder, whose first group (or all
             that it matches) is the patient; null takes the tag PatientID, or StudyInstanceUID where
             that is empty.
@@ -204,7 +205,7 @@ def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     descriptor = n, first, bits = about.RedPaletteColorLookupTableDescriptor
     if "RedPaletteColorLookupTableData" in about:
         data = [about[f"{c}PaletteColorLookupTableData"].value for c in ("Red", "Green", "Blue")]
-        colours = np.stack([look_up(values, each, descriptor, about) for each in data], -1)
+        colours = np.stack([apply_table(values, each, descriptor, about) for each in data], -1)
     else:  # segmented
         values = np.clip(values.astype(np.int64), first, first + (n or 65536) - 1)
         colours = apply_color_lut(values, about)[..., :3]
@@ -212,7 +213,9 @@ def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))
 
 
-def look_up(values: np.ndarray, data: Any, descriptor: Sequence[int], about: Dataset) -> np.ndarray:
+def apply_table(
+    values: np.ndarray, data: Any, descriptor: Sequence[int], about: Dataset
+) -> np.ndarray:
     """The entries of a table, which pydicom hands out as bytes or as numbers. Its own apply_voi
     wraps around where a table of 8 bits has more than 256 entries."""
     n, first = descriptor[0] or 65536, descriptor[1]
@@ -249,7 +252,7 @@ def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
     None where the file does not say."""
     if tables := about.get("VOILUTSequence"):
         descriptor = tables[0].LUTDescriptor
-        table = look_up(values, tables[0].LUTData, descriptor, about)
+        table = apply_table(values, tables[0].LUTData, descriptor, about)
         return to_levels(table, 0, 2 ** descriptor[2] - 1)
     center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
     if center is not None and width:

@@ -23,7 +23,8 @@ class Folder(FolderReader):
     """A folder of images, at any depth; splits and classes by its folders, see FolderReader.
 
     Args:
-        validation, test: shares that are drawn where no such folders are.
+        validation: the share that is drawn where no such folder is.
+        test: as validation.
         patient: a regular expression on a file's path below the folder, whose first group (or all
             that it matches) is the patient; null: each image is its own.
         classes: the first level of folders are classes.

@@ -106,7 +106,11 @@ def file_name(name: str, size: int) -> str:
 
 def download_file(name: str, size: int, path: Path) -> None:
     """Fetches a file through the medmnist package, which checks its md5. It appears whole or not at
-    all. Raises UserError, with what to do by hand."""
+    all.
+
+    Raises:
+        UserError: where that fails, with what to do by hand.
+    """
     aside = path.parent / f".{path.name}.{os.getpid()}"
     try:
         with locked(path.parent / f".{path.name}.lock"):

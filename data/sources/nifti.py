@@ -44,8 +44,9 @@ class Nifti(FolderReader):
         every: take slices 0, n, 2n ...
         range: [low, high], what is black and what is white, such as HU; null for each volume's own
             range (MRI has no absolute units).
-        validation, test: shares that are drawn where no folders train, val and test are, whole
-            volumes each.
+        validation: the share that is drawn where no folders train, val and test are, in whole
+            volumes.
+        test: as validation.
         patient: a regular expression on a file's path below the folder, whose first group (or all
             that it matches) is the patient; null: each file is one.
         classes: the first level of folders are classes, and not patients.

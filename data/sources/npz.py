@@ -40,9 +40,11 @@ class Npz(ImageReader):
     are; other numbers by `range`.
 
     Args:
-        validation, test: shares of the training images to draw where the file has no such split,
-            class by class where there are labels.
-        images, labels: keys of the two arrays, null for the usual ones.
+        validation: the share of the training images to draw where the file has no such split, class
+            by class where there are labels.
+        test: as validation.
+        images: key of the array of images, null for the usual ones.
+        labels: key of the array of labels, as images.
         range: the values that become black and white; null measures them over the training images,
             and the log tells them.
         classes: names of the labels 0, 1, ..., null for the numbers.

@@ -48,7 +48,11 @@ class Header:
 
 
 def read_headers(path: Path, given: str) -> dict[str, Header]:
-    """What arrays a file holds, not decompressed. Raises UserError where it is no .npz."""
+    """What arrays a file holds, not decompressed.
+
+    Raises:
+        UserError: where it is no .npz.
+    """
     if not path.is_file():
         state, folder = (
             ("a folder", path) if path.is_dir() else ("there is no such file", path.parent)
@@ -102,7 +106,11 @@ def _instead(path: Path) -> str:
 
 
 def read_array(path: Path, key: str) -> np.ndarray:
-    """Never unpickles, as that can run code. Raises UserError for a damaged or too large array."""
+    """Never unpickles, as that can run code.
+
+    Raises:
+        UserError: for a damaged or too large array.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[key]
