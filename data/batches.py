@@ -47,14 +47,10 @@ class Batches:
 
     def batch(self, k: int) -> Batch:
         rows = self.indices(k)
-        flip = torch.zeros(self.batch_size, dtype=torch.bool)
-        if self.flip:
-            flip = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k)) < 0.5
-        return Batch(
-            torch.from_numpy(self.dataset.images[rows]),
-            torch.from_numpy(self.dataset.labels[rows]),
-            flip,
-        )
+        u = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k))
+        images, labels = self.dataset.images[rows], self.dataset.labels[rows]
+        flip = (u < 0.5) & self.flip
+        return Batch(torch.from_numpy(images), torch.from_numpy(labels), flip)
 
     def prefetched(
         self, start: int, stop: int, pin: bool = False, depth: int = 4

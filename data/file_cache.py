@@ -122,7 +122,11 @@ class FileCache:
         try:
             yield
         finally:
-            if not self._as_hashed(path, before):
+            same = False
+            with contextlib.suppress(OSError):  # it is gone
+                same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
+                same = same and whole_stamp(path) == before
+            if not same:
                 raise self._changed(path)
             self._hashed[path] = before
 
@@ -149,15 +153,6 @@ class FileCache:
             if told.get(what, stamp) != stamp:
                 told.clear()
             told[what] = stamp
-
-    def _as_hashed(self, path: Path, before: tuple[int, ...]) -> bool:
-        """Whether path has the sha256 that was told, and has had it since `before`. One that is
-        gone has not."""
-        try:
-            same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
-            return same and whole_stamp(path) == before
-        except OSError:
-            return False
 
     def _changed(self, path: Path) -> Changed:
         """The hashes are forgotten: should the file's time not show its change, the next start

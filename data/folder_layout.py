@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -54,8 +54,7 @@ def _leads_back(folder: str, here: str) -> bool:
 
 def count_names(names: Iterable[str]) -> str:
     """ "a 3, b 1", the most frequent first."""
-    counts = sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))
-    return ", ".join(f"{name} {n}" for name, n in counts[:12])
+    return ", ".join(f"{name} {n}" for name, n in Counter(sorted(names)).most_common(12))
 
 
 def count_suffixes(files: Iterable[Path]) -> str:
@@ -82,35 +81,41 @@ def list_folder(folder: str | Path, given: str) -> tuple[Path, list[Path]]:
     return root, list_files(root)
 
 
-def none_found(given: str, what: str, looked_for: str, others: Sequence[Path]) -> UserError:
+def none_found(
+    given: str, what: str, suffixes: Collection[str], others: Sequence[Path], known_by: str = ""
+) -> UserError:
     """That a folder holds none of what was looked for, and what it holds."""
     beside = f"it has {len(others)} other files: {count_suffixes(others)}"
     return UserError(
-        f"{given}: no {what} in it (looked for {looked_for}; "
+        f"{given}: no {what} in it (looked for {', '.join(sorted(suffixes))}{known_by}; "
         f"{beside if others else 'it has no files'})."
     )
 
 
 def find_files(
-    path: str, counts: Callable[[list[Path]], Iterable[bool]], what: str, looked_for: str
+    path: str,
+    what: str,
+    suffixes: Collection[str],
+    also: Callable[[list[Path]], Collection[Path]] = lambda unnamed: (),
+    known_by: str = "",
 ) -> tuple[Path, list[Path]]:
-    """The folder data.path, and the files in it that count; the log tells of the others.
+    """The folder data.path, and the files in it that have one of these suffixes; the log tells of
+    the others.
 
     Args:
-        counts: for all files, whether each is one of those that are read.
         what: they are, for messages.
-        looked_for: how they are known, for messages.
+        also: of the files that have none of the suffixes, those that count all the same.
+        known_by: how these are known, for messages.
 
     Raises:
         UserError: where there is no folder, or no such file in it.
     """
     root, found = list_folder(path, f"data.path={path}")
-    files: list[Path] = []
-    others: list[Path] = []
-    for file, yes in zip(found, counts(found)):
-        (files if yes else others).append(file)
-    if not files:
-        raise none_found(f"data.path={path}", what, looked_for, others)
+    unnamed = [file for file in found if not file.name.lower().endswith(tuple(suffixes))]
+    counted = also(unnamed)
+    others = [file for file in unnamed if file not in counted]
+    if len(others) == len(found):
+        raise none_found(f"data.path={path}", what, suffixes, others, known_by)
     if others:
         left = (
             f"{len(others)} files that are no {what}"
@@ -118,7 +123,8 @@ def find_files(
             else f"1 file that is no {what.removesuffix('s')}"
         )
         log.info(f"{path}: left out {left}: {count_suffixes(others)}")
-    return root, files
+    left_out = set(others)
+    return root, [file for file in found if file not in left_out]
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ def _files(folder: str | Path) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and not (path.name in SHEETS and path.parent in numbered)
     ]
     if not files:
-        raise none_found(str(folder), "images", ", ".join(sorted(SUFFIXES)), found)
+        raise none_found(str(folder), "images", SUFFIXES, found)
     return sorted(files, key=lambda path: by_number(path.relative_to(root).as_posix()))
 
 

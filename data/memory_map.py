@@ -132,8 +132,15 @@ def _checksums(path: Path) -> list[int]:
 def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
     """Builds the map and its record, all or nothing."""
     shape, aside = (len(reader), *settings.image_shape), path.with_suffix(".partial")
+
+    def decode(item: int) -> None:
+        images[item] = to_array(reader.read_image(item), *settings.resizing)
+
     try:
-        failures, said = _fill(reader, settings, _reserve(aside, shape))
+        images = _reserve(aside, shape)
+        with recorded() as said:
+            failures = decode_all(decode, len(reader), f"decoding {reader.name}")
+        images.flush()
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         reader.check_files()
@@ -143,7 +150,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
             "source": reader.name,
             "shape": shape,
             "broken": {item: str(failures[item]) for item in sorted(failures)},
-            "said": said,
+            "said": [record.getMessage() for record in said if record.name == log.name],
             "bytes": aside.stat().st_size,
             "crc32": _checksums(aside),
         }
@@ -156,24 +163,6 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
     finally:
         aside.unlink(missing_ok=True)
     return about
-
-
-def _fill(
-    reader: ImageReader, settings: DataSettings, images: np.memmap
-) -> tuple[dict[int, UserError], list[str]]:
-    """Writes the images into the map.
-
-    Returns:
-        Why which could not be used, and what was logged meanwhile.
-    """
-
-    def decode(item: int) -> None:
-        images[item] = to_array(reader.read_image(item), *settings.resizing)
-
-    with recorded() as said:
-        failures = decode_all(decode, len(reader), f"decoding {reader.name}")
-    images.flush()
-    return failures, [record.getMessage() for record in said if record.name == log.name]
 
 
 def _unusable(reader: ImageReader, failures: Mapping[int, UserError]) -> UserError:

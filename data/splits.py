@@ -121,16 +121,9 @@ def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np
     ends = np.cumsum([0, *map(len, members)]) * count
     # the shares, rounded so that they add up to count
     taken = np.diff((2 * ends + len(rows)) // max(2 * len(rows), 1))
-    return np.concatenate(
-        [
-            inside[_one_in_each_part(len(inside), n, k)]
-            for k, (inside, n) in enumerate(zip(members, taken))
-        ]
-    )
-
-
-def _one_in_each_part(length: int, count: int, key: int) -> np.ndarray:
-    """Of range(length)."""
-    ends = np.arange(count + 1) * length // max(count, 1)
-    u = torch.rand(count, generator=generator("spread", key), dtype=torch.float64).numpy()
-    return ends[:-1] + (u * np.diff(ends)).astype(np.int64)
+    parts = []
+    for k, (inside, n) in enumerate(zip(members, taken)):
+        ends = np.arange(n + 1) * len(inside) // max(n, 1)
+        u = torch.rand(n, generator=generator("spread", k), dtype=torch.float64).numpy()
+        parts.append(inside[ends[:-1] + (u * np.diff(ends)).astype(np.int64)])
+    return np.concatenate(parts)

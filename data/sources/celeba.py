@@ -101,11 +101,13 @@ def _checked_crop(crop: Sequence[int]) -> tuple[int, int, int, int]:
 def _find_files(root: Path, given: str) -> dict[int, Path]:
     """The files by number, ascending."""
     found: dict[int, Path] = {}
+    others = 0
     start = next((root / place for place in PLACES if (root / place).is_dir()), root)
-    files = list_files(start) if start.is_dir() else []
-    images = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    numbered = [(int(file.stem), file) for file in images if FILE.fullmatch(file.name)]
-    for number, file in numbered:
+    for file in list_files(start) if start.is_dir() else []:
+        if not FILE.fullmatch(file.name):
+            others += file.suffix.lower() in (".jpg", ".jpeg", ".png")
+            continue
+        number = int(file.stem)
         if not 1 <= number <= COUNT:
             raise UserError(
                 f"{file}: CelebA's files are 000001 to {COUNT}, so this is another set of "
@@ -118,7 +120,6 @@ def _find_files(root: Path, given: str) -> dict[int, Path]:
             )
         found[number] = file
     if len(found) < 3:
-        others = len(images) - len(numbered)
         raise UserError(_missing(root, start, given, len(found), others))
     return dict(sorted(found.items()))
 

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,13 @@ class Dicom(FolderReader):
         self.window = window
         self.range = self.measured_range("range of a DICOM file, 1", measure_file_range, MEASURED)
 
-        def are_dicom(found: list[Path]) -> list[bool]:
-            unnamed = [p for p in found if p.suffix.lower() not in SUFFIXES]
-            magic = dict(zip(unnamed, file_cache.look_up(unnamed, "DICM at 128, 1", is_dicom)))
-            return [magic.get(p, True) for p in found]
+        def with_magic(unnamed: list[Path]) -> set[Path]:
+            magic = file_cache.look_up(unnamed, "DICM at 128, 1", is_dicom)
+            return set(compress(unnamed, magic))
 
-        known_by = "files named .dcm or with DICM at byte 128"
-        root, files = find_files(path, are_dicom, "DICOM files", known_by)
+        root, files = find_files(
+            path, "DICOM files", SUFFIXES, with_magic, " or DICM at byte 128 of the file"
+        )
         known = file_cache.look_up(files, "DICOM header, 2", read_header)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         kept = {p: about for p, about in headers.items() if "frames" in about}

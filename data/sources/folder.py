@@ -49,12 +49,7 @@ class Folder(FolderReader):
         elif range_ != "image":
             given = check_range(range_)
             self.range = lambda values: given
-        root, files = find_files(
-            path,
-            lambda found: [file.suffix.lower() in SUFFIXES for file in found],
-            "images",
-            ", ".join(sorted(SUFFIXES)),
-        )
+        root, files = find_files(path, "images", SUFFIXES)
         frames = dict.fromkeys(files, (0,))
         super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
 

@@ -67,12 +67,7 @@ class Nifti(FolderReader):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         self.axis = AXES[axis]
-        root, files = find_files(
-            path,
-            lambda found: [file.name.lower().endswith(SUFFIXES) for file in found],
-            "NIfTI files",
-            ", ".join(SUFFIXES),
-        )
+        root, files = find_files(path, "NIfTI files", SUFFIXES)
         known = file_cache.look_up(
             files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis)
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from runtime.errors import UserError, near
 
@@ -83,11 +84,8 @@ def read_headers(path: Path, given: str) -> dict[str, Header]:
 
 
 def _read_header(file: IO[bytes]) -> Header:
-    read = (
-        np.lib.format.read_array_header_1_0
-        if np.lib.format.read_magic(file) == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    first = npy.read_magic(file) == (1, 0)
+    read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
     shape, _, dtype = read(file)
     return Header(shape, dtype)
 
