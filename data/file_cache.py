@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,8 +125,8 @@ class FileCache:
         finally:
             same = False
             with contextlib.suppress(OSError):  # it is gone
-                same = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
-                same = same and whole_stamp(path) == before
+                known = self._hashed.get(path) == before or sha256(path) == self._sha256[path]
+                same = known and whole_stamp(path) == before
             if not same:
                 raise self._changed(path)
             self._hashed[path] = before
@@ -186,9 +187,8 @@ class FileCache:
 def _resolved(paths: Sequence[Path]) -> list[str]:
     """Where they really lie. Folders are resolved once and not for each of their files: that is
     most of a second start's time."""
-    above = {os.path.dirname(path) for path in paths}
-    folders = {folder: os.path.realpath(folder) for folder in above}
-    found = [os.path.join(folders[os.path.dirname(path)], os.path.basename(path)) for path in paths]
+    real = cache(os.path.realpath)
+    found = [os.path.join(real(folder), name) for folder, name in map(os.path.split, paths)]
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
 
 

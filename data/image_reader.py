@@ -50,11 +50,11 @@ class ImageReader:
         return str(self.files[item]) if self.files else f"image {item}"
 
     def check_files(self) -> None:
-        """Called when all images are decoded.
+        """Checks that what was found out about the files, such as a range, is of the content that
+        the fingerprint is of: at the start, and when all images are decoded.
 
         Raises:
-            Changed: where what was found out about the files, such as a range, is of another
-                content than the fingerprint.
+            Changed: where it is not.
         """
         if self.files:
             self.file_cache.check_unchanged(self.files)
