@@ -77,7 +77,7 @@ def official_split(number: int) -> str:
 def split_by_number(numbers: Sequence[int]) -> Splits:
     """Positions in numbers (ascending) by split. A split that the numbers leave empty is taken from
     the end of train."""
-    splits: Splits = {**items_by_split(map(official_split, numbers))}
+    splits = items_by_split(map(official_split, numbers))
     if not splits["train"]:  # a piece of the validation or test files alone
         splits = {"train": range(len(numbers)), "validation": [], "test": []}
     tenth = max(1, len(splits["train"]) // 10)

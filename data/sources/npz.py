@@ -140,9 +140,7 @@ def measured_range(images: np.ndarray, where: str) -> LowHigh:
     """The values that become black and white: the least and the greatest, or the usual range that
     these nearly fill. A few pixels far from all others, such as hot ones, do not count."""
     values = images[np.isfinite(images)]
-    low, high = np.inf, -np.inf
-    if values.size:
-        low, high = float(values.min()), float(values.max())
+    low, high = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
     if not low < high:
         raise UserError(
             f"{where}: all pixels are {low:g}, or none is finite: there is nothing to learn from."
