@@ -139,13 +139,13 @@ def range_of(images: np.ndarray, where: str) -> LowHigh | None:
 def measured_range(images: np.ndarray, where: str) -> LowHigh:
     """The values that become black and white: the least and the greatest, or the usual range that
     these nearly fill. A few pixels far from all others, such as hot ones, do not count."""
-    values = images[np.isfinite(images)]
+    robust_low, robust_high = value_range(images)
+    values = images[np.isfinite(images)] if images.dtype.kind == "f" else images
     low, high = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
     if not low < high:
         raise UserError(
             f"{where}: all pixels are {low:g}, or none is finite: there is nothing to learn from."
         )
-    robust_low, robust_high = value_range(values)
     usual = next(
         ((a, b) for a, b in USUAL if a <= low and high <= b and high - low >= 0.9 * (b - a)), None
     )
