@@ -17,7 +17,13 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.misc import is_dicom
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
+from pydicom.pixels import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_windowing,
+    get_decoder,
+    pixel_array,
+)
 from pydicom.uid import UID
 
 from data.decoding import told_as
@@ -118,7 +124,7 @@ class Dicom(FolderReader):
                 return to_levels(values, 0, white)
             values = apply_modality_lut(values, about)
             image = (
-                window_linear(values, *self.window)
+                apply_window(values, self.window[0], self.window[1])
                 if self.window
                 else apply_own_window(values, about) or to_levels(values, *self.range(values))
             )
@@ -227,25 +233,22 @@ def apply_table(
     return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
 
 
-def window_linear(values: np.ndarray, center: float, width: float) -> Image.Image:
-    """DICOM PS3.3 C.11.2.1.2.1, which allows no width below 1, as pydicom does not; files whose
-    units are fractions have them all the same."""
-    if width < 1:
-        return window_linear_exact(values, center, width)
-    return to_levels(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+def apply_window(
+    values: np.ndarray, center: float, width: float, function: str = "LINEAR"
+) -> Image.Image:
+    """From black to white by a window.
 
+    LINEAR is not defined for a width below 1; files whose units are fractions have such widths all
+    the same, and LINEAR_EXACT is what they mean.
 
-def window_linear_exact(values: np.ndarray, center: float, width: float) -> Image.Image:
-    """DICOM PS3.3 C.11.2.1.3.2."""
-    return to_levels(values, center - width / 2, center + width / 2)
-
-
-def window_sigmoid(values: np.ndarray, center: float, width: float) -> Image.Image:
-    """DICOM PS3.3 C.11.2.1.3.1."""
-    return to_levels(1 / (1 + np.exp(-4 * (values - center) / width)), 0, 1)
-
-
-WINDOWS = {"LINEAR": window_linear, "LINEAR_EXACT": window_linear_exact, "SIGMOID": window_sigmoid}
+    Source: DICOM PS3.3 C.11.2.1, of which pydicom computes the functions.
+    """
+    target = Dataset()  # what they map to: 0..255
+    target.PhotometricInterpretation, target.BitsStored = "MONOCHROME2", 8
+    target.PixelRepresentation = 0
+    target.WindowCenter, target.WindowWidth = center, width
+    target.VOILUTFunction = "LINEAR_EXACT" if width < 1 and function == "LINEAR" else function
+    return to_levels(apply_windowing(values, target), 0, 255)
 
 
 def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
@@ -257,7 +260,7 @@ def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
         return to_levels(table, 0, 2 ** descriptor[2] - 1)
     center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
     if center is not None and width:
-        return WINDOWS[about.get("VOILUTFunction") or "LINEAR"](values, center, width)
+        return apply_window(values, center, width, about.get("VOILUTFunction") or "LINEAR")
     as_stored = (
         about.get("BitsStored") == 8
         and not about.get("PixelRepresentation")
