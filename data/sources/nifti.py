@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,15 +125,13 @@ def load_volume(path: Path, axis: int) -> np.ndarray:
         shape = image.shape
         if image.get_data_dtype().names:
             raise UserError("voxels of colours: save it as gray")
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) > 3:
+        if math.prod(shape[3:]) > 1:
             raise UserError(
                 f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save each of "
                 "its volumes as a file of its own, in one folder for each patient"
             )
         volume = image.get_fdata(dtype=np.float32, caching="unchanged")
-        volume = volume.reshape([*shape, *[1] * (3 - len(shape))])
+        volume = volume.reshape((*shape, 1, 1)[:3])
         volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
     return np.moveaxis(volume, axis, 0)
 
