@@ -10,21 +10,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from reporting.columns import (
-    BEST,
-    COPIES,
-    FORGOT,
-    HELD_OUT,
-    HOURS,
-    KID,
-    RATE,
-    RHO,
-    STORE,
-    TEST_LOSS,
-    TRAINED,
-)
-from reporting.markdown import FIGURES, markdown
-from reporting.page import Report
+from reporting.page import FIGURES, LEGEND, Report
 from reporting.pictures import side_by_side
 from reporting.runs import read_runs
 from reporting.table import OF_IMAGES
@@ -33,10 +19,7 @@ from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import table
 
-PRINTED = [
-    column.key
-    for column in (TEST_LOSS, FORGOT, KID, RHO, COPIES, HELD_OUT, TRAINED, RATE, BEST, HOURS, STORE)
-]
+LEFT_OUT = ("precision", "density", "coverage")  # on the terminal, which is narrow
 
 
 @one_message
@@ -45,11 +28,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("usage: python report.py runs/EXPERIMENT")
     folder = Path(arguments[0])
     if not folder.is_dir():
-        siblings = (
-            [str(p) for p in folder.parent.glob("*") if p.is_dir()]
-            if folder.parent.is_dir()
-            else []
-        )
+        siblings = [str(p) for p in folder.parent.glob("*") if p.is_dir()]
         raise UserError(f"{folder}: no such folder; {near(str(folder), siblings)}")
     report = Report(folder, read_runs(folder))
     if not report.runs:
@@ -59,7 +38,7 @@ def main(arguments: list[str]) -> None:
     text = printed(report)
     print(text)
     if OF_IMAGES in text:
-        print(report.legend)
+        print(LEGEND)
     for heading, sentences in report.verdicts:
         print("\n" + "\n".join([*([heading + ":"] if heading else []), *sentences]))
     if report.missing:
@@ -69,7 +48,10 @@ def main(arguments: list[str]) -> None:
 
 def write(report: Report) -> list[str]:
     """The files, the page first -> their names. Figures of an earlier report are removed."""
-    contents: dict[str, str | bytes] = {"report.html": report.html(), "report.md": markdown(report)}
+    contents: dict[str, str | bytes] = {
+        "report.html": report.written("page.html.j2"),
+        "report.md": report.written("page.md.j2"),
+    }
     if report.samples:
         contents["samples.png"] = side_by_side(report.samples)
     figures = {
@@ -88,22 +70,13 @@ def write(report: Report) -> list[str]:
 
 def printed(report: Report) -> str:
     """The main columns, over seeds."""
-    columns = [column for column in report.columns if column.key in PRINTED]
-    heading = ["strategy", *report.settings, *(column.heading for column in columns), "seeds"]
-    return table(
-        [
-            heading,
-            *(
-                [
-                    row.name,
-                    *(str(row.settings.get(path, "-")) for path in report.settings),
-                    *(row.cell(c).in_table(c) for c in columns),
-                    row.counted_text if row.finished else row.counted[0].progress,
-                ]
-                for row in report.table
-            ),
-        ]
-    )
+    columns = [column for column in report.columns if column.key not in LEFT_OUT]
+    lines = [["strategy", *report.settings, *(column.heading for column in columns), "seeds"]]
+    for row in report.table:
+        settings = (str(row.settings.get(path, "-")) for path in report.settings)
+        last = row.counted_text if row.finished else row.counted[0].progress
+        lines.append([row.name, *settings, *(row.cell(c).in_table for c in columns), last])
+    return table(lines)
 
 
 if __name__ == "__main__":

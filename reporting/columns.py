@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from metrics.estimate import GRID
-from reporting.numbers import count, number, rate, share
+from reporting.numbers import count, number, rate
 from reporting.runs import Run, Value, value_of
-from training.result import size
+from training.result import percent, size
 
 EVALUATE = "not evaluated: python evaluate.py checkpoint="
 
@@ -32,7 +32,7 @@ class Column:
 
     def why(self, run: Run) -> str:
         """Why this run has no such number."""
-        if self.group == "training" or self.group == "cost":
+        if self.group in ("training", "cost"):
             return "the run has not told it yet"
         if run.evaluation is None:
             return EVALUATE + str(run.result.directory)
@@ -61,11 +61,13 @@ def evaluated_loss(run: Run) -> Value | None:
     the run's last look. None of a run of an earlier version, whose loss was of other images."""
     if run.result.values.get("held_out_grid") != GRID:
         return None
-    step = run.at("checkpoint.step")
+    step, last = run.at("checkpoint.step"), run.result.values.get("held_out_loss")
     step = run.result.values.get("best_step") if step is None else step
-    return value_of(
-        dict(run.curve("validation/loss")).get(step, run.result.values.get("held_out_loss"))
-    )
+    return value_of(dict(run.curve("validation/loss")).get(step, last))
+
+
+def memory(count: float) -> str:
+    return size(round(count))
 
 
 KID = Column(
@@ -147,7 +149,7 @@ TRAINED = Column(
     "trained",
     "training",
     from_result("trained_share"),
-    text=share,
+    text=percent,
     means="share of the parameters that train",
 )
 BEST = Column(
@@ -172,7 +174,7 @@ STORE = Column(
     "to store",
     "cost",
     from_result("bytes_to_store"),
-    text=lambda v: size(round(v)),
+    text=memory,
     better="lower",
     means="what the target costs beside its source",
 )
@@ -227,140 +229,139 @@ COLUMNS = (
 )
 
 
+# Of the second table. {frechet}: what the distance is called in these features.
+FURTHER = (
+    Column(
+        "frechet_test",
+        "{frechet} test",
+        "quality",
+        from_evaluation("quality.test.frechet"),
+        better="lower",
+        means="Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017); with "
+        "few images far too high",
+    ),
+    Column(
+        "frechet_train",
+        "{frechet} train",
+        "quality",
+        from_evaluation("quality.train.frechet"),
+        means="the same to the training images: the memoriser has 0",
+    ),
+    Column(
+        "frechet_infinity",
+        "{frechet} test, extrapolated",
+        "quality",
+        from_evaluation("quality.test.frechet_infinity"),
+        better="lower",
+        means="the same extrapolated to endless samples (Chong and Forsyth 2020): may fall "
+        "below 0, and the bias of few test images stays",
+    ),
+    Column(
+        "inception_score",
+        "Inception score",
+        "quality",
+        from_evaluation("quality.inception_score.mean"),
+        better="higher",
+        means="Salimans et al. 2016; of photographs of ImageNet's classes, so of little "
+        "meaning elsewhere",
+    ),
+    Column(
+        "recall",
+        "recall",
+        "quality",
+        from_evaluation("quality.test.recall"),
+        means=(
+            "share of test images among the generated (Kynkaanniemi et al. 2019, k 5): "
+            "variety of what has a good precision; noise, whose images are far from one "
+            "another, has 0.95 to 1, so that coverage is the number to look at"
+        ),
+    ),
+    Column(
+        "intra",
+        "intra distance",
+        "quality",
+        from_evaluation("quality.intra.mean"),
+        means=(
+            "mean distance of samples that share a nearest training image (Ojha et al. 2021): "
+            "variety about what it was shown; noise has most"
+        ),
+    ),
+    Column(
+        "occupied",
+        "clusters",
+        "quality",
+        from_evaluation("quality.intra.occupied"),
+        text=count,
+        means="training images with two samples or more about them: the mean before is over "
+        "these alone",
+    ),
+    Column(
+        "c_t",
+        "C_T",
+        "copying",
+        from_evaluation("memorization.features.c_t"),
+        means=(
+            "whether generated images are nearer to the training set than test images are, as "
+            "a z statistic (Meehan, Chaudhuri and Dasgupta 2020): about 0 as new images, far "
+            "above away from the data. Far below 0 are copies, and images that are a little "
+            "bland too: it grows with their number, and is no sign of copying by itself"
+        ),
+    ),
+    Column(
+        "authentic_share",
+        "authentic",
+        "copying",
+        from_evaluation("memorization.features.authentic_share"),
+        text=percent,
+        means="share of samples farther from their training image than that is from the next "
+        "(Alaa et al. 2022); noise: all",
+    ),
+    Column(
+        "bits",
+        "bits/dim",
+        "losses",
+        from_evaluation("bound.bits"),
+        better="lower",
+        means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images",
+    ),
+    Column(
+        "kid_source",
+        "KID source",
+        "losses",
+        from_evaluation("forgetting.kid_source"),
+        means="KID to images of the source: how far its samples have left the source",
+    ),
+    Column(
+        "peak_memory_bytes",
+        "memory",
+        "cost",
+        from_result("peak_memory_bytes"),
+        text=memory,
+        better="lower",
+        means="the most that training took of the device's memory, or of the machine's on a CPU",
+    ),
+    Column(
+        "ema_share_of_start",
+        "EMA on start",
+        "training",
+        from_result("ema_share_of_start"),
+        text=percent,
+        better="lower",
+        means="share of the EMA weights that still is the start",
+    ),
+)
+
+
 def hours_of(devices: Iterable[str]) -> Column:
     """HOURS under the name of what it counts."""
     kinds = {"CPU" if device.startswith("cpu") else "GPU" for device in devices}
-    return (
-        replace(HOURS, heading=f"{kinds.pop()}-hours" if len(kinds) == 1 else "hours, GPU or CPU")
-        if kinds
-        else HOURS
-    )
+    one = f"{min(kinds, default='GPU')}-hours"
+    return replace(HOURS, heading="hours, GPU or CPU" if len(kinds) > 1 else one)
 
 
-def further(frechet: str) -> tuple[Column, ...]:
-    """Of the second table. frechet: what the distance is called in these features, FID in
-    Inception's alone."""
-    return (
-        Column(
-            "frechet_test",
-            f"{frechet} test",
-            "quality",
-            from_evaluation("quality.test.frechet"),
-            better="lower",
-            means="Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017); with "
-            "few images far too high",
-        ),
-        Column(
-            "frechet_train",
-            f"{frechet} train",
-            "quality",
-            from_evaluation("quality.train.frechet"),
-            means="the same to the training images: the memoriser has 0",
-        ),
-        Column(
-            "frechet_infinity",
-            f"{frechet} test, extrapolated",
-            "quality",
-            from_evaluation("quality.test.frechet_infinity"),
-            better="lower",
-            means="the same extrapolated to endless samples (Chong and Forsyth 2020): may fall "
-            "below 0, and the bias of few test images stays",
-        ),
-        Column(
-            "inception_score",
-            "Inception score",
-            "quality",
-            from_evaluation("quality.inception_score.mean"),
-            better="higher",
-            means="Salimans et al. 2016; of photographs of ImageNet's classes, so of little "
-            "meaning elsewhere",
-        ),
-        Column(
-            "recall",
-            "recall",
-            "quality",
-            from_evaluation("quality.test.recall"),
-            means=(
-                "share of test images among the generated (Kynkaanniemi et al. 2019, k 5): "
-                "variety of what has a good precision; noise, whose images are far from one "
-                "another, has 0.95 to 1, so that coverage is the number to look at"
-            ),
-        ),
-        Column(
-            "intra",
-            "intra distance",
-            "quality",
-            from_evaluation("quality.intra.mean"),
-            means=(
-                "mean distance of samples that share a nearest training image (Ojha et al. 2021): "
-                "variety about what it was shown; noise has most"
-            ),
-        ),
-        Column(
-            "occupied",
-            "clusters",
-            "quality",
-            from_evaluation("quality.intra.occupied"),
-            text=count,
-            means="training images with two samples or more about them: the mean before is over "
-            "these alone",
-        ),
-        Column(
-            "c_t",
-            "C_T",
-            "copying",
-            from_evaluation("memorization.features.c_t"),
-            means=(
-                "whether generated images are nearer to the training set than test images are, as "
-                "a z statistic (Meehan, Chaudhuri and Dasgupta 2020): about 0 as new images, far "
-                "above away from the data. Far below 0 are copies, and images that are a little "
-                "bland too: it grows with their number, and is no sign of copying by itself"
-            ),
-        ),
-        Column(
-            "authentic_share",
-            "authentic",
-            "copying",
-            from_evaluation("memorization.features.authentic_share"),
-            text=share,
-            means="share of samples farther from their training image than that is from the next "
-            "(Alaa et al. 2022); noise: all",
-        ),
-        Column(
-            "bits",
-            "bits/dim",
-            "losses",
-            from_evaluation("bound.bits"),
-            better="lower",
-            means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images",
-        ),
-        Column(
-            "kid_source",
-            "KID source",
-            "losses",
-            from_evaluation("forgetting.kid_source"),
-            means="KID to images of the source: how far its samples have left the source",
-        ),
-        Column(
-            "peak_memory_bytes",
-            "memory",
-            "cost",
-            from_result("peak_memory_bytes"),
-            text=lambda v: size(round(v)),
-            better="lower",
-            means="the most that training took of the device's memory, or of the machine's on a "
-            "CPU",
-        ),
-        Column(
-            "ema_share_of_start",
-            "EMA on start",
-            "training",
-            from_result("ema_share_of_start"),
-            text=share,
-            better="lower",
-            means="share of the EMA weights that still is the start",
-        ),
-    )
+def further(frechet: str) -> list[Column]:
+    """FURTHER. frechet: what the distance is called in these features, FID in Inception's alone."""
+    return [replace(c, heading=c.heading.format(frechet=frechet)) for c in FURTHER]
 
 
 BASELINES = {

@@ -15,8 +15,9 @@ from metrics.memorization import (
     near_sign,
 )
 from reporting.columns import COPIES, COPIES_TEST, RHO, Column
-from reporting.numbers import join_names, share
+from reporting.numbers import join_names
 from reporting.table import UNTOUCHED, Row, find_baseline, known_columns
+from training.result import percent
 
 SIGNS = "Signs of copying"  # marked in the page
 
@@ -35,12 +36,12 @@ def copying_sentence(rows: Sequence[Row], baselines: Sequence[Row]) -> str:
         parts.append(
             f"No sign: {join_names(alike)} {'comes' if len(alike) == 1 else 'come'} no nearer to "
             "the training images than the untouched source, which saw none of them (rho "
-            f"{untouched.cell(RHO).text_and_band(RHO)})."
+            f"{untouched.cell(RHO).text_and_band})."
         )
     most = innocent_share(_test_shares(rows[0]), _band(untouched, COPIES))
     if rows[0].value(COPIES) is not None and most > COPIED:
         parts.append(
-            f"Up to {share(most)} of copies by pixels would not be a sign here: with so few test "
+            f"Up to {percent(most)} of copies by pixels would not be a sign here: with so few test "
             "images, images that copy nothing may have as many."
         )
     if earlier := [row.name for row in known if _went_on(row)]:
@@ -55,9 +56,9 @@ def signs_of_copying(row: Row, untouched: Row | None) -> list[str]:
     near, copied = _band(row, RHO), _band(row, COPIES)
     signs = []
     if near and near_sign(near, _band(untouched, RHO)):
-        signs.append(f"rho {row.cell(RHO).text_and_band(RHO)} below {NEAR}")
+        signs.append(f"rho {row.cell(RHO).text_and_band} below {NEAR}")
     if copied and copy_sign(copied, _test_shares(row), _band(untouched, COPIES)):
-        signs.append(f"{row.cell(COPIES).text_and_band(COPIES)} copies")
+        signs.append(f"{row.cell(COPIES).text_and_band} copies")
     return signs
 
 
@@ -92,7 +93,7 @@ def _copiers_text(
 
 def _none_text(best: Row) -> str:
     found = known_columns((RHO, COPIES), [best])
-    numbers = [f"{c.heading} {best.cell(c).in_words(c)}" for c in found]
+    numbers = [f"{c.heading} {best.cell(c).in_words}" for c in found]
     return "No sign of copying" + (f"; {best.name}: {', '.join(numbers)}" if numbers else "") + "."
 
 

@@ -47,16 +47,7 @@ def written(value: float, digits: int, signed: bool) -> str:
     return f"{value:{'+' if signed and value else ''}.{digits}f}"
 
 
-def share(value: float) -> str:
-    return f"{100 * value:.3g}%"
-
-
-def count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def rate(value: float) -> str:
-    return f"{value:.3g}"
+count, rate = "{:,.0f}".format, "{:.3g}".format
 
 
 def join_names(names: Sequence[str]) -> str:

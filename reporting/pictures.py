@@ -6,12 +6,15 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from reporting.runs import Run
 from reporting.table import Row
 from runtime.files import read_json
 
@@ -19,41 +22,42 @@ SIDE, TEXT, GAP = 384, 20, 12  # of samples.png, in pixels
 LARGEST = 1200  # side of a picture in the page
 
 
-class Shown(NamedTuple):
-    """A picture of a row. pairs: of closest.json, the closest first."""
+@dataclass(frozen=True)
+class Shown:
+    """A picture of a run, for its row."""
 
     row: Row
+    run: Run
     picture: Path
-    pairs: Sequence[dict[str, Any]] = ()
+
+    @cached_property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Of closest.json beside the picture, the closest first."""
+        evaluate = f"python evaluate.py checkpoint={self.run.result.directory}"
+        listed = self.picture.with_suffix(".json")
+        again = f"delete it and evaluate again: {evaluate}"
+        return read_json(listed, again, list) if listed.exists() else []
 
 
 def samples(table: Sequence[Row]) -> list[Shown]:
     """The newest grid of samples of each row: of its lowest seed that has one."""
-    found = []
-    for row in table:
-        for run in sorted(row.runs, key=lambda r: str(r.result.seed)):
-            if pictures := sorted((run.result.directory / "samples").glob("samples_*.png")):
-                found.append(Shown(row, pictures[-1]))
-                break
-    return found
+    return _shown(table, lambda run: run.result.directory.glob("samples/samples_*.png"))
 
 
 def closest(table: Sequence[Row]) -> list[Shown]:
     """Of each row, from the evaluation of its lowest seed that has them."""
+    return _shown(
+        table, lambda run: run.evaluation.path.parent.glob("closest.png") if run.evaluation else ()
+    )
+
+
+def _shown(table: Sequence[Row], pictures: Callable[[Run], Iterable[Path]]) -> list[Shown]:
+    """The last picture of the lowest seed that has any."""
     found = []
     for row in table:
-        for run in sorted((r for r in row.runs if r.evaluation), key=lambda r: str(r.result.seed)):
-            folder = run.evaluation.path.parent
-            if (picture := folder / "closest.png").exists():
-                again = (
-                    "delete it and evaluate again: python evaluate.py "
-                    f"checkpoint={run.result.directory}"
-                )
-                listed = folder / "closest.json"
-                found.append(
-                    Shown(row, picture, read_json(listed, again, list) if listed.exists() else ())
-                )
-                break
+        runs = sorted(row.runs, key=lambda run: str(run.result.seed))
+        known = [Shown(row, run, picture) for run in runs for picture in sorted(pictures(run))[-1:]]
+        found += known[:1]
     return found
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from metrics.bootstrap import Mean, mean_over, moderated, share_interval, spread_of
-from metrics.memorization import Band
 from reporting.columns import BASELINES, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, baselines_of
@@ -22,66 +25,64 @@ OF_IMAGES = "°"
 REAL, HALVES = "train against test", "half of test against the other half"
 UNTOUCHED = "untouched source"
 
+Situation = tuple[tuple[str, Any], ...]  # what the data are: settings and their values
+
 
 class Cell(NamedTuple):
     """value: the mean over n trainings. low, high: its 95% interval. unit: what is counted, seeds
-    or drawn subsets. images: whether the interval holds that of the images; seeds: whether it holds
-    that of other trainings."""
+    or drawn subsets. images: whether the interval holds that of the images. why: it is unknown."""
 
     value: float | None
     low: float | None
     high: float | None
     n: int
-    why: str = ""
+    column: Column
     unit: str = "seed"
     images: bool = False
-
-    @property
-    def seeds(self) -> bool:
-        return self.n > 1
+    why: str = ""
 
     @property
     def counted(self) -> str:
         return f"{self.n} {self.unit}s" if self.n > 1 else f"one {self.unit}"
 
-    def text(self, column: Column) -> str:
-        if self.value is None:
-            return MISSING
-        if column.percent:
-            return number(*self.hundredfold) + "%"
-        return (
-            column.text(self.value)
-            if column.text
-            else number(self.value, self.low, self.high, column.signed)
-        )
-
-    def band(self, column: Column) -> str:
-        if self.value is None or self.low is None:
-            return ""
-        if column.percent:
-            return interval(*self.hundredfold)
-        if column.text:
-            return f"[{column.text(self.low)}, {column.text(self.high)}]"
-        return interval(self.value, self.low, self.high, column.signed)
-
-    def marked(self, column: Column) -> str:
-        """The interval as it stands in a table: with a mark where no other training is in it."""
-        band = self.band(column)
-        return band + OF_IMAGES if band and not self.seeds else band
+    @property
+    def _scaled(self) -> list[float | None]:
+        return [v and v * (100 if self.column.percent else 1) for v in self[:3]]
 
     @property
-    def hundredfold(self) -> tuple[float, float | None, float | None]:
-        return tuple(None if v is None else 100 * v for v in self[:3])
+    def text(self) -> str:
+        if self.value is None:
+            return MISSING
+        if self.column.text:
+            return self.column.text(self.value)
+        return number(*self._scaled, self.column.signed) + "%" * self.column.percent
 
-    def text_and_band(self, column: Column) -> str:
-        return f"{self.text(column)} {self.band(column)}".strip()
+    @property
+    def band(self) -> str:
+        """The interval, "" where there is none."""
+        if self.low is None:
+            return ""
+        if write := self.column.text:
+            return f"[{write(self.low)}, {write(self.high)}]"
+        return interval(*self._scaled, self.column.signed)
 
-    def in_words(self, column: Column) -> str:
+    @property
+    def marked(self) -> str:
+        """The interval as it stands in a table: with a mark where no other training is in it."""
+        return self.band + OF_IMAGES * (self.band != "" and self.n == 1)
+
+    @property
+    def text_and_band(self) -> str:
+        return f"{self.text} {self.band}".strip()
+
+    @property
+    def in_words(self) -> str:
         """With its interval and over how many trainings it is."""
-        return f"{self.text_and_band(column)} ({self.counted})"
+        return f"{self.text_and_band} ({self.counted})"
 
-    def in_table(self, column: Column) -> str:
-        return f"{self.text(column)} {self.marked(column) if column.band else ''}".strip()
+    @property
+    def in_table(self) -> str:
+        return f"{self.text} {self.marked if self.column.band else ''}".strip()
 
     @property
     def explanation(self) -> str:
@@ -89,13 +90,11 @@ class Cell(NamedTuple):
         if self.value is None:
             return self.why
         if self.low is None:
-            return self.counted if self.seeds else "one run, no interval"
-        if not self.seeds:
+            return self.counted if self.n > 1 else "one run, no interval"
+        if self.n == 1:
             return "one run; 95% bootstrap interval over its images, no other training in it"
-        return (
-            "95% t interval over "
-            f"{self.counted}{' and the images' if self.images else '; the images are not in it'}"
-        )
+        images = " and the images" if self.images else "; the images are not in it"
+        return f"95% t interval over {self.counted}{images}"
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,11 @@ class Row:
 
     name: str
     settings: dict[str, Any]
-    runs: Sequence[Run]
+    runs: list[Run]
 
     @property
-    def situation(self) -> tuple[tuple[str, Any], ...]:
-        return tuple(
-            (path, value) for path, value in self.settings.items() if path.startswith("data.")
-        )
+    def situation(self) -> Situation:
+        return tuple((p, v) for p, v in self.settings.items() if p.startswith("data."))
 
     @property
     def finished(self) -> bool:
@@ -131,7 +128,7 @@ class Row:
     @property
     def counted(self) -> list[Run]:
         """The finished runs, or all where there are none."""
-        return [run for run in self.runs if run.result.finished] or list(self.runs)
+        return [run for run in self.runs if run.result.finished] or self.runs
 
     @property
     def label(self) -> str:
@@ -148,76 +145,65 @@ class Row:
         return Row(self.name, self.settings, [run])
 
     @property
+    def subsets(self) -> set[int | str | None]:
+        """What the training images of the counted runs were drawn by."""
+        return {run.result.subset for run in self.counted}
+
+    @property
     def unit(self) -> str:
         """What is counted: subsets where several were drawn and not each by its run's seed; else
         seeds."""
-        subsets = {run.result.subset for run in self.counted}
         crossed = any(run.result.subset not in (None, run.result.seed) for run in self.counted)
-        return "subset" if len(subsets) > 1 and crossed else "seed"
+        return "subset" if len(self.subsets) > 1 and crossed else "seed"
 
     @property
     def counted_text(self) -> str:
         """Over how many finished trainings the row is the mean."""
         runs = len(self.counted)
-        if self.unit == "seed":
-            return str(runs)
-        return f"{len({run.result.subset for run in self.counted})} subsets, {runs} runs"
+        return str(runs) if self.unit == "seed" else f"{len(self.subsets)} subsets, {runs} runs"
 
     def by_seed(self, column: Column) -> dict[Any, Value]:
         """Of each seed, or of each drawn subset the mean of its trainings."""
-        found = [
-            (run.result, value) for run in self.counted if (value := column.read(run)) is not None
-        ]
+        found: dict[Any, list[Value]] = {}
+        for run in self.counted:
+            if value := column.read(run):
+                found.setdefault(getattr(run.result, self.unit), []).append(value)
         if self.unit == "seed":
-            return {result.seed: value for result, value in found}
-        subsets = dict.fromkeys(result.subset for result, _ in found)
-        return {
-            subset: mean_value([value for result, value in found if result.subset == subset])
-            for subset in subsets
-        }
+            return {seed: values[-1] for seed, values in found.items()}
+        return {subset: mean_value(values) for subset, values in found.items()}
 
     def value(self, column: Column) -> float | None:
         values = self.by_seed(column).values()
         return sum(v.value for v in values) / len(values) if values else None
 
-    def constant(self, column: Column) -> bool:
-        """What no seed changes was measured once."""
-        values = [v.value for v in self.by_seed(column).values()]
+    def constant(self, column: Column) -> Value | None:
+        """The one value of what no seed changes: it was measured once."""
+        values = list(self.by_seed(column).values())
+        if self.trained or not values:
+            return None
+        first = values[0].value
         return (
-            not self.trained
-            and bool(values)
-            and all(math.isclose(v, values[0], rel_tol=1e-9) for v in values)
+            values[0] if all(math.isclose(v.value, first, rel_tol=1e-9) for v in values) else None
         )
 
     def cell(self, column: Column) -> Cell:
         values = list(self.by_seed(column).values())
         if not values:
-            return Cell(None, None, None, 0, column.why(self.counted[0]))
+            return Cell(None, None, None, 0, column, why=column.why(self.counted[0]))
         replicates, images = paired_replicates(values)
-        if len(values) == 1 or self.constant(column):
-            return Cell(*with_share_interval(column, values[0][:3], images), 1, images=True)
-        mean = mean_over([v.value for v in values], replicates, images)
-        low, high = mean.interval()
-        # baselines of earlier versions: all that any holds
-        if not replicates and (bands := [v for v in values if v.low is not None]):
-            low, high = min(low, *(v.low for v in bands)), max(high, *(v.high for v in bands))
-            return Cell(mean.value, low, high, mean.n, unit=self.unit, images=True)
-        return Cell(
-            *with_share_interval(column, (mean.value, low, high), images),
-            mean.n,
-            unit=self.unit,
-            images=bool(replicates),
-        )
-
-
-def with_share_interval(column: Column, found: Sequence[float | None], images: int | None) -> Band:
-    """Of a share: found, with the width that a bootstrap of images that all are alike has not."""
-    value, low, high = found
-    return (
-        Band(value, *share_interval(value, low, high, images))
-        if column.percent and images and low is not None
-        else Band(*found)
-    )
+        value, low, high = values[0][:3]
+        n, unit, of_images = 1, "seed", True
+        if len(values) > 1 and not self.constant(column):
+            mean = mean_over([v.value for v in values], replicates, images)
+            value, n, unit, of_images = mean.value, mean.n, self.unit, bool(replicates)
+            low, high = mean.interval()
+            # baselines of earlier versions: all that any holds
+            if not replicates and (bands := [v for v in values if v.low is not None]):
+                low, high = min(low, *(v.low for v in bands)), max(high, *(v.high for v in bands))
+                of_images = True
+        if column.percent and images and low is not None:
+            low, high = share_interval(value, low, high, images)
+        return Cell(value, low, high, n, column, unit, of_images)
 
 
 def mean_value(values: Sequence[Value]) -> Value:
@@ -227,15 +213,12 @@ def mean_value(values: Sequence[Value]) -> Value:
 
 
 def paired_replicates(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
-    """Their replicates, () where they cannot be paired or are of one image, which has no others to
+    """Their replicates, [] where they cannot be paired or are of one image, which has no others to
     draw; and the fewest images."""
-    lengths, images = (
-        {len(v.replicates) for v in values},
-        min((v.images for v in values if v.images), default=None),
-    )
-    return [v.replicates for v in values] if len(
-        lengths
-    ) == 1 and lengths.pop() > 1 and images != 1 else [], images
+    images = min((v.images for v in values if v.images), default=None)
+    lengths = {len(v.replicates) for v in values}
+    paired = len(lengths) == 1 and max(lengths) > 1 and images != 1
+    return [v.replicates for v in values] if paired else [], images
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -246,70 +229,57 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         settings = run.result.settings()
         row = Row(run.result.strategy, {p: settings[p] for p in paths if p in settings}, [])
         groups.setdefault(row.label, row).runs.append(run)
-    beside = baselines_table(runs)
     table = [row for group in groups.values() for row in split_by_identity(group)]
-    ranked = {
-        row.situation: ranking([r for r in table if r.situation == row.situation], beside)
-        for row in table
-    }
-    return sorted(
-        table, key=lambda row: (situation_key(row.situation), sort_key(row, ranked[row.situation]))
-    )
+    table.sort(key=lambda row: situation_key(row.situation))
+    beside = baselines_table(runs)
+    return [row for alike in by_situation(table).values() for row in in_order(alike, beside)]
+
+
+def by_situation(table: Iterable[Row]) -> dict[Situation, list[Row]]:
+    """table: sorted by what the data are."""
+    return {key: list(alike) for key, alike in groupby(table, attrgetter("situation"))}
+
+
+def in_order(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
+    ranked = ranking(rows, baselines)
+
+    def key(row: Row) -> tuple:
+        values = [row.value(column) for column in ranked]
+        return not row.finished, [(v is None, v or 0.0) for v in values], row.label
+
+    return sorted(rows, key=key)
 
 
 def split_by_identity(row: Row) -> list[Row]:
     """Runs that differ in what no setting says, as their images were changed in between or their
     source was trained anew, are no seeds of one row: where a seed is there twice, a row for each
     kind."""
-    kinds = dict.fromkeys(run.result.kind for run in row.runs)
-    if (
-        len({(run.result.seed, run.result.subset) for run in row.counted}) == len(row.counted)
-        or len(kinds) == 1
-    ):
+    kinds: dict[str, list[Run]] = {}
+    for run in row.runs:
+        kinds.setdefault(run.result.kind, []).append(run)
+    drawn = {(run.result.seed, run.result.subset) for run in row.counted}
+    if len(drawn) == len(row.counted) or len(kinds) == 1:
         return [row]
-    return [
-        Row(
-            row.name,
-            row.settings | {"identity": kind},
-            [run for run in row.runs if run.result.kind == kind],
-        )
-        for kind in kinds
-    ]
+    return [Row(row.name, row.settings | {"identity": k}, runs) for k, runs in kinds.items()]
 
 
 def ranking(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Column]:
     """What rows of one situation are put in order by: the loss on test images, which tells most,
     then KID to them where that ranks anything, then the loss on validation images. The first that
     is known of any of them is the verdict's."""
-    return [
-        column
-        for column in (TEST_LOSS, KID, HELD_OUT)
-        if column is not KID or not other_kind(rows, baselines)
-    ]
-
-
-def sort_key(row: Row, ranked: Sequence[Column]) -> tuple:
-    values = [row.value(column) for column in ranked]
-    return (not row.finished, *((v is None, v or 0.0) for v in values), row.label)
+    return [TEST_LOSS, *([] if other_kind(rows, baselines) else [KID]), HELD_OUT]
 
 
 def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cell] | None:
     """KID of the training images to the test images, and of these to one another, where they are of
     another kind: so far apart that a perfect generator of training images would stand no better
     than one of the rows. KID ranks nothing then."""
-    found = {
-        row.name: row.cell(KID) for row in baselines if rows and row.situation == rows[0].situation
-    }
-    real, halves = found.get(REAL), found.get(HALVES)
-    best = min((row.value(KID) for row in rows if row.value(KID) is not None), default=None)
-    if (
-        None in (real, halves, best)
-        or None in (real.low, halves.high)
-        or real.low <= halves.high
-        or best > real.high
-    ):
+    known = [value for row in rows if (value := row.value(KID)) is not None]
+    found = [find_baseline(name, rows[0], baselines) for name in (REAL, HALVES) if known]
+    real, halves = (row.cell(KID) if row else None for row in found or [None, None])
+    if not real or not halves or real.low is None or halves.high is None:
         return None
-    return real, halves
+    return (real, halves) if halves.high < real.low and min(known) <= real.high else None
 
 
 def baselines_table(runs: Sequence[Run]) -> list[Row]:
@@ -317,7 +287,7 @@ def baselines_table(runs: Sequence[Run]) -> list[Row]:
     the same baselines."""
     paths = [path for path in varied([run.result for run in runs]) if path.startswith("data.")]
     groups: dict[str, Row] = {}
-    for run in (r for r in runs if r.evaluation):
+    for run in runs:
         settings = {p: run.result.settings().get(p) for p in paths}
         for name, baseline in baselines_of(run).items():
             row = groups.setdefault(json.dumps([name, settings]), Row(name, settings, []))
@@ -334,34 +304,28 @@ def known_columns(columns: Sequence[Column], table: Sequence[Row]) -> list[Colum
     return [column for column in columns if any(row.value(column) is not None for row in table)]
 
 
-def situations(table: Sequence[Row]) -> dict[tuple, list[Row]]:
+def situations(table: Sequence[Row]) -> dict[Situation, list[Row]]:
     """What the data are -> its contenders: of each strategy the row of its lowest held-out loss,
     which is of validation images, or the first where no such loss is known. In the order of the
     table."""
-    found: dict[tuple, dict[str, Row]] = {}
-    for row in (r for r in table if r.finished):
-        best = found.setdefault(row.situation, {})
-        if row.name not in best or choice_key(row) < choice_key(best[row.name]):
-            best[row.name] = row
-    ordered = sorted(found.items(), key=lambda i: situation_key(i[0]))
-    return {key: [row for row in table if row is best.get(row.name)] for key, best in ordered}
+
+    def key(row: Row) -> tuple[bool, float]:
+        loss = row.value(HELD_OUT)
+        return loss is None, loss or 0.0
+
+    best: dict[tuple[Situation, str], Row] = {}
+    for row in sorted((row for row in table if row.finished), key=key):
+        best.setdefault((row.situation, row.name), row)
+    return by_situation([r for r in table if best.get((r.situation, r.name)) is r])
 
 
-def choice_key(row: Row) -> tuple:
-    loss = row.value(HELD_OUT)
-    return (loss is None, loss or 0.0)
-
-
-def situation_key(situation: tuple) -> list[tuple]:
+def situation_key(situation: Situation) -> list[tuple]:
     """Sorts data.n_train=10 before 100, and null, which is all of them, last."""
+    values = [value for _, value in situation]
+    numeric = [isinstance(value, int | float) for value in values]
     return [
-        (
-            value is None,
-            not isinstance(value, int | float),
-            value if isinstance(value, int | float) else 0,
-            str(value),
-        )
-        for _, value in situation
+        (value is None, not counts, value if counts else 0, str(value))
+        for value, counts in zip(values, numeric)
     ]
 
 
@@ -379,26 +343,21 @@ class Paired(NamedTuple):
 def paired(row: Row, other: Row, column: Column) -> Paired | None:
     """row - other. None where they share no seed."""
     ours, theirs = row.by_seed(column), other.by_seed(column)
-    if row.constant(column):
-        # the same for every seed
-        ours = {
-            **dict.fromkeys(theirs, next(iter(ours.values()))),
-            **ours,
-        }
-    if other.constant(column):
-        theirs = {**dict.fromkeys(ours, next(iter(theirs.values()))), **theirs}
+    our_one, their_one = row.constant(column), other.constant(column)
+    if our_one:  # the same for every seed
+        ours = dict.fromkeys(theirs, our_one) | ours
+    if their_one:
+        theirs = dict.fromkeys(ours, their_one) | theirs
+    trained = row.trained and other.trained
     seeds = [seed for seed in ours if seed in theirs]
-    if not seeds or (row.unit != other.unit and row.trained and other.trained):
+    if not seeds or (row.unit != other.unit and trained):
         return None
-    if row.constant(column) and other.constant(column):
+    if our_one and their_one:
         seeds = seeds[:1]
-    values = [ours[s].value - theirs[s].value for s in seeds]
-    pairs, images = paired_replicates([v for s in seeds for v in (ours[s], theirs[s])])
-    replicates = [
-        [a - b for a, b in zip(*pair, strict=True)]
-        for pair in zip(pairs[::2], pairs[1::2], strict=True)
-    ]
-    return Paired(values, replicates, images, row.trained and other.trained)
+    couples = [(ours[seed], theirs[seed]) for seed in seeds]
+    replicates, images = paired_replicates([value for couple in couples for value in couple])
+    differences = np.subtract(replicates[::2], replicates[1::2])  # [seeds, draws]
+    return Paired([a.value - b.value for a, b in couples], differences, images, trained)
 
 
 def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean]:
@@ -408,13 +367,8 @@ def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean
     found = {
         row.label: pair for row in rows if row is not other and (pair := paired(row, other, column))
     }
-    spreads = moderated(
-        {
-            label: spread_of(pair.values)
-            for label, pair in found.items()
-            if pair.trained and len(pair.values) > 1
-        }
-    )
+    several = {k: pair.values for k, pair in found.items() if pair.trained and len(pair.values) > 1}
+    spreads = moderated({label: spread_of(values) for label, values in several.items()})
     return {
         label: mean_over(pair.values, pair.replicates, pair.images, spreads.get(label))
         for label, pair in found.items()

@@ -18,7 +18,7 @@ from statistics import variance
 from metrics.bootstrap import Mean, is_best, told_apart
 from reporting.columns import FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
 from reporting.copying import copying_sentence
-from reporting.numbers import as_sentence, interval, join_names, number, share
+from reporting.numbers import as_sentence, interval, join_names, number
 from reporting.table import (
     REAL,
     UNTOUCHED,
@@ -29,6 +29,7 @@ from reporting.table import (
     other_kind,
     ranking,
 )
+from training.result import percent
 
 REFERENCE = "full"  # what the others are compared with, named beforehand
 LEFT_ON_START = 0.1  # share of the EMA weights that still is the start
@@ -123,7 +124,7 @@ class Contest:
         return next((row for row in self.measured if row.from_scratch), None)
 
     def headline(self, has: str, images: str) -> str:
-        value = self.best.cell(self.column).in_words(self.column)
+        value = self.best.cell(self.column).in_words
         return f"{self.best.title} {has} lowest {self.column.heading}: {value}, on {images}."
 
     def family(self) -> tuple[Row, dict[str, tuple[Mean, float]], int]:
@@ -218,7 +219,7 @@ def kind_sentence(contenders: Sequence[Row], baselines: Sequence[Row]) -> str:
     real, halves = kinds
     return (
         "KID test ranks nothing here: the training images themselves are at "
-        f"{real.text_and_band(KID)} from the test images, and these at {halves.text(KID)} from one "
+        f"{real.text_and_band} from the test images, and these at {halves.text} from one "
         "another, so that they are of another kind, and nearer to them is not better."
     )
 
@@ -234,11 +235,11 @@ def forgetting_sentence(best: Row, tied: Sequence[Row]) -> str:
         zero = cell.low is not None and cell.low <= 0 <= cell.high
         said = "forgot" if cell.value > 0 else "did not forget"
         said = "forgot nothing that could be measured" if zero else said
-        text = f"{best.name} {said}: the loss on source images changed by {cell.in_words(FORGOT)}"
+        text = f"{best.name} {said}: the loss on source images changed by {cell.in_words}"
     known = [row for row in tied if row.value(FORGOT) is not None]
     least = min(known, key=lambda row: row.value(FORGOT), default=None)
     if least and (cell.value is None or least.value(FORGOT) < cell.value):
-        value = least.cell(FORGOT).in_words(FORGOT)
+        value = least.cell(FORGOT).in_words
         text += f"; of those {ALIKE} {least.name} forgot least, {value}"
     return text + "."
 
@@ -255,7 +256,7 @@ def steps_sentence(measured: Sequence[Row]) -> str:
         left = max((v.get("ema_share_of_start") or 0 for v in runs if v.get("step")), default=0)
         better += [row.name] * (min(looks) > 1 and at_end)
         once += [row.name] * (row.trained and 1 in looks)
-        late += [f"{row.name} {share(left)}"] * (left > LEFT_ON_START)
+        late += [f"{row.name} {percent(left)}"] * (left > LEFT_ON_START)
     said = {
         "still improving at the last step, so that more steps may change the order: {}": better,
         "whether more steps would change the order is unknown of {}, which were validated once "
@@ -351,5 +352,5 @@ def precision_sentence(best: Row, baselines: Sequence[Row]) -> str:
 
 def baselines_sentence(best: Row, baselines: Sequence[Row]) -> str:
     known = [row for row in baselines if row.situation == best.situation]
-    each = [f"{r.name} {r.cell(KID).text_and_band(KID)}" for r in known if r.value(KID) is not None]
+    each = [f"{r.name} {r.cell(KID).text_and_band}" for r in known if r.value(KID) is not None]
     return f"Baselines, KID test: {', '.join(each)}." if each else ""
