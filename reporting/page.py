@@ -115,8 +115,7 @@ class Report:
         """matplotlib is imported here, after the table is printed."""
         from reporting.figures import figures
 
-        evaluate = f"python evaluate.py checkpoint={self.folder}"
-        return figures(self.panels, self.table, self.indices, evaluate, self.baselines)
+        return figures(self)
 
     @property
     def drawn(self) -> list[Plot]:
