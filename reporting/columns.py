@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from metrics.estimate import GRID
-from reporting.numbers import count, number, rate
-from reporting.runs import Run, Value, value_of
+from reporting.numbers import number
+from reporting.runs import Run, Value, look_up, value_of
 from training.result import percent, size
 
 EVALUATE = "not evaluated: python evaluate.py checkpoint="
@@ -15,9 +19,7 @@ EVALUATE = "not evaluated: python evaluate.py checkpoint="
 
 @dataclass(frozen=True)
 class Column:
-    """better: "lower" or "higher" where less or more of it is better, whatever the generator; ""
-    for what has a right value, as rho, and for what noise is best in, as recall. band: its interval
-    stands in the table."""
+    """As columns.yaml says."""
 
     key: str
     heading: str
@@ -39,17 +41,8 @@ class Column:
         return "; ".join(run.at("notes") or ()) or "the evaluation does not say"
 
 
-def from_evaluation(path: str) -> Callable[[Run], Value | None]:
-    return lambda run: value_of(run.at(path))
-
-
-def from_result(key: str) -> Callable[[Run], Value | None]:
-    """Of result.json."""
-    return lambda run: value_of(run.result.values.get(key))
-
-
 def learning_rate(run: Run) -> Value | None:
-    return value_of(run.result.config.get("optimizer", {}).get("lr"))
+    return value_of(look_up(run.result.config, "optimizer.lr"))
 
 
 def best_step(run: Run) -> Value | None:
@@ -66,290 +59,35 @@ def evaluated_loss(run: Run) -> Value | None:
     return value_of(dict(run.curve("validation/loss")).get(step, last))
 
 
-def memory(count: float) -> str:
-    return size(round(count))
+COMPUTED = {"lr": learning_rate, "best_step": best_step, "judged_loss": evaluated_loss}
+TEXTS = {
+    "percent": percent,
+    "count": "{:,.0f}".format,
+    "rate": "{:.3g}".format,
+    "hours": lambda v: number(v) if v < 1 else f"{v:.2f}",
+    "size": lambda v: size(round(v)),
+}
 
 
-KID = Column(
-    "kid_test",
-    "KID test",
-    "quality",
-    from_evaluation("quality.test.kid"),
-    better="lower",
-    band=True,
-    means=(
-        "Kernel Inception Distance to test images (Binkowski et al. 2018), unbiased, in the "
-        "features that the head of the page names: 0 is the same distribution, a little below 0 "
-        "is chance"
-    ),
-)
-RHO = Column(
-    "rho",
-    "rho",
-    "copying",
-    from_evaluation("memorization.features.rho"),
-    band=True,
-    means=(
-        "median distance of generated images to their nearest training image over the same of "
-        "test images: about 1 is as far as new images are, below 0.5 is copying, 0 the training "
-        "set itself, far above 1 away from the data, as noise is"
-    ),
-)
-COPIES = Column(
-    "copy_share",
-    "copies",
-    "copying",
-    from_evaluation("memorization.pixels.copy_share"),
-    band=True,
-    percent=True,
-    means=(
-        "share of generated images three times closer to one training image than to the next, "
-        "in pixels (Yoon et al. 2023)"
-    ),
-)
-COPIES_TEST = Column(
-    "copy_share_test",
-    "copies of test",
-    "copying",
-    from_evaluation("memorization.pixels.copy_share_test"),
-    percent=True,
-    means="the same of the test images, which copy nothing",
-)
-FORGOT = Column(
-    "source_change",
-    "source loss change",
-    "losses",
-    from_evaluation("loss.source_change"),
-    better="lower",
-    band=True,
-    signed=True,
-    means="how much the loss on images of the source rose, on a fixed grid of images, t and noise: "
-    "what was forgotten",
-)
-TEST_LOSS = Column(
-    "test_loss",
-    "test loss",
-    "losses",
-    from_evaluation("loss.target.loss"),
-    better="lower",
-    band=True,
-    means="loss of the predicted noise on test images, t drawn evenly (Ho et al. 2020, eq. 14)",
-)
-HELD_OUT = Column(
-    "judged_loss",
-    "held-out loss",
-    "losses",
-    evaluated_loss,
-    better="lower",
-    band=True,
-    means="the same on validation images, of the evaluated checkpoint: what settings are chosen by",
-)
-TRAINED = Column(
-    "trained_share",
-    "trained",
-    "training",
-    from_result("trained_share"),
-    text=percent,
-    means="share of the parameters that train",
-)
-BEST = Column(
-    "best_step",
-    "best step",
-    "training",
-    best_step,
-    text=count,
-    means="of the checkpoint that the run's rule calls best",
-)
-HOURS = Column(
-    "hours",
-    "GPU-hours",
-    "cost",
-    from_result("hours"),
-    text=lambda v: number(v) if v < 1 else f"{v:.2f}",
-    better="lower",
-    means="hours of training on the device that the head of the page names",
-)
-STORE = Column(
-    "bytes_to_store",
-    "to store",
-    "cost",
-    from_result("bytes_to_store"),
-    text=memory,
-    better="lower",
-    means="what the target costs beside its source",
-)
-PRECISION = Column(
-    "precision",
-    "precision",
-    "quality",
-    from_evaluation("quality.test.precision"),
-    better="higher",
-    means="share of generated images among the test images (Kynkaanniemi et al. 2019, k 5): "
-    "fidelity",
-)
-RATE = Column(
-    "lr",
-    "learning rate",
-    "training",
-    learning_rate,
-    text=rate,
-    means="optimizer.lr; a strategy may scale it by layer",
-)
-COLUMNS = (
-    TEST_LOSS,
-    FORGOT,
-    KID,
-    RHO,
-    COPIES,
-    HELD_OUT,
-    PRECISION,
-    Column(
-        "density",
-        "density",
-        "quality",
-        from_evaluation("quality.test.density"),
-        better="higher",
-        means="precision that outliers of the test set do not flatter (Naeem et al. 2020); 1 is "
-        "real data, more is possible",
-    ),
-    Column(
-        "coverage",
-        "coverage",
-        "quality",
-        from_evaluation("quality.test.coverage"),
-        better="higher",
-        means="share of test images with a generated one nearby (Naeem et al. 2020): falls where "
-        "modes are dropped; noise has none",
-    ),
-    TRAINED,
-    RATE,
-    BEST,
-    HOURS,
-    STORE,
-)
+def _column(key: str, entry: dict[str, Any]) -> Column:
+    file, _, path = entry.pop("from", "").partition(".")
+    of_file = {
+        "result": lambda run: value_of(run.result.values.get(path)),
+        "evaluation": lambda run: value_of(run.at(path)),
+    }
+    read = COMPUTED[key] if key in COMPUTED else of_file[file]
+    return Column(key, read=read, text=TEXTS.get(entry.pop("text", "")), **entry)
 
 
-# Of the second table. {frechet}: what the distance is called in these features.
-FURTHER = (
-    Column(
-        "frechet_test",
-        "{frechet} test",
-        "quality",
-        from_evaluation("quality.test.frechet"),
-        better="lower",
-        means="Fréchet distance of Gaussians fitted to the features (Heusel et al. 2017); with "
-        "few images far too high",
-    ),
-    Column(
-        "frechet_train",
-        "{frechet} train",
-        "quality",
-        from_evaluation("quality.train.frechet"),
-        means="the same to the training images: the memoriser has 0",
-    ),
-    Column(
-        "frechet_infinity",
-        "{frechet} test, extrapolated",
-        "quality",
-        from_evaluation("quality.test.frechet_infinity"),
-        better="lower",
-        means="the same extrapolated to endless samples (Chong and Forsyth 2020): may fall "
-        "below 0, and the bias of few test images stays",
-    ),
-    Column(
-        "inception_score",
-        "Inception score",
-        "quality",
-        from_evaluation("quality.inception_score.mean"),
-        better="higher",
-        means="Salimans et al. 2016; of photographs of ImageNet's classes, so of little "
-        "meaning elsewhere",
-    ),
-    Column(
-        "recall",
-        "recall",
-        "quality",
-        from_evaluation("quality.test.recall"),
-        means=(
-            "share of test images among the generated (Kynkaanniemi et al. 2019, k 5): "
-            "variety of what has a good precision; noise, whose images are far from one "
-            "another, has 0.95 to 1, so that coverage is the number to look at"
-        ),
-    ),
-    Column(
-        "intra",
-        "intra distance",
-        "quality",
-        from_evaluation("quality.intra.mean"),
-        means=(
-            "mean distance of samples that share a nearest training image (Ojha et al. 2021): "
-            "variety about what it was shown; noise has most"
-        ),
-    ),
-    Column(
-        "occupied",
-        "clusters",
-        "quality",
-        from_evaluation("quality.intra.occupied"),
-        text=count,
-        means="training images with two samples or more about them: the mean before is over "
-        "these alone",
-    ),
-    Column(
-        "c_t",
-        "C_T",
-        "copying",
-        from_evaluation("memorization.features.c_t"),
-        means=(
-            "whether generated images are nearer to the training set than test images are, as "
-            "a z statistic (Meehan, Chaudhuri and Dasgupta 2020): about 0 as new images, far "
-            "above away from the data. Far below 0 are copies, and images that are a little "
-            "bland too: it grows with their number, and is no sign of copying by itself"
-        ),
-    ),
-    Column(
-        "authentic_share",
-        "authentic",
-        "copying",
-        from_evaluation("memorization.features.authentic_share"),
-        text=percent,
-        means="share of samples farther from their training image than that is from the next "
-        "(Alaa et al. 2022); noise: all",
-    ),
-    Column(
-        "bits",
-        "bits/dim",
-        "losses",
-        from_evaluation("bound.bits"),
-        better="lower",
-        means="the variational bound in bits per value (Ho et al. 2020, eq. 5), on test images",
-    ),
-    Column(
-        "kid_source",
-        "KID source",
-        "losses",
-        from_evaluation("forgetting.kid_source"),
-        means="KID to images of the source: how far its samples have left the source",
-    ),
-    Column(
-        "peak_memory_bytes",
-        "memory",
-        "cost",
-        from_result("peak_memory_bytes"),
-        text=memory,
-        better="lower",
-        means="the most that training took of the device's memory, or of the machine's on a CPU",
-    ),
-    Column(
-        "ema_share_of_start",
-        "EMA on start",
-        "training",
-        from_result("ema_share_of_start"),
-        text=percent,
-        better="lower",
-        means="share of the EMA weights that still is the start",
-    ),
+_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+COLUMNS, FURTHER = (
+    [_column(*entry) for entry in _FILE[table].items()] for table in ("columns", "further")
 )
+BASELINES: dict[str, str] = _FILE["baselines"]
+_BY_KEY = {column.key: column for column in COLUMNS}
+TEST_LOSS, HELD_OUT, KID = (_BY_KEY[key] for key in ("test_loss", "judged_loss", "kid_test"))
+FORGOT, RHO, COPIES = (_BY_KEY[key] for key in ("source_change", "rho", "copy_share"))
+PRECISION, HOURS = _BY_KEY["precision"], _BY_KEY["hours"]
 
 
 def hours_of(devices: Iterable[str]) -> Column:
@@ -362,16 +100,3 @@ def hours_of(devices: Iterable[str]) -> Column:
 def further(frechet: str) -> list[Column]:
     """FURTHER. frechet: what the distance is called in these features, FID in Inception's alone."""
     return [replace(c, heading=c.heading.format(frechet=frechet)) for c in FURTHER]
-
-
-BASELINES = {
-    "train against test": (
-        "training images in place of generated ones: what a perfect model of so few images gets"
-    ),
-    "half of test against the other half": (
-        "real images against real images: nothing can be expected to do better"
-    ),
-    "memoriser": "the training set emitted again: rho 0 and all copies give it away",
-    "untouched source": "the source network as it was: what the transfer must beat",
-    "noise": "images of pure noise: the other end",
-}

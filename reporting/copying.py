@@ -14,8 +14,9 @@ from metrics.memorization import (
     innocent_share,
     near_sign,
 )
-from reporting.columns import COPIES, COPIES_TEST, RHO, Column
+from reporting.columns import COPIES, RHO, Column
 from reporting.numbers import join_names
+from reporting.runs import value_of
 from reporting.table import UNTOUCHED, Row, find_baseline, known_columns
 from training.result import percent
 
@@ -99,7 +100,8 @@ def _none_text(best: Row) -> str:
 
 def _test_shares(row: Row) -> Band | None:
     """The share of test images that look like copies: mean over runs, outermost limits."""
-    found = [value for run in row.counted if (value := COPIES_TEST.read(run))]
+    path = "memorization.pixels.copy_share_test"
+    found = [value for run in row.counted if (value := value_of(run.at(path)))]
     if not found:
         return None
     lows = (v.value if v.low is None else v.low for v in found)

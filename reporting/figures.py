@@ -77,6 +77,7 @@ class Plot:
     def _saved(self, suffix: str, **metadata: None) -> bytes:
         """The same bytes each time."""
         file = io.BytesIO()
+        assert self.figure
         self.figure.savefig(file, format=suffix, metadata=metadata)
         return file.getvalue()
 
@@ -120,13 +121,14 @@ def _drawn(panels: Sequence[tuple[str, Draw]], report: Report, wide: bool) -> Fi
     height = 0.7 + 0.27 * max(map(len, report.panels.values())) if wide else 3.2
     figure = Figure(figsize=(9.6 if wide else 1.4 + 3.8 * columns, height * rows))
     looks = {name: look(index) for name, index in report.indices.items()}
-    handles = {}
+    handles: dict[str, Any] = {}
     for k, (heading, draw) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, k, title=heading)
         draw(axes, looks)
-        handles |= {label: handle[0] for handle, label in zip(*axes.get_legend_handles_labels())}
+        handles |= {label: bars for bars, label in zip(*axes.get_legend_handles_labels())}
     if handles:
-        figure.legend(handles.values(), handles, loc="outside right upper")
+        lines = [line for line, *_ in handles.values()]
+        figure.legend(lines, list(handles), loc="outside right upper")
     return figure
 
 
@@ -194,7 +196,11 @@ def _against_steps(rows: Sequence[Row], key: str, label: str) -> Draw | None:
             for curve in curves if len(curves) > 1 else ():
                 axes.plot(*zip(*curve), color=looks[name]["color"], alpha=0.35, linewidth=0.7)
 
-    how = {"log_y": _spans(chain(*chain(*seeds.values()))), "besides": faint, "markevery": [-1]}
+    how: dict[str, Any] = {
+        "log_y": _spans(chain(*chain(*seeds.values()))),
+        "besides": faint,
+        "markevery": [-1],
+    }
     return _line_panel(means, "step", label, dashed=levels, **how)
 
 
@@ -219,7 +225,12 @@ def _deciles(rows: Sequence[Row], domain: str) -> Draw | None:
     def ticks(axes: Axes, looks: Looks) -> None:
         axes.set_xticks(range(1, 11))
 
-    how = {"log_y": True, "dashed": ["source before"], "besides": ticks, "markevery": [-1]}
+    how: dict[str, Any] = {
+        "log_y": True,
+        "dashed": ["source before"],
+        "besides": ticks,
+        "markevery": [-1],
+    }
     return _line_panel(lines, "decile of t (noise →)", "loss", **how)
 
 
@@ -250,8 +261,8 @@ def _weights(rows: Sequence[Row]) -> Draw | None:
         axes.pcolormesh(depth, vmin=0, vmax=1, edgecolor="#ffffff", linewidth=1.5, cmap=heat)
         for (row, column), value in np.ndenumerate(change):
             color = "#fefefe" if depth[row, column] > 0.78 else TEXT
-            where = {"ha": "center", "va": "center", "color": color}
-            axes.text(column + 0.5, row + 0.5, _heat_text(value), **where)
+            x, y = column + 0.5, row + 0.5
+            axes.text(x, y, _heat_text(value), ha="center", va="center", color=color)
         axes.set_xticks(np.arange(len(parts)) + 0.5, parts)
         axes.set_yticks(np.arange(len(found)) + 0.5, found)
         axes.tick_params(length=0, labelcolor=TEXT)
@@ -322,7 +333,7 @@ def _sweep(lines: Lines, path: str, column: Column) -> Draw | None:
         known = sorted({x for x, *_ in points})
         axes.set_xticks(known, [f"{x:g}" for x in known])
 
-    how = {"log_x": True, "log_y": _spans(points), "besides": ticks}
+    how: dict[str, Any] = {"log_x": True, "log_y": _spans(points), "besides": ticks}
     return _line_panel(shifted, path, column.heading, **how)
 
 
@@ -333,7 +344,7 @@ def _bound(rows: Sequence[Row]) -> Draw | None:
         lines[row.name] = sorted(
             (term["t"], term["bits"] / term.get("steps", 1)) for term in terms if term["bits"] > 0
         )
-    how = {"log_x": True, "log_y": True, "markevery": [-1]}
+    how: dict[str, Any] = {"log_x": True, "log_y": True, "markevery": [-1]}
     return _line_panel(lines, "t", "bits per dimension and step", **how)
 
 
@@ -355,12 +366,13 @@ def _line_panel(
             if points:
                 whole = [(*point, *[None] * 4)[:6] for point in points]
                 x, y, low, high, left, right = np.array(whole, float).T
-                bars = {"yerr": [y - low, high - y], "xerr": [x - left, right - x]}
-                style = looks.get(name, {"color": MUTED, "marker": ""})
-                line = "--" if name in dashed else "-"
-                axes.errorbar(
-                    x, y, label=name, elinewidth=0.9, linestyle=line, **bars, **style, **how
-                )
+                style = looks.get(name, {"color": MUTED, "marker": ""}) | {
+                    "yerr": [y - low, high - y],
+                    "xerr": [x - left, right - x],
+                    "linestyle": "--" if name in dashed else "-",
+                    "elinewidth": 0.9,
+                }
+                axes.errorbar(x, y, label=name, **style, **how)
         for axis, label, log in ((axes.xaxis, x_label, log_x), (axes.yaxis, y_label, log_y)):
             axis.set_label_text(label + " (log)" * log)
             if log:

@@ -47,9 +47,6 @@ def written(value: float, digits: int, signed: bool) -> str:
     return f"{value:{'+' if signed and value else ''}.{digits}f}"
 
 
-count, rate = "{:,.0f}".format, "{:.3g}".format
-
-
 def join_names(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
 from reporting.copying import SIGNS
@@ -26,6 +24,7 @@ from reporting.table import (
     rows,
     situations,
 )
+from reporting.templates import render
 from reporting.verdict import verdict
 from training.result import varied
 
@@ -168,9 +167,7 @@ class Report:
             "features": several(run.at("features.name") for run in first),
             "perceptual distance": several(run.at("perceptual.name") for run in first),
             "trained by": several((machine_text(run.environment) for run in self.runs), "; "),
-            "evaluated by": several(
-                (machine_text(r.evaluation.content) for r in self.evaluated), "; "
-            ),
+            "evaluated by": several((machine_text(run.content) for run in self.evaluated), "; "),
         }
         return [(term, text) for term, text in facts.items() if text]
 
@@ -178,7 +175,20 @@ class Report:
         """By page.html.j2 or page.md.j2."""
         from reporting.figures import SHAPES, look
 
-        return templates().get_template(template).render(report=self, look=look, shapes=SHAPES)
+        return render(
+            template,
+            report=self,
+            baselines_text=BASELINES,
+            by_data=by_data,
+            embedded=embedded,
+            figures_folder=FIGURES,
+            legend=LEGEND,
+            look=look,
+            pairs_text=pairs_text,
+            shapes=SHAPES,
+            signs=SIGNS,
+            words=words,
+        )
 
     def raw(self) -> list[list[Any]]:
         """Plain numbers: a row for each run, and for each baseline beside its evaluation.
@@ -189,7 +199,11 @@ class Report:
         columns = [column for column in (*COLUMNS, *further("")) if column.key not in VALUES]
 
         def line(name: str, run: Run, settings: dict[str, Any], numbers: Run) -> dict[str, Any]:
-            found = {"strategy": name, "seed": run.result.seed, "subset": run.result.subset}
+            found: dict[str, Any] = {
+                "strategy": name,
+                "seed": run.result.seed,
+                "subset": run.result.subset,
+            }
             found |= {path: settings.get(path) for path in paths}
             found |= {key: numbers.result.values.get(key) for key in VALUES}
             for column in columns:
@@ -208,28 +222,9 @@ class Report:
         return [list(lines[0]), *(["" if v is None else v for v in row.values()] for row in lines)]
 
 
-@cache
-def templates() -> Environment:
-    """A page escapes what it is given, but for what it marks as safe: our own plots."""
-    found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.globals |= {
-        "baselines_text": BASELINES,
-        "by_data": lambda shown: groupby(shown, lambda found: data_text(found.row.situation)),
-        "called": called,
-        "embedded": embedded,
-        "figures_folder": FIGURES,
-        "legend": LEGEND,
-        "pairs_text": pairs_text,
-        "signs": SIGNS,
-        "words": words,
-    }
-    return found
+def by_data(shown: Sequence[Shown]) -> Iterable[tuple[str, Iterable[Shown]]]:
+    """(what the data are, its pictures)."""
+    return groupby(shown, lambda found: data_text(found.row.situation))
 
 
 def data_text(situation: Situation) -> str:
@@ -271,10 +266,11 @@ def described(data: dict | None) -> str | None:
 
 def protocol_text(run: Run) -> str:
     """How the images were made, in words; every key of the protocol that is not named elsewhere."""
-    return (
-        templates()
-        .get_template("protocol.txt.j2")
-        .render(run=run, protocol=run.at("protocol") or {}, counts=run.at("images") or {})
+    return render(
+        "protocol.txt.j2",
+        called=called,
+        protocol=run.at("protocol") or {},
+        counts=run.at("images") or {},
     )
 
 

@@ -73,9 +73,14 @@ class Run:
             else f"at step {step} of {steps}"
         )
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """Of the evaluation, {} where there is none."""
+        return self.evaluation.content if self.evaluation else {}
+
     def at(self, path: str) -> Any:
         """What the evaluation has under keys that are joined by dots, None where it has nothing."""
-        return look_up(self.evaluation.content, path) if self.evaluation else None
+        return look_up(self.content, path)
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of metrics.jsonl."""

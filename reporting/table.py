@@ -291,7 +291,7 @@ def baselines_table(runs: Sequence[Run]) -> list[Row]:
         settings = {p: run.result.settings().get(p) for p in paths}
         for name, baseline in baselines_of(run).items():
             row = groups.setdefault(json.dumps([name, settings]), Row(name, settings, []))
-            if baseline.evaluation.content not in [b.evaluation.content for b in row.runs]:
+            if baseline.content not in [known.content for known in row.runs]:
                 row.runs.append(baseline)
     names = [*BASELINES, *(row.name for row in groups.values())]
     return sorted(

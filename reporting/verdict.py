@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from operator import itemgetter
 from statistics import variance
 
 from metrics.bootstrap import Mean, is_best, told_apart
@@ -29,6 +30,7 @@ from reporting.table import (
     other_kind,
     ranking,
 )
+from reporting.templates import render
 from training.result import percent
 
 REFERENCE = "full"  # what the others are compared with, named beforehand
@@ -51,27 +53,27 @@ def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -
     if by.column is TEST_LOSS and KID in columns:
         beside = [Contest(contenders, KID)]
     images = {KID: samples, TEST_LOSS: samples.split(" in ")[0], HELD_OUT: "validation images"}
-    sentences = [
-        by.headline("is best, with the" if by.won else "has the", images[by.column]),
-        source_sentence([by, *beside]),
-        by.compared(),
-        *(f"{kid.headline('has the', samples)} {kid.compared()}".strip() for kid in beside),
-        kind_sentence(contenders, baselines),
-    ]
-    caveats = [steps_sentence(by.measured), seeds_sentence(by), subset_sentence(by)]
-    caveats = " ".join(filter(None, [*caveats, split_sentence(by.measured)]))
-    if by.column is HELD_OUT:
-        unknown = "Nothing is evaluated yet, so quality, copying and forgetting are unknown."
-        sentences += [unknown, caveats]
-    else:
-        sentences += [
-            forgetting_sentence(by.best, by.tied),
-            copying_sentence(by.measured, baselines),
-            caveats,
-            precision_sentence(by.best, baselines),
-            baselines_sentence(by.best, baselines),
-        ]
-    return list(filter(None, sentences))
+    of_same_data = [row for row in baselines if row.situation == by.best.situation]
+    text = render(
+        "verdict.txt.j2",
+        by=by,
+        images=images[by.column],
+        beside=beside,
+        samples=samples,
+        source=source_sentence([by, *beside]),
+        kinds=other_kind(contenders, baselines),
+        forgotten=FORGOT,
+        least=forgot_least(by),
+        copying=copying_sentence(by.measured, baselines),
+        steps=steps_sentence(by.measured),
+        two_spreads=two_spreads,
+        precision=blind_precision(by.best, baselines),
+        beside_them=[row for row in of_same_data if row.value(KID) is not None],
+        kid=KID,
+        number=number,
+    )
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ class Contest:
     @cached_property
     def measured(self) -> list[Row]:
         """The lowest first."""
-        known = [row for row in self.contenders if row.value(self.column) is not None]
-        return sorted(known, key=lambda row: row.value(self.column))
+        values = [(row.value(self.column), row) for row in self.contenders]
+        known = [(value, row) for value, row in values if value is not None]
+        return [row for _, row in sorted(known, key=itemgetter(0))]
 
     @property
     def best(self) -> Row:
@@ -123,9 +126,17 @@ class Contest:
             return None
         return next((row for row in self.measured if row.from_scratch), None)
 
-    def headline(self, has: str, images: str) -> str:
-        value = self.best.cell(self.column).in_words
-        return f"{self.best.title} {has} lowest {self.column.heading}: {value}, on {images}."
+    @property
+    def fewest_seeds(self) -> int:
+        """Of a strategy that was trained; 3 where none was."""
+        counts = [len(row.by_seed(self.column)) for row in self.measured if row.trained]
+        return min(counts, default=3)
+
+    @property
+    def flattered(self) -> bool:
+        """Validation images stand for the test."""
+        runs = [run for row in self.measured for run in row.counted]
+        return any(run.at("protocol.held_out") == "validation" for run in runs)
 
     def family(self) -> tuple[Row, dict[str, tuple[Mean, float]], int]:
         """Whom all are compared with; label -> (difference, level of its interval); contrasts.
@@ -212,36 +223,12 @@ def source_sentence(contests: Sequence[Contest]) -> str:
     return f"Did the source help? {as_sentence('; '.join(parts))}" if parts else ""
 
 
-def kind_sentence(contenders: Sequence[Row], baselines: Sequence[Row]) -> str:
-    """Where the test images are so far from the training images that KID ranks nothing."""
-    if not (kinds := other_kind(contenders, baselines)):
-        return ""
-    real, halves = kinds
-    return (
-        "KID test ranks nothing here: the training images themselves are at "
-        f"{real.text_and_band} from the test images, and these at {halves.text} from one "
-        "another, so that they are of another kind, and nearer to them is not better."
-    )
-
-
-def forgetting_sentence(best: Row, tied: Sequence[Row]) -> str:
-    """What the best forgot; and which of those not significantly different forgot least."""
-    cell = best.cell(FORGOT)
-    if best.from_scratch:
-        text = f"{best.name} starts from random weights, with nothing to forget"
-    elif cell.value is None:
-        text = f"What {best.name} forgot was not measured"
-    else:
-        zero = cell.low is not None and cell.low <= 0 <= cell.high
-        said = "forgot" if cell.value > 0 else "did not forget"
-        said = "forgot nothing that could be measured" if zero else said
-        text = f"{best.name} {said}: the loss on source images changed by {cell.in_words}"
-    known = [row for row in tied if row.value(FORGOT) is not None]
-    least = min(known, key=lambda row: row.value(FORGOT), default=None)
-    if least and (cell.value is None or least.value(FORGOT) < cell.value):
-        value = least.cell(FORGOT).in_words
-        text += f"; of those {ALIKE} {least.name} forgot least, {value}"
-    return text + "."
+def forgot_least(by: Contest) -> Row | None:
+    """Of those not significantly different from the best, where one forgot less."""
+    found = [(value, row) for row in by.tied if (value := row.value(FORGOT)) is not None]
+    value, least = min(found, key=itemgetter(0), default=(None, None))
+    best = by.best.value(FORGOT)
+    return least if best is None or (value is not None and value < best) else None
 
 
 def steps_sentence(measured: Sequence[Row]) -> str:
@@ -267,46 +254,6 @@ def steps_sentence(measured: Sequence[Row]) -> str:
     return as_sentence("; ".join(parts)) if parts else ""
 
 
-def seeds_sentence(by: Contest) -> str:
-    """What the intervals do and do not hold."""
-    counts = [len(row.by_seed(by.column)) for row in by.measured if row.trained]
-    least = min(counts, default=3)
-    if least >= 3:
-        return ""
-    if least == 1:
-        return (
-            "One seed only (of one strategy or more): an interval of it is of the images alone and "
-            "says nothing of how another training would end; three seeds or more are needed for "
-            "that."
-        )
-    return "Two seeds only: they tell little of how trainings differ; three or more are needed."
-
-
-def subset_sentence(by: Contest) -> str:
-    """Whether an interval over seeds holds the spread of drawn training images, of training, or
-    both."""
-    best = by.best
-    subsets = {run.result.subset for run in best.counted}
-    if len(best.counted) < 2 or subsets == {None}:
-        return ""
-    if len(subsets) == 1:
-        return (
-            "All seeds train on the same drawn images (data.subset_seed), so that the intervals "
-            "hold the training alone: other images may turn the order."
-        )
-    if best.unit == "seed":
-        return (
-            "Each seed draws its own training images too (data.subset_seed=null), so that the "
-            "intervals hold both, and do not separate them."
-        )
-    between, within = two_spreads(best, by.column)
-    return (
-        f"Which images were drawn spreads the {by.column.heading} of {best.name} by "
-        f"{number(between)}, training again on the same ones by {number(within)} (standard "
-        "deviations); the intervals hold both."
-    )
-
-
 def two_spreads(row: Row, column: Column) -> tuple[float | None, float | None]:
     """The standard deviations between subsets and between trainings on one of them.
 
@@ -326,31 +273,9 @@ def two_spreads(row: Row, column: Column) -> tuple[float | None, float | None]:
     return between**0.5, None if within is None else within**0.5
 
 
-def split_sentence(measured: Sequence[Row]) -> str:
-    """Where validation images stand for the test."""
-    runs = [run for row in measured for run in row.counted]
-    if not any(run.at("protocol.held_out") == "validation" for run in runs):
-        return ""
-    return (
-        "There is no test split: the images that chose checkpoints and settings are those of the "
-        "evaluation, which flatters them."
-    )
-
-
-def precision_sentence(best: Row, baselines: Sequence[Row]) -> str:
-    """Where images of the source pass for the target's as real ones do: bland ones do."""
-    found = (find_baseline(name, best, baselines) for name in (UNTOUCHED, REAL))
-    source, real = (row and row.value(PRECISION) for row in found)
-    if source is None or real is None or source < real:
-        return ""
-    return (
-        "Precision and density rank nothing here: the untouched source, which draws none of the "
-        f"target's images, has a precision of {number(source)}, and the training images themselves "
-        f"{number(real)}."
-    )
-
-
-def baselines_sentence(best: Row, baselines: Sequence[Row]) -> str:
-    known = [row for row in baselines if row.situation == best.situation]
-    each = [f"{r.name} {r.cell(KID).text_and_band}" for r in known if r.value(KID) is not None]
-    return f"Baselines, KID test: {', '.join(each)}." if each else ""
+def blind_precision(best: Row, baselines: Sequence[Row]) -> tuple[float, float] | None:
+    """Where images of the source pass for the target's as real ones do, which bland ones do: their
+    precision and that of the training images."""
+    found = [find_baseline(name, best, baselines) for name in (UNTOUCHED, REAL)]
+    source, real = (row.value(PRECISION) if row else None for row in found)
+    return None if source is None or real is None or source < real else (source, real)
