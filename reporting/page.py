@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
-from reporting.copying import SIGNS
 from reporting.pictures import Shown, closest, embedded, samples
 from reporting.runs import Run, baselines_of, look_up, missing
 from reporting.table import (
@@ -186,7 +185,6 @@ class Report:
             look=look,
             pairs_text=pairs_text,
             shapes=SHAPES,
-            signs=SIGNS,
             words=words,
         )
 

@@ -17,8 +17,9 @@ from operator import itemgetter
 from statistics import variance
 
 from metrics.bootstrap import Mean, is_best, told_apart
-from reporting.columns import FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
-from reporting.copying import copying_sentence
+from metrics.memorization import COPIED
+from reporting.columns import COPIES, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
+from reporting.copying import copying
 from reporting.numbers import as_sentence, interval, join_names, number
 from reporting.table import (
     REAL,
@@ -64,7 +65,11 @@ def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -
         kinds=other_kind(contenders, baselines),
         forgotten=FORGOT,
         least=forgot_least(by),
-        copying=copying_sentence(by.measured, baselines),
+        copying=copying(by.measured, baselines),
+        copies=COPIES,
+        copied=COPIED,
+        percent=percent,
+        join_names=join_names,
         steps=steps_sentence(by.measured),
         two_spreads=two_spreads,
         precision=blind_precision(by.best, baselines),
@@ -133,7 +138,7 @@ class Contest:
         return min(counts, default=3)
 
     @property
-    def flattered(self) -> bool:
+    def on_validation(self) -> bool:
         """Validation images stand for the test."""
         runs = [run for row in self.measured for run in row.counted]
         return any(run.at("protocol.held_out") == "validation" for run in runs)
