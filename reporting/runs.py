@@ -7,6 +7,8 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +41,11 @@ class Evaluation:
     content: dict[str, Any]
 
     @property
+    def written(self) -> int:
+        """When, in nanoseconds."""
+        return self.path.stat().st_mtime_ns
+
+    @cached_property
     def protocol(self) -> str:
         return json.dumps(canonical(self.content.get("protocol", {})), sort_keys=True)
 
@@ -61,17 +68,10 @@ class Run:
     @property
     def progress(self) -> str:
         """Where it stands: "" for a finished run."""
-        step, steps = (
-            self.result.values.get("step"),
-            self.result.config.get("train", {}).get("steps"),
-        )
-        return (
-            ""
-            if self.result.finished
-            else "no result yet"
-            if step is None
-            else f"at step {step} of {steps}"
-        )
+        if self.result.finished:
+            return ""
+        step, steps = self.result.values.get("step"), look_up(self.result.config, "train.steps")
+        return "no result yet" if step is None else f"at step {step} of {steps}"
 
     @property
     def content(self) -> dict[str, Any]:
@@ -102,111 +102,84 @@ def value_of(node: Any) -> Value | None:
     number."""
     if isinstance(node, dict):
         found = value_of(node.get("value"))
-        return found and Value(
-            found.value,
-            *(node.get(key) for key in ("low", "high")),
-            node.get("replicates", ()),
-            node.get("images"),
-        )
-    return (
-        Value(float(node))
-        if isinstance(node, int | float) and not isinstance(node, bool) and math.isfinite(node)
-        else None
-    )
+        return found and found._replace(**{k: node[k] for k in Value._fields[1:] if k in node})
+    if isinstance(node, bool) or not isinstance(node, int | float) or not math.isfinite(node):
+        return None
+    return Value(float(node))
 
 
 def read_runs(folder: Path) -> list[Run]:
     """Raises UserError for a file that is damaged."""
-    found = [
-        (path.parent, read_evaluations(path.parent))
-        for path in sorted(folder.glob(f"*/{IDENTITY}"))
-    ]
-    protocol = common_protocol([e for _, evaluations in found for e in evaluations])
+    directories = sorted(path.parent for path in folder.glob(f"*/{IDENTITY}"))
+    evaluations = [read_evaluations(directory) for directory in directories]
+    protocol = common_protocol(list(chain(*evaluations)))
+    mend = "delete it; it says what the run was trained by"
     runs = []
-    for directory, evaluations in found:
-        counted = next((e for e in evaluations if e.protocol == protocol), None)
-        others = [e for e in evaluations if e is not counted]
+    for directory, found in zip(directories, evaluations):
+        counted = next((e for e in found if e.protocol == protocol), None)
+        environment = directory / "environment.json"
         runs.append(
             Run(
                 read_result(directory),
                 counted,
-                others,
+                [e for e in found if e is not counted],
                 read_metrics(directory / "metrics.jsonl"),
-                read_environment(directory),
+                read_json(environment, mend) if environment.exists() else {},
             )
         )
     return runs
 
 
-def read_environment(directory: Path) -> dict[str, Any]:
-    path = directory / "environment.json"
-    return (
-        read_json(path, "delete it; it says what the run was trained by") if path.exists() else {}
-    )
-
-
 def read_evaluations(directory: Path) -> list[Evaluation]:
     """Of one run, the newest first."""
-    paths = sorted(
-        directory.glob(f"evaluation/*/{EVALUATION}"),
-        key=lambda p: (p.stat().st_mtime_ns, p),
-        reverse=True,
-    )
     again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
-    found = [Evaluation(path, read_sealed(path, again, unsealed=True)) for path in paths]
-    for evaluation in found:
-        version = evaluation.content.get("version")
-        if version != VERSION:
+    found = []
+    for path in directory.glob(f"evaluation/*/{EVALUATION}"):
+        content = read_sealed(path, again, unsealed=True)
+        if (version := content.get("version")) != VERSION:
             raise UserError(
-                f"{evaluation.path}: version {version} of the format, and this code reads "
-                f"{VERSION}; {again}"
+                f"{path}: version {version} of the format, and this code reads {VERSION}; {again}"
             )
-    return found
+        found.append(Evaluation(path, content))
+    return sorted(found, key=lambda e: (e.written, e.path), reverse=True)
 
 
 def common_protocol(evaluations: Sequence[Evaluation]) -> str | None:
     """The one that most runs have; of those where several have as many one by a rule rather than at
     a step, then the newest."""
-    runs: dict[str, set[Path]] = {}
-    newest: dict[str, int] = {}
-    for e in evaluations:
-        runs.setdefault(e.protocol, set()).add(e.path.parent.parent)
-        newest[e.protocol] = max(newest.get(e.protocol, 0), e.path.stat().st_mtime_ns)
-    return max(
-        runs, key=lambda p: (len(runs[p]), '"select": "step_' not in p, newest[p]), default=None
-    )
+
+    def rank(protocol: str) -> tuple[int, bool, int]:
+        under = [e for e in evaluations if e.protocol == protocol]
+        runs = {e.path.parent.parent for e in under}
+        return len(runs), '"select": "step_' not in protocol, max(e.written for e in under)
+
+    return max(dict.fromkeys(e.protocol for e in evaluations), key=rank, default=None)
 
 
 def baselines_of(run: Run) -> dict[str, Run]:
     """The baselines beside a run's evaluation, each as a run that was evaluated and not trained."""
+    if not run.evaluation:
+        return {}
+    path = run.evaluation.path
     config = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
     untrained = replace(run.result, values={}, config=config)
-    return {
-        name: Run(untrained, Evaluation(run.evaluation.path, content))
-        for name, content in (run.at("floors") or {}).items()
-    }
+    floors: dict[str, Any] = run.at("floors") or {}
+    return {name: Run(untrained, Evaluation(path, content)) for name, content in floors.items()}
 
 
 def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
     """What this experiment still lacks: runs that are not finished, cells of its sweeps that failed
     or have not run, evaluations."""
-    lines = [
-        f"{r.name} "
-        + (
-            f"is at step {r.result.values['step']}"
-            if "step" in r.result.values
-            else "has no result yet"
-        )
-        for r in runs
-        if not r.result.finished
-    ]
+    lines = []
+    for run in (run for run in runs if not run.result.finished):
+        step = run.result.values.get("step")
+        lines.append(f"{run.name} {'has no result yet' if step is None else f'is at step {step}'}")
     lines += [
-        f"{r.name} is of an earlier version, whose held-out loss was of the first files alone: it "
-        "is not shown. The test loss of an evaluation is, and the same command in another "
+        f"{run.name} is of an earlier version, whose held-out loss was of the first files alone: "
+        "it is not shown. The test loss of an evaluation is, and the same command in another "
         "run.root trains it anew"
-        for r in runs
-        if r.result.values.get("held_out_loss") is not None
-        and r.result.values.get("held_out_grid") != GRID
+        for run in runs
+        if run.result.loss is not None and run.result.values.get("held_out_grid") != GRID
     ]
     for path in sorted(folder.glob(f"sweeps/*/{SWEEP}")):
         sweep = read_sweep(path.parent)
@@ -214,59 +187,40 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
             if record is None:
                 lines.append(f"{path.parent.name}: {cell} is not finished")
             elif record["status"] == "failed":
-                lines.append(
-                    f"{path.parent.name}: {cell} failed: {record['message'].splitlines()[0]}"
-                )
-    return lines + unevaluated(runs)
+                why = record["message"].splitlines()[0]
+                lines.append(f"{path.parent.name}: {cell} failed: {why}")
+    return lines + unevaluated(folder, runs)
 
 
-def unevaluated(runs: Sequence[Run]) -> list[str]:
+def unevaluated(folder: Path, runs: Sequence[Run]) -> list[str]:
     """Runs without an evaluation, or with one that is not comparable or no longer of their best
     checkpoint."""
-    common = next((r.evaluation for r in runs if r.evaluation), None)
+    command = "python evaluate.py checkpoint="
     left = [run for run in runs if run.evaluation is None and run.result.finished]
-    if not common:
-        return (
-            [
-                (
-                    "no run is evaluated: python evaluate.py "
-                    f"checkpoint={left[0].result.directory.parent}"
-                )
-            ]
-            if left
-            else []
-        )
-    alike = "".join(f" {shlex.quote(argument)}" for argument in common.content.get("arguments", []))
+    common = next((run.content for run in runs if run.evaluation), None)
+    if common is None:
+        return [f"no run is evaluated: {command}{folder}"] if left else []
+    alike = "".join(f" {shlex.quote(argument)}" for argument in common.get("arguments", []))
     lines = []
+    if len(left) == 1:
+        what, where = f"{left[0].name} is", left[0].result.directory
+    else:
+        what, where = f"{len(left)} runs ({', '.join(run.name for run in left)}) are", folder
     if left:
-        what = (
-            f"{left[0].name} is"
-            if len(left) == 1
-            else f"{len(left)} runs ({', '.join(run.name for run in left)}) are"
-        )
-        where = left[0].result.directory if len(left) == 1 else left[0].result.directory.parent
-        lines.append(
-            f"{what} not evaluated under this protocol: python evaluate.py "
-            f"checkpoint={where}{alike}"
-        )
+        lines.append(f"{what} not evaluated under this protocol: {command}{where}{alike}")
     for run in runs:
         rule, judged = run.at("protocol.select"), run.at("checkpoint.step")
         now = run.result.values.get({"best": "best_step", "last": "step"}.get(rule, ""))
         if None not in (now, judged) and now != judged:
             lines.append(
                 f"{run.name} was evaluated at step {judged}, and its {rule} is step {now} now: "
-                f"python evaluate.py checkpoint={run.result.directory}{alike}"
+                f"{command}{run.result.directory}{alike}"
             )
         for other in run.others:
-            apart = differences(
-                other.content.get("protocol", {}), common.content.get("protocol", {})
-            )
+            apart = differences(other.content.get("protocol", {}), common.get("protocol", {}))
+            why = f"under another protocol ({'; '.join(apart[:3])})" if apart else ""
             lines.append(
                 f"{run.name}: evaluation/{other.path.parent.name} is left out, "
-                + (
-                    f"under another protocol ({'; '.join(apart[:3])})"
-                    if apart
-                    else "a newer one is here"
-                )
+                + (why or "a newer one is here")
             )
     return lines
