@@ -54,13 +54,14 @@ def evaluated_loss(run: Run) -> Value | None:
     the run's last look. None of a run of an earlier version, whose loss was of other images."""
     if run.result.values.get("held_out_grid") != GRID:
         return None
-    step, last = run.at("checkpoint.step"), run.result.values.get("held_out_loss")
+    step = run.at("checkpoint.step")
     step = run.result.values.get("best_step") if step is None else step
-    return value_of(dict(run.curve("validation/loss")).get(step, last))
+    losses: dict[Any, float] = dict(run.curve("validation/loss"))
+    return value_of(losses.get(step, run.result.loss))
 
 
 COMPUTED = {"lr": learning_rate, "best_step": best_step, "judged_loss": evaluated_loss}
-TEXTS = {
+TEXTS: dict[str, Callable[[float], str]] = {
     "percent": percent,
     "count": "{:,.0f}".format,
     "rate": "{:.3g}".format,
@@ -71,11 +72,11 @@ TEXTS = {
 
 def _column(key: str, entry: dict[str, Any]) -> Column:
     file, _, path = entry.pop("from", "").partition(".")
-    of_file = {
+    files: dict[str, Callable[[Run], Value | None]] = {
         "result": lambda run: value_of(run.result.values.get(path)),
         "evaluation": lambda run: value_of(run.at(path)),
     }
-    read = COMPUTED[key] if key in COMPUTED else of_file[file]
+    read = files[file] if file else COMPUTED[key]
     return Column(key, read=read, text=TEXTS.get(entry.pop("text", "")), **entry)
 
 

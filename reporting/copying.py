@@ -71,7 +71,8 @@ def _test_shares(row: Row) -> Band | None:
 
 
 def _band(row: Row | None, column: Column) -> Band | None:
-    return Band(*row.cell(column)[:3]) if row and row.value(column) is not None else None
+    value, low, high = row.cell(column)[:3] if row else (None, None, None)
+    return None if value is None else Band(value, low, high)
 
 
 def _went_on(row: Row) -> bool:

@@ -4,7 +4,6 @@ that stands alone."""
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from reporting.runs import Run
 from reporting.table import Row
 from runtime.files import read_json
+from runtime.pictures import png
 
 SIDE, TEXT, GAP = 384, 20, 12  # of samples.png, in pixels
 LARGEST = 1200  # side of a picture in the page
@@ -63,14 +64,11 @@ def _shown(table: Sequence[Row], pictures: Callable[[Run], Iterable[Path]]) -> l
 
 def embedded(path: Path) -> str:
     """A picture as the text of a src, smaller where it is larger than a screen."""
+    data = path.read_bytes()
     with Image.open(path) as file:
-        if max(file.size) <= LARGEST:
-            data = path.read_bytes()
-        else:
-            buffer = io.BytesIO()
+        if max(file.size) > LARGEST:
             file.thumbnail((LARGEST, LARGEST))
-            file.save(buffer, "png")
-            data = buffer.getvalue()
+            data = png(np.asarray(file))
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
@@ -78,22 +76,16 @@ def side_by_side(pictures: Sequence[Shown]) -> bytes:
     """Each picture under its name, in rows of up to six, as a PNG file."""
     rows = math.ceil(len(pictures) / 6)
     columns = math.ceil(len(pictures) / rows)  # rows of equal length
-    named = [(shown.row.label, fitted(shown.picture)) for shown in pictures]
-    height, width = max(picture.height for _, picture in named) + TEXT + GAP, SIDE + GAP
+    fitted = []
+    for shown in pictures:
+        with Image.open(shown.picture) as file:
+            fitted.append(ImageOps.contain(file.convert("RGB"), (SIDE, SIDE)))
+    height, width = max(picture.height for picture in fitted) + TEXT + GAP, SIDE + GAP
     sheet = Image.new("RGB", (GAP + columns * width, GAP + rows * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=TEXT - 6)
-    for n, (name, picture) in enumerate(named):
-        x, y = GAP + n % columns * width, GAP + n // columns * height
+    for n, picture in enumerate(fitted):
+        x, y, name = GAP + n % columns * width, GAP + n // columns * height, pictures[n].row.label
         fits = max(k for k in range(len(name) + 1) if draw.textlength(name[:k], font) <= SIDE)
         draw.text((x, y), name[:fits], "black", font)
         sheet.paste(picture, (x, y + TEXT))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "png")
-    return buffer.getvalue()
-
-
-def fitted(path: Path) -> Image.Image:
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
-    scale = SIDE / max(picture.size)
-    return picture.resize([max(1, round(scale * side)) for side in picture.size])
+    return png(np.asarray(sheet))

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
         return f"{self.n} {self.unit}s" if self.n > 1 else f"one {self.unit}"
 
     @property
-    def _scaled(self) -> list[float | None]:
+    def _scaled(self) -> list[Any]:
         return [v and v * (100 if self.column.percent else 1) for v in self[:3]]
 
     @property
@@ -55,16 +55,18 @@ class Cell(NamedTuple):
             return MISSING
         if self.column.text:
             return self.column.text(self.value)
-        return number(*self._scaled, self.column.signed) + "%" * self.column.percent
+        value, low, high = self._scaled
+        return number(value, low, high, self.column.signed) + "%" * self.column.percent
 
     @property
     def band(self) -> str:
         """The interval, "" where there is none."""
-        if self.low is None:
+        if self.low is None or self.high is None:
             return ""
         if write := self.column.text:
             return f"[{write(self.low)}, {write(self.high)}]"
-        return interval(*self._scaled, self.column.signed)
+        value, low, high = self._scaled
+        return interval(value, low, high, self.column.signed)
 
     @property
     def marked(self) -> str:
@@ -191,17 +193,17 @@ class Row:
         if not values:
             return Cell(None, None, None, 0, column, why=column.why(self.counted[0]))
         replicates, images = paired_replicates(values)
-        value, low, high = values[0][:3]
+        value, low, high, *_ = values[0]
         n, unit, of_images = 1, "seed", True
         if len(values) > 1 and not self.constant(column):
             mean = mean_over([v.value for v in values], replicates, images)
             value, n, unit, of_images = mean.value, mean.n, self.unit, bool(replicates)
             low, high = mean.interval()
             # baselines of earlier versions: all that any holds
-            if not replicates and (bands := [v for v in values if v.low is not None]):
-                low, high = min(low, *(v.low for v in bands)), max(high, *(v.high for v in bands))
-                of_images = True
-        if column.percent and images and low is not None:
+            ends = [end for v in values for end in (v.low, v.high) if end is not None]
+            if ends and not replicates and low is not None and high is not None:
+                low, high, of_images = min(low, *ends), max(high, *ends), True
+        if column.percent and images and low is not None and high is not None:
             low, high = share_interval(value, low, high, images)
         return Cell(value, low, high, n, column, unit, of_images)
 
@@ -276,8 +278,11 @@ def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cel
     than one of the rows. KID ranks nothing then."""
     known = [value for row in rows if (value := row.value(KID)) is not None]
     found = [find_baseline(name, rows[0], baselines) for name in (REAL, HALVES) if known]
-    real, halves = (row.cell(KID) if row else None for row in found or [None, None])
-    if not real or not halves or real.low is None or halves.high is None:
+    cells = [row.cell(KID) for row in found if row]
+    if len(cells) < 2:
+        return None
+    real, halves = cells
+    if real.low is None or real.high is None or halves.high is None:
         return None
     return (real, halves) if halves.high < real.low and min(known) <= real.high else None
 
@@ -330,11 +335,11 @@ def situation_key(situation: Situation) -> list[tuple]:
 
 
 class Paired(NamedTuple):
-    """The differences of two rows, one for each seed that both have; their replicates and from how
-    many images these are. trained: both were, so that the seeds tell how a training of each varies.
-    """
+    """The differences of two rows, one for each seed that both have; their replicates [seeds,
+    draws] and from how many images these are. trained: both were, so that the seeds tell how a
+    training of each varies."""
 
-    values: Sequence[float]
+    values: list[float]
     replicates: Sequence[Sequence[float]]
     images: int | None
     trained: bool
@@ -349,24 +354,22 @@ def paired(row: Row, other: Row, column: Column) -> Paired | None:
     if their_one:
         theirs = dict.fromkeys(ours, their_one) | theirs
     trained = row.trained and other.trained
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds or (row.unit != other.unit and trained):
+    couples = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    if not couples or (row.unit != other.unit and trained):
         return None
     if our_one and their_one:
-        seeds = seeds[:1]
-    couples = [(ours[seed], theirs[seed]) for seed in seeds]
-    replicates, images = paired_replicates([value for couple in couples for value in couple])
-    differences = np.subtract(replicates[::2], replicates[1::2])  # [seeds, draws]
-    return Paired([a.value - b.value for a, b in couples], differences, images, trained)
+        couples = couples[:1]
+    replicates, images = paired_replicates(list(chain(*couples)))
+    differences = np.subtract(replicates[::2], replicates[1::2])
+    return Paired([a.value - b.value for a, b in couples], differences.tolist(), images, trained)
 
 
 def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean]:
     """Label -> that row - other, of those that share a seed with it. Each contrast has its own
     variance between seeds, moderated by those of the other rows; where one of the two was not
     trained, its own alone."""
-    found = {
-        row.label: pair for row in rows if row is not other and (pair := paired(row, other, column))
-    }
+    pairs = {row.label: paired(row, other, column) for row in rows if row is not other}
+    found = {label: pair for label, pair in pairs.items() if pair}
     several = {k: pair.values for k, pair in found.items() if pair.trained and len(pair.values) > 1}
     spreads = moderated({label: spread_of(values) for label, values in several.items()})
     return {

@@ -117,8 +117,7 @@ class Contest:
     @property
     def tied(self) -> list[Row]:
         """Not significantly different from the best."""
-        rest = self.measured[1:]
-        return [row for row in rest if outcome(self.minus(row, self.best)) == ALIKE]
+        return [row for row in self.measured[1:] if outcome(self.minus(row, self.best)) == ALIKE]
 
     @property
     def reference(self) -> Row | None:
@@ -199,8 +198,8 @@ def differences_text(found: Sequence[tuple[str, Mean, float]], most: int = 6) ->
 
 
 def _difference(d: Mean, level: float = 0.95) -> str:
-    three = (d.value, *d.interval(level))
-    return f"{number(*three, signed=True)} {interval(*three, signed=True)}".strip()
+    low, high = d.interval(level)
+    return f"{number(d.value, low, high, True)} {interval(d.value, low, high, True)}".strip()
 
 
 def seeds_text(n: int) -> str:
@@ -219,8 +218,9 @@ def source_sentence(contests: Sequence[Contest]) -> str:
     }
     parts = []
     for contest in contests:
-        if scratch := contest.scratch:
-            d = contest.minus(scratch, contest.reference)
+        one, scratch = contest.reference, contest.scratch
+        if one and scratch:
+            d = contest.minus(scratch, one)
             none = "unknown, as there is no interval" if d.n else "unknown, as they share no seed"
             answer = f"by {contest.column.heading} {answers.get(outcome(d), none)}"
             against = f"{scratch.name} {_difference(d)} against {REFERENCE}, {seeds_text(d.n)}"
