@@ -1,8 +1,8 @@
 """What the runs of an experiment came to: python report.py runs/EXPERIMENT
 
 Prints a table and writes into that folder: report.html, one page that needs no other file; the same
-as report.md, with its plots as report_*.svg; report.csv, a row for each run; and samples.png, the
-newest samples side by side."""
+as report.md, with its plots in report_figures/; report.csv, a row for each run; and samples.png,
+the newest samples side by side."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     if OF_IMAGES in text:
         print(LEGEND)
     for heading, sentences in report.verdicts:
-        print("\n" + "\n".join([*([heading + ":"] if heading else []), *sentences]))
+        print("", *[f"{heading}:"] * (heading != ""), *sentences, sep="\n")
     if report.missing:
         print("\nMissing:\n  " + "\n  ".join(report.missing))
     print("\n" + "\n".join(str(folder / name) for name in write(report)))

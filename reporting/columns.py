@@ -81,14 +81,13 @@ def _column(key: str, entry: dict[str, Any]) -> Column:
 
 
 _FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
-COLUMNS, FURTHER = (
-    [_column(*entry) for entry in _FILE[table].items()] for table in ("columns", "further")
-)
+COLUMNS = [_column(*entry) for entry in _FILE["columns"].items()]
+FURTHER = [_column(*entry) for entry in _FILE["further"].items()]
 BASELINES: dict[str, str] = _FILE["baselines"]
-_BY_KEY = {column.key: column for column in COLUMNS}
-TEST_LOSS, HELD_OUT, KID = (_BY_KEY[key] for key in ("test_loss", "judged_loss", "kid_test"))
-FORGOT, RHO, COPIES = (_BY_KEY[key] for key in ("source_change", "rho", "copy_share"))
-PRECISION, HOURS = _BY_KEY["precision"], _BY_KEY["hours"]
+BY_KEY = {column.key: column for column in COLUMNS}
+TEST_LOSS, HELD_OUT, KID = (BY_KEY[key] for key in ("test_loss", "judged_loss", "kid_test"))
+FORGOT, RHO, COPIES = (BY_KEY[key] for key in ("source_change", "rho", "copy_share"))
+PRECISION, HOURS = BY_KEY["precision"], BY_KEY["hours"]
 
 
 def hours_of(devices: Iterable[str]) -> Column:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from metrics.memorization import (
+    COPIED,
     NEAR,
     OUTRIGHT,
     Band,
@@ -26,6 +27,8 @@ def copying(rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Any]:
     signs = {row.label: signs_of_copying(row, untouched) for row in known}
     copiers = [row for row in known if signs[row.label]]
     clean = [row for row in known if not signs[row.label]]
+    innocent = innocent_share(_test_shares(rows[0]), _band(untouched, COPIES))
+    few = rows[0].value(COPIES) is not None and innocent > COPIED
     return {
         "known": known,
         "signs": [(row, signs[row.label], _numbers(row)[0].counted) for row in copiers],
@@ -34,7 +37,7 @@ def copying(rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Any]:
         "numbers": _numbers(rows[0]),
         "alike": [row.name for row in clean if signs_of_copying(row, None)],
         "untouched": untouched and untouched.cell(RHO),
-        "innocent": innocent_share(_test_shares(rows[0]), _band(untouched, COPIES)),
+        "innocent": innocent if few else None,
         "earlier": [row.name for row in known if _went_on(row)],
     }
 

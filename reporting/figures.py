@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from metrics.memorization import NEAR
-from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column, learning_rate
+from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column
 from reporting.table import Row, known_columns, other_kind
 
 if TYPE_CHECKING:
@@ -182,7 +182,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _against_steps(rows: Sequence[Row], key: str, label: str) -> Draw | None:
     """A run that was validated once, as zero_shot, is a level."""
-    seeds = {row.name: [curve for run in row.counted if (curve := run.curve(key))] for row in rows}
+
+    def curves_of(row: Row) -> list[list[tuple[int, float]]]:
+        return [curve for run in row.counted if (curve := run.curve(key))]
+
+    seeds = {row.name: curves_of(row) for row in rows}
     means: Lines = {name: _mean_curve(curves) for name, curves in seeds.items() if curves}
     if not any(len(points) > 1 for points in means.values()):
         return None
@@ -196,12 +200,10 @@ def _against_steps(rows: Sequence[Row], key: str, label: str) -> Draw | None:
             for curve in curves if len(curves) > 1 else ():
                 axes.plot(*zip(*curve), color=looks[name]["color"], alpha=0.35, linewidth=0.7)
 
-    how: dict[str, Any] = {
-        "log_y": _spans(chain(*chain(*seeds.values()))),
-        "besides": faint,
-        "markevery": [-1],
-    }
-    return _line_panel(means, "step", label, dashed=levels, **how)
+    log_y = _spans(chain(*chain(*seeds.values())))
+    return _line_panel(
+        means, "step", label, log_y=log_y, dashed=levels, besides=faint, markevery=[-1]
+    )
 
 
 def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[float, float]]:
@@ -225,35 +227,39 @@ def _deciles(rows: Sequence[Row], domain: str) -> Draw | None:
     def ticks(axes: Axes, looks: Looks) -> None:
         axes.set_xticks(range(1, 11))
 
-    how: dict[str, Any] = {
-        "log_y": True,
-        "dashed": ["source before"],
-        "besides": ticks,
-        "markevery": [-1],
-    }
-    return _line_panel(lines, "decile of t (noise →)", "loss", **how)
+    return _line_panel(
+        lines,
+        "decile of t (noise →)",
+        "loss",
+        log_y=True,
+        dashed=["source before"],
+        besides=ticks,
+        markevery=[-1],
+    )
+
+
+def _told(row: Row, path: str) -> list[Any]:
+    """What the evaluations of a row's runs have there."""
+    return [found for run in row.counted if (found := run.at(path))]
 
 
 def _decile_means(rows: Sequence[Row], domain: str) -> list[tuple[float, float]]:
     """Over all runs; deciles without a draw are left out."""
-    runs = [run for row in rows for run in row.counted]
-    lists = [found for run in runs if (found := run.at(f"loss.{domain}.by_decile"))]
-    known = [[v for v in values if v is not None and v > 0] for values in zip(*lists)]
-    return [(k, _mean(values)) for k, values in enumerate(known, 1) if values]
+    lists = chain(*(_told(row, f"loss.{domain}.by_decile") for row in rows))
+    means = [_mean(list(filter(None, values))) for values in zip(*lists)]
+    return [(k, mean) for k, mean in enumerate(means, 1) if mean > 0]
 
 
 def _weights(rows: Sequence[Row]) -> Draw | None:
     """A heat map, strategies by parts of the network."""
-    found = {row.name: [run.at("forgetting.weights") or {} for run in row.counted] for row in rows}
-    found = {name: runs for name, runs in found.items() if any(runs)}
+    found = {row.name: runs for row in rows if (runs := _told(row, "forgetting.weights"))}
     parts = list(dict.fromkeys(chain(*chain(*found.values()))))
     if not parts:
         return None
 
-    def change_of(runs: Sequence[dict[str, float]]) -> list[float]:
-        return [_mean([run[part] for run in runs if part in run]) for part in parts]
-
-    change = np.array([change_of(runs) for runs in found.values()])
+    change = np.full((len(found), len(parts)), math.nan)
+    for (row, runs), (column, part) in product(enumerate(found.values()), enumerate(parts)):
+        change[row, column] = _mean([run[part] for run in runs if part in run])
     depth = (np.nan_to_num(change) / (np.nanmax(change) or 1.0)) ** 0.5  # small changes show too
 
     def draw(axes: Axes, looks: Looks) -> None:
@@ -282,36 +288,28 @@ def _heat_text(value: float) -> str:
 
 def _shots(report: Report) -> Panels:
     """Null is all images, which an evaluation has counted."""
-
-    def count(row: Row) -> float | None:
-        n = row.settings.get("data.n_train")
-        return n if n is not None else row.counted[0].at("images.train")
-
-    column = [*known_columns([KID], report.table), HELD_OUT][0]
-    return _sweeps(chain(*report.panels.values()), "data.n_train", count, column)
+    path = "data.n_train"
+    rows = [row for row in chain(*report.panels.values()) if path in row.settings]
+    points = [(row.settings[path] or row.counted[0].at("images.train"), row) for row in rows]
+    return _sweeps(points, path, [*known_columns([KID], report.table), HELD_OUT][0])
 
 
 def _rates(report: Report) -> Panels:
-    def rate(row: Row) -> float | None:
-        found = learning_rate(row.counted[0])
-        return found and found.value
-
-    finished = [row for row in report.table if row.finished]
-    return _sweeps(finished, "optimizer.lr", rate, _rates_column(report))
+    path = "optimizer.lr"
+    rows = [row for row in report.table if row.finished and path in row.settings]
+    return _sweeps([(row.settings[path], row) for row in rows], path, _rates_column(report))
 
 
 def _rates_column(report: Report) -> Column:
     return [*known_columns([HELD_OUT], report.table), TEST_LOSS][0]
 
 
-def _sweeps(
-    rows: Iterable[Row], path: str, x_of: Callable[[Row], float | None], column: Column
-) -> Panels:
+def _sweeps(points: Iterable[tuple[float | None, Row]], path: str, column: Column) -> Panels:
     """A column against one setting, a panel for each of the other settings."""
     found: dict[str, Lines] = {}
-    for row in rows:
-        x, cell = x_of(row), row.cell(column)
-        if path in row.settings and x and cell.value is not None:
+    for x, row in points:
+        cell = row.cell(column)
+        if x and cell.value is not None:
             shown = row.situation if path.startswith("data.") else row.settings.items()
             rest = " ".join(f"{name}={value}" for name, value in shown if name != path)
             found.setdefault(rest, {}).setdefault(row.name, []).append((x, *cell[:3]))
@@ -323,29 +321,28 @@ def _sweeps(
 def _sweep(lines: Lines, path: str, column: Column) -> Draw | None:
     """The strategies stand a little apart."""
     points = list(chain(*lines.values()))
-    shifts = [1.02 ** (k - len(lines) / 2) for k in range(len(lines))]
-    shifted = {
-        name: sorted((x * shift, *rest) for x, *rest in line)
-        for shift, (name, line) in zip(shifts, lines.items())
-    }
+    shifted: Lines = {}
+    for k, (name, line) in enumerate(lines.items()):
+        apart = 1.02 ** (k - len(lines) / 2)
+        shifted[name] = sorted((x * apart, *rest) for x, *rest in line)
 
     def ticks(axes: Axes, looks: Looks) -> None:
         known = sorted({x for x, *_ in points})
         axes.set_xticks(known, [f"{x:g}" for x in known])
 
-    how: dict[str, Any] = {"log_x": True, "log_y": _spans(points), "besides": ticks}
-    return _line_panel(shifted, path, column.heading, **how)
+    log_y = _spans(points)
+    return _line_panel(shifted, path, column.heading, log_x=True, log_y=log_y, besides=ticks)
 
 
 def _bound(rows: Sequence[Row]) -> Draw | None:
     lines: Lines = {}
     for row in rows:
-        terms = next((found for run in row.counted if (found := run.at("bound.terms"))), ())
+        terms = next(iter(_told(row, "bound.terms")), ())
         lines[row.name] = sorted(
             (term["t"], term["bits"] / term.get("steps", 1)) for term in terms if term["bits"] > 0
         )
-    how: dict[str, Any] = {"log_x": True, "log_y": True, "markevery": [-1]}
-    return _line_panel(lines, "t", "bits per dimension and step", **how)
+    label = "bits per dimension and step"
+    return _line_panel(lines, "t", label, log_x=True, log_y=True, markevery=[-1])
 
 
 def _line_panel(

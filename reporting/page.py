@@ -102,7 +102,8 @@ class Report:
     @cached_property
     def indices(self) -> dict[str, int]:
         """Strategy -> its colour and shape, everywhere."""
-        return {name: k for k, name in enumerate(sorted({row.name for row in self.table}))}
+        names = sorted({row.name for row in self.table})
+        return {name: k for k, name in enumerate(names)}
 
     @cached_property
     def panels(self) -> dict[str, list[Row]]:
@@ -189,35 +190,32 @@ class Report:
         )
 
     def raw(self) -> list[list[Any]]:
-        """Plain numbers: a row for each run, and for each baseline beside its evaluation.
-
-        Intervals are of the images of that one run. subset: what drew its training images.
+        """Plain numbers: a row for each run, and for each baseline beside its evaluation; the names
+        first. Intervals are of the images of that one run. subset: what drew its training images.
         """
         paths = varied([run.result for run in self.runs])
         columns = [column for column in (*COLUMNS, *further("")) if column.key not in VALUES]
-
-        def line(name: str, run: Run, settings: dict[str, Any], numbers: Run) -> dict[str, Any]:
-            found: dict[str, Any] = {
-                "strategy": name,
-                "seed": run.result.seed,
-                "subset": run.result.subset,
-            }
-            found |= {path: settings.get(path) for path in paths}
-            found |= {key: numbers.result.values.get(key) for key in VALUES}
-            for column in columns:
-                names = [column.key, *(f"{column.key}_{end}" for end in ("low", "high"))]
-                known = zip(names[: 3 if column.band else 1], column.read(numbers) or [None] * 3)
-                found |= dict(known)
-            path = run.evaluation and run.evaluation.path
-            return found | {"intervals": "images", "evaluation": path, "run": run.result.directory}
-
         lines = []
         for run in (run for row in self.table for run in row.runs):
             settings = run.result.settings()
-            lines.append(line(run.result.strategy, run, settings, run))
             data = {path: value for path, value in settings.items() if path.startswith("data.")}
-            lines += [line(f"baseline: {k}", run, data, b) for k, b in baselines_of(run).items()]
-        return [list(lines[0]), *(["" if v is None else v for v in row.values()] for row in lines)]
+            beside = [(f"baseline: {k}", data, b) for k, b in baselines_of(run).items()]
+            for name, known, numbers in [(run.result.strategy, settings, run), *beside]:
+                line: dict[str, Any] = {
+                    "strategy": name,
+                    "seed": run.result.seed,
+                    "subset": run.result.subset,
+                }
+                line |= {path: known.get(path) for path in paths}
+                line |= {key: numbers.result.values.get(key) for key in VALUES}
+                for column in columns:
+                    ends = ("", "_low", "_high")[: 3 if column.band else 1]
+                    found = column.read(numbers) or [None] * 3
+                    line |= {column.key + end: value for end, value in zip(ends, found)}
+                path = run.evaluation and run.evaluation.path
+                line |= {"intervals": "images", "evaluation": path, "run": run.result.directory}
+                lines.append(line)
+        return [list(lines[0]), *(list(line.values()) for line in lines)]
 
 
 def by_data(shown: Sequence[Shown]) -> Iterable[tuple[str, Iterable[Shown]]]:

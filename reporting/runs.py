@@ -79,7 +79,7 @@ class Run:
         return self.evaluation.content if self.evaluation else {}
 
     def at(self, path: str) -> Any:
-        """What the evaluation has under keys that are joined by dots, None where it has nothing."""
+        """What the evaluation has under keys joined by dots, None where it has nothing."""
         return look_up(self.content, path)
 
     def curve(self, key: str) -> list[tuple[int, float]]:
@@ -109,7 +109,11 @@ def value_of(node: Any) -> Value | None:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Raises UserError for a file that is damaged."""
+    """The runs of an experiment, each with its evaluation of the protocol that most have.
+
+    Raises:
+        UserError: a file is damaged, or an evaluation is of another version.
+    """
     directories = sorted(path.parent for path in folder.glob(f"*/{IDENTITY}"))
     evaluations = [read_evaluations(directory) for directory in directories]
     protocol = common_protocol(list(chain(*evaluations)))
@@ -131,7 +135,11 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_evaluations(directory: Path) -> list[Evaluation]:
-    """Of one run, the newest first."""
+    """Of one run, the newest first.
+
+    Raises:
+        UserError: a file is damaged or of another version.
+    """
     again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
     found = []
     for path in directory.glob(f"evaluation/*/{EVALUATION}"):

@@ -215,8 +215,12 @@ def mean_value(values: Sequence[Value]) -> Value:
 
 
 def paired_replicates(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
-    """Their replicates, [] where they cannot be paired or are of one image, which has no others to
-    draw; and the fewest images."""
+    """What of several numbers was resampled alike.
+
+    Returns:
+        Their replicates [numbers, draws], [] where they cannot be paired or are of one image, which
+        has no others to draw; and the fewest images, None where none says how many.
+    """
     images = min((v.images for v in values if v.images), default=None)
     lengths = {len(v.replicates) for v in values}
     paired = len(lengths) == 1 and max(lengths) > 1 and images != 1
@@ -273,9 +277,13 @@ def ranking(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Column]:
 
 
 def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cell] | None:
-    """KID of the training images to the test images, and of these to one another, where they are of
-    another kind: so far apart that a perfect generator of training images would stand no better
-    than one of the rows. KID ranks nothing then."""
+    """Whether training and test images are of another kind, so that KID ranks nothing: so far apart
+    that a perfect generator of training images would stand no better than one of the rows.
+
+    Returns:
+        KID of the training images to the test images, and of these to one another; None where they
+        are of one kind or it is not known.
+    """
     known = [value for row in rows if (value := row.value(KID)) is not None]
     found = [find_baseline(name, rows[0], baselines) for name in (REAL, HALVES) if known]
     cells = [row.cell(KID) for row in found if row]
@@ -290,7 +298,8 @@ def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cel
 def baselines_table(runs: Sequence[Run]) -> list[Row]:
     """One row for each baseline and setting of the data. Runs of one seed and one training set have
     the same baselines."""
-    paths = [path for path in varied([run.result for run in runs]) if path.startswith("data.")]
+    varying = varied([run.result for run in runs])
+    paths = [path for path in varying if path.startswith("data.")]
     groups: dict[str, Row] = {}
     for run in runs:
         settings = {p: run.result.settings().get(p) for p in paths}
@@ -306,13 +315,20 @@ def baselines_table(runs: Sequence[Run]) -> list[Row]:
 
 def known_columns(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
     """The columns of which something is known."""
-    return [column for column in columns if any(row.value(column) is not None for row in table)]
+
+    def known(column: Column) -> bool:
+        return any(row.value(column) is not None for row in table)
+
+    return list(filter(known, columns))
 
 
 def situations(table: Sequence[Row]) -> dict[Situation, list[Row]]:
-    """What the data are -> its contenders: of each strategy the row of its lowest held-out loss,
-    which is of validation images, or the first where no such loss is known. In the order of the
-    table."""
+    """The contenders under each setting of the data.
+
+    Returns:
+        What the data are -> of each strategy the row of its lowest held-out loss, which is of
+        validation images, or the first where no such loss is known; in the order of the table.
+    """
 
     def key(row: Row) -> tuple[bool, float]:
         loss = row.value(HELD_OUT)
@@ -365,9 +381,17 @@ def paired(row: Row, other: Row, column: Column) -> Paired | None:
 
 
 def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean]:
-    """Label -> that row - other, of those that share a seed with it. Each contrast has its own
-    variance between seeds, moderated by those of the other rows; where one of the two was not
-    trained, its own alone."""
+    """Rows against another one, paired by seed.
+
+    Each contrast has its own variance between seeds, moderated by those of the other rows; where
+    one of the two was not trained, its own alone.
+
+    Returns:
+        Label -> that row - other, of those that share a seed with it.
+
+    Source:
+        Smyth 2004 (metrics.bootstrap.moderated).
+    """
     pairs = {row.label: paired(row, other, column) for row in rows if row is not other}
     found = {label: pair for label, pair in pairs.items() if pair}
     several = {k: pair.values for k, pair in found.items() if pair.trained and len(pair.values) > 1}

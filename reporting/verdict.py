@@ -17,8 +17,7 @@ from operator import itemgetter
 from statistics import variance
 
 from metrics.bootstrap import Mean, is_best, told_apart
-from metrics.memorization import COPIED
-from reporting.columns import COPIES, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
+from reporting.columns import BY_KEY, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
 from reporting.copying import copying
 from reporting.numbers import as_sentence, interval, join_names, number
 from reporting.table import (
@@ -45,7 +44,10 @@ OUTCOMES = ("better", "worse", LOWER, HIGHER, ALIKE)
 def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -> list[str]:
     """Sentences on strategies under the same data, the headline first.
 
-    samples: what KID was measured on, in words.
+    Args:
+        contenders: one row of each strategy.
+        baselines: of any data.
+        samples: what KID was measured on, in words.
     """
     columns = known_columns(ranking(contenders, baselines), contenders)
     if not columns:
@@ -54,7 +56,6 @@ def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -
     if by.column is TEST_LOSS and KID in columns:
         beside = [Contest(contenders, KID)]
     images = {KID: samples, TEST_LOSS: samples.split(" in ")[0], HELD_OUT: "validation images"}
-    of_same_data = [row for row in baselines if row.situation == by.best.situation]
     text = render(
         "verdict.txt.j2",
         by=by,
@@ -63,18 +64,15 @@ def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -
         samples=samples,
         source=source_sentence([by, *beside]),
         kinds=other_kind(contenders, baselines),
-        forgotten=FORGOT,
         least=forgot_least(by),
         copying=copying(by.measured, baselines),
-        copies=COPIES,
-        copied=COPIED,
         percent=percent,
         join_names=join_names,
         steps=steps_sentence(by.measured),
         two_spreads=two_spreads,
         precision=blind_precision(by.best, baselines),
-        beside_them=[row for row in of_same_data if row.value(KID) is not None],
-        kid=KID,
+        columns=BY_KEY,
+        baselines=[row for row in baselines if row.situation == by.best.situation],
         number=number,
     )
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
@@ -143,10 +141,17 @@ class Contest:
         return any(run.at("protocol.held_out") == "validation" for run in runs)
 
     def family(self) -> tuple[Row, dict[str, tuple[Mean, float]], int]:
-        """Whom all are compared with; label -> (difference, level of its interval); contrasts.
+        """The comparison of all with the reference, or with the best where there is none.
 
         With the reference as many contrasts count as there are; with the best, which the data
         chose, all pairs.
+
+        Returns:
+            Whom all are compared with; label -> (difference, level of its interval); how many
+            contrasts count.
+
+        Source:
+            Holm 1979 (metrics.bootstrap.told_apart).
         """
         if one := self.reference:
             others = [row for row in self.measured if row not in (one, self.scratch)]
@@ -260,10 +265,11 @@ def steps_sentence(measured: Sequence[Row]) -> str:
 
 
 def two_spreads(row: Row, column: Column) -> tuple[float | None, float | None]:
-    """The standard deviations between subsets and between trainings on one of them.
+    """A nested analysis of variance of drawn subsets and the trainings on them.
 
-    A nested analysis of variance: the first is what is left of the variance of the subsets' means.
-    None where nothing was trained twice.
+    Returns:
+        The standard deviations between subsets, which is what is left of the variance of their
+        means, and between trainings on one of them, None where nothing was trained twice.
     """
     by: dict[object, list[float]] = {}
     for run in row.counted:
