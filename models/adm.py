@@ -20,10 +20,8 @@ def cosine_first_embedding(timestep: Tensor, channels: int) -> Tensor:
     """[B] -> [B, channels]: cosines, then sines, of frequencies 10000^(-k / half), k = 0 .. half -
     1 (Ho: half - 1 in place of half)."""
     half = channels // 2
-    frequency = torch.exp(
-        -math.log(10000) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half
-    )
-    angle = timestep.float()[:, None] * frequency
+    k = torch.arange(half, device=timestep.device, dtype=torch.float32)
+    angle = timestep.float()[:, None] * torch.exp(-math.log(10000) * k / half)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
@@ -85,14 +83,11 @@ class ADMUNet(UNet):
                 "set one of heads (of every attention) and head_channels (the width of a head), "
                 f"and leave the other null; they are {heads} and {head_channels}."
             )
-        self.head_channels, self.timestep_scale, self.resample_blocks = (
-            head_channels,
-            timestep_scale,
-            resample_blocks,
-        )
-        self.block_type = ScaleShiftResBlock if scale_shift else ResBlock
         # plain values, which nn.Module lets stand before its own constructor: the methods that fill
         # the skeleton read them
+        self.head_channels, self.timestep_scale = head_channels, timestep_scale
+        self.resample_blocks = resample_blocks
+        self.block_type = ScaleShiftResBlock if scale_shift else ResBlock
         super().__init__(
             channels,
             multipliers,  # type: ignore[arg-type]
@@ -111,14 +106,15 @@ class ADMUNet(UNet):
     def reset_parameters(self) -> None:
         """torch's own initialization, and zeros in the last layer of every block, of every
         attention and of the network."""
-        modules = list(self.modules())
-        for module in modules:
+        last: list[Any] = [self.conv_out]
+        for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.reset_parameters()
-        last: list[Any] = [m.conv2 for m in modules if isinstance(m, ResBlock)] + [
-            m.out for m in modules if isinstance(m, Attention)
-        ]
-        for layer in [*last, self.conv_out]:
+            elif isinstance(module, ResBlock):
+                last.append(module.conv2)
+            elif isinstance(module, Attention):
+                last.append(module.out)
+        for layer in last:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -145,16 +141,14 @@ class ADMUNet(UNet):
         return width // self.head_channels
 
     def downsample(self, width: int) -> nn.Module:
-        return (
-            self.res_block(width, width, halve) if self.resample_blocks else EvenDownsample(width)
-        )
+        if self.resample_blocks:
+            return self.res_block(width, width, halve)
+        return EvenDownsample(width)
 
     def upsample(self, width: int) -> nn.Module:
-        return (
-            self.res_block(width, width, double)
-            if self.resample_blocks
-            else super().upsample(width)
-        )
+        if self.resample_blocks:
+            return self.res_block(width, width, double)
+        return super().upsample(width)
 
     def embed_timestep(self, timestep: Tensor) -> Tensor:
         return cosine_first_embedding(timestep * self.timestep_scale, self.channels)

@@ -47,11 +47,8 @@ def _initialized(layer, scale):
 def timestep_embedding(timestep: Tensor, channels: int) -> Tensor:
     """[B] -> [B, channels]: sines, then cosines, of frequencies 1 .. 1/10000, as in Ho's code."""
     half = channels // 2
-    frequency = torch.exp(
-        torch.arange(half, device=timestep.device, dtype=torch.float32)
-        * (-math.log(10000) / (half - 1))
-    )
-    angle = timestep.float()[:, None] * frequency
+    k = torch.arange(half, device=timestep.device, dtype=torch.float32)
+    angle = timestep.float()[:, None] * torch.exp(k * (-math.log(10000) / (half - 1)))
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -84,9 +81,8 @@ class Sum(NamedTuple):
     branch: Tensor | None = None
     bias: Tensor | None = None
 
-    def total(
-        self,
-    ) -> Tensor:  # no property: torch.compile before 2.13 may not trace those of a tuple
+    # no property: torch.compile before 2.13 may not trace those of a tuple
+    def total(self) -> Tensor:
         total = self.x if self.branch is None else self.x + self.branch
         # as autocast's convolution casts it
         return total if self.bias is None else total + self.bias.to(total.dtype)[:, None, None]

@@ -4,7 +4,7 @@ resolution on both ways, and up.0 runs last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,10 +82,18 @@ class UNet(nn.Module):
         self.dropout, self.heads, self.groups = dropout, heads, groups
         widths = [int(channels * m) for m in multipliers]
         self._check(widths, blocks, attention_levels)
-        self.multiple = 2 ** (len(widths) - 1)
+        last = len(widths) - 1
+        self.multiple = 2**last
 
-        def attention(level, width):
-            return self.attention(width) if level in attention_levels else nn.Identity()
+        def level(k: int, inputs: list[int], **change: Callable[[int], nn.Module]) -> Level:
+            """Level k with a block for each width that comes in, and what changes the size."""
+            width = widths[k]
+            make = self.attention if k in attention_levels else nn.Identity
+            return Level(
+                [self.res_block(w, width) for w in inputs],
+                [make(width) for _ in inputs],
+                **{name: resample(width) for name, resample in change.items()},
+            )
 
         self.time_mlp = nn.Sequential(
             linear(channels, 4 * channels), nn.SiLU(), linear(4 * channels, 4 * channels)
@@ -95,47 +103,29 @@ class UNet(nn.Module):
         width = self.first_width(widths)
         self.conv_in = conv(in_channels, width, 3)
         skips, self.down = [width], nn.ModuleList()
-        for level, target in enumerate(widths):
-            inputs = [width] + [target] * (blocks - 1)
-            last = level == len(widths) - 1
-            self.down.append(
-                Level(
-                    [self.res_block(w, target) for w in inputs],
-                    [attention(level, target) for _ in inputs],
-                    **({} if last else {"downsample": self.downsample(target)}),
-                )
-            )
-            skips += [target] * (blocks + (not last))
+        for k, target in enumerate(widths):
+            change = {"downsample": self.downsample} if k < last else {}
+            self.down.append(level(k, [width] + [target] * (blocks - 1), **change))
+            skips += [target] * (blocks + len(change))
             width = target
         self.mid = Level(
             [self.res_block(width, width), self.res_block(width, width)], [self.attention(width)]
         )
-        levels = []
-        for level, target in reversed(list(enumerate(widths))):
-            inputs = [skips.pop() + (width if k == 0 else target) for k in range(blocks + 1)]
-            levels.append(
-                Level(
-                    [self.res_block(w, target) for w in inputs],
-                    [attention(level, target) for _ in inputs],
-                    **({"upsample": self.upsample(target)} if level else {}),
-                )
-            )
-            width = target
-        self.up = nn.ModuleList(reversed(levels))
+        self.up = nn.ModuleList()
+        for k in range(last, -1, -1):
+            change = {"upsample": self.upsample} if k else {}
+            streams = [width] + [widths[k]] * blocks
+            self.up.insert(0, level(k, [w + skips.pop() for w in streams], **change))
+            width = widths[k]
         self.norm_out = JoiningNorm(groups, width, self.EPS)
         self.conv_out = conv(width, out_channels, 3, scale=NEAR_ZERO)
-        # no second name for any of them
-        self.res_blocks = tuple(block for block in self._in_order() if isinstance(block, ResBlock))
-
-    def _in_order(self) -> Iterator[nn.Module]:
-        """What stands in the place of a residual block, as it runs."""
-        for level in [*self.down, self.mid, *reversed(self.up)]:
-            yield from level.block
-            yield from (
-                module
-                for name, module in level.named_children()
-                if name in ("downsample", "upsample")
-            )
+        # as they run; no second name for any of them
+        self.res_blocks = tuple(
+            module
+            for part in [*self.down, self.mid, *reversed(self.up)]
+            for module in part.modules()
+            if isinstance(module, ResBlock)
+        )
 
     def first_width(self, widths: Sequence[int]) -> int:
         """Of conv_in."""
@@ -171,15 +161,17 @@ class UNet(nn.Module):
             raise ValueError(
                 "multipliers must have at least one level and blocks be at least one block a level."
             )
-        if bad := [w for w in [self.first_width(widths), *widths] if w % self.groups]:
-            raise ValueError(
-                f"every width must be divisible by groups={self.groups}, and {bad[0]} is not: "
-                "change channels or groups."
-            )
-        if bad := [level for level in attention_levels if not 0 <= level < len(widths)]:
-            raise ValueError(
-                f"attention_levels: there is no level {bad[0]}, they are 0 to {len(widths) - 1}."
-            )
+        for width in [self.first_width(widths), *widths]:
+            if width % self.groups:
+                raise ValueError(
+                    f"every width must be divisible by groups={self.groups}, and {width} is not: "
+                    "change channels or groups."
+                )
+        for level in attention_levels:
+            if not 0 <= level < len(widths):
+                raise ValueError(
+                    f"attention_levels: there is no level {level}, they are 0 to {len(widths) - 1}."
+                )
         if self.channels % 2 or self.channels < 4:
             raise ValueError(
                 f"channels must be even and at least 4 for the time embedding, not {self.channels}."
@@ -190,11 +182,9 @@ class UNet(nn.Module):
         time = self.time_mlp(self.embed_timestep(timestep).to(self.conv_in.weight.dtype))
         if self.classes:
             label = condition.get("label")
-            time = time + self.class_embedding(
-                torch.full_like(timestep, self.classes, dtype=torch.long)
-                if label is None
-                else label
-            )
+            if label is None:
+                label = torch.full_like(timestep, self.classes, dtype=torch.long)
+            time = time + self.class_embedding(label)
         return F.silu(time)
 
     def time_terms(self, timestep: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
@@ -204,10 +194,11 @@ class UNet(nn.Module):
         return [block.time_proj(time) for block in self.res_blocks]
 
     def forward(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
+        H, W = x.shape[-2:]
+        if H % self.multiple or W % self.multiple:
             raise ValueError(
-                f"images of {x.shape[-2]}x{x.shape[-1]}: with {len(self.down)} levels, height and "
-                f"width must be divisible by {self.multiple}; set data.size to such a size."
+                f"images of {H}x{W}: with {len(self.down)} levels, height and width must be "
+                f"divisible by {self.multiple}; set data.size to such a size."
             )
         return self.run(x, self.time_terms(timestep, condition))
 
@@ -218,17 +209,18 @@ class UNet(nn.Module):
         h = Sum(self.conv_in(x.contiguous(memory_format=torch.channels_last)))
         skips = []
         for level in self.down:
-            for block, attention in zip(level.block, level.attention, strict=True):
+            for block, attention in zip(level.block, level.attention):
                 x, h = self._unit(block, attention, h, time[block])
                 skips.append(x)
             if hasattr(level, "downsample"):
                 x, h = self._unit(level.downsample, same_size, h, time.get(level.downsample))
                 skips.append(x)
-        x, h = self._unit(self.mid.block[0], self.mid.attention[0], h, time[self.mid.block[0]])
+        first, last = self.mid.block
+        x, h = self._unit(first, self.mid.attention[0], h, time[first])
         skips.append(x)
-        _, h = self.mid.block[1](h, time[self.mid.block[1]])
+        _, h = last(h, time[last])
         for level in reversed(self.up):
-            for block, attention in zip(level.block, level.attention, strict=True):
+            for block, attention in zip(level.block, level.attention):
                 _, h = self._unit(block, attention, h, time[block], skips.pop())
             if hasattr(level, "upsample"):
                 _, h = self._unit(level.upsample, same_size, h, time.get(level.upsample))
@@ -244,14 +236,10 @@ class UNet(nn.Module):
             x, h = block(h, *inputs)
             return x, attention(h)
 
+        def of_tensors(x, *inputs):
+            return through(Sum(x), *inputs)[1].total()
+
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return through(h, *inputs)
         x = h.total()  # between checkpoints stands one tensor
-        return x, Sum(
-            checkpoint(
-                lambda x, *inputs: through(Sum(x), *inputs)[1].total(),
-                x,
-                *inputs,
-                use_reentrant=False,
-            )
-        )
+        return x, Sum(checkpoint(of_tensors, x, *inputs, use_reentrant=False))

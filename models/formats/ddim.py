@@ -41,8 +41,7 @@ def weights_of(checkpoint: Any, ema: bool = True) -> dict[str, Tensor]:
     """The state dict in a loaded file, without "module."; of a list the average, if it was kept and
     ema asks for it. Empty if none."""
     if isinstance(checkpoint, list | tuple) and checkpoint:
-        averaged = ema and len(checkpoint) > 4
-        checkpoint = checkpoint[-1] if averaged else checkpoint[0]
+        checkpoint = checkpoint[-1 if ema and len(checkpoint) > 4 else 0]
     if not isinstance(checkpoint, Mapping):
         return {}
     return {
@@ -96,11 +95,7 @@ def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
         raise UserError(
             "not a checkpoint of DDIM's code: neither a state dict nor a list that begins with one."
         )
-    expected = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in network.state_dict().items()
-    }
-    misfit.check_fit(state, to_ddim(expected), settings, "model.dropout")
+    misfit.check_fit(state, network, to_ddim, settings, "model.dropout")
 
 
 def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:

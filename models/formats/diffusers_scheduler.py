@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,8 @@ from runtime.build import check_arguments
 from runtime.errors import UserError, near
 
 Node = dict[str, Any]
-MOST_STEPS = (
-    1_000_000  # of a process; a longer one is a mistake in the file, and would fill the memory
-)
+# of a process; a longer one is a mistake in the file, and would fill the memory
+MOST_STEPS = 1_000_000
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +77,7 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
         )
     if "predict_epsilon" in config:  # before diffusers 0.10
         config = {"prediction_type": "epsilon" if config["predict_epsilon"] else "sample", **config}
-    known = {key: config[key] for key in (f.name for f in fields(SchedulerConfig)) if key in config}
+    known = {f.name: config[f.name] for f in fields(SchedulerConfig) if f.name in config}
     if config.get("variance_type") is None:  # of DPM-Solver
         known.pop("variance_type", None)
     check_arguments(SchedulerConfig, known, [], where)
@@ -85,10 +85,9 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
     if scheduler.variance_type == "learned":
         raise UserError(
             f'{where}: variance_type="learned": diffusers takes the output for the variance '
-            "itself and not for its log, as Ho "
-            "et al. do, so that it may come out negative. There is no such variance here; "
-            'there is "learned_range", if that '
-            "is what the network was trained with."
+            "itself and not for its log, as Ho et al. do, so that it may come out negative. There "
+            'is no such variance here; there is "learned_range", if that is what the network was '
+            "trained with."
         )
     for key, names in (("prediction_type", PARAMETERIZATIONS), ("variance_type", VARIANCES)):
         if (value := getattr(scheduler, key)) not in names:
@@ -96,7 +95,7 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
                 f"{where}: {key}={json.dumps(value)}: there is no such {key} here; "
                 f"{near(str(value), names)}"
             )
-    _say_how_it_samples(scheduler, config, where)
+    _say_how_it_samples(scheduler, where)
     return {
         "schedule": _schedule(scheduler, where),
         "variance": node("variance", VARIANCES[scheduler.variance_type]),
@@ -106,54 +105,49 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
 
 def _schedule(scheduler: SchedulerConfig, where: str) -> Node:
     steps, start, end = scheduler.num_train_timesteps, scheduler.beta_start, scheduler.beta_end
+    kind, betas = scheduler.beta_schedule, scheduler.trained_betas
     if not 1 <= steps <= MOST_STEPS or not (0 < start < 1 and 0 < end <= 1):
         raise UserError(
             f"{where}: num_train_timesteps={steps}, beta_start={start}, beta_end={end}: there "
             f"must be 1 to {MOST_STEPS} steps, with betas between 0 and 1."
         )
-    if scheduler.trained_betas is not None:
-        if len(scheduler.trained_betas) != steps:
+    if betas is not None:
+        if len(betas) != steps:
             raise UserError(
-                f"{where}: {len(scheduler.trained_betas)} trained_betas, but "
-                f"num_train_timesteps={steps}."
+                f"{where}: {len(betas)} trained_betas, but num_train_timesteps={steps}."
             )
-        found = node("schedule", "from_betas", betas=list(scheduler.trained_betas))
-    elif scheduler.beta_schedule in SCHEDULES:
-        found = SCHEDULES[scheduler.beta_schedule](steps, start, end)
+        found = node("schedule", "from_betas", betas=list(betas))
+    elif kind in SCHEDULES:
+        found = SCHEDULES[kind](steps=steps, beta_start=start, beta_end=end)
     else:
         raise UserError(
-            f"{where}: beta_schedule={json.dumps(scheduler.beta_schedule)}: no such schedule here; "
-            f"{near(scheduler.beta_schedule, SCHEDULES)} Any other can be written out as "
-            "trained_betas."
+            f"{where}: beta_schedule={json.dumps(kind)}: no such schedule here; "
+            f"{near(kind, SCHEDULES)} Any other can be written out as trained_betas."
         )
-    return (
-        node("schedule", "zero_terminal", schedule=found)
-        if scheduler.rescale_betas_zero_snr
-        else found
-    )
+    if scheduler.rescale_betas_zero_snr:
+        return node("schedule", "zero_terminal", schedule=found)
+    return found
 
 
-def _sigmoid(steps: int, start: float, end: float) -> Node:
+def _cosine(steps: int, **_: float) -> Node:
+    return node("schedule", "cosine", steps=steps, offset=0.008, max_beta=0.999)
+
+
+def _sigmoid(steps: int, beta_start: float, beta_end: float) -> Node:
     """Theirs is GeoDiff's, betas along a sigmoid from -6 to 6; ours is alpha_bar along one."""
-    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, steps))) * (end - start) + start
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, steps))) * (beta_end - beta_start) + beta_start
     return node("schedule", "from_betas", betas=betas.tolist())
 
 
-SCHEDULES: dict[str, Callable[[int, float, float], Node]] = {
-    "linear": lambda steps, start, end: node(
-        "schedule", "linear", steps=steps, beta_start=start, beta_end=end
-    ),
-    "scaled_linear": lambda steps, start, end: node(
-        "schedule", "scaled_linear", steps=steps, beta_start=start, beta_end=end
-    ),
-    "squaredcos_cap_v2": lambda steps, start, end: node(
-        "schedule", "cosine", steps=steps, offset=0.008, max_beta=0.999
-    ),
+SCHEDULES: dict[str, Callable[..., Node]] = {
+    "linear": partial(node, "schedule", "linear"),
+    "scaled_linear": partial(node, "schedule", "scaled_linear"),
+    "squaredcos_cap_v2": _cosine,
     "sigmoid": _sigmoid,
 }
 
 
-def _say_how_it_samples(scheduler: SchedulerConfig, config: dict[str, Any], where: str) -> None:
+def _say_how_it_samples(scheduler: SchedulerConfig, where: str) -> None:
     if scheduler.thresholding:
         log.warning(
             "%s: thresholding=true: there is no dynamic thresholding here; x0 is clipped to "
@@ -169,9 +163,9 @@ def _say_how_it_samples(scheduler: SchedulerConfig, config: dict[str, Any], wher
         )
     if not scheduler.clip_sample:
         log.warning("%s: clip_sample=false: sampler.clip=false samples as it does.", where)
-    if config.get("timestep_spacing", "leading") != "leading":
+    if (spacing := scheduler.timestep_spacing) != "leading":
         log.info(
             "%s: timestep_spacing=%s: choose spacing=trailing or such; it is not read from there.",
             where,
-            scheduler.timestep_spacing,
+            spacing,
         )

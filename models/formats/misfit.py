@@ -6,42 +6,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
 SHOWN = 3  # names of each kind
-# a state dict -> the constructor's arguments that its shapes show
-Settings = Callable[[Mapping[str, Tensor]], dict[str, Any]]
+State = Mapping[str, Tensor]
 
 
 def check_fit(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], settings: Settings, unseen: str
+    state: State,
+    network: nn.Module,
+    renamed: Callable[[State], State],
+    settings: Callable[[State], dict[str, Any]],
+    unseen: str,
 ) -> None:
-    """Raises UserError unless both have the same names and shapes. expected: the network's, under
-    the checkpoint's names; on the meta device is enough. unseen: the settings that no shape shows,
-    for the message."""
-    found, wanted = (
-        {name: list(tensor.shape) for name, tensor in tensors.items()}
-        for tensors in (state, expected)
-    )
+    """Raises UserError unless a checkpoint has the names and shapes of the network.
+
+    Args:
+        renamed: gives the network's tensors the checkpoint's names.
+        settings: the constructor's arguments that the shapes of such tensors show.
+        unseen: the settings that no shape shows, for the message.
+    """
+    empty = {name: torch.empty_like(t, device="meta") for name, t in network.state_dict().items()}
+    expected = renamed(empty)
+    found, wanted = _shapes(state), _shapes(expected)
     if found != wanted:
+        lines = _settings_that_differ(state, expected, settings, unseen)
         raise UserError(
             "\n".join(
-                [
-                    "the checkpoint does not fit the network.",
-                    *_settings_that_differ(state, expected, settings, unseen),
-                    *_differences(found, wanted),
-                ]
+                ["the checkpoint does not fit the network.", *lines, *_differences(found, wanted)]
             )
         )
 
 
+def _shapes(state: State) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in state.items()}
+
+
 def some(items: list[str]) -> str:
     """The first few, and how many more."""
-    return ", ".join(items[:SHOWN]) + (
-        f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    )
+    more = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def whole(ratio: float) -> int | float:
@@ -50,7 +57,7 @@ def whole(ratio: float) -> int | float:
 
 
 def _settings_that_differ(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], settings: Settings, unseen: str
+    state: State, expected: State, settings: Callable[[State], dict[str, Any]], unseen: str
 ) -> Iterator[str]:
     try:
         theirs = settings(state)
@@ -72,18 +79,14 @@ def _settings_that_differ(
 
 
 def _override(name: str, theirs: dict[str, Any]) -> str:
-    value = theirs[name]
+    value, channels = theirs[name], theirs["in_channels"]
     if name == "out_channels":  # the builder's, who follows the variance
-        choice = (
-            "variance=learned_range"
-            if value == 2 * theirs["in_channels"]
-            else "variance=fixed_large, or another that is fixed"
-        )
-        return f"{choice}: {value} output channels for an image of {theirs['in_channels']}"
+        learned = value == 2 * channels
+        choice = "learned_range" if learned else "fixed_large, or another that is fixed"
+        return f"variance={choice}: {value} output channels for an image of {channels}"
     if name == "in_channels":
-        return f"data.channels={value}" + (
-            " (or it is an upsampler, which no network here is)" if value == 6 else ""
-        )
+        upsampler = " (or it is an upsampler, which no network here is)" if value == 6 else ""
+        return f"data.channels={value}{upsampler}"
     return f"model.{name}={_yaml(value)}"
 
 

@@ -11,6 +11,7 @@ class.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -50,11 +51,8 @@ UNSEEN = "model.heads or model.head_channels, model.timestep_scale and the atten
 def is_openai(checkpoint: Any) -> bool:
     """Whether a loaded file is a state dict with the names of improved-diffusion and
     guided-diffusion."""
-    return (
-        isinstance(checkpoint, Mapping)
-        and "time_embed.0.weight" in checkpoint
-        and "input_blocks.0.0.weight" in checkpoint
-    )
+    marks = {"time_embed.0.weight", "input_blocks.0.0.weight"}
+    return isinstance(checkpoint, Mapping) and marks <= checkpoint.keys()
 
 
 def from_openai(
@@ -180,11 +178,7 @@ def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
             "the checkpoint has no output_blocks: it is a classifier (as 64x64_classifier.pt "
             "is) and not a diffusion model."
         )
-    expected = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in network.state_dict().items()
-    }
-    misfit.check_fit(state, to_openai(expected, network), settings, UNSEEN)
+    misfit.check_fit(state, network, partial(to_openai, network=network), settings, UNSEEN)
 
 
 def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:

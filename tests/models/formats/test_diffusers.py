@@ -42,7 +42,7 @@ from config.run_config import RunConfig
 from diffusion.guidance import clip_x0
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
-from models.formats.diffusers import _multipliers, read_folder
+from models.formats.diffusers import _multiplier, read_folder
 from models.formats.diffusers_scheduler import read_scheduler
 from runtime.build import build
 from runtime.errors import UserError
@@ -515,7 +515,7 @@ def test_damaged_folders(edited, tmp_path):
     with pytest.raises(UserError, match=r"no diffusion_pytorch_model.safetensors.*fp16"):
         load_weights(path)
     (tmp_path / "unet" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="config.json is damaged"):
         load_weights(path)
     (tmp_path / "unet" / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config.json of a UNet"):
@@ -526,7 +526,7 @@ def test_every_width_is_hit():
     """int(channels * multiplier) is the width, also where the quotient falls short of it."""
     pairs = [(c, w) for c in range(8, 400, 8) for w in range(8, 1200, 8)]
     assert any(int(c * (w / c)) != w for c, w in pairs)
-    assert all(int(c * _multipliers([c, w], whole=False, where="")[1]) == w for c, w in pairs)
+    assert all(int(c * _multiplier(w, c)) == w for c, w in pairs)
 
 
 def test_a_padding_that_nothing_has_is_not_asked_for(tmp_path):
