@@ -3,9 +3,9 @@ new or dropped, in a table."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from config.run_config import RunConfig
 from config.sections import SourceSettings
 from runtime.errors import UserError
 from runtime.seeds import generator
-from transfer.name_patterns import check_pattern
+from transfer.name_patterns import checked_matches
 
 
 def values(source: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,6 +40,7 @@ def draws(settings: SourceSettings) -> bool:
 
 NOT_INCLUDED = "not in source.include"
 TOO_DEEP = "beyond source.depth"
+FOLDED = "the target has no classes: its null row is added to time_mlp.2.bias"
 AT_ZERO = "the source has no classes: zero, so that the network starts as the source"
 TABLE = "class_embedding.weight"
 TIME_BIAS = "time_mlp.2.bias"  # of what a row of the table is added to
@@ -72,6 +73,7 @@ def levels_of(names: Collection[str]) -> int:
 DRAWN = "at random, by source.copy"
 COPIED = ("loaded", "resized")
 STATUSES = (*COPIED, "drawn", "new", "folded", "dropped")
+USUAL = (*COPIED, "new", "dropped")  # which the log counts also where there is none
 
 
 class Fit(NamedTuple):
@@ -126,26 +128,22 @@ def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resize
     n_source, n_target, _ = ends
     if source.shape[1:] != target.shape[1:] or len(source) % n_source or len(target) % n_target:
         return None
-    halves, wanted, how = source.unflatten(0, (-1, n_source)), len(target) // n_target, []
+    halves = source.unflatten(0, (-1, n_source))  # [1 or 2, n_source, ...]
+    known, wanted, how = len(halves), len(target) // n_target, []
     if n_target == 1 < n_source:
-        halves, how = halves.mean(1, keepdim=True), [f"mean over {n_source} output channels"]
+        halves = halves.mean(1, keepdim=True)
+        how.append(f"mean over {n_source} output channels")
     elif n_target != n_source:
-        halves, how = (
-            halves[:, torch.arange(n_target) % n_source],
-            [f"output channels repeated {n_source} -> {n_target}"],
-        )
-    if wanted > len(halves):
-        halves, how = (
-            torch.cat([halves, torch.zeros_like(halves)]),
-            [*how, "the variance's half starts at zero"],
-        )
-    elif wanted < len(halves):
-        halves, how = halves[:wanted], [*how, "the variance's half left out"]
-    return Resized(
-        halves.flatten(0, 1),
-        ", ".join(how),
-        n_target > n_source or wanted > len(source) // n_source,
-    )
+        halves = halves[:, torch.arange(n_target) % n_source]
+        how.append(f"output channels repeated {n_source} -> {n_target}")
+    if wanted > known:
+        halves = torch.cat([halves, torch.zeros_like(halves)])
+        how.append("the variance's half starts at zero")
+    elif wanted < known:
+        halves = halves[:wanted]
+        how.append("the variance's half left out")
+    alike = n_target > n_source or wanted > known
+    return Resized(halves.flatten(0, 1), ", ".join(how), alike)
 
 
 def resize_class_table(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
@@ -156,10 +154,8 @@ def resize_class_table(source: Tensor, target: Tensor, ends: Ends) -> Resized | 
     classes, null = source[:-1], source[-1:]
     kept = classes[: ends.kept]
     new = classes.mean(0, keepdim=True).expand(len(target) - 1 - len(kept), -1)
-    how = (
-        f"mean of {len(classes)} classes; {f'{len(kept)} of them and ' if len(kept) else ''}null "
-        "kept"
-    )
+    also = f"{len(kept)} of them and " if len(kept) else ""
+    how = f"mean of {len(classes)} classes; {also}null kept"
     return Resized(torch.cat([new, kept, null]), how, True)
 
 
@@ -179,57 +175,42 @@ def fit(
     kept: int = 0,
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], list[Fit]]:
-    """Source weights in the target's shapes -> (a full state dict for the target, the table of what
-    became of each tensor).
+    """A source's weights in the shapes of a target.
 
-    target: its freshly initialized state, which stays where nothing is copied. kept: classes of the
-    source that stay in the class table. seed: of what settings.copy draws. Raises UserError where
-    no weight fits or a pattern of include matches none.
+    Args:
+        target: its freshly initialized state, which stays where nothing is copied.
+        kept: classes of the source that stay in the class table.
+        seed: of what settings.copy draws.
+    Returns:
+        A full state dict for the target, and what became of each tensor.
+    Raises:
+        UserError: where no weight fits or a pattern of include matches none.
     """
-    for pattern in settings.include:
-        check_pattern(pattern, list(target), "source.include")
-    levels = levels_of(target)
-    if settings.depth is not None and not 0 <= settings.depth <= 2 * levels + 2:
-        raise UserError(
-            f"source.depth={settings.depth}: this network has the parts 0 (conv_in, the embedding "
-            f"of time) to {2 * levels + 2} (norm_out, conv_out), and null copies all."
-        )
-    if (
-        folds := TABLE in source
-        and TABLE not in target
-        and TIME_BIAS in source
-        and not draws(settings)
-    ):
+    left_out = _left_out(list(target), settings)
+    draw = settings.copy if draws(settings) else None
+    folds = {TABLE, TIME_BIAS} <= source.keys() and TABLE not in target and not draw
+    if folds:
         source = with_null_row(source)
-    state, rows = dict(target), []
-    ends = Ends(_image_channels(source), _image_channels(target), kept)
+    state, rows = {}, []
+    ends = Ends(source["conv_in.weight"].shape[1], target["conv_in.weight"].shape[1], kept)
     for name, tensor in target.items():
-        if left_out := _left_out(name, settings, levels):
-            rows.append(Fit(name, "new", left_out))
-            continue
-        value, row = _fit_one(name, source.get(name), tensor, ends)
-        if value is not None and settings.copy and row.status in COPIED and draws(settings):
-            value = settings.copy(value, generator(seed, "copy", name))
-            row = Fit(name, "drawn", DRAWN)
+        if name in left_out:
+            value, row = tensor, Fit(name, "new", left_out[name])
+        else:
+            value, row = _fit_one(name, source.get(name), tensor, ends)
+        if draw and row.status in COPIED:
+            value, row = draw(value, generator(seed, "copy", name)), Fit(name, "drawn", DRAWN)
+        state[name] = value.to(tensor.dtype)
         rows.append(row)
-        if value is not None:
-            state[name] = value.to(tensor.dtype)
-    folded = folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows)
-    rows += [
-        Fit(name, "folded", f"the target has no classes: its null row is added to {TIME_BIAS}")
-        if folded and name == TABLE
-        else Fit(name, "dropped", "the target has no such tensor")
+    _check_some_fit(rows, target)
+    gone = {
+        name: Fit(name, "dropped", "the target has no such tensor")
         for name in source
         if name not in target
-    ]
-    wanted = [row for row in rows if row.name in target and row.how not in (NOT_INCLUDED, TOO_DEEP)]
-    weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
-    if weights and all(row.status == "new" for row in weights):
-        raise UserError(
-            "source.from: no weight of the source fits the target network; their architectures "
-            "differ. Set model=... to the source's."
-        )
-    return state, rows
+    }
+    if folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows):
+        gone[TABLE] = Fit(TABLE, "folded", FOLDED)
+    return state, [*rows, *gone.values()]
 
 
 def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
@@ -241,61 +222,66 @@ def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
     return rows
 
 
-def _image_channels(weights: dict[str, Tensor]) -> int:
-    return weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0
-
-
 def with_null_row(source: dict[str, Tensor]) -> dict[str, Tensor]:
     """A network without classes that answers as this one does to the null class: what embeds time
     has the null row in its last bias, to which the row is added in UNet.embed."""
     return source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
 
 
-def _left_out(name: str, settings: SourceSettings, levels: int) -> str | None:
-    if not any(fnmatchcase(name, pattern) for pattern in settings.include):
-        return NOT_INCLUDED
-    return (
-        TOO_DEEP if settings.depth is not None and depth_of(name, levels) > settings.depth else None
-    )
+def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
+    """The tensors that are not to be copied, and why."""
+    included = checked_matches(settings.include, names, "source.include")
+    levels = levels_of(names)
+    last = 2 * levels + 2
+    depth = last if settings.depth is None else settings.depth
+    if not 0 <= depth <= last:
+        raise UserError(
+            f"source.depth={depth}: this network has the parts 0 (conv_in, the embedding of time) "
+            f"to {last} (norm_out, conv_out), and null copies all."
+        )
+    too_deep = {name: TOO_DEEP for name in names if depth_of(name, levels) > depth}
+    return too_deep | dict.fromkeys(set(names) - set(included), NOT_INCLUDED)
 
 
-def _fit_one(
-    name: str, source: Tensor | None, target: Tensor, ends: Ends
-) -> tuple[Tensor | None, Fit]:
+def _check_some_fit(rows: Sequence[Fit], target: dict[str, Tensor]) -> None:
+    wanted = [row for row in rows if row.how not in (NOT_INCLUDED, TOO_DEEP)]
+    weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
+    if weights and all(row.status == "new" for row in weights):
+        raise UserError(
+            "source.from: no weight of the source fits the target network; their architectures "
+            "differ. Set model=... to the source's."
+        )
+
+
+def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tuple[Tensor, Fit]:
+    """The source's tensor in the target's shape, or else the target's own; what became of it."""
     if source is None and name == TABLE:
         return torch.zeros_like(target), Fit(name, "new", AT_ZERO, alike=True)
     if source is None:
-        return None, Fit(name, "new", "the source has no such tensor")
+        return target, Fit(name, "new", "the source has no such tensor")
     if source.shape == target.shape:
         return source, Fit(name, "loaded", "")
     shapes = f"{list(source.shape)} -> {list(target.shape)}"
-    known = name in RESIZE and ends.source and ends.target and source.ndim == target.ndim
+    known = name in RESIZE and source.ndim == target.ndim
     resized = RESIZE[name](source, target, ends) if known else None
     if resized is None:
-        return None, Fit(name, "new", f"shapes differ: {shapes}")
+        return target, Fit(name, "new", f"shapes differ: {shapes}")
     return resized.value, Fit(name, "resized", f"{resized.how}, {shapes}", resized.alike)
 
 
 def summary(rows: Sequence[Fit]) -> str:
     """A line of counts, then what was not simply loaded; tensors of one part that share their fate
     share a line."""
-    counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
-    lines: dict[tuple[str, str, str], list[str]] = {}
+    counts = Counter(row.status for row in rows)
+    told = [
+        f"{counts[status]} {status}" for status in STATUSES if counts[status] or status in USUAL
+    ]
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != "loaded":
-            lines.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
-    return "\n".join(
-        [
-            "source weights: "
-            + ", ".join(
-                f"{n} {status}"
-                for status, n in counts.items()
-                if n or status not in ("drawn", "folded")
-            ),
-            *(
-                f"  {status} "
-                f"{names[0] if len(names) == 1 else f'{part}.* ({len(names)} tensors)'}: {how}"
-                for (status, part, how), names in lines.items()
-            ),
-        ]
-    )
+            groups.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
+    lines = [f"source weights: {', '.join(told)}"]
+    for (status, part, how), names in groups.items():
+        tensors = names[0] if len(names) == 1 else f"{part}.* ({len(names)} tensors)"
+        lines.append(f"  {status} {tensors}: {how}")
+    return "\n".join(lines)

@@ -9,7 +9,6 @@ in `down.1.attention.0.qkv.weight.lora.up`. The kinds are lora, scale, spectral 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from models.formats.diffusers import check_same
 from runtime.errors import UserError
 from runtime.seeds import generator
-from transfer.name_patterns import check_pattern
+from transfer.name_patterns import checked_matches
 
 WHERE = "transfer.inject"
 Layer = Any  # a module with a weight; where it cannot have what is put on it, `on` says so
@@ -58,12 +57,16 @@ class Injection(Protocol):
         """For one layer. Raises ValueError where it cannot be put there."""
 
 
-def matrix_shape(layer: Layer) -> tuple[int, int]:
-    """Rows and columns of the weight as a matrix: [out, in] of a linear layer, [out, in k k] of a
-    convolution."""
+def matrix_shape(layer: Layer, branches: int = 1) -> tuple[int, int]:
+    """Rows and columns of the weight as a matrix, [out, in] of a linear layer and [out, in k k] of
+    a convolution; or of each of the matrices that it stacks, as many as branches. Raises ValueError
+    where it is none."""
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError("only the weights of linear layers and convolutions can have it.")
-    return layer.weight.shape[0], layer.weight[0].numel()
+    rows = layer.weight.shape[0]
+    if rows % branches:
+        raise ValueError(f"its {rows} outputs are not branches={branches} matrices.")
+    return rows // branches, layer.weight[0].numel()
 
 
 def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -> None:
@@ -79,9 +82,7 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
             except ValueError as error:
                 raise UserError(f"{WHERE}: {type(injection).__name__} on {name}: {error}") from None
             for tensor in injection.tensors:
-                if is_parametrized(layer, tensor) and new.kind in (
-                    old.kind for old in _chains(layer)[tensor]
-                ):
+                if any(old.kind == new.kind for old in _chains(layer).get(tensor, ())):
                     raise UserError(
                         f"{WHERE}: {name} is named by two injections of the kind {new.kind}; it "
                         "can have one."
@@ -96,11 +97,7 @@ def _layers(
     injected."""
     whole = len(injection.tensors) > 1
     known = list(dict.fromkeys(name.rpartition(".")[0] for name in names)) if whole else names
-    for pattern in injection.patterns:
-        check_pattern(pattern, known, WHERE)
-    matched = [
-        name for name in known if any(fnmatchcase(name, pattern) for pattern in injection.patterns)
-    ]
+    matched = checked_matches(injection.patterns, known, WHERE)
     for name in tqdm(
         matched, desc=f"injecting {type(injection).__name__}", unit="layer", delay=2, leave=False
     ):
@@ -121,23 +118,18 @@ def parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 def added(network: nn.Module) -> set[str]:
     """The plain names of what was injected."""
-    return {
-        plain
-        for plain, (name, _) in zip(parameters(network), network.named_parameters(), strict=True)
-        if "parametrizations." in name and not name.endswith(".original")
-    }
+    return _names_of(network, [injected for *_, injected in _injected(network)])
 
 
 def undecayed(network: nn.Module) -> set[str]:
     """The plain names of injected parameters that weight decay has to leave alone."""
-    names = zip(parameters(network), network.named_parameters(), strict=True)
-    alone = {
-        id(p)
-        for _, _, injected in _injected(network)
-        if not injected.decays
-        for p in injected.parameters()
-    }
-    return {plain for plain, (_, parameter) in names if id(parameter) in alone}
+    injected = [injected for *_, injected in _injected(network)]
+    return _names_of(network, [f for f in injected if not f.decays])
+
+
+def _names_of(network: nn.Module, injected: Sequence[Injected]) -> set[str]:
+    own = {parameter for f in injected for parameter in f.parameters()}
+    return {name for name, parameter in parameters(network).items() if parameter in own}
 
 
 def _plain(network: nn.Module, name: str) -> str:
@@ -150,22 +142,21 @@ def _plain(network: nn.Module, name: str) -> str:
     if rest == "original":
         return layer + tensor
     index, _, leaf = rest.partition(".")
-    return (
-        f"{layer}{tensor}.{network.get_submodule(f'{layer}{injected}{tensor}.{index}').kind}.{leaf}"
-    )
+    kind = network.get_submodule(f"{layer}{injected}{tensor}.{index}").kind
+    return f"{layer}{tensor}.{kind}.{leaf}"
 
 
-def _chains(layer: nn.Module) -> Any:
+def _chains(layer: nn.Module) -> dict[str, Any]:
     """What is put on each tensor of a layer, by the tensor's name."""
-    return layer.parametrizations
+    return dict(getattr(layer, "parametrizations", {}))
 
 
 def _injected(network: nn.Module) -> Iterator[tuple[str, Tensor, Injected]]:
     """(plain name of a tensor, the original tensor, what is put on it)."""
     for name, layer in network.named_modules():
-        if is_parametrized(layer):
-            for tensor, chain in _chains(layer).items():
-                yield from ((f"{name}.{tensor}", chain.original, injected) for injected in chain)
+        for tensor, chain in _chains(layer).items():
+            for injected in chain:
+                yield f"{name}.{tensor}", chain.original, injected
 
 
 def check(network: nn.Module, trained: Collection[str]) -> None:
@@ -207,7 +198,7 @@ def merge(network: nn.Module) -> nn.Module:
         # copy shares, and removes them from it
         shared = type(layer)
         layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-        for tensor in list(_chains(layer)):
+        for tensor in _chains(layer):
             remove_parametrizations(layer, tensor)
         # what was taken out came back last
         for tensor in [name for name in ("weight", "bias") if name in layer._parameters]:

@@ -7,10 +7,10 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,8 +31,6 @@ from models.layers import (
     timestep_embedding,
     to_channels_last,
 )
-from runtime.content import sha256_of
-from runtime.files import locked, read_checked, write_checked
 from runtime.seeds import derive, generator
 from transfer.context import Start
 
@@ -167,29 +165,17 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
         "source images have the target's size"
     )
     schedule = start.denoiser.schedule
-    key = sha256_of(
-        [
-            "classifier",
-            CLASSIFIER,
-            digest(source),
-            digest(start.target),
-            schedule.alpha_bar.tolist(),
-            steps,
-            start.data.flip,
-            start.seed,
-        ]
-    )[:16]
-    path = start.cache / f"classifier-{key}.safetensors"
-    with locked(path.with_suffix(".lock")):
-        data = read_checked(path)
-        if data is None:
-            data = _train(start, source, steps)
-            write_checked(path, data)
-    content = safetensors.torch.load(data)
-    T, accuracy = schedule.steps, content.pop("accuracy").tolist()
+    images = [digest(source), digest(start.target)]
+    training = [schedule.alpha_bar.tolist(), steps, start.data.flip, start.seed]
+    content = start.measured_once(
+        "classifier",
+        ["classifier", CLASSIFIER, *images, *training],
+        partial(_train, start, source, steps),
+    )
+    levels, accuracy = _levels(schedule.steps), content.pop("accuracy").tolist()
     log.info(
         "classifier of source and target: right on %s of the images it was trained on",
-        ", ".join(f"{a:.0%} at t={t}" for t, a in zip(_levels(T), accuracy, strict=True)),
+        ", ".join(f"{a:.0%} at t={t}" for t, a in zip(levels, accuracy, strict=True)),
     )
     classifier = _untrained(start)
     classifier.load_state_dict(content)
@@ -217,12 +203,12 @@ def _untrained(start: Start) -> Classifier:
         return Classifier(start.target.images.shape[3])
 
 
-def _train(start: Start, source: Dataset, steps: int) -> bytes:
-    """Its tensors and its accuracy, as safetensors."""
-    schedule, device = start.denoiser.schedule, start.denoiser.schedule.alpha_bar.device
-    classifier = to_channels_last(_untrained(start), device)
+def _train(start: Start, source: Dataset, steps: int) -> dict[str, Tensor]:
+    """Its tensors and its accuracy."""
+    schedule = start.denoiser.schedule
+    classifier = to_channels_last(_untrained(start), schedule.alpha_bar.device)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=RATE)
-    is_target = torch.arange(2 * HALF_BATCH, device=device).ge(HALF_BATCH).float()
+    is_target = torch.arange(2 * HALF_BATCH, device=schedule.alpha_bar.device).ge(HALF_BATCH)
     for k in tqdm(range(steps), desc="classifier of source and target", unit="step", delay=2):
         draw = generator(start.seed, "classifier", k)
         x0 = torch.cat([_drawn(data, draw) for data in (source, start.target)])
@@ -230,55 +216,42 @@ def _train(start: Start, source: Dataset, steps: int) -> bytes:
             flip = torch.rand(len(x0), generator=draw) < 0.5
             x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
         t = torch.randint(1, schedule.steps + 1, (len(x0),), generator=draw)
-        log_odds = _of_noisy(classifier, schedule, x0, t, draw, device)
+        log_odds = _of_noisy(classifier, schedule, x0, t, draw)
         optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(log_odds, is_target).backward()
+        F.binary_cross_entropy_with_logits(log_odds, is_target.float()).backward()
         optimizer.step()
-    accuracy = torch.tensor(
-        [_accuracy(classifier, start, source, t, device) for t in _levels(schedule.steps)]
-    )
-    content = {
-        name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()
-    } | {"accuracy": accuracy}
-    return safetensors.torch.save(content)
+    accuracy = [_accuracy(classifier, start, source, t) for t in _levels(schedule.steps)]
+    return classifier.state_dict() | {"accuracy": torch.tensor(accuracy)}
 
 
 def _drawn(data: Dataset, draw: torch.Generator) -> Tensor:
     rows = data.splits["train"]
-    chosen = rows[torch.randint(len(rows), (HALF_BATCH,), generator=draw).numpy()]
-    return to_x0(torch.from_numpy(data.images[chosen]))
+    return _x0(data, rows[torch.randint(len(rows), (HALF_BATCH,), generator=draw).numpy()])
+
+
+def _x0(data: Dataset, rows: np.ndarray) -> Tensor:
+    return to_x0(torch.from_numpy(data.images[rows]))
 
 
 def _of_noisy(
-    classifier: Classifier,
-    schedule: NoiseSchedule,
-    x0: Tensor,
-    t: Tensor,
-    draw: torch.Generator,
-    device: torch.device,
+    classifier: Classifier, schedule: NoiseSchedule, x0: Tensor, t: Tensor, draw: torch.Generator
 ) -> Tensor:
-    x0, t, noise = (x.to(device) for x in (x0, t, torch.randn(x0.shape, generator=draw)))
+    noise = torch.randn(x0.shape, generator=draw)
+    x0, t, noise = (x.to(schedule.alpha_bar.device) for x in (x0, t, noise))
     return classifier(schedule.add_noise(x0, noise, t), t)
 
 
 @torch.no_grad()
-def _accuracy(
-    classifier: Classifier, start: Start, source: Dataset, level: int, device: torch.device
-) -> float:
+def _accuracy(classifier: Classifier, start: Start, source: Dataset, level: int) -> float:
     """At t = level: the mean of the share of source images and of target images that are told
     right."""
     shares = []
     for side, (data, sign) in enumerate(((source, -1), (start.target, 1))):
-        rows, draw, right = (
-            spread(data.splits["train"], JUDGED, data.labels),
-            generator(start.seed, "accuracy", side, level),
-            [],
-        )
-        for chunk in range(0, len(rows), HALF_BATCH):
-            x0 = to_x0(torch.from_numpy(data.images[rows[chunk : chunk + HALF_BATCH]]))
+        rows = spread(data.splits["train"], JUDGED, data.labels)
+        draw, right = generator(start.seed, "accuracy", side, level), []
+        for first in range(0, len(rows), HALF_BATCH):
+            x0 = _x0(data, rows[first : first + HALF_BATCH])
             t = torch.full((len(x0),), level)
-            right.append(
-                _of_noisy(classifier, start.denoiser.schedule, x0, t, draw, device) * sign > 0
-            )
+            right.append(_of_noisy(classifier, start.denoiser.schedule, x0, t, draw) * sign > 0)
         shares.append(torch.cat(right).float().mean().item())
     return sum(shares) / 2

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import safetensors.torch
 from torch import Tensor
 
 from data.dataset import Dataset
 from data.settings import DataSettings
 from diffusion.denoiser import Denoiser, ForwardPass
+from runtime.content import sha256_of
+from runtime.files import locked, read_checked, write_checked
 from transfer.trained_weights import TrainedWeights
 
 
@@ -49,6 +53,20 @@ class Start:
     def frozen(self) -> Denoiser:
         """A copy of the start, which is the source in the target's shape: it never trains."""
         return copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+
+    def measured_once(
+        self, kind: str, decided_by: list[Any], measure: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors that measure() returns, which are kept in the cache under a hash of all that
+        decides them."""
+        path = self.cache / f"{kind}-{sha256_of(decided_by)[:16]}.safetensors"
+        with locked(path.with_suffix(".lock")):
+            data = read_checked(path)
+            if data is None:
+                tensors = {name: x.cpu().contiguous() for name, x in measure().items()}
+                data = safetensors.torch.save(tensors)
+                write_checked(path, data)
+        return safetensors.torch.load(data)
 
     def labels_of(self, source: np.ndarray) -> np.ndarray:
         """The source's labels [N] as the target's network knows them: its kept rows, or the null

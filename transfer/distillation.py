@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from diffusion.denoiser import ForwardPass
 from models.layers import output_of
 from runtime.errors import UserError
 from transfer.context import Penalty, Start
-from transfer.name_patterns import check_pattern
+from transfer.name_patterns import checked_matches
 
 Features = dict[str, Tensor]  # output by the name of its module
 
@@ -71,9 +70,7 @@ def matching(network: nn.Module, layers: Sequence[str]) -> list[str]:
         for name, module in network.named_modules()
         if name and type(module).forward is not nn.Module.forward
     ]
-    for pattern in layers:
-        check_pattern(pattern, running, "layers of FeatureDistillation", "module")
-    return [name for name in running if any(fnmatchcase(name, pattern) for pattern in layers)]
+    return checked_matches(layers, running, "layers of FeatureDistillation", "module")
 
 
 def recorded(

@@ -22,28 +22,17 @@ class LowRank(Injected):
     kind = "lora"
 
     def __init__(
-        self,
-        weight: Tensor,
-        rows: int,
-        columns: int,
-        rank: int,
-        scale: float,
-        branches: int,
-        random: torch.Generator,
+        self, weight: Tensor, rank: int, scale: float, branches: int, random: torch.Generator
     ):
         super().__init__()
         self.scale, self.branches = scale, branches
-        down = nn.init.kaiming_uniform_(
-            torch.empty(branches * rank, columns, device="cpu"), a=math.sqrt(5), generator=random
-        )
+        down = torch.empty(branches * rank, weight[0].numel(), device="cpu")
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=random)
         self.down = nn.Parameter(down.to(weight))
-        self.up = nn.Parameter(weight.new_zeros(rows, rank))
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        B, A = (
-            self.up.unflatten(0, (self.branches, -1)),
-            self.down.unflatten(0, (self.branches, -1)),
-        )
+        B, A = (factor.unflatten(0, (self.branches, -1)) for factor in (self.up, self.down))
         return weight + self.scale * (B @ A).view(weight.shape)
 
 
@@ -66,13 +55,10 @@ class LoRA:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
     def on(self, layer: Layer, random: torch.Generator) -> LowRank:
-        rows, columns = matrix_shape(layer)
-        if rows % self.branches:
-            raise ValueError(f"its {rows} outputs are not branches={self.branches} matrices.")
-        if self.rank > (most := min(rows // self.branches, columns)):
+        if self.rank > (most := min(matrix_shape(layer, self.branches))):
             raise ValueError(
                 f"rank={self.rank} is more than the {most} that the weight itself can have; "
                 "choose a smaller one."
             )
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        return LowRank(layer.weight, rows, columns, self.rank, scale, self.branches, random)
+        return LowRank(layer.weight, self.rank, scale, self.branches, random)

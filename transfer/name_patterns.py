@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from itertools import accumulate
 
 from runtime.errors import UserError, near
 
 
-def check_pattern(pattern: str, names: Sequence[str], where: str, kind: str = "parameter") -> None:
-    """Raises UserError, with near names, where a glob matches none. kind: what they name."""
-    if not any(fnmatchcase(name, pattern) for name in names):
-        prefixes = {
-            ".".join(name.split(".")[:depth])
-            for name in names
-            for depth in range(1, name.count(".") + 1)
-        }
-        raise UserError(
-            f"{where}: {pattern} matches no {kind}; "
-            f"{near(pattern.rstrip('.*'), prefixes | set(names))}"
-        )
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name matches one of some globs."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def checked_matches(
+    patterns: Sequence[str], names: Collection[str], where: str, kind: str = "parameter"
+) -> list[str]:
+    """The names that match one of some globs, in their own order. kind: what they name. Raises
+    UserError, with near names, where a glob matches none."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = set(names)
+            for name in names:
+                known.update(accumulate(name.split("."), "{}.{}".format))
+            raise UserError(
+                f"{where}: {pattern} matches no {kind}; {near(pattern.rstrip('.*'), known)}"
+            )
+    return [name for name in names if matches(name, patterns)]

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -20,9 +19,7 @@ from data.batches import Batches, to_x0
 from data.dataset import Dataset
 from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
-from runtime.content import sha256_of
 from runtime.errors import UserError
-from runtime.files import locked, read_checked, write_checked
 from runtime.seeds import derive, generator
 from transfer.adapt_weights import TABLE
 from transfer.adapters import parameters
@@ -153,47 +150,32 @@ def known_fisher(start: Start, images: Dataset, n: int) -> dict[str, Tensor]:
     """fisher() of the parameters that came from the source, by name, at the start; measured once
     and kept in the cache."""
     batches = Batches(images, 1, False, derive(start.seed, "fisher"))
-    path = start.cache / f"fisher-{_measured_on(start, batches, n)}.safetensors"
-    with locked(path.with_suffix(".lock")):
-        data = read_checked(path)
-        if data is None:
-            # a copy, so that no flag, mode or gradient of the one that trains is touched
-            denoiser = start.frozen()
-            parameters = copied_parameters(denoiser.network, start)
-            total = fisher(
-                denoiser, [w.requires_grad_() for w in parameters.values()], batches, n, start.seed
-            )
-            kept = {name: f.cpu().contiguous() for name, f in zip(parameters, total, strict=True)}
-            data = safetensors.torch.save(kept)
-            write_checked(path, data)
-    return safetensors.torch.load(data)
+
+    def measure() -> dict[str, Tensor]:
+        # a copy, so that no flag, mode or gradient of the one that trains is touched
+        denoiser = start.frozen()
+        w = copied_parameters(denoiser.network, start)
+        for parameter in w.values():
+            parameter.requires_grad_()
+        return dict(zip(w, fisher(denoiser, list(w.values()), batches, n, start.seed)))
+
+    return start.measured_once("fisher", _decided_by(start, batches, n), measure)
 
 
-def _measured_on(start: Start, batches: Batches, n: int) -> str:
-    """A hash of all that decides the numbers: weights, what the network and the rest of the
-    denoiser are, images, triples."""
+def _decided_by(start: Start, batches: Batches, n: int) -> list[Any]:
+    """All that decides the numbers: weights, what the network and the rest of the denoiser are,
+    images, triples."""
     denoiser, content = start.denoiser, hashlib.sha256()
-    for tensor in (
-        *denoiser.network.state_dict().values(),
-        denoiser.schedule.alpha_bar,
-        denoiser.timestep,
-    ):
+    weights = denoiser.network.state_dict().values()
+    for tensor in (*weights, denoiser.schedule.alpha_bar, denoiser.timestep):
         content.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     for k in range(n):
         batch = batches.batch(k)
         content.update(batch.images.numpy().tobytes() + batch.label.numpy().tobytes())
     parts = [[name, *_plain(module)] for name, module in denoiser.named_modules()]
-    return sha256_of(
-        [
-            FISHER,
-            content.hexdigest(),
-            n,
-            start.seed,
-            parts,
-            _plain(denoiser.parameterization),
-            sorted(start.copied),
-        ]
-    )[:16]
+    predicts = _plain(denoiser.parameterization)
+    measured = [FISHER, content.hexdigest(), n, start.seed]
+    return [*measured, parts, predicts, sorted(start.copied)]
 
 
 def _plain(part: Any) -> list[Any]:

@@ -3,11 +3,12 @@ step decides."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from config.run_config import RunConfig
 from config.sections import RuleSettings
 from runtime.errors import UserError
 from transfer.adapters import added, parameters, undecayed
-from transfer.name_patterns import check_pattern
+from transfer.name_patterns import checked_matches
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ def _step(moment: int | str, steps: int, where: str) -> int:
     return round(steps * float(share[1]) / 100)
 
 
+def rules_for(rules: Sequence[Rule], name: str) -> tuple[Rule, ...]:
+    """Those whose glob matches a parameter."""
+    return tuple(rule for rule in rules if fnmatch.fnmatchcase(name, rule.pattern))
+
+
+def scale(rules: Sequence[Rule], step: int) -> float:
+    """The factor on the rate of what has these rules; 0 where none is active."""
+    return next((r.learning_rate_scale for r in reversed(rules) if r.active(step)), 0.0)
+
+
 class ParameterPlan:
     """The rules resolved on a network: parameters in groups that share their rules, and each
     group's rate at a step."""
@@ -73,31 +84,19 @@ class ParameterPlan:
     def __init__(self, network: nn.Module, rules: Sequence[Rule]):
         self.parameters = parameters(network)
         self.plain = self.parameters.keys() - added(network)
-        for rule in rules:
-            if not rule.optional:
-                check_pattern(rule.pattern, list(self.parameters), "transfer.rules")
+        needed = [rule.pattern for rule in rules if not rule.optional]
+        checked_matches(needed, self.parameters, "transfer.rules")
         alone = undecayed(network)
-        groups: dict[tuple[tuple[Rule, ...], bool], list[str]] = {}
+        # (its rules, whether weight decay applies): names. A group that every one of its rules
+        # freezes stays out of the optimizer.
+        self.trained: dict[tuple[tuple[Rule, ...], bool], list[str]] = {}
         for name in self.parameters:
-            groups.setdefault(
-                (tuple(r for r in rules if fnmatchcase(name, r.pattern)), name not in alone), []
-            ).append(name)
-        # A group that every one of its rules freezes stays out of the optimizer. (its rules,
-        # whether weight decay applies): names
-        self.trained = {
-            group: names
-            for group, names in groups.items()
-            if any(r.learning_rate_scale > 0 for r in group[0])
-        }
-        self.moments = sorted(
-            {0} | {m for rule in rules for m in (rule.from_, rule.until) if m is not None}
-        )
-        self._trains: dict[str, bool] | None = None
-
-    @staticmethod
-    def scale(rules: Sequence[Rule], step: int) -> float:
-        """The factor on the rate of a group that has these rules; 0 where none is active."""
-        return next((r.learning_rate_scale for r in reversed(rules) if r.active(step)), 0.0)
+            own = rules_for(rules, name)
+            if any(rule.learning_rate_scale > 0 for rule in own):
+                self.trained.setdefault((own, name not in alone), []).append(name)
+        moments = [m for rule in rules for m in (rule.from_, rule.until) if m is not None]
+        self.moments = sorted({0, *moments})
+        self._training: set[str] | None = None
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer."""
@@ -109,41 +108,37 @@ class ParameterPlan:
 
     def rates(self, step: int) -> list[float]:
         """The scale of each of groups(), in order."""
-        return [self.scale(rules, step) for rules, _ in self.trained]
+        return [scale(rules, step) for rules, _ in self.trained]
+
+    def training(self, step: int) -> set[str]:
+        """The parameters that train at a step."""
+        groups = zip(self.trained.values(), self.rates(step), strict=True)
+        return {name for names, rate in groups if rate > 0 for name in names}
 
     def apply(self, step: int) -> bool:
         """Sets requires_grad for this step. True where the set that trains has changed. A frozen
         parameter has no gradient, so the optimizer leaves it and its moments alone."""
-        trains = dict.fromkeys(self.parameters, False)
-        for (rules, _), names in self.trained.items():
-            trains.update(dict.fromkeys(names, self.scale(rules, step) > 0))
-        if trains == self._trains:
+        training = self.training(step)
+        if training == self._training:
             return False
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(trains[name])
+            parameter.requires_grad_(name in training)
             parameter.grad = None
-        self._trains = trains
+        self._training = training
         return True
 
     def at_change(self, step: int) -> bool:
         """Whether apply() could change anything at this step: all others need not call it."""
-        return self._trains is None or step in self.moments
+        return self._training is None or step in self.moments
 
-    def trains(self) -> list[str]:
+    def trains(self) -> set[str]:
         """The parameters that train at some step."""
-        return [
-            n
-            for (rules, _), names in self.trained.items()
-            if any(self.scale(rules, m) for m in self.moments)
-            for n in names
-        ]
+        return set().union(*map(self.training, self.moments))
 
     def train_together(self) -> int | None:
         """The first step at which all that ever trains does; None where there is no such step."""
-        trains = [{n for n, rate in enumerate(self.rates(m)) if rate} for m in self.moments]
-        return next(
-            (m for m, now in zip(self.moments, trains) if now == set().union(*trains)), None
-        )
+        everything = self.trains()
+        return next((m for m in self.moments if self.training(m) == everything), None)
 
     def must_train(self, steps: float = math.inf) -> None:
         """Raises UserError where nothing ever trains, or nothing at some step of so many."""
@@ -153,11 +148,12 @@ class ParameterPlan:
                 "above 0, such as {pattern: 'up.*'}; the source as it is, untrained, is "
                 "transfer=zero_shot."
             )
-        if idle := [m for m in self.moments if m < steps and not any(self.rates(m))]:
-            raise UserError(
-                f"transfer.rules: nothing trains at step {idle[0]}, where no rule with a "
-                "learning_rate_scale above 0 is active. Add one, or change a from or an until."
-            )
+        for moment in self.moments:
+            if moment < steps and not self.training(moment):
+                raise UserError(
+                    f"transfer.rules: nothing trains at step {moment}, where no rule with a "
+                    "learning_rate_scale above 0 is active. Add one, or change a from or an until."
+                )
 
     def count(self) -> int:
         """Values that train at some step."""
@@ -171,42 +167,34 @@ class ParameterPlan:
     def told(self) -> str:
         """The share, and where not all of it trains from the start, from when on: "100% of the
         parameters train, all from step 72"."""
-        share, step = f"{100 * self.share():.3g}% of the parameters train", self.train_together()
-        return share + (
-            ""
-            if step == 0
-            else ", never all at once"
-            if step is None
-            else f", all from step {step}"
-        )
+        step = self.train_together()
+        when = {0: "", None: ", never all at once"}.get(step, f", all from step {step}")
+        return f"{100 * self.share():.3g}% of the parameters train{when}"
 
     def rows(self, learning_rate: float) -> list[list[Any]]:
         """plan.csv: one row for each parameter and period in which its rate is the same; step "end"
         is open."""
         rows: list[list[Any]] = [["parameter", "shape", "group", "learning_rate", "from", "until"]]
         group_of = {
-            n: (k, rules)
+            name: (k, rules)
             for k, ((rules, _), names) in enumerate(self.trained.items())
-            for n in names
+            for name in names
         }
+        bounds = [*self.moments, "end"]
         for name, parameter in self.parameters.items():
             group, rules = group_of.get(name, ("", ()))
             shape = "x".join(map(str, parameter.shape))
-            periods: list[list[Any]] = []
-            for start, stop in zip(self.moments, [*self.moments[1:], "end"], strict=True):
-                rate = learning_rate * self.scale(rules, start)
-                if periods and periods[-1][0] == rate:
-                    periods[-1][2] = stop
-                else:
-                    periods.append([rate, start, stop])
-            rows += [[name, shape, group, *period] for period in periods]
+            rates = [learning_rate * scale(rules, moment) for moment in self.moments]
+            changes = [k for k, rate in enumerate(rates) if k == 0 or rate != rates[k - 1]]
+            for k, end in pairwise([*changes, len(rates)]):
+                rows.append([name, shape, group, rates[k], bounds[k], bounds[end]])
         return rows
 
 
 def own_word(rules: Sequence[Rule], names: Collection[str], name: str) -> bool:
     """Whether a rule is about this parameter alone, as class_embedding.* is and conv_out.* is
     not."""
-    return any([n for n in names if fnmatchcase(n, rule.pattern)] == [name] for rule in rules)
+    return any(fnmatch.filter(names, rule.pattern) == [name] for rule in rules)
 
 
 def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[str]) -> list[Rule]:
@@ -214,16 +202,12 @@ def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[s
     do not train from the first step on, at the optimizer's rate, or at that of what trains fastest
     where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first, and at the full
     rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
-    plan = ParameterPlan(network, rules)
+    plan, more = ParameterPlan(network, rules), []
     rate = min(1.0, max(plan.rates(0), default=0.0))
-
-    def begins_at(name: str) -> float:
-        """The rate of the parameter, or of what is injected into it."""
-        inside = [n for n in plan.parameters if n == name or n.startswith(f"{name}.")]
-        return max(plan.scale([r for r in rules if fnmatchcase(n, r.pattern)], 0) for n in inside)
-
-    return [
-        Rule(name, rate)
-        for name in alike
-        if not own_word(rules, plan.plain, name) and begins_at(name) < rate
-    ]
+    for name in alike:
+        # the parameter, and what is injected into it
+        inside = [n for n in plan.parameters if f"{n}.".startswith(f"{name}.")]
+        begins_at = max(scale(rules_for(rules, n), 0) for n in inside)
+        if begins_at < rate and not own_word(rules, plan.plain, name):
+            more.append(Rule(name, rate))
+    return more

@@ -33,7 +33,7 @@ class Spectrum(Injected):
     def __init__(self, weight: Tensor, branches: int):
         super().__init__()
         self.branches, self._factored = branches, ""  # the digest of the weight that was factored
-        rows, columns = weight.shape[0] // branches, weight[0].numel()
+        rows, columns = len(weight) // branches, weight[0].numel()
         rank = min(rows, columns)
         for name, shape in {"U": (rows, rank), "S": (rank,), "Vh": (rank, columns)}.items():
             self.register_buffer(name, weight.new_empty(branches, *shape), persistent=False)
@@ -51,9 +51,8 @@ class Spectrum(Injected):
         weight = weight.detach().cpu().contiguous()
         digest = hashlib.sha256(weight.numpy().data).hexdigest()
         if digest != self._factored:
-            factors = torch.linalg.svd(
-                weight.double().view(self.branches, -1, weight[0].numel()), full_matrices=False
-            )
+            matrices = weight.double().view(self.branches, -1, weight[0].numel())
+            factors = torch.linalg.svd(matrices, full_matrices=False)
             for own, new in zip((self.U, self.S, self.Vh), factors, strict=True):
                 own.copy_(new)
             self._factored = digest
@@ -75,7 +74,5 @@ class SpectralShift:
             raise ValueError(f"branches must be at least 1, not {self.branches}.")
 
     def on(self, layer: Layer, random: torch.Generator) -> Spectrum:
-        rows, _ = matrix_shape(layer)
-        if rows % self.branches:
-            raise ValueError(f"its {rows} outputs are not branches={self.branches} matrices.")
+        matrix_shape(layer, self.branches)
         return Spectrum(layer.weight.detach(), self.branches)

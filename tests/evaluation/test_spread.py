@@ -129,7 +129,7 @@ def test_accuracy_of_ants_classifier(monkeypatch):
         lambda classifier, schedule, x0, *_: seen.append(x0) or torch.zeros(len(x0)),
     )
     start = SimpleNamespace(seed=0, target=DATA, denoiser=SimpleNamespace(schedule=SCHEDULE))
-    ant._accuracy(None, start, DATA, 5, torch.device("cpu"))
+    ant._accuracy(None, start, DATA, 5)
     for side in torch.cat(seen).split(COUNT):
         check_shares((side.mean((1, 2, 3)) + 1) * 127.5)
 
