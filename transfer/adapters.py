@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import (
 )
 from tqdm import tqdm
 
-from models.formats.diffusers import check_same
+from models.formats.misfit import check_same
 from runtime.errors import UserError
 from runtime.seeds import generator
 from transfer.name_patterns import checked_matches

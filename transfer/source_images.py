@@ -54,13 +54,8 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
             raise UserError(
                 f"transfer.source_images.real, n={n}: the source was trained on {len(rows)} images."
             )
-        rows = np.sort(
-            rows[
-                torch.randperm(len(rows), generator=generator(start.seed, "source images")).numpy()[
-                    :n
-                ]
-            ]
-        )
+        order = torch.randperm(len(rows), generator=generator(start.seed, "source images"))
+        rows = np.sort(rows[order[:n].numpy()])
     return replace(own, labels=start.labels_of(own.labels), splits={"train": rows})
 
 
@@ -95,9 +90,8 @@ def check_known(source: TrainedWeights) -> None:
 def _at_target(data: DataSettings, own: DataSettings) -> DataSettings:
     """The source's settings with the target's size and channels: the source's own memory map where
     these agree."""
-    enlarged = any(
-        target > source for target, source in zip(data.height_width, own.height_width, strict=True)
-    )
+    sizes = zip(data.height_width, own.height_width, strict=True)
+    enlarged = any(target > source for target, source in sizes)
     return replace(
         own,
         size=data.size,
@@ -140,15 +134,10 @@ def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
             f"batch_size={batch_size} must be at least 1."
         )
     images = SelfMade(start, n, steps, batch_size)
-    pixels, _ = open_memory_map(
-        images, replace(start.data, upscale=True, skip_broken=False), start.cache
-    )
-    return Dataset(
-        pixels,
-        start.labels_of(np.asarray(images.labels, dtype=np.int64)),
-        {"train": np.arange(n)},
-        images.classes,
-    )
+    data = replace(start.data, upscale=True, skip_broken=False)
+    pixels, _ = open_memory_map(images, data, start.cache)
+    labels = start.labels_of(np.asarray(images.labels, dtype=np.int64))
+    return Dataset(pixels, labels, {"train": np.arange(n)}, images.classes)
 
 
 class SelfMade(ImageReader):
@@ -196,15 +185,11 @@ def _kept(folder: Path) -> list[np.ndarray]:
     at."""
     images: list[np.ndarray] = []
     for path in sorted(folder.glob("[0-9]*.npy")):
-        if int(path.stem) == len(images):  # otherwise the batch before it is gone or damaged
-            images.extend(_whole(path))
+        # otherwise the batch before it is gone or damaged
+        if int(path.stem) == len(images) and read_checked(path) is not None:
+            # what is behind the array does not matter to it
+            images.extend(np.load(path, mmap_mode="r"))
     return images
-
-
-def _whole(path: Path) -> Sequence[np.ndarray]:
-    """The images of a batch; none of one that is damaged."""
-    # what is behind the array does not matter to it
-    return () if read_checked(path) is None else np.load(path, mmap_mode="r")
 
 
 def _labels(classes: int, images: Sequence[int]) -> list[int]:
@@ -214,39 +199,27 @@ def _labels(classes: int, images: Sequence[int]) -> list[int]:
 def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Path) -> None:
     """Generates the images with these numbers, a batch at a time, and keeps each batch when it is
     whole."""
-    config = start.trained.config
-    denoiser = config.frozen_denoiser(
-        start.trained.load("ema"), start.denoiser.schedule.alpha_bar.device
-    )
-    schedule = denoiser.schedule
-    sampler = SamplerSettings(ddim, log_snr_steps, steps)
+    config, device = start.trained.config, start.denoiser.schedule.alpha_bar.device
+    denoiser = config.frozen_denoiser(start.trained.load("ema"), device)
+    schedule, sampler = denoiser.schedule, SamplerSettings(ddim, log_snr_steps, steps)
     if steps > schedule.steps:
         raise UserError(
             f"transfer.source_images.generated, steps={steps}: the source's schedule has only "
             f"{schedule.steps}."
         )
-    shape, moves = config.image_shape, len(steps_of(schedule, sampler)) - 1
-    with tqdm(
-        total=len(missing) * moves,
-        unit="step",
-        delay=2,
-        desc=f"images of the source, {len(missing)} of {missing.stop}",
-    ) as bar:
-        for first in range(missing.start, missing.stop, batch_size):
-            numbers = range(first, min(first + batch_size, missing.stop))
-            condition = {
-                "label": torch.tensor(
-                    _labels(config.classes, numbers), device=schedule.alpha_bar.device
-                )
-            }
-            seeds = [derive(start.seed, "replay", k) for k in numbers]
+    total = len(missing) * (len(steps_of(schedule, sampler)) - 1)
+    what = f"images of the source, {len(missing)} of {missing.stop}"
+    with tqdm(total=total, unit="step", delay=2, desc=what) as bar:
+        for first in range(0, len(missing), batch_size):
+            numbers = missing[first : first + batch_size]
+            label = torch.tensor(_labels(config.classes, numbers), device=device)
             try:
                 x0 = generate(
-                    partial(denoiser, condition=condition),
+                    partial(denoiser, condition={"label": label}),
                     schedule,
                     sampler,
-                    shape,
-                    seeds,
+                    config.image_shape,
+                    [derive(start.seed, "replay", k) for k in numbers],
                     partial(_count, bar, len(numbers)),
                 )
             except torch.OutOfMemoryError as error:
@@ -257,7 +230,7 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
                 ) from error
             file = io.BytesIO()
             np.save(file, to_uint8(x0).cpu().numpy())
-            write_checked(folder / f"{first:08d}.npy", file.getvalue())
+            write_checked(folder / f"{numbers.start:08d}.npy", file.getvalue())
 
 
 def _count(bar: Any, images: int, *_: Any) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +113,11 @@ def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -
             f"trained_as={trained_as}, overrides={list(overrides)}: these are for a bare file of "
             f"weights, and {name} is none: leave them out."
         )
-    if trained_as is not None and trained_as not in options("experiment"):
-        raise UserError(
-            f"trained_as={trained_as}: no such experiment; "
-            f"{near(trained_as, options('experiment'))}"
-        )
-    return RunConfig(
-        composed("train", [*([f"+experiment={trained_as}"] if trained_as else []), *overrides])
-    )
+    known = options("experiment")
+    if trained_as is not None and trained_as not in known:
+        raise UserError(f"trained_as={trained_as}: no such experiment; {near(trained_as, known)}")
+    experiment = [f"+experiment={trained_as}"] if trained_as else []
+    return RunConfig(composed("train", [*experiment, *overrides]))
 
 
 def published_config(file: str) -> RunConfig | None:
@@ -140,14 +136,8 @@ def of_published(found: Published) -> TrainedWeights:
     def read(which: Which) -> Tensors:
         return found.tensors(config.shape_network(), average=which == "ema")
 
-    return TrainedWeights(
-        found.path,
-        config,
-        [str(k) for k in range(config.classes)],
-        None,
-        {"model": model, "ema": digest},
-        read,
-    )
+    classes = [str(k) for k in range(config.classes)]
+    return TrainedWeights(found.path, config, classes, None, {"model": model, "ema": digest}, read)
 
 
 def of_checkpoint(found: Checkpoint) -> TrainedWeights:
@@ -159,15 +149,9 @@ def of_checkpoint(found: Checkpoint) -> TrainedWeights:
         tensors = found.weights(FILES[which])
         return merged(config, tensors) if adapted else tensors
 
-    digests: dict[Which, str] = {which: found.digests[file] for which, file in FILES.items()}
-    return TrainedWeights(
-        found.path,
-        without_adapters(config) if adapted else config,
-        found.classes,
-        found.step,
-        digests,
-        read,
-    )
+    plain = without_adapters(config) if adapted else config
+    digests = {which: found.digests[file] for which, file in FILES.items()}
+    return TrainedWeights(found.path, plain, found.classes, found.step, digests, read)
 
 
 def without_adapters(config: RunConfig) -> RunConfig:
@@ -190,10 +174,8 @@ def fitted(
 ) -> tuple[Tensors, list[Fit]]:
     """The source's weights in the shapes of a run's network, which is as it was initialized, and
     what became of each tensor."""
-    kept = config.kept_classes(source.config)
-    return fit(
-        source.load(config.source.weights), network.state_dict(), config.source, kept, config.seed
-    )
+    settings, kept = config.source, config.kept_classes(source.config)
+    return fit(source.load(settings.weights), network.state_dict(), settings, kept, config.seed)
 
 
 def start_of(config: RunConfig, source: TrainedWeights) -> Tensors:
@@ -244,12 +226,8 @@ def read_origin(run: Path) -> Origin | None:
     path = run / SOURCE
     if not path.is_file():
         return None
-    return read_sealed(
-        path,
-        "copy it again from where the run was trained",
-        ["path", "weights", "sha256", "tensors"],
-        unsealed=True,
-    )
+    keys = ["path", "weights", "sha256", "tensors"]
+    return read_sealed(path, "copy it again from where the run was trained", keys, unsealed=True)
 
 
 def has_origin(run: Path) -> bool:
@@ -317,32 +295,23 @@ def open_difference(path: Path, elsewhere: str | None) -> TrainedWeights:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()[DIFFERENCE])
-        config, digest, origin = RunConfig.of_saved(about["config"]), sha256(path), about["source"]
-        plain, classes, _ = without_adapters(config), about["classes"], about["step"]
+        config, origin = RunConfig.of_saved(about["config"]), about["source"]
+        plain, classes, expected = without_adapters(config), about["classes"], about["sha256"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: damaged: what it says of itself cannot be read ({error}). Copy or make it "
             "again."
         ) from error
     source = source_of(origin, config, elsewhere)
-    return TrainedWeights(
-        path,
-        plain,
-        classes,
-        None,
-        {"model": digest, "ema": digest},
-        partial(_laid, path, about["sha256"], config, source),
-        origin,
-    )
 
+    def read(which: Which) -> Tensors:
+        tensors = safetensors.torch.load_file(path)
+        if _digest(tensors) != expected:
+            raise UserError(
+                f"{path}: damaged: its tensors do not have the sha256 that it says. Copy or make "
+                "it again."
+            )
+        return merged(config, start_of(config, source) | tensors)
 
-def _laid(
-    path: Path, digest: str, config: RunConfig, source: TrainedWeights, which: Which
-) -> Tensors:
-    tensors = safetensors.torch.load_file(path)
-    if _digest(tensors) != digest:
-        raise UserError(
-            f"{path}: damaged: its tensors do not have the sha256 that it says. Copy or make it "
-            "again."
-        )
-    return merged(config, start_of(config, source) | tensors)
+    digests = dict.fromkeys(FILES, sha256(path))
+    return TrainedWeights(path, plain, classes, None, digests, read, origin)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.formats.diffusers_scheduler import HO, Node, read_scheduler
-from models.formats.misfit import whole
+from models.formats.misfit import check_same, whole
 from models.unet import UNet
 from runtime.build import check_arguments, make
 from runtime.errors import UserError
@@ -451,22 +451,3 @@ def _renewed(name: str) -> str:
     for old, new in OLD.items():
         name = name.replace(old, new)
     return name
-
-
-def check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises UserError unless names and shapes agree."""
-    wrong = [
-        *(f"{name} is missing" for name in expected if name not in found),
-        *(f"{name} has no place in the network" for name in found if name not in expected),
-        *(
-            f"{name} is {list(found[name].shape)} and should be {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
-        ),
-    ]
-    if wrong:
-        raise UserError(
-            "the weights are not those of the network that their settings say: "
-            + "; ".join(wrong[:4])
-            + (f"; and {len(wrong) - 4} more." if len(wrong) > 4 else ".")
-        )

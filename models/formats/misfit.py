@@ -31,18 +31,20 @@ def check_fit(
     """
     empty = {name: torch.empty_like(t, device="meta") for name, t in network.state_dict().items()}
     expected = renamed(empty)
-    found, wanted = _shapes(state), _shapes(expected)
-    if found != wanted:
-        lines = _settings_that_differ(state, expected, settings, unseen)
+    if different := _differences(state, expected):
+        advice = _settings_that_differ(state, expected, settings, unseen)
         raise UserError(
-            "\n".join(
-                ["the checkpoint does not fit the network.", *lines, *_differences(found, wanted)]
-            )
+            "\n".join(["the checkpoint does not fit the network.", *advice, *different])
         )
 
 
-def _shapes(state: State) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in state.items()}
+def check_same(found: State, expected: State) -> None:
+    """Raises UserError unless names and shapes agree."""
+    if different := _differences(found, expected):
+        raise UserError(
+            "the weights are not those of the network that their settings say. "
+            + " ".join(different)
+        )
 
 
 def some(items: list[str]) -> str:
@@ -95,18 +97,18 @@ def _yaml(value: Any) -> str:
     return str(value).lower().replace(" ", "")
 
 
-def _differences(found: dict[str, list[int]], wanted: dict[str, list[int]]) -> Iterator[str]:
+def _differences(found: State, wanted: State) -> list[str]:
     """The names, for those who want to see them."""
-    if missing := [name for name in wanted if name not in found]:
-        yield f"The checkpoint lacks {len(missing)} tensors of the network: {some(missing)}."
-    if extra := [name for name in found if name not in wanted]:
-        yield f"The network has no place for {len(extra)} tensors of the checkpoint: {some(extra)}."
-    if wrong := [
-        f"{name} {found[name]} for {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]:
-        yield (
-            f"{len(wrong)} tensors have other shapes (the checkpoint's for the network's): "
-            f"{some(wrong)}."
-        )
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    wrong = [
+        f"{name} {list(found[name].shape)} for {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    lines = {
+        f"The checkpoint lacks {len(missing)} tensors of the network": missing,
+        f"The network has no place for {len(extra)} tensors of the checkpoint": extra,
+        f"{len(wrong)} tensors have other shapes (the checkpoint's for the network's)": wrong,
+    }
+    return [f"{line}: {some(names)}." for line, names in lines.items() if names]

@@ -22,11 +22,11 @@ from models.formats.diffusers import (
     SCHEDULER,
     UNET,
     WEIGHTS,
-    check_same,
     from_diffusers,
     is_diffusers,
     read_folder,
 )
+from models.formats.misfit import check_same
 from models.formats.openai import from_openai, is_openai
 from models.unet import UNet
 from runtime.build import build
@@ -38,12 +38,6 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # of what OpenAI published, the one checkpoint in that order; no shape tells
 NEW_ATTENTION_ORDER = "64x64_diffusion.pt"
-# OpenAI's name, and all the others'
-FIRST, LAST = (
-    ("input_blocks.0.0.weight", "conv_in.weight"),
-    ("out.2.weight", "conv_out.weight"),
-)
-TABLES = ("label_emb.weight", "class_embedding.weight")
 NO_NULL_CLASS = (
     "%s: the network never saw a null class, which is the mean of its classes here: sample it "
     "with label=..."
@@ -89,8 +83,8 @@ def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
             f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a "
             "folder give the folder."
         )
-    says = STATE if path.name in (MODEL, EMA) else UNET if path.stem == WEIGHTS else None
-    if says and (path.parent / says).is_file():  # which is true, and other settings are not
+    says = {MODEL: STATE, EMA: STATE}.get(path.name, UNET if path.stem == WEIGHTS else "")
+    if (path.parent / says).is_file():  # which is true, and other settings are not
         raise UserError(
             f"{path}: {says} beside it says what its network is: give the folder {path.parent} "
             "instead of the file."
@@ -101,13 +95,11 @@ def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
             "whose settings it has: trained_as=NAME, or 'overrides=[\"model=NAME\", ...]'. "
             "(conf/published.yaml knows published files by name.)"
         )
+    stated = {section: sections[section] for section in SECTIONS}
     try:
-        sections = with_ends(
-            read_weights(path), {section: sections[section] for section in SECTIONS}, path
-        )
+        return Published(path, path, with_ends(read_weights(path), stated, path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Published(path, path, sections)
 
 
 def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -115,23 +107,22 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
     variance, classes. A target may have other ones than its source, and transfer.adapt_weights fits
     them; what else differs is an error later on."""
     state = weights_of(found)
-    first, last, table = (
-        next((state[name] for name in names if name in state), None)
-        for names in (FIRST, LAST, TABLES)
-    )
+    # under OpenAI's name, or all the others'
+    first = state.get("input_blocks.0.0.weight", state.get("conv_in.weight"))
+    last = state.get("out.2.weight", state.get("conv_out.weight"))
+    table = state.get("label_emb.weight", state.get("class_embedding.weight", ()))
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         return config  # no network, which is said where it is converted
     channels = first.shape[1]
     has_null = not is_openai(state) and not is_diffusers(state)
-    classes = 0 if table is None else len(table) - has_null
+    classes = max(0, len(table) - has_null)
     if classes and not has_null:
         log.warning(NO_NULL_CLASS, path)
     variance = config["variance"]
-    outputs = build(variance, ["diffusion"], "variance").outputs
-    if len(last) in (channels, 2 * channels) and len(last) != outputs * channels:
-        variance = {
-            "_target_": f"diffusion.variance.{'FixedLarge' if outputs == 2 else 'LearnedRange'}"
-        }
+    learned = build(variance, ["diffusion"], "variance").outputs == 2
+    if len(last) == (1 if learned else 2) * channels:
+        kind = "FixedLarge" if learned else "LearnedRange"
+        variance = {"_target_": f"diffusion.variance.{kind}"}
     adapted = config | {
         "model": config["model"] | {"in_channels": channels, "classes": classes},
         "variance": variance,
@@ -181,19 +172,11 @@ def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str,
     """The tensors under our names, whosever they were. average: of a file that holds both."""
     if is_ddim(found):
         return from_ddim(found, network, average)
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(tensor, Tensor) for tensor in found.values())
-    ):
-        shown = (
-            ", ".join(map(str, list(found)[:6]))
-            if isinstance(found, dict)
-            else type(found).__name__
-        )
+    parts = list(found) if isinstance(found, dict) else [type(found).__name__]
+    if not (isinstance(found, dict) and found and set(map(type, found.values())) == {Tensor}):
         raise UserError(
-            f"no state dict, but {shown or 'nothing'}: save the dict of the network's tensors "
-            "alone."
+            f"no state dict, but {', '.join(map(str, parts[:6])) or 'nothing'}: save the dict of "
+            "the network's tensors alone."
         )
     if is_openai(found):
         return from_openai(found, network, new_attention_order=file == NEW_ATTENTION_ORDER)
@@ -227,10 +210,7 @@ def download(name: str) -> Path:
     )
     try:
         # .bin is code as well as weights, and only the second choice
-        for suffix in (
-            "safetensors",
-            "bin",
-        ):
+        for suffix in ("safetensors", "bin"):
             files = [f"{folder}{WEIGHTS}.{suffix}" for folder in ("", "unet/")]
             path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*configs, *files]))
             if any((path / file).is_file() for file in files):

@@ -317,9 +317,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded():
     own = {n: p.detach() + 1 for n, p in parameters(network).items()}
     before = output(network)
     for wrong, message in [
-        ({n: p for n, p in own.items() if n != name}, f"{name} is missing"),
-        (own | {"mid.x": own[name]}, "mid.x has no place"),
-        (own | {name: own[name][:1]}, rf"{name} is \[1, 2\]"),
+        ({n: p for n, p in own.items() if n != name}, f"lacks 1 tensors of the network: {name}"),
+        (own | {"mid.x": own[name]}, "no place for 1 tensors of the checkpoint: mid.x"),
+        (own | {name: own[name][:1]}, rf"{name} \[1, 2\] for"),
     ]:
         with pytest.raises(UserError, match=message):
             load(network, wrong)
