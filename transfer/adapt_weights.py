@@ -192,7 +192,7 @@ def fit(
     if folds:
         source = with_null_row(source)
     state, rows = {}, []
-    ends = Ends(source["conv_in.weight"].shape[1], target["conv_in.weight"].shape[1], kept)
+    ends = Ends(_image_channels(source), _image_channels(target), kept)
     for name, tensor in target.items():
         if name in left_out:
             value, row = tensor, Fit(name, "new", left_out[name])
@@ -226,6 +226,10 @@ def with_null_row(source: dict[str, Tensor]) -> dict[str, Tensor]:
     """A network without classes that answers as this one does to the null class: what embeds time
     has the null row in its last bias, to which the row is added in UNet.embed."""
     return source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
+
+
+def _image_channels(weights: dict[str, Tensor]) -> int:
+    return weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0
 
 
 def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
@@ -262,7 +266,7 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tu
     if source.shape == target.shape:
         return source, Fit(name, "loaded", "")
     shapes = f"{list(source.shape)} -> {list(target.shape)}"
-    known = name in RESIZE and source.ndim == target.ndim
+    known = name in RESIZE and ends.source and ends.target and source.ndim == target.ndim
     resized = RESIZE[name](source, target, ends) if known else None
     if resized is None:
         return target, Fit(name, "new", f"shapes differ: {shapes}")

@@ -67,12 +67,12 @@ def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> dict[str, Ten
 
 def to_ddim(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse: a UNet's state dict (or gradients by name) as their bare one."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         theirs = names(ours)
-        for name, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
-            is_linear_here = ".attention." in ours and part.ndim == 2
-            renamed[name] = part[:, :, None, None] if is_linear_here else part
+        if ".attention." in ours and tensor.ndim == 2:  # linear here
+            tensor = tensor[:, :, None, None]
+        renamed |= zip(theirs, tensor.chunk(len(theirs)), strict=True)
     return renamed
 
 
@@ -80,7 +80,9 @@ def names(ours: str) -> list[str]:
     """Their names of one tensor of ours: q, k and v of a qkv."""
     for part, theirs in RENAMED.items():
         ours = ours.replace(part, theirs)
-    return [ours.replace(".qkv.", f".{letter}.") for letter in "qkv"] if ".qkv." in ours else [ours]
+    if ".qkv." not in ours:
+        return [ours]
+    return [ours.replace(".qkv.", f".{letter}.") for letter in "qkv"]
 
 
 def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
@@ -101,16 +103,14 @@ def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
 def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of UNet that a state dict of theirs shows, by name."""
     levels = range(len({name.split(".")[1] for name in state if name.startswith("down.")}))
-    channels = state["conv_in.weight"].shape[0]
-    widths = [state[f"down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
+    channels, in_channels = state["conv_in.weight"].shape[:2]
+    widths = [len(state[f"down.{level}.block.0.conv1.weight"]) for level in levels]
     return {
         "channels": channels,
         "multipliers": [misfit.whole(width / channels) for width in widths],
         "blocks": len({name.split(".")[3] for name in state if name.startswith("down.0.block.")}),
-        "attention_levels": [
-            level for level in levels if f"down.{level}.attn.0.norm.weight" in state
-        ],
+        "attention_levels": [k for k in levels if f"down.{k}.attn.0.norm.weight" in state],
         "classes": max(len(state.get("class_embedding.weight", ())) - 1, 0),
-        "in_channels": state["conv_in.weight"].shape[1],
-        "out_channels": state["conv_out.weight"].shape[0],
+        "in_channels": in_channels,
+        "out_channels": len(state["conv_out.weight"]),
     }

@@ -10,9 +10,9 @@ class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from functools import partial
-from itertools import count
 from typing import Any
 
 import torch
@@ -86,47 +86,44 @@ def to_openai(
 
 def names(network: UNet) -> dict[str, str]:
     """Our parameters' names -> theirs."""
-    table: dict[str, str] = {}
-    for ours, theirs in ENDS.items():
-        if hasattr(network, ours.split(".")[0]):
-            table |= {
-                f"{ours}.{leaf}": f"{theirs}.{leaf}"
-                for leaf, _ in network.get_submodule(ours).named_parameters()
-            }
-    for sequence, modules in _sequences(network):
+    places = dict(ENDS)
+    for sequence, modules in _sequences(network).items():
         for position, ours in enumerate(modules):
             module = network.get_submodule(ours)
             inside = next(names for kind, names in INSIDE.items() if isinstance(module, kind))
-            for name, _ in module.named_parameters():
-                layer, leaf = name.split(".")
-                table[f"{ours}.{name}"] = f"{sequence}.{position}.{inside[layer]}.{leaf}"
+            for layer, theirs in inside.items():
+                places[f"{ours}.{layer}"] = f"{sequence}.{position}.{theirs}"
+    table = {}
+    for name, _ in network.named_parameters():
+        layer, _, leaf = name.rpartition(".")
+        table[name] = f"{places[layer]}.{leaf}"
     return table
 
 
-def _sequences(network: UNet) -> Iterator[tuple[str, list[str]]]:
-    """(their sequence, our modules in it), in the order in which they run."""
-    number = count(1)  # 0 is conv_in
+def _sequences(network: UNet) -> dict[str, list[str]]:
+    """Their sequence -> our modules in it, in the order in which they run."""
+    down, up = [], []
     for index, level in enumerate(network.down):
-        for k in range(len(level.block)):
-            yield f"input_blocks.{next(number)}", _with_attention(f"down.{index}", level, k)
+        down += _units(f"down.{index}", level)
         if hasattr(level, "downsample"):
-            yield f"input_blocks.{next(number)}", [f"down.{index}.downsample"]
-    yield "middle_block", [*_with_attention("mid", network.mid, 0), "mid.block.1"]
-    number = count()
+            down.append([f"down.{index}.downsample"])
+    first, last = _units("mid", network.mid)
     for index, level in reversed(list(enumerate(network.up))):
-        last = len(level.block) - 1
-        for k in range(len(level.block)):
-            upsample = [f"up.{index}.upsample"] if k == last and hasattr(level, "upsample") else []
-            yield (
-                f"output_blocks.{next(number)}",
-                [*_with_attention(f"up.{index}", level, k), *upsample],
-            )
+        up += _units(f"up.{index}", level)
+        if hasattr(level, "upsample"):
+            up[-1].append(f"up.{index}.upsample")
+    inputs = {f"input_blocks.{n}": unit for n, unit in enumerate(down, 1)}  # 0 is conv_in
+    outputs = {f"output_blocks.{n}": unit for n, unit in enumerate(up)}
+    return inputs | {"middle_block": first + last} | outputs
 
 
-def _with_attention(prefix: str, level: Any, k: int) -> list[str]:
-    return [f"{prefix}.block.{k}"] + (
-        [f"{prefix}.attention.{k}"] if isinstance(level.attention[k], Attention) else []
-    )
+def _units(prefix: str, level: Any) -> list[list[str]]:
+    """The name of each block of a level, with that of its attention where it has one."""
+    units = [[f"{prefix}.block.{k}"] for k in range(len(level.block))]
+    for k, attention in enumerate(level.attention):
+        if isinstance(attention, Attention):
+            units[k].append(f"{prefix}.attention.{k}")
+    return units
 
 
 def _to_ours(tensor: Tensor, name: str, network: UNet, new_attention_order: bool) -> Tensor:
@@ -186,28 +183,25 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     total = len({name.split(".")[1] for name in state if name.startswith("output_blocks.")})
     upsamples = {n: name for n in range(total) if (name := _upsample(state, n))}
     a_level = min(upsamples, default=total - 1) + 1  # residual blocks of a level on the way up
-    first = list(range(0, total, a_level))[::-1]  # those of level 0, 1, ...
+    first = range(0, total, a_level)[::-1]  # those of level 0, 1, ...
     channels = state["time_embed.0.weight"].shape[1]
-    widths = [state[f"output_blocks.{n}.0.out_layers.3.weight"].shape[0] for n in first]
+    widths = [len(state[f"output_blocks.{n}.0.out_layers.3.weight"]) for n in first]
+    attention = [f"output_blocks.{n}.1.qkv.weight" in state for n in first]
     return {
         "channels": channels,
         "multipliers": [misfit.whole(width / channels) for width in widths],
         "blocks": a_level - 1,
-        "attention_levels": [
-            level for level, n in enumerate(first) if f"output_blocks.{n}.1.qkv.weight" in state
-        ],
-        "scale_shift": state["output_blocks.0.0.emb_layers.1.weight"].shape[0] == 2 * widths[-1],
+        "attention_levels": [level for level, has in enumerate(attention) if has],
+        "scale_shift": len(state["output_blocks.0.0.emb_layers.1.weight"]) == 2 * widths[-1],
         "resample_blocks": any("in_layers" in name for name in upsamples.values()),
         "classes": len(state.get("label_emb.weight", ())),
         "in_channels": state["input_blocks.0.0.weight"].shape[1],
-        "out_channels": state["out.2.weight"].shape[0],
+        "out_channels": len(state["out.2.weight"]),
     }
 
 
 def _upsample(state: Mapping[str, Tensor], n: int) -> str | None:
     """A tensor of what doubles the size after output block n: a convolution, or a residual block
     that is not the first."""
-    candidates = [
-        f"output_blocks.{n}.{k}.{layer}.weight" for k in (1, 2) for layer in ("conv", "in_layers.0")
-    ]
-    return next((name for name in candidates if name in state), None)
+    found = re.compile(rf"output_blocks\.{n}\.[12]\.(conv|in_layers\.0)\.weight")
+    return next(filter(found.fullmatch, state), None)
