@@ -74,27 +74,13 @@ class UNet(nn.Module):
         gradient_checkpointing: bool = False,
     ):
         super().__init__()
-        self.channels, self.classes, self.gradient_checkpointing = (
-            channels,
-            classes,
-            gradient_checkpointing,
-        )
-        self.dropout, self.heads, self.groups = dropout, heads, groups
+        self.channels, self.classes, self.dropout = channels, classes, dropout
+        self.heads, self.groups = heads, groups
+        self.gradient_checkpointing = gradient_checkpointing
         widths = [int(channels * m) for m in multipliers]
         self._check(widths, blocks, attention_levels)
         last = len(widths) - 1
         self.multiple = 2**last
-
-        def level(k: int, inputs: list[int], **change: Callable[[int], nn.Module]) -> Level:
-            """Level k with a block for each width that comes in, and what changes the size."""
-            width = widths[k]
-            make = self.attention if k in attention_levels else nn.Identity
-            return Level(
-                [self.res_block(w, width) for w in inputs],
-                [make(width) for _ in inputs],
-                **{name: resample(width) for name, resample in change.items()},
-            )
-
         self.time_mlp = nn.Sequential(
             linear(channels, 4 * channels), nn.SiLU(), linear(4 * channels, 4 * channels)
         )
@@ -105,7 +91,8 @@ class UNet(nn.Module):
         skips, self.down = [width], nn.ModuleList()
         for k, target in enumerate(widths):
             change = {"downsample": self.downsample} if k < last else {}
-            self.down.append(level(k, [width] + [target] * (blocks - 1), **change))
+            inputs = [width] + [target] * (blocks - 1)
+            self.down.append(self.level(inputs, target, k in attention_levels, **change))
             skips += [target] * (blocks + len(change))
             width = target
         self.mid = Level(
@@ -114,9 +101,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for k in range(last, -1, -1):
             change = {"upsample": self.upsample} if k else {}
-            streams = [width] + [widths[k]] * blocks
-            self.up.insert(0, level(k, [w + skips.pop() for w in streams], **change))
-            width = widths[k]
+            target = widths[k]
+            inputs = [w + skips.pop() for w in [width] + [target] * blocks]
+            self.up.insert(0, self.level(inputs, target, k in attention_levels, **change))
+            width = target
         self.norm_out = JoiningNorm(groups, width, self.EPS)
         self.conv_out = conv(width, out_channels, 3, scale=NEAR_ZERO)
         # as they run; no second name for any of them
@@ -125,6 +113,17 @@ class UNet(nn.Module):
             for part in [*self.down, self.mid, *reversed(self.up)]
             for module in part.modules()
             if isinstance(module, ResBlock)
+        )
+
+    def level(
+        self, inputs: list[int], width: int, attends: bool, **change: Callable[[int], nn.Module]
+    ) -> Level:
+        """With a block for each width that comes in. change: what makes the change of size."""
+        attention = self.attention if attends else nn.Identity
+        return Level(
+            [self.res_block(w, width) for w in inputs],
+            [attention(width) for _ in inputs],
+            **{name: resample(width) for name, resample in change.items()},
         )
 
     def first_width(self, widths: Sequence[int]) -> int:

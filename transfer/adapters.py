@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import (
 from tqdm import tqdm
 
 from models.formats.misfit import check_same
+from runtime.build import make
 from runtime.errors import UserError
 from runtime.seeds import generator
 from transfer.name_patterns import checked_matches
@@ -77,10 +78,8 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
     assert not any(True for _ in _injected(network)), "all that is injected goes in at once"
     for injection in injections:
         for name, layer in _layers(network, names, injection):
-            try:
-                new = injection.on(layer, generator(seed, "inject", name))
-            except ValueError as error:
-                raise UserError(f"{WHERE}: {type(injection).__name__} on {name}: {error}") from None
+            where = f"{WHERE}: {type(injection).__name__} on {name}"
+            new = make(injection.on, where, layer, generator(seed, "inject", name))
             for tensor in injection.tensors:
                 if any(old.kind == new.kind for old in _chains(layer).get(tensor, ())):
                     raise UserError(

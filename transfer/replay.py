@@ -7,6 +7,7 @@ from collections.abc import Callable
 from data.batches import Batches
 from data.dataset import Dataset
 from diffusion.timesteps import Timesteps
+from runtime.build import make
 from runtime.errors import UserError
 from runtime.seeds import derive
 from transfer.context import Start
@@ -39,17 +40,10 @@ class Replay:
                 f"transfer.replay: weight={weight} and share={share} must be above 0; for none "
                 "leave transfer.replay out."
             )
-        self.weight = weight
-        try:
-            device = start.denoiser.schedule.alpha_bar.device
-            self.timesteps = timesteps(start.denoiser.schedule.steps).to(device)
-        except ValueError as error:
-            raise UserError(f"transfer.replay.timesteps: {error}") from error
+        self.weight, schedule = weight, start.denoiser.schedule
+        found = make(timesteps, "transfer.replay.timesteps", schedule.steps)
+        self.timesteps = found.to(schedule.alpha_bar.device)
         # as the source saw its images, and not as the target's
         flip = bool(start.trained.config.raw["data"].get("flip", False))
-        self.batches = Batches(
-            images(start),
-            max(1, round(share * start.batch_size)),
-            flip,
-            derive(start.seed, "replay"),
-        )
+        size = max(1, round(share * start.batch_size))
+        self.batches = Batches(images(start), size, flip, derive(start.seed, "replay"))

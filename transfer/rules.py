@@ -100,11 +100,12 @@ class ParameterPlan:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer."""
-        return [
-            {"params": [self.parameters[n] for n in names]}
-            | ({} if decays else {"weight_decay": 0.0})
-            for (_, decays), names in self.trained.items()
-        ] or [{"params": []}]
+        groups: list[dict[str, Any]] = []
+        for (_, decays), names in self.trained.items():
+            groups.append({"params": [self.parameters[name] for name in names]})
+            if not decays:
+                groups[-1]["weight_decay"] = 0.0
+        return groups or [{"params": []}]
 
     def rates(self, step: int) -> list[float]:
         """The scale of each of groups(), in order."""

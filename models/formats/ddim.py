@@ -59,10 +59,11 @@ def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> dict[str, Ten
     """
     state, target = weights_of(checkpoint, ema), network.state_dict()
     check_fit(state, network)
-    return {
-        ours: torch.cat([state[name] for name in names(ours)]).reshape(tensor.shape)
-        for ours, tensor in target.items()
-    }
+    converted = {}
+    for ours, tensor in target.items():
+        parts = [state[name] for name in names(ours)]
+        converted[ours] = torch.cat(parts).reshape(tensor.shape)
+    return converted
 
 
 def to_ddim(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
