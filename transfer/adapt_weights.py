@@ -202,15 +202,14 @@ def fit(
             value, row = draw(value, generator(seed, "copy", name)), Fit(name, "drawn", DRAWN)
         state[name] = value.to(tensor.dtype)
         rows.append(row)
-    _check_some_fit(rows, target)
-    gone = {
-        name: Fit(name, "dropped", "the target has no such tensor")
-        for name in source
-        if name not in target
-    }
-    if folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows):
-        gone[TABLE] = Fit(TABLE, "folded", FOLDED)
-    return state, [*rows, *gone.values()]
+    _check_some_fit([row for row in rows if row.name not in left_out], target)
+    folded = folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows)
+    for name in source:
+        if name == TABLE and folded:
+            rows.append(Fit(TABLE, "folded", FOLDED))
+        elif name not in target:
+            rows.append(Fit(name, "dropped", "the target has no such tensor"))
+    return state, rows
 
 
 def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
@@ -247,8 +246,7 @@ def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
     return too_deep | dict.fromkeys(set(names) - set(included), NOT_INCLUDED)
 
 
-def _check_some_fit(rows: Sequence[Fit], target: dict[str, Tensor]) -> None:
-    wanted = [row for row in rows if row.how not in (NOT_INCLUDED, TOO_DEEP)]
+def _check_some_fit(wanted: Sequence[Fit], target: dict[str, Tensor]) -> None:
     weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
     if weights and all(row.status == "new" for row in weights):
         raise UserError(

@@ -176,11 +176,9 @@ class ParameterPlan:
         """plan.csv: one row for each parameter and period in which its rate is the same; step "end"
         is open."""
         rows: list[list[Any]] = [["parameter", "shape", "group", "learning_rate", "from", "until"]]
-        group_of = {
-            name: (k, rules)
-            for k, ((rules, _), names) in enumerate(self.trained.items())
-            for name in names
-        }
+        group_of: dict[str, tuple[Any, tuple[Rule, ...]]] = {}
+        for k, ((rules, _), names) in enumerate(self.trained.items()):
+            group_of |= dict.fromkeys(names, (k, rules))
         bounds = [*self.moments, "end"]
         for name, parameter in self.parameters.items():
             group, rules = group_of.get(name, ("", ()))
