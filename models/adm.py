@@ -1,6 +1,6 @@
 """The UNet of Nichol and Dhariwal 2021 ("Improved Denoising Diffusion Probabilistic Models") and of
 Dhariwal and Nichol 2021 ("Diffusion Models Beat GANs on Image Synthesis", ADM): the skeleton of
-models/unet.py, filled differently. models/openai_format.py reads their checkpoints. Module names
+models/unet.py, filled differently. models/formats/openai.py reads their checkpoints. Module names
 are those of UNet; a residual block that resamples is `down.0.downsample` itself."""
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from models.unet import UNet
 
 
 def cosine_first_embedding(timestep: Tensor, channels: int) -> Tensor:
-    """[B] -> [B, channels]: cosines, then sines, of frequencies 10000^(-k / half), k = 0 .. half -
-    1 (Ho: half - 1 in place of half)."""
+    """Cosines, then sines, of frequencies 10000^(-k / half), k = 0 .. half - 1 (Ho: half - 1 in
+    place of half).
+
+    Args:
+        timestep: [B].
+    Returns:
+        [B, channels].
+    """
     half = channels // 2
     k = torch.arange(half, device=timestep.device, dtype=torch.float32)
     angle = timestep.float()[:, None] * torch.exp(-math.log(10000) * k / half)
@@ -26,8 +32,11 @@ def cosine_first_embedding(timestep: Tensor, channels: int) -> Tensor:
 
 
 class ScaleShiftResBlock(ResBlock):
-    """Adaptive group normalization: the time scales and shifts what norm2 gives (Nichol and
-    Dhariwal 2021, section 3)."""
+    """Adaptive group normalization: the time scales and shifts what norm2 gives.
+
+    Source:
+        Nichol and Dhariwal 2021, section 3.
+    """
 
     TIME_WIDTHS = 2
 
@@ -51,11 +60,19 @@ class EvenDownsample(nn.Module):
 class ADMUNet(UNet):
     """(x [B, in_channels, H, W], timestep [B] in 0..T-1, condition) -> [B, out_channels, H, W].
 
-    As UNet, and: multipliers may be fractions. heads: of every attention, or instead head_channels:
-    the width of one head. scale_shift: adaptive norms; without, the time is added before the norm.
-    resample_blocks: residual blocks that halve and double the size in place of convolutions.
-    timestep_scale: 1000 / T where the timesteps were rescaled to 0..1000, which improved-diffusion
-    does by default. classes: as in UNet, with a null class that theirs do not have.
+    What is not said here is as in UNet.
+
+    Args:
+        multipliers: may be fractions.
+        heads: of every attention, or instead head_channels.
+        head_channels: the width of one head.
+        classes: as in UNet, with a null class that theirs do not have.
+        scale_shift: adaptive norms; without, the time is added before the norm.
+        resample_blocks: residual blocks that halve and double the size in place of convolutions.
+        timestep_scale: 1000 / T where the timesteps were rescaled to 0..1000, which
+            improved-diffusion does by default.
+    Raises:
+        ValueError: where the settings cannot go together.
     """
 
     EPS = 1e-5

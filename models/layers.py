@@ -89,8 +89,12 @@ class Sum(NamedTuple):
 
 
 class GroupNorm(Filled, nn.GroupNorm):
-    """Group norm with what follows it, as one operation of kernels.dispatch. eps: Ho's unless told.
-    dropout: in [0, 1)."""
+    """Group norm with what follows it, as one operation of kernels.dispatch.
+
+    Args:
+        eps: Ho's unless told.
+        dropout: in [0, 1).
+    """
 
     def __init__(
         self,
@@ -116,8 +120,11 @@ class GroupNorm(Filled, nn.GroupNorm):
         scale: Tensor | None = None,  # type: ignore[override]
         shift: Tensor | None = None,
     ) -> Tensor:
-        """dropout(act(norm(x + row_bias) (1 + scale) + shift)); row_bias, scale, shift: [B, C] or
-        [1, C]."""
+        """dropout(act(norm(x + row_bias) (1 + scale) + shift)).
+
+        Args:
+            row_bias, scale, shift: [B, C] or [1, C].
+        """
         dropout = self.dropout if self.training else 0.0
         seed = torch.randint(2**62, (1,), device=x.device) if dropout else None
         return dispatch.group_norm_act(x, *self.settings, row_bias, scale, shift, dropout, seed)
@@ -168,8 +175,11 @@ class Same(nn.Identity):
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + shortcut. resample: what changes the
-    size of both branches."""
+    """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + shortcut.
+
+    Args:
+        resample: what changes the size of both branches.
+    """
 
     TIME_WIDTHS = 1  # outputs of time_proj for each channel
 
@@ -195,8 +205,13 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, stream: Sum, time: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Sum]:
-        """(what came in, what goes out). time: [B, TIME_WIDTHS * C], time_proj of the embedding
-        after its SiLU."""
+        """The block on a stream that is not added up yet.
+
+        Args:
+            time: [B, TIME_WIDTHS * C], time_proj of the embedding after its SiLU.
+        Returns:
+            What came in, what goes out.
+        """
         x, h = self.norm1(stream, skip)
         # on a GPU a bias is a pass of its own, which the next norm spares
         biased = not dispatch.fused(x)

@@ -45,14 +45,21 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """(x [B, in_channels, H, W], timestep [B] in 0..T-1, condition) -> [B, out_channels, H, W].
 
-    channels: width of level 0. multipliers: width of each level over it. blocks: residual blocks a
-    level (one more on the way up). attention_levels: levels with attention after each block; the
-    middle always has it. heads: of attention. classes: number of labels, 0 for none; label
-    `classes` is the null class, and what a missing condition means. H and W must be divisible by
-    2^(levels - 1); they need not be equal.
+    H and W must be divisible by 2^(levels - 1); they need not be equal. The constructor is the
+    skeleton of other UNets too: a subclass says with the small methods what it is filled with.
 
-    The constructor is the skeleton of other UNets too: a subclass says with the small methods what
-    it is filled with.
+    Args:
+        channels: width of level 0.
+        multipliers: width of each level over it.
+        blocks: residual blocks a level (one more on the way up).
+        attention_levels: levels with attention after each block; the middle always has it.
+        heads: of attention.
+        classes: number of labels, 0 for none; label `classes` is the null class, and what a missing
+            condition means.
+    Raises:
+        ValueError: where the settings cannot go together.
+    Source:
+        Ho et al. 2020, appendix B.
     """
 
     EPS = NORM_EPS  # of every norm

@@ -25,7 +25,11 @@ def values(source: Tensor, generator: torch.Generator) -> Tensor:
 
 def mean_and_variance(source: Tensor, generator: torch.Generator) -> Tensor:
     """Normal, with the mean and the variance of the source's tensor: a control that keeps the scale
-    of every layer and no feature; Raghu et al. 2019 (Transfusion), section 5, "Mean Var"."""
+    of every layer and no feature.
+
+    Source:
+        Raghu et al. 2019 (Transfusion), section 5, "Mean Var".
+    """
     spread = source.std(correction=0) if source.numel() > 1 else 0.0
     return source.mean() + spread * torch.randn(source.shape, generator=generator)
 
@@ -47,8 +51,12 @@ TIME_BIAS = "time_mlp.2.bias"  # of what a row of the table is added to
 
 
 class Ends(NamedTuple):
-    """Where two networks may differ. source, target: channels of the image. kept: classes of the
-    source in the target's class table."""
+    """Where two networks may differ.
+
+    Attributes:
+        source, target: channels of the image.
+        kept: classes of the source in the target's class table.
+    """
 
     source: int
     target: int
@@ -77,9 +85,13 @@ USUAL = (*COPIED, "new", "dropped")  # which the log counts also where there is 
 
 
 class Fit(NamedTuple):
-    """What became of one tensor. status: loaded, resized, drawn, new, folded or dropped. alike:
-    parts of it that the source does not know begin as zeros or as copies of each other, so that
-    they tell nothing apart until it trains."""
+    """What became of one tensor.
+
+    Attributes:
+        status: loaded, resized, drawn, new, folded or dropped.
+        alike: parts of it that the source does not know begin as zeros or as copies of each other,
+            so that they tell nothing apart until it trains.
+    """
 
     name: str
     status: str
@@ -88,7 +100,11 @@ class Fit(NamedTuple):
 
 
 class Resized(NamedTuple):
-    """A source's tensor in the target's shape. how, alike: of its Fit."""
+    """A source's tensor in the target's shape.
+
+    Attributes:
+        how, alike: of its Fit.
+    """
 
     value: Tensor
     how: str

@@ -47,21 +47,34 @@ class Injected(nn.Module):
 
 
 class Injection(Protocol):
-    """What a node of `transfer.inject` builds. tensors: of a layer, those that it is put on.
-    patterns: globs on names of parameters, or on those of layers where it is put on more than one
-    tensor of each."""
+    """What a node of `transfer.inject` builds.
+
+    Attributes:
+        tensors: of a layer, those that it is put on.
+        patterns: globs on names of parameters, or on those of layers where it is put on more than
+            one tensor of each.
+    """
 
     patterns: Sequence[str]
     tensors: tuple[str, ...]
 
     def on(self, layer: Layer, random: torch.Generator) -> Injected:
-        """For one layer. Raises ValueError where it cannot be put there."""
+        """For one layer.
+
+        Raises:
+            ValueError: where it cannot be put there.
+        """
 
 
 def matrix_shape(layer: Layer, branches: int = 1) -> tuple[int, int]:
-    """Rows and columns of the weight as a matrix, [out, in] of a linear layer and [out, in k k] of
-    a convolution; or of each of the matrices that it stacks, as many as branches. Raises ValueError
-    where it is none."""
+    """Rows and columns of the weight as a matrix: [out, in] of a linear layer, [out, in k k] of a
+    convolution.
+
+    Args:
+        branches: how many matrices it stacks, of which these are one's.
+    Raises:
+        ValueError: where it is no such weight, or no such stack.
+    """
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError("only the weights of linear layers and convolutions can have it.")
     rows = layer.weight.shape[0]
@@ -71,9 +84,14 @@ def matrix_shape(layer: Layer, branches: int = 1) -> tuple[int, int]:
 
 
 def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -> None:
-    """Puts them in, in this order where a weight has several. seed: of what starts at random.
-    Raises UserError where a pattern matches nothing, or something that its kind cannot be put on; a
-    network on the meta device shows all of these."""
+    """Puts them in, in this order where a weight has several. A network on the meta device shows
+    all errors.
+
+    Args:
+        seed: of what starts at random.
+    Raises:
+        UserError: where a pattern matches nothing, or something that its kind cannot be put on.
+    """
     names = [name for name, _ in network.named_parameters()]
     assert not any(True for _ in _injected(network)), "all that is injected goes in at once"
     for injection in injections:
@@ -159,8 +177,13 @@ def _injected(network: nn.Module) -> Iterator[tuple[str, Tensor, Injected]]:
 
 
 def check(network: nn.Module, trained: Collection[str]) -> None:
-    """Raises UserError where a weight trains that must not, for what was injected was made from it.
-    trained: the plain names of all that train at some step."""
+    """Checks that no weight trains from which something injected was made.
+
+    Args:
+        trained: the plain names of all that train at some step.
+    Raises:
+        UserError: where one does.
+    """
     for name, _, injected in _injected(network):
         if injected.frozen_base and name in trained:
             raise UserError(
@@ -173,11 +196,13 @@ def check(network: nn.Module, trained: Collection[str]) -> None:
 
 @torch.no_grad()
 def load(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Sets all parameters, by plain names. Raises UserError where one is missing, unknown or of
-    another shape, and sets none then.
+    """Sets all parameters, by plain names.
 
     A network that only waits for its weights can be injected on the meta device and given memory
     with to_empty: what is derived from the weights is then made here alone.
+
+    Raises:
+        UserError: where one is missing, unknown or of another shape; none is set then.
     """
     own = parameters(network)
     check_same(tensors, own)

@@ -133,7 +133,8 @@ def towards_target(classifier: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """(x_t [B, C, H, W], t [B] in 1..T) -> [B], the log odds that the image below the noise is of
     the target. Half a small UNet with its mean over the pixels; about 360,000 parameters. H and W
-    at least 8."""
+    at least 8.
+    """
 
     WIDTHS = (32, 64, 128)
 

@@ -35,8 +35,11 @@ def class_names(
 def check_number_of_classes(
     config: RunConfig, images: ImageReader, source: RunConfig | None
 ) -> None:
-    """Raises UserError where the class table has other rows than the images and the source ask
-    for."""
+    """Checks that the class table has the rows that the images and the source ask for.
+
+    Raises:
+        UserError: where it has others.
+    """
     classes, kept = config.classes, config.kept_classes(source)
     new = max(1, len(images.classes)) if classes else 0
     if classes and classes != new + kept:
@@ -65,8 +68,12 @@ def warn_of_renamed_classes(source: Sequence[str], target: Sequence[str], classe
 
 
 def tell_classes(dataset: Dataset, classes: int) -> None:
-    """The images' classes and how many images of each are trained on: "3 classes: A (40), B (30), C
-    (30)". classes: of the network."""
+    """Logs the images' classes and how many images of each are trained on: "3 classes: A (40), B
+    (30), C (30)".
+
+    Args:
+        classes: of the network.
+    """
     if not dataset.classes:
         return
     counts = np.bincount(dataset.labels[dataset.splits["train"]], minlength=len(dataset.classes))

@@ -30,13 +30,19 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Start:
-    """A run at its first step. denoiser: the one that will train, on its device, with the source's
-    weights and injected parameters that change nothing yet. trained: the source itself, with its
-    own config. copied: the parameters that came from it. target: the images that are trained on,
-    and data their settings. first_kept: the label that the source's class 0 has in the target's
-    class table, None where its classes are not kept. cache: for what is costly and depends on the
-    source alone. new_rows: so many rows of a class table that was copied are of classes that the
-    source does not have.
+    """A run at its first step.
+
+    Attributes:
+        denoiser: the one that will train, on its device, with the source's weights and injected
+            parameters that change nothing yet.
+        trained: the source itself, with its own config.
+        copied: the parameters that came from it.
+        target, data: the images that are trained on, and their settings.
+        first_kept: the label that the source's class 0 has in the target's class table, None where
+            its classes are not kept.
+        cache: for what is costly and depends on the source alone.
+        new_rows: so many rows of a class table that was copied are of classes that the source does
+            not have.
     """
 
     denoiser: Denoiser

@@ -30,8 +30,11 @@ class Scale(Injected):
 @dataclass(frozen=True)
 class BranchScale:
     """x + g F(x) with g = 1 at the start: F ends in a layer with a bias, whose outputs g
-    multiplies. patterns: globs on the names of these last layers, `*.conv2` and
-    `*.attention.*.out`."""
+    multiplies.
+
+    Args:
+        patterns: globs on the names of these last layers, `*.conv2` and `*.attention.*.out`.
+    """
 
     patterns: Sequence[str]
     tensors: ClassVar = ("weight", "bias")

@@ -20,14 +20,20 @@ Features = dict[str, Tensor]  # output by the name of its module
 
 class FeatureDistillation(Penalty):
     """weight times the mean squared difference of student and source in what some layers say of the
-    same (x_t, t, condition), averaged over the layers. Hints in the sense of Romero et al. 2015
-    (FitNets, eq. 3, there 1/2 of the sum of squares and through a regressor, which equal shapes
-    don't need); against the source's own features as in Li et al. 2019 (DELTA), here without its
-    weights by channel.
+    same (x_t, t, condition), averaged over the layers.
 
-    layers: globs on module names, as "mid.block.1" or "down.*.block.*" (`*` also crosses dots:
-    "down.*" are all modules inside). The student's features come from the pass that trains; its
-    dropout, which the frozen source does not have, counts as a difference.
+    The student's features come from the pass that trains; its dropout, which the frozen source does
+    not have, counts as a difference.
+
+    Args:
+        layers: globs on module names, as "mid.block.1" or "down.*.block.*" (`*` also crosses dots:
+            "down.*" are all modules inside).
+    Raises:
+        UserError: where the weight is not above 0, or the globs name nothing.
+    Source:
+        Romero et al. 2015 (FitNets, eq. 3, there 1/2 of the sum of squares and through a regressor,
+        which equal shapes don't need); against the source's own features as in Li et al. 2019
+        (DELTA), here without its weights by channel.
     """
 
     def __init__(self, start: Start, *, weight: float, layers: Sequence[str]):
@@ -63,8 +69,11 @@ def full(x: Tensor) -> Tensor:
 
 
 def matching(network: nn.Module, layers: Sequence[str]) -> list[str]:
-    """The modules that run (a list of modules does not) whose names match a glob. Raises UserError
-    where one matches none."""
+    """The modules that run (a list of modules does not) whose names match a glob.
+
+    Raises:
+        UserError: where one matches none.
+    """
     running = [
         name
         for name, module in network.named_modules()
@@ -77,12 +86,14 @@ def recorded(
     network: nn.Module, names: Sequence[str], when: Callable[[nn.Module], bool]
 ) -> MutableMapping[Tensor, Features]:
     """A mapping that fills itself: from the x_t of a pass through network, by identity and as long
-    as that tensor lives, to what the named modules returned. when: which passes count; those of an
-    evaluation and of an adversary (transfer.ant) don't.
+    as that tensor lives, to what the named modules returned.
 
     Hooks are plain functions: a copy of the network shares them and does not copy what they hold.
     What runs outside a pass does not count, such as the blocks that gradient checkpointing repeats
     in the backward pass.
+
+    Args:
+        when: which passes count; those of an evaluation and of an adversary (transfer.ant) don't.
     """
     passes = WeakTensorKeyDictionary()
     under_way: list[Features] = []

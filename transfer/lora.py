@@ -15,9 +15,12 @@ from transfer.adapters import Injected, Layer, matrix_shape
 
 
 class LowRank(Injected):
-    """W + scale (B A), the product viewed in W's shape. branches: W is a stack of so many matrices,
-    each with its own B [m/n, r] and A [r, columns]; they lie stacked in up [m, r] and down [n r,
-    columns]."""
+    """W + scale (B A), the product viewed in W's shape.
+
+    Args:
+        branches: W is a stack of so many matrices, each with its own B [m/n, r] and A [r, columns];
+            they lie stacked in up [m, r] and down [n r, columns].
+    """
 
     kind = "lora"
 
@@ -38,10 +41,16 @@ class LowRank(Injected):
 
 @dataclass(frozen=True)
 class LoRA:
-    """On linear layers; on convolutions in the factorization of LoCon (Yeh et al. 2024, LyCORIS): a
-    k x k convolution down to rank channels, then a 1 x 1 up, whose product is B [out, rank] A
-    [rank, in k k] in W's shape. alpha: null for rank. branches: how many matrices a weight stacks;
-    3 gives q, k and v of a packed qkv one LoRA each."""
+    """A low-rank change of a linear layer or a convolution. A convolution's goes k x k down to rank
+    channels, then 1 x 1 up: the product is B [out, rank] A [rank, in k k] in W's shape.
+
+    Args:
+        alpha: null for rank.
+        branches: how many matrices a weight stacks; 3 gives q, k and v of a packed qkv one LoRA
+            each.
+    Source:
+        Hu et al. 2022; on convolutions the factorization of LoCon (Yeh et al. 2024, LyCORIS).
+    """
 
     patterns: Sequence[str]
     rank: int

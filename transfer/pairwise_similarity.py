@@ -64,7 +64,11 @@ class PairwiseSimilarity(Penalty):
 
 
 def check_images(n: int) -> None:
-    """Raises UserError for a micro-batch of so few."""
+    """Checks that a micro-batch has images to compare.
+
+    Raises:
+        UserError: where they are fewer than 3.
+    """
     if n < 3:
         raise UserError(
             f"PairwiseSimilarity compares images within a micro-batch, which has {n}: at least 3 "
@@ -74,8 +78,13 @@ def check_images(n: int) -> None:
 
 
 def log_similarity(x: Tensor) -> Tensor:
-    """[B, ...] -> [B, B - 1]: for image i the log softmax, over the other images j, of cos(x_i,
-    x_j)."""
+    """For image i the log softmax, over the other images j, of cos(x_i, x_j).
+
+    Args:
+        x: [B, ...].
+    Returns:
+        [B, B - 1].
+    """
     B = len(x)
     x = F.normalize(x.flatten(1))
     cosine = x @ x.T
@@ -92,9 +101,14 @@ def similarity_kl(source: Tensor, student: Tensor) -> Tensor:
 
 
 def high_frequencies(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, C, H/2, W/2]: LH + HL + HH of the orthonormal Haar transform, L = (1, 1)
-    / sqrt 2 and H = (-1, 1) / sqrt 2, added up as in the published code. Of an odd size, the last
-    row or column has no partner and is left out."""
+    """LH + HL + HH of the orthonormal Haar transform, L = (1, 1) / sqrt 2 and H = (-1, 1) / sqrt 2,
+    added up as in the published code.
+
+    Args:
+        x: [B, C, H, W]. Of an odd size, the last row or column has no partner and is left out.
+    Returns:
+        [B, C, H/2, W/2].
+    """
     H, W = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
     a, b = x[..., 0:H:2, 0:W:2], x[..., 0:H:2, 1:W:2]
     c, d = x[..., 1:H:2, 0:W:2], x[..., 1:H:2, 1:W:2]

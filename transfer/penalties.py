@@ -29,8 +29,8 @@ FISHER = 1  # raise when the same settings measure something else
 
 
 class L2SP(Penalty):
-    """weight / 2 * sum (w - w0)^2 over the parameters that came from the source; Li et al. 2018
-    (L2-SP). w0: their values at the start.
+    """weight / 2 * sum (w - w0)^2 over the parameters that came from the source, w0 their values at
+    the start.
 
     Biases and norms are held too. The authors' code (holyseven/TransferLearningClassification,
     model/network_base.py) holds the weights alone by default, wd_mode 1, and all parameters as here
@@ -40,6 +40,11 @@ class L2SP(Penalty):
     classes that the source does not have. Their second term, beta / 2 * sum w^2 over the new last
     layer, is left out: what is new in a denoiser are rows for classes, norms, gates and adapters,
     which 0 is no place to pull to.
+
+    Raises:
+        UserError: where the weight is not above 0, or nothing came from the source.
+    Source:
+        Li et al. 2018 (L2-SP).
     """
 
     def __init__(self, start: Start, *, weight: float):
@@ -67,11 +72,18 @@ class L2SP(Penalty):
 
 
 class EWC(L2SP):
-    """weight / 2 * sum F (w - w0)^2; Kirkpatrick et al. 2017, eq. 3 (elastic weight consolidation).
+    """weight / 2 * sum F (w - w0)^2, elastic weight consolidation.
 
     F is the diagonal of the Fisher information as fisher() measures it, in its own scale: weight
-    has to be large where F is small. images: of the source. n: (image, t, noise) triples that F is
-    measured on.
+    has to be large where F is small.
+
+    Args:
+        n: (image, t, noise) triples that F is measured on.
+        images: of the source.
+    Raises:
+        UserError: as L2SP, and where n is below 1.
+    Source:
+        Kirkpatrick et al. 2017, eq. 3.
     """
 
     def __init__(self, start: Start, *, weight: float, n: int, images: Callable[[Start], Dataset]):
@@ -122,14 +134,18 @@ def copied_parameters(network: nn.Module, start: Start) -> dict[str, nn.Paramete
 def fisher(
     denoiser: Denoiser, w: Sequence[Tensor], batches: Batches, n: int, seed: int
 ) -> list[Tensor]:
-    """The mean over n (image, t, noise) triples of the squared gradient of L_simple (eq. 14 of Ho
-    et al. 2020) with respect to each of w.
+    """The mean over n (image, t, noise) triples of the squared gradient of L_simple with respect to
+    each of w.
 
     t lies evenly over 1..T, images come one a batch in their stream's order, noise by (seed, k).
     Nothing is rescaled. L_simple is a mean over the D values of an image, so this is (2 / D)^2
     times the empirical Fisher information of a Gaussian of variance 1 around the output: the one at
-    the data, and not at draws of the model's own. denoiser: in eval mode, in which w need
-    gradients.
+    the data, and not at draws of the model's own.
+
+    Args:
+        denoiser: in eval mode, in which w need gradients.
+    Source:
+        L_simple: Ho et al. 2020, eq. 14.
     """
     T, device = denoiser.schedule.steps, denoiser.schedule.alpha_bar.device
     total = [torch.zeros_like(v) for v in w]

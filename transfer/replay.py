@@ -17,13 +17,17 @@ class Replay:
     """A batch of the source's images beside each batch of the target's: weight times the mean of
     its losses is added to the step's loss.
 
-    images: transfer.source_images.real or generated. timesteps: which t the source's images see.
-    share: images of the source for each of the target's.
-
-    DreamBooth's prior preservation (Ruiz et al. 2023, eq. 2) is weight 1, generated images, t
-    uniform and share 1. Diff-Tuning (Zhong et al. 2024) draws the target's t by Power, the source's
-    by MirroredPower, with weight 0.1; their code makes one batch of 32 of both, a fifth of it the
-    source's, which is share 0.25 beside a batch of 26.
+    Args:
+        images: transfer.source_images.real or generated.
+        timesteps: which t the source's images see.
+        share: images of the source for each of the target's.
+    Raises:
+        UserError: where weight or share is not above 0.
+    Source:
+        DreamBooth's prior preservation (Ruiz et al. 2023, eq. 2) is weight 1, generated images, t
+        uniform and share 1. Diff-Tuning (Zhong et al. 2024) draws the target's t by Power, the
+        source's by MirroredPower, with weight 0.1; their code makes one batch of 32 of both, a
+        fifth of it the source's, which is share 0.25 beside a batch of 26.
     """
 
     def __init__(

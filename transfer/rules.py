@@ -35,7 +35,11 @@ class Rule:
 
 
 def rules_of(config: RunConfig) -> list[Rule]:
-    """With shares of the run as steps. Raises UserError where a moment makes no sense."""
+    """With shares of the run as steps.
+
+    Raises:
+        UserError: where a moment makes no sense.
+    """
     return [rule_at(rule, config.train.steps) for rule in config.transfer.rules]
 
 
@@ -142,7 +146,13 @@ class ParameterPlan:
         return next((m for m in self.moments if self.training(m) == everything), None)
 
     def must_train(self, steps: float = math.inf) -> None:
-        """Raises UserError where nothing ever trains, or nothing at some step of so many."""
+        """Checks that the rules train something.
+
+        Args:
+            steps: of the run.
+        Raises:
+            UserError: where nothing ever trains, or nothing at some step of so many.
+        """
         if not self.trains():
             raise UserError(
                 "transfer.rules: these rules train nothing. Add one with a learning_rate_scale "
@@ -197,10 +207,15 @@ def own_word(rules: Sequence[Rule], names: Collection[str], name: str) -> bool:
 
 
 def rules_for_alike(rules: Sequence[Rule], network: nn.Module, alike: Sequence[str]) -> list[Rule]:
-    """What the rules lack: one for each parameter of alike (transfer.adapt_weights.Fit) that they
-    do not train from the first step on, at the optimizer's rate, or at that of what trains fastest
-    where this is lower. Howard and Ruder 2018 (ULMFiT): what is new trains first, and at the full
-    rate. A rule that is about such a parameter alone is obeyed, whatever it says."""
+    """What the rules lack: one for each parameter of alike that they do not train from the first
+    step on, at the optimizer's rate, or at that of what trains fastest where this is lower. A rule
+    that is about such a parameter alone is obeyed, whatever it says.
+
+    Args:
+        alike: names, see transfer.adapt_weights.Fit.
+    Source:
+        Howard and Ruder 2018 (ULMFiT): what is new trains first, and at the full rate.
+    """
     plan, more = ParameterPlan(network, rules), []
     rate = min(1.0, max(plan.rates(0), default=0.0))
     for name in alike:

@@ -41,11 +41,14 @@ CURE = (
 
 
 def real(start: Start, *, n: int | None = None) -> Dataset:
-    """The images that the source was trained on, read where its own config says. n: so many of
-    them, drawn by the run's seed.
+    """The images that the source was trained on, read where its own config says.
 
-    splits["train"] are their rows of the memory map. Raises UserError for published weights, which
-    do not say their images.
+    Args:
+        n: so many of them, drawn by the run's seed; None for all.
+    Returns:
+        A Dataset whose splits["train"] are their rows of the memory map.
+    Raises:
+        UserError: for published weights, which do not say their images.
     """
     own = own_images(start.trained, start.data, start.cache)
     rows = own.splits["train"]
@@ -61,8 +64,11 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
 
 def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Dataset:
     """The images of a source in its own splits, with the size and channels of a target's data, and
-    the source's labels. Raises UserError where they are gone, and for published weights, which do
-    not say their images."""
+    the source's labels.
+
+    Raises:
+        UserError: where they are gone, and for published weights, which do not say their images.
+    """
     check_known(trained)
     try:
         own = trained.config.data
@@ -78,7 +84,11 @@ def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Data
 
 
 def check_known(source: TrainedWeights) -> None:
-    """Raises Misfit where a source cannot say what it was trained on."""
+    """Checks that a source can say what it was trained on.
+
+    Raises:
+        Misfit: where it cannot.
+    """
     # a bare file's config names images of ours
     if source.step is None or "_target_" not in source.config.raw["data"]:
         raise Misfit(

@@ -60,9 +60,15 @@ class Spectrum(Injected):
 
 @dataclass(frozen=True)
 class SpectralShift:
-    """On linear layers and convolutions, these flattened to [out, in k k]. branches: how many
-    matrices a weight stacks; 3 factors q, k and v of a packed qkv apart, as where they are stored
-    apart. What the paper trains of one-dimensional weights, a rule trains."""
+    """On linear layers and convolutions, these flattened to [out, in k k]. What the paper trains of
+    one-dimensional weights, a rule trains.
+
+    Args:
+        branches: how many matrices a weight stacks; 3 factors q, k and v of a packed qkv apart, as
+            where they are stored apart.
+    Source:
+        Han et al. 2023 (SVDiff).
+    """
 
     patterns: Sequence[str]
     branches: int = 1

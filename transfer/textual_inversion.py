@@ -28,8 +28,13 @@ class Rows(Injected):
 
 @dataclass(frozen=True)
 class NewRows:
-    """The first rows of class_embedding train apart from the rest, from where they are. count: auto
-    for the target's classes."""
+    """The first rows of class_embedding train apart from the rest, from where they are.
+
+    Args:
+        count: auto for the target's classes.
+    Source:
+        Gal et al. 2023 (Textual Inversion).
+    """
 
     count: int | Literal["auto"] = "auto"
     patterns: ClassVar = ("class_embedding.weight",)

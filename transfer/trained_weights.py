@@ -37,10 +37,17 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """path: of the checkpoint, folder or file. config: of published weights some sections alone
-    (models.formats.published.SECTIONS). classes: their names. step: None where it is not known, as
-    of what is no checkpoint of a run. digests: sha256 of either set. load: reads one of them, under
-    our names. laid_on: of a difference, the source that it is laid on."""
+    """One thing that was trained, opened.
+
+    Attributes:
+        path: of the checkpoint, folder or file.
+        config: of published weights some sections alone (models.formats.published.SECTIONS).
+        classes: their names.
+        step: None where it is not known, as of what is no checkpoint of a run.
+        digests: sha256 of either set.
+        load: reads one of them, under our names.
+        laid_on: of a difference, the source that it is laid on.
+    """
 
     path: Path
     config: RunConfig
@@ -52,7 +59,11 @@ class TrainedWeights:
 
     @property
     def origin(self) -> Origin:
-        """Where the run that made them started from. Raises UserError where that is unknown."""
+        """Where the run that made them started from.
+
+        Raises:
+            UserError: where that is unknown.
+        """
         if self.laid_on is not None:
             return self.laid_on
         if self.step is None:
@@ -74,9 +85,12 @@ def load_weights(
     one file of weights, or a file of a run's difference from its source. Tensors are read later, by
     load.
 
-    stated: the settings of the network in a bare file, as the user states them. otherwise: those to
-    take where neither the user nor conf/published.yaml states them. source: where the source of a
-    difference is, if it was moved.
+    Args:
+        stated: the settings of the network in a bare file, as the user states them.
+        otherwise: those to take where neither the user nor conf/published.yaml states them.
+        source: where the source of a difference is, if it was moved.
+    Raises:
+        UserError: where there is none, or it does not say what it is.
     """
     path = Path(name).expanduser()
     if is_difference(path):
@@ -105,7 +119,11 @@ def load_weights(
 
 def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -> RunConfig | None:
     """The settings that a command line states for a bare file of weights: an experiment, and
-    overrides of it."""
+    overrides of it.
+
+    Raises:
+        UserError: where it is no bare file, or the experiment is unknown.
+    """
     if trained_as is None and not overrides:
         return None
     if not Path(name).expanduser().is_file():
@@ -185,8 +203,13 @@ def start_of(config: RunConfig, source: TrainedWeights) -> Tensors:
 
 
 def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> TrainedWeights:
-    """The source that a run with this config started from, at its path or elsewhere. Raises
-    UserError where it is gone or is another one."""
+    """The source that a run with this config started from.
+
+    Args:
+        elsewhere: where it is, if not at its path.
+    Raises:
+        UserError: where it is gone or is another one.
+    """
     where = elsewhere or origin["path"]
     try:
         found = load_weights(where, otherwise=config)
@@ -222,7 +245,11 @@ def write_origin(run: Path, origin: Origin, tensors: Sequence[Fit]) -> None:
 
 
 def read_origin(run: Path) -> Origin | None:
-    """None where the run had no source. Raises Damaged."""
+    """What source.json says; None where the run had no source.
+
+    Raises:
+        Damaged: where it is not what was written.
+    """
     path = run / SOURCE
     if not path.is_file():
         return None
@@ -241,7 +268,11 @@ def has_origin(run: Path) -> bool:
 
 
 def origin_of(run: Path) -> Origin:
-    """The same. Raises UserError where it had no source."""
+    """What source.json says, as read_origin.
+
+    Raises:
+        UserError: where the run had no source.
+    """
     origin = read_origin(run)
     if origin is None:
         raise UserError(f"{run} was not started from a source (it has no {SOURCE}).")
@@ -290,8 +321,13 @@ def is_difference(path: Path) -> bool:
 
 
 def open_difference(path: Path, elsewhere: str | None) -> TrainedWeights:
-    """A file that difference() made. elsewhere: where the source is, if not where it was. Raises
-    UserError where the source is gone."""
+    """A file that difference() made.
+
+    Args:
+        elsewhere: where the source is, if not where it was.
+    Raises:
+        UserError: where the source is gone, or the file damaged.
+    """
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()[DIFFERENCE])

@@ -38,8 +38,11 @@ def is_ddim(checkpoint: Any) -> bool:
 
 
 def weights_of(checkpoint: Any, ema: bool = True) -> dict[str, Tensor]:
-    """The state dict in a loaded file, without "module."; of a list the average, if it was kept and
-    ema asks for it. Empty if none."""
+    """The state dict in a loaded file, without "module."; empty if none.
+
+    Args:
+        ema: of a list the average, if it was kept.
+    """
     if isinstance(checkpoint, list | tuple) and checkpoint:
         checkpoint = checkpoint[-1 if ema and len(checkpoint) > 4 else 0]
     if not isinstance(checkpoint, Mapping):
@@ -52,10 +55,12 @@ def weights_of(checkpoint: Any, ema: bool = True) -> dict[str, Tensor]:
 
 
 def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> dict[str, Tensor]:
-    """A loaded file as a state dict of network, complete and of its shapes. network: a UNet with
-    the checkpoint's settings.
+    """A loaded file as a state dict of network, complete and of its shapes.
 
-    Raises UserError with the settings that differ.
+    Args:
+        network: a UNet with the checkpoint's settings.
+    Raises:
+        UserError: with the settings that differ.
     """
     state, target = weights_of(checkpoint, ema), network.state_dict()
     check_fit(state, network)
@@ -87,8 +92,11 @@ def names(ours: str) -> list[str]:
 
 
 def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
-    """Raises UserError, with the settings to change, unless names and shapes are those of
-    network."""
+    """Checks that names and shapes are those of network.
+
+    Raises:
+        UserError: where they are not, with the settings to change.
+    """
     if isinstance(network, ADMUNet) or network.heads != 1:
         raise UserError(
             "a checkpoint of DDIM's code needs models.unet.UNet with model.heads=1: set model to "

@@ -216,8 +216,11 @@ FAMILIES = {
 
 
 def model_node(unet: UNet2DConfig) -> Node:
-    """The node of our network that computes exactly what UNet2DModel with this config does. Raises
-    ValueError where none does."""
+    """The node of our network that computes exactly what UNet2DModel with this config does.
+
+    Raises:
+        ValueError: where none does.
+    """
     _check_values(unet)
     levels, resample = _levels(unet)
     scale_shift = unet.resnet_time_scale_shift == "scale_shift"
@@ -435,7 +438,11 @@ def to_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor
 
 def from_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
     """Their state dict as one of network. The null class, which theirs has not, becomes the mean of
-    the others. Raises UserError where names or shapes are others."""
+    the others.
+
+    Raises:
+        UserError: where names or shapes are others.
+    """
     found = {_renewed(name): tensor for name, tensor in state.items()}
     check_same(found, to_diffusers(network.state_dict(), network))
     converted = {}

@@ -68,7 +68,13 @@ HO = {
 
 def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
     """The nodes schedule, parameterization and variance. How such a scheduler samples is told in
-    the log where it differs from ours."""
+    the log where it differs from ours.
+
+    Args:
+        where: the file, for messages.
+    Raises:
+        UserError: where it means something that is not here.
+    """
     if config.get("trained_betas") is None and config.get("beta_schedule") is None:
         raise UserError(
             f"{where}: {config.get('_class_name', 'this scheduler')} says no betas (beta_schedule "

@@ -39,7 +39,11 @@ def check_fit(
 
 
 def check_same(found: State, expected: State) -> None:
-    """Raises UserError unless names and shapes agree."""
+    """Checks that names and shapes agree.
+
+    Raises:
+        UserError: where they do not.
+    """
     if different := _differences(found, expected):
         raise UserError(
             "the weights are not those of the network that their settings say. "

@@ -58,13 +58,17 @@ def is_openai(checkpoint: Any) -> bool:
 def from_openai(
     state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False
 ) -> dict[str, Tensor]:
-    """Their state dict as one of network, complete and of its shapes. network: an ADMUNet with the
-    checkpoint's settings.
+    """Their state dict as one of network, complete and of its shapes. The null class, which theirs
+    do not have, becomes the mean of the others.
 
-    new_attention_order: the flag use_new_attention_order of guided-diffusion; of what is published,
-    64x64_diffusion.pt has it. The null class, which theirs do not have, becomes the mean of the
-    others. Raises UserError with the settings that differ. What no shape shows is not checked:
-    heads or head_channels, timestep_scale, new_attention_order.
+    What no shape shows is not checked: heads or head_channels, timestep_scale, new_attention_order.
+
+    Args:
+        network: an ADMUNet with the checkpoint's settings.
+        new_attention_order: the flag use_new_attention_order of guided-diffusion; of what is
+            published, 64x64_diffusion.pt has it.
+    Raises:
+        UserError: with the settings that differ.
     """
     check_fit(state, network)
     return {
@@ -157,8 +161,11 @@ def _heads(name: str, network: UNet) -> int:
 
 
 def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
-    """Raises UserError, with the settings to change, unless names and shapes are those of
-    network."""
+    """Checks that names and shapes are those of network.
+
+    Raises:
+        UserError: where they are not, with the settings to change.
+    """
     if not isinstance(network, ADMUNet):
         raise UserError(
             "a checkpoint of improved-diffusion or guided-diffusion needs models.adm.ADMUNet, "

@@ -51,8 +51,10 @@ class Published:
     """One set of weights, which is the model and its average at once (a training checkpoint of
     DDIM's code alone holds both).
 
-    path: what the user named. file: where the tensors are. sections: SECTIONS of our config, of
-    data the size and channels.
+    Attributes:
+        path: what the user named.
+        file: where the tensors are.
+        sections: SECTIONS of our config, of data the size and channels.
     """
 
     path: Path
@@ -60,8 +62,13 @@ class Published:
     sections: dict[str, Any]
 
     def tensors(self, network: UNet, average: bool) -> dict[str, Tensor]:
-        """All that the network has, under our names and in its shapes. Raises UserError where they
-        are other ones."""
+        """All that the network has, under our names and in its shapes.
+
+        Args:
+            average: of a file that holds both.
+        Raises:
+            UserError: where they are other ones.
+        """
         try:
             return _converted(read_weights(self.file), network, self.file.name, average)
         except UserError as error:
@@ -77,7 +84,14 @@ def open_folder(path: Path) -> Published:
 
 
 def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
-    """A bare file, with the settings that it is said to have."""
+    """A bare file of weights.
+
+    Args:
+        sections: the settings that it is said to have, None for none.
+    Raises:
+        UserError: where it is no such file, or one beside it says other settings, or nothing says
+            any.
+    """
     if path.suffix not in FILES:
         raise UserError(
             f"{path} is no file of weights, which ends in {', '.join(FILES)}. Of a run or a "
@@ -138,7 +152,11 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> Any:
-    """What a file of weights holds: tensors in lists and dicts, and nothing that could run."""
+    """What a file of weights holds: tensors in lists and dicts, and nothing that could run.
+
+    Raises:
+        UserError: where it is damaged, holds more than tensors, or holds them under no names.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -196,7 +214,11 @@ BY_HAND = (
 
 def download(name: str) -> Path:
     """The folder of OWNER/NAME in the Hub's cache, with the configs and one file of weights,
-    downloaded where it is not there yet."""
+    downloaded where it is not there yet.
+
+    Raises:
+        UserError: where it cannot be had, with the way by hand.
+    """
     try:
         import huggingface_hub  # not needed otherwise
     except ImportError:
