@@ -183,20 +183,16 @@ class UNet(nn.Module):
                 f"channels must be even and at least 4 for the time embedding, not {self.channels}."
             )
 
-    def embed(self, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        """[B, 4 channels]: time, plus the class where there is one."""
+    def time_terms(self, timestep: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
+        """What the timestep and the class add in each residual block: [B, TIME_WIDTHS * C] each, in
+        the order in which the blocks run."""
         time = self.time_mlp(self.embed_timestep(timestep).to(self.conv_in.weight.dtype))
         if self.classes:
             label = condition.get("label")
             if label is None:
                 label = torch.full_like(timestep, self.classes, dtype=torch.long)
             time = time + self.class_embedding(label)
-        return F.silu(time)
-
-    def time_terms(self, timestep: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
-        """What the timestep and the class add in each residual block: [B, TIME_WIDTHS * C] each, in
-        the order in which the blocks run."""
-        time = self.embed(timestep, condition)
+        time = F.silu(time)  # [B, 4 channels]
         return [block.time_proj(time) for block in self.res_blocks]
 
     def forward(self, x: Tensor, timestep: Tensor, condition: dict[str, Tensor]) -> Tensor:

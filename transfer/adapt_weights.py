@@ -4,7 +4,7 @@ new or dropped, in a table."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -74,13 +74,8 @@ def depth_of(name: str, levels: int) -> int:
     return {"mid": levels + 1, "norm_out": 2 * levels + 2, "conv_out": 2 * levels + 2}.get(part, 0)
 
 
-def levels_of(names: Collection[str]) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in names if name.startswith("down."))
-
-
 DRAWN = "at random, by source.copy"
 COPIED = ("loaded", "resized")
-STATUSES = (*COPIED, "drawn", "new", "folded", "dropped")
 USUAL = (*COPIED, "new", "dropped")  # which the log counts also where there is none
 
 
@@ -206,7 +201,9 @@ def fit(
     draw = settings.copy if draws(settings) else None
     folds = {TABLE, TIME_BIAS} <= source.keys() and TABLE not in target and not draw
     if folds:
-        source = with_null_row(source)
+        # a network without classes that answers as this one does to the null class: UNet adds a row
+        # of the table to what embeds time
+        source = source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
     state, rows = {}, []
     ends = Ends(_image_channels(source), _image_channels(target), kept)
     for name, tensor in target.items():
@@ -237,12 +234,6 @@ def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
     return rows
 
 
-def with_null_row(source: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network without classes that answers as this one does to the null class: what embeds time
-    has the null row in its last bias, to which the row is added in UNet.embed."""
-    return source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
-
-
 def _image_channels(weights: dict[str, Tensor]) -> int:
     return weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0
 
@@ -250,7 +241,7 @@ def _image_channels(weights: dict[str, Tensor]) -> int:
 def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
     """The tensors that are not to be copied, and why."""
     included = checked_matches(settings.include, names, "source.include")
-    levels = levels_of(names)
+    levels = 1 + max(int(name.split(".")[1]) for name in names if name.startswith("down."))
     last = 2 * levels + 2
     depth = last if settings.depth is None else settings.depth
     if not 0 <= depth <= last:
@@ -290,15 +281,13 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tu
 def summary(rows: Sequence[Fit]) -> str:
     """A line of counts, then what was not simply loaded; tensors of one part that share their fate
     share a line."""
-    counts = Counter(row.status for row in rows)
-    told = [
-        f"{counts[status]} {status}" for status in STATUSES if counts[status] or status in USUAL
-    ]
+    counts = Counter(dict.fromkeys(USUAL, 0))
+    counts.update(row.status for row in rows)
     groups: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != "loaded":
             groups.setdefault((row.status, row.name.split(".")[0], row.how), []).append(row.name)
-    lines = [f"source weights: {', '.join(told)}"]
+    lines = ["source weights: " + ", ".join(f"{n} {status}" for status, n in counts.items())]
     for (status, part, how), names in groups.items():
         tensors = names[0] if len(names) == 1 else f"{part}.* ({len(names)} tensors)"
         lines.append(f"  {status} {tensors}: {how}")

@@ -22,12 +22,14 @@ def check_fit(
     settings: Callable[[State], dict[str, Any]],
     unseen: str,
 ) -> None:
-    """Raises UserError unless a checkpoint has the names and shapes of the network.
+    """Checks that a checkpoint has the names and shapes of the network.
 
     Args:
         renamed: gives the network's tensors the checkpoint's names.
         settings: the constructor's arguments that the shapes of such tensors show.
         unseen: the settings that no shape shows, for the message.
+    Raises:
+        UserError: where it has others, with the settings to change.
     """
     empty = {name: torch.empty_like(t, device="meta") for name, t in network.state_dict().items()}
     expected = renamed(empty)
@@ -67,7 +69,7 @@ def _settings_that_differ(
 ) -> Iterator[str]:
     try:
         theirs = settings(state)
-    except (KeyError, IndexError):
+    except (LookupError, TypeError, ValueError):
         yield "The file is incomplete: what shows its settings is missing."
         return
     ours = settings(expected)

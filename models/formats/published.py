@@ -190,11 +190,11 @@ def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str,
     """The tensors under our names, whosever they were. average: of a file that holds both."""
     if is_ddim(found):
         return from_ddim(found, network, average)
-    parts = list(found) if isinstance(found, dict) else [type(found).__name__]
-    if not (isinstance(found, dict) and found and set(map(type, found.values())) == {Tensor}):
+    named = list(found) if isinstance(found, dict) else [type(found).__name__]
+    if not isinstance(found, dict) or not named or not all(map(torch.is_tensor, found.values())):
         raise UserError(
-            f"no state dict, but {', '.join(map(str, parts[:6])) or 'nothing'}: save the dict of "
-            "the network's tensors alone."
+            f"no state dict, but {', '.join(named[:6]) or 'nothing'}: save the dict of the "
+            "network's tensors alone."
         )
     if is_openai(found):
         return from_openai(found, network, new_attention_order=file == NEW_ATTENTION_ORDER)
