@@ -55,6 +55,8 @@ def as_then(config: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_old_override(line: str) -> None:
     """Raises UserError, with the new spelling, for one line of a command."""
+    if (new := re.sub(r"^(metrics=.*)\bfloors\b", r"\1baselines", line)) != line:
+        raise UserError(f"{line}: this is written {new} now.")
     if (new := _translate_line(line)) != line:
         raise UserError(
             f"{line}: this is written {new} now. Images are data.*; source.* is about the "

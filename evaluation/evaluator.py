@@ -152,7 +152,7 @@ class ImageEvaluator:
         shape = self.reference.images.shape[1:]
         images = self._read(folder, self.notes.say)
         others: dict[str, ImageFeatures] = {}
-        if "floors" in self.settings.wanted:
+        if "baselines" in self.settings.wanted:
             noise = noise_images(len(images), shape)
             others["noise"] = self.extractor.extract(noise, np.arange(len(noise)), "noise")
             self.add_untouched_source(others)
@@ -260,9 +260,9 @@ class RunEvaluator(ImageEvaluator):
         """Of images of the run's source, which all runs of that source share."""
         tensors = self.run.untouched_weights
         digest = sha256_of({name: _sums(tensor) for name, tensor in tensors.items()})
-        below = (
-            _writable(self.run.directory.parent / "floors", self.out) / f"untouched_{digest[:8]}"
-        )
+        # "floors": where earlier versions have made these images
+        below = _writable(self.run.directory.parent / "floors", self.out)
+        below = below / f"untouched_{digest[:8]}"
         denoiser = self.run.config.frozen_denoiser(tensors, self.device)
         images = self._read(self.sample(denoiser, digest, below))
         return self.extractor.extract(

@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.image_features import ReferenceImages
 from evaluation.settings import EvaluateSettings
 from evaluation.trained_run import TrainedRun
-from metrics.estimate import EVALUATION, GRID, VERSION
+from metrics.estimate import EVALUATION, GRID, VERSION, as_now
 from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from runtime.files import Damaged, read_sealed
@@ -24,7 +24,8 @@ def protocol_of(
 ) -> Record:
     """select: best, last, or the step that was asked for."""
     common = {
-        "metrics": settings.wanted,
+        # by the name of then: evaluations of then are of the same protocol
+        "metrics": ["floors" if m == "baselines" else m for m in settings.wanted],
         "held_out": reference.held_out,
         "test": reference.digests.get("test"),
         "features": settings.features.identity,
@@ -64,7 +65,7 @@ def read_evaluation(folder: Path, protocol: Record, run: Path | None) -> Record:
     """The evaluation that is there, {} where there is none, a damaged one or one of another format.
     Raises UserError where it is of something else. run: where the folder is not its own."""
     try:
-        there = read_sealed(folder / EVALUATION, keys=["protocol"], unsealed=True)
+        there = as_now(read_sealed(folder / EVALUATION, keys=["protocol"], unsealed=True))
         before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
         if run:
             before["run"] = _run_of(there)
@@ -100,7 +101,7 @@ def _run_of(evaluation: Record) -> str | None:
 def lacks_source(evaluation: Record, run: TrainedRun, settings: EvaluateSettings) -> bool:
     """Whether an evaluation was made while the source was gone, which is here now."""
     found = {
-        "floors": "untouched source" in evaluation.get("floors", {}),
+        "baselines": "untouched source" in evaluation.get("baselines", {}),
         "forgetting": "forgetting" in evaluation,
         "loss": "source_change" in evaluation.get("loss", {}),
     }

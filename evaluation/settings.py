@@ -15,8 +15,8 @@ from runtime.build import Settings
 from runtime.checkpoint import Which
 from runtime.errors import near
 
-METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "floors")
-OF_IMAGES = ("quality", "memorization", "floors")  # those that need no network
+METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "baselines")
+OF_IMAGES = ("quality", "memorization", "baselines")  # those that need no network
 OF_NETWORK = ("loss", "bound")  # those that need no images
 
 

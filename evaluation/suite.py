@@ -73,8 +73,8 @@ def compare_images(
         record["quality"] = compare_quality(generated, train, test, frechet, notes)
     if "memorization" in wanted:
         record["memorization"] = measure_memorization(generated, train, test, notes)
-    if "floors" in wanted:
-        record["floors"] = compare_baselines(train, test, others, frechet)
+    if "baselines" in wanted:
+        record["baselines"] = compare_baselines(train, test, others, frechet)
     return record, generated, train
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -12,6 +12,11 @@ from metrics.bootstrap import image_interval
 EVALUATION, VERSION = "evaluation.json", 2  # the file, and its format
 # of the held-out loss: raise when the same rows and draws give other triples of image, t and noise
 GRID = 2
+
+
+def as_now(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The content of an evaluation.json, whose baselines were once called floors."""
+    return {"baselines" if key == "floors" else key: value for key, value in evaluation.items()}
 
 
 class Estimate(TypedDict):

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metrics.estimate import EVALUATION, GRID, VERSION
+from metrics.estimate import EVALUATION, GRID, VERSION, as_now
 from runtime.content import canonical, differences
 from runtime.directory import IDENTITY
 from runtime.errors import UserError
@@ -143,7 +143,7 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
     found = []
     for path in directory.glob(f"evaluation/*/{EVALUATION}"):
-        content = read_sealed(path, again, unsealed=True)
+        content = as_now(read_sealed(path, again, unsealed=True))
         if (version := content.get("version")) != VERSION:
             raise UserError(
                 f"{path}: version {version} of the format, and this code reads {VERSION}; {again}"
@@ -171,8 +171,8 @@ def baselines_of(run: Run) -> dict[str, Run]:
     path = run.evaluation.path
     config = {k: v for k, v in run.result.config.items() if k in ("seed", "data")}
     untrained = replace(run.result, values={}, config=config)
-    floors: dict[str, Any] = run.at("floors") or {}
-    return {name: Run(untrained, Evaluation(path, content)) for name, content in floors.items()}
+    found: dict[str, Any] = run.at("baselines") or {}
+    return {name: Run(untrained, Evaluation(path, content)) for name, content in found.items()}
 
 
 def missing(folder: Path, runs: Sequence[Run]) -> list[str]:

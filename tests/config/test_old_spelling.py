@@ -139,6 +139,14 @@ def test_the_old_spelling_on_a_command_line_is_refused_with_the_new_one(line, ne
         assert str(raised.value).startswith(f"{line}: this is written {new} now.")
 
 
+def test_baselines_were_floors():
+    for line in ("metrics=[loss,floors]", "metrics=floors"):
+        with pytest.raises(UserError) as raised:
+            check_overrides("evaluate", [line])
+        new = line.replace("floors", "baselines")
+        assert str(raised.value) == f"{line}: this is written {new} now."
+
+
 def test_the_old_spelling_in_source_overrides_is_refused_with_the_new_one(root):
     code, said = runs.train(
         root, ["+experiment=transfer_demo", "source.overrides=['data.source.path=FACES']"]

@@ -93,13 +93,13 @@ def test_each_part_is_there_and_nothing_is_said_twice(full):
         "loss",
         "bound",
         "forgetting",
-        "floors",
+        "baselines",
         "images",
         "features",
         "notes",
     } <= record.keys()
     assert record["images"]["n"] == 12 and record["images"]["train"] == 24
-    assert set(record["floors"]) == {
+    assert set(record["baselines"]) == {
         "memoriser",
         "train against test",
         "half of test against the other half",
@@ -223,10 +223,10 @@ def test_an_untouched_source_stands_at_its_own_floor(transfers):
     )
     ours, floor = (
         record["quality"]["test"]["kid"],
-        record["floors"]["untouched source"]["quality"]["test"]["kid"],
+        record["baselines"]["untouched source"]["quality"]["test"]["kid"],
     )
     assert floor == ours
-    assert record["floors"]["untouched source"]["quality"]["intra"] == record["quality"]["intra"]
+    assert record["baselines"]["untouched source"]["quality"]["intra"] == record["quality"]["intra"]
     assert record["loss"]["source_change"]["value"] == 0 and set(
         record["forgetting"]["weights"].values()
     ) == {0.0}
@@ -239,13 +239,15 @@ def test_what_was_forgotten_is_told_from_the_whole_source(full, transfers, start
     run = transfers.target("full", "train.steps=6", start)
     record = json.loads(
         (
-            evaluate_run(run, settings(transfers, metrics=["loss", "floors", "forgetting"]), NODE)
+            evaluate_run(
+                run, settings(transfers, metrics=["loss", "baselines", "forgetting"]), NODE
+            )
             / "evaluation.json"
         ).read_text()
     )
     _, whole = full
     assert record["loss"]["source_start"] == whole["loss"]["source_start"]
-    assert record["floors"]["untouched source"] == whole["floors"]["untouched source"]
+    assert record["baselines"]["untouched source"] == whole["baselines"]["untouched source"]
     now, then = (record["loss"][name]["loss"]["value"] for name in ("source", "source_start"))
     assert (
         record["loss"]["source_change"]["value"] == pytest.approx(now - then, abs=1e-6)
@@ -355,7 +357,7 @@ def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
 
 
 def test_the_memoriser_among_the_floors_is_one(full):
-    floors = full[1]["floors"]
+    floors = full[1]["baselines"]
     memoriser = floors["memoriser"]
     assert (
         memoriser["memorization"]["features"]["rho"]["value"] == 0
@@ -385,6 +387,17 @@ def test_the_same_again_does_nothing_and_more_images_are_added(full, transfers):
     evaluate_run(run, settings(transfers, n=14, metrics=["quality"]), NODE)
     assert len(pictures(folder)) == 14 and (folder / "000003.png").stat().st_mtime_ns == first
     assert len(list(run.glob("evaluation/*/evaluation.json"))) == 2
+
+
+def test_an_evaluation_that_calls_its_baselines_floors_is_not_made_again(transfers, full):
+    given = settings(transfers, metrics=["baselines"])
+    path = evaluate_run(full[0], given, NODE) / "evaluation.json"
+    content = json.loads(path.read_text())
+    assert content["protocol"]["metrics"] == ["floors"]  # as then: it is hashed
+    path.write_text(json.dumps(content | {"floors": content.pop("baselines")}))
+    before = path.stat().st_mtime_ns
+    assert evaluate_run(full[0], given, NODE) == path.parent
+    assert path.stat().st_mtime_ns == before
 
 
 def test_every_finished_run_of_an_experiment(full, transfers, tmp_path):
@@ -420,7 +433,7 @@ def test_images_of_a_folder(transfers, tmp_path):
         and record["memorization"]["pixels"]["copy_share"]["value"] == 1
     )
     assert abs(record["quality"]["train"]["frechet"]) < 1e-6 < record["quality"]["test"]["frechet"]
-    assert "loss" not in record and "untouched source" not in record["floors"]
+    assert "loss" not in record and "untouched source" not in record["baselines"]
     assert (tmp_path / "generated_evaluation" / "closest.png").exists()
 
 
@@ -608,10 +621,10 @@ def test_images_of_a_run_that_may_only_be_read_go_out(transfers, tmp_path, monke
     monkeypatch.setattr(
         evaluator.os, "access", lambda path, mode: str(path).startswith(str(tmp_path))
     )
-    given = settings(transfers, metrics=["floors"], out=str(tmp_path / "out"))
+    given = settings(transfers, metrics=["baselines"], out=str(tmp_path / "out"))
     record = json.loads((evaluate_run(run, given, NODE) / "evaluation.json").read_text())
     assert (
-        record["floors"]["untouched source"]
+        record["baselines"]["untouched source"]
         and Path(record["images"]["folder"]).parent == tmp_path / "out"
     )
     assert snapshot(run.parent) == before

@@ -141,7 +141,7 @@ def evaluation(
             "terms": [{"t": 1, "steps": 1, "bits": 2.0}, {"t": 100.5, "steps": 50, "bits": 0.1}],
         },
         "forgetting": {"weights": {"conv_in": 0.1, "mid": 0.0, "conv_out": 0.25}},
-        "floors": {
+        "baselines": {
             "memoriser": {
                 "quality": {"test": {"kid": estimate(0.005)}},
                 "memorization": {"features": {"rho": estimate(0.0)}},

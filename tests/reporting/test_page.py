@@ -251,7 +251,7 @@ def test_how_images_were_made_is_said_in_full(tmp_path):
 def test_precision_that_the_source_passes_too_is_said_to_rank_nothing(tmp_path, source, blind):
     path = next(evaluated(tmp_path, "full").glob("evaluation/*/evaluation.json"))
     content = json.loads(path.read_text())
-    content["floors"] |= {
+    content["baselines"] |= {
         "untouched source": {"quality": {"test": {"precision": source}}},
         "train against test": {"quality": {"test": {"precision": 0.72}}},
     }
@@ -398,7 +398,7 @@ def test_the_table_is_in_the_verdicts_order(tmp_path):
             evaluated(tmp_path, name, kid=kid, loss=loss).glob("evaluation/*/evaluation.json")
         )
         content = json.loads(path.read_text())
-        content["floors"] |= {
+        content["baselines"] |= {
             name: {"quality": {"test": {"kid": estimate(value, 0.005)}}}
             for name, value in (
                 ("train against test", 0.9),
@@ -525,7 +525,7 @@ def test_who_copies_and_who_does_not(tmp_path, count):
 
     for name, images in generators.items():
         content = evaluation() | {"memorization": remembered(images)}
-        content["floors"]["untouched source"] = {
+        content["baselines"]["untouched source"] = {
             "memorization": remembered(discs(300, 6)[:, ::-1].copy())
         }
         write_evaluation(
@@ -613,7 +613,7 @@ def with_untouched(directory: Path, **features) -> None:
     """Gives its evaluation an untouched source among the baselines."""
     path = next(directory.glob("evaluation/*/evaluation.json"))
     content = json.loads(path.read_text())
-    content["floors"]["untouched source"] = {
+    content["baselines"]["untouched source"] = {
         "quality": {"test": {"kid": estimate(0.1)}},
         "memorization": {"features": features},
     }
@@ -721,7 +721,7 @@ def test_a_baseline_over_seeds_has_the_spread_of_its_images(tmp_path):
     for seed, value in enumerate((-0.0190, -0.0181)):
         path = next(evaluated(tmp_path, "full", seed).glob("evaluation/*/evaluation.json"))
         content = json.loads(path.read_text())
-        content["floors"]["memoriser"]["quality"]["test"]["kid"] = {
+        content["baselines"]["memoriser"]["quality"]["test"]["kid"] = {
             "value": value,
             "low": value - 0.06,
             "high": value + 0.06,
@@ -737,7 +737,7 @@ def test_a_baseline_over_seeds_has_the_spread_of_its_images(tmp_path):
     )
     for path in tmp_path.glob("*/evaluation/*/evaluation.json"):  # of an earlier version
         content = json.loads(path.read_text())
-        del content["floors"]["memoriser"]["quality"]["test"]["kid"]["replicates"]
+        del content["baselines"]["memoriser"]["quality"]["test"]["kid"]["replicates"]
         path.write_text(json.dumps(content))
     memoriser = next(
         row for row in baselines_table(read_runs(tmp_path)) if row.name == "memoriser"
@@ -775,7 +775,7 @@ def test_test_images_of_another_kind_rank_nothing(tmp_path, real, ranks):
             evaluated(tmp_path, name, seed, kid=kid, loss=loss).glob("evaluation/*/evaluation.json")
         )
         content = json.loads(path.read_text())
-        content["floors"] |= {
+        content["baselines"] |= {
             name: {"quality": {"test": {"kid": estimate(value, 0.005)}}}
             for name, value in (
                 ("train against test", real),

@@ -410,9 +410,17 @@ def test_baselines_stand_apart_once(tmp_path):
     assert [row["strategy"] for row in read_csv(tmp_path)].count("baseline: memoriser") == 3
 
 
+def test_baselines_of_an_evaluation_that_calls_them_floors_are_read(tmp_path):
+    content = evaluation()
+    content["floors"] = content.pop("baselines")
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
+    (baseline,) = baselines_table(read_runs(tmp_path))
+    assert baseline.name == "memoriser"
+
+
 def test_baselines_stand_beside_the_further_numbers_too(tmp_path):
     content = evaluation()
-    content["floors"]["memoriser"]["quality"]["test"]["frechet"] = 3.21
+    content["baselines"]["memoriser"]["quality"]["test"]["frechet"] = 3.21
     write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
     report.main([str(tmp_path)])
     more = (tmp_path / "report.md").read_text().split("### More numbers")[1].split("###")[0]
@@ -425,7 +433,7 @@ def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
     seed's training images differs: seeds that agree to the bit are no sign of certainty."""
     for seed in range(3):
         content = evaluation()
-        content["floors"]["memoriser"]["quality"]["train"] = {"kid": 0.1 * seed}
+        content["baselines"]["memoriser"]["quality"]["train"] = {"kid": 0.1 * seed}
         write_evaluation(write_run(tmp_path, "full", seed, held_out_loss=0.07), content)
         evaluated(
             tmp_path, "zero_shot", seed, result={"step": 0}, settings={"train.steps": 0}, kid=0.3
