@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from runtime.errors import UserError
+
+Resample = Literal["bilinear", "bicubic"]
 
 
 class Embedding(NamedTuple):
@@ -20,23 +23,24 @@ class Embedding(NamedTuple):
     logits: Tensor | None = None  # [N, classes] float32, of Inception only
 
 
-class Features(Protocol):
-    """name: in full, for captions. short: for headings. frechet: what the Fréchet distance in these
-    features is called; "FID" is said of Inception's alone. identity: what decides its numbers, as
-    JSON: an evaluation with other weights is another protocol."""
+class Features(nn.Module):
+    """images [B, H, W, C] uint8, C 1 or 3, of any size, on the device of the features -> Embedding.
 
-    name: str
-    short: str
-    frechet: str
-    identity: dict[str, Any]
+    Args:
+        name: in full, for captions.
+        short: for headings.
+        identity: what decides its numbers, as JSON: an evaluation with other weights is another
+            protocol.
+        frechet: what the Fréchet distance in these features is called; "FID" is said of Inception's
+            alone.
+    """
 
-    def to(self, device: torch.device | str) -> Features:
-        """Itself, moved there."""
-        ...
-
-    def __call__(self, images: Tensor) -> Embedding:
-        """images: [B, H, W, C] uint8, C 1 or 3, of any size, on the device of the features."""
-        ...
+    def __init__(
+        self, name: str, short: str, identity: dict[str, Any], frechet: str | None = None
+    ) -> None:
+        super().__init__()
+        self.name, self.short, self.identity = name, short, identity
+        self.frechet = frechet or f"Fréchet distance ({short})"
 
 
 @torch.no_grad()
@@ -48,48 +52,37 @@ def extract(
     desc: str = "features",
     device: torch.device | str = "cpu",
 ) -> Embedding:
-    """Of these rows (None: all) of images [N, H, W, C] uint8, such as a memory map; computed on
-    device in fp32, returned on the CPU, in the order of rows.
+    """Computed on device in fp32, returned on the CPU, in the order of rows.
 
-    Raises UserError where images are no uint8 (samples that have not become pixels may hold NaN),
-    and where features come out as NaN or infinity.
+    Args:
+        images: [N, H, W, C] uint8, such as a memory map.
+        rows: those that are wanted; None: all.
+    Raises:
+        UserError: where images are no uint8 (samples that have not become pixels may hold NaN), and
+            where features come out as NaN or infinity.
     """
     images = np.asarray(images)  # what is a memory map stays one
     _check_images(images, desc)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
-    assert isinstance(rows, np.ndarray)
     if not len(rows):
         raise UserError(f"{desc}: there are no images to take features of.")
-    features, parts = features.to(device), list[Embedding]()
+    features, parts = features.to(device), []
     with _in_full_precision(torch.device(device)):
         for start in tqdm(
             range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False
         ):
             batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
             embedding = features(torch.from_numpy(batch).to(device))
-            logits = None if embedding.logits is None else embedding.logits.float().cpu()
-            parts.append(Embedding(embedding.features.float().cpu(), logits))
-    whole = Embedding(
-        torch.cat([part.features for part in parts]),
-        None
-        if parts[0].logits is None
-        else torch.cat([part.logits for part in parts if part.logits is not None]),
-    )
-    broken = ~torch.cat(
-        [
-            torch.stack([e.isfinite().flatten(1).all(1) for e in part if e is not None]).all(0)
-            for part in parts
-        ]
-    )
-    if broken.any():
+            parts.append([each.float().cpu() for each in embedding if each is not None])
+    whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+    finite = torch.stack([each.isfinite().flatten(1).all(1) for each in whole]).all(0)
+    if not finite.all():
         raise UserError(
-            f"{desc}: NaN or infinity in the {features.name} of {int(broken.sum())} of "
-            f"{len(rows)} images, the first in row {int(rows[int(broken.nonzero()[0, 0])])}: "
+            f"{desc}: NaN or infinity in the {features.name} of {int((~finite).sum())} of "
+            f"{len(rows)} images, the first in row {rows[int(finite.int().argmin())]}: "
             "their weights are broken, or do not belong to this network."
         )
-    return whole
+    return Embedding(*whole)
 
 
 @contextlib.contextmanager
@@ -111,16 +104,21 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
 def _check_images(images: np.ndarray, desc: str) -> None:
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"{desc}: images must be [N, H, W, 1 or 3], not {list(images.shape)}.")
-    if images.dtype == np.uint8:
-        return
     if images.dtype.kind == "f" and (broken := int((~np.isfinite(images)).any((1, 2, 3)).sum())):
         raise UserError(
             f"{desc}: NaN or infinity in {broken} of {len(images)} images: what made them has "
             "diverged."
         )
-    raise ValueError(f"{desc}: images must be uint8 in 0..255, not {images.dtype}.")
+    if images.dtype != np.uint8:
+        raise ValueError(f"{desc}: images must be uint8 in 0..255, not {images.dtype}.")
 
 
 def in_colour(images: Tensor) -> Tensor:
     """[B, H, W, 1 or 3] -> [B, 3, H, W], gray repeated."""
     return images.expand(*images.shape[:3], 3).permute(0, 3, 1, 2)
+
+
+def resized(x: Tensor, size: int, resample: Resample) -> Tensor:
+    """[B, 3, H, W] -> [B, 3, size, size]; antialiased where it becomes smaller. Bicubic goes beyond
+    the range of x at edges."""
+    return F.interpolate(x, size=(size, size), mode=resample, align_corners=False, antialias=True)

@@ -7,10 +7,10 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metrics.features import Embedding, in_colour
-from metrics.features.inputs import load_into, resized, tensors, weight_file
+from metrics.features import Embedding, Features, in_colour, resized
+from metrics.features.inputs import loading, per_channel, tensors, weight_file
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.torchvision import torchvision
@@ -18,31 +18,20 @@ from runtime.torchvision import torchvision
 LAYERS = (1, 4, 7, 9, 11)  # of torchvision's AlexNet: after each of its ReLUs
 SMALLEST = 31  # of the sides that its poolings leave anything of
 # of the colours in -1..1 (Zhang et al. 2018, version 0.1)
-SHIFT, SCALE = (
-    (-0.030, -0.088, -0.188),
-    (0.458, 0.448, 0.450),
-)
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
-class Pixels:
+class Pixels(Features):
     """The values of all pixels in 0..1: [B, H W C], gray or colour as they are."""
 
     def __init__(self) -> None:
-        self.name, self.short, self.frechet = (
-            "pixels in 0..1",
-            "pixels",
-            "Fréchet distance (pixels)",
-        )
-        self.identity = {"kind": "pixels"}
+        super().__init__("pixels in 0..1", "pixels", {"kind": "pixels"})
 
-    def to(self, device: torch.device | str) -> Pixels:
-        return self
-
-    def __call__(self, images: Tensor) -> Embedding:
+    def forward(self, images: Tensor) -> Embedding:
         return Embedding(images.flatten(1).float() / 255)
 
 
-class Lpips:
+class Lpips(Features):
     """phi such that |phi(x) - phi(y)|^2 = LPIPS(x, y) (Zhang et al. 2018, eq. 1; AlexNet, version
     0.1).
 
@@ -62,6 +51,10 @@ class Lpips:
             f"get {url.rsplit('/', 1)[1]} of torchvision where there is a network ({url})",
         )
         linear = _linear_weights()
+        name = f"LPIPS (AlexNet, v0.1{f', at {size}x{size}' if size else ''})"
+        digests = {"sha256": sha256(file), "linear": sha256(linear)}
+        super().__init__(name, "LPIPS", {"kind": "lpips", **digests, "size": size})
+        self.size = size
         with torch.device("meta"):  # its 60 million weights of a classifier are of no use here
             self.layers = torchvision.models.alexnet(weights=None).features
         state = {
@@ -69,34 +62,15 @@ class Lpips:
             for name, tensor in tensors(file).items()
             if not name.startswith("classifier.")
         }
-        load_into(self.layers, state, file, "torchvision's AlexNet", assign=True)
-        self.layers.requires_grad_(False).eval()
+        with loading(file, "torchvision's AlexNet"):
+            self.layers.load_state_dict(state, assign=True)
         found = tensors(linear)
-        self.weights = [found[f"lin{k}.model.1.weight"].view(-1, 1, 1) for k in range(len(LAYERS))]
-        self.shift, self.scale = (
-            torch.tensor(SHIFT).view(3, 1, 1),
-            torch.tensor(SCALE).view(3, 1, 1),
+        self.weights = nn.ParameterList(
+            found[f"lin{k}.model.1.weight"].view(-1, 1, 1) for k in range(len(LAYERS))
         )
-        self.size = size
-        self.name, self.short = (
-            f"LPIPS (AlexNet, v0.1{f', at {size}x{size}' if size else ''})",
-            "LPIPS",
-        )
-        self.frechet = "Fréchet distance (LPIPS)"
-        self.identity = {
-            "kind": "lpips",
-            "sha256": sha256(file),
-            "linear": sha256(linear),
-            "size": size,
-        }
+        self.requires_grad_(False).eval()
 
-    def to(self, device: torch.device | str) -> Lpips:
-        self.layers.to(device)
-        self.weights = [each.to(device) for each in self.weights]
-        self.shift, self.scale = self.shift.to(device), self.scale.to(device)
-        return self
-
-    def __call__(self, images: Tensor) -> Embedding:
+    def forward(self, images: Tensor) -> Embedding:
         x = in_colour(images).float() / 127.5 - 1
         if self.size:
             x = resized(x, self.size, "bicubic").clamp(-1, 1)
@@ -105,14 +79,13 @@ class Lpips:
                 f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high "
                 f"and {x.shape[3]} wide: the setting size=64 of these features scales them first."
             )
-        x, parts = (x - self.shift) / self.scale, list[Tensor]()
+        x, parts = (x - per_channel(SHIFT, x)) / per_channel(SCALE, x), list[Tensor]()
         for k, layer in enumerate(self.layers[: LAYERS[-1] + 1]):
             x = layer(x)  # [B, C, H, W]
             if k in LAYERS:
                 unit = x / (x.norm(dim=1, keepdim=True) + 1e-10)
-                parts.append(
-                    (unit * (self.weights[len(parts)] / unit[0, 0].numel()).sqrt()).flatten(1)
-                )
+                weights = self.weights[len(parts)] / unit[0, 0].numel()
+                parts.append((unit * weights.sqrt()).flatten(1))
         return Embedding(torch.cat(parts, dim=1))
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.features import in_colour
+from metrics.features import Resample, in_colour, resized
 from models.formats.published import read_weights
 from runtime.errors import UserError
-
-Resample = Literal["bilinear", "bicubic"]
 
 
 def weight_file(path: str, what: str, source: str) -> Path:
@@ -34,38 +30,23 @@ def tensors(file: Path) -> dict[str, Tensor]:
     """The state dict of a file, safetensors or what torch.save wrote; nothing in it is run."""
     try:
         found = read_weights(file)
-        if (
-            not isinstance(found, dict)
-            or not found
-            or not all(isinstance(tensor, Tensor) for tensor in found.values())
-        ):
+        values = found.values() if isinstance(found, dict) else ()
+        if not values or not all(isinstance(value, Tensor) for value in values):
             raise UserError("no state dict: save the dict of the network's tensors alone.")
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     return found
 
 
-def load_into(
-    network: torch.nn.Module, state: dict[str, Tensor], file: Path, what: str, assign: bool = False
-) -> None:
-    """Every tensor of the network from state and none left over, or a UserError with the first that
-    does not fit."""
-    own = network.state_dict()
-    wrong = (
-        [f"{name} is missing" for name in own if name not in state]
-        + [f"{name} is of no use" for name in state if name not in own]
-        + [
-            f"{name} is {list(state[name].shape)} there and {list(own[name].shape)} here"
-            for name in own
-            if name in state and state[name].shape != own[name].shape
-        ]
-    )
-    if wrong:
+@contextlib.contextmanager
+def loading(file: Path, what: str) -> Iterator[None]:
+    """Weights that do not fit are a UserError. what: whose weights the file should hold."""
+    try:
+        yield
+    except RuntimeError as error:  # of load_state_dict
         raise UserError(
-            f"{file} holds no weights of {what}: {wrong[0]}"
-            + (f", and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
-        )
-    network.load_state_dict(state, assign=assign)
+            f"{file} holds no weights of {what}. {' '.join(str(error).split())[:200]} ..."
+        ) from error
 
 
 class Normalized:
@@ -80,20 +61,13 @@ class Normalized:
                 f"mean={list(mean)} and std={list(std)} must be three numbers each, one a "
                 "colour, those of std above 0."
             )
-        self.size, self.resample = size, resample
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-
-    def to(self, device: torch.device | str) -> None:
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        self.size, self.mean, self.std, self.resample = size, mean, std, resample
 
     def __call__(self, images: Tensor) -> Tensor:
-        return (
-            resized(in_colour(images).float() / 255, self.size, self.resample).clamp(0, 1)
-            - self.mean
-        ) / self.std
+        x = resized(in_colour(images).float() / 255, self.size, self.resample).clamp(0, 1)
+        return (x - per_channel(self.mean, x)) / per_channel(self.std, x)
 
 
-def resized(x: Tensor, size: int, resample: Resample) -> Tensor:
-    """[B, 3, H, W] -> [B, 3, size, size]; antialiased where it becomes smaller. Bicubic goes beyond
-    the range of x at edges."""
-    return F.interpolate(x, size=(size, size), mode=resample, align_corners=False, antialias=True)
+def per_channel(values: Sequence[float], x: Tensor) -> Tensor:
+    """[C, 1, 1], beside x [B, C, H, W]."""
+    return x.new_tensor(values).view(-1, 1, 1)

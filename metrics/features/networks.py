@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import runtime.torchvision  # noqa: F401  before what imports torchvision
-from metrics.features import Embedding
-from metrics.features.inputs import Normalized, Resample, load_into, tensors, weight_file
+from metrics.features import Embedding, Features, Resample
+from metrics.features.inputs import Normalized, loading, tensors, weight_file
 from runtime.errors import UserError, near
 from runtime.files import sha256
 
 
-class TorchScript:
+class TorchScript(Features):
     """A TorchScript file that maps [B, 3, size, size] to [B, D], or to [B, D, ...] whose mean over
     the rest is taken.
 
@@ -33,24 +33,14 @@ class TorchScript:
         std: Sequence[float] = (0.229, 0.224, 0.225),
         resample: Resample = "bicubic",
     ):
-        self.file = weight_file(
+        file = weight_file(
             path,
             "a TorchScript network",
             "make it where you have the network: torch.jit.trace(network.eval(), "
             "images).save(FILE)",
         )
-        self.input = Normalized(size, mean, std, resample)
-        try:
-            self.network = torch.jit.load(str(self.file), map_location="cpu").eval()
-        except Exception as error:  # a damaged file ends in whatever error its bytes lead to
-            raise UserError(
-                f"{self.file}: damaged, or no TorchScript ({_line(error)}). A state dict is for "
-                "features=timm."
-            ) from error
-        digest = sha256(self.file)
-        self.name = f"features of {self.file.name} (TorchScript, sha256 {digest[:8]}; not FID's)"
-        self.short, self.frechet = self.file.stem, f"Fréchet distance ({self.file.stem})"
-        self.identity = {
+        digest = sha256(file)
+        identity = {
             "kind": "torchscript",
             "sha256": digest,
             "size": size,
@@ -58,13 +48,18 @@ class TorchScript:
             "std": list(std),
             "resample": resample,
         }
+        name = f"features of {file.name} (TorchScript, sha256 {digest[:8]}; not FID's)"
+        super().__init__(name, file.stem, identity)
+        self.file, self.input = file, Normalized(size, mean, std, resample)
+        try:
+            self.network = torch.jit.load(str(file), map_location="cpu").eval()
+        except Exception as error:  # a damaged file ends in whatever error its bytes lead to
+            raise UserError(
+                f"{file}: damaged, or no TorchScript ({_line(error)}). A state dict is for "
+                "features=timm."
+            ) from error
 
-    def to(self, device: torch.device | str) -> TorchScript:
-        self.network.to(device)
-        self.input.to(device)
-        return self
-
-    def __call__(self, images: Tensor) -> Embedding:
+    def forward(self, images: Tensor) -> Embedding:
         x = self.input(images)
         try:
             found = self.network(x)
@@ -87,7 +82,7 @@ class TorchScript:
         return Embedding(found.flatten(2).mean(2) if found.ndim > 2 else found)
 
 
-class Timm:
+class Timm(Features):
     """What timm's network gives without its classifier: the pooled map, or the class token of a
     vision transformer.
 
@@ -119,12 +114,10 @@ class Timm:
         size = config.input_size[-1] if size is None else size
         # a vision transformer has its size built in
         sized: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
-        self.input = Normalized(
-            size,
-            config.mean,
-            config.std,
-            "bilinear" if config.interpolation == "bilinear" else "bicubic",
-        )
+        identity = {"kind": "timm", "name": name, "sha256": sha256(file), "size": size}
+        super().__init__(f"{name} (timm; not FID's)", short or name.split(".")[0], identity)
+        resample: Resample = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+        self.input = Normalized(size, config.mean, config.std, resample)
         try:
             self.network = timm.create_model(name, pretrained=False, num_classes=0, **sized)
         except (ValueError, AssertionError, TypeError) as error:
@@ -137,11 +130,9 @@ class Timm:
                 f"features.size={size}: {name} cuts images into patches of {patch[0]}, and "
                 "would leave out what is over."
             )
-        load_into(self.network, self._renamed(tensors(file)), file, name)
-        self.network.requires_grad_(False).eval()
-        self.short = short or name.split(".")[0]
-        self.name, self.frechet = f"{name} (timm; not FID's)", f"Fréchet distance ({self.short})"
-        self.identity = {"kind": "timm", "name": name, "sha256": sha256(file), "size": size}
+        with loading(file, name):
+            self.network.load_state_dict(self._renamed(tensors(file)))
+        self.requires_grad_(False).eval()
 
     def _renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Under timm's names, without the classifier: each of its files of networks knows the names
@@ -155,12 +146,7 @@ class Timm:
             state.pop(f"{head}.bias", None)
         return state
 
-    def to(self, device: torch.device | str) -> Timm:
-        self.network.to(device)
-        self.input.to(device)
-        return self
-
-    def __call__(self, images: Tensor) -> Embedding:
+    def forward(self, images: Tensor) -> Embedding:
         return Embedding(self.network(self.input(images)))
 
 

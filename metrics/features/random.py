@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from metrics.features import Embedding, in_colour
+from metrics.features import Embedding, Features, in_colour, resized
 from runtime.seeds import generator
 
 SIDE = 64  # of the image that the network sees
@@ -18,7 +20,7 @@ GAIN = 3.0
 VERSION = 1  # raise when the numbers change and the constants above do not
 
 
-class RandomConvolutional:
+class RandomConvolutional(Features):
     """Features of a convolutional network that nobody has trained (in the sense of Naeem et al.
     2020, whose R64 is a random VGG16 with 64 outputs): of images that are no photographs they know
     as much as of others. They are not FID's, and their numbers compare only with those of the same
@@ -31,10 +33,7 @@ class RandomConvolutional:
     """
 
     def __init__(self, seed: int = 0):
-        self.name = f"random convolutional features (Naeem et al. 2020, seed {seed}; not FID's)"
-        self.short = "random"
-        self.frechet = "Fréchet distance (random)"
-        self.identity = {
+        identity = {
             "kind": "random convolutional",
             "version": VERSION,
             "seed": seed,
@@ -43,31 +42,23 @@ class RandomConvolutional:
             "outputs": OUTPUTS,
             "gain": GAIN,
         }
-        inputs = (3, *CHANNELS)
-        # three times as fast on a CPU as channels first
-        self.filters = [
-            filters(seed, k, CHANNELS[k], inputs[k] * 9)
-            .view(-1, inputs[k], 3, 3)
+        name = f"random convolutional features (Naeem et al. 2020, seed {seed}; not FID's)"
+        super().__init__(name, "random", identity)
+        layers = enumerate(pairwise((3, *CHANNELS)))
+        self.filters = nn.ParameterList(
+            # three times as fast on a CPU as channels first
+            filters(seed, k, outputs, inputs * 9)
+            .view(outputs, inputs, 3, 3)
             .to(memory_format=torch.channels_last)
-            for k in range(len(CHANNELS))
-        ]
-        self.linear = filters(
-            seed, len(CHANNELS), OUTPUTS, CHANNELS[-1] * (SIDE >> len(CHANNELS)) ** 2
+            for k, (inputs, outputs) in layers
         )
+        last = CHANNELS[-1] * (SIDE >> len(CHANNELS)) ** 2
+        self.linear = nn.Parameter(filters(seed, len(CHANNELS), OUTPUTS, last))
+        self.requires_grad_(False)
 
-    def to(self, device: torch.device | str) -> RandomConvolutional:
-        self.filters, self.linear = (
-            [each.to(device) for each in self.filters],
-            self.linear.to(device),
-        )
-        return self
-
-    def __call__(self, images: Tensor) -> Embedding:
+    def forward(self, images: Tensor) -> Embedding:
         x = in_colour(images).float() / 127.5 - 1  # [B, 3, H, W] in [-1, 1]
-        x = F.interpolate(
-            x, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
-        )
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = resized(x, SIDE, "bilinear").contiguous(memory_format=torch.channels_last)
         for each in self.filters:
             x = F.relu(F.max_pool2d(F.conv2d(x, each, padding=1), 2))
         return Embedding(F.linear(x.flatten(1), self.linear))
@@ -75,10 +66,6 @@ class RandomConvolutional:
 
 def filters(seed: int, layer: int, outputs: int, inputs: int) -> Tensor:
     """[outputs, inputs] normal values, each row with mean 0 and, expected, sum of squares GAIN."""
-    values = torch.randn(
-        outputs,
-        inputs,
-        dtype=torch.float64,
-        generator=generator(seed, "random convolutional", layer),
-    )
+    draw = generator(seed, "random convolutional", layer)
+    values = torch.randn(outputs, inputs, dtype=torch.float64, generator=draw)
     return ((values - values.mean(1, keepdim=True)) * (GAIN / inputs) ** 0.5).float()
