@@ -63,9 +63,7 @@ def resampled_rows(n: int, draws: int, *key: int | str) -> Tensor:
 def resampled(n: int, draws: int, *key: int | str) -> Tensor:
     """[draws, n] float64: how often each row is among resampled_rows."""
     rows = resampled_rows(n, draws, *key)
-    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(
-        1, rows, torch.ones_like(rows, dtype=torch.float64)
-    )
+    return torch.stack([row.bincount(minlength=n) for row in rows]).double()
 
 
 def bootstrap_mean(values: Tensor, draws: int = 200, key: Sequence[int | str] = ()) -> Tensor:
@@ -141,21 +139,16 @@ def mean_over(
     drawn = torch.stack([_finite(r) for r in replicates])  # [n, draws]
     together = drawn.mean(0)
     larger = images / (images - 1) if images else 1.0
-    of_images, apart = (
-        larger * float(together.var()),
-        larger * float((drawn - together).var(1).sum()) / max(1, n - 1),
-    )
+    of_images = larger * float(together.var())
+    apart = larger * float((drawn - together).var(1).sum()) / max(1, n - 1)
     variance = of_images + max(0.0, seeds - apart) / n
-    known = min(images or drawn.shape[1], drawn.shape[1]) - 1
+    draws = drawn.shape[1]
+    known = max(1, min(images or draws, draws) - 1)
     if n == 1 or not variance > 0:
-        return Mean(value, n, variance, max(1, known))
+        return Mean(value, n, variance, known)
     seeds *= (1 + 2 / free) / n
-    return Mean(
-        value,
-        n,
-        variance,
-        (seeds + of_images) ** 2 / (seeds**2 / free + of_images**2 / max(1, known)),
-    )
+    freedom = (seeds + of_images) ** 2 / (seeds**2 / free + of_images**2 / known)
+    return Mean(value, n, variance, freedom)
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -191,14 +184,12 @@ def moderated(own: Mapping[Key, Spread]) -> dict[Key, Spread]:
         half0 = trigamma_inverse(between)
         prior, common = 2 * half0, common + special.digamma(half0) - math.log(half0)
     most = 4 * len(told) / (len(told) + 3) - 1
-    return {
-        key: _moderated(s, min(prior, most * s.freedom), math.exp(common)) for key, s in own.items()
-    }
-
-
-def _moderated(own: Spread, d0: float, common: float) -> Spread:
-    d = own.freedom
-    return max(own, Spread((d0 * common + d * own.variance) / (d0 + d), d0 + d))
+    found = {}
+    for key, (variance, d) in own.items():
+        d0 = min(prior, most * d)
+        steadied = (d0 * math.exp(common) + d * variance) / (d0 + d)
+        found[key] = max(own[key], Spread(steadied, d0 + d))
+    return found
 
 
 def trigamma_inverse(x: float) -> float:
@@ -236,33 +227,26 @@ def is_best(behind: Collection[Mean], level: float = 0.95) -> bool:
     )
 
 
-def wilson(count: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """The interval of a share, count of n: Wilson 1927 (Journal of the American Statistical
     Association 22, 209). Not a point at 0 of n."""
-    z, share = t_quantile(math.inf, level), count / n
-    middle, half = (
-        share + z**2 / (2 * n),
-        z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)),
-    )
-    # exactly, where rounding would leave a trace
-    low = (middle - half) / (1 + z**2 / n) if count else 0.0
-    return low, (middle + half) / (1 + z**2 / n) if count < n else 1.0
+    from scipy.stats import binomtest  # takes half a second
+
+    low, high = binomtest(count, n).proportion_ci(level, "wilson")
+    return float(low), float(high)
 
 
 def share_interval(share: float, low: float, high: float, n: int) -> tuple[float, float]:
     """[low, high], a bootstrap's of a share of n images; Wilson's where all are alike, as 0 of 60:
     a bootstrap of them has no width."""
-    return wilson(share * n, n) if low == high else (low, high)
+    return wilson(round(share * n), n) if low == high else (low, high)
 
 
 def t_quantile(freedom: float, level: float = 0.95) -> float:
     """The t with P(|T| < t) = level, of Student's distribution with freedom >= 1 degrees, whole or
     not; inf is the normal one."""
-    return float(
-        special.stdtrit(freedom, (1 + level) / 2)
-        if freedom <= 1e5
-        else special.ndtri((1 + level) / 2)
-    )
+    below = (1 + level) / 2
+    return float(special.stdtrit(freedom, below) if freedom <= 1e5 else special.ndtri(below))
 
 
 def _finite(values: Tensor | Sequence[float]) -> Tensor:

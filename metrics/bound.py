@@ -41,12 +41,8 @@ def strata(steps: int, count: int) -> list[range]:
     ends = [1]
     while len(ends) < count:  # each at least one t long
         left = count - len(ends)
-        ends.append(
-            max(
-                ends[-1] + 1,
-                min(round(ends[-1] * (steps / ends[-1]) ** (1 / left)), steps - left + 1),
-            )
-        )
+        geometric = round(ends[-1] * (steps / ends[-1]) ** (1 / left))
+        ends.append(max(ends[-1] + 1, min(geometric, steps - left + 1)))
     return [range(first + 1, last + 1) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -57,27 +53,17 @@ def every(steps: int) -> list[range]:
 
 def drawn(timesteps: Sequence[range], seeds: Sequence[int]) -> Tensor:
     """One t of each range for each seed. [K, N] int64"""
-    if all(len(r) == 1 for r in timesteps):
-        return torch.tensor([r.start for r in timesteps])[:, None].expand(-1, len(seeds))
-    first, length = (torch.tensor([f(r) for r in timesteps]) for f in (lambda r: r.start, len))
-    share = torch.stack(
-        [
-            torch.rand(len(timesteps), dtype=torch.float64, generator=generator(seed, "bound", "t"))
-            for seed in seeds
-        ],
-        1,
-    )
-    return first[:, None] + (share * length[:, None]).long()
+    first = torch.tensor([stratum.start for stratum in timesteps])
+    length = torch.tensor([len(stratum) for stratum in timesteps])
+    draws = [generator(seed, "bound", "t") for seed in seeds]
+    shares = [torch.rand(len(first), dtype=torch.float64, generator=draw) for draw in draws]
+    return first[:, None] + (torch.stack(shares, 1) * length[:, None]).long()
 
 
 def noise_at(t: Tensor, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The noise of each image at its t, a function of (seed, t). [N, *shape] float32"""
-    return torch.stack(
-        [
-            torch.randn(*shape, generator=generator(seed, "bound", k))
-            for k, seed in zip(t.tolist(), seeds, strict=True)
-        ]
-    )
+    draws = [generator(seed, "bound", k) for k, seed in zip(t.tolist(), seeds, strict=True)]
+    return torch.stack([torch.randn(*shape, generator=draw) for draw in draws])
 
 
 @torch.no_grad()

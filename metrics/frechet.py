@@ -3,7 +3,8 @@ Inception."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from statistics import linear_regression
 
 import torch
 from torch import Tensor
@@ -26,12 +27,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     return _distance_to(y)(x)
 
 
-def frechet_infinity(x: Tensor, y: Tensor, key: Sequence[int | str] = ()) -> float:
+def frechet_infinity(x: Tensor, y: Tensor) -> float:
     """The Fréchet distance that x [N, D] would have for N to infinity; Chong and Forsyth 2020,
     section 3: a least-squares line in 1 / N.
 
     Through 15 sizes spread evenly from N / 2 to N, the rows of each drawn without replacement, a
-    function of key and N. (They start at N / 10, 5,000 of 50,000 images. On fewer the distance is
+    function of N. (They start at N / 10, 5,000 of 50,000 images. On fewer the distance is
     no line in 1 / N from there: of two Gaussians of 64 features 0.67 apart, 500 images give -0.75
     on average from N / 10, 0.68 from N / 2 and 3.2 plainly.) May fall below 0 where the truth is
     near it. The bias of y's own size stays, and where N is not above the number of directions that
@@ -42,17 +43,11 @@ def frechet_infinity(x: Tensor, y: Tensor, key: Sequence[int | str] = ()) -> flo
     check_features(x, JUDGED, least=2 * POINTS)
     distance = _distance_to(y)
     sizes = torch.linspace(len(x) // 2, len(x), POINTS).round().long().tolist()
-    drawn = [
-        torch.randperm(len(x), generator=generator(*key, "frechet_infinity", size))[:size]
-        for size in sizes
-    ]
-    distances = torch.tensor(
-        [distance(x[rows.to(x.device)]) for rows in drawn], dtype=torch.float64
-    )
-    inverse = 1 / torch.tensor(sizes, dtype=torch.float64)
-    centred = inverse - inverse.mean()
-    slope = (centred * distances).sum() / centred.square().sum()
-    return float(distances.mean() - slope * inverse.mean())
+    distances = []
+    for size in sizes:
+        rows = torch.randperm(len(x), generator=generator("frechet_infinity", size))[:size]
+        distances.append(distance(x[rows.to(x.device)]))
+    return linear_regression([1 / size for size in sizes], distances).intercept
 
 
 def _distance_to(y: Tensor) -> Callable[[Tensor], float]:

@@ -40,8 +40,7 @@ class HeldOut(NamedTuple):
         into is left out."""
         by_decile = {
             f"loss_t{d}": self.errors[self.decile == d].mean().item()
-            for d in range(10)
-            if bool((self.decile == d).any())
+            for d in self.decile.unique().tolist()
         }
         return {"loss": self.errors.mean().item()} | by_decile
 
@@ -99,9 +98,8 @@ def about_the_curve(errors: Tensor, t: Tensor, window: int = 17) -> Tensor:
         return errors - errors.mean()
     y, first = errors[order], (torch.arange(draws) - window // 2).clamp(0, draws - window)
     near = first[:, None] + torch.arange(window)
-    x = (
-        near - torch.arange(draws)[:, None]
-    ).double()  # the rank of t, from that of the error itself
+    # the rank of t, from that of the error itself
+    x = (near - torch.arange(draws)[:, None]).double()
     centre = x.mean(1, keepdim=True)
     spread_of_x = (x - centre).square().sum(1)
     slope = ((x - centre) * y[near]).sum(1) / spread_of_x
@@ -119,8 +117,6 @@ def grid_of(rows: int, draws: int) -> tuple[int, int]:
 def stratified(images: int, each: int, T: int) -> Tensor:
     """[images, each] t: an even grid over 1..T cut into `each` parts, of which every image has one
     t at random without replacement."""
-    places = torch.stack(
-        [torch.randperm(images, generator=generator("held-out t", part)) for part in range(each)],
-        dim=1,
-    )
+    draws = [generator("held-out t", part) for part in range(each)]
+    places = torch.stack([torch.randperm(images, generator=draw) for draw in draws], dim=1)
     return 1 + (2 * (torch.arange(each) * images + places) + 1) * T // (2 * images * each)

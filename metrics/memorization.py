@@ -7,21 +7,20 @@ What is a sign of copying is said here, by near_sign and copy_sign, and nowhere 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.bootstrap import bootstrap_mean, resampled, share_interval, wilson
+from metrics.bootstrap import bootstrap_mean, resampled_rows, share_interval, wilson
 from metrics.checks import check_features
 from metrics.distances import chunks
-from metrics.estimate import estimate
+from metrics.estimate import Estimate, estimate
 from runtime.errors import UserError
 from runtime.seeds import generator
 
-Key = Sequence[int | str]
 # generated or test images of a cell below which C_T does not judge it; the authors' tau is 20 /
 # (generated images)
 FEW = 20
@@ -57,12 +56,10 @@ def rho(generated: Tensor, test: Tensor) -> float:
     """The median distance of generated images to their nearest training image [N], over that of
     test images [T]: about 1 where the generated ones are as new as test images are, 0 where they
     are copies. Raises UserError where half of the test images are copies."""
-    return _ratio(
-        *(weighted_median(values, torch.ones(1, len(values))) for values in (generated, test))
-    ).item()
+    return float(_ratio(_median(generated), _median(test)))
 
 
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     if not (below > 0).all():
         raise UserError(
             "rho is not defined: about half of the test images or more are at distance 0 of a "
@@ -74,44 +71,34 @@ def _ratio(above: Tensor, below: Tensor) -> Tensor:
 
 def median(values: Tensor) -> float:
     """Of [N]; the mean of the middle two where N is even."""
-    return weighted_median(values, torch.ones(1, len(values))).item()
+    return float(_median(values))
 
 
-def weighted_median(values: Tensor, counts: Tensor) -> Tensor:
-    """The median of values [N] where value n comes counts[d, n] times. counts: [draws, N] whole
-    numbers -> [draws] float64."""
-    values, order = values.double().sort()
-    upto = counts.to(values).index_select(1, order).cumsum(1)
-    total = upto[:, -1:]
-    # places, counted from 0
-    middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], 1)
-    return values[torch.searchsorted(upto, middle, right=True)].mean(1)
+def _median(values: Tensor) -> np.ndarray:
+    """Of the last dimension."""
+    return np.median(values.double().cpu().numpy(), axis=-1)
 
 
-def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200, key: Key = ()) -> Tensor:
+def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200) -> Tensor:
     """A bootstrap of rho over both sets of images, [draws]; that of two generators on the same test
     images, each with N images, is paired. Raises UserError where rho is not defined in one of them.
     """
     above, below = (
-        weighted_median(values.cpu(), resampled(len(values), draws, *key, which))
+        _median(values.cpu()[resampled_rows(len(values), draws, which)])
         for which, values in (("generated", generated), ("test", test))
     )
-    return _ratio(above, below)
+    return torch.from_numpy(_ratio(above, below))
 
 
 # d1 / d2
 
 
-def copies(near: Nearest, ratio: float = 1 / 3) -> Tensor:
-    """Which images are copies: so much nearer to one training image than to the next, d1 <= ratio
-    d2; Yoon et al. 2023, on pixels. [N] bool. An image at 0 from both is one: what it copies is
-    there twice."""
+def copies(near: Nearest) -> Tensor:
+    """Which images are copies: so much nearer to one training image than to the next, d1 <= d2 / 3;
+    Yoon et al. 2023, on pixels. [N] bool. An image at 0 from both is one: what it copies is there
+    twice."""
     d1, d2 = near.distances[:, 0], near.distances[:, 1]
-    return d1 <= ratio * d2
-
-
-def copy_share(near: Nearest, ratio: float = 1 / 3) -> float:
-    return copies(near, ratio).double().mean().item()
+    return d1 <= 1 / 3 * d2
 
 
 # What is a sign of it
@@ -138,12 +125,8 @@ def innocent_share(test: Band | None, untouched: Band | None) -> float:
     """The share of copies that is no sign yet: 5%, or what images come to that copy nothing, the
     test images and the untouched source's. Of few test images it is high: 26% of 11 of which none
     looks like a copy."""
-    return max(
-        [
-            COPIED,
-            *(band.value if band.high is None else band.high for band in (test, untouched) if band),
-        ]
-    )
+    innocent = [band for band in (test, untouched) if band]
+    return max([COPIED, *(b.value if b.high is None else b.high for b in innocent)])
 
 
 def copy_sign(share: Band, test: Band | None, untouched: Band | None) -> bool:
@@ -155,7 +138,7 @@ def copy_sign(share: Band, test: Band | None, untouched: Band | None) -> bool:
 # C_T
 
 
-def c_t(generated: Tensor, test: Tensor, train: Tensor, key: Key = ()) -> float:
+def c_t(generated: Tensor, test: Tensor, train: Tensor) -> float:
     """Meehan, Chaudhuri and Dasgupta 2020: whether generated images lie nearer to the training
     images than test images do, in standard deviations. Far below 0: copying; about 0: as test
     images; far above 0: away from the data.
@@ -165,9 +148,8 @@ def c_t(generated: Tensor, test: Tensor, train: Tensor, key: Key = ()) -> float:
     and with few images all is one cell. Distances are to all training images.
     """
     ours, theirs = (nearest(x, train, 1).distances[:, 0] for x in (generated, test))
-    centres = k_means(
-        train, max(1, min(CELLS, min(len(generated), len(test), len(train)) // IN_CELL)), key
-    )
+    fewest = min(len(generated), len(test), len(train))
+    centres = k_means(train, max(1, min(CELLS, fewest // IN_CELL)))
     cell_of_ours, cell_of_theirs = (nearest(x, centres, 1).rows[:, 0] for x in (generated, test))
     return over_cells(ours, cell_of_ours, theirs, cell_of_theirs, len(centres))
 
@@ -190,27 +172,24 @@ def over_cells(
 def mann_whitney(x: Tensor, y: Tensor) -> float:
     """The z of the Mann-Whitney U of x [n] over y [m], corrected for ties; below 0 where x is the
     smaller. 0 where all are equal."""
-    from scipy.stats import rankdata, tiecorrect  # takes half a second
+    from scipy.stats import rankdata, ranksums, tiecorrect  # takes half a second
 
-    n, m = len(x), len(y)
-    ranks = rankdata(torch.cat([x, y]).cpu())
-    u = ranks[:n].sum() - n * (n + 1) / 2
-    variance = n * m * (n + m + 1) / 12 * tiecorrect(ranks)
-    return float((u - n * m / 2) / math.sqrt(variance)) if variance > 1e-9 else 0.0
+    ties = tiecorrect(rankdata(torch.cat([x, y]).cpu()))  # 0 where all are equal
+    z = ranksums(x.cpu().numpy(), y.cpu().numpy()).statistic
+    return float(z / math.sqrt(ties)) if ties > 0 else 0.0
 
 
-def k_means(x: Tensor, k: int, key: Key = (), steps: int = 100) -> Tensor:
+def k_means(x: Tensor, k: int, steps: int = 100) -> Tensor:
     """Centres [k, D], or fewer where x [N, D] has fewer different rows: k-means++ (Arthur and
     Vassilvitskii 2007), then Lloyd's steps until nothing moves."""
-    x, draw = x.double(), generator(*key, "k-means")
+    x, draw = x.double(), generator("k-means")
     centres = x[torch.randint(len(x), (1,), generator=draw).to(x.device)]
     while len(centres) < k:
         weight = nearest(x, centres, 1).distances[:, 0].square()
         if not weight.sum() > 0:
             break
-        centres = torch.cat(
-            [centres, x[torch.multinomial(weight.cpu(), 1, generator=draw).to(x.device)]]
-        )
+        row = torch.multinomial(weight.cpu(), 1, generator=draw)
+        centres = torch.cat([centres, x[row.to(x.device)]])
     for _ in range(steps if k > 1 else 0):
         cell = nearest(x, centres, 1).rows[:, 0]
         member = F.one_hot(cell, len(centres)).T.double()  # [k, N]
@@ -227,7 +206,11 @@ def k_means(x: Tensor, k: int, key: Key = (), steps: int = 100) -> Tensor:
 
 def authentic(generated: Nearest, train: Tensor) -> Tensor:
     """Which generated images are new: farther from their nearest training image than that one is
-    from its own nearest; Alaa et al. 2022, section 3.3. [N] bool"""
+    from its own nearest; Alaa et al. 2022, section 3.3. [N] bool
+
+    None of copies. The share of images that nobody trained on depends on the data (0.8 for 2,000 to
+    1,000 normal vectors of 64 values): compare with the test images' own.
+    """
     # fewer than all of a large training set
     asked, which = generated.rows[:, 0].unique(return_inverse=True)
     # the first is the image itself, or its duplicate
@@ -235,65 +218,61 @@ def authentic(generated: Nearest, train: Tensor) -> Tensor:
     return generated.distances[:, 0] > between[which]
 
 
-def authentic_share(generated: Tensor, train: Tensor) -> float:
-    """0 for copies. What images that nobody trained on come to depends on the data (0.8 for 2,000
-    to 1,000 normal vectors of 64 values): compare with the test images' own."""
-    return authentic(nearest(generated, train, 1), train).double().mean().item()
-
-
 # All of it
 
 
-def memorization(generated: Tensor, train: Tensor, test: Tensor, key: Key = ()) -> dict[str, Any]:
-    """Everything above on feature matrices, for evaluation.json. What the images do not allow is
-    absent, and "notes" says why.
+def memorization(generated: Tensor, train: Tensor, test: Tensor) -> dict[str, Any]:
+    """Everything above on feature matrices, for evaluation.json.
 
-    {"rho", "copy_share", "authentic_share": Estimate, "copy_share_test": {"value", "low", "high"},
-    "c_t", "median_distance", "nearest_test": float, "notes": [str]}
-    median_distance: of generated images to their nearest training image; nearest_test: of test
-    images. copy_share_test: how many of the test images the copy share would call copies, with
-    Wilson's interval: what images that are none come to.
+    Returns:
+        {"rho", "copy_share", "authentic_share": Estimate, "copy_share_test": {"value", "low",
+        "high"}, "c_t", "median_distance", "nearest_test": float, "notes": [str]}
+        What the images do not allow is absent, and "notes" says why. median_distance: of generated
+        images to their nearest training image; nearest_test: of test images. copy_share_test: how
+        many of the test images the copy share would call copies, with Wilson's interval: what
+        images that are none come to.
+    Raises:
+        UserError: where features are no float matrices of one width, or hold NaN.
     """
     check_features(generated, "the generated images", least=1)
     check_features(train, "the training images", least=1)
-    result: dict[str, Any] = {"notes": []}
+    notes: list[str] = []
     near = nearest(generated, train, min(2, len(train)))
-    result["median_distance"] = median(near.distances[:, 0])
+    ours = near.distances[:, 0]
+    result: dict[str, Any] = {"notes": notes, "median_distance": median(ours)}
     if len(train) > 1:
-        for name, flags in (
-            ("copy_share", copies(near)),
-            ("authentic_share", authentic(near, train)),
-        ):
-            flags = flags.double().cpu()
-            found = estimate(
-                flags.mean().item(), bootstrap_mean(flags, key=(*key, "generated")), len(flags)
-            )
-            if (low := found["low"]) is not None and (high := found["high"]) is not None:
-                found["low"], found["high"] = share_interval(found["value"], low, high, len(flags))
-            result[name] = found
+        result["copy_share"] = _share(copies(near))
+        result["authentic_share"] = _share(authentic(near, train))
     else:
-        result["notes"].append(
+        notes.append(
             "copy share and AuthPct are left out: they compare two training images, and there "
             "is one"
         )
     if not len(test):
-        result["notes"].append("rho and C_T are left out: there are no test images to compare with")
+        notes.append("rho and C_T are left out: there are no test images to compare with")
         return result
     check_features(test, "the test images", least=1)
-    theirs = nearest(test, train, min(2, len(train)))
-    distances = theirs.distances[:, 0]
-    result["nearest_test"] = median(distances)
+    near_test = nearest(test, train, min(2, len(train)))
+    theirs = near_test.distances[:, 0]
+    result["nearest_test"] = median(theirs)
     if len(train) > 1:
-        low, high = wilson(copies(theirs).sum().item(), len(test))
-        result["copy_share_test"] = {"value": copy_share(theirs), "low": low, "high": high}
-    result["c_t"] = c_t(generated, test, train, key)
+        copied = int(copies(near_test).sum())
+        low, high = wilson(copied, len(test))
+        result["copy_share_test"] = {"value": copied / len(test), "low": low, "high": high}
+    result["c_t"] = c_t(generated, test, train)
     try:
-        ours = near.distances[:, 0]
-        result["rho"] = estimate(
-            rho(ours, distances),
-            rho_replicates(ours, distances, key=key),
-            min(len(ours), len(distances)),
-        )
+        fewest = min(len(ours), len(theirs))
+        result["rho"] = estimate(rho(ours, theirs), rho_replicates(ours, theirs), fewest)
     except UserError as error:
-        result["notes"].append(str(error))
+        notes.append(str(error))
     return result
+
+
+def _share(flags: Tensor) -> Estimate:
+    """Of generated images, those of which something holds."""
+    flags = flags.double().cpu()
+    n, replicates = len(flags), bootstrap_mean(flags, key=("generated",))
+    found = estimate(flags.mean().item(), replicates, n)
+    if (low := found["low"]) is not None and (high := found["high"]) is not None:
+        found["low"], found["high"] = share_interval(found["value"], low, high, n)
+    return found

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from runtime.errors import UserError
 
-BEFORE, AFTER = ("conv_in", "time_mlp", "class_embedding"), ("norm_out", "conv_out")
+ORDER = (
+    "conv_in",
+    "time_mlp",
+    "class_embedding",
+    "down",
+    "mid",
+    "up",
+    "norm_out",
+    "conv_out",
+)
 
 
 def weight_change(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, float]:
@@ -19,16 +29,16 @@ def weight_change(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dic
     now, start: parameters by name, on one device. What unmatched() names is left out, and so is a
     part that was all zero. Raises UserError at weights that are not finite.
     """
-    moved: dict[str, float] = {}
-    began: dict[str, float] = {}
+    moved: dict[str, float] = defaultdict(float)
+    began: dict[str, float] = defaultdict(float)
     skipped = set(unmatched(now, start))
     for name in now:
         if name in skipped:
             continue
-        w, w0 = now[name].double(), start[name].double()
-        moved[part(name)] = moved.get(part(name), 0.0) + (w - w0).square().sum().item()
-        began[part(name)] = began.get(part(name), 0.0) + w0.square().sum().item()
-        if not math.isfinite(moved[part(name)]):
+        w, w0, of = now[name].double(), start[name].double(), part(name)
+        moved[of] += (w - w0).square().sum().item()
+        began[of] += w0.square().sum().item()
+        if not math.isfinite(moved[of]):
             raise UserError(
                 f"the weights of {name} are not finite: there is no change of them to measure. "
                 "Use another checkpoint."
@@ -51,9 +61,5 @@ def part(name: str) -> str:
 def _place(part: str) -> tuple[int, int, str]:
     """Where a part stands in the order."""
     first, _, level = part.partition(".")
-    if first in BEFORE:
-        return (0, BEFORE.index(first), part)
-    if first in AFTER:
-        return (4, AFTER.index(first), part)
-    order = {"down": 1, "mid": 2, "up": 3}
-    return (order.get(first, 5), (-1 if first == "up" else 1) * int(level or 0), part)
+    place = ORDER.index(first) if first in ORDER else len(ORDER)
+    return place, (-1 if first == "up" else 1) * int(level or 0), part

@@ -86,18 +86,13 @@ def test_replicates_are_the_ratios_of_resampled_medians():
         torch.rand(31, generator=torch.Generator().manual_seed(1)),
         torch.rand(20, generator=torch.Generator().manual_seed(2)) + 0.1,
     )
-    found = m.rho_replicates(x, y, draws=30, key=("a", 3))
+    found = m.rho_replicates(x, y, draws=30)
     for k in range(30):
         above, below = (
-            np.median(
-                np.repeat(
-                    v.double().numpy(), resampled(len(v), 30, "a", 3, which)[k].long().numpy()
-                )
-            )
+            np.median(np.repeat(v.double().numpy(), resampled(len(v), 30, which)[k].long().numpy()))
             for which, v in (("generated", x), ("test", y))
         )
         assert found[k].item() == pytest.approx(above / below, rel=1e-12)
-    assert not torch.equal(found, m.rho_replicates(x, y, draws=30, key=("b",)))
 
 
 def test_rho_without_new_test_images_is_refused():
@@ -113,16 +108,13 @@ def test_copy_share_by_hand():
     pairs = torch.tensor([[0.0, 0.0], [0.0, 2.0], [1.0, 2.9], [1.0, 3.1], [2.0, 2.0]])
     near = m.Nearest(pairs, torch.zeros(5, 2, dtype=torch.long))
     assert m.copies(near).tolist() == [True, True, False, True, False]
-    assert m.copy_share(near) == pytest.approx(0.6) and m.copy_share(
-        near, ratio=0.5
-    ) == pytest.approx(0.8)
 
 
 def test_a_copy_of_an_image_that_is_there_twice_is_a_copy():
     train = torch.cat([TRAIN, TRAIN])
-    assert m.copy_share(m.nearest(COPIES, train)) == 1.0
+    assert m.copies(m.nearest(COPIES, train)).all()
     # both nearest are one image: no ratio says that it is close
-    assert m.copy_share(m.nearest(FRESH, train)) == 0.0
+    assert not m.copies(m.nearest(FRESH, train)).any()
 
 
 @pytest.mark.parametrize(("images", "copied"), [(FRESH, 0), (COPIES, len(COPIES))])
@@ -196,14 +188,14 @@ def test_k_means_finds_what_sklearn_finds():
             for k in range(4)
         ]
     )
-    centres = m.k_means(x, 4, ("seed", 1))
+    centres = m.k_means(x, 4)
     theirs = sklearn.cluster.KMeans(4, n_init=10, random_state=0).fit(x.double().numpy())
     ours = m.nearest(x, centres, 1).rows[:, 0].numpy()
     assert sklearn.metrics.adjusted_rand_score(theirs.labels_, ours) == 1.0
     np.testing.assert_allclose(
         np.sort(centres.numpy(), 0), np.sort(theirs.cluster_centers_, 0), rtol=1e-9
     )
-    assert torch.equal(centres, m.k_means(x, 4, ("seed", 1)))
+    assert torch.equal(centres, m.k_means(x, 4))
 
 
 def test_k_means_of_equal_images():
@@ -240,7 +232,6 @@ def test_authentic_is_brute_force():
     expected = to_train.min(1) > between.min(1)[to_train.argmin(1)]
     assert 0.2 < expected.mean() < 0.9
     assert m.authentic(m.nearest(FRESH, TRAIN), TRAIN).numpy().tolist() == expected.tolist()
-    assert m.authentic_share(FRESH, TRAIN) == pytest.approx(expected.mean())
 
 
 # What is a sign of copying: on images whose pixels depend on each other, as few as users have
@@ -379,10 +370,10 @@ def test_what_lies_away_from_the_data_is_above_zero():
     assert m.c_t(2 * FRESH, TEST, TRAIN) > 3
 
 
-def test_it_is_json_and_a_function_of_the_key():
-    found = m.memorization(FRESH, TRAIN, TEST, ("a", 1))
+def test_it_is_json_and_the_same_again():
+    found = m.memorization(FRESH, TRAIN, TEST)
     assert json.loads(json.dumps(found, allow_nan=False)) == found and found["notes"] == []
-    assert found == m.memorization(FRESH, TRAIN, TEST, ("a", 1))
+    assert found == m.memorization(FRESH, TRAIN, TEST)
     assert found["median_distance"] == pytest.approx(np.median(brute(FRESH, TRAIN).min(1)))
     assert found["nearest_test"] == pytest.approx(np.median(brute(TEST, TRAIN).min(1)))
     assert found["rho"]["value"] == pytest.approx(found["median_distance"] / found["nearest_test"])
