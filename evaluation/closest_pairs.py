@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from evaluation.image_features import ReferenceImages
 from metrics.memorization import nearest
 from runtime.directory import write_json
 from runtime.files import write_atomically
@@ -20,44 +21,40 @@ SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet
 
 
 def write_closest(
-    folder: Path,
-    generated: np.ndarray,
-    pixels: Tensor,
-    images: np.ndarray,
-    rows: np.ndarray,
-    train: Tensor,
+    folder: Path, generated: np.ndarray, pixels: Tensor, reference: ReferenceImages, train: Tensor
 ) -> None:
     """closest.png, pairs of a generated image (left) and the training image nearest to it, and
     closest.json. First those that are so much nearer to it than to the next, d1 / d2, as by
     distance alone flat images come first, which are near to all (Carlini et al. 2023).
 
-    generated: [N, H, W, C] uint8, pixels: [N, D], the same in [0, 1]. images: a memory map, rows:
-    of its training images, train: [M, D]. The distance is the root of the mean squared difference
-    of two pixels, of [0, 1].
+    Args:
+        generated: [N, H, W, C] uint8.
+        pixels: [N, D], the same in [0, 1].
+        train: [M, D], the training images in [0, 1].
+    The distance is the root of the mean squared difference of two pixels, of [0, 1].
     """
     near = nearest(pixels, train, min(2, len(train)))
     scale = pixels.shape[1] ** -0.5
     pairs = [
         {
             "generated": k,
-            "train": int(rows[near.rows[k, 0]]),
-            "distance": near.distances[k, 0].item() * scale,
-            "ratio": _ratio(near.distances[k].tolist()),
+            "train": int(reference.rows["train"][rows[0]]),
+            "distance": distances[0] * scale,
+            "ratio": _ratio(distances),
         }
-        for k in range(len(near.distances))
+        for k, (distances, rows) in enumerate(
+            zip(near.distances.tolist(), near.rows.tolist(), strict=True)
+        )
     ]
     pairs = sorted(pairs, key=lambda pair: (pair["ratio"] or 0.0, pair["distance"]))[:PAIRS]
     write_json(folder / "closest.json", pairs)
-    write_atomically(
-        folder / "closest.png",
-        png(sheet([(generated[p["generated"]], images[p["train"]], _said(p)) for p in pairs])),
-    )
+    shown = [(generated[p["generated"]], reference.images[p["train"]], _said(p)) for p in pairs]
+    write_atomically(folder / "closest.png", png(sheet(shown)))
 
 
 def _said(pair: dict[str, Any]) -> str:
-    return f"d1 {pair['distance']:.3f}" + (
-        f", d1/d2 {pair['ratio']:.2f}" if pair["ratio"] is not None else ""
-    )
+    ratio = "" if pair["ratio"] is None else f", d1/d2 {pair['ratio']:.2f}"
+    return f"d1 {pair['distance']:.3f}{ratio}"
 
 
 def _ratio(distances: list[float]) -> float | None:
@@ -74,9 +71,7 @@ def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
     for n, (left, right, text) in enumerate(pairs):
         x, y = GAP + n % COLUMNS * width, GAP + n // COLUMNS * height
         for k, pixels in enumerate((left, right)):
-            tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert(
-                "RGB"
-            )
+            tile = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
             size = [max(1, round(SIDE / max(tile.size) * side)) for side in tile.size]
             picture.paste(tile.resize(size, Image.Resampling.NEAREST), (x + k * (SIDE + 2), y))
         draw.text((x, y + SIDE + 1), text, "black", font)

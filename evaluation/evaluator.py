@@ -7,8 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,17 +82,10 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
         if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
-        evaluator = RunEvaluator(
-            settings, folder, reference, pick_device(settings.device), run, sampler, sha256
-        )
-        record = evaluator.evaluate()
+        evaluator = RunEvaluator(settings, folder, reference, run, sampler, sha256)
         checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
-        hours = (time.monotonic() - began) / 3600
-        write_evaluation(
-            folder,
-            evaluator.device,
-            {"protocol": protocol, "checkpoint": checkpoint, **record, "hours": hours},
-        )
+        record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
+        evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
     return folder
 
 
@@ -111,28 +103,27 @@ def evaluate_folder(settings: EvaluateSettings) -> Path:
     folder = evaluation_folder(settings, Path(), protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
         read_evaluation(folder, protocol, None)
-        evaluator = ImageEvaluator(settings, folder, reference, pick_device(settings.device))
-        write_evaluation(folder, evaluator.device, {"protocol": protocol, **evaluator.evaluate()})
+        evaluator = ImageEvaluator(settings, folder, reference)
+        evaluator.write({"protocol": protocol, **evaluator.evaluate()})
     return folder
 
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Of images in a folder. out: gets the closest pairs."""
+    """Of images in a folder. out: gets the evaluation and the closest pairs."""
 
     settings: EvaluateSettings
     out: Path
     reference: ReferenceImages
-    device: torch.device
+    notes: Notes = field(default_factory=Notes, init=False)
 
     @cached_property
-    def notes(self) -> Notes:
-        return Notes()
+    def device(self) -> torch.device:
+        return pick_device(self.settings.device)
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
-        settings = self.settings
-        cache = Path(settings.cache).expanduser()
+        settings, cache = self.settings, Path(self.settings.cache).expanduser()
         return FeatureExtractor(
             settings.features, settings.perceptual, self.device, settings.batch_size, cache
         )
@@ -140,42 +131,36 @@ class ImageEvaluator:
     def evaluate(self) -> Record:
         """All that evaluation.json says, but for the protocol."""
         assert self.settings.images
-        record, _, about = self.compare(Path(self.settings.images))
-        return {"images": about, **record, "notes": list(self.notes)}
+        folder = Path(self.settings.images)
+        record, _ = self.compare(folder, self.read_images(folder), {})
+        return record | {"notes": list(self.notes)}
 
-    def compare(self, folder: Path | None) -> tuple[Record, ImageFeatures | None, Record]:
-        """(what the images in folder tell, their features, how many there are). folder: None where
-        no image is needed."""
-        about = {name: len(rows) for name, rows in self.reference.rows.items()}
-        if folder is None:
-            return self.extractor.names, None, about
-        shape = self.reference.images.shape[1:]
-        images = self._read(folder, self.notes.say)
-        others: dict[str, ImageFeatures] = {}
+    def read_images(self, folder: Path) -> np.ndarray:
+        """[N, H, W, C] uint8, of the size and channels of the reference."""
+        height, width, channels = self.reference.images.shape[1:]
+        return open_images(folder, (height, width), channels, self.notes.say)
+
+    def compare(
+        self, folder: Path, images: np.ndarray, others: dict[str, ImageFeatures]
+    ) -> tuple[Record, ImageFeatures]:
+        """(what the images of folder tell, their features). others: baselines beside noise."""
         if "baselines" in self.settings.wanted:
-            noise = noise_images(len(images), shape)
-            others["noise"] = self.extractor.extract(noise, np.arange(len(noise)), "noise")
-            self.add_untouched_source(others)
+            noise = noise_images(len(images), images.shape[1:])
+            others = {"noise": self.extractor.extract(noise, "noise"), **others}
         record, generated, train = compare_images(
             self.extractor, images, self.reference, others, self.settings.wanted, self.notes
         )
-        write_closest(
-            self.out,
-            images,
-            generated.pixels,
-            self.reference.images,
-            self.reference.rows["train"],
-            train.pixels,
-        )
-        return record, generated, {"folder": str(folder), "n": len(generated.features), **about}
+        write_closest(self.out, images, generated.pixels, self.reference, train.pixels)
+        about = {"folder": str(folder), "n": len(images), **self.reference.counts}
+        return {"images": about, **record}, generated
 
-    def _read(self, folder: Path, say: Callable[[str], object] = lambda line: None) -> np.ndarray:
-        shape = self.reference.images.shape[1:]
-        images = open_images(folder, shape[:2], shape[2], say)
-        return images if self.settings.images else images[: self.settings.n]
-
-    def add_untouched_source(self, others: dict[str, ImageFeatures]) -> None:
-        """Images in a folder have no source."""
+    def write(self, record: Record) -> None:
+        """evaluation.json, and a few lines for the terminal."""
+        content = {"version": VERSION, **record, "arguments": _arguments(), **machine(self.device)}
+        write_sealed(self.out / EVALUATION, content, indent=1)
+        for line in self.notes:
+            log.info("note: %s", line)
+        log.info("%s\n%s", self.out / EVALUATION, summarize(record))
 
 
 @dataclass(frozen=True)
@@ -188,38 +173,30 @@ class RunEvaluator(ImageEvaluator):
     sha256: str
 
     def evaluate(self) -> Record:
-        settings = self.settings
-        if settings.images:
+        if self.settings.images:
             return super().evaluate()
-        folder = None
+        settings, run, notes = self.settings, self.run, self.notes
+        record: Record = {"images": self.reference.counts, **self.extractor.names}
+        generated = None
         if set(settings.wanted) - set(OF_NETWORK):
-            below = _writable(self.run.directory / "generated", self.out)
-            folder = self.sample(self.run.build_denoiser(self.device), self.sha256, below)
-        if folder and self.run.checkpoint.classes and (line := _about_label(settings.label)):
-            self.notes.say(line)
-        record, generated, about = self.compare(folder)
-        network = NetworkMetrics(
-            self.run, self.device, self.reference, settings.held_out_draws, self.notes
-        )
+            below = _writable(run.directory / "generated", self.out)
+            folder = self.sample(run.build_denoiser(self.device), self.sha256, below)
+            if run.checkpoint.classes and (line := _about_label(settings.label)):
+                notes.say(line)
+            images = self.read_images(folder)[: settings.n]
+            record, generated = self.compare(folder, images, self._untouched_source())
+        network = NetworkMetrics(run, self.device, self.reference, settings.held_out_draws, notes)
         if "loss" in settings.wanted:
             record["loss"] = network.losses()
         if "bound" in settings.wanted and self.reference.held_out:
-            self.notes.attempt(
-                record,
-                "bound",
-                "bound",
-                lambda: network.bound(
+            with notes.attempt("bound"):
+                record["bound"] = network.bound(
                     settings.bound_images, settings.bound_steps, settings.sampler.clip
-                ),
-            )
-        if "forgetting" in settings.wanted and self.run.has_source and generated:
-            self.notes.attempt(
-                record,
-                "forgetting",
-                "forgetting",
-                lambda: network.forgetting(generated, self.extractor),
-            )
-        return {"images": about, **record, "notes": list(self.notes)}
+                )
+        if "forgetting" in settings.wanted and run.has_source and generated:
+            with notes.attempt("forgetting"):
+                record["forgetting"] = network.forgetting(generated, self.extractor)
+        return record | {"notes": list(notes)}
 
     def sample(self, denoiser: Denoiser, weights: str, below: Path) -> Path:
         """The folder of images 0 .. n - 1; those that are missing in it are made. weights: their
@@ -250,24 +227,21 @@ class RunEvaluator(ImageEvaluator):
             write_missing(out, request, denoiser, denoiser, classes, self.run.config.image_shape)
         return out
 
-    def add_untouched_source(self, others: dict[str, ImageFeatures]) -> None:
-        if self.run.has_source and not self.settings.images:
-            self.notes.attempt(
-                others, "untouched source", "the untouched source", self._untouched_source
-            )
-
-    def _untouched_source(self) -> ImageFeatures:
+    def _untouched_source(self) -> dict[str, ImageFeatures]:
         """Of images of the run's source, which all runs of that source share."""
-        tensors = self.run.untouched_weights
-        digest = sha256_of({name: _sums(tensor) for name, tensor in tensors.items()})
-        # "floors": where earlier versions have made these images
-        below = _writable(self.run.directory.parent / "floors", self.out)
-        below = below / f"untouched_{digest[:8]}"
-        denoiser = self.run.config.frozen_denoiser(tensors, self.device)
-        images = self._read(self.sample(denoiser, digest, below))
-        return self.extractor.extract(
-            images, np.arange(len(images)), "images of the untouched source"
-        )
+        if "baselines" not in self.settings.wanted or not self.run.has_source:
+            return {}
+        with self.notes.attempt("the untouched source"):
+            tensors = self.run.untouched_weights
+            digest = sha256_of({name: _sums(tensor) for name, tensor in tensors.items()})
+            # "floors": where earlier versions have made these images
+            below = _writable(self.run.directory.parent / "floors", self.out)
+            denoiser = self.run.config.frozen_denoiser(tensors, self.device)
+            folder = self.sample(denoiser, digest, below / f"untouched_{digest[:8]}")
+            images = self.read_images(folder)[: self.settings.n]
+            found = self.extractor.extract(images, "images of the untouched source")
+            return {"untouched source": found}
+        return {}
 
 
 def _sums(tensor: Tensor) -> list[float]:
@@ -286,14 +260,6 @@ def _writable(place: Path, otherwise: Path) -> Path:
     """Where images go: place, or, in a run of somebody else that may be read alone, otherwise."""
     there = next(p for p in (place, *place.absolute().parents) if p.exists())
     return place if os.access(there, os.W_OK) else otherwise
-
-
-def write_evaluation(folder: Path, device: torch.device, record: Record) -> None:
-    content = {"version": VERSION, **record, "arguments": _arguments(), **machine(device)}
-    write_sealed(folder / EVALUATION, content, indent=1)
-    for line in record["notes"]:
-        log.info("note: %s", line)
-    log.info("%s\n%s", folder / EVALUATION, summarize(record))
 
 
 def _arguments() -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.features import Features, extract
+from metrics.features import Embedding, Features, extract
 from metrics.features.distances import Pixels
 from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
@@ -44,6 +43,11 @@ class ReferenceImages:
     held_out: str | None
     digests: dict[str, str]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images each is."""
+        return {name: len(rows) for name, rows in self.rows.items()}
+
     @staticmethod
     def of_splits(
         images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]
@@ -67,20 +71,13 @@ class FeatureExtractor:
     batch_size: int
     cache: Path
 
-    def extract(self, images: np.ndarray, rows: np.ndarray, what: str) -> ImageFeatures:
-        """Of these rows of images [*, H, W, C] uint8. what: they are, for the progress bar."""
-        compute = partial(
-            extract, images=images, rows=rows, batch_size=self.batch_size, device=self.device
-        )
-        embedded = compute(self.features, desc=f"{self.features.short} features of {what}")
-        perceptual = embedded
+    def extract(self, images: np.ndarray, what: str) -> ImageFeatures:
+        """Of images [N, H, W, C] uint8. what: they are, for the progress bar."""
+        found = self._compute(self.features, images, None, what)
+        perceptual = found.features
         if self.features.identity != self.perceptual.identity:
-            perceptual = compute(
-                self.perceptual, desc=f"{self.perceptual.short} features of {what}"
-            )
-        return ImageFeatures(
-            embedded.features, _pixels(images, rows, what), embedded.logits, perceptual.features
-        )
+            perceptual = self._compute(self.perceptual, images, None, what).features
+        return ImageFeatures(found.features, _pixels(images, None, what), found.logits, perceptual)
 
     def extract_cached(self, reference: ReferenceImages, split: str) -> ImageFeatures:
         """The same of the images of a split, without logits."""
@@ -96,18 +93,18 @@ class FeatureExtractor:
         with locked(path.with_suffix(".lock")):
             if (data := read_checked(path)) is not None:
                 return torch.from_numpy(np.load(io.BytesIO(data)))
-            found = extract(
-                kind,
-                reference.images,
-                reference.rows[split],
-                self.batch_size,
-                device=self.device,
-                desc=f"{kind.short} features of {TOLD[split]}",
-            )
+            rows = reference.rows[split]
+            found = self._compute(kind, reference.images, rows, TOLD[split]).features
             file = io.BytesIO()
-            np.save(file, found.features.numpy())
+            np.save(file, found.numpy())
             write_checked(path, file.getvalue())
-            return found.features
+            return found
+
+    def _compute(
+        self, kind: Features, images: np.ndarray, rows: np.ndarray | None, what: str
+    ) -> Embedding:
+        desc = f"{kind.short} features of {what}"
+        return extract(kind, images, rows, self.batch_size, desc, self.device)
 
     @property
     def names(self) -> dict[str, Any]:
@@ -120,5 +117,5 @@ class FeatureExtractor:
         }
 
 
-def _pixels(images: np.ndarray, rows: np.ndarray, what: str) -> Tensor:
+def _pixels(images: np.ndarray, rows: np.ndarray | None, what: str) -> Tensor:
     return extract(Pixels(), images, rows, desc=f"pixels of {what}").features

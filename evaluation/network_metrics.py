@@ -16,13 +16,12 @@ from data.splits import spread
 from diffusion.denoiser import Denoise, Denoiser
 from diffusion.guidance import clip_x0
 from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
-from evaluation.suite import Notes
+from evaluation.suite import Notes, estimate_kid
 from evaluation.trained_run import TrainedRun
 from metrics.bootstrap import bootstrap_mean, resampled
 from metrics.bound import Bound, bound, every, strata
 from metrics.estimate import Estimate, estimate
 from metrics.held_out_loss import HeldOut, about_the_curve, grid_of, held_out_errors
-from metrics.kid import kid, kid_replicates
 from metrics.weight_change import unmatched, weight_change
 from runtime.content import sha256_of
 from runtime.seeds import derive
@@ -55,10 +54,9 @@ class NetworkMetrics:
                 self._errors(self.denoiser, data.images, data.labels, rows, "target")
             )
         if self.run.has_source:
-            self.notes.attempt(
-                found, "of source", "the source's images and its loss", self._source_losses
-            )
-        return found | found.pop("of source", {})
+            with self.notes.attempt("the source's images and its loss"):
+                found |= self._source_losses()
+        return found
 
     def _source_losses(self) -> Record:
         images, labels, rows, split = self.run.source_images()
@@ -111,12 +109,8 @@ class NetworkMetrics:
     def forgetting(self, generated: ImageFeatures, extractor: FeatureExtractor) -> Record:
         """How far the images and the weights are from the source's."""
         found: Record = {}
-        self.notes.attempt(
-            found,
-            "kid_source",
-            "KID to the source",
-            lambda: self._kid_to_source(generated, extractor),
-        )
+        with self.notes.attempt("KID to the source"):
+            found["kid_source"] = self._kid_to_source(generated, extractor)
         start, now = self.run.start_weights, self.run.weights
         found["weights"] = weight_change(now, start)
         if other := unmatched(now, start):
@@ -130,11 +124,7 @@ class NetworkMetrics:
         images, _, rows, _ = self.run.source_images()
         about = [self.run.source.digests, images.shape[1:], self.run.data.resample, rows.tolist()]
         source = ReferenceImages(images, {"train": rows}, None, {"train": sha256_of(about)})
-        theirs = extractor.extract_cached(source, "train").features
-        ours = generated.features
-        return estimate(
-            kid(ours, theirs), kid_replicates(ours, theirs), min(len(ours), len(theirs))
-        )
+        return estimate_kid(generated.features, extractor.extract_cached(source, "train").features)
 
 
 def _loss(held_out: HeldOut) -> Record:
@@ -150,12 +140,10 @@ def _mean_error(held_out: HeldOut) -> Estimate:
     not count."""
     value, images = held_out.errors.mean(), int(held_out.image.max()) + 1
     residual = about_the_curve(held_out.errors, held_out.t)
-    total = torch.zeros(images, dtype=torch.float64).index_add_(
-        0, held_out.image, residual - residual.mean()
-    )
-    return estimate(
-        value.item(), value + resampled(images, 200, "held-out") @ total / len(residual), images
-    )
+    total = torch.zeros(images, dtype=torch.float64)
+    total.index_add_(0, held_out.image, residual - residual.mean())
+    replicates = value + resampled(images, 200, "held-out") @ total / len(residual)
+    return estimate(value.item(), replicates, images)
 
 
 def _bound(found: Bound, timesteps: Sequence[range]) -> Record:
@@ -165,12 +153,10 @@ def _bound(found: Bound, timesteps: Sequence[range]) -> Record:
         {"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
         for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)
     ]
-    bits = estimate(
-        found.bits.mean().item(), bootstrap_mean(found.bits, key=("bound",)), len(found.bits)
-    )
+    bits, images = found.bits, len(found.bits)
     return {
-        "bits": bits,
+        "bits": estimate(bits.mean().item(), bootstrap_mean(bits, key=("bound",)), images),
         "prior": found.prior.mean().item(),
         "terms": terms,
-        "images": len(found.bits),
+        "images": images,
     }

@@ -3,8 +3,8 @@ the numbers are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.batches import to_uint8
 from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
-from metrics.estimate import estimate
+from metrics.estimate import Estimate, estimate
 from metrics.frechet import frechet_distance, frechet_infinity
 from metrics.inception_score import inception_score
 from metrics.intra_cluster import intra_distance
@@ -32,10 +32,11 @@ Record = dict[str, Any]
 class Notes(list[str]):
     """What could not be computed, and why; each thing said once."""
 
-    def attempt(self, record: Record, key: str, what: str, compute: Callable[[], Any]) -> None:
-        """record[key] = compute(), or a note of why not."""
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """What a UserError inside leaves out is a note of why."""
         try:
-            record[key] = compute()
+            yield
         except UserError as error:
             self.say(f"{what}: {error}")
 
@@ -55,7 +56,7 @@ def compare_images(
     """The metrics that are wanted of generated images -> (the record, the features of the generated
     and of the training images). others: generators to compare with, as baselines."""
     frechet = extractor.features.frechet
-    generated = extractor.extract(images, np.arange(len(images)), "generated images")
+    generated = extractor.extract(images, "generated images")
     train = extractor.extract_cached(reference, "train")
     test = extractor.extract_cached(reference, "test") if reference.held_out else None
     if test is None:
@@ -87,28 +88,18 @@ def compare_quality(
 ) -> Record:
     """How near the generated images are to those that were held out, and to those that were trained
     on."""
-    record: Record = {
-        "train": _distances(
-            generated.features, train.features, "the training images", frechet, notes
-        )
-    }
+    record: Record = {}
+    ours = generated.features
+    record["train"] = _distances(ours, train.features, "the training images", frechet, notes)
     if test is not None:
-        record["test"] = _distances(
-            generated.features, test.features, "the held-out images", frechet, notes
-        )
-    if (logits := generated.logits) is not None:
-        found: Record = {}
-        notes.attempt(found, "is", "Inception score", lambda: inception_score(logits))
-        if "is" in found:
-            record["inception_score"] = dict(zip(("mean", "std"), found["is"], strict=True))
-    ours, theirs = generated.perceptual, train.perceptual
-    if ours is not None and theirs is not None:
-        notes.attempt(
-            record,
-            "intra",
-            "distance within clusters",
-            lambda: intra_distance(ours, theirs)._asdict(),
-        )
+        record["test"] = _distances(ours, test.features, "the held-out images", frechet, notes)
+    if generated.logits is not None:
+        with notes.attempt("Inception score"):
+            mean, std = inception_score(generated.logits)
+            record["inception_score"] = {"mean": mean, "std": std}
+    if generated.perceptual is not None and train.perceptual is not None:
+        with notes.attempt("distance within clusters"):
+            record["intra"] = intra_distance(generated.perceptual, train.perceptual)._asdict()
     return record
 
 
@@ -117,12 +108,8 @@ def _distances(generated: Tensor, real: Tensor, split: str, frechet: str, notes:
     distance in these features is called."""
     record: Record = {}
     fewest = min(len(generated), len(real))
-    notes.attempt(
-        record,
-        "kid",
-        f"KID to {split}",
-        lambda: estimate(kid(generated, real), kid_replicates(generated, real), fewest),
-    )
+    with notes.attempt(f"KID to {split}"):
+        record["kid"] = estimate_kid(generated, real)
     if fewest < FEWEST_FRECHET:
         notes.say(
             f"{frechet} to {split}: left out, {fewest} images on one side; it wants "
@@ -135,30 +122,24 @@ def _distances(generated: Tensor, real: Tensor, split: str, frechet: str, notes:
                 f"{ENOUGH_FRECHET}: it is too high by a bias that depends on the images; compare "
                 "KID"
             )
-        notes.attempt(
-            record, "frechet", f"{frechet} to {split}", lambda: frechet_distance(generated, real)
-        )
-        notes.attempt(
-            record,
-            "frechet_infinity",
-            f"{frechet} to {split}, extrapolated",
-            lambda: frechet_infinity(generated, real),
-        )
-    found: Record = {}
+        with notes.attempt(f"{frechet} to {split}"):
+            record["frechet"] = frechet_distance(generated, real)
+        with notes.attempt(f"{frechet} to {split}, extrapolated"):
+            record["frechet_infinity"] = frechet_infinity(generated, real)
+    prdc = f"precision, recall, density and coverage of {split}"
     if fewest < FEWEST:
         notes.say(
-            f"precision, recall, density and coverage of {split}: left out, {fewest} images on "
-            f"one side; below {FEWEST} the balls around so few images reach so far that images "
-            "without any detail lie in most of them"
+            f"{prdc}: left out, {fewest} images on one side; below {FEWEST} the balls around so "
+            "few images reach so far that images without any detail lie in most of them"
         )
     else:
-        notes.attempt(
-            found,
-            "prdc",
-            f"precision, recall, density and coverage of {split}",
-            lambda: manifold(real, generated),
-        )
-    return record | found.get("prdc", {})
+        with notes.attempt(prdc):
+            record |= manifold(real, generated)
+    return record
+
+
+def estimate_kid(x: Tensor, y: Tensor) -> Estimate:
+    return estimate(kid(x, y), kid_replicates(x, y), min(len(x), len(y)))
 
 
 def measure_memorization(
@@ -169,11 +150,10 @@ def measure_memorization(
     for space in ("features", "pixels"):
         ours, theirs = getattr(generated, space), getattr(train, space)
         held_out = ours[:0] if test is None else getattr(test, space)
-        notes.attempt(
-            record, space, f"memorization by {space}", partial(memorization, ours, theirs, held_out)
-        )
-        for line in record.get(space, {}).pop("notes", []):
-            notes.say(f"by {space}: {line}")
+        with notes.attempt(f"memorization by {space}"):
+            record[space] = memorization(ours, theirs, held_out)
+            for line in record[space].pop("notes"):
+                notes.say(f"by {space}: {line}")
     return record
 
 
@@ -191,19 +171,16 @@ def compare_baselines(
     if test is not None:
         found["train against test"] = {"quality": {"test": found["memoriser"]["quality"]["test"]}}
         if len(test.features) >= 4:
+            half = len(test.features) // 2
             order = torch.randperm(len(test.features), generator=generator("halves"))
-            halves = (
-                test.features[order[: len(order) // 2]],
-                test.features[order[len(order) // 2 :]],
-            )
-            distances = _distances(*halves, "the held-out images", frechet, notes)
+            one, other = test.features[order[:half]], test.features[order[half:]]
+            distances = _distances(one, other, "the held-out images", frechet, notes)
             found["half of test against the other half"] = {"quality": {"test": distances}}
     return found
 
 
 def noise_images(n: int, shape: Sequence[int]) -> np.ndarray:
     """n images of nothing but noise, [n, H, W, C] uint8: what sampling begins with."""
-    noise = torch.stack(
-        [torch.randn(*shape, generator=generator("noise floor", k)) for k in range(n)]
-    )
+    draws = [generator("noise floor", k) for k in range(n)]
+    noise = torch.stack([torch.randn(*shape, generator=draw) for draw in draws])
     return to_uint8(noise.permute(0, 3, 1, 2)).numpy()
