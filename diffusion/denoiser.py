@@ -72,10 +72,7 @@ class Denoiser(nn.Module):
         super()._apply(fn, recurse)
         device = fn(self.schedule.alpha_bar).device
         # they follow the device and stay float64
-        self.schedule, self.timestep = (
-            self.schedule.to(device),
-            self.timestep.to(device),
-        )
+        self.schedule, self.timestep = self.schedule.to(device), self.timestep.to(device)
         return self
 
     def outputs(
@@ -83,11 +80,9 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the network says of the image, and of the variance where that is learned. float32 or
         wider, whatever the autocast."""
-        t = (
-            t.expand(len(x_t))
-            if isinstance(t, Tensor)
-            else torch.full((len(x_t),), t, device=x_t.device)
-        )
+        if not isinstance(t, Tensor):
+            t = torch.full((len(x_t),), t, device=x_t.device)
+        t = t.expand(len(x_t))
         return self.halves(self.network(x_t, self.timestep[t], condition or {}))
 
     def halves(self, out: Tensor) -> tuple[Tensor, Tensor | None]:

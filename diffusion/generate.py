@@ -40,6 +40,11 @@ class SamplerSettings(Settings):
 def steps_of(schedule: NoiseSchedule, settings: SamplerSettings) -> list[int]:
     """The falling t of a trajectory, 0 last. Raises UserError where they do not suit the
     schedule."""
+    if not 1 <= settings.steps <= schedule.steps:
+        raise UserError(
+            f"sampler.steps must be between 1 and the schedule's {schedule.steps}, not "
+            f"{settings.steps}."
+        )
     steps = settings.spacing(schedule, settings.steps)
     if schedule.zero_terminal_snr and steps[0] < schedule.steps:
         raise UserError(
@@ -83,9 +88,8 @@ def warn_of_start(schedule: NoiseSchedule, settings: SamplerSettings, shape: Seq
     """Says, once in a process, where a spacing begins so late that images of this shape, [C, H, W],
     keep too little brightness."""
     first, values = steps_of(schedule, settings)[0], math.prod(shape)
-    lost = lost_brightness(schedule, first, values) - lost_brightness(
-        schedule, schedule.steps, values
-    )
+    always = lost_brightness(schedule, schedule.steps, values)
+    lost = lost_brightness(schedule, first, values) - always
     if lost > LOST:
         _warn_once(
             f"sampling begins at t = {first} of T = {schedule.steps} with noise alone, where "
@@ -117,10 +121,7 @@ def generate(
     raise).
     """
     # a step's few numbers come from the host: nothing waits for them
-    device, schedule = (
-        schedule.alpha_bar.device,
-        schedule.to("cpu"),
-    )
+    device, schedule = schedule.alpha_bar.device, schedule.to("cpu")
     if settings.clip:
         denoise = clip_x0(denoise, schedule)
     reached = schedule.steps + 1

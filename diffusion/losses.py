@@ -90,9 +90,8 @@ def prior_bits(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     """[B], L_T of eq. 5: KL of q(x_T | x_0) to the standard normal, bits per value."""
     alpha, sigma = schedule.alpha_sigma(schedule.steps)
     zero = x0.new_zeros(())
-    return gaussian_kl(alpha.to(x0) * x0, 2 * sigma.log().to(x0), zero, zero).flatten(1).mean(
-        1
-    ) / math.log(2)
+    kl = gaussian_kl(alpha.to(x0) * x0, 2 * sigma.log().to(x0), zero, zero)
+    return kl.flatten(1).mean(1) / math.log(2)
 
 
 def gaussian_kl(

@@ -6,7 +6,7 @@ gives standard normal noise like x; a sampler calls it once for each step that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -28,7 +28,7 @@ def ancestral(
 ) -> Tensor:
     """Ho et al. 2020, algorithm 2, on any sub-sequence of steps. The last step, to 0, adds no
     noise."""
-    for t, s in _descend(steps, schedule):
+    for t, s in pairwise(steps):
         prediction = denoise(x, t)
         mean = schedule.posterior_mean(prediction.x0, x, s, t)
         if s == 0:
@@ -50,14 +50,12 @@ def ddim(
     posterior's variance."""
     if not 0 <= eta <= 1:
         raise UserError(f"sampler.function.eta must be between 0 and 1, not {eta}.")
-    for t, s in _descend(steps, schedule):
+    for t, s in pairwise(steps):
         prediction = denoise(x, t)
         alpha, sigma = schedule.alpha_sigma(s)
         fresh = eta * schedule.posterior_variance(s, t).sqrt()
-        x = (
-            expand(alpha, x) * prediction.x0
-            + expand((sigma**2 - fresh**2).sqrt(), x) * prediction.noise
-        )
+        along = (sigma**2 - fresh**2).sqrt()
+        x = expand(alpha, x) * prediction.x0 + expand(along, x) * prediction.noise
         if eta > 0 and s > 0:
             x = x + expand(fresh, x) * randn(x)
     return x
@@ -69,17 +67,17 @@ def dpm_solver(
     """DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Deterministic, one call a
     step, of second order; the first step, and the last, which has no log-SNR to reach, are of first
     order."""
-    x0_before: Tensor | None = None
-    h_before: Tensor | None = None
-    for t, s in _descend(steps, schedule):
+    before: tuple[Tensor, Tensor] | None = None  # x0 and h of the step before
+    for t, s in pairwise(steps):
         x0 = slope = denoise(x, t).x0
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         h = (alpha_s * sigma_t / (sigma_s * alpha_t)).log()  # the step in log(alpha / sigma)
-        if x0_before is not None and h_before is not None and s > 0:
+        if before and s > 0:
+            x0_before, h_before = before
             slope = x0 + expand(h / (2 * h_before), x) * (x0 - x0_before)
         ratio = sigma_s / sigma_t
         x = expand(ratio, x) * x + expand(alpha_s - alpha_t * ratio, x) * slope
-        x0_before, h_before = x0, h
+        before = x0, h
     return x
 
 
@@ -96,7 +94,7 @@ def heun(
     than DDIM as long as n falls to no less than a quarter, and without bound beyond (the last step
     of a sigmoid's 1000 is 31-fold): there x0(s) is taken as it is."""
     schedule = schedule.to("cpu")  # its numbers decide, and no step should wait for the device
-    for t, s in _descend(steps, schedule):
+    for t, s in pairwise(steps):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         ratio = expand(sigma_s / sigma_t, x)
         of_x0 = expand(alpha_s - alpha_t * sigma_s / sigma_t, x)
@@ -109,25 +107,10 @@ def heun(
     return x
 
 
-def _descend(steps: Sequence[int], schedule: NoiseSchedule) -> Iterator[tuple[int, int]]:
-    if (
-        len(steps) < 2
-        or steps[0] > schedule.steps
-        or steps[-1] < 0
-        or any(t <= s for t, s in pairwise(steps))
-    ):
-        raise ValueError(
-            f"Sampling steps must fall from at most T = {schedule.steps} to 0, not "
-            f"{list(steps)[:8]} ..."
-        )
-    return pairwise(steps)
-
-
 def log_snr_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     """count steps from T to 1, both among them, evenly in the log of the signal-to-noise ratio,
     each rounded to a t of its own: Lu et al. 2022 (DPM-Solver, arXiv:2206.00927), "step size
     schedule". Under zero terminal SNR, where that log has no end, trailing_steps."""
-    _check_count(schedule.steps, count)
     if schedule.zero_terminal_snr or count == 1:
         return trailing_steps(schedule, count)
     log_snr, k = torch.logit(schedule.alpha_bar[1:]).cpu().numpy(), np.arange(count)
@@ -141,7 +124,6 @@ def even_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     """Every (T // count)-th step from 1: Song et al. 2021, appendix D.2, "linear". Their code takes
     range(0, T, T // count), which is more than count where count does not divide T; diffusers'
     "leading" keeps the lowest count of these."""
-    _check_count(schedule.steps, count)
     return [*reversed(range(1, schedule.steps + 1, schedule.steps // count)), 0]
 
 
@@ -149,35 +131,22 @@ def quadratic_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     """linspace(0, sqrt(0.8 T), count)^2: Song et al. 2021, appendix D.2 and code, for CIFAR-10 and
     Ho's line of betas. It begins at 0.8 T, where another schedule or a larger image holds much of
     x0. Steps that round to the same t are one."""
-    _check_count(schedule.steps, count)
-    return [
-        *sorted(
-            {1 + int(u) for u in np.linspace(0, np.sqrt(0.8 * schedule.steps), count) ** 2},
-            reverse=True,
-        ),
-        0,
-    ]
+    squares = np.linspace(0, np.sqrt(0.8 * schedule.steps), count) ** 2
+    return [*sorted({1 + int(u) for u in squares}, reverse=True), 0]
 
 
 def trailing_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     """count steps evenly down from T itself, which zero terminal SNR needs: Lin et al. 2024, table
     2."""
-    _check_count(schedule.steps, count)
     return [round(schedule.steps * k / count) for k in range(count, 0, -1)] + [0]
 
 
 def inclusive_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     """count steps evenly from T to 1, both among them: Nichol and Dhariwal 2021, section 4;
     diffusers' "linspace"."""
-    _check_count(schedule.steps, count)
     if count == 1:
         return [schedule.steps, 0]
     length = (schedule.steps - 1) / (count - 1)
     # summed, as in their code: so halves round alike
     evenly = accumulate([0.0] + (count - 1) * [length])
     return [*sorted((1 + round(u) for u in evenly), reverse=True), 0]
-
-
-def _check_count(total: int, count: int) -> None:
-    if not 1 <= count <= total:
-        raise UserError(f"sampler.steps must be between 1 and the schedule's {total}, not {count}.")

@@ -100,10 +100,7 @@ class NoiseSchedule:
         shape and is float64.
         """
         # a number on the CPU indexes without waiting for the device
-        s, t = (
-            torch.as_tensor(s),
-            torch.as_tensor(t),
-        )
+        s, t = torch.as_tensor(s), torch.as_tensor(t)
         # 0 too where no step is above
         length = torch.where(s == 0, torch.minimum(t, self.steps - t), 0)
         posterior, beta = self.posterior_variance(s + length, t + length), self.step_beta(s, t)
@@ -118,12 +115,8 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     """Any schedule from its betas, beta_1 .. beta_T, each in (0, 1); the last may be 1, which
     leaves no signal at T."""
     betas = np.asarray(betas, dtype=np.float64)
-    if (
-        betas.ndim != 1
-        or not len(betas)
-        or not ((betas > 0) & (betas <= 1)).all()
-        or (betas[:-1] == 1).any()
-    ):
+    inside = (betas > 0) & (betas <= 1)
+    if betas.ndim != 1 or not len(betas) or not inside.all() or (betas[:-1] == 1).any():
         raise ValueError(
             "betas must be a list of numbers in (0, 1), of which only the last may be 1."
         )
@@ -146,13 +139,12 @@ def rescaled_linear(
 ) -> NoiseSchedule:
     """Ho's line of betas for any number of steps: betas times 1000 / T, so that about as little
     signal is left at T; Nichol and Dhariwal's code (their paper does not say it)."""
-    _check_steps(steps)
-    if steps < 1000 * beta_end:
+    if steps < max(1, 1000 * beta_end):
         raise ValueError(
             f"schedule.steps must be at least {math.ceil(1000 * beta_end)}, not {steps}: 1000 / "
             "steps * beta_end is a beta."
         )
-    return from_betas(np.linspace(1000 / steps * beta_start, 1000 / steps * beta_end, steps))
+    return linear(steps, 1000 / steps * beta_start, 1000 / steps * beta_end)
 
 
 def scaled_linear(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from evaluation.image_features import ReferenceImages
@@ -35,31 +35,26 @@ def write_closest(
     """
     near = nearest(pixels, train, min(2, len(train)))
     scale = pixels.shape[1] ** -0.5
-    pairs = [
-        {
-            "generated": k,
-            "train": int(reference.rows["train"][rows[0]]),
-            "distance": distances[0] * scale,
-            "ratio": _ratio(distances),
-        }
-        for k, (distances, rows) in enumerate(
-            zip(near.distances.tolist(), near.rows.tolist(), strict=True)
+    pairs: list[dict[str, Any]] = []
+    for k, distances in enumerate(near.distances.tolist()):
+        first, *others = distances
+        pairs.append(
+            {
+                "generated": k,
+                "train": int(reference.rows["train"][near.rows[k, 0]]),
+                "distance": first * scale,
+                # None where there is one training image, or both are copies
+                "ratio": first / others[0] if any(others) else None,
+            }
         )
-    ]
     pairs = sorted(pairs, key=lambda pair: (pair["ratio"] or 0.0, pair["distance"]))[:PAIRS]
     write_json(folder / "closest.json", pairs)
-    shown = [(generated[p["generated"]], reference.images[p["train"]], _said(p)) for p in pairs]
+    shown = []
+    for pair in pairs:
+        ratio = "" if pair["ratio"] is None else f", d1/d2 {pair['ratio']:.2f}"
+        text = f"d1 {pair['distance']:.3f}{ratio}"
+        shown.append((generated[pair["generated"]], reference.images[pair["train"]], text))
     write_atomically(folder / "closest.png", png(sheet(shown)))
-
-
-def _said(pair: dict[str, Any]) -> str:
-    ratio = "" if pair["ratio"] is None else f", d1/d2 {pair['ratio']:.2f}"
-    return f"d1 {pair['distance']:.3f}{ratio}"
-
-
-def _ratio(distances: list[float]) -> float | None:
-    """d1 / d2; None where there is one training image, or both are copies."""
-    return distances[0] / distances[1] if len(distances) > 1 and distances[1] > 0 else None
 
 
 def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
@@ -72,7 +67,7 @@ def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
         x, y = GAP + n % COLUMNS * width, GAP + n // COLUMNS * height
         for k, pixels in enumerate((left, right)):
             tile = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
-            size = [max(1, round(SIDE / max(tile.size) * side)) for side in tile.size]
-            picture.paste(tile.resize(size, Image.Resampling.NEAREST), (x + k * (SIDE + 2), y))
+            tile = ImageOps.contain(tile, (SIDE, SIDE), Image.Resampling.NEAREST)
+            picture.paste(tile, (x + k * (SIDE + 2), y))
         draw.text((x, y + SIDE + 1), text, "black", font)
     return np.asarray(picture)

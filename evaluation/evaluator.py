@@ -10,12 +10,10 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from torch import Tensor
 
 from data.image_folder import open_images
 from diffusion.denoiser import Denoiser
@@ -25,9 +23,15 @@ from evaluation.image_features import FeatureExtractor, ImageFeatures, Reference
 from evaluation.network_metrics import NetworkMetrics
 from evaluation.protocol import evaluation_folder, lacks_source, protocol_of, read_evaluation
 from evaluation.settings import OF_NETWORK, EvaluateSettings
-from evaluation.suite import Notes, compare_images, noise_images
+from evaluation.suite import (
+    Notes,
+    compare_baselines,
+    compare_quality,
+    measure_memorization,
+    noise_images,
+)
 from evaluation.trained_run import NULL_CLASS, TrainedRun, image_classes
-from metrics.estimate import EVALUATION, VERSION
+from metrics.estimate import EVALUATION, VERSION, Record
 from runtime.checkpoint import FILES, STATE, find
 from runtime.content import sha256_of
 from runtime.device import pick_device
@@ -40,7 +44,13 @@ from training.best_checkpoint import find_best_checkpoint
 from training.result import read_result
 
 log = logging.getLogger("evaluate")
-Record = dict[str, Any]
+JUDGED = ("checkpoint", "out", "images", "train", "test")  # what a command line says is judged
+NO_TEST = {  # what to know, by the split that stands for the test
+    None: "there are no held-out images to compare with, so that a generator that copies cannot "
+    "be told from a good one",
+    "validation": "there is no test split: the held-out images are the validation images, by which "
+    "the checkpoint was chosen",
+}
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -129,11 +139,11 @@ class ImageEvaluator:
         )
 
     def evaluate(self) -> Record:
-        """All that evaluation.json says, but for the protocol."""
+        """What was measured, as evaluation.json has it."""
         assert self.settings.images
         folder = Path(self.settings.images)
         record, _ = self.compare(folder, self.read_images(folder), {})
-        return record | {"notes": list(self.notes)}
+        return record
 
     def read_images(self, folder: Path) -> np.ndarray:
         """[N, H, W, C] uint8, of the size and channels of the reference."""
@@ -144,19 +154,33 @@ class ImageEvaluator:
         self, folder: Path, images: np.ndarray, others: dict[str, ImageFeatures]
     ) -> tuple[Record, ImageFeatures]:
         """(what the images of folder tell, their features). others: baselines beside noise."""
-        if "baselines" in self.settings.wanted:
+        wanted, reference, notes = self.settings.wanted, self.reference, self.notes
+        extractor, frechet = self.extractor, self.extractor.features.frechet
+        generated = extractor.extract(images, "generated images")
+        train = extractor.extract_cached(reference, "train")
+        test = extractor.extract_cached(reference, "test") if reference.held_out else None
+        if reference.held_out != "test":
+            notes.say(NO_TEST[reference.held_out])
+        about = {"folder": str(folder), "n": len(images), **reference.counts}
+        record: Record = {"images": about, **extractor.names}
+        if "quality" in wanted:
+            record["quality"] = compare_quality(generated, train, test, frechet, notes)
+        if "memorization" in wanted:
+            record["memorization"] = measure_memorization(generated, train, test, notes)
+        if "baselines" in wanted:
             noise = noise_images(len(images), images.shape[1:])
-            others = {"noise": self.extractor.extract(noise, "noise"), **others}
-        record, generated, train = compare_images(
-            self.extractor, images, self.reference, others, self.settings.wanted, self.notes
-        )
-        write_closest(self.out, images, generated.pixels, self.reference, train.pixels)
-        about = {"folder": str(folder), "n": len(images), **self.reference.counts}
-        return {"images": about, **record}, generated
+            others = {"noise": extractor.extract(noise, "noise"), **others}
+            record["baselines"] = compare_baselines(train, test, others, frechet)
+        write_closest(self.out, images, generated.pixels, reference, train.pixels)
+        return record, generated
 
     def write(self, record: Record) -> None:
         """evaluation.json, and a few lines for the terminal."""
-        content = {"version": VERSION, **record, "arguments": _arguments(), **machine(self.device)}
+        said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        # but for what was evaluated: with these another run is judged alike
+        arguments = [argument for argument in said if argument.split("=")[0] not in JUDGED]
+        made_by = {"arguments": arguments, **machine(self.device)}
+        content = {"version": VERSION, **record, "notes": list(self.notes), **made_by}
         write_sealed(self.out / EVALUATION, content, indent=1)
         for line in self.notes:
             log.info("note: %s", line)
@@ -179,11 +203,10 @@ class RunEvaluator(ImageEvaluator):
         record: Record = {"images": self.reference.counts, **self.extractor.names}
         generated = None
         if set(settings.wanted) - set(OF_NETWORK):
-            below = _writable(run.directory / "generated", self.out)
-            folder = self.sample(run.build_denoiser(self.device), self.sha256, below)
+            denoiser, place = run.build_denoiser(self.device), run.directory / "generated"
+            folder, images = self.sample(denoiser, self.sha256, place)
             if run.checkpoint.classes and (line := _about_label(settings.label)):
                 notes.say(line)
-            images = self.read_images(folder)[: settings.n]
             record, generated = self.compare(folder, images, self._untouched_source())
         network = NetworkMetrics(run, self.device, self.reference, settings.held_out_draws, notes)
         if "loss" in settings.wanted:
@@ -196,11 +219,11 @@ class RunEvaluator(ImageEvaluator):
         if "forgetting" in settings.wanted and run.has_source and generated:
             with notes.attempt("forgetting"):
                 record["forgetting"] = network.forgetting(generated, self.extractor)
-        return record | {"notes": list(notes)}
+        return record
 
-    def sample(self, denoiser: Denoiser, weights: str, below: Path) -> Path:
-        """The folder of images 0 .. n - 1; those that are missing in it are made. weights: their
-        digest."""
+    def sample(self, denoiser: Denoiser, weights: str, place: Path) -> tuple[Path, np.ndarray]:
+        """(a folder below place, its images 0 .. n - 1); those that are missing in it are made.
+        weights: their digest."""
         settings = self.settings
         label = image_classes(settings.label, self.run.config.classes, self.run.images[0])
         request = SampleRequest(
@@ -219,13 +242,13 @@ class RunEvaluator(ImageEvaluator):
             "label": label,
             "precision": settings.precision,
         }
-        out = below / f"evaluation_{sha256_of(made_by)[:8]}"
+        out = _writable(place, self.out) / f"evaluation_{sha256_of(made_by)[:8]}"
         log.info("%d images in %s", settings.n, out)
         with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
             claim_folder(out, made_by)
             classes = self.run.checkpoint.classes if denoiser.network.classes else []
             write_missing(out, request, denoiser, denoiser, classes, self.run.config.image_shape)
-        return out
+        return out, self.read_images(out)[: settings.n]
 
     def _untouched_source(self) -> dict[str, ImageFeatures]:
         """Of images of the run's source, which all runs of that source share."""
@@ -233,19 +256,18 @@ class RunEvaluator(ImageEvaluator):
             return {}
         with self.notes.attempt("the untouched source"):
             tensors = self.run.untouched_weights
-            digest = sha256_of({name: _sums(tensor) for name, tensor in tensors.items()})
+            sums = {
+                name: [w.double().sum().item(), w.double().square().sum().item()]
+                for name, w in tensors.items()
+            }
+            digest = sha256_of(sums)
             # "floors": where earlier versions have made these images
-            below = _writable(self.run.directory.parent / "floors", self.out)
+            place = self.run.directory.parent / "floors" / f"untouched_{digest[:8]}"
             denoiser = self.run.config.frozen_denoiser(tensors, self.device)
-            folder = self.sample(denoiser, digest, below / f"untouched_{digest[:8]}")
-            images = self.read_images(folder)[: self.settings.n]
+            _, images = self.sample(denoiser, digest, place)
             found = self.extractor.extract(images, "images of the untouched source")
             return {"untouched source": found}
         return {}
-
-
-def _sums(tensor: Tensor) -> list[float]:
-    return [tensor.double().sum().item(), tensor.double().square().sum().item()]
 
 
 def _about_label(label: int | str | None) -> str | None:
@@ -260,14 +282,6 @@ def _writable(place: Path, otherwise: Path) -> Path:
     """Where images go: place, or, in a run of somebody else that may be read alone, otherwise."""
     there = next(p for p in (place, *place.absolute().parents) if p.exists())
     return place if os.access(there, os.W_OK) else otherwise
-
-
-def _arguments() -> list[str]:
-    """What the command line said, but for what was evaluated: with these another run is judged
-    alike."""
-    said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    own = ("checkpoint", "out", "images", "train", "test")
-    return [argument for argument in said if argument.split("=")[0] not in own]
 
 
 SHOWN = {

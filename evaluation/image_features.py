@@ -26,8 +26,8 @@ class ImageFeatures(NamedTuple):
 
     features: Tensor
     pixels: Tensor
+    perceptual: Tensor
     logits: Tensor | None = None
-    perceptual: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FeatureExtractor:
         perceptual = found.features
         if self.features.identity != self.perceptual.identity:
             perceptual = self._compute(self.perceptual, images, None, what).features
-        return ImageFeatures(found.features, _pixels(images, None, what), found.logits, perceptual)
+        return ImageFeatures(found.features, _pixels(images, None, what), perceptual, found.logits)
 
     def extract_cached(self, reference: ReferenceImages, split: str) -> ImageFeatures:
         """The same of the images of a split, without logits."""
@@ -85,14 +85,14 @@ class FeatureExtractor:
             self._cached(kind, reference, split) for kind in (self.features, self.perceptual)
         )
         pixels = _pixels(reference.images, reference.rows[split], TOLD[split])
-        return ImageFeatures(features, pixels, None, perceptual)
+        return ImageFeatures(features, pixels, perceptual)
 
     def _cached(self, kind: Features, reference: ReferenceImages, split: str) -> Tensor:
         key = sha256_of([kind.identity, reference.digests[split]])[:16]
         path = self.cache / "features" / f"{key}.npy"
         with locked(path.with_suffix(".lock")):
-            if (data := read_checked(path)) is not None:
-                return torch.from_numpy(np.load(io.BytesIO(data)))
+            if read_checked(path) is not None:
+                return torch.from_numpy(np.load(path))
             rows = reference.rows[split]
             found = self._compute(kind, reference.images, rows, TOLD[split]).features
             file = io.BytesIO()

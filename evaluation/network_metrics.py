@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +18,13 @@ from evaluation.image_features import FeatureExtractor, ImageFeatures, Reference
 from evaluation.suite import Notes, estimate_kid
 from evaluation.trained_run import TrainedRun
 from metrics.bootstrap import bootstrap_mean, resampled
-from metrics.bound import Bound, bound, every, strata
-from metrics.estimate import Estimate, estimate
+from metrics.bound import Bound, bound, strata
+from metrics.estimate import Estimate, Record, estimate
 from metrics.held_out_loss import HeldOut, about_the_curve, grid_of, held_out_errors
 from metrics.weight_change import unmatched, weight_change
 from runtime.content import sha256_of
 from runtime.seeds import derive
-
-Record = dict[str, Any]
+from transfer.trained_weights import start_of
 
 
 @dataclass(frozen=True)
@@ -95,23 +93,25 @@ class NetworkMetrics:
         data, _ = self.run.images
         rows = spread(self.reference.rows["test"], count, data.labels)
         schedule = self.denoiser.schedule
-        fewer = steps is not None and steps < schedule.steps
-        timesteps = strata(schedule.steps, steps or 0) if fewer else every(schedule.steps)
+        timesteps = strata(schedule.steps, min(steps or schedule.steps, schedule.steps))
         x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
         condition = {"label": torch.from_numpy(data.labels[rows]).to(self.device)}
         denoise: Denoise = partial(self.denoiser, condition=condition)
         denoise = clip_x0(denoise, schedule) if clip else denoise
-        with tqdm(total=len(timesteps), desc="bound", unit="step", delay=2) as bar:
-            seeds = [derive("bound", k) for k in range(len(rows))]
-            found = bound(denoise, schedule, x0, seeds, timesteps, bar.update)
-        return _bound(found, timesteps)
+        seeds = [derive("bound", k) for k in range(len(rows))]
+        return _bound(bound(denoise, schedule, x0, seeds, timesteps), timesteps)
 
     def forgetting(self, generated: ImageFeatures, extractor: FeatureExtractor) -> Record:
         """How far the images and the weights are from the source's."""
         found: Record = {}
         with self.notes.attempt("KID to the source"):
-            found["kid_source"] = self._kid_to_source(generated, extractor)
-        start, now = self.run.start_weights, self.run.weights
+            images, _, rows, _ = self.run.source_images()
+            shape = [images.shape[1:], self.run.data.resample]
+            digest = sha256_of([self.run.source.digests, *shape, rows.tolist()])
+            source = ReferenceImages(images, {"train": rows}, None, {"train": digest})
+            theirs = extractor.extract_cached(source, "train")
+            found["kid_source"] = estimate_kid(generated.features, theirs.features)
+        start, now = start_of(self.run.config, self.run.source), self.run.weights
         found["weights"] = weight_change(now, start)
         if other := unmatched(now, start):
             self.notes.say(
@@ -119,12 +119,6 @@ class NetworkMetrics:
                 "that shape"
             )
         return found
-
-    def _kid_to_source(self, generated: ImageFeatures, extractor: FeatureExtractor) -> Estimate:
-        images, _, rows, _ = self.run.source_images()
-        about = [self.run.source.digests, images.shape[1:], self.run.data.resample, rows.tolist()]
-        source = ReferenceImages(images, {"train": rows}, None, {"train": sha256_of(about)})
-        return estimate_kid(generated.features, extractor.extract_cached(source, "train").features)
 
 
 def _loss(held_out: HeldOut) -> Record:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from evaluation.image_features import ReferenceImages
 from evaluation.settings import EvaluateSettings
 from evaluation.trained_run import TrainedRun
-from metrics.estimate import EVALUATION, GRID, VERSION, as_now
+from metrics.estimate import EVALUATION, GRID, VERSION, Record, as_now
 from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from runtime.files import Damaged, read_sealed
 
 log = logging.getLogger("evaluate")
-Record = dict[str, Any]
 
 
 def protocol_of(
@@ -33,19 +31,12 @@ def protocol_of(
     }
     if settings.images:
         return {"images": str(Path(settings.images).expanduser().resolve()), **common}
-    made = {
-        "n": settings.n,
-        "seed": settings.seed,
-        "sampler": sampler,
-        "label": settings.label,
-        "weights": settings.weights,
-        "select": select,
-        "precision": settings.precision,
-    }
+    named = ("n", "seed", "label", "weights", "precision", "held_out_draws")
     return {
-        **made,
+        **{name: getattr(settings, name) for name in named},
+        "sampler": sampler,
+        "select": select,
         **common,
-        "held_out_draws": settings.held_out_draws,
         "held_out_grid": GRID,
         "bound": [settings.bound_images, settings.bound_steps],
     }
@@ -66,10 +57,10 @@ def read_evaluation(folder: Path, protocol: Record, run: Path | None) -> Record:
     Raises UserError where it is of something else. run: where the folder is not its own."""
     try:
         there = as_now(read_sealed(folder / EVALUATION, keys=["protocol"], unsealed=True))
-        before, now = there["protocol"] | {}, json.loads(json.dumps(protocol))
+        before, now = dict(there["protocol"]), json.loads(json.dumps(protocol))
         if run:
-            before["run"] = _run_of(there)
-            now["run"] = str(run.resolve())
+            now["run"], made_of = str(run.resolve()), there.get("checkpoint")
+            before["run"] = made_of and str(Path(made_of["path"]).parent.parent.resolve())
     except Damaged as error:
         log.warning("%s; it is made anew", error)
         return {}
@@ -82,20 +73,10 @@ def read_evaluation(folder: Path, protocol: Record, run: Path | None) -> Record:
             + "\nGive this one its own out=DIR."
         )
     if there.get("version") != VERSION:
-        log.info(
-            "%s is of version %s of the format, which is %s now: made again",
-            folder / EVALUATION,
-            there.get("version"),
-            VERSION,
-        )
+        said = "%s is of version %s of the format, which is %s now: made again"
+        log.info(said, folder / EVALUATION, there.get("version"), VERSION)
         return {}
     return there
-
-
-def _run_of(evaluation: Record) -> str | None:
-    if "checkpoint" not in evaluation:
-        return None
-    return str(Path(evaluation["checkpoint"]["path"]).parent.parent.resolve())
 
 
 def lacks_source(evaluation: Record, run: TrainedRun, settings: EvaluateSettings) -> bool:
@@ -106,10 +87,8 @@ def lacks_source(evaluation: Record, run: TrainedRun, settings: EvaluateSettings
         "loss": "source_change" in evaluation.get("loss", {}),
     }
     lacking = [name for name, there in found.items() if name in settings.wanted and not there]
-    if not run.has_source or not lacking:
-        return False
     # the source's images alone may always be unknown
-    if lacking == ["loss"] and not settings.source:
+    if not run.has_source or not lacking or (lacking == ["loss"] and not settings.source):
         return False
     try:
         return run.source is not None

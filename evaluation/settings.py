@@ -51,8 +51,9 @@ class EvaluateSettings(Settings):
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        if unknown := [m for m in self._named if m not in METRICS]:
-            raise ValueError(f"metrics: {unknown[0]} is none of them; {near(unknown[0], METRICS)}")
+        for name in self._named:
+            if name not in METRICS:
+                raise ValueError(f"metrics: {name} is none of them; {near(name, METRICS)}")
         if not self.wanted:
             raise ValueError(
                 f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of "

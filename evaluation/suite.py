@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.batches import to_uint8
-from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
-from metrics.estimate import Estimate, estimate
+from evaluation.image_features import ImageFeatures
+from metrics.estimate import Estimate, Record, estimate
 from metrics.frechet import frechet_distance, frechet_infinity
 from metrics.inception_score import inception_score
 from metrics.intra_cluster import intra_distance
@@ -26,7 +25,6 @@ from runtime.seeds import generator
 # images on each side: below the first no Fréchet distance is given, below the second it is said to
 # be biased
 FEWEST_FRECHET, ENOUGH_FRECHET = 30, 2000
-Record = dict[str, Any]
 
 
 class Notes(list[str]):
@@ -43,40 +41,6 @@ class Notes(list[str]):
     def say(self, line: str) -> None:
         if line not in self:
             self.append(line)
-
-
-def compare_images(
-    extractor: FeatureExtractor,
-    images: np.ndarray,
-    reference: ReferenceImages,
-    others: dict[str, ImageFeatures],
-    wanted: Sequence[str],
-    notes: Notes,
-) -> tuple[Record, ImageFeatures, ImageFeatures]:
-    """The metrics that are wanted of generated images -> (the record, the features of the generated
-    and of the training images). others: generators to compare with, as baselines."""
-    frechet = extractor.features.frechet
-    generated = extractor.extract(images, "generated images")
-    train = extractor.extract_cached(reference, "train")
-    test = extractor.extract_cached(reference, "test") if reference.held_out else None
-    if test is None:
-        notes.say(
-            "there are no held-out images to compare with, so that a generator that copies cannot "
-            "be told from a good one"
-        )
-    if reference.held_out == "validation":
-        notes.say(
-            "there is no test split: the held-out images are the validation images, by which the "
-            "checkpoint was chosen"
-        )
-    record: Record = extractor.names
-    if "quality" in wanted:
-        record["quality"] = compare_quality(generated, train, test, frechet, notes)
-    if "memorization" in wanted:
-        record["memorization"] = measure_memorization(generated, train, test, notes)
-    if "baselines" in wanted:
-        record["baselines"] = compare_baselines(train, test, others, frechet)
-    return record, generated, train
 
 
 def compare_quality(
@@ -97,9 +61,7 @@ def compare_quality(
         with notes.attempt("Inception score"):
             mean, std = inception_score(generated.logits)
             record["inception_score"] = {"mean": mean, "std": std}
-    if generated.perceptual is not None and train.perceptual is not None:
-        with notes.attempt("distance within clusters"):
-            record["intra"] = intra_distance(generated.perceptual, train.perceptual)._asdict()
+    record["intra"] = intra_distance(generated.perceptual, train.perceptual)._asdict()
     return record
 
 
@@ -122,10 +84,8 @@ def _distances(generated: Tensor, real: Tensor, split: str, frechet: str, notes:
                 f"{ENOUGH_FRECHET}: it is too high by a bias that depends on the images; compare "
                 "KID"
             )
-        with notes.attempt(f"{frechet} to {split}"):
-            record["frechet"] = frechet_distance(generated, real)
-        with notes.attempt(f"{frechet} to {split}, extrapolated"):
-            record["frechet_infinity"] = frechet_infinity(generated, real)
+        record["frechet"] = frechet_distance(generated, real)
+        record["frechet_infinity"] = frechet_infinity(generated, real)
     prdc = f"precision, recall, density and coverage of {split}"
     if fewest < FEWEST:
         notes.say(
@@ -150,10 +110,9 @@ def measure_memorization(
     for space in ("features", "pixels"):
         ours, theirs = getattr(generated, space), getattr(train, space)
         held_out = ours[:0] if test is None else getattr(test, space)
-        with notes.attempt(f"memorization by {space}"):
-            record[space] = memorization(ours, theirs, held_out)
-            for line in record[space].pop("notes"):
-                notes.say(f"by {space}: {line}")
+        record[space] = memorization(ours, theirs, held_out)
+        for line in record[space].pop("notes"):
+            notes.say(f"by {space}: {line}")
     return record
 
 

@@ -94,23 +94,16 @@ class TrainedRun:
             raise UserError(
                 f"the images of {self.directory}: {error}\nWhere they are: {MOVED}"
             ) from error
-        return dataset, [
-            reader.fingerprint,
-            data.height_width,
-            data.channels,
-            data.resample,
-            data.upscale,
-        ]
+        shape = [data.height_width, data.channels, data.resample, data.upscale]
+        return dataset, [reader.fingerprint, *shape]
 
     def _check_same(self, fingerprint: str) -> None:
         """Of other images the split would be another one, with images that were trained on among
         those held out."""
         path = self.directory / IDENTITY
-        said = (
-            read_json(path, "copy it again from where the run was trained")
-            if path.is_file()
-            else {}
-        )
+        if not path.is_file():
+            return
+        said = read_json(path, "copy it again from where the run was trained")
         if said.get("data", {}).get("images", fingerprint) != fingerprint:
             raise UserError(
                 "these are not the images that it was trained on: some were added, removed, "
@@ -129,11 +122,6 @@ class TrainedRun:
         origin = read_origin(self.directory)
         assert origin is not None, "asked of a run that had a source"
         return source_of(origin, self.config, self.elsewhere)
-
-    @cached_property
-    def start_weights(self) -> dict[str, Tensor]:
-        """What it started from, of a run that had a source."""
-        return start_of(self.config, self.source)
 
     @cached_property
     def untouched_weights(self) -> dict[str, Tensor]:

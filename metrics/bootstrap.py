@@ -18,6 +18,7 @@ from runtime.seeds import generator
 
 Key = TypeVar("Key", bound=Hashable)
 FEW = 50  # images: below, percentiles of a bootstrap are too narrow
+LEVEL = 0.95  # of intervals
 
 
 class Spread(NamedTuple):
@@ -38,14 +39,14 @@ class Mean:
     variance: float | None = None
     freedom: float = math.inf
 
-    def interval(self, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
+    def interval(self, level: float = LEVEL) -> tuple[float, float] | tuple[None, None]:
         """Student's t."""
         if self.variance is None:
             return None, None
         half = t_quantile(self.freedom, level) * self.variance**0.5
         return self.value - half, self.value + half
 
-    def holds_zero(self, level: float = 0.95) -> bool:
+    def holds_zero(self, level: float = LEVEL) -> bool:
         """Also where no interval is known."""
         low, high = self.interval(level)
         return low is None or high is None or low <= 0 <= high
@@ -72,17 +73,16 @@ def bootstrap_mean(values: Tensor, draws: int = 200, key: Sequence[int | str] = 
     return resampled(len(values), draws, *key) @ values / len(values)
 
 
-def interval(replicates: Tensor | Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap replicates [draws]: (1 - level) / 2 of them lie below it
+def interval(replicates: Tensor | Sequence[float]) -> tuple[float, float]:
+    """The percentile interval of bootstrap replicates [draws]: (1 - LEVEL) / 2 of them lie below it
     and as many above."""
-    low, high = torch.quantile(
-        _finite(replicates), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    ).tolist()
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.quantile(_finite(replicates), ends).tolist()
     return low, high
 
 
 def image_interval(
-    value: float, replicates: Tensor | Sequence[float], images: int, level: float = 0.95
+    value: float, replicates: Tensor | Sequence[float], images: int
 ) -> tuple[float, float] | tuple[None, None]:
     """The interval of one run's value over its images. images: how many the replicates [draws] were
     drawn from.
@@ -93,11 +93,11 @@ def image_interval(
     the truth in 51 (2 images), 65 (3), 83 (5) and 91 (20) of 100. One image tells no interval.
     """
     if images >= FEW:
-        return interval(replicates, level)
+        return interval(replicates)
     found = _finite(replicates)
     if images < 2:
         return None, None
-    half = t_quantile(images - 1, level) * (float(found.var()) * images / (images - 1)) ** 0.5
+    half = t_quantile(images - 1) * (float(found.var()) * images / (images - 1)) ** 0.5
     return value - half, value + half
 
 
@@ -131,9 +131,8 @@ def mean_over(
     (tests/metrics/test_intervals.py), the fewest where most of the spread is that of the trainings.
     """
     found, n = _finite(values), len(values)
-    value, seeds, free = float(found.mean()), 0.0, float(n - 1)
-    if n > 1:
-        seeds, free = spread or (float(found.var()), n - 1)
+    value = float(found.mean())
+    seeds, free = (spread or spread_of(values)) if n > 1 else (0.0, 0)
     if not len(replicates) or images == 1:
         return Mean(value, n, seeds / n, free) if n > 1 else Mean(value, n)
     drawn = torch.stack([_finite(r) for r in replicates])  # [n, draws]
@@ -199,50 +198,50 @@ def trigamma_inverse(x: float) -> float:
     )
 
 
-def told_apart(differences: Mapping[Key, Mean], level: float = 0.95) -> dict[Key, float]:
-    """Which of several differences are not 0, so that with the probability level none is called so
+def told_apart(differences: Mapping[Key, Mean]) -> dict[Key, float]:
+    """Which of several differences are not 0, so that with the probability LEVEL none is called so
     wrongly: Holm 1979 (Scandinavian Journal of Statistics 6, 65). Each with the level at which its
     interval was asked; of those that are told apart this does not hold 0, of the others it does.
     What has no interval is left out and not counted."""
     left = {key: d for key, d in differences.items() if d.variance is not None}
     asked: dict[Key, float] = {}
     while left:
-        at = 1 - (1 - level) / len(left)
+        at = 1 - (1 - LEVEL) / len(left)
         asked |= dict.fromkeys(left, at)
-        if not (found := [key for key, d in left.items() if not d.holds_zero(at)]):
+        holding = {key: d for key, d in left.items() if d.holds_zero(at)}
+        if holding == left:
             break
-        left = {key: d for key, d in left.items() if key not in found}
+        left = holding
     return asked
 
 
-def is_best(behind: Collection[Mean], level: float = 0.95) -> bool:
+def is_best(behind: Collection[Mean]) -> bool:
     """Whether the strategy with the lowest value is the best: whether each of the others lies above
     it by an interval of the difference that does not hold 0. Though the lowest was chosen by the
-    data, no correction is needed: with the probability level no strategy is called best that is not
+    data, no correction is needed: with the probability LEVEL no strategy is called best that is not
     (Gutmann and Maymin 1987, Annals of Statistics 15, 456). behind: the others minus the lowest.
     Never of a single training each, which tells two networks apart and not two strategies."""
-    return bool(behind) and all(
-        d.variance is not None and d.n > 1 and d.value > 0 and not d.holds_zero(level)
-        for d in behind
-    )
+    return bool(behind) and all(d.n > 1 and d.value > 0 and not d.holds_zero() for d in behind)
 
 
-def wilson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(count: float, n: int) -> tuple[float, float]:
     """The interval of a share, count of n: Wilson 1927 (Journal of the American Statistical
     Association 22, 209). Not a point at 0 of n."""
-    from scipy.stats import binomtest  # takes half a second
-
-    low, high = binomtest(count, n).proportion_ci(level, "wilson")
-    return float(low), float(high)
+    z, share = t_quantile(math.inf), count / n
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # exactly, where rounding would leave a trace
+    low = (middle - half) / (1 + z**2 / n) if count else 0.0
+    return low, (middle + half) / (1 + z**2 / n) if count < n else 1.0
 
 
 def share_interval(share: float, low: float, high: float, n: int) -> tuple[float, float]:
     """[low, high], a bootstrap's of a share of n images; Wilson's where all are alike, as 0 of 60:
     a bootstrap of them has no width."""
-    return wilson(round(share * n), n) if low == high else (low, high)
+    return wilson(share * n, n) if low == high else (low, high)
 
 
-def t_quantile(freedom: float, level: float = 0.95) -> float:
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
     """The t with P(|T| < t) = level, of Student's distribution with freedom >= 1 degrees, whole or
     not; inf is the normal one."""
     below = (1 + level) / 2

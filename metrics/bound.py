@@ -3,11 +3,12 @@ images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from diffusion.denoiser import Denoise
 from diffusion.losses import bound_term, prior_bits
@@ -32,10 +33,7 @@ def strata(steps: int, count: int) -> list[range]:
     """1..T cut into count ranges. The terms fall about as 1/t, so t = 1, the decoder's, stands
     alone, and the others grow as a geometric series. One t drawn evenly in each, times its length,
     makes an unbiased estimate of the sum over t."""
-    if not 1 <= count <= steps or (count == 1 and steps > 1):
-        raise ValueError(
-            f"the bound over {steps} steps can be cut into 2 to {steps} strata, not {count}."
-        )
+    assert min(2, steps) <= count <= steps
     if count == steps:
         return every(steps)
     ends = [1]
@@ -73,7 +71,6 @@ def bound(
     x0: Tensor,
     seeds: Sequence[int],
     timesteps: Sequence[range] | None = None,
-    on_step: Callable[[], object] = lambda: None,
 ) -> Bound:
     """Eq. 5 of Ho et al. 2020: an upper bound of -log2 p(x0), as the mean over the values of an
     image.
@@ -81,14 +78,12 @@ def bound(
     x0: [N, C, H, W] in [-1, 1] on the grid of 256 levels, one batch, on the schedule's device; the
     bits are those of the 8-bit values. seeds: one for each image, which decides its noise and,
     where timesteps are strata() of 1..T, its t, whatever the batch. timesteps: None for every t,
-    which takes T evaluations of the network. on_step: called before each; it may raise, to stop.
+    which takes T evaluations of the network.
     """
-    if len(seeds) != len(x0):
-        raise ValueError(f"{len(x0)} images and {len(seeds)} seeds: each image needs one.")
     timesteps = every(schedule.steps) if timesteps is None else timesteps
     t_all, parts = drawn(timesteps, seeds), []
-    for stratum, t in zip(timesteps, t_all, strict=True):
-        on_step()
+    bar = tqdm(timesteps, desc="bound", unit="step", delay=2)
+    for stratum, t in zip(bar, t_all, strict=True):
         noise = noise_at(t, seeds, x0.shape[1:]).to(x0)
         t = t.to(x0.device)
         x_t = schedule.add_noise(x0, noise, t)

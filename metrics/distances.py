@@ -29,10 +29,8 @@ def chunks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         scale = part.square().sum(1)[:, None] + norms
         # ten times as fast as differences at D = 2048
         squared = torch.addmm(scale, part, centred.T, alpha=-2)
-        yield (
-            rows,
-            _mend(squared, (squared <= CANCELS * scale).nonzero(as_tuple=True), x[rows], y).sqrt(),
-        )
+        cancelled = (squared <= CANCELS * scale).nonzero(as_tuple=True)
+        yield rows, _mend(squared, cancelled, x[rows], y).sqrt()
 
 
 def slices(rows: int, width: int) -> Iterator[slice]:
@@ -49,6 +47,6 @@ def _mend(squared: Tensor, where: Sequence[Tensor], x: Tensor, y: Tensor) -> Ten
             x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist"
         ).square()
     for part in slices(len(where[0]), x.shape[1]):
-        i, j = where[0][part], where[1][part]
+        i, j = (index[part] for index in where)
         squared[i, j] = (x[i].double() - y[j].double()).square().sum(1)
     return squared

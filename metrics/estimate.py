@@ -9,12 +9,13 @@ from torch import Tensor
 
 from metrics.bootstrap import image_interval
 
+Record = dict[str, Any]  # a part of evaluation.json
 EVALUATION, VERSION = "evaluation.json", 2  # the file, and its format
 # of the held-out loss: raise when the same rows and draws give other triples of image, t and noise
 GRID = 2
 
 
-def as_now(evaluation: dict[str, Any]) -> dict[str, Any]:
+def as_now(evaluation: Record) -> Record:
     """The content of an evaluation.json, whose baselines were once called floors."""
     return {"baselines" if key == "floors" else key: value for key, value in evaluation.items()}
 

@@ -68,9 +68,7 @@ def _distance_to(y: Tensor) -> Callable[[Tensor], float]:
         seen = centred @ root.T  # [N, min(M, D)]
         product = seen @ seen.T if len(seen) < seen.shape[1] else seen.T @ seen
         roots = torch.linalg.eigvalsh(product).clamp(min=0).sqrt()
-        squared = (
-            (x.mean(0) - mean).square().sum() + centred.square().sum() + trace - 2 * roots.sum()
-        )
-        return max(0.0, float(squared))
+        apart = (x.mean(0) - mean).square().sum()
+        return max(0.0, float(apart + centred.square().sum() + trace - 2 * roots.sum()))
 
     return distance

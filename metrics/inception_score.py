@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.checks import check_features
@@ -27,5 +28,5 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
 
 
 def _score(log_p: Tensor) -> Tensor:
-    log_mean = log_p.logsumexp(0) - math.log(len(log_p))
-    return (log_p.exp() * (log_p - log_mean)).sum(1).mean().exp()
+    log_mean = (log_p.logsumexp(0) - math.log(len(log_p))).expand_as(log_p)
+    return F.kl_div(log_mean, log_p, reduction="batchmean", log_target=True).exp()

@@ -26,6 +26,7 @@ from runtime.seeds import generator
 FEW = 20
 IN_CELL = 50  # of each kind of image, at least, on the average of the cells
 CELLS = 10  # at most
+STEPS = 100  # of k-means, at most
 NEAR, COPIED = 0.5, 0.05  # rho below the first is copying, and a share of copies above the second
 OUTRIGHT = 0.1  # rho below which half of the images are copies outright, and not only near
 
@@ -38,15 +39,10 @@ class Nearest(NamedTuple):
 
 
 def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
-    """The k nearest rows of train [M, D] to each row of x [N, D], Euclidean; 0 exactly where they
-    are equal."""
-    if not 1 <= k <= len(train):
-        raise UserError(
-            f"the {k} nearest training images cannot be told: there "
-            f"{'is' if len(train) == 1 else 'are'} {len(train)}."
-        )
+    """The k <= M nearest rows of train [M, D] to each row of x [N, D], Euclidean; 0 exactly where
+    they are equal."""
     found = [distances.topk(k, largest=False) for _, distances in chunks(x, train)]
-    return Nearest(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+    return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 # rho
@@ -158,15 +154,13 @@ def over_cells(
     generated: Tensor, generated_cell: Tensor, test: Tensor, test_cell: Tensor, cells: int
 ) -> float:
     """C_T from the distances [N], [T] and the cell of each image in 0..cells - 1."""
-    scores, weights = [], []
+    total, weight = 0.0, 0
     for cell in range(cells):
         ours, theirs = generated[generated_cell == cell], test[test_cell == cell]
         if min(len(ours), len(theirs)) >= FEW:
-            scores.append(mann_whitney(ours, theirs))
-            weights.append(len(theirs))
-    if not scores:
-        return mann_whitney(generated, test)
-    return sum(w * z for w, z in zip(weights, scores, strict=True)) / sum(weights)
+            total += len(theirs) * mann_whitney(ours, theirs)
+            weight += len(theirs)
+    return total / weight if weight else mann_whitney(generated, test)
 
 
 def mann_whitney(x: Tensor, y: Tensor) -> float:
@@ -179,7 +173,7 @@ def mann_whitney(x: Tensor, y: Tensor) -> float:
     return float(z / math.sqrt(ties)) if ties > 0 else 0.0
 
 
-def k_means(x: Tensor, k: int, steps: int = 100) -> Tensor:
+def k_means(x: Tensor, k: int) -> Tensor:
     """Centres [k, D], or fewer where x [N, D] has fewer different rows: k-means++ (Arthur and
     Vassilvitskii 2007), then Lloyd's steps until nothing moves."""
     x, draw = x.double(), generator("k-means")
@@ -190,7 +184,7 @@ def k_means(x: Tensor, k: int, steps: int = 100) -> Tensor:
             break
         row = torch.multinomial(weight.cpu(), 1, generator=draw)
         centres = torch.cat([centres, x[row.to(x.device)]])
-    for _ in range(steps if k > 1 else 0):
+    for _ in range(STEPS if k > 1 else 0):
         cell = nearest(x, centres, 1).rows[:, 0]
         member = F.one_hot(cell, len(centres)).T.double()  # [k, N]
         count = member.sum(1, keepdim=True)

@@ -4,6 +4,7 @@ GPU the network is one CUDA graph."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def prepared(
     )
 
     def given(condition: Condition | None) -> Denoise:
-        terms = TimeTerms(denoiser, steps, condition or {})
+        terms = time_terms(denoiser, steps, condition or {})
 
         def denoise(x_t: Tensor, t: Any) -> Prediction:
             return decoder.predict(*decoder.halves(run(x_t, terms(t))), x_t, t)
@@ -47,40 +48,34 @@ def prepared(
     return given
 
 
-class TimeTerms:
+def time_terms(
+    denoiser: Denoiser, steps: Sequence[int], condition: Condition
+) -> Callable[[int], Tensor]:
     """t -> [1 or B, sum of widths]: UNet.time_terms side by side, of which as many steps are
     computed at once as AHEAD allows."""
+    network, timestep, row = denoiser.network, denoiser.timestep, None
+    if "label" in condition:
+        label, row = condition["label"].unique(return_inverse=True)
+        condition = {"label": label}
+    labels = 1 if row is None else len(label)
+    width = sum(block.time_proj.out_features for block in network.res_blocks)
+    at_once = max(1, AHEAD // (labels * width))
 
-    def __init__(self, denoiser: Denoiser, steps: Sequence[int], condition: Condition):
-        self.denoiser, self.steps = denoiser, list(steps)
-        self.condition, self.row = {}, None
-        if "label" in condition:
-            label, self.row = condition["label"].unique(return_inverse=True)
-            self.condition = {"label": label}
-        self.first = 0
-        self.ahead: Tensor | None = None
-
-    def __call__(self, t: int) -> Tensor:
-        k = self.steps.index(t)
-        if self.ahead is None or not self.first <= k < self.first + len(self.ahead):
-            self.first, self.ahead = k, self._from(k)
-        terms = self.ahead[k - self.first]
-        return terms if len(terms) == 1 else terms[self.row]
-
+    @lru_cache(1)
     @torch.no_grad()
-    def _from(self, first: int) -> Tensor:
+    def terms_from(first: int) -> Tensor:
         """[steps, labels, sum of widths]"""
-        network, timestep = self.denoiser.network, self.denoiser.timestep
-        labels = self.condition.get("label", torch.zeros(1))
-        count = max(
-            1,
-            AHEAD
-            // (len(labels) * sum(block.time_proj.out_features for block in network.res_blocks)),
-        )
-        t = torch.tensor(self.steps[first : first + count], device=timestep.device)
-        repeated = {name: values.repeat(len(t)) for name, values in self.condition.items()}
-        terms = network.time_terms(timestep[t].repeat_interleave(len(labels)), repeated)
-        return torch.cat(terms, dim=1).unflatten(0, (len(t), len(labels)))
+        t = torch.tensor(steps[first : first + at_once], device=timestep.device)
+        repeated = {name: values.repeat(len(t)) for name, values in condition.items()}
+        terms = network.time_terms(timestep[t].repeat_interleave(labels), repeated)
+        return torch.cat(terms, dim=1).unflatten(0, (len(t), labels))
+
+    def terms_at(t: int) -> Tensor:
+        k = steps.index(t)
+        terms = terms_from(k - k % at_once)[k % at_once]
+        return terms if labels == 1 else terms[row]
+
+    return terms_at
 
 
 class Replayed:
@@ -89,21 +84,15 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Tensor]):
         self.function = function
-        self.recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self.recorded: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         key = tuple((x.shape, x.dtype) for x in inputs)
         if key not in self.recorded:
             self.recorded[key] = self._record(inputs)
-        graph, places, output = self.recorded[key]
-        for place, x in zip(places, inputs, strict=True):
-            place.copy_(x)
-        graph.replay()
-        return output.clone()  # the next replay writes there again
+        return self.recorded[key](*inputs)
 
-    def _record(
-        self, inputs: Sequence[Tensor]
-    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+    def _record(self, inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
         places, side = [x.clone() for x in inputs], torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # what is chosen at the first calls must not be recorded
@@ -113,7 +102,14 @@ class Replayed:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self.function(*places)
-        return graph, places, output
+
+        def replay(*inputs: Tensor) -> Tensor:
+            for place, x in zip(places, inputs, strict=True):
+                place.copy_(x)
+            graph.replay()
+            return output.clone()  # the next replay writes there again
+
+        return replay
 
 
 def cast_ahead(network: nn.Module, dtype: torch.dtype) -> None:

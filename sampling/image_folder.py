@@ -45,10 +45,8 @@ def write_missing(
     """
     missing = [k for k in range(request.n) if not (out / image_name(k)).exists()]
     steps = steps_of(denoiser.schedule, request.sampler)[:-1]
-    picked = {
-        steps[i]
-        for i in np.linspace(0, len(steps) - 1, min(frames, len(steps))).round().astype(int)
-    }
+    evenly = np.linspace(0, len(steps) - 1, min(frames, len(steps))).round().astype(int)
+    picked = {steps[i] for i in evenly}
     strip: list[Tensor] = []
     with tqdm(total=len(missing) * len(steps), unit="step", disable=not missing) as bar:
 
@@ -63,21 +61,14 @@ def write_missing(
             pixels = to_uint8(x0).cpu()
             for k, image in zip(numbers, pixels.numpy(), strict=True):
                 write_atomically(out / image_name(k), png(image))
-            if 0 in numbers:
-                _write_strip(out, [*strip, pixels[:8]])
-    shown = [read_image(out / image_name(k)) for k in range(min(request.n, 256))]
-    write_atomically(
-        out / "grid.png", png(grid(np.stack(shown), columns=math.ceil(len(shown) ** 0.5)))
-    )
+            if 0 in numbers:  # a row for each image, from noise at the left to the image
+                rows = torch.stack([*strip, pixels[:8]], dim=1)
+                sheet = grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1])
+                write_atomically(out / "strip.png", png(sheet))
+    shown = np.stack([read_image(out / image_name(k)) for k in range(min(request.n, 256))])
+    sheet = grid(shown, columns=math.ceil(len(shown) ** 0.5))
+    write_atomically(out / "grid.png", png(sheet))
     return len(missing)
-
-
-def _write_strip(out: Path, frames: Sequence[Tensor]) -> None:
-    """A row for each image, from noise at the left to the image. frames: [8, H, W, C] each."""
-    rows = torch.stack(list(frames), dim=1)
-    write_atomically(
-        out / "strip.png", png(grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1]))
-    )
 
 
 def image_name(k: int) -> str:
@@ -98,17 +89,14 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     """A folder holds the images of one set of settings. Raises UserError where it holds others."""
     path = out / SETTINGS
     out.mkdir(parents=True, exist_ok=True)
-    made = any(out.glob("[0-9]*.png"))  # not by a command that failed before its first image
-    again = (
-        f"{out} holds images of unknown origin then: give these their own folder, or delete that "
-        "one."
-    )
-    if made and path.exists() and (lines := differences(settings, read_json(path, again))):
-        raise UserError(
-            f"{out} holds images made otherwise (there -> here):\n  "
-            + "\n  ".join(lines)
-            + "\nGive these their own out=DIR."
-        )
-    if made and not path.exists():
-        raise UserError(f"{out} holds images of unknown origin: give these their own out=DIR.")
+    if any(out.glob("[0-9]*.png")):  # not where a command failed before its first image
+        unknown = f"{out} holds images of unknown origin: give these their own out=DIR."
+        if not path.exists():
+            raise UserError(unknown)
+        if lines := differences(settings, read_json(path, unknown)):
+            raise UserError(
+                f"{out} holds images made otherwise (there -> here):\n  "
+                + "\n  ".join(lines)
+                + "\nGive these their own out=DIR."
+            )
     write_json(path, settings)

@@ -112,7 +112,7 @@ def _readied(denoiser: Denoiser, steps: Sequence[int]) -> Callable[[Condition | 
     keep their bits."""
     if denoiser.schedule.alpha_bar.is_cuda:
         return prepared(denoiser, steps)
-    return lambda condition: lambda x_t, t: denoiser(x_t, t, condition)
+    return lambda condition: partial(denoiser, condition=condition)
 
 
 def _check_finite(numbers: Sequence[int], x0: Tensor) -> None:
@@ -136,13 +136,13 @@ def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) ->
         )
     if label == "all":
         label = range(len(classes))
-    if not isinstance(label, int | str):
-        return torch.tensor([label[k % len(label)] for k in images])
-    if str(label) in classes:
-        return torch.full((len(images),), list(classes).index(str(label)))
-    if isinstance(label, int) and 0 <= label < len(classes):
-        return torch.full((len(images),), label)
-    raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
+    if isinstance(label, int | str):
+        if str(label) in classes:
+            label = list(classes).index(str(label))
+        elif not isinstance(label, int) or not 0 <= label < len(classes):
+            raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
+        label = [label]
+    return torch.tensor([label[k % len(label)] for k in images])
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ class Pipeline:
         """[n, C, H, W] in about [-1, 1] -> pictures of 8 bits."""
         pixels = to_uint8(images).cpu().numpy()
         return [
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+            for image in pixels
         ]
 
 
@@ -234,6 +235,5 @@ def load(
         UserError: where there is nothing of that name, or it is damaged.
     """
     stated = stated_config(name, trained_as, overrides)
-    return Pipeline(
-        load_weights(name, stated=stated, source=source), pick_device(device), weights, source
-    )
+    found = load_weights(name, stated=stated, source=source)
+    return Pipeline(found, pick_device(device), weights, source)

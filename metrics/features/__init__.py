@@ -58,11 +58,14 @@ def extract(
         images: [N, H, W, C] uint8, such as a memory map.
         rows: those that are wanted; None: all.
     Raises:
-        UserError: where images are no uint8 (samples that have not become pixels may hold NaN), and
-            where features come out as NaN or infinity.
+        UserError: where features come out as NaN or infinity.
     """
     images = np.asarray(images)  # what is a memory map stays one
-    _check_images(images, desc)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{desc}: images must be [N, H, W, 1 or 3] of uint8, not {list(images.shape)} of "
+            f"{images.dtype}."
+        )
     rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
     if not len(rows):
         raise UserError(f"{desc}: there are no images to take features of.")
@@ -99,18 +102,6 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _check_images(images: np.ndarray, desc: str) -> None:
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"{desc}: images must be [N, H, W, 1 or 3], not {list(images.shape)}.")
-    if images.dtype.kind == "f" and (broken := int((~np.isfinite(images)).any((1, 2, 3)).sum())):
-        raise UserError(
-            f"{desc}: NaN or infinity in {broken} of {len(images)} images: what made them has "
-            "diverged."
-        )
-    if images.dtype != np.uint8:
-        raise ValueError(f"{desc}: images must be uint8 in 0..255, not {images.dtype}.")
 
 
 def in_colour(images: Tensor) -> Tensor:

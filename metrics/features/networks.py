@@ -68,12 +68,8 @@ class TorchScript(Features):
                 f"{self.file} takes no images {list(x.shape)}: {_line(error)}. The side that it "
                 "takes is the setting features.size."
             ) from error
-        if (
-            not isinstance(found, Tensor)
-            or not found.is_floating_point()
-            or found.ndim < 2
-            or len(found) != len(x)
-        ):
+        is_float = isinstance(found, Tensor) and found.is_floating_point()
+        if not is_float or found.ndim < 2 or len(found) != len(x):
             what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UserError(
                 f"{self.file} maps images {list(x.shape)} to {what}, and features [{len(x)}, D] "
@@ -105,12 +101,9 @@ class Timm(Features):
                 f"(NETWORK.TAG); {near(name, known)}"
             )
         config: Any = timm.models.get_pretrained_cfg(name)
-        hub = (
-            f": huggingface-cli download {config.hf_hub_id} model.safetensors"
-            if config.hf_hub_id
-            else ""
-        )
-        file = weight_file(path, name, f"get them where there is a network{hub}")
+        hub = config.hf_hub_id
+        download = f": huggingface-cli download {hub} model.safetensors" if hub else ""
+        file = weight_file(path, name, f"get them where there is a network{download}")
         size = config.input_size[-1] if size is None else size
         # a vision transformer has its size built in
         sized: dict[str, Any] = {"img_size": size} if config.fixed_input_size else {}
@@ -138,13 +131,11 @@ class Timm(Features):
         """Under timm's names, without the classifier: each of its files of networks knows the names
         of those who trained them, and how positions are scaled to another size."""
         rename = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
-        state = dict(rename(state, self.network) if rename else state)
+        state = rename(state, self.network) if rename else state
         config: Any = self.network.pretrained_cfg
-        heads = config.get("classifier") or ()
-        for head in [heads] if isinstance(heads, str) else heads:
-            state.pop(f"{head}.weight", None)
-            state.pop(f"{head}.bias", None)
-        return state
+        classifier = config.get("classifier") or ()
+        heads = [classifier] if isinstance(classifier, str) else classifier
+        return {name: w for name, w in state.items() if name.rpartition(".")[0] not in heads}
 
     def forward(self, images: Tensor) -> Embedding:
         return Embedding(self.network(self.input(images)))

@@ -19,7 +19,7 @@ from torch import nn
 from diffusion import samplers
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser, Prediction
-from diffusion.generate import SamplerSettings, as_made, generate
+from diffusion.generate import SamplerSettings, as_made, generate, steps_of
 from diffusion.image_noise import NoisePerImage
 from diffusion.parameterization import PredictNoise, PredictVelocity
 from diffusion.samplers import (
@@ -425,21 +425,7 @@ def test_log_snr_steps_without_an_end():
 def test_count_out_of_range_is_refused(spacing, count):
     """1 <= count <= T, and the message names the option."""
     with pytest.raises(ValueError, match=r"sampler\.steps"):
-        spacing(LINEAR, count)
-
-
-@pytest.mark.parametrize("sampler", [ancestral, ddim])
-@pytest.mark.parametrize("steps", [[], [5], [1, 2, 0], [10, 10, 0], [1001, 0], [5, -1], [0, 5]])
-def test_steps_that_do_not_fall_are_refused(sampler, steps):
-    """No steps, one step, rising, repeated, beyond T, below 0."""
-    with pytest.raises(ValueError, match="must fall"):
-        sampler(
-            ideal(LINEAR, *DATA["unit"]),
-            LINEAR,
-            torch.zeros(1, 1, 1, 1).double(),
-            steps,
-            torch.zeros_like,
-        )
+        steps_of(LINEAR, SamplerSettings(ddim, spacing, count))
 
 
 class Toy(nn.Module):

@@ -28,8 +28,7 @@ from diffusion.guidance import clip_x0
 from diffusion.samplers import ddim, even_steps
 from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
-from evaluation.image_features import FeatureExtractor, ReferenceImages
-from evaluation.suite import Notes, compare_images
+from evaluation.image_features import ReferenceImages
 from evaluation.trained_run import TrainedRun, image_classes
 from metrics.bound import bound
 from metrics.features.random import RandomConvolutional
@@ -458,20 +457,17 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
         assert "NaN" not in number and "Infinity" not in number
 
 
-def test_validation_images_in_place_of_a_test_are_said(tmp_path):
+def test_validation_images_in_place_of_a_test_are_said(transfers, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     reference = ReferenceImages.of_splits(
         images, {"train": np.arange(10), "validation": np.arange(10, 20), "test": np.arange(0)}, []
     )
-    extractor, notes = (
-        FeatureExtractor(
-            RandomConvolutional(), RandomConvolutional(), torch.device("cpu"), 8, tmp_path
-        ),
-        Notes(),
-    )
-    compare_images(extractor, images[:2], reference, {}, [], notes)
+    given = settings(transfers, metrics=["quality"], cache=str(tmp_path))
+    judge = evaluator.ImageEvaluator(given, tmp_path, reference)
+    judge.compare(tmp_path, images[:2], {})
     assert any(
-        "no test split" in note and "by which the checkpoint was chosen" in note for note in notes
+        "no test split" in note and "by which the checkpoint was chosen" in note
+        for note in judge.notes
     )
 
 

@@ -358,10 +358,6 @@ def test_the_bootstrap_of_a_mean_has_its_error_and_covers_it():
 
 def test_an_interval_leaves_its_share_on_either_side():
     assert intervals.interval(range(101)) == (pytest.approx(2.5), pytest.approx(97.5))
-    assert intervals.interval(torch.arange(101.0), level=0.5) == (
-        pytest.approx(25),
-        pytest.approx(75),
-    )
     with pytest.raises(ValueError, match="finite"):
         intervals.interval([1.0, float("nan")])
 

@@ -66,11 +66,6 @@ def test_a_copy_is_at_zero_far_from_the_origin_too():
     )
 
 
-def test_more_neighbours_than_images_are_refused():
-    with pytest.raises(UserError, match="2 nearest training images.*is 1"):
-        m.nearest(FRESH, TRAIN[:1])
-
-
 # rho
 
 

@@ -450,7 +450,7 @@ def seen(
     images: np.ndarray, features=lambda images: RandomConvolutional()(images).features
 ) -> ImageFeatures:
     values = torch.from_numpy(images)
-    return ImageFeatures(features(values), values.flatten(1).double() / 255, None, features(values))
+    return ImageFeatures(features(values), values.flatten(1).double() / 255, features(values))
 
 
 def measured(generated: ImageFeatures, train: ImageFeatures, test: ImageFeatures) -> dict:
