@@ -38,8 +38,11 @@ class SamplerSettings(Settings):
 
 
 def steps_of(schedule: NoiseSchedule, settings: SamplerSettings) -> list[int]:
-    """The falling t of a trajectory, 0 last. Raises UserError where they do not suit the
-    schedule."""
+    """The falling t of a trajectory, 0 last.
+
+    Raises:
+        UserError: where there are not so many steps, or they do not suit the schedule.
+    """
     if not 1 <= settings.steps <= schedule.steps:
         raise UserError(
             f"sampler.steps must be between 1 and the schedule's {schedule.steps}, not "
@@ -113,12 +116,14 @@ def generate(
     seeds: Sequence[int],
     on_step: Callable[[Tensor, int], object] = lambda x0, t: None,
 ) -> Tensor:
-    """One image [C, H, W] = shape for each seed -> [B, C, H, W], about [-1, 1], on the schedule's
-    device.
+    """One image for each seed, which depends on its seed and not on the batch it is made in.
 
-    An image depends on its seed and not on the batch it is made in. on_step sees the first
-    predicted x0 at each t: for a progress bar, a strip of denoising steps, or to stop (it may
-    raise).
+    Args:
+        shape: [C, H, W].
+        on_step: sees the first predicted x0 at each t: for a progress bar, a strip of denoising
+            steps, or to stop (it may raise).
+    Returns:
+        [B, C, H, W], about [-1, 1], on the schedule's device.
     """
     # a step's few numbers come from the host: nothing waits for them
     device, schedule = schedule.alpha_bar.device, schedule.to("cpu")

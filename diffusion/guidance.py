@@ -22,9 +22,15 @@ def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:
 
 
 def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:
-    """reference + scale (conditional - reference). reference: the null class (Ho and Salimans 2022,
-    classifier-free guidance, where their w is scale - 1), or the frozen source (domain guidance).
-    scale 1 is the conditional model, 0 the reference."""
+    """reference + scale (conditional - reference). scale 1 is the conditional model, 0 the
+    reference.
+
+    Args:
+        reference: the null class (classifier-free guidance, where the paper's w is scale - 1), or
+            the frozen source (domain guidance).
+    Source:
+        Ho and Salimans 2022.
+    """
 
     def guided(x_t: Tensor, t: Time) -> Prediction:
         towards, away = conditional(x_t, t), reference(x_t, t)

@@ -19,7 +19,11 @@ Weight = Callable[[NoiseSchedule, Tensor], Tensor]
 
 
 def simple_loss(step: ForwardPass) -> Tensor:
-    """L_simple, eq. 14 of Ho et al. 2020: the squared error of whatever the network predicts."""
+    """L_simple: the squared error of whatever the network predicts.
+
+    Source:
+        Ho et al. 2020, eq. 14.
+    """
     target = step.denoiser.parameterization.encode(step.schedule, step.x0, step.noise, step.t)
     return (step.output - target).square().flatten(1).mean(1)
 
@@ -31,23 +35,33 @@ def weighted_loss(step: ForwardPass, *, weight: Weight) -> Tensor:
 
 
 def min_snr(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma); Hang et al. 2023 (Min-SNR). Of the noise's error that is min(SNR, gamma) /
-    SNR, of the velocity's min(SNR, gamma) / (SNR + 1)."""
+    """min(SNR, gamma). Of the noise's error that is min(SNR, gamma) / SNR, of the velocity's
+    min(SNR, gamma) / (SNR + 1).
+
+    Source:
+        Hang et al. 2023 (Min-SNR).
+    """
     return schedule.snr(t).clamp(max=gamma)
 
 
 def p2(schedule: NoiseSchedule, t: Tensor, gamma: float = 1.0, k: float = 1.0) -> Tensor:
-    """1 / (k + SNR)^gamma of the noise's error; Choi et al. 2022 (P2)."""
+    """1 / (k + SNR)^gamma of the noise's error.
+
+    Source:
+        Choi et al. 2022 (P2).
+    """
     snr = schedule.snr(t)
     return snr / (k + snr) ** gamma
 
 
 def hybrid_loss(step: ForwardPass, *, bound_weight: float = 0.001) -> Tensor:
-    """L_simple + bound_weight L_vlb, where L_vlb teaches the variance only; Nichol and Dhariwal
-    2021, eq. 16.
+    """L_simple + bound_weight L_vlb, where L_vlb teaches the variance only.
 
-    L_vlb is a sum over t, here T times the term of one t, in bits as in their code (which says it
-    as T / 1000 with weight 1).
+    L_vlb is a sum over t, here T times the term of one t, in bits as in the authors' code (which
+    says it as T / 1000 with weight 1).
+
+    Source:
+        Nichol and Dhariwal 2021, eq. 16.
     """
     prediction = step.denoiser.predict(step.output.detach(), step.of_variance, step.x_t, step.t)
     bound = bound_term(step.schedule, prediction, step.x0, step.x_t, step.t)
@@ -55,10 +69,12 @@ def hybrid_loss(step: ForwardPass, *, bound_weight: float = 0.001) -> Tensor:
 
 
 def bound_loss(step: ForwardPass) -> Tensor:
-    """The term of the variational bound at t in 1..T: eq. 5 of Ho et al. 2020, L_{t-1}, or L_0 at t
-    = 1; bits per value.
+    """The term of the variational bound at t in 1..T, L_{t-1}, or L_0 at t = 1; bits per value.
 
     The sum over t plus prior_bits is the bound itself.
+
+    Source:
+        Ho et al. 2020, eq. 5.
     """
     return bound_term(step.schedule, step.prediction, step.x0, step.x_t, step.t)
 
@@ -109,12 +125,15 @@ def gaussian_kl(
 
 def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """log of the mass that N(mean, exp(log_scale)^2) gives to x's bin of width 2/255, the outer
-    bins open-ended; eq. 13 of Ho et al. 2020, with the exact normal distribution function. nats.
-    (The authors' code approximates that function by a tanh and cuts the mass off at 1e-12, so a far
-    x has no gradient there.)
+    bins open-ended; nats.
 
-    The mass is taken on the side of the mean where it does not cancel, in float64: far bins keep a
-    finite log.
+    With the exact normal distribution function. (The authors' code approximates it by a tanh and
+    cuts the mass off at 1e-12, so a far x has no gradient there.) The mass is taken on the side of
+    the mean
+    where it does not cancel, in float64: far bins keep a finite log.
+
+    Source:
+        Ho et al. 2020, eq. 13.
     """
     x, mean, inverse_scale = x.double(), mean.double(), (-log_scale).double().exp()
     upper = torch.where(x > 0.999, math.inf, (x - mean + 1 / 255) * inverse_scale)

@@ -26,8 +26,11 @@ Spacing = Callable[[NoiseSchedule, int], list[int]]
 def ancestral(
     denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike
 ) -> Tensor:
-    """Ho et al. 2020, algorithm 2, on any sub-sequence of steps. The last step, to 0, adds no
-    noise."""
+    """Any sub-sequence of steps. The last step, to 0, adds no noise.
+
+    Source:
+        Ho et al. 2020, algorithm 2.
+    """
     for t, s in pairwise(steps):
         prediction = denoise(x, t)
         mean = schedule.posterior_mean(prediction.x0, x, s, t)
@@ -46,8 +49,13 @@ def ddim(
     randn: RandnLike,
     eta: float = 0.0,
 ) -> Tensor:
-    """Song et al. 2021, eq. 12 and 16. eta 0 is deterministic; eta 1 is ancestral sampling with the
-    posterior's variance."""
+    """eta 0 is deterministic; eta 1 is ancestral sampling with the posterior's variance.
+
+    Raises:
+        UserError: where eta is not in [0, 1].
+    Source:
+        Song et al. 2021, eq. 12 and 16.
+    """
     if not 0 <= eta <= 1:
         raise UserError(f"sampler.function.eta must be between 0 and 1, not {eta}.")
     for t, s in pairwise(steps):
@@ -64,9 +72,12 @@ def ddim(
 def dpm_solver(
     denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike
 ) -> Tensor:
-    """DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Deterministic, one call a
-    step, of second order; the first step, and the last, which has no log-SNR to reach, are of first
-    order."""
+    """DPM-Solver++(2M). Deterministic, one call a step, of second order; the first step, and the
+    last, which has no log-SNR to reach, are of first order.
+
+    Source:
+        Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+    """
     before: tuple[Tensor, Tensor] | None = None  # x0 and h of the step before
     for t, s in pairwise(steps):
         x0 = slope = denoise(x, t).x0
@@ -84,15 +95,20 @@ def dpm_solver(
 def heun(
     denoise: Denoise, schedule: NoiseSchedule, x: Tensor, steps: Sequence[int], randn: RandnLike
 ) -> Tensor:
-    """Karras et al. 2022, algorithm 1, for the equation in x / alpha over n = sigma / alpha.
-    Deterministic, two calls a step, of second order; the step to 0 is of first order (DDIM's). The
-    mean of two slopes is a DDIM step whose x0 is
+    """Heun's method for the equation in x / alpha over n = sigma / alpha. Deterministic, two calls
+    a step, of second order; the step to 0 is of first order (DDIM's).
+
+    The mean of two slopes is a DDIM step whose x0 is
 
         x0(t) + weight (x0(s) - x0(t)),   weight = n_t / (2 n_s),
 
     which passes x0(s) where n more than halves. For Gaussian data of any variance this errs less
     than DDIM as long as n falls to no less than a quarter, and without bound beyond (the last step
-    of a sigmoid's 1000 is 31-fold): there x0(s) is taken as it is."""
+    of a sigmoid's 1000 is 31-fold): there x0(s) is taken as it is.
+
+    Source:
+        Karras et al. 2022, algorithm 1.
+    """
     schedule = schedule.to("cpu")  # its numbers decide, and no step should wait for the device
     for t, s in pairwise(steps):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
@@ -109,8 +125,12 @@ def heun(
 
 def log_snr_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     """count steps from T to 1, both among them, evenly in the log of the signal-to-noise ratio,
-    each rounded to a t of its own: Lu et al. 2022 (DPM-Solver, arXiv:2206.00927), "step size
-    schedule". Under zero terminal SNR, where that log has no end, trailing_steps."""
+    each rounded to a t of its own. Under zero terminal SNR, where that log has no end,
+    trailing_steps.
+
+    Source:
+        Lu et al. 2022 (DPM-Solver, arXiv:2206.00927), "step size schedule".
+    """
     if schedule.zero_terminal_snr or count == 1:
         return trailing_steps(schedule, count)
     log_snr, k = torch.logit(schedule.alpha_bar[1:]).cpu().numpy(), np.arange(count)
@@ -121,29 +141,45 @@ def log_snr_steps(schedule: NoiseSchedule, count: int) -> list[int]:
 
 
 def even_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """Every (T // count)-th step from 1: Song et al. 2021, appendix D.2, "linear". Their code takes
-    range(0, T, T // count), which is more than count where count does not divide T; diffusers'
-    "leading" keeps the lowest count of these."""
+    """Every (T // count)-th step from 1.
+
+    The authors' code takes range(0, T, T // count), which is more than count where count does not
+    divide T; diffusers' "leading" keeps the lowest count of these.
+
+    Source:
+        Song et al. 2021, appendix D.2, "linear".
+    """
     return [*reversed(range(1, schedule.steps + 1, schedule.steps // count)), 0]
 
 
 def quadratic_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """linspace(0, sqrt(0.8 T), count)^2: Song et al. 2021, appendix D.2 and code, for CIFAR-10 and
-    Ho's line of betas. It begins at 0.8 T, where another schedule or a larger image holds much of
-    x0. Steps that round to the same t are one."""
+    """linspace(0, sqrt(0.8 T), count)^2, for CIFAR-10 and Ho's line of betas.
+
+    It begins at 0.8 T, where another schedule or a larger image holds much of x0. Steps that round
+    to the same t are one.
+
+    Source:
+        Song et al. 2021, appendix D.2 and code.
+    """
     squares = np.linspace(0, np.sqrt(0.8 * schedule.steps), count) ** 2
     return [*sorted({1 + int(u) for u in squares}, reverse=True), 0]
 
 
 def trailing_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """count steps evenly down from T itself, which zero terminal SNR needs: Lin et al. 2024, table
-    2."""
+    """count steps evenly down from T itself, which zero terminal SNR needs.
+
+    Source:
+        Lin et al. 2024, table 2.
+    """
     return [round(schedule.steps * k / count) for k in range(count, 0, -1)] + [0]
 
 
 def inclusive_steps(schedule: NoiseSchedule, count: int) -> list[int]:
-    """count steps evenly from T to 1, both among them: Nichol and Dhariwal 2021, section 4;
-    diffusers' "linspace"."""
+    """count steps evenly from T to 1, both among them; diffusers' "linspace".
+
+    Source:
+        Nichol and Dhariwal 2021, section 4.
+    """
     if count == 1:
         return [schedule.steps, 0]
     length = (schedule.steps - 1) / (count - 1)

@@ -92,12 +92,17 @@ class NoiseSchedule:
         return self.step_beta(s, t) * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
 
     def reverse_log_variance(self, s: Time, t: Time, fraction: Tensor | float) -> Tensor:
-        """log variance of p(x_s | x_t): fraction 0 is the posterior's ("fixed small"), 1 is beta
-        ("fixed large"), between them the logs are mixed (Nichol and Dhariwal 2021, eq. 15).
+        """log variance of p(x_s | x_t). At s = 0 the posterior's is -inf; Ho uses the value of the
+        step above, here the next one of the same length.
 
-        At s = 0 the posterior's is -inf; Ho uses the value of the step above, here the next one of
-        the same length. fraction: a number, or a tensor of x's shape; the result has the wider
-        shape and is float64.
+        Args:
+            fraction: a number, or a tensor of x's shape: 0 is the posterior's ("fixed small"), 1 is
+            beta
+                ("fixed large"), between them the logs are mixed.
+        Returns:
+            float64, of the wider shape.
+        Source:
+            Nichol and Dhariwal 2021, eq. 15.
         """
         # a number on the CPU indexes without waiting for the device
         s, t = torch.as_tensor(s), torch.as_tensor(t)
@@ -138,7 +143,11 @@ def rescaled_linear(
     steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> NoiseSchedule:
     """Ho's line of betas for any number of steps: betas times 1000 / T, so that about as little
-    signal is left at T; Nichol and Dhariwal's code (their paper does not say it)."""
+    signal is left at T.
+
+    Source:
+        Nichol and Dhariwal 2021, their code (the paper does not say it).
+    """
     if steps < max(1, 1000 * beta_end):
         raise ValueError(
             f"schedule.steps must be at least {math.ceil(1000 * beta_end)}, not {steps}: 1000 / "
@@ -183,7 +192,11 @@ def sigmoid(
 
 def zero_terminal(schedule: NoiseSchedule) -> NoiseSchedule:
     """The schedule with no signal left at T: sqrt(alpha_bar) shifted to end at 0 and scaled to keep
-    step 1; Lin et al. 2024, algorithm 1. Needs a parameterization other than the noise."""
+    step 1. Needs a parameterization other than the noise.
+
+    Source:
+        Lin et al. 2024, algorithm 1.
+    """
     if schedule.steps < 2:
         raise ValueError(
             "zero terminal SNR needs at least 2 steps, as the first one keeps its signal."

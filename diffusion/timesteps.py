@@ -108,10 +108,12 @@ class Range(Tabulated):
 
 class Importance(Timesteps):
     """t with probability in proportion to the root mean square of its last losses, the loss
-    weighted by 1 / (T p(t)), which leaves its mean; Nichol and Dhariwal 2021, eq. 18.
+    weighted by 1 / (T p(t)), which leaves its mean. Uniform until every t has `history` losses.
 
-    Uniform until every t has `history` losses. uniform: share that stays uniform, so that no t is
-    forgotten (their code: 0.001).
+    Args:
+        uniform: share that stays uniform, so that no t is forgotten (the authors' code: 0.001).
+    Source:
+        Nichol and Dhariwal 2021, eq. 18.
     """
 
     losses: Tensor

@@ -68,8 +68,13 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Path:
-    """Evaluates one run, or skips it where that has been done. sampler: its config. Returns the
-    folder of its evaluation."""
+    """Evaluates one run, or skips it where that has been done.
+
+    Args:
+        sampler: its config.
+    Returns:
+        The folder of its evaluation.
+    """
     began = time.monotonic()
     found = find_best_checkpoint(path) if settings.select == "best" else find(path)
     cache = Path(settings.cache).expanduser()

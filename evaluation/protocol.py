@@ -54,7 +54,12 @@ def evaluation_folder(settings: EvaluateSettings, run: Path, protocol: Record) -
 
 def read_evaluation(folder: Path, protocol: Record, run: Path | None) -> Record:
     """The evaluation that is there, {} where there is none, a damaged one or one of another format.
-    Raises UserError where it is of something else. run: where the folder is not its own."""
+
+    Args:
+        run: where the folder is not its own.
+    Raises:
+        UserError: where it is of something else.
+    """
     try:
         there = as_now(read_sealed(folder / EVALUATION, keys=["protocol"], unsealed=True))
         before, now = dict(there["protocol"]), json.loads(json.dumps(protocol))

@@ -153,9 +153,13 @@ class TrainedRun:
 def image_classes(
     label: int | str | None, known: int, dataset: Dataset
 ) -> int | str | list[int] | None:
-    """The class of each image, a list in turn; None for the null class. label: as in
-    conf/evaluate.yaml. known: to the network, those of its source that it keeps included, which are
-    none of the images' that the generated ones are compared with."""
+    """The class of each image, a list in turn; None for the null class.
+
+    Args:
+        label: as in conf/evaluate.yaml.
+        known: to the network, those of its source that it keeps included, which are none of the
+            images' that the generated ones are compared with.
+    """
     if label == NULL_CLASS:
         return None
     if not known:

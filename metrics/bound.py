@@ -72,13 +72,16 @@ def bound(
     seeds: Sequence[int],
     timesteps: Sequence[range] | None = None,
 ) -> Bound:
-    """Eq. 5 of Ho et al. 2020: an upper bound of -log2 p(x0), as the mean over the values of an
-    image.
+    """An upper bound of -log2 p(x0), as the mean over the values of an image.
 
-    x0: [N, C, H, W] in [-1, 1] on the grid of 256 levels, one batch, on the schedule's device; the
-    bits are those of the 8-bit values. seeds: one for each image, which decides its noise and,
-    where timesteps are strata() of 1..T, its t, whatever the batch. timesteps: None for every t,
-    which takes T evaluations of the network.
+    Args:
+        x0: [N, C, H, W] in [-1, 1] on the grid of 256 levels, one batch, on the schedule's device;
+            the bits are those of the 8-bit values.
+        seeds: one for each image, which decides its noise and, where timesteps are strata() of
+            1..T, its t, whatever the batch.
+        timesteps: None for every t, which takes T evaluations of the network.
+    Source:
+        Ho et al. 2020, eq. 5.
     """
     timesteps = every(schedule.steps) if timesteps is None else timesteps
     t_all, parts = drawn(timesteps, seeds), []

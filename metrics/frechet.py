@@ -16,28 +16,40 @@ POINTS = 15  # sizes of the extrapolation
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)) of x [N, D] and y [M, D], in squared units
-    of the features; >= 0.
+    """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2)), in squared units of the features; >= 0.
 
-    Heusel et al. 2017, eq. 6; covariances over N - 1, as in their code. Right for singular
-    covariances. Biased upwards by about c / N, where c depends on the model too: compare at equal N
-    only. UserError: fewer than 2 rows, NaN, unequal widths.
+    Right for singular covariances. Biased upwards by about c / N, where c depends on the model too:
+    compare at equal N only.
+
+    Args:
+        x: [N, D].
+        y: [M, D].
+    Raises:
+        UserError: where either has fewer than 2 rows, or holds NaN.
+    Source:
+        Heusel et al. 2017, eq. 6; covariances over N - 1, as in their code.
     """
     check_pair(x, y)
     return _distance_to(y)(x)
 
 
 def frechet_infinity(x: Tensor, y: Tensor) -> float:
-    """The Fréchet distance that x [N, D] would have for N to infinity; Chong and Forsyth 2020,
-    section 3: a least-squares line in 1 / N.
+    """The Fréchet distance that x would have for N to infinity: a least-squares line in 1 / N.
 
     Through 15 sizes spread evenly from N / 2 to N, the rows of each drawn without replacement, a
-    function of N. (They start at N / 10, 5,000 of 50,000 images. On fewer the distance is
-    no line in 1 / N from there: of two Gaussians of 64 features 0.67 apart, 500 images give -0.75
-    on average from N / 10, 0.68 from N / 2 and 3.2 plainly.) May fall below 0 where the truth is
-    near it. The bias of y's own size stays, and where N is not above the number of directions that
-    vary alike the line misses the truth still: compare at equal N. UserError as for
-    frechet_distance, and where N < 30.
+    function of N. (The paper's start at N / 10, 5,000 of 50,000 images. On fewer the distance is no
+    line in 1 / N from there: of two Gaussians of 64 features 0.67 apart, 500 images give -0.75 on
+    average from N / 10, 0.68 from N / 2 and 3.2 plainly.) May fall below 0 where the truth is near
+    it. The bias of y's own size stays, and where N is not above the number of directions that vary
+    alike the line misses the truth still: compare at equal N.
+
+    Args:
+        x: [N, D].
+        y: [M, D].
+    Raises:
+        UserError: as of frechet_distance, and where N < 30.
+    Source:
+        Chong and Forsyth 2020, section 3.
     """
     check_pair(x, y)
     check_features(x, JUDGED, least=2 * POINTS)

@@ -59,13 +59,18 @@ def held_out_errors(
 
     Images are spread evenly over the rows, class by class where there are labels, a quarter as many
     as draws or all rows where there are fewer. Each has the same number of t, four or a multiple,
-    one in each of so many equal parts of 1..T, and over all images the t are even over 1..T. draws
-    is the number of triples, rounded down to what that allows, and at least 4.
+    one in each of so many equal parts of 1..T, and over all images the t are even over 1..T.
 
-    In units of noise whatever the network predicts; 1 is what predicting 0 would give. denoiser: in
-    eval mode. images: [*, H, W, C] uint8. labels: [*] of all images, None for the null class, as
-    for images of a domain whose classes the network does not have. on_chunk: told before each batch
-    how many triples it has.
+    Args:
+        denoiser: in eval mode.
+        images: [*, H, W, C] uint8.
+        labels: [*] of all images, None for the null class, as for images of a domain whose classes
+            the network does not have.
+        rows: of images, those to draw from.
+        draws: the number of triples, rounded down to what the grid allows, and at least 4.
+        on_chunk: told before each batch how many triples it has.
+    Returns:
+        Errors in units of noise whatever the network predicts; 1 is what predicting 0 would give.
     """
     T, device = denoiser.schedule.steps, denoiser.schedule.alpha_bar.device
     count, each = grid_of(len(rows), draws)

@@ -13,12 +13,18 @@ from metrics.checks import check_features
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp of the mean KL(p(class | image) || p(class)) of logits [N, classes]: mean and deviation
-    over the splits, each in 1..classes.
+    """exp of the mean KL(p(class | image) || p(class)): mean and deviation over the splits, each in
+    1..classes.
 
-    Salimans et al. 2016, section 4; splits are consecutive rows and the deviation is over splits,
-    not splits - 1, as in their code. It knows no reference: a model that draws ImageNet's classes
-    instead of faces scores well. UserError: fewer than 2 rows in a split, NaN.
+    It knows no reference: a model that draws ImageNet's classes instead of faces scores well.
+
+    Args:
+        logits: [N, classes].
+        splits: consecutive rows; the deviation is over splits, not splits - 1, as in their code.
+    Raises:
+        UserError: where a split has fewer than 2 rows, and where logits hold NaN.
+    Source:
+        Salimans et al. 2016, section 4.
     """
     check_features(logits, "the generated images", least=2 * splits)
     log_p = logits.double().log_softmax(1)

@@ -24,11 +24,18 @@ class Intra(NamedTuple):
 
 
 def intra_distance(generated: Tensor, train: Tensor) -> Intra:
-    """Each row of generated [N, D] joins its nearest row of train [M, D] (the first, if several);
-    the mean squared distance of pairs in a cluster, averaged over the occupied clusters. Ojha et
-    al. 2021, section 4: Intra-LPIPS, in features whose squared distance is LPIPS.
+    """Each generated row joins its nearest training row (the first, if several); the mean squared
+    distance of pairs in a cluster, averaged over the occupied clusters.
 
-    Lower is less diverse; 0 for a memoriser. UserError: no rows, NaN, unequal widths.
+    Lower is less diverse; 0 for a memoriser.
+
+    Args:
+        generated: [N, D].
+        train: [M, D].
+    Raises:
+        UserError: where either has no rows, or holds NaN.
+    Source:
+        Ojha et al. 2021, section 4: Intra-LPIPS, in features whose squared distance is LPIPS.
     """
     check_pair(generated, train, "the generated images", "the training images", least=1)
     nearest = torch.cat([distances.argmin(1) for _, distances in chunks(generated, train)])

@@ -14,24 +14,34 @@ from metrics.distances import slices
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """The unbiased MMD^2 of x [N, D] and y [M, D] under k(a, b) = (a.b / D + 1)^3, over all pairs;
-    Binkowski et al. 2018, section 4.
+    """The unbiased MMD^2 under k(a, b) = (a.b / D + 1)^3, over all pairs.
 
-    0 on average where both come from one distribution, so it may fall below 0. UserError: fewer
-    than 2 rows, NaN, unequal widths.
+    0 on average where both come from one distribution, so it may fall below 0.
+
+    Args:
+        x: [N, D].
+        y: [M, D].
+    Raises:
+        UserError: where either has fewer than 2 rows, or holds NaN.
+    Source:
+        Binkowski et al. 2018, section 4.
     """
     check_pair(x, y)
     return float(_mmd(x, y, torch.ones(1, len(x)), torch.ones(1, len(y))))
 
 
 def kid_replicates(x: Tensor, y: Tensor, draws: int = 200, key: Sequence[int | str] = ()) -> Tensor:
-    """[draws] float64, on the CPU: kid with the rows of x and of y resampled, pairs of one and the
-    same row left out.
+    """kid with the rows of x and of y resampled, pairs of one and the same row left out.
 
     The counts of x are a function of key and N, those of y of key and M: replicates of two models
     with as many images each, on the same y, are paired. Of Gaussians that differ clearly their 95%
     interval holds the truth 93 to 95 times of 100; nearer to equality it is wider than it need be,
-    up to 3 times in variance. UserError as for kid.
+    up to 3 times in variance.
+
+    Returns:
+        [draws] float64, on the CPU.
+    Raises:
+        UserError: as of kid.
     """
     check_pair(x, y)
     return _mmd(x, y, _counts(len(x), draws, *key, "x"), _counts(len(y), draws, *key, "y")).cpu()

@@ -49,9 +49,15 @@ def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
 
 
 def rho(generated: Tensor, test: Tensor) -> float:
-    """The median distance of generated images to their nearest training image [N], over that of
-    test images [T]: about 1 where the generated ones are as new as test images are, 0 where they
-    are copies. Raises UserError where half of the test images are copies."""
+    """The median distance of generated images to their nearest training image, over that of test
+    images: about 1 where the generated ones are as new as test images are, 0 where they are copies.
+
+    Args:
+        generated: [N] distances.
+        test: [T] distances.
+    Raises:
+        UserError: where half of the test images are copies.
+    """
     return float(_ratio(_median(generated), _median(test)))
 
 
@@ -90,9 +96,13 @@ def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200) -> Tensor:
 
 
 def copies(near: Nearest) -> Tensor:
-    """Which images are copies: so much nearer to one training image than to the next, d1 <= d2 / 3;
-    Yoon et al. 2023, on pixels. [N] bool. An image at 0 from both is one: what it copies is there
-    twice."""
+    """Which images are copies: so much nearer to one training image than to the next, d1 <= d2 / 3.
+
+    Returns:
+        [N] bool. An image at 0 from both is one: what it copies is there twice.
+    Source:
+        Yoon et al. 2023, on pixels.
+    """
     d1, d2 = near.distances[:, 0], near.distances[:, 1]
     return d1 <= 1 / 3 * d2
 
@@ -135,13 +145,15 @@ def copy_sign(share: Band, test: Band | None, untouched: Band | None) -> bool:
 
 
 def c_t(generated: Tensor, test: Tensor, train: Tensor) -> float:
-    """Meehan, Chaudhuri and Dasgupta 2020: whether generated images lie nearer to the training
-    images than test images do, in standard deviations. Far below 0: copying; about 0: as test
-    images; far above 0: away from the data.
+    """Whether generated images lie nearer to the training images than test images do, in standard
+    deviations. Far below 0: copying; about 0: as test images; far above 0: away from the data.
 
     The Mann-Whitney z of the distances in each cell of a k-means of the training images, weighted
     by its share of the test images; cells with fewer than 20 generated or test images do not count,
     and with few images all is one cell. Distances are to all training images.
+
+    Source:
+        Meehan, Chaudhuri and Dasgupta 2020.
     """
     ours, theirs = (nearest(x, train, 1).distances[:, 0] for x in (generated, test))
     fewest = min(len(generated), len(test), len(train))
@@ -174,8 +186,15 @@ def mann_whitney(x: Tensor, y: Tensor) -> float:
 
 
 def k_means(x: Tensor, k: int) -> Tensor:
-    """Centres [k, D], or fewer where x [N, D] has fewer different rows: k-means++ (Arthur and
-    Vassilvitskii 2007), then Lloyd's steps until nothing moves."""
+    """k-means++, then Lloyd's steps until nothing moves.
+
+    Args:
+        x: [N, D].
+    Returns:
+        Centres [k, D], or fewer where x has fewer different rows.
+    Source:
+        Arthur and Vassilvitskii 2007.
+    """
     x, draw = x.double(), generator("k-means")
     centres = x[torch.randint(len(x), (1,), generator=draw).to(x.device)]
     while len(centres) < k:
@@ -200,10 +219,15 @@ def k_means(x: Tensor, k: int) -> Tensor:
 
 def authentic(generated: Nearest, train: Tensor) -> Tensor:
     """Which generated images are new: farther from their nearest training image than that one is
-    from its own nearest; Alaa et al. 2022, section 3.3. [N] bool
+    from its own nearest.
 
     None of copies. The share of images that nobody trained on depends on the data (0.8 for 2,000 to
     1,000 normal vectors of 64 values): compare with the test images' own.
+
+    Returns:
+        [N] bool.
+    Source:
+        Alaa et al. 2022, section 3.3.
     """
     # fewer than all of a large training set
     asked, which = generated.rows[:, 0].unique(return_inverse=True)

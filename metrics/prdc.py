@@ -16,14 +16,22 @@ TIE = 1e-7  # a distance that is within this share of a radius equals it, whatev
 
 
 def manifold(real: Tensor, generated: Tensor, k: int = 5) -> dict[str, float]:
-    """precision, recall (Kynkäänniemi et al. 2019, eq. 1 to 3), density, coverage (Naeem et al.
-    2020, eq. 3 and 4) of generated [M, D] against real [N, D].
+    """Precision, recall, density and coverage, by the balls that reach from each row to its k-th
+    nearest other row, their surface excluded, as in the package prdc.
 
-    Each row's ball reaches to its k-th nearest other row, its surface excluded, as in the package
-    prdc. precision: the share of generated rows in a real ball; recall: of real rows in a generated
-    ball; density: how many real balls a generated row lies in, over k (may exceed 1); coverage: the
-    share of real balls with a generated row in them. UserError: fewer than k + 1 rows, NaN, unequal
-    widths, or real rows of which each has k copies, as all balls are empty then.
+    Args:
+        real: [N, D].
+        generated: [M, D].
+    Returns:
+        precision: the share of generated rows in a real ball; recall: of real rows in a generated
+        ball; density: how many real balls a generated row lies in, over k (may exceed 1); coverage:
+        the share of real balls with a generated row in them.
+    Raises:
+        UserError: where either has fewer than k + 1 rows or holds NaN, and where each real row has
+            k copies, as all balls are empty then.
+    Source:
+        Kynkäänniemi et al. 2019, eq. 1 to 3 (precision, recall); Naeem et al. 2020, eq. 3 and 4
+        (density, coverage).
     """
     check_pair(generated, real, "the generated images", "the real images", least=k + 1)
     real_radii, generated_radii = _radii(real, k), _radii(generated, k)

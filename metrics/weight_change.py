@@ -26,8 +26,13 @@ def weight_change(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dic
     """||w - w0|| / ||w0|| by part of the network, in the order in which the network runs: conv_in,
     time_mlp, down.0, .., mid, up.2, .., up.0, norm_out, conv_out.
 
-    now, start: parameters by name, on one device. What unmatched() names is left out, and so is a
-    part that was all zero. Raises UserError at weights that are not finite.
+    What unmatched() names is left out, and so is a part that was all zero.
+
+    Args:
+        now: parameters by name.
+        start: the same, on the same device.
+    Raises:
+        UserError: at weights that are not finite.
     """
     moved: dict[str, float] = defaultdict(float)
     began: dict[str, float] = defaultdict(float)

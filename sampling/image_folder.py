@@ -86,7 +86,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """A folder holds the images of one set of settings. Raises UserError where it holds others."""
+    """A folder holds the images of one set of settings.
+
+    Raises:
+        UserError: where it holds others.
+    """
     path = out / SETTINGS
     out.mkdir(parents=True, exist_ok=True)
     if any(out.glob("[0-9]*.png")):  # not where a command failed before its first image

@@ -46,8 +46,10 @@ class SampleRequest:
     """Which images are wanted. Image k is a function of (seed, k), whatever the batch it is made
     in.
 
-    label: a class by name or number, "all" for each in turn, a list of numbers for these in turn,
-    None for the null class. guidance: away from a reference, 1 for none.
+    Args:
+        label: a class by name or number, "all" for each in turn, a list of numbers for these in
+            turn, None for the null class.
+        guidance: away from a reference, 1 for none.
     """
 
     sampler: SamplerSettings

@@ -14,8 +14,14 @@ from runtime.errors import UserError
 
 
 def weight_file(path: str, what: str, source: str) -> Path:
-    """what: whose weights these are. source: where the file is to be had, for the message where it
-    is not there."""
+    """The file that path names.
+
+    Args:
+        what: whose weights these are.
+        source: where the file is to be had.
+    Raises:
+        UserError: where it is not there.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         found = "is a folder, and a file is needed" if file.is_dir() else "is not there"

@@ -137,9 +137,6 @@ def test_what_cannot_be_judged_is_said(metric):
         (x[:1], y, "images judged: 1"),
         (x, y[:1], "reference images: 1"),
         (broken, y, "2 of 40 rows"),
-        (x, y[:, :3], "4 features of .* and 3 of"),
-        (x[0], y, "float matrix"),
-        (x.long(), y, "float matrix"),
     ]:
         with pytest.raises(UserError, match=message):
             metric(a, b)

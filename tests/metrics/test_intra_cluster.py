@@ -61,7 +61,6 @@ def test_what_cannot_be_judged_is_said():
     for generated, message in [
         (train[:0], "generated images: 0"),
         (train * float("nan"), "5 of 5 rows"),
-        (train[:, 1:], "2 features of the"),
     ]:
         with pytest.raises(UserError, match=message):
             intra_distance(generated, train)

@@ -156,7 +156,6 @@ def test_what_cannot_be_judged_is_said():
     for a, b, message in [
         (x[:1], y, "images judged: 1, where this metric needs 2"),
         (x * float("nan"), y, "10 of 10 rows"),
-        (x, y[:, 1:], "4 features of .* and 3 of"),
     ]:
         for metric in (kid, kid_replicates):
             with pytest.raises(UserError, match=message):
