@@ -132,12 +132,10 @@ def _loss(held_out: HeldOut) -> Record:
 def _mean_error(held_out: HeldOut) -> Estimate:
     """With its interval over images: the draws of one image go together, and the t that it has do
     not count."""
-    value, images = held_out.errors.mean(), int(held_out.image.max()) + 1
-    residual = about_the_curve(held_out.errors, held_out.t)
-    total = torch.zeros(images, dtype=torch.float64)
-    total.index_add_(0, held_out.image, residual - residual.mean())
-    replicates = value + resampled(images, 200, "held-out") @ total / len(residual)
-    return estimate(value.item(), replicates, images)
+    value, residual = held_out.errors.mean(), about_the_curve(held_out.errors, held_out.t)
+    total = held_out.image.bincount(residual - residual.mean())  # of each image
+    replicates = value + resampled(len(total), 200, "held-out") @ total / len(residual)
+    return estimate(value.item(), replicates, len(total))
 
 
 def _bound(found: Bound, timesteps: Sequence[range]) -> Record:

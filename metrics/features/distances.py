@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metrics.features import Embedding, Features, in_colour, resized
-from metrics.features.inputs import loading, per_channel, tensors, weight_file
+from metrics.features.inputs import loading, tensors, weight_file
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.torchvision import torchvision
@@ -79,7 +79,8 @@ class Lpips(Features):
                 f"LPIPS needs images of {SMALLEST} pixels a side, and these are {x.shape[2]} high "
                 f"and {x.shape[3]} wide: the setting size=64 of these features scales them first."
             )
-        x, parts = (x - per_channel(SHIFT, x)) / per_channel(SCALE, x), list[Tensor]()
+        x = torchvision.transforms.functional.normalize(x, SHIFT, SCALE)
+        parts = list[Tensor]()
         for k, layer in enumerate(self.layers[: LAYERS[-1] + 1]):
             x = layer(x)  # [B, C, H, W]
             if k in LAYERS:

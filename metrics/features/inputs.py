@@ -11,6 +11,7 @@ from torch import Tensor
 from metrics.features import Resample, in_colour, resized
 from models.formats.published import read_weights
 from runtime.errors import UserError
+from runtime.torchvision import torchvision
 
 
 def weight_file(path: str, what: str, source: str) -> Path:
@@ -71,9 +72,4 @@ class Normalized:
 
     def __call__(self, images: Tensor) -> Tensor:
         x = resized(in_colour(images).float() / 255, self.size, self.resample).clamp(0, 1)
-        return (x - per_channel(self.mean, x)) / per_channel(self.std, x)
-
-
-def per_channel(values: Sequence[float], x: Tensor) -> Tensor:
-    """[C, 1, 1], beside x [B, C, H, W]."""
-    return x.new_tensor(values).view(-1, 1, 1)
+        return torchvision.transforms.functional.normalize(x, self.mean, self.std)

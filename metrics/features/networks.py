@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import runtime.torchvision  # noqa: F401  before what imports torchvision
 from metrics.features import Embedding, Features, Resample
 from metrics.features.inputs import Normalized, loading, tensors, weight_file
 from runtime.errors import UserError, near
