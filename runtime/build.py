@@ -1,5 +1,5 @@
 """From configuration to objects. The constructor's signature is the schema: keys and types are
-checked against it, with the near names in the message, before anything is built.
+checked against it, with the near names in the message, before it is called.
 
 Configurations also arrive inside checkpoints, which are foreign input: a target must be defined in
 a package that the caller names, judged by the module where the object is defined and not by the
@@ -45,28 +45,28 @@ def parse(kind: type[T], content: dict[str, Any], packages: Sequence[str], where
     Raises:
         UserError: at the first wrong key or value.
     """
-    check_arguments(kind, content, packages, where)
-    return make(kind, where, **_arguments(kind, content, packages, where))
+    return make(kind, where, **check_arguments(kind, content, packages, where))
 
 
 def build(node: dict[str, Any], packages: Sequence[str], where: str, **given: Any) -> Any:
     """Checks and builds a node: the target called with its settings and what the caller gives, or,
-    with _partial_, bound to them."""
+    with _partial_, bound to them.
+
+    Raises:
+        UserError: at the first wrong key or value, or where the target refuses its settings.
+    """
     factory = bind(node, packages, where, list(given))
-    return (
-        functools.partial(factory, **given)
-        if node.get("_partial_")
-        else make(factory, where, **given)
-    )
+    if node.get("_partial_"):
+        return functools.partial(factory, **given)
+    return make(factory, where, **given)
 
 
 def bind(
     node: dict[str, Any], packages: Sequence[str], where: str, given: Sequence[str] = ()
 ) -> functools.partial[Any]:
     """Checks a node and binds its target to its settings. given: arguments that the caller adds."""
-    check(node, packages, where, given)
-    target = resolve(node["_target_"], packages, where)
-    return functools.partial(target, **_arguments(target, node, packages, where))
+    target = resolve(node.get("_target_"), packages, where)
+    return functools.partial(target, **check_arguments(target, node, packages, where, given))
 
 
 def make(factory: Callable[..., T], where: str, *args: Any, **given: Any) -> T:
@@ -99,56 +99,42 @@ def _inside(module: str, packages: Sequence[str]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
 
 
-def check(
-    node: dict[str, Any], packages: Sequence[str], where: str, given: Sequence[str] = ()
-) -> None:
-    """Compares a node, and those inside it, with the signature of its target."""
-    target = resolve(node.get("_target_"), packages, where)
-    check_arguments(target, node, packages, where, given)
-
-
 def check_arguments(
     target: Any,
     node: dict[str, Any],
     packages: Sequence[str],
     where: str,
     given: Sequence[str] = (),
-) -> None:
-    """The same with the target known. A parameter `from_` is the key `from`."""
+) -> dict[str, Any]:
+    """A node's settings as arguments of target, what is inside built, after a comparison with its
+    signature. A parameter `from_` is the key `from`.
+
+    Args:
+        given: arguments that the caller adds, so that no setting may have their names.
+    Raises:
+        UserError: at the first wrong key or value.
+    """
     parameters, hints = _schema(target)
     required = {
         name
         for name, p in parameters.items()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+    lacking = required - node.keys() - set(given)
+    arguments = {}
     for key, value in node.items():
         if key in SPECIAL:
             continue
         place = f"{where}.{key}".removeprefix(".")
         if key not in parameters or key in given:
-            bound_later = required - node.keys() if node.get("_partial_") else set()
-            raise UserError(
-                f"{place}: no such setting; "
-                f"{near(key, parameters.keys() - bound_later - set(given))}"
-            )
-        _check_value(value, hints.get(key, Any), packages, place)
-    missing = [name for name in parameters if name in required - node.keys() - set(given)]
+            bound_later = lacking if node.get("_partial_") else set()
+            known = parameters.keys() - bound_later - set(given)
+            raise UserError(f"{place}: no such setting; {near(key, known)}")
+        arguments[parameters[key].name] = _built(value, hints.get(key, Any), packages, place)
+    missing = [name for name in parameters if name in lacking]
     if missing and not node.get("_partial_"):
-        raise UserError(f"{f'{where}.{missing[0]}'.removeprefix('.')} must be set.")
-
-
-def _check_value(value: Any, hint: Any, packages: Sequence[str], place: str) -> None:
-    if nodes := _nodes(value):
-        if isinstance(value, list) != _is_sequence(hint):
-            found = "a list" if isinstance(value, list) else "one group"
-            raise UserError(f"{place} must be {describe(hint)}, and is {found} here: {value}")
-        for index, node in nodes:
-            check(node, packages, f"{place}{index}")
-    elif not fits(value, hint):
-        raise UserError(f"{place}={value!r} is not {describe(hint)}.")
-    elif record := _record(hint):
-        for index, content in _each(value):
-            check_arguments(record, content, packages, f"{place}{index}")
+        raise UserError(f"{where}.{missing[0]}".removeprefix(".") + " must be set.")
+    return arguments
 
 
 @functools.cache
@@ -162,42 +148,23 @@ def _schema(target: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, 
     )
 
 
-def _arguments(
-    target: Any, node: dict[str, Any], packages: Sequence[str], where: str
-) -> dict[str, Any]:
-    """A node's settings as arguments of target: what is inside built, keywords such as `from`
-    spelled `from_`."""
-    parameters, hints = _schema(target)
-    return {
-        parameters[key].name: _built(value, hints.get(key, Any), packages, f"{where}.{key}")
-        for key, value in node.items()
-        if key not in SPECIAL
-    }
-
-
 def _built(value: Any, hint: Any, packages: Sequence[str], place: str) -> Any:
-    if nodes := _nodes(value):
-        parts = [build(node, packages, f"{place}{index}") for index, node in nodes]
-    elif (record := _record(hint)) and value is not None:
-        parts = [
-            make(record, f"{place}{index}", **_arguments(record, content, packages, place))
-            for index, content in _each(value)
-        ]
+    """A value of this type as it is, the part that a node says, the record that a mapping says; of
+    a list, those of its elements."""
+    listed = isinstance(value, list)
+    each = {f"{place}[{k}]": v for k, v in enumerate(value)} if listed else {place: value}
+    if each and all(isinstance(v, dict) and "_target_" in v for v in each.values()):
+        if listed != _is_sequence(hint):
+            found = "a list" if listed else "one group"
+            raise UserError(f"{place} must be {describe(hint)}, and is {found} here: {value}")
+        parts = [build(node, packages, where) for where, node in each.items()]
+    elif not fits(value, hint):
+        raise UserError(f"{place}={value!r} is not {describe(hint)}.")
+    elif record := _record(hint):
+        parts = [parse(record, content, packages, where) for where, content in each.items()]
     else:
         return value
-    return parts if isinstance(value, list) else parts[0]
-
-
-def _nodes(value: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The nodes that a value is or, as a list, holds, with their places in it."""
-    found = _each(value)
-    return found if found and all(isinstance(v, dict) and "_target_" in v for _, v in found) else []
-
-
-def _each(value: Any) -> list[tuple[str, Any]]:
-    return (
-        [(f"[{k}]", v) for k, v in enumerate(value)] if isinstance(value, list) else [("", value)]
-    )
+    return parts if listed else parts[0]
 
 
 def _record(hint: Any) -> Any:
@@ -221,13 +188,11 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in arguments)
     if origin is typing.Literal:
         return value in arguments
-    if hint in (None, type(None)):
-        return value is None
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
     if hint is float:
         return isinstance(value, int | float)
-    if hint in (int, str):
+    if hint in (int, str, type(None)):
         return isinstance(value, hint)
     if _is_sequence(hint):
         return isinstance(value, list) and all(fits(v, arguments[0]) for v in value)
