@@ -5,27 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
-from config.overrides import check_overrides, resolved
+from config.overrides import run_script
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.settings import EvaluateSettings
 from runtime.build import parse
-from runtime.errors import UserError, message_of, one_message
-from runtime.log import log_to_terminal
+from runtime.errors import UserError, message_of
 from runtime.signals import PREEMPTED
 
 log = logging.getLogger("evaluate")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-@one_message
-def main(cfg: DictConfig) -> None:
-    log_to_terminal()
-    config = resolved(cfg)
-    config.pop("spacing")
+def main(config: dict[str, Any]) -> None:
+    del config["spacing"]  # it stands in the sampler
     settings = parse(EvaluateSettings, config, ["diffusion", "metrics"], "")
     if settings.checkpoint is None:
         evaluate_folder(settings)
@@ -37,8 +30,8 @@ def main(cfg: DictConfig) -> None:
             "out= each is put into its run."
         )
     failed = []
-    for k, run in enumerate(runs):
-        log.info("%s%s", f"[{k + 1} of {len(runs)}] " if len(runs) > 1 else "", run)
+    for k, run in enumerate(runs, 1):
+        log.info(f"[{k} of {len(runs)}] {run}")
         try:
             evaluate_run(run, settings, config["sampler"])
         except (UserError, OSError) as error:
@@ -46,7 +39,7 @@ def main(cfg: DictConfig) -> None:
             if len(runs) == 1 or message is None:
                 raise
             failed.append(message if message.startswith(str(run)) else f"{run}: {message}")
-            log.error("failed: %s", failed[-1])
+            log.error(f"failed: {failed[-1]}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed)
@@ -54,9 +47,8 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    one_message(check_overrides)("evaluate", sys.argv[1:])
     try:
-        main()
+        run_script("evaluate", main)
     except KeyboardInterrupt:
         print(
             "\ninterrupted; the images that were made stay, and the same command continues",

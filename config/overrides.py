@@ -4,13 +4,15 @@ misspelt."""
 from __future__ import annotations
 
 import copy
+import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
@@ -20,8 +22,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from config.old_spelling import refuse_old_config, refuse_old_override
-from runtime.errors import UserError, near
-from runtime.hydra_private import parse_command_line, parse_overrides, set_values
+from runtime.errors import UserError, near, one_message
+from runtime.hydra_private import parse_command_line, parse_overrides, set_values, split_cells
+from runtime.log import log_to_terminal
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = ("experiment", "sweep")  # groups that are not among the defaults
@@ -39,15 +42,15 @@ def groups() -> list[str]:
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """A config by name and overrides, resolved, whether or not Hydra is running. What is chosen is
     composed once in a process; values are then set in a copy, by Hydra's own function: it takes ten
-    times as long to compose. Raises UserError with Hydra's word on it."""
-    values: list[Override] = []
-    chosen: list[Override] = []
-    known = groups()
-    for override in parsed(overrides):
-        (values if _is_value(override, known) else chosen).append(override)
-    config = copy.deepcopy(
-        _composed_keys(CONF, config_name, tuple(str(o.input_line) for o in chosen), False)
-    )
+    times as long to compose.
+
+    Raises:
+        UserError: with Hydra's word on what is wrong.
+    """
+    known, ours = groups(), parsed(overrides)
+    values = [o for o in ours if _is_value(o, known)]
+    chosen = tuple(str(o.input_line) for o in ours if o not in values)
+    config = copy.deepcopy(_composed_keys(CONF, config_name, chosen, False))
     try:
         set_values(values, config)
     except HydraException as error:
@@ -59,12 +62,7 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
     """Whether it sets a value, also all those of a group at once, and so changes nothing of which
     files are composed."""
     key = override.key_or_group
-    if (
-        override.is_sweep_override()
-        or override.package
-        or "/" in key
-        or key.split(".")[0] == "hydra"
-    ):
+    if override.is_sweep_override() or override.package or "/" in key or key.startswith("hydra."):
         return False
     return key not in known or isinstance(override.value(), dict)
 
@@ -72,9 +70,7 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
 def resolved(config: DictConfig) -> dict[str, Any]:
     """As plain dicts and lists, every interpolation and ??? filled in or refused."""
     try:
-        found = cast(
-            dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        )
+        found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be set: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
@@ -84,30 +80,26 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
-    """Raises UserError, with near names, for a command line that names a group, a choice or a key
-    that is not there, itself or in the sweep that it asks for."""
+    """Checks a command line, and the sweep that it asks for.
+
+    Raises:
+        UserError: with near names, where it names a group, a choice or a key that is not there.
+    """
     ours = task_overrides(config_name, arguments)
     known = groups()
     chosen = [o for o in ours if o.key_or_group in known]
     for override in chosen:
         _check_choice(override)
     keys = [o for o in ours if o.key_or_group not in known and "@" not in (o.input_line or "")]
-    base = _keys_with(config_name, chosen)  # of a sweep, with the first of its choices
-    for override in keys:
-        _check_key(override, base)
-    for choice in chosen:
-        inside = [
-            o
-            for o in keys
-            if o.key_or_group.startswith(f"{choice.package or choice.key_or_group}.")
-        ]
-        for value in _values(choice)[1:] if inside else []:
-            base = _keys_with(config_name, chosen, {_choice(choice): value})
-            for override in inside:
-                try:
-                    _check_key(override, base)
-                except UserError as error:
-                    raise UserError(f"{error} (with {choice.key_or_group}={value})") from error
+    cells = split_cells(chosen) if keys else []
+    for cell in cells:
+        base = composed_keys(config_name, cell)
+        for override in keys:
+            try:
+                _check_key(override, base)
+            except UserError as error:
+                of_cell = f" (with {' '.join(cell)})" if len(cells) > 1 else ""
+                raise UserError(f"{error}{of_cell}") from error
     _check_flags(config_name, arguments, ours)
 
 
@@ -131,27 +123,23 @@ def _check_flags(config_name: str, arguments: Sequence[str], ours: Sequence[Over
             )
 
 
+@one_message
+def run_script(name: str, main: Callable[[dict[str, Any]], object]) -> None:
+    """python NAME.py: checks the command line, composes conf/NAME.yaml with it, and calls main with
+    that as plain dicts."""
+
+    @one_message
+    def start(config: DictConfig) -> None:
+        log_to_terminal()
+        main(resolved(config))
+
+    check_overrides(name, sys.argv[1:])
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
+
+
 def is_multirun(asked: Namespace) -> bool:
     """Whether Hydra's parsed command line asks for many runs."""
     return asked.multirun or "hydra.mode=MULTIRUN" in asked.overrides
-
-
-def _keys_with(
-    config_name: str, chosen: Sequence[Override], other: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Which keys there are with the first value of each choice, or with another."""
-    return composed_keys(
-        config_name,
-        [
-            f"{'+' if o.is_add() else ''}{_choice(o)}={other.get(_choice(o), _values(o)[0])}"
-            for o in chosen
-        ],
-    )
-
-
-def _choice(override: Override) -> str:
-    """What is chosen: a group, or a group at another place, features@perceptual."""
-    return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 
 def task_overrides(config_name: str, arguments: Sequence[str]) -> list[Override]:
@@ -196,31 +184,26 @@ def composed_keys(
 ) -> dict[str, Any]:
     """A config that may still lack values; hydra: with Hydra's own settings. Composed once in a
     process, as a command line is checked key by key."""
-    return cast(
-        dict[str, Any],
-        OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra)),
-    )
+    found: Any = OmegaConf.to_container(_composed_keys(CONF, config_name, tuple(overrides), hydra))
+    return found
 
 
 @lru_cache
 def _composed_keys(
     conf: Path, config_name: str, overrides: tuple[str, ...], hydra: bool
 ) -> DictConfig:
+    running = GlobalHydra.instance().is_initialized()
     try:
-        if GlobalHydra.instance().is_initialized():
-            return compose(config_name, list(overrides), return_hydra_config=hydra)
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with nullcontext() if running else initialize_config_dir(str(conf), version_base="1.3"):
             return compose(config_name, list(overrides), return_hydra_config=hydra)
     except (HydraException, YAMLError, ValueError) as error:  # ValueError: data=1, which is no name
         raise UserError(f"{' '.join(overrides)}: {error}".removeprefix(": ")) from error
 
 
 def _values(override: Override) -> list[Any]:
-    return (
-        [str(v) for v in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.get_value_element_as_str()]
-    )
+    if override.is_sweep_override():
+        return list(map(str, override.sweep_string_iterator()))
+    return [override.get_value_element_as_str()]
 
 
 def _check_choice(override: Override) -> None:
@@ -232,21 +215,16 @@ def _check_choice(override: Override) -> None:
         )
     if isinstance(override.value(), dict):
         return
-    in_defaults = group not in ADDED
-    if not in_defaults and not override.is_add():
+    values, known = _values(override), options(group)
+    if override.is_add() != (group in ADDED):
         raise UserError(
-            f"write +{group}={_values(override)[0]}, with a plus: {group} is added to the defaults."
+            f"write +{group}={values[0]}, with a plus: {group} is added to the defaults."
+            if group in ADDED
+            else f"write {group}={values[0]}, without the plus: {group} is among the defaults."
         )
-    if in_defaults and override.is_add():
-        raise UserError(
-            f"write {group}={_values(override)[0]}, without the plus: {group} is among the "
-            "defaults."
-        )
-    for value in _values(override):
-        if value not in options(group):
-            raise UserError(
-                f"{group}={value}: there is no such {group}; {near(value, options(group))}"
-            )
+    for value in values:
+        if value not in known:
+            raise UserError(f"{group}={value}: there is no such {group}; {near(value, known)}")
         try:
             # each, as of a sweep only the first cell is composed here
             OmegaConf.load(CONF / group / f"{value}.yaml")
@@ -256,31 +234,26 @@ def _check_choice(override: Override) -> None:
 
 def _check_key(override: Override, base: dict[str, Any]) -> None:
     node: Any = base
-    parts = override.key_or_group.split(".")
+    key, parts = override.key_or_group, override.key_or_group.split(".")
     for depth, part in enumerate(parts):
-        if override.is_add() and depth == len(parts) - 1 and isinstance(node, dict):
-            return  # new keys are judged by the schema
+        above = ".".join(parts[:depth])
         if isinstance(node, list):
             if override.is_delete():
                 raise UserError(
-                    f"~{override.key_or_group}: no element of a list can be left out; give the "
-                    f"whole list, {'.'.join(parts[:depth])}=[...]."
+                    f"~{key}: no element of a list can be left out; give the whole list, "
+                    f"{above}=[...]."
                 )
             if not part.isdecimal() or int(part) >= len(node):
                 raise UserError(
-                    f"{override.key_or_group}: {'.'.join(parts[:depth])} is a list, whose "
-                    f"{len(node)} elements are named by their numbers, from 0 on."
+                    f"{key}: {above} is a list, whose {len(node)} elements are named by their "
+                    "numbers, from 0 on."
                 )
             node = node[int(part)]
-            continue
-        if not isinstance(node, dict):
-            return  # inside a value: Hydra's to judge
-        if part not in node:
-            known = [".".join([*parts[:depth], str(k)]) for k in node] + (
-                [f"+{g}" for g in ADDED] if depth == 0 else []
-            )
-            raise UserError(
-                f"{override.key_or_group}: there is no such setting; "
-                f"{near('.'.join(parts[: depth + 1]), known)}"
-            )
-        node = node[part]
+        elif not isinstance(node, dict) or (override.is_add() and depth == len(parts) - 1):
+            return  # inside a value, which is Hydra's to judge; or new, and judged by the schema
+        elif part in node:
+            node = node[part]
+        else:
+            here = f"{above}.".removeprefix(".")
+            known = [f"{here}{k}" for k in node] + [f"+{g}" for g in ADDED if not above]
+            raise UserError(f"{key}: there is no such setting; {near(here + part, known)}")

@@ -8,6 +8,7 @@ path that leads to it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -140,7 +141,8 @@ def check_arguments(
 @functools.cache
 def _schema(target: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
     """The parameters of a class or function and their types, by key."""
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    own_init = inspect.isclass(target) and not dataclasses.is_dataclass(target)
+    hints = typing.get_type_hints(target.__init__ if own_init else target)
     parameters = inspect.signature(target).parameters
     return (
         {name.rstrip("_"): parameter for name, parameter in parameters.items()},

@@ -79,17 +79,19 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_directory(path: Path, contents: dict[str, bytes]) -> None:
-    """Creates the directory path with these files: it appears with all of them or not at all. One
-    that is there is replaced; a kill between the two renames leaves it to remove_leftovers to put
-    the old one back."""
+    """Creates the directory path with these files, by NAME or FOLDER/NAME: it appears with all of
+    them or not at all. One that is there is replaced; a kill between the two renames leaves it to
+    remove_leftovers to put the old one back."""
     replaced = path.with_name(f".{path.name}.replaced")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         for name, data in contents.items():
+            (aside / name).parent.mkdir(exist_ok=True)
             write_durably(aside / name, data)
-        sync_directory(aside)
+        for folder in {(aside / name).parent for name in contents} | {aside}:
+            sync_directory(folder)
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(path, replaced)
@@ -129,7 +131,7 @@ def put_aside(path: Path, why: str) -> None:
     """Moves what is damaged out of the way and says so: it is made anew."""
     aside = path.with_name(f"{path.name}.damaged")
     os.replace(path, aside)
-    log.warning("%s; it is put aside as %s and made anew", why, aside.name)
+    log.warning(f"{why}; it is put aside as {aside.name} and made anew")
 
 
 def write_checked(path: Path, data: bytes) -> None:
@@ -152,8 +154,14 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def read_json(path: Path, mend: str = "", kind: type = dict, keys: Collection[str] = ()) -> Any:
-    """What a JSON file holds, of this kind and with at least these keys. Raises Damaged, with the
-    way to mend it, for any other."""
+    """What a JSON file holds.
+
+    Args:
+        mend: the way to mend it, for the message.
+        kind: what it must hold, and at least with these keys.
+    Raises:
+        Damaged: where it holds anything else.
+    """
     return _parsed(path, path.read_bytes(), mend, kind, keys)
 
 
@@ -186,8 +194,14 @@ def write_sealed(path: Path, content: dict[str, Any], indent: int | None = None)
 def read_sealed(
     path: Path, mend: str = "", keys: Collection[str] = (), unsealed: bool = False
 ) -> dict[str, Any]:
-    """What write_sealed wrote, with at least these keys. unsealed: a JSON object of an earlier
-    version, without a seal, is taken as it is. Raises Damaged, with the way to mend it."""
+    """What write_sealed wrote, with at least these keys.
+
+    Args:
+        mend: the way to mend it, for the message.
+        unsealed: a JSON object of an earlier version, without a seal, is taken as it is.
+    Raises:
+        Damaged: where it holds anything else.
+    """
     data = path.read_bytes()
     body, seal, digest = data.rpartition(SEAL)
     if not seal:
@@ -209,8 +223,13 @@ def raise_if_full(error: OSError, path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on path, which the system drops when the process dies. busy: what to
-    say where another process holds it; None waits for it."""
+    """Holds an exclusive lock on path, which the system drops when the process dies.
+
+    Args:
+        busy: what to say where another process holds it; None waits for it.
+    Raises:
+        UserError: with busy.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:

@@ -23,9 +23,9 @@ from tests.helpers import ROOT
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
 
-import export as script
 import models.adm
 import models.unet
+import training.export_weights as script
 from config.overrides import composed
 from config.run_config import RunConfig
 from diffusion import schedule as schedules
@@ -94,7 +94,7 @@ def run_of(directory: Path, overrides) -> Path:
 
 def exported(run: Path, out: Path, weights="ema"):
     """The pipeline that diffusers opens."""
-    script.export(load_weights(str(run)), out, weights)
+    script.export_pipeline(load_weights(str(run)), out, weights)
     pipeline = DDPMPipeline.from_pretrained(str(out))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -171,7 +171,7 @@ def test_there_and_back(name, tmp_path):
     """The weights to the bit and the config."""
     model, rest = RUNS[name]
     run = run_of(tmp_path / "run", [*model, *rest])
-    script.export(load_weights(str(run)), tmp_path / "out")
+    script.export_pipeline(load_weights(str(run)), tmp_path / "out")
     before, after = (load_weights(str(path)) for path in (run, tmp_path / "out"))
     a, b = before.load("ema"), after.load("ema")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -233,20 +233,14 @@ def test_no_beta_is_written_as_zero():
 
 
 def test_schedules_have_their_name_only_where_they_are_the_same():
-    assert (
-        script.named({"_target_": "diffusion.schedule.cosine", "steps": 10})["beta_schedule"]
-        == "squaredcos_cap_v2"
-    )
-    assert (
-        script.named({"_target_": "diffusion.schedule.cosine", "steps": 10, "max_beta": 0.99})
-        is None
-    )
-    assert script.named({"_target_": "diffusion.schedule.sigmoid"}) is None
-    assert script.named({"_target_": "diffusion.schedule.linear"}) == {
-        "beta_schedule": "linear",
-        "beta_start": 1e-4,
-        "beta_end": 0.02,
-    }
+    for schedule, name in (
+        (schedules.cosine(10), "squaredcos_cap_v2"),
+        (schedules.cosine(10, max_beta=0.99), None),
+        (schedules.sigmoid(), None),
+        (schedules.linear(10), "linear"),
+        (schedules.linear(10, beta_end=0.03), None),
+    ):
+        assert script.name_of(schedule, 1e-4, 0.02) == name
 
 
 @pytest.mark.parametrize(
@@ -272,30 +266,32 @@ def test_schedules_have_their_name_only_where_they_are_the_same():
 def test_what_diffusers_has_not(overrides, message, tmp_path):
     run = run_of(tmp_path / "run", overrides)
     with pytest.raises(UserError, match=message):
-        script.export(load_weights(str(run)), tmp_path / "out")
+        script.export_pipeline(load_weights(str(run)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left(tmp_path):
     run, out = run_of(tmp_path / "run", UNET), tmp_path / "out"
     out.mkdir()  # an empty one is filled
-    script.export(load_weights(str(run)), out)
+    script.export_pipeline(load_weights(str(run)), out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    script.export(load_weights(str(run)), out)  # the same again is there already
+    script.export_pipeline(load_weights(str(run)), out)  # the same again is there already
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     with pytest.raises(UserError, match="holds something else"):
-        script.export(load_weights(str(run)), out, "model")
+        script.export_pipeline(load_weights(str(run)), out, "model")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
-        script.export(load_weights(str(run)), tmp_path / "file")
+        script.export_pipeline(load_weights(str(run)), tmp_path / "file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out", "run"]
 
 
 def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
     run = run_of(tmp_path / "run", UNET)
-    monkeypatch.setattr(script, "write_atomically", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr(
+        "runtime.files.write_durably", lambda *_: (_ for _ in ()).throw(OSError("no"))
+    )
     with pytest.raises(OSError, match="no"):
-        script.export(load_weights(str(run)), tmp_path / "out")
+        script.export_pipeline(load_weights(str(run)), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

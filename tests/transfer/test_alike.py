@@ -23,7 +23,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import export
 from config.overrides import CONF, composed_keys, groups, options, resolved
 from config.run_config import RunConfig
 from data.batches import Batches
@@ -34,6 +33,7 @@ from diffusion.timesteps import Uniform
 from runtime.checkpoint import EMA, find
 from tests.helpers.starts import trained as source_with
 from tests.helpers.transfers import Transfers, folders, weights
+from training import export_weights as export
 from training.checks import check_network
 from training.loop import Terms, Trainer
 from training.result import read_result

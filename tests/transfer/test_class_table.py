@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import export
-import sample
 from config.run_config import RunConfig
 from data.batches import to_x0
 from diffusion.generate import SamplerSettings
@@ -22,8 +20,10 @@ from diffusion.samplers import ddim, even_steps, trailing_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from runtime.seeds import derive
+from sampling import sample_to_folder as sample
 from tests.helpers import runs
 from tests.helpers.transfers import Transfers, denoiser_of, folders, moved, weights
+from training import export_weights as export
 from transfer.trained_weights import load_weights, merged, origin_of, source_of, start_of
 
 TABLE = "class_embedding.weight"
@@ -166,8 +166,10 @@ def test_dreambooth_tells_its_new_classes_from_each_other_and_from_none_in_few_s
 
 
 def sampled(checkpoint: Path, out: Path, **other) -> list[bytes]:
-    sample.sample(
-        sample.SampleSettings(str(checkpoint), SAMPLER, n=2, out=str(out), device="cpu", **other),
+    sample.sample_to_folder(
+        sample.SampleSettings(
+            SAMPLER, n=2, checkpoint=str(checkpoint), out=str(out), device="cpu", **other
+        ),
         {},
     )
     return [path.read_bytes() for path in sorted(out.glob("0*.png"))]
@@ -315,11 +317,11 @@ def test_guidance_of_a_step(transfers, tmp_path):
     image."""
     directory = run(transfers, "full", "model.classes=0")
     one = SamplerSettings(ddim, trailing_steps, 1)
-    sample.sample(
+    sample.sample_to_folder(
         sample.SampleSettings(
-            str(directory),
             one,
             n=1,
+            checkpoint=str(directory),
             out=str(tmp_path / "a"),
             device="cpu",
             guidance=1.5,

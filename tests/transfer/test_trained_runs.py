@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import export
-import sample
 from config.run_config import RunConfig
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim, even_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
+from sampling import sample_to_folder as sample
 from tests.helpers.transfers import TISSUE, Transfers, denoiser_of, weights
+from training import export_weights as export
 from transfer.adapters import inject, load
 from transfer.trained_weights import is_difference, load_weights, source_of, start_of
 
@@ -87,8 +87,8 @@ def test_everywhere_the_same_network(transfers, tmp_path, strategy):
     assert not torch.equal(expected[0], source[0]) or strategy.startswith("text")
     opened = {"merged": load_weights(str(directory)), "laid on its source": load_weights(str(file))}
     if strategy != "textual_inversion":  # diffusers takes no classes here
-        export.export(load_weights(str(directory)), tmp_path / "of run")
-        export.export(load_weights(str(file)), tmp_path / "of file")
+        export.export_pipeline(load_weights(str(directory)), tmp_path / "of run")
+        export.export_pipeline(load_weights(str(file)), tmp_path / "of file")
         opened |= {name: load_weights(str(tmp_path / name)) for name in ("of run", "of file")}
     for found in opened.values():
         assert_says(found.config, found.load("ema"), expected)
@@ -125,8 +125,10 @@ def test_the_size_of_a_file_is_that_of_result_json(transfers, strategy):
 
 
 def sampled(checkpoint: Path, out: Path, **other) -> list[bytes]:
-    sample.sample(
-        sample.SampleSettings(str(checkpoint), SAMPLER, n=2, out=str(out), device="cpu", **other),
+    sample.sample_to_folder(
+        sample.SampleSettings(
+            SAMPLER, n=2, checkpoint=str(checkpoint), out=str(out), device="cpu", **other
+        ),
         {},
     )
     return [path.read_bytes() for path in sorted(out.glob("0*.png"))]
@@ -229,7 +231,7 @@ def test_other_kinds_of_sources(transfers, tmp_path, kind):
     if kind == "bare":
         shutil.copy(transfers.source / "checkpoints/step_20/ema.safetensors", source)
     if kind == "folder":
-        export.export(load_weights(str(transfers.source)), source)
+        export.export_pipeline(load_weights(str(transfers.source)), source)
     target = transfers.run(
         *TISSUE, "transfer=freeze_encoder", f"source.from={source}", "train.steps=3"
     )

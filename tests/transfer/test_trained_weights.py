@@ -16,8 +16,6 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-import export
-import sample
 from config.overrides import composed
 from config.run_config import RunConfig
 from models.formats import published as pretrained
@@ -27,8 +25,10 @@ from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.errors import UserError
 from runtime.seeds import derive
+from sampling import sample_to_folder as sample
 from tests.helpers import runs
 from tests.helpers.networks import randomize
+from training import export_weights as export
 from training.start_from_source import other_settings
 from transfer.trained_weights import load_weights, stated_config
 
@@ -87,7 +87,7 @@ def run_of(tmp_path, overrides, moved: float = 1.0) -> Path:
 @pytest.fixture
 def folder(run, tmp_path) -> Path:
     """That run in diffusers' format."""
-    export.export(load_weights(str(run)), tmp_path / "folder")
+    export.export_pipeline(load_weights(str(run)), tmp_path / "folder")
     return tmp_path / "folder"
 
 
@@ -499,7 +499,7 @@ def test_sample_makes_the_pipelines_images(tmp_path):
     from diffusers import DDIMScheduler, DDPMPipeline
 
     folder = tmp_path / "folder"
-    export.export(
+    export.export_pipeline(
         load_weights(str(run_of(tmp_path, [*UNET, "parameterization=velocity"], moved=0))), folder
     )
     done = runs.command(
@@ -538,7 +538,7 @@ def test_sample_makes_the_pipelines_images(tmp_path):
 
 def test_where_images_of_a_folder_go(run, folder):
     """Not into the folder, which may be the Hub's cache."""
-    settings = sample.SampleSettings(str(folder), None, seed=3)
+    settings = sample.SampleSettings(None, 16, seed=3, checkpoint=str(folder))
     assert sample.default_out(load_weights(str(folder)), settings) == Path("generated/folder_seed3")
     assert (
         sample.default_out(load_weights(str(run)), settings) == run / "generated" / "step_7_seed3"

@@ -1,0 +1,104 @@
+"""The images of trained weights in a folder: what sample.py is asked for, and does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.sections import Precision
+from diffusion.generate import as_made
+from models.formats.published import SECTIONS
+from runtime.build import Settings
+from runtime.checkpoint import Which
+from sampling.image_folder import claim_folder, write_missing
+from sampling.pipeline import Reference, SampleRequest, load
+from transfer.trained_weights import TrainedWeights
+
+log = logging.getLogger("sample")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(SampleRequest, Settings):
+    """See conf/sample.yaml."""
+
+    checkpoint: str
+    trained_as: str | None = None
+    overrides: Sequence[str] = ()
+    out: str | None = None
+    label: int | str | None = None
+    reference: Reference = "null_class"
+    source: str | None = None
+    weights: Which = "ema"
+    strip: int = 8
+    device: str = "auto"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.batch_size < 1 or self.strip < 1:
+            raise ValueError("n, batch_size and strip must be at least 1.")
+        if self.guidance != 1 and self.label is None and self.reference == "null_class":
+            raise ValueError(
+                "guidance leads from the null class to a label, of a model with classes: give "
+                "label=NAME or label=all; or from the source to what was made of it: "
+                "reference=source; or leave guidance at 1."
+            )
+        if self.guidance == 1 and self.reference == "source":
+            raise ValueError(
+                "reference=source needs a guidance other than 1, such as guidance=1.5 (domain "
+                "guidance)."
+            )
+
+
+def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -> Path:
+    """Writes the images that are missing, then the grid and the strip.
+
+    Returns:
+        Their folder.
+    Raises:
+        UserError: where the weights cannot be read, or the folder holds other images.
+    """
+    model = load(
+        settings.checkpoint,
+        settings.device,
+        settings.weights,
+        settings.source,
+        settings.trained_as,
+        settings.overrides,
+    )
+    found, config, denoiser = model.weights, model.weights.config, model.denoiser
+    out = Path(settings.out) if settings.out else default_out(found, settings)
+    what = {
+        "weights": found.digests[settings.weights],
+        "seed": settings.seed,
+        "sampler": as_made(sampler_config, settings.sampler, config.schedule),
+        "label": settings.label,
+        "guidance": settings.guidance,
+    }
+    if settings.reference == "source":
+        what["reference"] = "source"
+    if found.step is None:  # no run of ours, whose weights go with one config
+        shown = {key: config.raw["data"][key] for key in ("size", "channels")}
+        what["network"] = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
+    claim_folder(out, what)
+    reference = model.reference(settings.reference)
+    if model.classes and settings.label is None:
+        some = ", ".join(map(str, model.classes[:12]))
+        log.info(f"no label is given, so these are of the null class; label=NAME is one of {some}")
+    step = "its" if found.step is None else f"step {found.step}, {settings.weights}"
+    log.info(f"{found.path}, {step} weights -> {out}")
+    new = write_missing(
+        out, settings, denoiser, reference, model.classes, config.image_shape, settings.strip
+    )
+    log.info(f"{settings.n} images in {out} ({new} of them new), with grid.png and strip.png")
+    return out
+
+
+def default_out(found: TrainedWeights, settings: SampleSettings) -> Path:
+    """Inside the run; of what is no run of ours, which may be a cache that others read, beside the
+    others' images here."""
+    if found.step is None:
+        return Path("generated") / f"{Path(settings.checkpoint).resolve().name}_seed{settings.seed}"
+    return found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
