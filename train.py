@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     try:
         cell(lambda: run.train(resolved(cfg)))
     except Preempted as signal:
-        log.info("stopped by %s; everything is saved, the same command continues", signal)
+        log.info(f"stopped by {signal}; everything is saved, the same command continues")
         leave(signal.number)
 
 

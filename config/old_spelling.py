@@ -54,7 +54,11 @@ def as_then(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_old_override(line: str) -> None:
-    """Raises UserError, with the new spelling, for one line of a command."""
+    """Checks one line of a command.
+
+    Raises:
+        UserError: with the new spelling.
+    """
     if (new := re.sub(r"^(metrics=.*)\bfloors\b", r"\1baselines", line)) != line:
         raise UserError(f"{line}: this is written {new} now.")
     if (new := _translate_line(line)) != line:

@@ -52,6 +52,20 @@ VALUES = {
 }
 
 
+def _part(section: str, kind: Callable[..., T]) -> cached_property[T]:
+    """What the node of a section builds, of this class, on the CPU."""
+
+    def built(config: RunConfig) -> T:
+        with torch.device("cpu"):
+            return build(config.raw[section], NODES[section], section)
+
+    return cached_property(built)
+
+
+def _settings(section: str, kind: type[T], *packages: str) -> cached_property[T]:
+    return cached_property(lambda config: parse(kind, config.raw[section], packages, section))
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """raw: plain dicts and lists, for saving and for the run's identity. Each section is parsed
@@ -78,10 +92,9 @@ class RunConfig:
         seed."""
         return bind(self.raw["model"], NODES["model"], "model", ["out_channels"])
 
-    @cached_property
-    def schedule(self) -> NoiseSchedule:
-        with torch.device("cpu"):
-            return self._part("schedule")
+    schedule = _part("schedule", NoiseSchedule)
+    parameterization = _part("parameterization", Parameterization)
+    variance = _part("variance", Variance)
 
     @cached_property
     def network_schedule(self) -> NoiseSchedule | None:
@@ -89,14 +102,6 @@ class RunConfig:
         node = self.raw.get("network_schedule")
         with torch.device("cpu"):
             return node and build(node, NODES["schedule"], "network_schedule")
-
-    @cached_property
-    def parameterization(self) -> Parameterization:
-        return self._part("parameterization")
-
-    @cached_property
-    def variance(self) -> Variance:
-        return self._part("variance")
 
     @property
     def classes(self) -> int:
@@ -127,16 +132,15 @@ class RunConfig:
 
     def build_denoiser(self) -> Denoiser:
         """The network inside its schedule and parameterization."""
-        try:
-            return Denoiser(
-                self.build_network(),
-                self.schedule,
-                self.parameterization,
-                self.variance,
-                self.network_schedule,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return make(
+            Denoiser,
+            "",
+            self.build_network(),
+            self.schedule,
+            self.parameterization,
+            self.variance,
+            self.network_schedule,
+        )
 
     def frozen_denoiser(self, weights: dict[str, Tensor], device: torch.device) -> Denoiser:
         """The same with trained weights, to be asked and not trained. The global random stream is
@@ -167,38 +171,21 @@ class RunConfig:
         known = OWN_KEYS | reader_keys(section)
         if unknown := [key for key in section if key not in known | {"_target_"}]:
             raise UserError(f"data.{unknown[0]}: no such setting; {near(unknown[0], known)}")
-        reader = {key: value for key, value in section.items() if key not in OWN_KEYS}
+        node = {key: value for key, value in section.items() if key not in OWN_KEYS}
         own = {key: section[key] for key in section if key in OWN_KEYS}
         check_arguments(DataSettings, own, [], "data", ["reader"])
-        return make(DataSettings, "data", bind(reader, READERS, "data", ["file_cache"]), **own)
+        return make(DataSettings, "data", bind(node, READERS, "data", ["file_cache"]), **own)
 
-    @cached_property
-    def train(self) -> TrainSettings:
-        return self._settings("train", TrainSettings)
-
-    @cached_property
-    def transfer(self) -> TransferSettings:
-        return self._settings("transfer", TransferSettings, ["transfer", "diffusion"])
-
-    @cached_property
-    def source(self) -> SourceSettings:
-        return self._settings("source", SourceSettings, ["transfer"])
-
-    @cached_property
-    def sampler(self) -> SamplerSettings:
-        return self._settings("sampler", SamplerSettings, ["diffusion"])
-
-    @cached_property
-    def run(self) -> RunSettings:
-        return self._settings("run", RunSettings)
-
-    @cached_property
-    def wandb(self) -> WandbSettings:
-        return self._settings("wandb", WandbSettings)
+    train = _settings("train", TrainSettings)
+    transfer = _settings("transfer", TransferSettings, "transfer", "diffusion")
+    source = _settings("source", SourceSettings, "transfer")
+    sampler = _settings("sampler", SamplerSettings, "diffusion")
+    run = _settings("run", RunSettings)
+    wandb = _settings("wandb", WandbSettings)
 
     @cached_property
     def loss(self) -> Loss:
-        return self._part("loss")
+        return build(self.raw["loss"], NODES["loss"], "loss")
 
     def build_timesteps(self) -> Timesteps:
         return build(
@@ -206,18 +193,13 @@ class RunConfig:
         )
 
     def build_optimizer(self, groups: Sequence[Any]) -> torch.optim.Optimizer:
-        """Of these parameters, or groups of them. Raises UserError at a setting that it refuses."""
+        """Of these parameters, or groups of them.
+
+        Raises:
+            UserError: at a setting that it refuses.
+        """
         optimizer = bind(self.raw["optimizer"], NODES["optimizer"], "optimizer", ["params"])
-        try:
-            return optimizer(groups)
-        except ValueError as error:
-            raise UserError(f"optimizer: {error}.") from error
-
-    def _part(self, section: str) -> Any:
-        return build(self.raw[section], NODES[section], section)
-
-    def _settings(self, section: str, kind: type[T], packages: Sequence[str] = ()) -> T:
-        return parse(kind, self.raw[section], packages, section)
+        return make(optimizer, "optimizer", groups)
 
     # what its images and its source fill in
 
@@ -246,7 +228,10 @@ class RunConfig:
 
     def with_schedule_of(self, source: RunConfig | None) -> RunConfig:
         """The network of a source knows the timesteps of the source's schedule, and goes on being
-        given those. Raises UserError where what it says means something in its own schedule only.
+        given those.
+
+        Raises:
+            UserError: where what it says means something in its own schedule only.
         """
         if source is None or self.raw["network_schedule"]:
             return self

@@ -21,12 +21,15 @@ FEWEST = 10  # images that a KID is computed of
 class TrainSettings(Settings):
     """Numbers that decide what the weights become.
 
-    steps: 0 judges the start as it is. batch_size: images a step, whatever the accumulation.
-    accumulation: micro-batches a step. warmup: steps over which the rate rises from 0. clip:
-    largest norm of the gradient, null for none. ema_decay: of the running average, which warms up
-    as
-    min(decay, (1 + n) / (10 + n)). label_dropout: share of labels replaced by the null class.
-    precision auto: bf16 on a GPU that has it, else fp32; decided once and kept with the run.
+    Args:
+        steps: 0 judges the start as it is.
+        batch_size: images a step, whatever the accumulation.
+        accumulation: micro-batches a step.
+        warmup: steps over which the rate rises from 0.
+        clip: largest norm of the gradient, null for none.
+        ema_decay: of the running average, which warms up as min(decay, (1 + n) / (10 + n)).
+        label_dropout: share of labels replaced by the null class.
+        precision: auto is bf16 on a GPU that has it, else fp32; decided once and kept with the run.
     """
 
     steps: int
@@ -53,23 +56,26 @@ class TrainSettings(Settings):
         if self.clip is not None and self.clip <= 0:
             raise ValueError("clip must be above 0, or null for none.")
 
-    @property
-    def micro_batch(self) -> int:
-        """Images that one pass of the network sees."""
-        return self.batch_size // self.accumulation
-
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
     """Where a run happens and what it tells; none of it changes the weights, but for rounding.
 
-    device: auto, cpu, cuda, cuda:1. kernels: see kernels.dispatch.select. compile: torch.compile of
-    the network that trains. root: runs go to root/EXPERIMENT/NAME, or to directory where it is
-    given. cache: of decoded images. *_every: in steps; evaluation and samples also come at the end.
-    keep_last: checkpoints kept besides the best. held_out_draws: (image, t, noise) triples of the
-    held-out loss, four or more of each image. samples: images in the grid. kid_images: images
-    generated at each evaluation, for KID and rho (training.online_kid), 0 for none. best_by: what
-    the checkpoint that is kept as the best is lowest in.
+    Args:
+        device: auto, cpu, cuda, cuda:1.
+        kernels: see kernels.dispatch.select.
+        compile: torch.compile of the network that trains.
+        root: runs go to root/EXPERIMENT/NAME.
+        directory: where the run goes in place of that.
+        cache: of decoded images.
+        log_every, sample_every, checkpoint_every: in steps; evaluation and samples also come at the
+            end.
+        keep_last: checkpoints kept besides the best.
+        held_out_draws: (image, t, noise) triples of the held-out loss, four or more of each image.
+        samples: images in the grid.
+        kid_images: images generated at each evaluation, for KID and rho (training.online_kid), 0
+            for none.
+        best_by: what the checkpoint that is kept as the best is lowest in.
     """
 
     device: str = "auto"
@@ -114,13 +120,17 @@ class RunSettings(Settings):
 class SourceSettings(Settings):
     """Where the weights come from, and which are copied.
 
-    from: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format,
-    OWNER/NAME on the Hugging Face Hub, or a file of weights; null starts at random. include: globs
-    of the parameters that are copied. depth: only the first so many parts of the network, see
-    transfer.adapt_weights.depth_of; null for all. copy: what is copied of a tensor, null for its
-    values (transfer.adapt_weights). keep_classes: the class table has the source's classes after
-    the target's. weights: the running average or the last iterate. train: train a missing source
-    even if that takes long. overrides: of the source experiment's own settings.
+    Args:
+        from_: an experiment's name, a run directory or a checkpoint, a folder in diffusers' format,
+            OWNER/NAME on the Hugging Face Hub, or a file of weights; null starts at random.
+        include: globs of the parameters that are copied.
+        depth: only the first so many parts of the network, see transfer.adapt_weights.depth_of;
+            null for all.
+        copy: what is copied of a tensor, null for its values (transfer.adapt_weights).
+        keep_classes: the class table has the source's classes after the target's.
+        weights: the running average or the last iterate.
+        train: train a missing source even if that takes long.
+        overrides: of the source experiment's own settings.
     """
 
     from_: str | None = None
@@ -142,10 +152,13 @@ class RuleSettings(Settings):
     """What trains, when, and at which rate; transfer.rules.Rule is the same with its moments as
     steps.
 
-    pattern: glob on the full name of a parameter (`*` also crosses dots). learning_rate_scale:
-    times the optimizer's rate; 0 freezes. from, until: active while from <= step < until, steps
-    counted from 0; each a step or a share of the run, "30%". optional: the pattern may match
-    nothing, such as the class table of a network without classes.
+    Args:
+        pattern: glob on the full name of a parameter (`*` also crosses dots).
+        learning_rate_scale: times the optimizer's rate; 0 freezes.
+        from_, until: active while from <= step < until, steps counted from 0; each a step or a
+            share of the run, "30%".
+        optional: the pattern may match nothing, such as the class table of a network without
+            classes.
     """
 
     pattern: str
@@ -157,12 +170,16 @@ class RuleSettings(Settings):
 
 @dataclass(frozen=True)
 class TransferSettings(Settings):
-    """A strategy.
+    """A strategy. Its penalties, replay and loss are factories, called with a
+    transfer.context.Start.
 
-    name: for the run's directory. rules: what trains when. inject: parameters that are put into the
-    network (transfer.inject.Injection). penalties: what is added to the loss
-    (transfer.context.Penalty). replay: source images that are trained on too. loss: in place of the
-    section loss. The last three are factories, called with a transfer.context.Start.
+    Args:
+        name: for the run's directory.
+        rules: what trains when.
+        inject: adapters that are put into the network (transfer.adapters).
+        penalties: what is added to the loss (transfer.context.Penalty).
+        replay: source images that are trained on too.
+        loss: in place of the section loss.
     """
 
     name: str

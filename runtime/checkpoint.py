@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import pickle
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +31,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run was. pending: stopped between the step and its evaluation. validation_*,
-    held_out_grid: of its evaluation there, and which images that was taken on; None where there was
-    none. seconds: trained. rows: of metrics.jsonl. window: the summed loss since the last of these,
-    and of how many steps."""
+    """How far a run was.
+
+    Args:
+        pending: stopped between the step and its evaluation.
+        validation_loss, validation_kid: of its evaluation there, None where there was none.
+        held_out_grid: which images that was taken on.
+        seconds: trained.
+        rows: of metrics.jsonl.
+        window: the summed loss since the last of these, and of how many steps.
+    """
 
     pending: bool = False
     validation_loss: float | None = None
@@ -46,8 +53,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk. config: of the run. classes: their names. digests: the sha256 of
-    each file."""
+    """A checkpoint on the disk.
+
+    Args:
+        config: of the run.
+        classes: their names.
+        digests: the sha256 of each file.
+    """
 
     path: Path
     step: int
@@ -56,29 +68,35 @@ class Checkpoint:
     digests: dict[str, str]
     progress: Progress = Progress()
 
-    def damage(self, names: list[str] | None = None) -> str | None:
-        """What is wrong with the files, or None where every sha256 is right."""
-        for name, expected in self.digests.items():
-            if names and name not in names:
-                continue
+    def damage(self, *names: str) -> str | None:
+        """What is wrong with these files, or with any, or None where every sha256 is right."""
+        for name in names or self.digests:
             file = self.path / name
             if not file.is_file():
                 return f"{file} is missing"
-            if sha256(file) != expected:
+            if sha256(file) != self.digests[name]:
                 return f"{file} is damaged: its sha256 is not the one in {STATE}"
         return None
 
     def weights(self, which: str = EMA) -> dict[str, Tensor]:
-        """The tensors of the model or its EMA. Raises UserError where the file is damaged."""
-        if damage := self.damage([which]):
+        """The tensors of the model or its EMA, by their names.
+
+        Raises:
+            UserError: where the file is damaged.
+        """
+        if damage := self.damage(which):
             raise UserError(
                 f"{damage}. Use another checkpoint of that run: {self.path.parent}/step_*."
             )
         return safetensors.torch.load_file(self.path / which)
 
     def optimizer(self) -> dict[str, Any]:
-        """Raises UserError where the file holds anything but tensors and plain values: it is
-        foreign input."""
+        """The state of the optimizer and of what remembers losses.
+
+        Raises:
+            UserError: where the file holds anything but tensors and plain values, as it is foreign
+                input.
+        """
         try:
             return torch.load(self.path / OPTIMIZER, weights_only=True, map_location="cpu")
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -89,7 +107,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint directory. Raises UserError where it is none, or its state.json is damaged."""
+    """One checkpoint directory.
+
+    Raises:
+        UserError: where it is none, or its state.json is damaged.
+    """
     try:
         state = json.loads((path / STATE).read_text())
         if not isinstance(state, dict) or not {"step", "sha256", "config"} <= state.keys():
@@ -116,23 +138,37 @@ def all_checkpoints(directory: Path) -> list[Checkpoint]:
         try:
             found.append(open_checkpoint(directory / f"step_{step}"))
         except UserError as error:
-            log.warning("%s", error)
+            log.warning(error)
     return found
 
 
-def latest(directory: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint; a damaged one is named and left where it is."""
-    for checkpoint in reversed(all_checkpoints(directory)):
+def first_whole(checkpoints: Iterable[Checkpoint], instead: str) -> Checkpoint | None:
+    """The first undamaged one; a damaged one is named and left where it is.
+
+    Args:
+        instead: what is done where one is damaged, for its message.
+    """
+    for checkpoint in checkpoints:
         damage = checkpoint.damage()
         if damage is None:
             return checkpoint
-        log.warning("%s; going back to the checkpoint before it.", damage)
+        log.warning(f"{damage}; {instead}.")
     return None
+
+
+def latest(directory: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint."""
+    newest_first = reversed(all_checkpoints(directory))
+    return first_whole(newest_first, "going back to the checkpoint before it")
 
 
 def find(path: str | Path) -> Checkpoint:
     """The checkpoint that a user means: a checkpoint directory, or a run directory, whose newest
-    one it then is."""
+    one it then is.
+
+    Raises:
+        UserError: where there is none.
+    """
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return open_checkpoint(path)
@@ -157,11 +193,7 @@ def save(
     """Writes directory/step_N."""
     buffer = io.BytesIO()
     torch.save(optimizer, buffer)
-    contents: dict[str, bytes] = {
-        MODEL: safetensors.torch.save({k: v.detach().contiguous() for k, v in model.items()}),
-        EMA: safetensors.torch.save({k: v.detach().contiguous() for k, v in ema.items()}),
-        OPTIMIZER: buffer.getvalue(),
-    }
+    contents = {MODEL: _packed(model), EMA: _packed(ema), OPTIMIZER: buffer.getvalue()}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     state = {
         "step": step,
@@ -172,3 +204,7 @@ def save(
     }
     contents[STATE] = json.dumps(state | {OWN: _digest(state)}, indent=1).encode()
     write_directory(directory / f"step_{step}", contents)
+
+
+def _packed(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({k: v.detach().contiguous() for k, v in tensors.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,15 +55,10 @@ def peak_memory(device: torch.device) -> int | None:
     the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        (line,) = (
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM:")
-        )
-    except (OSError, ValueError):
-        return None
-    return int(line.split()[1]) * 1024
+    status = Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    found = re.search(r"^VmHWM:\s*(\d+)", text, re.M)
+    return int(found[1]) * 1024 if found else None
 
 
 def arithmetic(

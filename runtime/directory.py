@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,26 +39,29 @@ PACKAGES = (
 
 
 def claim(directory: Path, identity: dict[str, Any]) -> None:
-    """Makes the directory, or checks that it belongs to this very run. Raises UserError, with the
-    difference, where it does not."""
-    path, begun, theirs = directory / IDENTITY, any(directory.glob("checkpoints/step_*")), None
+    """Makes the directory, or checks that it belongs to this very run.
+
+    Raises:
+        UserError: with the difference, where it does not.
+    """
+    path, begun = directory / IDENTITY, any(directory.glob("checkpoints/step_*"))
     directory.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        try:
-            theirs = read_json(path)
-        except Damaged as error:
-            if begun:
-                raise UserError(
-                    f"{error}. It says whose the checkpoints beside it are: put back a copy of "
-                    f"it, or move {directory} away, and the same command begins anew."
-                ) from error
-            put_aside(path, str(error))
-    if theirs is None and begun:
-        raise UserError(
-            f"{directory} has checkpoints but no {IDENTITY}, so whose they are is unknown: move "
-            "it away."
-        )
-    if theirs is None:
+    try:
+        theirs = read_json(path)
+    except Damaged as error:
+        if begun:
+            raise UserError(
+                f"{error}. It says whose the checkpoints beside it are: put back a copy of "
+                f"it, or move {directory} away, and the same command begins anew."
+            ) from error
+        put_aside(path, str(error))
+    except FileNotFoundError:
+        if begun:
+            raise UserError(
+                f"{directory} has checkpoints but no {IDENTITY}, so whose they are is unknown: "
+                "move it away."
+            ) from None
+    if not path.exists():
         write_json(path, identity)
     elif lines := differences(identity, theirs):
         raise UserError(
@@ -90,9 +94,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def kept_precision(directory: Path, asked: str, device: torch.device) -> str:
-    """The precision with which this run was begun. asked: train.precision. Where environment.json
-    is gone or damaged it is made anew if it follows from these; auto on a GPU does not, as the run
-    may have begun on another one, and that raises UserError."""
+    """The precision with which this run was begun.
+
+    Args:
+        asked: train.precision.
+    Raises:
+        UserError: where environment.json is gone or damaged and does not follow from these: auto on
+            a GPU, as the run may have begun on another one.
+    """
     path = directory / ENVIRONMENT
     try:
         found = read_json(path, keys=["precision"])["precision"]
@@ -121,20 +130,11 @@ def device_name(device: torch.device) -> str:
     digits."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({cpu_model()}, {torch.backends.cpu.get_cpu_capability()})"
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (
-        line.split(":", 1)[1].strip()
-        for line in lines
-        if line.startswith("model name") and ":" in line
-    )
-    return next(filter(None, named), platform.processor() or platform.machine())
+    info = Path("/proc/cpuinfo")
+    cpus = info.read_text() if info.exists() else ""
+    named = re.search(r"^model name.*?:[ \t]*(\S.*)$", cpus, re.M)
+    model = named[1].strip() if named else platform.processor() or platform.machine()
+    return f"{device.type} ({model}, {torch.backends.cpu.get_cpu_capability()})"
 
 
 @cache
@@ -152,27 +152,14 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The git commit of this code, "+" behind it where files were changed since, as the process
     first asked for it: what it runs."""
-
-    def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    folder = Path(__file__).parent
     try:
-        head, status = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no"),
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.check_output(
+            command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=20
+        ).strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return (
-        head.stdout.strip() + ("+" if status.stdout.strip() else "")
-        if head.returncode == 0
-        else None
-    )
 
 
 def write_json(path: Path, content: Any) -> None:

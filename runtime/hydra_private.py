@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -39,17 +40,12 @@ def split_cells(overrides: list[Override]) -> list[list[str]]:
     return BasicSweeper.split_arguments(overrides, None)[0]
 
 
-@contextlib.contextmanager
 def replaced_job_results(
     instead: Callable[[Callable[[Any], list[Any]], Any], list[Any]],
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager:
     """submitit's Job.results(job) is instead(results, job) while inside, where results is
     submitit's own."""
     from submitit import Job
 
     results = Job.results
-    setattr(Job, "results", lambda job: instead(results, job))  # noqa: B010  (mypy lets nobody assign a method)
-    try:
-        yield
-    finally:
-        setattr(Job, "results", results)  # noqa: B010
+    return mock.patch.object(Job, "results", lambda job: instead(results, job))

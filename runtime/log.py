@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,36 +31,30 @@ class WandbSettings(Settings):
     timeout: int = 20
 
 
-class _AboveTheBar(logging.Handler):
-    """Messages on the terminal, without tearing the progress bar."""
+class _Calls(logging.Handler):
+    """Calls a function with each record."""
+
+    def __init__(self, function: Callable[[logging.LogRecord], object]):
+        super().__init__()
+        self._function = function
 
     def emit(self, record):
-        tqdm.write(self.format(record))
+        self._function(record)
 
 
 def log_to_terminal() -> None:
+    """Messages on the terminal, without tearing the progress bar."""
     root = logging.getLogger()
-    if not any(isinstance(h, _AboveTheBar) for h in root.handlers):
-        root.handlers[:] = [_AboveTheBar()]
-        root.setLevel(logging.INFO)
-
-
-class _Kept(logging.Handler):
-    """Keeps the records."""
-
-    def __init__(self):
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record):
-        self.records.append(record)
+    root.handlers[:] = [_Calls(lambda record: tqdm.write(logging.Formatter().format(record)))]
+    root.setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[logging.LogRecord]]:
     """The records of what is logged inside, for those who want them later."""
-    with _attached(_Kept()) as handler:
-        yield handler.records
+    records: list[logging.LogRecord] = []
+    with _attached(_Calls(records.append)):
+        yield records
 
 
 @contextlib.contextmanager
@@ -76,10 +70,10 @@ def logged_to(path: Path, said: Iterable[logging.LogRecord] = ()) -> Iterator[No
 
 
 @contextlib.contextmanager
-def _attached(handler: logging.Handler) -> Iterator[Any]:
+def _attached(handler: logging.Handler) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
-        yield handler
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
@@ -95,17 +89,14 @@ class RunLog:
         self.directory = directory
         (directory / "samples").mkdir(exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        write_atomically(
-            self._path,
-            "".join(json.dumps(row or {}) + "\n" for row in _kept_rows(self._path, rows)),
-        )
+        kept = _kept_rows(self._path, rows)
+        write_atomically(self._path, "".join(json.dumps(row or {}) + "\n" for row in kept))
         self.rows = rows
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._wandb = None
         if wandb.mode != "disabled":
             import wandb as client  # a second of import, only where it is wanted
 
-            self._client = client
             self._wandb = client.init(
                 project=wandb.project,
                 mode=wandb.mode,
@@ -133,7 +124,9 @@ class RunLog:
         path = self.directory / "samples" / f"{name}_{step:07d}.png"
         write_atomically(path, png(pixels))
         if self._wandb:
-            self._wandb.log({name: self._client.Image(pixels.squeeze())}, step=step)
+            from wandb import Image
+
+            self._wandb.log({name: Image(pixels.squeeze())}, step=step)
         return path
 
     def sync(self) -> None:
@@ -152,11 +145,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = _parsed_rows(path)
     if damaged := [number for number, row in enumerate(rows, 1) if row is None]:
         log.warning(
-            "%s: %d of its %d lines are damaged and left out, line %d first",
-            path,
-            len(damaged),
-            len(rows),
-            damaged[0],
+            f"{path}: {len(damaged)} of its {len(rows)} lines are damaged and left out, line "
+            f"{damaged[0]} first"
         )
     return [row for row in rows if row]
 
@@ -165,8 +155,8 @@ def _kept_rows(path: Path, rows: int) -> list[dict[str, Any] | None]:
     """The first `rows` lines of the file, None in the place of one that is damaged or gone; the
     file is then put aside."""
     found = _parsed_rows(path)[:rows]
-    lost = rows - sum(row is not None for row in found)
-    if lost:
+    found += [None] * (rows - len(found))
+    if lost := found.count(None):
         why = (
             f"{path}: {lost} of the {rows} rows that the checkpoint counts are damaged or gone "
             "and stay so"
@@ -174,8 +164,8 @@ def _kept_rows(path: Path, rows: int) -> list[dict[str, Any] | None]:
         if path.exists():
             put_aside(path, why)
         else:
-            log.warning("%s", why)
-    return found + [None] * (rows - len(found))
+            log.warning(why)
+    return found
 
 
 def _parsed_rows(path: Path) -> list[dict[str, Any] | None]:
@@ -195,9 +185,6 @@ def _parsed_row(line: bytes) -> dict[str, Any] | None:
 
 def table(rows: Iterable[Iterable[Any]]) -> str:
     """Rows as aligned columns, the first row being the heading."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
+    cells = [list(map(str, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)

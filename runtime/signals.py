@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -46,17 +44,9 @@ class StopRequest:
             raise Preempted(self.received)
 
 
-@contextlib.contextmanager
-def stops_at_once() -> Iterator[None]:
+class StopAtOnce(StopRequest):
     """While inside, a signal raises Preempted where it strikes: for what is made before the first
     step, piece by piece and each piece atomically, so that the next start goes on with it."""
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
+    def _note(self, number: int, frame: FrameType | None) -> NoReturn:
         raise Preempted(signal.Signals(number))
-
-    previous = {s: signal.signal(s, stop) for s in SIGNALS}
-    try:
-        yield
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)

@@ -3,15 +3,12 @@ says so."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.checkpoint import STATE, Checkpoint, all_checkpoints, open_checkpoint
+from runtime.checkpoint import STATE, Checkpoint, all_checkpoints, first_whole, open_checkpoint
 from runtime.errors import UserError
 from runtime.files import remove_directory
-
-log = logging.getLogger(__name__)
 
 
 def rank_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -21,48 +18,41 @@ def rank_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     newest = checkpoints[-1]
     # older runs do not say it
     by = f"validation_{newest.config.get('run', {}).get('best_by', 'loss')}"
-    scored = [
-        c
-        for c in checkpoints
-        if c.progress.held_out_grid == newest.progress.held_out_grid
-        and getattr(c.progress, by) is not None
-    ]
+    grid = newest.progress.held_out_grid
+    alike = [c for c in checkpoints if c.progress.held_out_grid == grid]
+    scored = [c for c in alike if getattr(c.progress, by) is not None]
     return sorted(scored, key=lambda c: getattr(c.progress, by))
 
 
 def find_best_checkpoint(path: str | Path) -> Checkpoint:
     """The best of the kept checkpoints of a run directory, or of a directory of checkpoints; the
     newest where none was evaluated; one checkpoint is itself. A damaged one is named and passed
-    over. Raises UserError where there is none."""
+    over.
+
+    Raises:
+        UserError: where there is none.
+    """
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return open_checkpoint(path)
     inside = path / "checkpoints"
     checkpoints = all_checkpoints(inside if inside.is_dir() else path)
-    damages: list[str] = []
-    for checkpoint in {
-        c.path: c for c in [*rank_checkpoints(checkpoints), *reversed(checkpoints)]
-    }.values():
-        damage = checkpoint.damage()
-        if damage is None:
-            for line in damages:
-                log.warning("%s; taking the next best checkpoint.", line)
-            return checkpoint
-        damages.append(damage)
-    if damages:
-        raise UserError(f"{path}: no checkpoint is whole:\n  " + "\n  ".join(damages))
-    raise UserError(f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME).")
+    best_first = {c.path: c for c in [*rank_checkpoints(checkpoints), *reversed(checkpoints)]}
+    if found := first_whole(best_first.values(), "taking the next best checkpoint"):
+        return found
+    raise UserError(
+        f"{path}: no checkpoint there is whole. Give a run directory (runs/EXPERIMENT/NAME)."
+    )
 
 
 def prune_checkpoints(directory: Path, keep_last: int) -> None:
     """Removes all but the newest keep_last and the best, of each kind of images that the held-out
     loss was taken on."""
     checkpoints = all_checkpoints(directory)
-    by_grid: dict[int | None, list[Checkpoint]] = {}
-    for checkpoint in checkpoints:
-        by_grid.setdefault(checkpoint.progress.held_out_grid, []).append(checkpoint)
     kept = {c.path for c in checkpoints[-keep_last:]}
-    kept |= {best.path for alike in by_grid.values() for best in rank_checkpoints(alike)[:1]}
+    newest_of_grid = {c.progress.held_out_grid: k for k, c in enumerate(checkpoints, 1)}
+    for k in newest_of_grid.values():
+        kept |= {best.path for best in rank_checkpoints(checkpoints[:k])[:1]}
     for checkpoint in checkpoints:
         if checkpoint.path not in kept:
             remove_directory(checkpoint.path)

@@ -24,8 +24,11 @@ from transfer.rules import ParameterPlan, rules_of
 
 
 def check_run_config(raw: dict[str, Any]) -> RunConfig:
-    """Raises UserError at the first wrong key, type or value, and at parts that cannot go
-    together."""
+    """A composed config as a record, each section of which is well formed.
+
+    Raises:
+        UserError: at the first wrong key, type or value, and at parts that cannot go together.
+    """
     _check_sections(raw)
     asked = RunConfig(raw)
     config = asked.with_classes(1)  # how many there are is not known yet
@@ -136,7 +139,7 @@ def _check_penalties(config: RunConfig) -> None:
     name, made = config.transfer.name, [getattr(p, "func", p) for p in config.transfer.penalties]
     penalties = [kind for kind in made if inspect.isclass(kind)]
     if any(issubclass(p, PairwiseSimilarity) for p in penalties):
-        check_images(config.train.micro_batch)
+        check_images(config.train.batch_size // config.train.accumulation)
     if not any(issubclass(p, L2SP) for p in penalties):
         return
     if draws(config.source):
@@ -152,8 +155,11 @@ def _check_penalties(config: RunConfig) -> None:
 
 
 def check_network(config: RunConfig) -> ParameterPlan:
-    """Builds the denoiser without memory and resolves the rules on it: what is wrong with either
-    shows before data is read."""
+    """Builds the denoiser without memory and resolves the rules on it, before data is read.
+
+    Raises:
+        UserError: where the network does not fit its images, or the rules do not fit the network.
+    """
     config = config.with_classes(1)
     channels = config.data.channels
     if (takes := config.raw["model"].get("in_channels", channels)) != channels:

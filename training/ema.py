@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def ema_decay(decay: float, updates: int) -> float:
@@ -31,12 +31,9 @@ class Ema:
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self._pairs: tuple[list[Tensor], list[Tensor]] = (
-            list(self.network.parameters()),
-            [p.detach() for p in network.parameters()],
-        )
+        self._average = [p.detach() for p in self.network.parameters()]
+        self._weights = [p.detach() for p in network.parameters()]
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        average, weights = self._pairs
-        torch._foreach_lerp_(average, weights, 1 - ema_decay(self.decay, updates))
+        torch._foreach_lerp_(self._average, self._weights, 1 - ema_decay(self.decay, updates))

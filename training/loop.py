@@ -10,17 +10,17 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from config.run_config import RunConfig
 from data.batches import Batch, Batches, to_uint8, to_x0
-from diffusion.denoiser import Condition, Denoiser, ForwardPass
+from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.generate import generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
@@ -48,20 +48,13 @@ from transfer.rules import ParameterPlan
 log = logging.getLogger(__name__)
 
 
-class Draw(NamedTuple):
-    """What a step is taken on. weight: [B], of each loss."""
-
-    x0: Tensor
-    t: Tensor
-    weight: Tensor
-    noise: Tensor
-    condition: Condition
-
-
 @dataclass(frozen=True)
 class Terms:
-    """What a strategy adds to the loss of a step. loss: in place of the plain one, on the target's
-    images."""
+    """What a strategy adds to the loss of a step.
+
+    Args:
+        loss: in place of the plain one, on the target's images.
+    """
 
     penalties: Sequence[Penalty] = ()
     replay: Replay | None = None
@@ -70,8 +63,14 @@ class Terms:
 
 @dataclass
 class Trainer:
-    """One run. Build the parts, call train(). facts: what result.json says besides what is
-    measured."""
+    """One run. Build the parts, call train().
+
+    Args:
+        loss: of an image, where the strategy has none of its own.
+        batches: the training images; those of a replay are in terms.
+        autocast: what forward passes run under.
+        facts: what result.json says besides what is measured.
+    """
 
     denoiser: Denoiser
     loss: Loss
@@ -85,15 +84,12 @@ class Trainer:
     autocast: Callable[[], contextlib.AbstractContextManager]
     terms: Terms
     facts: dict[str, Any]
-    ema: Ema = field(init=False)
     steps_done: int = 0
     seconds: float = 0.0
 
     def __post_init__(self):
-        d = self.denoiser
+        d, self.run = self.denoiser, self.config.run
         self.device = d.schedule.alpha_bar.device
-        self.seed, self.run = self.config.seed, self.config.run
-        self.base_rate: float = self.optimizer.defaults["lr"]
         self.ema = Ema(d.network, self.config.train.ema_decay)
         self.averaged = d.around(self.ema.network).eval()
         # summed loss since the last row of the log
@@ -102,34 +98,38 @@ class Trainer:
         # step of the first loss or gradient that is not finite
         self.first_bad = torch.full((), -1, device=self.device)
         self.pending = False  # stopped between the step and its evaluation
-        self.replay_seed = derive(self.seed, "replay")
-        count = self.run.kid_images
-        self.light = (
-            LightSet(self.batches.dataset, count, self.config.train.batch_size, self.device)
-            if count
-            else None
-        )
+        self.light = None
+        if count := self.run.kid_images:
+            self.light = LightSet(
+                self.batches.dataset,
+                count,
+                self.config.train.batch_size,
+                self.device,
+                on_batch=lambda: self.stop.check(),
+            )
 
     # one step
 
     def step(self, k: int, batch: Batch, replayed: Batch | None = None) -> Tensor:
-        """Step k, counted from 0. replayed: images of the source, where the strategy wants them.
-        Returns the gradient's norm. Nothing here waits for the device."""
+        """Step k. Nothing here waits for the device.
+
+        Args:
+            k: counted from 0.
+            replayed: images of the source, where the strategy wants them.
+        Returns:
+            The gradient's norm, a scalar.
+        """
         if self.plan.at_change(k):
             self.plan.apply(k)
         warmup = min(1.0, (k + 1) / max(1, self.config.train.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
-            group["lr"] = self.base_rate * scale * warmup
-        draw = self._draw(k, batch, self.batches.flip, self.timesteps, self.seed)
-        total, losses = self._backward(
-            k, draw, self.terms.loss or self.loss, self.seed, penalties=self.terms.penalties
-        )
-        self.timesteps.update(draw.t, losses)
+            group["lr"] = self.optimizer.defaults["lr"] * scale * warmup
+        loss, penalties = self.terms.loss or self.loss, self.terms.penalties
+        total = self._backward(k, batch, self.batches, self.timesteps, loss, penalties=penalties)
         if (replay := self.terms.replay) and replayed:
-            draw = self._draw(k, replayed, replay.batches.flip, replay.timesteps, self.replay_seed)
-            more, losses = self._backward(k, draw, self.loss, self.replay_seed, scale=replay.weight)
-            replay.timesteps.update(draw.t, losses)
-            total = total + more
+            total = total + self._backward(
+                k, replayed, replay.batches, replay.timesteps, self.loss, replay.weight
+            )
         norm = torch.nn.utils.clip_grad_norm_(
             self.denoiser.network.parameters(), self.config.train.clip or math.inf
         )
@@ -138,110 +138,108 @@ class Trainer:
         self.ema.update(k)
         self.window += total
         self.window_steps += 1
-        self.first_bad = torch.where(
-            (self.first_bad < 0) & ~(total.isfinite() & norm.isfinite()), k, self.first_bad
-        )
+        finite = total.isfinite() & norm.isfinite()
+        self.first_bad = torch.where((self.first_bad < 0) & ~finite, k, self.first_bad)
         return norm
-
-    def _draw(self, k: int, batch: Batch, flips: bool, timesteps: Timesteps, seed: int) -> Draw:
-        """What step k is taken on: drawn for the whole batch, so that accumulation does not change
-        it."""
-        images, label, flip = (x.to(self.device, non_blocking=True) for x in batch)
-        x0 = to_x0(images, flip if flips else None)
-        t, weight = timesteps.draw(len(x0), generator(seed, "t", k, device=self.device))
-        noise = torch.randn(
-            images.shape,
-            generator=generator(seed, "noise", k, device=self.device),
-            device=self.device,
-        )
-        if classes := self.denoiser.network.classes:
-            drop = torch.rand(
-                len(label),
-                generator=generator(seed, "label", k, device=self.device),
-                device=self.device,
-            )
-            label = torch.where(drop < self.config.train.label_dropout, classes, label)
-        return Draw(x0, t, weight, noise.permute(0, 3, 1, 2), {"label": label})
 
     def _backward(
         self,
         k: int,
-        draw: Draw,
-        of: Loss,
-        seed: int,
+        batch: Batch,
+        batches: Batches,
+        timesteps: Timesteps,
+        loss_of: Loss,
         scale: float = 1.0,
         penalties: Sequence[Penalty] = (),
-    ) -> tuple[Tensor, Tensor]:
-        """The gradient of scale x the mean loss, and of the penalties, micro-batch by micro-batch
-        -> (the loss, each image's [B])."""
-        x0, t, weight, noise, condition = draw
+    ) -> Tensor:
+        """The gradient of scale x the mean loss of step k, and of the penalties.
+
+        What the step is taken on is drawn for the whole batch, so that accumulation, micro-batch
+        by micro-batch, does not change it.
+
+        Args:
+            batches: which the batch is of: its seed, and whether it flips.
+            timesteps: which t the images see; told each image's loss.
+        Returns:
+            The loss, a scalar.
+        """
+        seed, device = batches.seed, self.device
+        images, label, flip = (x.to(device, non_blocking=True) for x in batch)
+        x0 = to_x0(images, flip if batches.flip else None)
+        t, weight = timesteps.draw(len(x0), generator(seed, "t", k, device=device))
+        random = generator(seed, "noise", k, device=device)
+        noise = torch.randn(images.shape, generator=random, device=device).permute(0, 3, 1, 2)
+        if classes := self.denoiser.network.classes:
+            random = generator(seed, "label", k, device=device)
+            drop = torch.rand(len(label), generator=random, device=device)
+            label = torch.where(drop < self.config.train.label_dropout, classes, label)
         micro = -(-len(x0) // self.config.train.accumulation)
-        total, losses = torch.zeros((), device=self.device), []
+        total, losses = torch.zeros((), device=device), []
         for m, first in enumerate(range(0, len(x0), micro)):
             part = slice(first, first + micro)
             torch.manual_seed(derive(seed, "dropout", k, m))
-            inputs = (
-                x0[part],
-                t[part],
-                noise[part],
-                {name: values[part] for name, values in condition.items()},
-            )
             with self.autocast():
-                step = self._forward_pass(of, *inputs)
-                loss, added = of(step), sum(penalty(step) for penalty in penalties)
+                step = self._forward_pass(loss_of, x0[part], t[part], noise[part], label[part])
+                loss, added = loss_of(step), sum(penalty(step) for penalty in penalties)
             losses.append(loss.detach())
             loss = (scale * (loss * weight[part]).mean() + added) / (len(x0) / len(loss))
             loss.backward()
             total += loss.detach()
-        return total, torch.cat(losses)
+        timesteps.update(t, torch.cat(losses))
+        return total
 
     def _forward_pass(
-        self, of: Loss, x0: Tensor, t: Tensor, noise: Tensor, condition: Condition
+        self, loss_of: Loss, x0: Tensor, t: Tensor, noise: Tensor, label: Tensor
     ) -> ForwardPass:
         """A loss with a method noise_of chooses the noise that the network is given."""
-        if choose := getattr(of, "noise_of", None):
+        condition = {"label": label}
+        if choose := getattr(loss_of, "noise_of", None):
             noise = choose(self.denoiser, x0, t, noise, condition)
         return self.denoiser.forward_pass(x0, t, noise, condition)
 
     # all steps
 
     def train(self) -> None:
-        """Runs to settings.steps. Raises Preempted, after saving, where a signal asked to stop."""
-        steps, interactive = self.config.train.steps, sys.stderr.isatty()
+        """Runs to train.steps.
+
+        Raises:
+            Preempted: after saving, where a signal asked to stop.
+            UserError: where the loss or a gradient is not finite.
+        """
+        steps = self.config.train.steps
         with (
             StopRequest() as self.stop,
             tqdm(
                 total=steps,
                 initial=self.steps_done,
                 unit="step",
-                mininterval=0.5 if interactive else 30,
+                mininterval=0.5 if sys.stderr.isatty() else 30,
                 desc=self.directory.parent.name,
             ) as self.bar,
         ):
             self._clock = time.monotonic()
             if self.pending or steps == 0:
                 self._finish_step()
+            replay = self.terms.replay
             with contextlib.ExitStack() as stack:
-                streams = [
-                    batches.prefetched(self.steps_done, steps, pin=self.device.type == "cuda")
-                    for batches in [
-                        self.batches,
-                        *([self.terms.replay.batches] if self.terms.replay else []),
-                    ]
-                ]
-                for stream in streams:
-                    stack.enter_context(contextlib.closing(stream))
+                streams = []
+                for batches in [self.batches, *([replay.batches] if replay else [])]:
+                    stream = batches.prefetched(self.steps_done, steps, self.device.type == "cuda")
+                    streams.append(stack.enter_context(contextlib.closing(stream)))
                 for batch in zip(*streams, strict=True):
                     norm = self.step(self.steps_done, *batch)
                     self.steps_done += 1
                     self.bar.update()
-                    if self.steps_done % self.run.log_every == 0 or self.steps_done == steps:
+                    if self._is_due(self.run.log_every):
                         self._report(norm)
-                    if self.steps_done % self.run.checkpoint_every == 0 or self.steps_done == steps:
+                    if self._is_due(self.run.checkpoint_every):
                         self._finish_step()
                     elif self.stop.received:
                         self._save()
                     self.stop.check()
+
+    def _is_due(self, every: int) -> bool:
+        return self.steps_done % every == 0 or self.steps_done == self.config.train.steps
 
     def _report(self, norm: Tensor) -> None:
         self._check_finite()
@@ -274,18 +272,12 @@ class Trainer:
                 if bad >= 0
                 else f"the held-out loss after {self.steps_done} steps"
             )
-            last = checkpoint.latest(self.directory / "checkpoints")
+            kept = "No checkpoint was written before it"
+            if last := checkpoint.latest(self.directory / "checkpoints"):
+                kept = f"The last good checkpoint is {last.path}"
             raise UserError(
-                f"{what} is not finite, so training stopped there. "
-                + (
-                    f"The last good checkpoint is {last.path}. "
-                    if last
-                    else "No checkpoint was written before it. "
-                )
-                + (
-                    "Usual cures: a lower optimizer.lr, a longer train.warmup, train.clip=1, "
-                    "train.precision=fp32."
-                )
+                f"{what} is not finite, so training stopped there. {kept}. Usual cures: a lower "
+                "optimizer.lr, a longer train.warmup, train.clip=1, train.precision=fp32."
             )
 
     def _finish_step(self) -> None:
@@ -293,15 +285,14 @@ class Trainer:
         self._check_finite()
         try:
             values = self._evaluate()
-            picture = self._sample() if self._sampling_is_due() else None
+            picture = self._sample() if self._is_due(self.run.sample_every) else None
         except Preempted:
             self.pending = True
             self._save()
             raise
         self.pending = False
-        self.log.metrics(
-            self.steps_done, {f"validation/{name}": value for name, value in values.items()}
-        )
+        row = {f"validation/{name}": value for name, value in values.items()}
+        self.log.metrics(self.steps_done, row)
         if picture is not None:
             self.log.picture("samples", self.steps_done, picture)
         write_sealed(self.directory / RESULT, self._result(values), indent=1)
@@ -326,17 +317,10 @@ class Trainer:
         """The step of the checkpoint that find_best_checkpoint finds once that of this evaluation
         is written."""
         directory = self.directory / "checkpoints"
-        now = Checkpoint(
-            directory, self.steps_done, self.config.raw, [], {}, self._progress(values)
-        )
+        progress = self._progress(values)
+        now = Checkpoint(directory, self.steps_done, self.config.raw, [], {}, progress)
         before = [c for c in checkpoint.all_checkpoints(directory) if c.step < now.step]
         return [*rank_checkpoints([*before, now]), now][0].step
-
-    def _sampling_is_due(self) -> bool:
-        return (
-            self.steps_done % self.run.sample_every == 0
-            or self.steps_done == self.config.train.steps
-        )
 
     def _evaluate(self) -> dict[str, float]:
         data = self.batches.dataset
@@ -354,24 +338,14 @@ class Trainer:
             ).values()
         self._check_finite(values["loss"])
         values["ema_share_of_start"] = share_of_start(self.config.train.ema_decay, self.steps_done)
-        by_noise = [
-            f"{which} noise {values[key]:.4f}"
-            for which, key in (("lowest", "loss_t0"), ("highest", "loss_t9"))
-            if key in values
-        ]
-        log.info(
-            "step %d: held-out loss %.5f%s",
-            self.steps_done,
-            values["loss"],
-            f" ({', '.join(by_noise)})" if by_noise else "",
-        )
+        ends = {"loss_t0": "lowest", "loss_t9": "highest"}
+        told = [f"{ends[key]} noise {values[key]:.4f}" for key in ends if key in values]
+        of_ends = f" ({', '.join(told)})" if told else ""
+        log.info(f"step {self.steps_done}: held-out loss {values['loss']:.5f}{of_ends}")
         if self.light:
-            light = self.light(self._generate, self.stop.check)
-            log.info(
-                "step %d: %s (random features)",
-                self.steps_done,
-                ", ".join(f"{name} {value:.5f}" for name, value in light.items()),
-            )
+            light = self.light(self._generate)
+            of_light = ", ".join(f"{name} {value:.5f}" for name, value in light.items())
+            log.info(f"step {self.steps_done}: {of_light} (random features)")
             values |= light
         return values
 
@@ -405,14 +379,11 @@ class Trainer:
         self._check_finite()
         self.log.sync()
         directory = self.directory / "checkpoints"
-        optimizer = {"optimizer": self.optimizer.state_dict()} | {
-            name: part.state_dict() for name, part in self._histories().items()
-        }
         checkpoint.save(
             directory,
-            _tensors(self.denoiser.network),
-            _tensors(self.ema.network),
-            optimizer,
+            dict(parameters(self.denoiser.network)),
+            dict(parameters(self.ema.network)),
+            {name: part.state_dict() for name, part in self._stateful().items()},
             self.steps_done,
             self.config.raw,
             list(self.batches.dataset.classes),
@@ -431,27 +402,20 @@ class Trainer:
             (self.window.item(), self.window_steps),
         )
 
-    def _histories(self) -> dict[str, Timesteps]:
-        """What remembers losses by t."""
-        return {"timesteps": self.timesteps} | (
-            {"replay": self.terms.replay.timesteps} if self.terms.replay else {}
-        )
+    def _stateful(self) -> dict[str, Any]:
+        """What remembers gradients, or losses by t."""
+        found = {"optimizer": self.optimizer, "timesteps": self.timesteps}
+        if replay := self.terms.replay:
+            found["replay"] = replay.timesteps
+        return found
 
     def restore(self, saved: Checkpoint) -> None:
         load(self.denoiser.network, saved.weights(checkpoint.MODEL))
         load(self.ema.network, saved.weights(checkpoint.EMA))
-        optimizer = saved.optimizer()
-        self.optimizer.load_state_dict(optimizer["optimizer"])
-        for name, part in self._histories().items():
-            part.load_state_dict(optimizer[name])
-        self.steps_done, self.pending, self.seconds = (
-            saved.step,
-            saved.progress.pending,
-            saved.progress.seconds,
-        )
-        window, self.window_steps = saved.progress.window
+        states = saved.optimizer()
+        for name, part in self._stateful().items():
+            part.load_state_dict(states[name])
+        progress, self.steps_done = saved.progress, saved.step
+        self.pending, self.seconds = progress.pending, progress.seconds
+        window, self.window_steps = progress.window
         self.window.fill_(window)
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return dict(parameters(network))

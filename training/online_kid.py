@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -40,12 +41,16 @@ class Reference(NamedTuple):
 
 @dataclass
 class LightSet:
-    """count: images to generate. batch_size: the most at a time. Raises UserError where there are
-    no validation images to compare with.
+    """The images are the same function of the weights in every run and at every step: seeds
+    ("light", k), the classes of the training images in turn. In random convolutional features,
+    which need no file; its numbers compare with each other and with no paper's.
 
-    The images are the same function of the weights in every run and at every step: seeds ("light",
-    k), the classes of the training images in turn. In random convolutional features, which need no
-    file; its numbers compare with each other and with no paper's.
+    Args:
+        count: images to generate.
+        batch_size: the most at a time.
+        on_batch: called before each batch; it may raise, to stop.
+    Raises:
+        UserError: where there are no validation images to compare with.
     """
 
     dataset: Dataset
@@ -53,7 +58,7 @@ class LightSet:
     batch_size: int
     device: torch.device
     features: Features = field(default_factory=RandomConvolutional)
-    _reference: Reference | None = None
+    on_batch: Callable[[], object] = lambda: None
 
     def __post_init__(self):
         if (found := len(self.dataset.splits["validation"])) < 2:
@@ -64,19 +69,12 @@ class LightSet:
             )
         self.batch_size = min(self.batch_size, BATCH)
 
-    def __call__(
-        self, make: Make, on_batch: Callable[[], object] = lambda: None
-    ) -> dict[str, float]:
+    def __call__(self, make: Make) -> dict[str, float]:
         """{"kid": to the validation images, "kid_train": to the training images, "rho"}. kid_train
         is left out where there is one training image, rho where most validation images are copies
-        of training images. on_batch: called before each batch; it may raise, to stop."""
-        self._reference = reference = self._reference or self._of_reference(on_batch)
-        generated = self._features(
-            self._generated(make, on_batch),
-            np.arange(self.count),
-            on_batch,
-            "features of generated images",
-        )
+        of training images."""
+        reference, images = self._reference, self._generated(make)
+        generated = self._features(images, np.arange(self.count), "generated")
         values = {"kid": kid(generated, reference.validation)}
         if len(reference.train) > 1:
             values["kid_train"] = kid(generated, reference.train)
@@ -86,13 +84,13 @@ class LightSet:
             )
         return values
 
-    def _generated(self, make: Make, on_batch: Callable[[], object]) -> np.ndarray:
+    def _generated(self, make: Make) -> np.ndarray:
         """[count, H, W, C] uint8"""
         classes = np.unique(self.dataset.labels[self.dataset.splits["train"]])
         labels = torch.from_numpy(classes[np.arange(self.count) % len(classes)])
         images = []
         for part in torch.arange(self.count).split(self.batch_size):
-            on_batch()
+            self.on_batch()
             x0 = make([derive("light", k) for k in part.tolist()], labels[part].to(self.device))
             if not x0.isfinite().all():
                 raise UserError(
@@ -103,18 +101,14 @@ class LightSet:
             images.append(to_uint8(x0).cpu())
         return torch.cat(images).numpy()
 
-    def _of_reference(self, on_batch: Callable[[], object]) -> Reference:
+    @cached_property
+    def _reference(self) -> Reference:
         """Computed once in a process."""
-        rows = {
-            split: spread(self.dataset.splits[split], MOST, self.dataset.labels)
-            for split in ("train", "validation")
-        }
-        train, validation = (
-            self._features(
-                self.dataset.images, rows[split], on_batch, f"features of {split} images"
-            )
-            for split in rows
-        )
+        data, features = self.dataset, []
+        for split in ("train", "validation"):
+            rows = spread(data.splits[split], MOST, data.labels)
+            features.append(self._features(data.images, rows, split))
+        train, validation = features
         distances = nearest(validation, train, 1).distances[:, 0]
         if not median(distances) > 0:
             log.warning(
@@ -123,19 +117,10 @@ class LightSet:
             )
         return Reference(train, validation, distances)
 
-    def _features(
-        self, images: np.ndarray, rows: np.ndarray, on_batch: Callable[[], object], desc: str
-    ) -> Tensor:
+    def _features(self, images: np.ndarray, rows: np.ndarray, which: str) -> Tensor:
         parts = []
         for start in range(0, len(rows), BATCH):
-            on_batch()
-            parts.append(
-                extract(
-                    self.features,
-                    images,
-                    rows[start : start + BATCH],
-                    device=self.device,
-                    desc=desc,
-                ).features
-            )
-        return torch.cat(parts)
+            self.on_batch()
+            part, desc = rows[start : start + BATCH], f"features of {which} images"
+            parts.append(extract(self.features, images, part, device=self.device, desc=desc))
+        return torch.cat([part.features for part in parts])

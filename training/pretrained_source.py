@@ -17,14 +17,17 @@ from training.run_directory import name_run, open_images
 from training.start_from_source import check_fits, check_images_known
 from transfer.trained_weights import TrainedWeights, load_weights, of_checkpoint
 
-SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
-
 
 @dataclass(frozen=True)
 class PretrainedSource:
     """Where a target's weights come from: weights that are there, or the run of an experiment that
-    may still have to be trained. config: its own. identity: what it adds to the identity of the
-    target's run, no path among it."""
+    may still have to be trained.
+
+    Args:
+        config: its own.
+        identity: what it adds to the identity of the target's run, no path among it.
+        directory: of the experiment's run.
+    """
 
     name: str
     config: RunConfig
@@ -43,44 +46,28 @@ class PretrainedSource:
                 return of_checkpoint(found)
         return None
 
-    def must_be_trainable(self, asked: bool) -> None:
-        """Raises UserError, with the command and the hours, where a missing source is too large to
-        train unasked."""
-        hours = self.config.gpu_hours
-        if hours > SMALL_GPU_HOURS and not asked:
-            raise UserError(
-                f"source.from={self.name}: no finished run of it in {self.directory.parent}, and "
-                f"training it takes about {hours:g} GPU-hours. Train it with\n  python train.py "
-                f"+experiment={self.name}\nor in this run with source.train=true, or give "
-                "source.from= a run directory or a checkpoint."
-            )
-
 
 def find_source(config: RunConfig) -> PretrainedSource | None:
-    """The source that config names, without training it yet."""
+    """The source that config names, without training it yet; None where there is none.
+
+    Raises:
+        UserError: where nothing has that name, or its network does not fit.
+    """
     name = config.source.from_
     if name is None or not config.source.include:
         return None
     if Path(name).expanduser().exists() or "/" in name:
-        return _weights_there(name, config)
+        weights = load_weights(name, otherwise=config)
+        check_fits(config, weights.config)
+        check_images_known(config, weights)
+        digest_of = f"sha256 {weights.digests[config.source.weights][:16]}"
+        return PretrainedSource(name, weights.config, {"from": digest_of}, weights)
     if name not in options("experiment"):
         raise UserError(
             f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face "
             f"Hub, which is OWNER/NAME, nor an experiment; {near(name, options('experiment'))}"
         )
     return _run_of(name, config)
-
-
-def _weights_there(name: str, config: RunConfig) -> PretrainedSource:
-    weights = load_weights(name, otherwise=config)
-    check_fits(config, weights.config)
-    check_images_known(config, weights)
-    return PretrainedSource(
-        name,
-        weights.config,
-        {"from": f"sha256 {weights.digests[config.source.weights][:16]}"},
-        weights,
-    )
 
 
 def _run_of(experiment: str, config: RunConfig) -> PretrainedSource:

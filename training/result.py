@@ -28,9 +28,14 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class Result:
-    """config: of the run, or its identity where it has not begun. values: of result.json, {} where
-    there is none yet. kind: a hash of all that decides its numbers but for the seeds, also of the
-    images and of the source's weights, which no config has."""
+    """What a run came to so far.
+
+    Args:
+        config: of the run, or its identity where it has not begun.
+        values: of result.json, {} where there is none yet.
+        kind: a hash of all that decides its numbers but for the seeds, also of the images and of
+            the source's weights, which no config has.
+    """
 
     directory: Path
     config: dict[str, Any]
@@ -59,9 +64,12 @@ class Result:
 
     @property
     def finished(self) -> bool:
-        return self.values.get("step") is not None and self.values["step"] >= self.config.get(
-            "train", {}
-        ).get("steps", float("inf"))
+        return self.values.get("step", -1) >= self.steps
+
+    @property
+    def steps(self) -> float:
+        """That it is asked for."""
+        return self.config.get("train", {}).get("steps", math.inf)
 
     def settings(self) -> dict[str, Any]:
         """Path -> value of all that decides the numbers, but for the seed and that of the
@@ -72,64 +80,58 @@ class Result:
 
     def cells(self) -> dict[str, str]:
         """Column -> text, of the table of a sweep."""
-        v, steps = self.values, self.config.get("train", {}).get("steps")
-        step = v.get("step")
+        v, step = self.values, self.values.get("step")
+        alone = self.subset in (None, self.seed)
+        left = "" if self.finished or self.steps == math.inf else f" of {self.steps}"
+        all_from = f", all from step {v['all_from']}" if v.get("all_from") else ""
+        of_first = self.loss is not None and "held_out_grid" not in v
+        on_cpu = str(v.get("device")).startswith("cpu")
+        hours = v.get("hours")
         return {
             "strategy": self.strategy,
-            "seed": str(self.seed)
-            if self.subset in (None, self.seed)
-            else f"{self.seed}, images by {self.subset}",
-            "trained": percent(v.get("trained_share"))
-            + (f", all from step {v['all_from']}" if v.get("all_from") else ""),
-            "steps": MISSING
-            if step is None
-            else str(step)
-            if self.finished or steps is None
-            else f"{step} of {steps}",
-            "held-out loss": loss_text(self.loss)
-            + " (of the first files)" * (self.loss is not None and "held_out_grid" not in v),
-            "GPU-hours": MISSING
-            if v.get("hours") is None
-            else f"{v['hours']:.2f}" + " (CPU)" * str(v.get("device")).startswith("cpu"),
+            "seed": str(self.seed) if alone else f"{self.seed}, images by {self.subset}",
+            "trained": percent(v.get("trained_share")) + all_from,
+            "steps": MISSING if step is None else f"{step}{left}",
+            "held-out loss": (MISSING if self.loss is None else f"{self.loss:.4f}")
+            + " (of the first files)" * of_first,
+            "GPU-hours": MISSING if hours is None else f"{hours:.2f}" + " (CPU)" * on_cpu,
         }
 
 
 def read_result(directory: Path) -> Result:
-    config, kind, begin = {}, "", "delete its directory and give the command of the run again"
+    config, values, kind = {}, {}, ""
+    begin = "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
         config = read_json(path, begin)
-        kind = digest(
-            config | {"seed": None, "data": config.get("data", {}) | {"subset_seed": None}}
-        )
+        data = config.get("data", {}) | {"subset_seed": None}
+        kind = digest(config | {"seed": None, "data": data})
         # spelled out there, with every default, as no config is
         config.get("transfer", {}).pop("rules", None)
     if (path := directory / "config.yaml").exists():
-        config = _read_yaml(
-            path, "delete it; the command of the run writes it anew where it goes on, or " + begin
-        )
-    config = translate(config)
-    path = directory / RESULT
-    mend = f"delete it; the next evaluation of the run writes it anew, or {begin}"
-    return Result(
-        directory, config, read_sealed(path, mend, unsealed=True) if path.exists() else {}, kind
-    )
+        mend = "delete it; the command of the run writes it anew where it goes on, or "
+        config = _read_yaml(path, mend + begin)
+    if (path := directory / RESULT).exists():
+        mend = "delete it; the next evaluation of the run writes it anew, or "
+        values = read_sealed(path, mend + begin, unsealed=True)
+    return Result(directory, translate(config), values, kind)
 
 
 def _read_yaml(path: Path, mend: str) -> dict[str, Any]:
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if not isinstance(config, dict) or not all(
-            isinstance(config.get(key), dict) for key in ("train", "transfer")
-        ):
-            raise ValueError("it lacks train or transfer")
+        if not all(isinstance(config[key], dict) for key in ("train", "transfer")):
+            raise ValueError("train or transfer is no mapping")
+    # OmegaConf's own, of what is no mapping, is an OSError
     except (
         YAMLError,
         OmegaConfBaseException,
         ValueError,
+        LookupError,
+        TypeError,
         OSError,
-    ) as error:  # OmegaConf's own, of what is no mapping, is an OSError
+    ) as error:
         raise UserError(
-            f"{path} is damaged ({(str(error).splitlines() or [''])[0]}): {mend}"
+            f"{path} is damaged ({str(error).partition(chr(10))[0]}): {mend}"
         ) from error
     return config
 
@@ -142,17 +144,14 @@ def varied(results: Sequence[Result]) -> list[str]:
         for path, value in r.settings().items():  # a run that has not begun knows less of itself
             values.setdefault(path, {}).setdefault(r.strategy, set()).add(json.dumps(value))
     own = {r.strategy: set_by(r.strategy) for r in results}
-    return [
-        path
-        for path, by_strategy in sorted(values.items())
-        if any(len(v) > 1 for v in by_strategy.values())
-        or len(
-            set().union(
-                *(v for strategy, v in by_strategy.items() if not path.startswith(own[strategy]))
-            )
-        )
-        > 1
-    ]
+
+    def differs(path: str) -> bool:
+        by_strategy = values[path]
+        others = [by_strategy[s] for s in by_strategy if not path.startswith(own[s])]
+        within = any(len(found) > 1 for found in by_strategy.values())
+        return within or len(set().union(*others)) > 1
+
+    return [path for path in sorted(values) if differs(path)]
 
 
 def set_by(strategy: str) -> tuple[str, ...]:
@@ -160,16 +159,9 @@ def set_by(strategy: str) -> tuple[str, ...]:
     names."""
     path = CONF / "transfer" / f"{strategy}.yaml"
     content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-    untrained = ("train.steps",) if content.get("rules") == [] else ()
-    return (
-        "transfer.",
-        *untrained,
-        *(path for path, _ in leaves(content) if path.split(".")[0] in NUMBERS),
-    )
-
-
-def loss_text(loss: float | None) -> str:
-    return MISSING if loss is None else f"{loss:.4f}"
+    untrained = ["train.steps"] if content.get("rules") == [] else []
+    named = [path for path, _ in leaves(content) if path.split(".")[0] in NUMBERS]
+    return ("transfer.", *untrained, *named)
 
 
 def percent(share: float | None) -> str:

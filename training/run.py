@@ -31,7 +31,7 @@ from runtime.files import locked, remove_leftovers, write_atomically
 from runtime.log import RunLog, logged_to, recorded
 from runtime.pictures import grid, png
 from runtime.seeds import derive
-from runtime.signals import stops_at_once
+from runtime.signals import StopAtOnce
 from training.checks import check_network, check_run_config
 from training.loop import Terms, Trainer
 from training.pretrained_source import PretrainedSource, find_source
@@ -39,9 +39,8 @@ from training.run_directory import name_run, open_images
 from training.start_from_source import (
     facts,
     start_from,
-    tell_of_alike,
+    tell_of_start,
     terms_of,
-    warn_of_random,
     with_alike_trained,
 )
 from transfer.adapt_weights import planned_fit
@@ -51,11 +50,18 @@ from transfer.rules import ParameterPlan, rules_of
 from transfer.trained_weights import TrainedWeights, has_origin
 
 log = logging.getLogger("train")
+SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
 
 
 def train(raw: dict[str, Any]) -> Path:
-    """Trains what a composed config says, from where it was left, and returns the run's
-    directory."""
+    """Trains what a composed config says, from where it was left.
+
+    Returns:
+        The run's directory.
+    Raises:
+        UserError: where the config, the images or the source are wrong, or memory is too small.
+        Preempted: after saving, where a signal asked to stop.
+    """
     config = check_run_config(raw)
     try:
         return run(config)
@@ -84,29 +90,22 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         saved = checkpoint.latest(directory / "checkpoints")
         if saved and saved.step >= config.train.steps and not saved.progress.pending:
             log.info(
-                "finished: %s has %d steps (a larger train.steps continues it)",
-                directory,
-                saved.step,
+                f"finished: {directory} has {saved.step} steps (a larger train.steps continues it)"
             )
             return directory
-        log.info(
-            "%s: %s, %s",
-            f"resuming at step {saved.step}" if saved else "new run",
-            directory,
-            (plan if config == asked else check_network(config)).told(),
-        )
-        needed = source and not (
-            has_origin(directory) and saved and not config.transfer.needs_source
-        )
-        origin = source_weights(source, config) if source and needed else None
+        plan = plan if config == asked else check_network(config)
+        begin = f"resuming at step {saved.step}" if saved else "new run"
+        log.info(f"{begin}: {directory}, {plan.told()}")
+        begun = has_origin(directory) and saved and not config.transfer.needs_source
+        origin = source_weights(source, config) if source and not begun else None
         with contextlib.ExitStack() as around:
-            with stops_at_once():
+            with StopAtOnce():
                 around.enter_context(logged_to(directory / "log.txt", said))
                 trainer = around.enter_context(
                     open_trainer(config, images, directory, saved, origin)
                 )
             trainer.train()
-        log.info("finished: %s\n  samples: %s", directory, directory / "samples")
+        log.info(f"finished: {directory}\n  samples: {directory / 'samples'}")
     return directory
 
 
@@ -125,15 +124,26 @@ def complete_config(
 
 
 def source_weights(source: PretrainedSource, config: RunConfig) -> TrainedWeights:
-    """The source's weights; a small source that is missing is trained first."""
+    """The source's weights; a small source that is missing is trained first.
+
+    Raises:
+        UserError: with the command and the hours, where a missing one is too large for that.
+    """
     found = source.find_weights()
     if found is None:
-        source.must_be_trainable(config.source.train)
-        log.info("source %s is not trained yet: training it first", source.name)
+        hours = source.config.gpu_hours
+        if hours > SMALL_GPU_HOURS and not config.source.train:
+            raise UserError(
+                f"source.from={source.name}: no finished run of it in {source.directory.parent}, "
+                f"and training it takes about {hours:g} GPU-hours. Train it with\n  python "
+                f"train.py +experiment={source.name}\nor in this run with source.train=true, or "
+                "give source.from= a run directory or a checkpoint."
+            )
+        log.info(f"source {source.name} is not trained yet: training it first")
         run(source.config, wait=True)
         found = source.find_weights()
         assert found is not None
-    log.info("source: %s", found.path)
+    log.info(f"source: {found.path}")
     return found
 
 
@@ -146,7 +156,11 @@ def open_trainer(
     origin: TrainedWeights | None,
 ) -> Iterator[Trainer]:
     """Everything that one run needs, built, started from its source, and restored from its
-    checkpoint where it has one."""
+    checkpoint where it has one.
+
+    Args:
+        origin: the source's weights, where the run starts from them or its strategy asks them.
+    """
     device = pick_device(config.run.device)
     forget_peak(device)
     asked = config.train.precision
@@ -156,33 +170,28 @@ def open_trainer(
     dataset = open_dataset(config.data, images, config.seed, Path(config.run.cache))
     show_images(dataset, config.run.samples, directory / "images.png")
     tell_classes(dataset, config.classes)
-    dataset = replace(
-        dataset, classes=saved.classes if saved else class_names(config, dataset.classes, origin)
-    )
-    denoiser = start_denoiser(config, directory, dataset.classes, saved, origin)
+    classes = saved.classes if saved else class_names(config, dataset.classes, origin)
+    dataset = replace(dataset, classes=classes)
+    denoiser = start_denoiser(config, directory, classes, saved, origin)
     to_channels_last(denoiser, device).train()
-    rules = rules_of(config)
-    plan = ParameterPlan(denoiser.network, rules)
-    warn_of_random(plan, directory)
-    tell_of_alike(plan, rules, directory, config.transfer.name)
+    plan = ParameterPlan(denoiser.network, rules_of(config))
+    tell_of_start(plan, config, directory)
     optimizer = config.build_optimizer(plan.groups())
     describe(directory, config.raw, precision, device)
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
-    run_log = RunLog(directory, saved.progress.rows if saved else 0, config.wandb, config.raw)
-    try:
-        terms = (
-            terms_of(config, origin, denoiser, dataset, directory)
-            if origin and config.transfer.needs_source
-            else Terms()
-        )
-        batches = Batches(dataset, config.train.batch_size, config.data.flip, config.seed)
+    with contextlib.closing(
+        RunLog(directory, saved.progress.rows if saved else 0, config.wandb, config.raw)
+    ) as run_log:
+        terms = Terms()
+        if origin and config.transfer.needs_source:
+            terms = terms_of(config, origin, denoiser, dataset, directory)
         trainer = Trainer(
             denoiser,
             config.loss,
             config.build_timesteps().to(device),
             optimizer,
             plan,
-            batches,
+            Batches(dataset, config.train.batch_size, config.data.flip, config.seed),
             config,
             directory,
             run_log,
@@ -197,16 +206,12 @@ def open_trainer(
             denoiser.network.compile()
         warn_of_short_run(config)
         warn_of_start(denoiser.schedule, config.sampler, config.image_shape)
+        parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
         log.info(
-            "%s, %s, %d training images, %.2fM parameters",
-            device,
-            precision,
-            len(dataset.splits["train"]),
-            sum(p.numel() for p in denoiser.parameters()) / 1e6,
+            f"{device}, {precision}, {len(dataset.splits['train'])} training images, "
+            f"{parameters:.2f}M parameters"
         )
         yield trainer
-    finally:
-        run_log.close()
 
 
 def start_denoiser(
@@ -224,9 +229,8 @@ def start_denoiser(
         start_from(origin, denoiser, config, directory, classes)
     elif saved:
         weights = saved.weights(MODEL)  # what is injected may be made of them
-        denoiser.network.load_state_dict(
-            {name: weights[name] for name in denoiser.network.state_dict()}
-        )
+        plain = {name: weights[name] for name in denoiser.network.state_dict()}
+        denoiser.network.load_state_dict(plain)
     inject(denoiser.network, config.transfer.inject, config.seed)
     return denoiser
 
@@ -235,11 +239,8 @@ def warn_of_short_run(config: RunConfig) -> None:
     steps, warmup = config.train.steps, config.train.warmup
     if 0 < steps < warmup:
         log.warning(
-            "train.warmup=%d is longer than train.steps=%d: the rate ends at %.0f%% of "
-            "optimizer.lr",
-            warmup,
-            steps,
-            100 * steps / warmup,
+            f"train.warmup={warmup} is longer than train.steps={steps}: the rate ends at "
+            f"{steps / warmup:.0%} of optimizer.lr"
         )
 
 
@@ -250,4 +251,4 @@ def show_images(dataset: Dataset, count: int, path: Path) -> None:
         train = dataset.splits["train"]
         rows = spread(train, count, dataset.labels)
         write_atomically(path, png(grid(dataset.images[rows], columns=math.ceil(len(rows) ** 0.5))))
-        log.info("training images as the network sees them: %s", path)
+        log.info(f"training images as the network sees them: {path}")

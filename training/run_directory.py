@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,15 +18,8 @@ from transfer.penalties import L2SP
 from transfer.rules import rules_of
 from transfer.source_images import made_anew
 
-
-class NamedSource(Protocol):
-    """What a run's name takes of its source."""
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    @property
-    def identity(self) -> dict[str, Any]: ...
+if TYPE_CHECKING:
+    from training.pretrained_source import PretrainedSource
 
 
 def open_images(config: RunConfig) -> ImageReader:
@@ -35,7 +28,7 @@ def open_images(config: RunConfig) -> ImageReader:
 
 
 def name_run(
-    config: RunConfig, images: str, source: NamedSource | None, table: Sequence[Fit]
+    config: RunConfig, images: str, source: PretrainedSource | None, table: Sequence[Fit]
 ) -> tuple[dict[str, Any], Path]:
     """What a run is (its identity), and its directory. images: their fingerprint. table: what
     becomes of its source's tensors."""

@@ -22,7 +22,7 @@ from transfer.adapt_weights import AT_ZERO, COPIED, TABLE, Fit, planned_fit, sum
 from transfer.adapters import inject
 from transfer.class_table import warn_of_renamed_classes
 from transfer.context import Start
-from transfer.rules import ParameterPlan, Rule, own_word, rules_for_alike, rules_of
+from transfer.rules import ParameterPlan, own_word, rules_for_alike, rules_of
 from transfer.source_images import check_known, images_of, real
 from transfer.trained_weights import (
     TrainedWeights,
@@ -57,23 +57,30 @@ def start_from(
     directory: Path,
     classes: Sequence[str],
 ) -> None:
-    """Fits the source's weights to the network and keeps the table of what became of each
-    tensor."""
+    """Fits the source's weights to the network and keeps the table of what became of each tensor.
+
+    Args:
+        denoiser: as it was initialized; its network gets the weights.
+        directory: of the run, for source.json.
+        classes: names of the target's.
+    Raises:
+        UserError: where no weight fits, or the run started from other weights than these.
+    """
     theirs, which = found.config, config.source.weights
     learned = config.variance.outputs == theirs.variance.outputs == 2
-    if lines := differences(config.raw["schedule"], theirs.raw["schedule"], "schedule"):
+
+    def differing(section: str) -> str:
+        lines = differences(config.raw[section], theirs.raw[section], section)
+        return "; ".join(f"{line:.200}" for line in lines)
+
+    if lines := differing("schedule"):
         log.info(
             "the source was trained with another schedule (source -> here), so its network is "
-            "given the timestep of equal signal-to-noise ratio: %s",
-            "; ".join(f"{line:.200}" for line in lines),
+            f"given the timestep of equal signal-to-noise ratio: {lines}"
         )
     for section in ("parameterization", *(["variance"] if learned else [])):
-        if lines := differences(config.raw[section], theirs.raw[section], section):
-            log.warning(
-                "the source was trained with another %s (source -> here): %s",
-                section,
-                "; ".join(f"{line:.200}" for line in lines),
-            )
+        if lines := differing(section):
+            log.warning(f"the source was trained with another {section} (source -> here): {lines}")
     other = other_network(config, theirs)
     origin = {
         "from": config.source.from_,
@@ -92,6 +99,22 @@ def start_from(
     log.info(summary(rows))
     warn_of_renamed_classes(found.classes, classes, denoiser.network.classes)
     write_origin(directory, origin, rows)
+
+
+def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
+    """A run that goes on needs the very source that it started from.
+
+    Raises:
+        UserError: where it is another one.
+    """
+    before = read_origin(directory)
+    if before is None or before["sha256"] == origin["sha256"]:
+        return
+    if checkpoint.latest(directory / "checkpoints"):
+        raise UserError(
+            f"{directory} started from {before['path']}, and {origin['path']} holds other weights "
+            "now. Put the source back, or give this run another run.directory."
+        )
 
 
 def other_network(config: RunConfig, theirs: RunConfig) -> str:
@@ -119,7 +142,11 @@ def _short(value: Any) -> str:
 
 def check_fits(config: RunConfig, theirs: RunConfig) -> None:
     """Fits the weights of a source with that config without memory: that none fits shows before
-    data is read. The classes that both have count later."""
+    data is read. The classes that both have count later.
+
+    Raises:
+        Misfit: where none fits.
+    """
     ours, source = (
         c.with_sections(model=c.raw["model"] | {"classes": 1}) if c.classes else c
         for c in (config, theirs)
@@ -140,17 +167,12 @@ def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:
     network = config.shape_network()
     names = [name for name, _ in network.named_parameters()]
     taught = [name for name in alike if not own_word(rules, names, name)]
-    strategy = config.raw["transfer"]
-    strategy = strategy | {
-        "inject": [
-            node | {"patterns": patterns_beside(node["patterns"], names, taught)}
-            if getattr(injection, "frozen_base", False)
-            else node
-            for node, injection in zip(
-                strategy.get("inject", []), config.transfer.inject, strict=True
-            )
-        ]
-    }
+    strategy, nodes = config.raw["transfer"], []
+    for node, injection in zip(strategy.get("inject", []), config.transfer.inject, strict=True):
+        if getattr(injection, "frozen_base", False):
+            node = node | {"patterns": patterns_beside(node["patterns"], names, taught)}
+        nodes.append(node)
+    strategy = strategy | {"inject": nodes}
     inject(network, config.with_sections(transfer=strategy).transfer.inject)
     more = [
         {"pattern": rule.pattern, "learning_rate_scale": rule.learning_rate_scale}
@@ -165,32 +187,20 @@ def patterns_beside(patterns: Sequence[str], names: Sequence[str], out: Sequence
     found: list[str] = []
     for pattern in patterns:
         matched = [name for name in names if fnmatchcase(name, pattern)]
-        found += (
-            [name for name in matched if name not in out] if set(matched) & set(out) else [pattern]
-        )
+        others = [name for name in matched if name not in out]
+        found += [pattern] if others == matched else others
     return found
 
 
 def check_images_known(config: RunConfig, source: TrainedWeights) -> None:
-    """Raises UserError where a term takes the images that the source was trained on, and the source
-    does not say them."""
+    """A term may take the images that the source was trained on.
+
+    Raises:
+        UserError: where the source does not say them.
+    """
     for images in map(images_of, config.transfer.terms.values()):
         if getattr(images, "func", images) is real:
             check_known(source)
-
-
-def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
-    """A run that goes on needs the very source that it started from."""
-    before = read_origin(directory)
-    if (
-        before
-        and before["sha256"] != origin["sha256"]
-        and checkpoint.latest(directory / "checkpoints")
-    ):
-        raise UserError(
-            f"{directory} started from {before['path']}, and {origin['path']} holds other weights "
-            "now. Put the source back, or give this run another run.directory."
-        )
 
 
 def terms_of(
@@ -239,61 +249,41 @@ def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
         "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
         "trained_share": plan.share(),
         "all_from": plan.train_together(),
-        "bytes_to_store": sum(
-            plan.parameters[n].numel() * plan.parameters[n].element_size() for n in stored
-        ),
+        "bytes_to_store": sum(plan.parameters[n].nbytes for n in stored),
         "source_sha256": origin["sha256"] if origin else None,
     }
 
 
-def warn_of_random(plan: ParameterPlan, directory: Path) -> None:
+def tell_of_start(plan: ParameterPlan, config: RunConfig, directory: Path) -> None:
     """What neither came from the source nor trains stays as it was drawn, which is hardly ever
-    meant."""
+    meant. What begins alike trains from the first step on, also where a rule for more than it alone
+    freezes it; or it is told what it cannot do where it does not train."""
     table, trains = fit_table(directory), plan.trains()
-    random = (
-        [row.name for row in table if row.status in ("new", "drawn") and row.how != AT_ZERO]
-        if table
-        else plan.plain
-    )
-    if stuck := [name for name in random if name not in trains]:
+    drawn = [row.name for row in table if row.status in ("new", "drawn") and row.how != AT_ZERO]
+    if stuck := [name for name in (drawn if table else plan.plain) if name not in trains]:
+        some = ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else "")
         log.warning(
-            "%d tensors are random and frozen, so that they stay random (%s): the rules freeze "
-            "what the source did not fill",
-            len(stuck),
-            ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else ""),
+            f"{len(stuck)} tensors are random and frozen, so that they stay random ({some}): the "
+            "rules freeze what the source did not fill"
         )
+    alike = [row.name for row in table if row.alike]
 
+    def is_taught(name: str) -> bool:
+        return any(t == name or t.startswith(f"{name}.") for t in trains)
 
-def tell_of_alike(
-    plan: ParameterPlan, rules: Sequence[Rule], directory: Path, strategy: str
-) -> None:
-    """What begins alike trains from the first step on, also where a rule for more than it alone
-    freezes it; or what it cannot do where it does not train."""
-    alike, trains = [row.name for row in fit_table(directory) if row.alike], plan.trains()
-    frozen = [
-        name for name in alike if not any(n == name or n.startswith(f"{name}.") for n in trains)
-    ]
-    if taught := [name for name in alike if name not in frozen]:
-        log.info("new to the source, so that it trains: %s", ", ".join(taught))
-    for name in taught:
-        if overruled := [
-            rule.pattern
-            for rule in rules
-            if rule.learning_rate_scale == 0 and fnmatchcase(name, rule.pattern)
-        ]:
+    if taught := list(filter(is_taught, alike)):
+        log.info(f"new to the source, so that it trains: {', '.join(taught)}")
+    freezing = [r.pattern for r in rules_of(config) if r.learning_rate_scale == 0]
+    for name in alike:
+        overruled = [pattern for pattern in freezing if fnmatchcase(name, pattern)]
+        if name in taught and overruled:
             log.warning(
-                "%s trains, though {pattern: '%s', learning_rate_scale: 0} freezes it: it is new "
-                "to the source. A rule for it alone is obeyed: {pattern: %s, learning_rate_scale: "
-                "0}",
-                name,
-                overruled[-1],
-                name,
+                f"{name} trains, though {{pattern: '{overruled[-1]}', learning_rate_scale: 0}} "
+                "freezes it: it is new to the source. A rule for it alone is obeyed: "
+                f"{{pattern: {name}, learning_rate_scale: 0}}"
             )
-    for name in frozen:
-        if name in ALIKE:
+        elif name not in taught and name in ALIKE:
             log.warning(
-                "%s is new to the source and does not train with transfer=%s: %s",
-                name,
-                strategy,
-                ALIKE[name],
+                f"{name} is new to the source and does not train with "
+                f"transfer={config.transfer.name}: {ALIKE[name]}"
             )

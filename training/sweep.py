@@ -57,11 +57,9 @@ class Sweep:
         it has not."""
         path = self.folder / f"{number}.json"
         try:
-            return (
-                read_json(path, "the same command makes it again", keys=["status", "seconds"])
-                if path.exists()
-                else None
-            )
+            return read_json(path, "the same command makes it again", keys=["status", "seconds"])
+        except FileNotFoundError:
+            return None
         except Damaged as error:
             return {"status": "failed", "message": str(error), "seconds": 0}
 
@@ -98,17 +96,13 @@ def _result_of(record: dict[str, Any]) -> dict[str, str]:
     try:
         return read_result(Path(record["run"])).cells() if "run" in record else {}
     except UserError as error:
-        log.warning("%s", error)
+        log.warning(error)
         return {}
 
 
 def read_sweep(folder: Path) -> Sweep:
-    return Sweep(
-        folder,
-        read_json(folder / SWEEP, "the command of the sweep writes it anew", keys=["cells"])[
-            "cells"
-        ],
-    )
+    mend = "the command of the sweep writes it anew"
+    return Sweep(folder, read_json(folder / SWEEP, mend, keys=["cells"])["cells"])
 
 
 # in the process that was started
@@ -126,15 +120,15 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     sweep, elsewhere = plan(config_name, argv[1:])
     # -m may come after them
     last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)
-    argv.insert(last + 1, f"hydra.sweep.dir={quoted(sweep.folder)}")  # how cells find it
+    folder = str(sweep.folder).replace("\\", "\\\\").replace("'", "\\'")  # by Hydra's grammar
+    argv.insert(last + 1, f"hydra.sweep.dir='{folder}'")  # how cells find it
     # of jobs
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")])
-    )
+    here, before = str(CONF.parent), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{before}" if before else here
     log_to_terminal()
     for launcher in ("hydra", "hydra_plugins"):
         logging.getLogger(launcher).setLevel(logging.WARNING)
-    log.info("sweep: %d cells, %s", len(sweep.cells), sweep.folder)
+    log.info(f"sweep: {len(sweep.cells)} cells, {sweep.folder}")
     try:
         with contextlib.ExitStack() as around:
             if elsewhere:
@@ -142,10 +136,8 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
                 around.enter_context(dead_jobs_noted(sweep))
             yield
     except KeyboardInterrupt:
-        log.info(
-            "interrupted; %s",
-            "its jobs go on without this process" if elsewhere else "the same command continues",
-        )
+        on = "its jobs go on without this process" if elsewhere else "the same command continues"
+        log.info(f"interrupted; {on}")
         sys.exit(PREEMPTED)
     finally:
         print(f"\n{sweep.table()}", flush=True)
@@ -175,8 +167,13 @@ def is_sweep(config_name: str, asked) -> bool:
 
 
 def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
-    """The sweep with its folder made and emptied of records, and whether its cells run in other
-    processes."""
+    """The sweep with its folder made and emptied of records.
+
+    Returns:
+        The sweep, and whether its cells run in other processes.
+    Raises:
+        UserError: where the command line is no sweep, or Slurm is asked for and is not there.
+    """
     of_hydra = [o for o in arguments if o.lstrip("+~").startswith("hydra")]
     launcher = next(
         (o.split("=")[1] for o in reversed(of_hydra) if o.startswith("hydra/launcher=")), "basic"
@@ -186,8 +183,9 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     composed_keys(config_name, of_hydra, hydra=True)  # raises where they are wrong
     overrides = task_overrides(config_name, arguments)
     cells = split_cells(overrides)
-    own = [o.get_key_element() for o in overrides if o.is_sweep_override()]
-    if "run.directory" in [o.key_or_group for o in overrides if o.get_key_element() not in own]:
+    axes = [o for o in overrides if o.is_sweep_override()]
+    own = [o.get_key_element() for o in axes]
+    if "run.directory" in [o.key_or_group for o in overrides if o not in axes]:
         raise UserError(
             "run.directory is that of one run: leave it out of a sweep, or give run.root."
         )
@@ -201,16 +199,12 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     name = next(
         (o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid"
     )
-    folder = (
-        Path(first["run"]["root"])
-        / first["experiment"]
-        / "sweeps"
-        / f"{name}-{sha256_of(cells)[:8]}"
-    )
+    below = Path(first["run"]["root"], first["experiment"], "sweeps")
+    folder = below / f"{name}-{sha256_of(cells)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     for record in folder.glob("[0-9]*.json"):
         record.unlink()
-    names = [" ".join(e for e in cell if e.split("=", 1)[0] in own) or name for cell in cells]
+    names = [" ".join(cell) or name for cell in split_cells(axes)]
     write_json(folder / SWEEP, {"command": " ".join(arguments), "cells": names})
     return Sweep(folder, names), launcher != "basic"
 
@@ -229,11 +223,6 @@ def check_slurm() -> None:
             "login node of the cluster, or without hydra/launcher=slurm: its cells then run here, "
             "one after the other."
         )
-
-
-def quoted(path: Path) -> str:
-    """As a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 @contextlib.contextmanager
@@ -294,23 +283,17 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
 def report_failures(sweep: Sweep) -> bool:
     """Names the cells that failed, each with its message. Whether there are any."""
     records = sweep.records()
-    failed = [
-        f"{name}: {r['message']}"
-        for name, r in zip(sweep.cells, records, strict=True)
-        if r and r["status"] == "failed"
-    ]
+    failed, said = [], []
+    for name, record in zip(sweep.cells, records, strict=True):
+        if record and record["status"] == "failed":
+            failed.append(f"\n  {name}: {record['message']}")
     if failed:
-        print(
-            f"error: {len(failed)} of {len(records)} cells failed:\n  " + "\n  ".join(failed),
-            file=sys.stderr,
-            flush=True,
+        said.append(f"error: {len(failed)} of {len(records)} cells failed:{''.join(failed)}\n")
+    if left := records.count(None):
+        said.append(
+            f"{left} of {len(records)} cells are not finished; the same command continues.\n"
         )
-    if left := sum(r is None for r in records):
-        print(
-            f"{left} of {len(records)} cells are not finished; the same command continues.",
-            file=sys.stderr,
-            flush=True,
-        )
+    print(*said, sep="", end="", file=sys.stderr, flush=True)
     return bool(failed)
 
 

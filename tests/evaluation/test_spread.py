@@ -115,7 +115,7 @@ def test_light_set(monkeypatch):
                 + torch.randn(len(pictures), 3, generator=torch.Generator().manual_seed(0))
             )
 
-    light.LightSet(DATA, 12, 64, torch.device("cpu"), Watching())._of_reference(lambda: None)
+    light.LightSet(DATA, 12, 64, torch.device("cpu"), Watching())._reference  # noqa: B018
     for part in torch.cat(seen).split(COUNT):
         check_shares(part.float().mean((1, 2, 3)))
 

@@ -128,14 +128,16 @@ def test_the_reference_is_computed_once_and_of_so_many_images(monkeypatch):
 def test_it_stops_between_batches():
     calls = []
     light_set = LightSet(dataset(), 20, 8, CPU, Means())
-    light_set(Painter(), lambda: calls.append(1))
+    light_set.on_batch = lambda: calls.append(1)
+    light_set(Painter())
     assert len(calls) == 2 + 1 + 3 + 1
 
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        light_set(Painter(), stop)
+        light_set.on_batch = stop
+        light_set(Painter())
 
 
 def test_what_cannot_be_computed_is_absent():
