@@ -14,9 +14,8 @@ from reporting.page import FIGURES, LEGEND, Report
 from reporting.pictures import side_by_side
 from reporting.runs import read_runs
 from reporting.table import OF_IMAGES
-from runtime.directory import write_csv
 from runtime.errors import UserError, near, one_message
-from runtime.files import write_atomically
+from runtime.files import write_atomically, write_csv
 from runtime.log import table
 
 LEFT_OUT = ("precision", "density", "coverage")  # on the terminal, which is narrow

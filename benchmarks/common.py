@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from runtime.device import free_memory, pick_device
-from runtime.directory import commit, device_name
+from runtime.environment import commit, device_name
 from runtime.log import table
 
 Run = Callable[[], object]

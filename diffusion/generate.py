@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoise, Prediction
-from diffusion.guidance import clip_x0
 from diffusion.image_noise import NoisePerImage
 from diffusion.samplers import Sampler, Spacing, even_steps, heun
 from diffusion.schedule import NoiseSchedule

@@ -1,4 +1,4 @@
-"""Wrappers around a denoiser: x0 clipped, and guidance away from a reference."""
+"""Guidance of a denoiser, away from a reference."""
 
 from __future__ import annotations
 
@@ -6,19 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import Denoise, Prediction
-from diffusion.parameterization import noise_of
-from diffusion.schedule import NoiseSchedule, Time
-
-
-def clip_x0(denoise: Denoise, schedule: NoiseSchedule) -> Denoise:
-    """x0 kept in [-1, 1], and the noise made to agree with it."""
-
-    def clipped(x_t: Tensor, t: Time) -> Prediction:
-        prediction = denoise(x_t, t)
-        x0 = prediction.x0.clamp(-1, 1)
-        return prediction._replace(x0=x0, noise=noise_of(schedule, x0, x_t, t))
-
-    return clipped
+from diffusion.schedule import Time
 
 
 def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from evaluation.image_features import ReferenceImages
 from metrics.memorization import nearest
-from runtime.directory import write_json
-from runtime.files import write_atomically
+from runtime.files import write_atomically, write_json
 from runtime.pictures import png
 
 PAIRS, COLUMNS = 12, 4

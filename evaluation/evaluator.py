@@ -35,13 +35,14 @@ from metrics.estimate import EVALUATION, VERSION, Record
 from runtime.checkpoint import FILES, STATE, find
 from runtime.content import sha256_of
 from runtime.device import pick_device
-from runtime.directory import IDENTITY, machine
+from runtime.environment import machine
 from runtime.errors import UserError
 from runtime.files import locked, write_sealed
 from sampling.image_folder import claim_folder, write_missing
 from sampling.pipeline import SampleRequest
 from training.best_checkpoint import find_best_checkpoint
 from training.result import read_result
+from training.run_directory import IDENTITY
 
 log = logging.getLogger("evaluate")
 JUDGED = ("checkpoint", "out", "images", "train", "test")  # what a command line says is judged

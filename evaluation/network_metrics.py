@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from data.batches import to_x0
 from data.splits import spread
+from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoise, Denoiser
-from diffusion.guidance import clip_x0
 from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
 from evaluation.suite import Notes, estimate_kid
 from evaluation.trained_run import TrainedRun

@@ -22,10 +22,10 @@ from data.settings import DataSettings
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.checkpoint import Checkpoint, Which
-from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json
 from runtime.seeds import generator
+from training.run_directory import IDENTITY
 from transfer.source_images import own_images
 from transfer.trained_weights import TrainedWeights, of_checkpoint, read_origin, source_of, start_of
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from kernels import ahead, configs
 from kernels.launch import Launch, watched
 from kernels.workloads import Work, workloads
-from runtime.directory import device_name, versions
+from runtime.environment import device_name, versions
 
 CANDIDATES: dict[str, dict[str, Sequence[int]]] = {  # by the start of a name
     "attention": {

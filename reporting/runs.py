@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from metrics.estimate import EVALUATION, GRID, VERSION, as_now
 from runtime.content import canonical, differences
-from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
 from training.result import Result, read_result
+from training.run_directory import IDENTITY
 from training.sweep import SWEEP, read_sweep
 
 

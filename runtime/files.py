@@ -5,15 +5,17 @@ names the file, and what can be made anew is put aside first."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,13 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(busy) from None
         yield
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    write_atomically(path, buffer.getvalue())

@@ -18,9 +18,8 @@ from data.batches import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.generate import steps_of
 from runtime.content import differences
-from runtime.directory import write_json
 from runtime.errors import UserError
-from runtime.files import read_json, write_atomically
+from runtime.files import read_json, write_atomically, write_json
 from runtime.pictures import grid, png
 from sampling.pipeline import SampleRequest, sample_batches
 

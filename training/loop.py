@@ -29,7 +29,7 @@ from metrics.held_out_loss import held_out_errors
 from runtime import checkpoint
 from runtime.checkpoint import Checkpoint, Progress
 from runtime.device import peak_memory
-from runtime.directory import device_name
+from runtime.environment import device_name
 from runtime.errors import UserError
 from runtime.files import write_sealed
 from runtime.log import RunLog

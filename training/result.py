@@ -17,9 +17,9 @@ from config.identity import NUMBERS, digest
 from config.old_spelling import translate
 from config.overrides import CONF
 from runtime.content import canonical, leaves
-from runtime.directory import IDENTITY
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
+from training.run_directory import IDENTITY
 
 RESULT = "result.json"  # written at each evaluation
 DRAWS = ("data.subset_seed",)  # beside the seed: what runs of one setting are drawn by

@@ -25,9 +25,9 @@ from models.layers import to_channels_last
 from runtime import checkpoint
 from runtime.checkpoint import MODEL, Checkpoint
 from runtime.device import arithmetic, forget_peak, pick_device, pick_precision
-from runtime.directory import claim, describe, kept_precision, write_csv
+from runtime.environment import describe, kept_precision
 from runtime.errors import UserError, together
-from runtime.files import locked, remove_leftovers, write_atomically
+from runtime.files import locked, remove_leftovers, write_atomically, write_csv
 from runtime.log import RunLog, logged_to, recorded
 from runtime.pictures import grid, png
 from runtime.seeds import derive
@@ -35,7 +35,7 @@ from runtime.signals import StopAtOnce
 from training.checks import check_network, check_run_config
 from training.loop import Terms, Trainer
 from training.pretrained_source import PretrainedSource, find_source
-from training.run_directory import name_run, open_images
+from training.run_directory import claim, name_run, open_images
 from training.start_from_source import (
     facts,
     start_from,

@@ -12,6 +12,9 @@ import torch
 from config.identity import digest, identity
 from config.run_config import RunConfig
 from data.image_reader import ImageReader
+from runtime.content import differences
+from runtime.errors import UserError
+from runtime.files import Damaged, put_aside, read_json, write_json
 from transfer.adapt_weights import TABLE, Fit
 from transfer.difffit import BranchScale
 from transfer.penalties import L2SP
@@ -20,6 +23,8 @@ from transfer.source_images import made_anew
 
 if TYPE_CHECKING:
     from training.pretrained_source import PretrainedSource
+
+IDENTITY = "identity.json"
 
 
 def open_images(config: RunConfig) -> ImageReader:
@@ -65,3 +70,36 @@ def weight_decay(config: RunConfig) -> float:
     """AdamW has one of its own, where the config has none."""
     optimizer = config.build_optimizer([torch.zeros(1, requires_grad=True)])  # only looked at
     return optimizer.defaults.get("weight_decay", 0)
+
+
+def claim(directory: Path, identity: dict[str, Any]) -> None:
+    """Makes the directory, or checks that it belongs to this very run.
+
+    Raises:
+        UserError: with the difference, where it does not.
+    """
+    path, begun = directory / IDENTITY, any(directory.glob("checkpoints/step_*"))
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        theirs = read_json(path)
+    except Damaged as error:
+        if begun:
+            raise UserError(
+                f"{error}. It says whose the checkpoints beside it are: put back a copy of "
+                f"it, or move {directory} away, and the same command begins anew."
+            ) from error
+        put_aside(path, str(error))
+    except FileNotFoundError:
+        if begun:
+            raise UserError(
+                f"{directory} has checkpoints but no {IDENTITY}, so whose they are is unknown: "
+                "move it away."
+            ) from None
+    if not path.exists():
+        write_json(path, identity)
+    elif lines := differences(identity, theirs):
+        raise UserError(
+            f"{directory} holds a run with another config. There -> here:\n  "
+            + "\n  ".join(lines)
+            + "\nGive this one its own run.directory, or leave run.directory out."
+        )

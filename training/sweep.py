@@ -31,9 +31,8 @@ from hydra.types import RunMode
 from config.overrides import CONF, composed, composed_keys, is_multirun, task_overrides
 from runtime.content import sha256_of
 from runtime.device import free_memory
-from runtime.directory import write_json
 from runtime.errors import UserError, message_of
-from runtime.files import Damaged, read_json
+from runtime.files import Damaged, read_json, write_json
 from runtime.hydra_private import parse_command_line, replaced_job_results, split_cells
 from runtime.log import log_to_terminal, table
 from runtime.requeue import is_job

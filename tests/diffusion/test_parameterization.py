@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from diffusion import schedule as schedules
+from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoiser, Prediction
-from diffusion.guidance import clip_x0, guide
+from diffusion.guidance import guide
 from diffusion.parameterization import (
     PredictMean,
     PredictNoise,

@@ -26,8 +26,8 @@ import runtime.torchvision  # noqa: F401  before anything that imports torchvisi
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusion import schedule as schedules
+from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoiser
-from diffusion.guidance import clip_x0
 from diffusion.parameterization import PredictNoise, PredictVelocity, PredictX0
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.variance import FixedLarge, FixedSmall

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from diffusion import schedule as schedules
+from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoiser
-from diffusion.guidance import clip_x0
 from diffusion.losses import bound_loss, bound_term, hybrid_loss, simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.samplers import ancestral

@@ -23,8 +23,8 @@ from config.overrides import check_overrides, composed, options
 from config.run_config import RunConfig
 from data.batches import to_x0
 from data.dataset import Dataset
+from diffusion.clipping import clip_x0
 from diffusion.generate import SamplerSettings
-from diffusion.guidance import clip_x0
 from diffusion.samplers import ddim, even_steps
 from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
@@ -34,7 +34,7 @@ from metrics.bound import bound
 from metrics.features.random import RandomConvolutional
 from metrics.kid import kid
 from runtime.checkpoint import EMA, find
-from runtime.directory import commit
+from runtime.environment import commit
 from runtime.errors import UserError
 from runtime.seeds import derive
 from runtime.signals import PREEMPTED

@@ -47,6 +47,6 @@ check_overrides("sample", [])
 Hydra.get_mode = lambda self, config_name, overrides: (
     RunMode.MULTIRUN if "hydra.mode=MULTIRUN" in overrides else None
 )
-importlib.import_module("runtime.directory").commit()
-importlib.import_module("runtime.directory").versions()
+importlib.import_module("runtime.environment").commit()
+importlib.import_module("runtime.environment").versions()
 gc.freeze()

@@ -19,7 +19,7 @@ from config.overrides import composed
 from data.file_cache import FileCache
 from data.sources.folder import Folder
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER
-from runtime.directory import kept_precision
+from runtime.environment import kept_precision
 from runtime.errors import UserError
 from runtime.files import Damaged
 from runtime.log import read_metrics

@@ -39,7 +39,7 @@ import models.adm
 import models.unet
 from config.overrides import composed
 from config.run_config import RunConfig
-from diffusion.guidance import clip_x0
+from diffusion.clipping import clip_x0
 from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
 from diffusion.schedule import cosine
 from models.formats.diffusers import _multiplier, read_folder

@@ -1,15 +1,11 @@
-"""A run's directory: whose it is, and what describes it."""
+"""What numbers depend on beside settings: machine, packages, commit, precision."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +14,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from runtime.content import differences
 from runtime.device import PRECISIONS, pick_precision
 from runtime.errors import UserError
-from runtime.files import Damaged, put_aside, read_json, write_atomically
+from runtime.files import Damaged, put_aside, read_json, write_atomically, write_json
 
-IDENTITY, ENVIRONMENT = "identity.json", "environment.json"
+ENVIRONMENT = "environment.json"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -36,39 +31,6 @@ PACKAGES = (
     "scikit-image",
     "wandb",
 )
-
-
-def claim(directory: Path, identity: dict[str, Any]) -> None:
-    """Makes the directory, or checks that it belongs to this very run.
-
-    Raises:
-        UserError: with the difference, where it does not.
-    """
-    path, begun = directory / IDENTITY, any(directory.glob("checkpoints/step_*"))
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        theirs = read_json(path)
-    except Damaged as error:
-        if begun:
-            raise UserError(
-                f"{error}. It says whose the checkpoints beside it are: put back a copy of "
-                f"it, or move {directory} away, and the same command begins anew."
-            ) from error
-        put_aside(path, str(error))
-    except FileNotFoundError:
-        if begun:
-            raise UserError(
-                f"{directory} has checkpoints but no {IDENTITY}, so whose they are is unknown: "
-                "move it away."
-            ) from None
-    if not path.exists():
-        write_json(path, identity)
-    elif lines := differences(identity, theirs):
-        raise UserError(
-            f"{directory} holds a run with another config. There -> here:\n  "
-            + "\n  ".join(lines)
-            + "\nGive this one its own run.directory, or leave run.directory out."
-        )
 
 
 def describe(directory: Path, config: dict[str, Any], precision: str, device: torch.device) -> None:
@@ -160,13 +122,3 @@ def commit() -> str | None:
         ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    write_atomically(path, buffer.getvalue())
