@@ -34,8 +34,9 @@ from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.image_noise import NoisePerImage
 from diffusion.parameterization import PredictNoise
-from diffusion.samplers import ancestral, ddim, even_steps  # even: diffusers' own default
+from diffusion.samplers import ancestral, ddim
 from diffusion.schedule import linear
+from diffusion.spacing import even_steps  # even: diffusers' own default
 from kernels import dispatch
 from runtime.device import arithmetic, pick_precision
 from sampling.cuda_graph import cast_ahead, prepared

@@ -20,15 +20,8 @@ from benchmarks.common import arguments, numbers, report
 from data.batches import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate
-from diffusion.samplers import (
-    ddim,
-    dpm_solver,
-    even_steps,
-    heun,
-    log_snr_steps,
-    quadratic_steps,
-    trailing_steps,
-)
+from diffusion.samplers import ddim, dpm_solver, heun
+from diffusion.spacing import even_steps, log_snr_steps, quadratic_steps, trailing_steps
 from evaluation.trained_run import TrainedRun
 from metrics.bootstrap import interval
 from metrics.features import extract

@@ -17,6 +17,10 @@ RENAMED = {  # _target_: of then, and of now
     "transfer.scale.BranchScale": "transfer.difffit.BranchScale",
     "transfer.similarity.PairwiseSimilarity": "transfer.pairwise_similarity.PairwiseSimilarity",
     "transfer.spectral.SpectralShift": "transfer.svdiff.SpectralShift",
+    **{
+        f"diffusion.samplers.{name}_steps": f"diffusion.spacing.{name}_steps"
+        for name in ("even", "inclusive", "log_snr", "quadratic", "trailing")
+    },
     "data.bundled.Faces": "data.sources.bundled.Faces",
     "data.bundled.Tissue": "data.sources.bundled.Tissue",
     "data.celeba.CelebA": "data.sources.celeba.CelebA",
@@ -45,7 +49,8 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_then(config: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a run in the spelling by which it is named. For data see identity."""
+    """Sections of a config in the spelling by which runs, evaluations and folders of images are
+    named. For data see identity."""
     config = _with_targets(config, THEN)
     if overrides := config.get("source", {}).get("overrides"):
         lines = [re.sub(r"^([+~]*data\.)(\w+)", _key_then, line) for line in overrides]

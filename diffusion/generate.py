@@ -15,8 +15,9 @@ from torch import Tensor
 from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoise, Prediction
 from diffusion.image_noise import NoisePerImage
-from diffusion.samplers import Sampler, Spacing, even_steps, heun
+from diffusion.samplers import Sampler, heun
 from diffusion.schedule import NoiseSchedule
+from diffusion.spacing import Spacing, even_steps
 from runtime.build import Settings
 from runtime.errors import UserError
 

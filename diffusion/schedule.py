@@ -91,30 +91,6 @@ class NoiseSchedule:
         """Variance of q(x_s | x_t, x_0); 0 at s = 0."""
         return self.step_beta(s, t) * (1 - self.alpha_bar[s]) / (1 - self.alpha_bar[t])
 
-    def reverse_log_variance(self, s: Time, t: Time, fraction: Tensor | float) -> Tensor:
-        """log variance of p(x_s | x_t). At s = 0 the posterior's is -inf; Ho uses the value of the
-        step above, here the next one of the same length.
-
-        Args:
-            fraction: a number, or a tensor of x's shape: 0 is the posterior's ("fixed small"), 1 is
-            beta
-                ("fixed large"), between them the logs are mixed.
-        Returns:
-            float64, of the wider shape.
-        Source:
-            Nichol and Dhariwal 2021, eq. 15.
-        """
-        # a number on the CPU indexes without waiting for the device
-        s, t = torch.as_tensor(s), torch.as_tensor(t)
-        # 0 too where no step is above
-        length = torch.where(s == 0, torch.minimum(t, self.steps - t), 0)
-        posterior, beta = self.posterior_variance(s + length, t + length), self.step_beta(s, t)
-        lower = torch.where(posterior > 0, posterior, beta).log()
-        upper = beta.log()
-        if isinstance(fraction, Tensor) and 0 < lower.ndim < fraction.ndim:
-            lower, upper = (v.reshape(-1, *[1] * (fraction.ndim - 1)) for v in (lower, upper))
-        return fraction * upper + (1 - fraction) * lower
-
 
 def from_betas(betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
     """Any schedule from its betas, beta_1 .. beta_T, each in (0, 1); the last may be 1, which

@@ -13,14 +13,31 @@ from diffusion.schedule import NoiseSchedule, Time, expand
 
 
 class Fraction(NamedTuple):
-    """Between the posterior's log variance (0) and log beta (1):
-    NoiseSchedule.reverse_log_variance. A number, [B] or [B, C, H, W]."""
+    """Of the way from the posterior's log variance (0, "fixed small") to log beta (1, "fixed
+    large"). A number, [B] or [B, C, H, W]."""
 
     value: Tensor | float
 
     def log(self, schedule: NoiseSchedule, s: Time, t: Time) -> Tensor:
-        """log variance of p(x_s | x_t)."""
-        return schedule.reverse_log_variance(s, t, self.value)
+        """log variance of p(x_s | x_t). At s = 0 the posterior's is -inf; Ho uses the value of the
+        step above, here the next one of the same length.
+
+        Returns:
+            float64, of the wider shape of t and value.
+        Source:
+            Nichol and Dhariwal 2021, eq. 15.
+        """
+        # a number on the CPU indexes without waiting for the device
+        s, t = torch.as_tensor(s), torch.as_tensor(t)
+        # 0 too where no step is above
+        length = torch.where(s == 0, torch.minimum(t, schedule.steps - t), 0)
+        posterior = schedule.posterior_variance(s + length, t + length)
+        beta = schedule.step_beta(s, t)
+        lower, upper = torch.where(posterior > 0, posterior, beta).log(), beta.log()
+        v = self.value
+        if isinstance(v, Tensor) and 0 < lower.ndim < v.ndim:
+            lower, upper = (x.reshape(-1, *[1] * (v.ndim - 1)) for x in (lower, upper))
+        return v * upper + (1 - v) * lower
 
 
 class LogVariance(NamedTuple):

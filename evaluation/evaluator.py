@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from config.old_spelling import as_then
 from data.image_folder import open_images
 from diffusion.denoiser import Denoiser
 from diffusion.generate import as_made
@@ -83,7 +84,7 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
     dataset, about = run.images
     reference = ReferenceImages.of_splits(dataset.images, dataset.splits, about)
     select = found.path.name if (path / STATE).is_file() else settings.select
-    sampler = as_made(sampler, settings.sampler, run.config.schedule)
+    sampler = as_then(as_made(sampler, settings.sampler, run.config.schedule))
     protocol = protocol_of(settings, reference, sampler, select)
     folder = evaluation_folder(settings, run.directory, protocol)
     sha256 = found.digests[FILES[settings.weights]]

@@ -21,7 +21,8 @@ from data.batches import to_uint8
 from diffusion.denoiser import Condition, Denoise, Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of, warn_of_start
 from diffusion.guidance import guide
-from diffusion.samplers import ddim, log_snr_steps
+from diffusion.samplers import ddim
+from diffusion.spacing import log_snr_steps
 from kernels import dispatch
 from runtime.checkpoint import Which
 from runtime.device import arithmetic, pick_device, pick_precision

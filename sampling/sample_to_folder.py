@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config.old_spelling import as_then
 from config.sections import Precision
 from diffusion.generate import as_made
 from models.formats.published import SECTIONS
@@ -73,7 +74,7 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
     what = {
         "weights": found.digests[settings.weights],
         "seed": settings.seed,
-        "sampler": as_made(sampler_config, settings.sampler, config.schedule),
+        "sampler": as_then(as_made(sampler_config, settings.sampler, config.schedule)),
         "label": settings.label,
         "guidance": settings.guidance,
     }

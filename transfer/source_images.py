@@ -23,8 +23,9 @@ from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.settings import DataSettings
 from diffusion.generate import SamplerSettings, generate, steps_of
-from diffusion.samplers import ddim, log_snr_steps
+from diffusion.samplers import ddim
 from diffusion.schedule import NoiseSchedule
+from diffusion.spacing import log_snr_steps
 from runtime.content import sha256_of
 from runtime.errors import Misfit, UserError
 from runtime.files import locked, read_checked, remove_leftovers, write_checked

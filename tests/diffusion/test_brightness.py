@@ -22,12 +22,9 @@ from diffusion import generate as generating
 from diffusion import schedule as schedules
 from diffusion.denoiser import Prediction
 from diffusion.generate import SamplerSettings, generate, lost_brightness, warn_of_start
-from diffusion.samplers import (
-    ancestral,
-    ddim,
-    dpm_solver,
+from diffusion.samplers import ancestral, ddim, dpm_solver, heun
+from diffusion.spacing import (
     even_steps,
-    heun,
     inclusive_steps,
     log_snr_steps,
     quadratic_steps,

@@ -22,9 +22,8 @@ from diffusion.denoiser import Denoiser, Prediction
 from diffusion.generate import SamplerSettings, as_made, generate, steps_of
 from diffusion.image_noise import NoisePerImage
 from diffusion.parameterization import PredictNoise, PredictVelocity
-from diffusion.samplers import (
-    ancestral,
-    ddim,
+from diffusion.samplers import ancestral, ddim
+from diffusion.spacing import (
     even_steps,
     inclusive_steps,
     log_snr_steps,

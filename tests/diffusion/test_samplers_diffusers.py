@@ -29,7 +29,8 @@ from diffusion import schedule as schedules
 from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise, PredictVelocity, PredictX0
-from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
+from diffusion.samplers import ancestral, ddim
+from diffusion.spacing import even_steps, trailing_steps
 from diffusion.variance import FixedLarge, FixedSmall
 
 PREDICTIONS = {"epsilon": PredictNoise, "sample": PredictX0, "v_prediction": PredictVelocity}

@@ -20,16 +20,8 @@ from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser, Prediction
 from diffusion.generate import SamplerSettings, generate
 from diffusion.parameterization import PredictNoise, PredictVelocity
-from diffusion.samplers import (
-    ancestral,
-    ddim,
-    dpm_solver,
-    even_steps,
-    heun,
-    inclusive_steps,
-    quadratic_steps,
-    trailing_steps,
-)
+from diffusion.samplers import ancestral, ddim, dpm_solver, heun
+from diffusion.spacing import even_steps, inclusive_steps, quadratic_steps, trailing_steps
 from diffusion.variance import Fraction
 
 LINEAR = schedules.linear(1000)

@@ -10,7 +10,7 @@ import torch
 
 from diffusion import schedule as schedules
 from diffusion.schedule import NoiseSchedule, from_betas
-from diffusion.variance import FixedLarge, FixedSmall
+from diffusion.variance import FixedLarge, FixedSmall, Fraction
 
 TOTALS = [1, 10, 1000, 4000]
 NAMES = ["linear", "scaled_linear", "cosine", "sigmoid"]
@@ -304,11 +304,11 @@ def test_posterior_of_any_steps_is_the_respaced_process(name, irregular):
     for key, value in ours.items():
         np.testing.assert_allclose(value, expected[key], rtol=1e-7, atol=1e-14, err_msg=key)
     for fraction, key in ((0.0, "variance"), (1.0, "beta")):
-        logs = schedule.reverse_log_variance(s, t, fraction)
+        logs = Fraction(fraction).log(schedule, s, t)
         np.testing.assert_allclose(logs[1:], np.log(expected[key][1:]), rtol=1e-7, err_msg=key)
 
 
-def test_reverse_log_variance_interpolates_logs():
+def test_the_reverse_log_variance_interpolates_logs():
     """log(posterior variance) at fraction 0, log(beta) at 1, the line between them in the log:
     Nichol and Dhariwal 2021, eq. 15."""
     schedule, betas = schedules.linear(1000), line(1e-4, 0.02, 1000)
@@ -318,12 +318,12 @@ def test_reverse_log_variance_interpolates_logs():
         small = (1 - bar[t - 1]) / (1 - bar[t]) * beta
         for fraction in (0.0, 0.3, 1.0):
             expected = fraction * math.log(beta) + (1 - fraction) * math.log(small)
-            assert schedule.reverse_log_variance(t - 1, t, fraction).item() == pytest.approx(
+            assert Fraction(fraction).log(schedule, t - 1, t).item() == pytest.approx(
                 expected, rel=1e-9
             )
 
 
-def test_reverse_log_variance_takes_a_fraction_per_pixel():
+def test_the_reverse_log_variance_takes_a_fraction_per_pixel():
     """A learned fraction of x's shape: the widest shape wins, each pixel mixes its own logs of its
     own image's t."""
     schedule = schedules.linear(1000)
@@ -331,7 +331,7 @@ def test_reverse_log_variance_takes_a_fraction_per_pixel():
     fraction = torch.rand(
         2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    logs = schedule.reverse_log_variance(t - 1, t, fraction)
+    logs = Fraction(fraction).log(schedule, t - 1, t)
     assert logs.shape == fraction.shape and logs.dtype == torch.float64
     for k in range(2):
         _, _, small = bayes(schedule, int(t[k]) - 1, int(t[k]))
@@ -352,8 +352,8 @@ def test_first_step_has_hos_value(name):
     schedule = getattr(schedules, name)(1000)
     _, _, second = bayes(schedule, 1, 2)
     t = torch.tensor([1, 2, 1000])
-    small = schedule.reverse_log_variance(t - 1, t, FixedSmall()(None, t).value)
-    large = schedule.reverse_log_variance(t - 1, t, FixedLarge()(None, t).value)
+    small = FixedSmall()(None, t).log(schedule, t - 1, t)
+    large = FixedLarge()(None, t).log(schedule, t - 1, t)
     assert small[0].item() == pytest.approx(math.log(second), rel=1e-9)
     assert large[0].item() == pytest.approx(math.log(second), rel=1e-9)
     beta = 1 - schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
@@ -362,12 +362,7 @@ def test_first_step_has_hos_value(name):
         assert small[k].item() == pytest.approx(
             math.log(bayes(schedule, int(t[k]) - 1, int(t[k]))[2]), rel=1e-9
         )
-        assert (
-            schedule.reverse_log_variance(
-                int(t[k]) - 1, int(t[k]), FixedLarge()(None, int(t[k])).value
-            )
-            == large[k]
-        )
+        assert FixedLarge()(None, int(t[k])).log(schedule, int(t[k]) - 1, int(t[k])) == large[k]
 
 
 @pytest.mark.parametrize("length", [1, 20, 250])
@@ -376,7 +371,7 @@ def test_first_step_of_a_respaced_process_has_its_second_steps_value(length):
     posterior_variance[1], is q(x_l | x_2l, x_0)."""
     schedule = schedules.linear(1000)
     expected = respaced(schedule.alpha_bar.numpy(), np.arange(length, 1001, length))["variance"][1]
-    assert schedule.reverse_log_variance(0, length, 0.0).item() == pytest.approx(
+    assert Fraction(0.0).log(schedule, 0, length).item() == pytest.approx(
         math.log(expected), rel=1e-9
     )
 
@@ -385,10 +380,10 @@ def test_first_step_past_half_way_has_the_last_value():
     """Where no step as long is left above, the longest that ends at T; and where none is, beta
     itself."""
     schedule = schedules.linear(1000)
-    assert schedule.reverse_log_variance(0, 700, 0.0).item() == pytest.approx(
+    assert Fraction(0.0).log(schedule, 0, 700).item() == pytest.approx(
         math.log(bayes(schedule, 300, 1000)[2]), rel=1e-9
     )
-    assert schedule.reverse_log_variance(0, 1000, 0.0).item() == pytest.approx(
+    assert Fraction(0.0).log(schedule, 0, 1000).item() == pytest.approx(
         math.log(1 - schedule.alpha_bar[1000]), rel=1e-9
     )
 
@@ -397,14 +392,14 @@ def test_first_step_past_half_way_has_the_last_value():
     ("total", "zero_terminal"),
     [(1, False), (2, False), (3, False), (10, False), (2, True), (3, True), (10, True)],
 )
-def test_reverse_log_variance_is_finite_everywhere(total, zero_terminal):
+def test_the_reverse_log_variance_is_finite_everywhere(total, zero_terminal):
     """No -inf and no index beyond T for any 0 <= s < t <= T and any fraction."""
     schedule = schedules.linear(total, 0.1, 0.3)
     schedule = schedules.zero_terminal(schedule) if zero_terminal else schedule
     for t in range(1, total + 1):
         for s in range(t):
             for fraction in (0.0, 0.5, 1.0):
-                assert schedule.reverse_log_variance(s, t, fraction).isfinite()
+                assert Fraction(fraction).log(schedule, s, t).isfinite()
 
 
 def test_to_keeps_float64():

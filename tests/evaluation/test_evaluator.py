@@ -25,7 +25,8 @@ from data.batches import to_x0
 from data.dataset import Dataset
 from diffusion.clipping import clip_x0
 from diffusion.generate import SamplerSettings
-from diffusion.samplers import ddim, even_steps
+from diffusion.samplers import ddim
+from diffusion.spacing import even_steps
 from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.image_features import ReferenceImages

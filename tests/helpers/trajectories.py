@@ -10,7 +10,7 @@ import runtime.torchvision  # noqa: F401  before anything that imports torchvisi
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffusion.generate import SamplerSettings, generate
-from diffusion.samplers import even_steps
+from diffusion.spacing import even_steps
 from tests.helpers.networks import difference, randomize
 from transfer.trained_weights import load_weights
 

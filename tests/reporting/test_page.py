@@ -225,7 +225,7 @@ def test_how_images_were_made_is_said_in_full(tmp_path):
     content = json.loads(path.read_text())
     sampler = {
         "function": {"_target_": "diffusion.samplers.ddim", "eta": 0.0},
-        "spacing": {"_target_": "diffusion.samplers.even_steps"},
+        "spacing": {"_target_": "diffusion.spacing.even_steps"},
         "steps": 50,
         "clip": True,
     }

@@ -6,8 +6,9 @@ import torch
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.parameterization import PredictNoise
-from diffusion.samplers import ancestral, ddim, even_steps
+from diffusion.samplers import ancestral, ddim
 from diffusion.schedule import cosine, linear
+from diffusion.spacing import even_steps
 from diffusion.variance import Learned, LearnedRange
 from models.adm import ADMUNet
 from models.unet import UNet

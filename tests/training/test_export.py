@@ -29,7 +29,8 @@ import training.export_weights as script
 from config.overrides import composed
 from config.run_config import RunConfig
 from diffusion import schedule as schedules
-from diffusion.samplers import ancestral, trailing_steps
+from diffusion.samplers import ancestral
+from diffusion.spacing import trailing_steps
 from runtime import checkpoint
 from runtime.errors import UserError
 from tests.helpers import runs

@@ -16,7 +16,8 @@ from torch import Tensor
 from config.run_config import RunConfig
 from data.batches import to_x0
 from diffusion.generate import SamplerSettings
-from diffusion.samplers import ddim, even_steps, trailing_steps
+from diffusion.samplers import ddim
+from diffusion.spacing import even_steps, trailing_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from runtime.seeds import derive

@@ -20,7 +20,7 @@ from data.dataset import open_dataset
 from data.resize import to_array
 from diffusion.generate import SamplerSettings
 from diffusion.image_noise import NoisePerImage
-from diffusion.samplers import log_snr_steps
+from diffusion.spacing import log_snr_steps
 from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.seeds import derive

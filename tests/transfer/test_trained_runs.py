@@ -13,7 +13,8 @@ from torch import Tensor
 
 from config.run_config import RunConfig
 from diffusion.generate import SamplerSettings
-from diffusion.samplers import ddim, even_steps
+from diffusion.samplers import ddim
+from diffusion.spacing import even_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from sampling import sample_to_folder as sample

@@ -40,8 +40,9 @@ import models.unet
 from config.overrides import composed
 from config.run_config import RunConfig
 from diffusion.clipping import clip_x0
-from diffusion.samplers import ancestral, ddim, even_steps, trailing_steps
+from diffusion.samplers import ancestral, ddim
 from diffusion.schedule import cosine
+from diffusion.spacing import even_steps, trailing_steps
 from models.formats.diffusers import _multiplier, read_folder
 from models.formats.diffusers_scheduler import read_scheduler
 from runtime.build import build
