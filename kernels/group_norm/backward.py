@@ -9,53 +9,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.group_norm.schedule import channels_last, empty, image, launch_stages, schedule
+from kernels.group_norm.schedule import channels_last, empty, launch_stages, schedule, strided
 from kernels.group_norm.tiles import (
     affine,
     at,
-    kept,
+    dropped,
     membership,
+    packed,
     per_channel,
     per_group,
+    pixels,
     place,
+    plane,
+    read,
     row,
-    tile,
+    slots,
+    write,
 )
 
 
 @triton.jit
-def upstream(
-    x,
-    x_pitch,
-    dy,
-    dy_pitch,
-    seed,
-    keep_scale,
-    added,
-    mu,
-    mu_low,
-    r,
-    a,
-    e,
-    n,
-    c,
-    C,
-    start,
-    hw,
-    inside,
-    SILU: tl.constexpr,
-    LAST: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    ROWS: tl.constexpr,
-    SLAB: tl.constexpr,
-):
-    """xh and du [ROWS, SLAB], du = 0 outside. u = a xh + e."""
-    xh = (
-        tile(x, c, hw, x_pitch, inside, LAST) + added[None, :] - mu[None, :] - mu_low[None, :]
-    ) * r[None, :]
-    du = tile(dy, c, hw, dy_pitch, inside, LAST)
-    if seed is not None:
-        du = tl.where(kept(seed, n, c, C, start, THRESHOLD, ROWS, SLAB), du * keep_scale, 0.0)
+def coefficients(norm, moments, N, p, T):
+    """added, mu, mu_low, r, a and e, each [SLAB], of xh = (x + added - mu - mu_low) r and
+    u = a xh + e."""
+    added = tl.zeros([T.SLAB], tl.float32)
+    if norm.row_bias is not None:
+        added = row(norm.row_bias, p, p.real)
+    groups, g = p.C // T.GROUP, p.c // T.GROUP
+    mu = read(moments + p.n * groups + g, p.real)
+    mu_low = read(moments + (N + p.n) * groups + g, p.real)
+    r = read(moments + (2 * N + p.n) * groups + g, p.real)
+    a, e = affine(norm, p)
+    return added, mu, mu_low, r, a, e
+
+
+@triton.jit
+def upstream(x, dy, of, dropout, p, start, SILU: tl.constexpr, T):
+    """xh and du [ROWS, SLAB], du = 0 outside."""
+    added, mu, mu_low, r, a, e = of
+    hw, inside = pixels(p, start, T)
+    x_row = read(at(x, p.n, p.c, hw), inside) + added[None, :]
+    xh = (x_row - mu[None, :] - mu_low[None, :]) * r[None, :]
+    du = dropped(read(at(dy, p.n, p.c, hw), inside), dropout, p, start, T)
     if SILU:
         u = xh * a[None, :] + e[None, :]
         sg = tl.sigmoid(u)
@@ -64,29 +59,37 @@ def upstream(
 
 
 @triton.jit
+def summed(x, dy, of, dropout, p, SILU: tl.constexpr, T):
+    """A and B [SLAB] over the program's pixels."""
+    As, Bs = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    for start in range(p.first, p.last, T.ROWS):
+        xh, du = upstream(x, dy, of, dropout, p, start, SILU, T)
+        As += du * xh
+        Bs += du
+    return tl.sum(As, 0), tl.sum(Bs, 0)
+
+
+@triton.jit
+def combined(partials, p, N, T):
+    """A and B [SLAB] over all pixels from those over the chunks."""
+    chunks = tl.num_programs(1)
+    As, Bs = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    for start in range(0, chunks, T.ROWS):
+        k = start + tl.arange(0, T.ROWS)
+        mask = (k < chunks)[:, None] & p.real[None, :]
+        of_chunk = slots(partials, p, k[:, None])
+        As += read(of_chunk, mask)
+        Bs += read(of_chunk + plane(p, N), mask)
+    return tl.sum(As, 0), tl.sum(Bs, 0)
+
+
+@triton.jit
 def group_norm_backward_kernel(
     x,
-    x_step,
-    x_pitch,
     dy,
-    dy_step,
-    dy_pitch,
     dtotal,
-    dtotal_step,
-    dtotal_pitch,
-    row_bias,
-    row_step,
-    row_pitch,
-    weight,
-    bias,
-    scale,
-    scale_step,
-    scale_pitch,
-    shift,
-    shift_step,
-    shift_pitch,
-    seed,
-    keep_scale,
+    norm,
+    dropout,
     moments,
     partials,
     dx,
@@ -99,136 +102,45 @@ def group_norm_backward_kernel(
     HW,
     chunk,
     STAGE: tl.constexpr,
-    LAST: tl.constexpr,
     SILU: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SLAB: tl.constexpr,
-    ROWS: tl.constexpr,
+    T,
 ):
     """A = sum_hw du xh, B = sum_hw du; then dx = r (a du - c2 - xh c1) + dtotal, with c1, c2 the
     means of a A, a B over a group."""
-    n, c, real = place(C, WIDTH, SLAB)
-    chunks = tl.num_programs(1)
-    plane = N * chunks.to(tl.int64) * C
-    first = tl.program_id(1) * chunk
-    last = tl.minimum(first + chunk, HW)
-    x += n * x_step
-    dy += n * dy_step
-    added = tl.zeros([SLAB], tl.float32)
-    if row_bias is not None:
-        added = row(row_bias, n, row_step, row_pitch, c, real)
-    mu = tl.load(moments + n * (C // GROUP) + c // GROUP, mask=real, other=0.0)
-    mu_low = tl.load(moments + (N + n) * (C // GROUP) + c // GROUP, mask=real, other=0.0)
-    r = tl.load(moments + (2 * N + n) * (C // GROUP) + c // GROUP, mask=real, other=0.0)
-    a, e = affine(
-        weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real
-    )
-
-    As, Bs = tl.zeros([ROWS, SLAB], tl.float32), tl.zeros([ROWS, SLAB], tl.float32)
+    p = place(C, HW, chunk, T)
+    of = coefficients(norm, moments, N, p, T)
     if STAGE == 2:
-        for start in range(0, chunks, ROWS):
-            k = start + tl.arange(0, ROWS)
-            slots = partials + (n * chunks + k)[:, None] * C + c[None, :]
-            mask = (k < chunks)[:, None] & real[None, :]
-            As += tl.load(slots, mask=mask, other=0.0)
-            Bs += tl.load(slots + plane, mask=mask, other=0.0)
+        A, B = combined(partials, p, N, T)
     else:
-        for start in range(first, last, ROWS):
-            hw = start + tl.arange(0, ROWS)
-            inside = (hw < last)[:, None] & real[None, :]
-            xh, du = upstream(
-                x,
-                x_pitch,
-                dy,
-                dy_pitch,
-                seed,
-                keep_scale,
-                added,
-                mu,
-                mu_low,
-                r,
-                a,
-                e,
-                n,
-                c,
-                C,
-                start,
-                hw,
-                inside,
-                SILU,
-                LAST,
-                THRESHOLD,
-                ROWS,
-                SLAB,
-            )
-            As += du * xh
-            Bs += du
-    A, B = tl.sum(As, 0), tl.sum(Bs, 0)
+        A, B = summed(x, dy, of, dropout, p, SILU, T)
 
     if STAGE == 1:
-        slot = partials + (n * chunks + tl.program_id(1)) * C + c
-        tl.store(slot, A, mask=real)
-        tl.store(slot + plane, B, mask=real)
+        slot = slots(partials, p, tl.program_id(1))
+        tl.store(slot, A, mask=p.real)
+        tl.store(slot + plane(p, N), B, mask=p.real)
     else:
-        one = real & (tl.program_id(1) == 0)
-        tl.store(sums + n * C + c, A, mask=one)
-        tl.store(sums + (N + n) * C + c, B, mask=one)
-        member = membership(real, GROUP, GROUPS, SLAB)
-        c1 = per_channel(member, per_group(member, a * A) / (HW * GROUP))
-        c2 = per_channel(member, per_group(member, a * B) / (HW * GROUP))
-        if dtotal is not None:
-            dtotal += n * dtotal_step
-        into_row = tl.zeros([ROWS, SLAB], tl.float32)
-        for start in range(first, last, ROWS):
-            hw = start + tl.arange(0, ROWS)
-            inside = (hw < last)[:, None] & real[None, :]
-            xh, du = upstream(
-                x,
-                x_pitch,
-                dy,
-                dy_pitch,
-                seed,
-                keep_scale,
-                added,
-                mu,
-                mu_low,
-                r,
-                a,
-                e,
-                n,
-                c,
-                C,
-                start,
-                hw,
-                inside,
-                SILU,
-                LAST,
-                THRESHOLD,
-                ROWS,
-                SLAB,
-            )
+        one = p.real & (tl.program_id(1) == 0)
+        tl.store(sums + p.n * C + p.c, A, mask=one)
+        tl.store(sums + (N + p.n) * C + p.c, B, mask=one)
+        _, _, _, r, a, _ = of
+        member = membership(p.real, T)
+        c1 = per_channel(member, per_group(member, a * A) / (HW * T.GROUP))
+        c2 = per_channel(member, per_group(member, a * B) / (HW * T.GROUP))
+        into_row = tl.zeros([T.ROWS, T.SLAB], tl.float32)
+        for start in range(p.first, p.last, T.ROWS):
+            hw, inside = pixels(p, start, T)
+            xh, du = upstream(x, dy, of, dropout, p, start, SILU, T)
             d = r[None, :] * (a[None, :] * du - c2[None, :] - xh * c1[None, :])
             if dtotal is not None:
-                d += tile(dtotal, c, hw, dtotal_pitch, inside, LAST)
+                d += read(at(dtotal, p.n, p.c, hw), inside)
             if row_sums is not None:
                 into_row += tl.where(inside, d, 0.0)
-            left = inside & (c < H_C)[None, :]
-            tl.store(
-                dx + n * H_C * HW + at(c, hw, H_C if LAST else HW, LAST),
-                d.to(dx.dtype.element_ty),
-                mask=left,
-            )
+            left, right = inside & (p.c < H_C)[None, :], inside & (p.c >= H_C)[None, :]
+            write(dx + packed(p, p.c, H_C, hw, HW, T), d, left)
             if dskip is not None:
-                S_C = C - H_C
-                out = dskip + n * S_C * HW + at(c - H_C, hw, S_C if LAST else HW, LAST)
-                tl.store(out, d.to(dskip.dtype.element_ty), mask=inside & (c >= H_C)[None, :])
+                write(dskip + packed(p, p.c - H_C, C - H_C, hw, HW, T), d, right)
         if row_sums is not None:
-            tl.store(
-                row_sums + (n * chunks + tl.program_id(1)) * C + c, tl.sum(into_row, 0), mask=real
-            )
+            tl.store(slots(row_sums, p, tl.program_id(1)), tl.sum(into_row, 0), mask=p.real)
 
 
 def backward_outputs(x: Tensor, channels: int, row_sums: bool, **_: Any) -> tuple[Tensor, ...]:
@@ -259,12 +171,12 @@ def group_norm_backward(
     Returns backward_outputs()."""
     dx, dskip, sums = backward_outputs(x, channels, row_sums)
     last = channels_last(x)
-    plan = schedule("group_norm_backward", x, moments.shape[2])
+    plan = schedule("group_norm_backward", x, moments.shape[2], last)
     chunk_sums = plan.partials(x, 1) if row_sums else None
     arguments = {
-        **image("x", x, last),
-        **image("dy", dy, last),
-        **image("dtotal", dtotal, last),
+        "x": strided(x, last),
+        "dy": strided(dy, last),
+        "dtotal": strided(dtotal, last),
         "moments": moments,
         "dx": dx,
         "dskip": dskip if dskip.shape[1] else None,
@@ -273,7 +185,7 @@ def group_norm_backward(
         "H_C": channels,
     }
     norm = (weight, bias, act, row_bias, scale, shift, dropout, seed)
-    launch_stages(group_norm_backward_kernel, plan, x, last, arguments, *norm)
+    launch_stages(group_norm_backward_kernel, plan, x, arguments, *norm)
     if chunk_sums is not None:
         torch.sum(chunk_sums[0], 1, out=sums[2])
     return dx, dskip, sums

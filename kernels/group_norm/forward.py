@@ -3,52 +3,54 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.group_norm.schedule import channels_last, empty, image, launch_stages, schedule
+from kernels.group_norm.schedule import channels_last, empty, launch_stages, schedule, strided
 from kernels.group_norm.tiles import (
+    Strided,
     affine,
     at,
-    kept,
+    dropped,
     membership,
+    packed,
     per_channel,
     per_group,
+    pixels,
     place,
+    plane,
+    read,
     row,
-    tile,
+    slots,
+    write,
 )
 
 
+class Joined(NamedTuple):
+    """x' = [h (+ residual), skip]: H_C channels, and those of skip."""
+
+    h: Strided
+    residual: Strided | None
+    skip: Strided | None
+    H_C: int
+
+
 @triton.jit
-def gathered(
-    h,
-    residual,
-    skip,
-    added,
-    h_pitch,
-    residual_pitch,
-    skip_pitch,
-    total,
-    c,
-    hw,
-    inside,
-    H_C,
-    LAST: tl.constexpr,
-):
+def gathered(joined, total, added, p, hw, inside):
     """x' [ROWS, SLAB]: h (+ residual) + added left of channel H_C, skip right of it; rounded as
     total will hold it."""
-    left = inside if skip is None else inside & (c < H_C)[None, :]
-    x = tile(h, c, hw, h_pitch, left, LAST)
+    h, residual, skip, H_C = joined
+    left = inside if skip is None else inside & (p.c < H_C)[None, :]
+    x = read(at(h, p.n, p.c, hw), left)
     if residual is not None:
-        x += tile(residual, c, hw, residual_pitch, left, LAST)
+        x += read(at(residual, p.n, p.c, hw), left)
     x += added[None, :]
     if skip is not None:
-        x += tile(skip, c - H_C, hw, skip_pitch, inside & (c >= H_C)[None, :], LAST)
+        x += read(at(skip, p.n, p.c - H_C, hw), inside & (p.c >= H_C)[None, :])
     if total is not None:
         x = x.to(total.dtype.element_ty).to(tl.float32)
     return x
@@ -66,19 +68,34 @@ def over_lanes(mean, m2, count, size):
 
 
 @triton.jit
-def combined(partials, plane, n, c, real, HW, chunk, C, ROWS: tl.constexpr, SLAB: tl.constexpr):
+def measured(joined, total, added, p, T):
+    """Mean and squared deviation [SLAB] of the program's pixels: Welford's update, each lane for
+    itself."""
+    means, m2s = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    for start in range(p.first, p.last, T.ROWS):
+        hw, inside = pixels(p, start, T)
+        x = gathered(joined, total, added, p, hw, inside)
+        delta = tl.where(inside, x - means, 0.0)
+        means += delta * (1.0 / ((start - p.first) // T.ROWS + 1))
+        m2s += delta * (x - means)
+    count = (p.last - p.first - tl.arange(0, T.ROWS) + T.ROWS - 1) // T.ROWS
+    return over_lanes(means, m2s, count.to(tl.float32), p.last - p.first)
+
+
+@triton.jit
+def combined(partials, p, N, HW, chunk, T):
     """Mean and squared deviation [SLAB] of all pixels from those of the chunks: lanes take chunks
     in turn (Chan et al. 1983, eq. 2.1)."""
     chunks = tl.num_programs(1)
-    mean, m2 = tl.zeros([ROWS, SLAB], tl.float32), tl.zeros([ROWS, SLAB], tl.float32)
-    seen = tl.zeros([ROWS], tl.float32)
-    for start in range(0, chunks, ROWS):
-        k = start + tl.arange(0, ROWS)
+    mean, m2 = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    seen = tl.zeros([T.ROWS], tl.float32)
+    for start in range(0, chunks, T.ROWS):
+        k = start + tl.arange(0, T.ROWS)
         size = tl.maximum(tl.minimum(HW - k * chunk, chunk), 0).to(tl.float32)
-        slots = partials + (n * chunks + k)[:, None] * C + c[None, :]
-        mask = (k < chunks)[:, None] & real[None, :]
-        delta = tl.load(slots, mask=mask, other=0.0) - mean
-        m2 += tl.load(slots + plane, mask=mask, other=0.0)
+        of_chunk = slots(partials, p, k[:, None])
+        mask = (k < chunks)[:, None] & p.real[None, :]
+        delta = read(of_chunk, mask) - mean
+        m2 += read(of_chunk + plane(p, N), mask)
         share = size / tl.maximum(seen + size, 1.0)
         mean += delta * share[:, None]
         m2 += delta * delta * (seen * share)[:, None]
@@ -87,142 +104,74 @@ def combined(partials, plane, n, c, real, HW, chunk, C, ROWS: tl.constexpr, SLAB
 
 
 @triton.jit
+def normed(near, low, m2, moments, member, N, HW, eps, p, T):
+    """Mean, in two floats, and reciprocal standard deviation of each channel's group [SLAB], which
+    are written to moments [3, N, groups of all channels]."""
+    group_mean = per_group(member, near) / T.GROUP
+    mu = per_channel(member, group_mean)
+    away = near - mu + low
+    group_low = per_group(member, away) / T.GROUP
+    mu_low = per_channel(member, group_low)
+    away -= mu_low
+    group_m2 = per_group(member, m2 + HW * away * away)
+    group_rstd = tl.rsqrt(group_m2 / (HW * T.GROUP) + eps)
+
+    groups, lane = p.C // T.GROUP, tl.arange(0, T.GROUPS)
+    g = tl.program_id(0) % tl.cdiv(p.C, T.WIDTH) * (T.WIDTH // T.GROUP) + lane
+    saved = (g < groups) & (lane < T.WIDTH // T.GROUP) & (tl.program_id(1) == 0)
+    tl.store(moments + p.n * groups + g, group_mean, mask=saved)
+    tl.store(moments + (N + p.n) * groups + g, group_low, mask=saved)
+    tl.store(moments + (2 * N + p.n) * groups + g, group_rstd, mask=saved)
+    return mu, mu_low, group_rstd
+
+
+@triton.jit
 def group_norm_forward_kernel(
-    h,
-    h_step,
-    h_pitch,
-    residual,
-    residual_step,
-    residual_pitch,
-    skip,
-    skip_step,
-    skip_pitch,
-    row_bias,
-    row_step,
-    row_pitch,
-    weight,
-    bias,
-    scale,
-    scale_step,
-    scale_pitch,
-    shift,
-    shift_step,
-    shift_pitch,
-    seed,
-    keep_scale,
+    joined,
+    norm,
+    dropout,
     partials,
     total,
     y,
     moments,
     N,
     C,
-    H_C,
     HW,
     chunk,
     eps,
     STAGE: tl.constexpr,
-    LAST: tl.constexpr,
     SILU: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SLAB: tl.constexpr,
-    ROWS: tl.constexpr,
+    T,
 ):
-    n, c, real = place(C, WIDTH, SLAB)
-    first = tl.program_id(1) * chunk
-    last = tl.minimum(first + chunk, HW)
-    h += n * h_step
-    if residual is not None:
-        residual += n * residual_step
-    if skip is not None:
-        skip += n * skip_step
-    added = tl.zeros([SLAB], tl.float32)
-    if row_bias is not None:
-        added = row(row_bias, n, row_step, row_pitch, c, real & (c < H_C))
+    p = place(C, HW, chunk, T)
+    added = tl.zeros([T.SLAB], tl.float32)
+    if norm.row_bias is not None:
+        added = row(norm.row_bias, p, p.real & (p.c < joined.H_C))
 
     if STAGE == 2:
-        near, low, m2 = combined(
-            partials, N * tl.num_programs(1).to(tl.int64) * C, n, c, real, HW, chunk, C, ROWS, SLAB
-        )
-    else:  # Welford's update, each lane for itself; the second read of stage 0 gathers again
-        means, m2s = tl.zeros([ROWS, SLAB], tl.float32), tl.zeros([ROWS, SLAB], tl.float32)
-        for start in range(first, last, ROWS):
-            hw = start + tl.arange(0, ROWS)
-            inside = (hw < last)[:, None] & real[None, :]
-            x = gathered(
-                h,
-                residual,
-                skip,
-                added,
-                h_pitch,
-                residual_pitch,
-                skip_pitch,
-                total,
-                c,
-                hw,
-                inside,
-                H_C,
-                LAST,
-            )
-            delta = tl.where(inside, x - means, 0.0)
-            means += delta * (1.0 / ((start - first) // ROWS + 1))
-            m2s += delta * (x - means)
-        count = (last - first - tl.arange(0, ROWS) + ROWS - 1) // ROWS
-        near, low, m2 = over_lanes(means, m2s, count.to(tl.float32), last - first)
+        near, low, m2 = combined(partials, p, N, HW, chunk, T)
+    else:  # the second read of stage 0 gathers again
+        near, low, m2 = measured(joined, total, added, p, T)
 
     if STAGE == 1:
-        slot = partials + (n * tl.num_programs(1) + tl.program_id(1)) * C + c
-        tl.store(slot, near + low, mask=real)
-        tl.store(slot + N * tl.num_programs(1).to(tl.int64) * C, m2, mask=real)
+        slot = slots(partials, p, tl.program_id(1))
+        tl.store(slot, near + low, mask=p.real)
+        tl.store(slot + plane(p, N), m2, mask=p.real)
     else:
-        member = membership(real, GROUP, GROUPS, SLAB)
-        group_mean = per_group(member, near) / GROUP
-        mu = per_channel(member, group_mean)
-        away = near - mu + low
-        group_low = per_group(member, away) / GROUP
-        mu_low = per_channel(member, group_low)
-        away -= mu_low
-        group_m2 = per_group(member, m2 + HW * away * away)
-        group_rstd = tl.rsqrt(group_m2 / (HW * GROUP) + eps)
-        g = tl.program_id(0) % tl.cdiv(C, WIDTH) * (WIDTH // GROUP) + tl.arange(0, GROUPS)
-        saved = (g < C // GROUP) & (tl.arange(0, GROUPS) < WIDTH // GROUP) & (tl.program_id(1) == 0)
-        tl.store(moments + n * (C // GROUP) + g, group_mean, mask=saved)
-        tl.store(moments + (N + n) * (C // GROUP) + g, group_low, mask=saved)
-        tl.store(moments + (2 * N + n) * (C // GROUP) + g, group_rstd, mask=saved)
-
-        a, e = affine(
-            weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real
-        )
+        member = membership(p.real, T)
+        mu, mu_low, group_rstd = normed(near, low, m2, moments, member, N, HW, eps, p, T)
+        a, e = affine(norm, p)
         a *= per_channel(member, group_rstd)
-        for start in range(first, last, ROWS):
-            hw = start + tl.arange(0, ROWS)
-            inside = (hw < last)[:, None] & real[None, :]
-            x = gathered(
-                h,
-                residual,
-                skip,
-                added,
-                h_pitch,
-                residual_pitch,
-                skip_pitch,
-                total,
-                c,
-                hw,
-                inside,
-                H_C,
-                LAST,
-            )
+        for start in range(p.first, p.last, T.ROWS):
+            hw, inside = pixels(p, start, T)
+            x = gathered(joined, total, added, p, hw, inside)
             u = (x - mu[None, :] - mu_low[None, :]) * a[None, :] + e[None, :]
             if SILU:
                 u *= tl.sigmoid(u)
-            if seed is not None:
-                u = tl.where(kept(seed, n, c, C, start, THRESHOLD, ROWS, SLAB), u * keep_scale, 0.0)
-            out = n * C * HW + at(c, hw, C if LAST else HW, LAST)
-            tl.store(y + out, u.to(y.dtype.element_ty), mask=inside)
+            out = packed(p, p.c, C, hw, HW, T)
+            write(y + out, dropped(u, dropout, p, start, T), inside)
             if total is not None:
-                tl.store(total + out, x.to(total.dtype.element_ty), mask=inside)
+                write(total + out, x, inside)
 
 
 def forward_outputs(
@@ -252,16 +201,14 @@ def group_norm_forward(
     outputs = forward_outputs(x, groups, residual, skip)
     *total, y, moments = outputs
     last = channels_last(x)
+    images = (strided(image, last) for image in (x, residual, skip))
     arguments = {
-        **image("h", x, last),
-        **image("residual", residual, last),
-        **image("skip", skip, last),
+        "joined": Joined(*images, H_C=x.shape[1]),
         "total": total[0] if total else None,
         "y": y,
         "moments": moments,
-        "H_C": x.shape[1],
         "eps": eps,
     }
-    plan = schedule("group_norm_forward", y, groups)
-    launch_stages(group_norm_forward_kernel, plan, y, last, arguments, **norm)
+    plan = schedule("group_norm_forward", y, groups, last)
+    launch_stages(group_norm_forward_kernel, plan, y, arguments, **norm)
     return outputs

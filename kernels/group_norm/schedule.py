@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from triton import next_power_of_2
+from triton.language import constexpr
 
 from kernels import configs
+from kernels.group_norm.tiles import Dropout, Norm, Strided, Tile
 from kernels.launch import launch
 from kernels.reference import kept_share, threshold
 
@@ -33,15 +35,15 @@ def empty(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(size, dtype=dtype, device=x.device, memory_format=layout(channels_last(x)))
 
 
-def image(name: str, x: Tensor | None, last: bool) -> dict[str, Any]:
-    """x with its strides as the kernels read it: as it lies where its pixels are one axis and its
-    channels (last) or its pixels are adjacent, which a slice of the channels is; else a copy."""
+def strided(x: Tensor | None, last: bool) -> Strided | None:
+    """x as the kernels read it: as it lies where its pixels are one axis and its channels (last) or
+    its pixels are adjacent, which a slice of the channels is; else a copy."""
     if x is None:
-        return {name: None, f"{name}_step": 0, f"{name}_pitch": 0}
+        return None
     if not _readable(x, last):
         x = x.contiguous(memory_format=layout(last))
-    pitch = _pixel_stride(x) if last else x.stride(1)
-    return {name: x, f"{name}_step": x.stride(0), f"{name}_pitch": pitch}
+    channel, pixel = (1, _pixel_stride(x)) if last else (x.stride(1), 1)
+    return Strided(x, x.stride(0), channel, pixel)
 
 
 def _readable(x: Tensor, last: bool) -> bool:
@@ -55,13 +57,11 @@ def _pixel_stride(x: Tensor) -> int:
     return x.stride(3) if x.shape[3] > 1 else x.stride(2)
 
 
-def _row(name: str, values: Tensor | None) -> dict[str, Any]:
-    """[N, C] or [1, C] with its strides."""
-    prefix = name.removesuffix("_bias")
-    step, pitch = (0, 0) if values is None else values.stride()
-    if values is not None and values.shape[0] == 1:
-        step = 0
-    return {name: values, f"{prefix}_step": step, f"{prefix}_pitch": pitch}
+def _row(values: Tensor | None) -> Strided | None:
+    """[N, C], or [1, C] for all images."""
+    if values is None:
+        return None
+    return Strided(values, values.stride(0) if values.shape[0] > 1 else 0, values.stride(1))
 
 
 class Schedule(NamedTuple):
@@ -70,7 +70,7 @@ class Schedule(NamedTuple):
     programs: int
     chunks: int
     chunk: int
-    constants: dict[str, Any]
+    tile: Tile
     options: dict[str, int]
 
     def partials(self, x: Tensor, quantities: int) -> Tensor | None:
@@ -79,7 +79,7 @@ class Schedule(NamedTuple):
         return torch.empty((quantities, x.shape[0], self.chunks, x.shape[1]), device=x.device)
 
 
-def schedule(name: str, x: Tensor, groups: int) -> Schedule:
+def schedule(name: str, x: Tensor, groups: int, last: bool) -> Schedule:
     """Of a kernel for images [N, C, H, W] like x."""
     N, C, H, W = x.shape
     HW, group, itemsize = H * W, C // groups, x.element_size()
@@ -92,17 +92,15 @@ def schedule(name: str, x: Tensor, groups: int) -> Schedule:
     programs, chunk = N * -(-C // width), HW
     if HW > LARGE or (programs < WAVE and SHORT * rows < HW):
         chunk = rows * max(1, min(config["chunk"], HW * programs // WAVE) // rows)
-    sizes = {"GROUP": group, "GROUPS": next_power_of_2(width // group), "WIDTH": width}
+    sizes = (group, next_power_of_2(width // group), width, slab, rows, last)
     options = {key: config[key] for key in ("num_warps", "num_stages")}
-    constants = {**sizes, "SLAB": slab, "ROWS": rows}
-    return Schedule(programs, -(-HW // chunk), chunk, constants, options)
+    return Schedule(programs, -(-HW // chunk), chunk, Tile(*map(constexpr, sizes)), options)
 
 
 def launch_stages(
     kernel: Any,
     plan: Schedule,
     x: Tensor,
-    last: bool,
     arguments: dict[str, Any],
     weight: Tensor,
     bias: Tensor,
@@ -117,27 +115,16 @@ def launch_stages(
     What is None is a constant: the kernel is compiled without it. x: [N, C, H, W]."""
     N, C, H, W = x.shape
     arguments |= {
-        **_row("row_bias", row_bias),
-        **_row("scale", scale),
-        **_row("shift", shift),
-        "weight": weight.contiguous(),
-        "bias": bias.contiguous(),
-        "seed": seed if dropout else None,
-        "keep_scale": 1 / kept_share(dropout) if dropout else 1.0,
+        "norm": Norm(weight.contiguous(), bias.contiguous(), *map(_row, (row_bias, scale, shift))),
+        "dropout": Dropout(seed, constexpr(threshold(dropout)), 1 / kept_share(dropout))
+        if dropout
+        else None,
         "partials": plan.partials(x, 2),
         "N": N,
         "C": C,
         "HW": H * W,
         "chunk": plan.chunk,
     }
-    given = {name: value for name, value in arguments.items() if value is not None}
-    constants = {
-        **plan.constants,
-        **dict.fromkeys(arguments.keys() - given.keys()),
-        "LAST": last,
-        "SILU": act == "silu",
-        "THRESHOLD": threshold(dropout),
-    }
     for stage in (0,) if plan.chunks == 1 else (1, 2):
-        grid = (plan.programs, plan.chunks)
-        launch(kernel, grid, given, {**constants, "STAGE": stage}, plan.options)
+        constants = {"STAGE": stage, "SILU": act == "silu", "T": plan.tile}
+        launch(kernel, (plan.programs, plan.chunks), arguments, constants, plan.options)

@@ -5,42 +5,129 @@ chunk * program_id(1). STAGE says what it does: 0, all: sums over every pixel, t
 (from the L2 cache) that applies them; 1: the sums of its chunk, written to partials; 2: all chunks'
 partials combined, and applied to its chunk. A tensor that is not there is None.
 
-Arithmetic and statistics are float32. An image lies at tensor + n step, in it channel c of pixel hw
-at c + hw pitch (LAST: channels_last) or at c pitch + hw. Offsets within an image are int32, those
-of images int64.
+Arithmetic and statistics are float32. Offsets within an image are int32, those of images int64.
 """
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
-def place(C, WIDTH: tl.constexpr, SLAB: tl.constexpr):
-    """n, the channels [SLAB] of the program, and which of the lanes are channels: WIDTH are whole
-    groups, the rest fills a power of 2."""
-    slabs = tl.cdiv(C, WIDTH)
-    lane = tl.arange(0, SLAB)
-    c = tl.program_id(0) % slabs * WIDTH + lane
-    return (tl.program_id(0) // slabs).to(tl.int64), c, (lane < WIDTH) & (c < C)
+class Strided(NamedTuple):
+    """A tensor [N, C, HW], or [N, C], and its strides. For a stride of 1 Triton compiles a kernel
+    of its own, whose loads are as wide as neighbours allow."""
+
+    pointer: Any
+    image: int
+    channel: int
+    pixel: int = 0
+
+
+class Norm(NamedTuple):
+    """weight and bias [C]; the adaptive terms are Strided, or None."""
+
+    weight: Any
+    bias: Any
+    row_bias: Strided | None
+    scale: Strided | None
+    shift: Strided | None
+
+
+class Dropout(NamedTuple):
+    """See kernels.reference: keep, threshold; scale is 1 / kept_share."""
+
+    seed: Any
+    threshold: int
+    scale: float
+
+
+class Tile(NamedTuple):
+    """Constants of a kernel: channels of a group, groups of a slab (up to a power of 2), channels
+    of a slab, the same up to a power of 2, and pixels of a step; whether images are channels_last."""
+
+    GROUP: int
+    GROUPS: int
+    WIDTH: int
+    SLAB: int
+    ROWS: int
+    LAST: bool
+
+
+class Place(NamedTuple):
+    """What a program has: image n, the channels c [SLAB] of all C, of which some are real (the
+    rest fills a power of 2), and the pixels from first up to last."""
+
+    n: Any
+    c: Any
+    C: Any
+    real: Any
+    first: Any
+    last: Any
 
 
 @triton.jit
-def row(values, n, step, pitch, c, real):
+def place(C, HW, chunk, T):
+    slabs = tl.cdiv(C, T.WIDTH)
+    lane = tl.arange(0, T.SLAB)
+    c = tl.program_id(0) % slabs * T.WIDTH + lane
+    n = (tl.program_id(0) // slabs).to(tl.int64)
+    first = tl.program_id(1) * chunk
+    return Place(n, c, C, (lane < T.WIDTH) & (c < C), first, tl.minimum(first + chunk, HW))
+
+
+@triton.jit
+def pixels(p, start, T):
+    """hw [ROWS] from start, and which of [ROWS, SLAB] the program has."""
+    hw = start + tl.arange(0, T.ROWS)
+    return hw, (hw < p.last)[:, None] & p.real[None, :]
+
+
+@triton.jit
+def read(pointers, mask):
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def write(pointers, values, mask):
+    tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def row(values, p, real):
     """[SLAB] of an adaptive term [N, C]."""
-    return tl.load(values + n * step + c * pitch, mask=real, other=0.0).to(tl.float32)
+    return read(values.pointer + p.n * values.image + p.c * values.channel, real)
 
 
 @triton.jit
-def at(c, hw, pitch, LAST: tl.constexpr):
-    if LAST:
-        return hw[:, None] * pitch + c[None, :]
+def at(image, n, c, hw):
+    """Pointers [ROWS, SLAB]."""
+    offset = hw[:, None] * image.pixel + c[None, :] * image.channel
+    return image.pointer + n * image.image + offset
+
+
+@triton.jit
+def packed(p, c, C, hw, HW, T):
+    """Offsets [ROWS, SLAB] in images of C channels without gaps."""
+    if T.LAST:
+        offset = hw[:, None] * C + c[None, :]
     else:
-        return c[None, :] * pitch + hw[:, None]
+        offset = c[None, :] * HW + hw[:, None]
+    return p.n * C * HW + offset
 
 
 @triton.jit
-def tile(image, c, hw, pitch, mask, LAST: tl.constexpr):
-    return tl.load(image + at(c, hw, pitch, LAST), mask=mask, other=0.0).to(tl.float32)
+def slots(partials, p, k):
+    """Where partials [2, N, chunks, C] have chunk k of the first quantity."""
+    return partials + (p.n * tl.num_programs(1) + k) * p.C + p.c
+
+
+@triton.jit
+def plane(p, N):
+    """From the first quantity of partials to the second."""
+    return N * tl.num_programs(1).to(tl.int64) * p.C
 
 
 @triton.jit
@@ -56,20 +143,19 @@ def per_channel(member, values):
 
 
 @triton.jit
-def membership(real, GROUP: tl.constexpr, GROUPS: tl.constexpr, SLAB: tl.constexpr):
+def membership(real, T):
     """[SLAB, GROUPS]: whether a channel is in a group of the slab."""
-    return ((tl.arange(0, SLAB) // GROUP)[:, None] == tl.arange(0, GROUPS)[None, :]) & real[:, None]
+    group = (tl.arange(0, T.SLAB) // T.GROUP)[:, None]
+    return (group == tl.arange(0, T.GROUPS)[None, :]) & real[:, None]
 
 
 @triton.jit
-def affine(
-    weight, bias, scale, scale_step, scale_pitch, shift, shift_step, shift_pitch, n, c, real
-):
+def affine(norm, p):
     """a and e [SLAB] of y = a xh + e: w (1 + s) and b (1 + s) + t."""
-    a, e = row(weight, 0, 0, 1, c, real), row(bias, 0, 0, 1, c, real)
-    if scale is not None:
-        factor = 1.0 + row(scale, n, scale_step, scale_pitch, c, real)
-        a, e = a * factor, e * factor + row(shift, n, shift_step, shift_pitch, c, real)
+    a, e = read(norm.weight + p.c, p.real), read(norm.bias + p.c, p.real)
+    if norm.scale is not None:
+        factor = 1.0 + row(norm.scale, p, p.real)
+        a, e = a * factor, e * factor + row(norm.shift, p, p.real)
     return a, e
 
 
@@ -82,14 +168,22 @@ def interleaved(w0, w1, w2, w3, limit):
 
 
 @triton.jit
-def kept(seed, n, c, C, start, THRESHOLD: tl.constexpr, ROWS: tl.constexpr, SLAB: tl.constexpr):
+def kept(dropout, p, start, T):
     """kernels.reference.keep of the rows from start, a multiple of 8: [ROWS, SLAB]. The halves of a
     counter's four words are eight rows."""
-    eight = start // 8 + tl.arange(0, ROWS // 8)
-    counter = eight[:, None] * C + c[None, :]
+    eight = start // 8 + tl.arange(0, T.ROWS // 8)
+    counter = eight[:, None] * p.C + p.c[None, :]
     zero = counter * 0
-    w0, w1, w2, w3 = tl.philox(tl.load(seed), counter, zero + n.to(tl.int32), zero, zero, 10)
-    limit = tl.full([1, 1], THRESHOLD, tl.uint32)
+    image = zero + p.n.to(tl.int32)
+    w0, w1, w2, w3 = tl.philox(tl.load(dropout.seed), counter, image, zero, zero, 10)
+    limit = tl.full([1, 1], dropout.threshold, tl.uint32)
     low = interleaved(w0 & 0xFFFF, w1 & 0xFFFF, w2 & 0xFFFF, w3 & 0xFFFF, limit)
     high = interleaved(w0 >> 16, w1 >> 16, w2 >> 16, w3 >> 16, limit)
-    return tl.join(low, high).permute(0, 2, 3, 4, 1).reshape(ROWS, SLAB) != 0
+    return tl.join(low, high).permute(0, 2, 3, 4, 1).reshape(T.ROWS, T.SLAB) != 0
+
+
+@triton.jit
+def dropped(values, dropout, p, start, T):
+    if dropout is not None:
+        values = tl.where(kept(dropout, p, start, T), values * dropout.scale, 0.0)
+    return values

@@ -2,13 +2,17 @@
 128 bits at a time. `pytest -s` shows what each binary needs."""
 
 import re
+from collections.abc import Iterator
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-from kernels.ahead import Resources, compile_for, specialization
+from kernels.ahead import Resources, compile_for, specialized
 from kernels.dispatch import LARGEST_GROUP
 from kernels.launch import Launch
 from kernels.workloads import GROUPS, Work, attentions, norms, workloads
@@ -47,12 +51,9 @@ REPRESENTATIVE = [
 
 def key(launch: Launch) -> tuple:
     """Launches of equal keys are one binary."""
-    signature, constants, aligned = specialization(launch)
-    named = [
-        tuple(sorted((name, repr(value)) for name, value in part.items()))
-        for part in (signature, constants, launch.options)
-    ]
-    return (launch.kernel.__module__, launch.kernel.__name__, *named, aligned)
+    source = specialized(launch)
+    named = [source.signature, source.constants, source.attrs, launch.options]
+    return (launch.kernel.__module__, launch.kernel.__name__, *map(repr, named))
 
 
 def everything() -> dict[tuple, tuple[Work, Launch]]:
@@ -97,21 +98,28 @@ def check(work: Work, launch: Launch, capability: int) -> None:
     assert needs.stack == 0, f"{needs.registers} registers and {needs.stack} bytes in local memory"
     assert needs.shared <= SHARED[capability]
     if capability == 90 and work.operation != "attention":
+        arguments = SimpleNamespace(**launch.arguments)
         for name, widths in loads(needs.ptx, launch).items():
-            if (
-                launch.arguments[name].dim() == 4
-                and launch.arguments[name].dtype == BF16
-                and launch.arguments[name].shape[2] > 1
-            ):
+            x = attrgetter(name)(arguments)
+            if x.dim() == 4 and x.dtype == BF16 and x.shape[2] > 1:
                 assert widths == {128}, f"{name} is read {sorted(widths)} bits at a time"
+
+
+def leaves(name: str, kind: Any) -> Iterator[tuple[str, str]]:
+    """The types of an argument and of what is in it, by name: joined.h.pointer."""
+    if isinstance(kind, tuple):
+        for field, part in zip(kind._fields, kind):
+            yield from leaves(f"{name}.{field}", part)
+    else:
+        yield name, kind
 
 
 def loads(ptx: str, launch: Launch) -> dict[str, set[int]]:
     """The widths in bits of the loads from each tensor that is loaded from: an address is followed
     back, through the registers that it is made of, to the parameters."""
-    signature = specialization(launch).signature
-    parameters = [name for name, kind in signature.items() if kind != "constexpr"]
-    pointers = {name for name in parameters if signature[name].startswith("*")}
+    kinds = dict(leaf for each in specialized(launch).signature.items() for leaf in leaves(*each))
+    parameters = [name for name, kind in kinds.items() if kind != "constexpr"]
+    pointers = {name for name in parameters if kinds[name].startswith("*")}
     lines = [line.strip() for line in ptx.splitlines()]
     made_of: dict[str, set[str]] = {}  # by register
     for line in lines:
@@ -199,48 +207,6 @@ def start_of(x: torch.Tensor, **changed) -> Launch:
 
 
 X = torch.empty(4096, dtype=BF16)
-
-
-@pytest.mark.parametrize(
-    "launch",
-    [
-        start_of(X),
-        start_of(X[1:]),
-        start_of(X[8:]),
-        start_of(X, n=1000),
-        start_of(X, n=0),
-        start_of(X, stride=-1),
-        start_of(X, stride=2**31),
-        start_of(X, stride=-(2**31)),
-        start_of(X, n=True),
-        start_of(X, bias=torch.empty(8)),
-        start_of(X, factor=1.0),
-        start_of(X, factor=16),
-        start_of(torch.empty(64, dtype=torch.int64)),
-        start_of(torch.empty(64, dtype=torch.float16)),
-    ],
-    ids=range(14),
-)
-def test_specializes_as_triton_does(launch):
-    """Triton's own launcher, which reads the same arguments where there is a GPU."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler.compiler import make_backend
-    from triton.runtime.jit import create_function_from_signature
-
-    backend = make_backend(GPUTarget("cuda", 90, 32))
-    bind = create_function_from_signature(scaled.signature, scaled.params, backend)
-    bound, kinds, _ = bind(**launch.arguments, **launch.constants)
-    _, signature, constants, attributes = scaled._pack_args(
-        backend, dict(launch.options), bound, kinds, {}
-    )
-    ours = specialization(launch)
-    assert ours.signature == signature
-    assert {
-        (scaled.arg_names.index(name),): value for name, value in ours.constants.items()
-    } == constants
-    assert {(place,) for place in ours.aligned} == {
-        place for place, found in attributes.items() if ["tt.divisibility", 16] in found
-    }
 
 
 @pytest.mark.parametrize(("x", "bits"), [(X, 128), (X[1:], 16)])
