@@ -265,9 +265,10 @@ def _plan(
     return (tiles, heads, B), constants, options
 
 
-def _start(name: str, kernel: Any, shape: tuple[int, ...], arguments: dict[str, Any]) -> None:
-    grid, constants, options = _plan(name, *shape)
-    launch(kernel, grid, arguments, constants, options)
+def _start(name: str, kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
+    B, T, width = qkv.shape
+    grid, constants, options = _plan(name, B, T, heads, width // (3 * heads), qkv.element_size())
+    launch(kernel, grid, arguments | _strides("qkv", qkv) | {"T": T}, constants, options)
 
 
 def _strides(name: str, x: Tensor) -> dict[str, Any]:
@@ -275,11 +276,8 @@ def _strides(name: str, x: Tensor) -> dict[str, Any]:
 
 
 def _forward(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    B, T, width = qkv.shape
     out, lse = _forward_outputs(qkv, heads)
-    shape = (B, T, heads, width // (3 * heads), qkv.element_size())
-    arguments = {**_strides("qkv", qkv), "out": out, "lse": lse, "T": T}
-    _start(FORWARD, attention_forward_kernel, shape, arguments)
+    _start(FORWARD, attention_forward_kernel, qkv, heads, out=out, lse=lse)
     return out, lse
 
 
@@ -292,19 +290,11 @@ def _forward_outputs(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     if not _readable(dout):  # a gradient that was expanded
         dout = dout.contiguous()
-    B, heads, T = lse.shape
     delta, dqkv = torch.empty_like(lse), qkv.new_empty(qkv.shape)
-    shape = (B, T, heads, out.shape[2] // heads, qkv.element_size())
-    arguments = {
-        **_strides("qkv", qkv),
-        **_strides("dout", dout),
-        "lse": lse,
-        "delta": delta,
-        "dqkv": dqkv,
-        "T": T,
-    }
-    _start(BACKWARD_Q, attention_backward_q_kernel, shape, arguments | {"out": out})
-    _start(BACKWARD_KV, attention_backward_kv_kernel, shape, arguments)
+    given = {**_strides("dout", dout), "lse": lse, "delta": delta, "dqkv": dqkv}
+    heads = lse.shape[1]
+    _start(BACKWARD_Q, attention_backward_q_kernel, qkv, heads, out=out, **given)
+    _start(BACKWARD_KV, attention_backward_kv_kernel, qkv, heads, **given)
     return dqkv
 
 

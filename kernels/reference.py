@@ -41,7 +41,6 @@ def group_norm_act(
     if trains and x.device.type == "cpu" and not x.requires_grad:
         # torch's CPU kernel (2.13) ends the process if the weights need a gradient, a channels_last
         # input does not
-
         x = x.detach().requires_grad_()
     y = F.group_norm(x, groups, weight, bias, eps)
     if scale is not None:
@@ -111,15 +110,12 @@ def philox(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Words of
     32 bits, in int64 tensors."""
-    c0, c1, c2, c3 = counter
-    rounds = torch.arange(ROUNDS, device=c0.device)
-    for k0, k1 in zip(
-        *((k + rounds * weyl & LOW).unbind() for k, weyl in zip(key, WEYL, strict=True)),
-        strict=True,
-    ):
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    for _ in range(ROUNDS):
         a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # 64 bits, right whatever their sign
         # of b and a, only the low 32 count
         c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & LOW, b, ((a >> 32) ^ c3 ^ k1) & LOW, a
+        k0, k1 = k0 + WEYL[0] & LOW, k1 + WEYL[1] & LOW
     return c0, c1 & LOW, c2, c3 & LOW
 
 
@@ -145,13 +141,8 @@ def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
     image = torch.arange(N, device=like.device)[:, None]
     zero = torch.zeros((), dtype=torch.int64, device=like.device)
     words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
-    words = torch.stack([word.view(N, eights, C) for word in words], dim=2)  # [N, eights, 4, C]
-    # [N, eights, 4, 2, C]
-    kept = torch.stack([words & 0xFFFF, words >> 16], dim=3) >= threshold(dropout)
+    words = torch.stack(words, dim=1).view(N, 4, eights, C).transpose(1, 2)  # [N, eights, 4, C]
+    halves = torch.stack([words & 0xFFFF, words >> 16], dim=3)  # [N, eights, 4, 2, C]
+    kept = halves >= threshold(dropout)
     mask = kept.flatten(1, 3)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
-    layout = (
-        torch.channels_last
-        if like.is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
-    return mask.to(like.dtype, memory_format=layout)
+    return torch.empty_like(like).copy_(mask)
