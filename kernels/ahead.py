@@ -79,6 +79,5 @@ def _usage(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [tool, "-res-usage", path]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.check_output([tool, "-res-usage", path], text=True)
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", said)}

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernels import ahead, configs
-from kernels.launch import Launch, watched
+from kernels.launch import Launch
 from kernels.workloads import Work, workloads
 from runtime.environment import device_name, versions
 
@@ -58,8 +58,8 @@ Judge = Callable[[str, Config], "Rank | None"]  # (name, config); None: not to b
 
 def candidates(name: str, now: Config) -> list[Config]:
     """The present config, and all combinations of CANDIDATES."""
-    axes = next((axes for start, axes in CANDIDATES.items() if name.startswith(start)), {})
-    axes = {key: values for key, values in axes.items() if key in now}
+    named = [axes for start, axes in CANDIDATES.items() if name.startswith(start)]
+    axes = {key: values for each in named for key, values in each.items() if key in now}
     combined = [now | dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     return [now, *(config for config in combined if config != now)]
 
@@ -70,30 +70,24 @@ def shapes(name: str, works: Iterable[Work]) -> dict[tuple[tuple[str, int], ...]
     found: dict[tuple[tuple[str, int], ...], dict[int, Work]] = {}
     for work in works:
         with configs.using(name, configs.entries(name)[0]["config"]) as asked:
-            started(asked, work, work.inputs(CPU, random=False))
+            work.launches()
         for shape in asked:
             found.setdefault(tuple(shape.items()), {}).setdefault(work.batch, work)
     return {shape: list(of_batch.values()) for shape, of_batch in found.items()}
 
 
 def started(
-    asked: list[dict[str, int]],
+    name: str,
+    config: Config,
     work: Work,
     inputs: dict[str, Tensor],
     weights: list[Tensor] | None = None,
 ) -> tuple[list[Launch], list[Tensor]]:
-    """The launches of the pass, forward or backward, that asks for a config, and all results. No
+    """The launches of the pass, forward or backward, that the config is for, and all results. No
     weights: nothing runs."""
-    with watched(run=weights is not None) as launches:
-        outputs = work.forward(work.fused(), inputs)
-        first, forward = len(launches), len(asked)
-        gradients = work.backward(
-            outputs, work.weights(outputs, random=False) if weights is None else weights, inputs
-        )
-    mine = launches[:first] if forward else []
-    return mine + (launches[first:] if len(asked) > forward else []), [
-        y.detach() for y in outputs
-    ] + gradients
+    with configs.using(name, config):
+        forward, backward, results = work.run(inputs, weights)
+    return backward if "backward" in name else forward, results
 
 
 def median_ms(run: Callable[[], object]) -> float:
@@ -134,8 +128,7 @@ def timed(
     def rank(name: str, config: Config) -> Rank | None:
         times = []
         for case in cases:
-            with configs.using(name, config) as asked:
-                launches, results = started(asked, case.work, case.inputs, case.weights)
+            launches, results = started(name, config, case.work, case.inputs, case.weights)
             if not case.right(results):
                 return None
             times.append(bench(lambda launches=launches: [launch.run() for launch in launches]))
@@ -155,19 +148,17 @@ def faster_than_torch(
 ) -> bool:
     inputs = work.inputs(device, random=True)
 
-    def forward(function):
-        return bench(lambda: work.forward(function, inputs))
+    def forward(function: Callable) -> list[Tensor]:
+        return work.forward(function, inputs)
 
-    def both(function):
-        def run():
-            outputs = work.forward(function, inputs)
-            work.backward(outputs, [y.detach() for y in outputs], inputs)
-
-        return bench(run)
+    def both(function: Callable) -> None:
+        outputs = forward(function)
+        work.backward(outputs, [y.detach() for y in outputs], inputs)
 
     with configs.using(COMPARED, config):
-        return forward(work.fused()) < forward(work.judge()) and both(work.fused()) < both(
-            work.judge()
+        return all(
+            bench(partial(run, work.fused())) < bench(partial(run, work.judge()))
+            for run in (forward, both)
         )
 
 
@@ -178,12 +169,9 @@ def modelled(works: Sequence[Work]) -> Judge:
     def rank(name: str, config: Config) -> Rank | None:
         launches = []
         for work in works:
-            with configs.using(name, config) as asked:
-                launches += started(asked, work, work.inputs(CPU, random=False))[0]
-        older, needs = (
-            [ahead.compile_for(launch, capability) for launch in launches]
-            for capability in (80, 90)
-        )
+            launches += started(name, config, work, work.inputs(CPU, random=False))[0]
+        older = [ahead.compile_for(launch, 80) for launch in launches]
+        needs = [ahead.compile_for(launch, 90) for launch in launches]
         if any(need.shared > SHARED for need in needs):
             return None
         spilled = sum(need.stack for need in older + needs)
@@ -239,22 +227,16 @@ def tuned(
     for other shapes. faster: what to write as "faster" into the configs of COMPARED."""
     entries = {tuple(entry["shape"].items()): entry for entry in configs.entries(name)}
     for shape, of_shape in tqdm(shapes(name, works).items(), desc=name, unit="shape"):
-        now = {
-            key: value
-            for key, value in configs.pick(name, **dict(shape)).items()
-            if key != "faster"
-        }
+        now = configs.pick(name, **dict(shape))
+        now.pop("faster", None)
         found = best(name, candidates(name, now), judge(of_shape), refused)
         if found is None:
             raise RuntimeError(f"{name}: no candidate computes {of_shape[0]} rightly.")
         rank, config = found
         if faster and name == COMPARED:
             config = config | {"faster": all(faster(work, config) for work in of_shape)}
-        entries[shape] = {
-            "shape": dict(shape),
-            "config": config,
-            "rank": [round(value, 4) for value in rank],
-        }
+        rounded = [round(value, 4) for value in rank]
+        entries[shape] = {"shape": dict(shape), "config": config, "rank": rounded}
     return list(entries.values())
 
 
@@ -267,17 +249,13 @@ def write(name: str, machine: dict[str, str], entries: list[dict]) -> None:
 
 def machine(device: torch.device | None) -> dict[str, str]:
     """device: None for none."""
-    known = {name: version for name, version in versions().items() if name in ("torch", "triton")}
+    known = {name: versions()[name] for name in ("torch", "triton")}
     known["date"] = datetime.date.today().isoformat()
     if device is None:
         return {"device": "not timed: compiled ahead of time for sm_90", **known}
-    clocks = subprocess.run(
-        ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    return {"device": device_name(device), "clocks": clocks, **known}
+    query = "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem"
+    clocks = subprocess.check_output(["nvidia-smi", query, "--format=csv,noheader"], text=True)
+    return {"device": device_name(device), "clocks": clocks.strip(), **known}
 
 
 def names() -> list[str]:
@@ -313,17 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from triton.errors import TritonError
 
     device = None if chosen.ahead else torch.device("cuda")
+    judge = partial(timed, device=device) if device else modelled
+    faster = partial(faster_than_torch, device=device) if device else None
     for name in chosen.names or names():
-        if device is None:
-            entries = tuned(name, workloads(), modelled, refused=(TritonError,))
-        else:
-            entries = tuned(
-                name,
-                workloads(),
-                partial(timed, device=device),
-                partial(faster_than_torch, device=device),
-                (TritonError,),
-            )
+        entries = tuned(name, workloads(), judge, faster, (TritonError,))
         if chosen.write:
             write(name, machine(device), entries)
         else:

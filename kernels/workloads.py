@@ -19,24 +19,20 @@ BATCHES, LARGE_BATCHES = (128, 16), (16, 2)
 Function = Callable[..., Any]
 # height = width, channels of h, channels that a skip brings to it
 Level = tuple[int, int, tuple[int, ...]]
-CIFAR10: list[Level] = [
-    (32, 128, (128,)),
-    (32, 256, (128,)),
-    (16, 128, ()),
-    (16, 256, (128, 256)),
-    (8, 256, (256,)),
-    (4, 256, (256,)),
-]
-CELEBA64: list[Level] = [
+SMALL: list[Level] = [  # of the CIFAR-10 and the CelebA network
     (64, 128, (128,)),
     (64, 256, (128,)),
+    (32, 128, (128,)),
     (32, 256, (128, 256)),
-    (16, 256, (256,)),
+    (16, 128, ()),
+    (16, 256, (128, 256)),
     (16, 512, (256,)),
+    (8, 256, (256,)),
     (8, 512, (256,)),
+    (4, 256, (256,)),
     (4, 512, (256, 512)),
 ]
-LARGE256: list[Level] = [
+LARGE: list[Level] = [
     (256, 128, (128,)),
     (256, 256, ()),
     (128, 128, (128,)),
@@ -74,13 +70,8 @@ class Work(NamedTuple):
             f"{name} {'x'.join(map(str, sizes))} {str(dtype)[6:]}"
             for name, (sizes, dtype) in self.tensors.items()
         ]
-        return ", ".join(
-            [
-                self.operation,
-                *tensors,
-                *(f"{name}={value}" for name, value in self.settings.items()),
-            ]
-        )
+        settings = [f"{name}={value}" for name, value in self.settings.items()]
+        return ", ".join([self.operation, *tensors, *settings])
 
     @property
     def batch(self) -> int:
@@ -105,17 +96,26 @@ class Work(NamedTuple):
     def backward(
         self, outputs: list[Tensor], weights: list[Tensor], inputs: dict[str, Tensor]
     ) -> list[Tensor]:
-        return list(
-            torch.autograd.grad(outputs, [x for x in inputs.values() if x.requires_grad], weights)
-        )
+        wanted = [x for x in inputs.values() if x.requires_grad]
+        return list(torch.autograd.grad(outputs, wanted, weights))
+
+    def run(
+        self, inputs: dict[str, Tensor], weights: list[Tensor] | None = None
+    ) -> tuple[list[Launch], list[Launch], list[Tensor]]:
+        """The launches of the Triton implementation, forward and backward, and all results. No
+        weights: the launches are noted and nothing runs."""
+        with watched(run=weights is not None) as launches:
+            outputs = self.forward(self.fused(), inputs)
+            forward = list(launches)
+            if weights is None:
+                weights = self.weights(outputs, random=False)
+            gradients = self.backward(outputs, weights, inputs)
+        return forward, launches[len(forward) :], [*(y.detach() for y in outputs), *gradients]
 
     def launches(self) -> list[Launch]:
         """Of the forward pass and the backward one, noted on a CPU and not run."""
-        inputs = self.inputs(torch.device("cpu"), random=False)
-        with watched(run=False) as launches:
-            outputs = self.forward(self.fused(), inputs)
-            self.backward(outputs, self.weights(outputs, random=False), inputs)
-        return launches
+        forward, backward, _ = self.run(self.inputs(torch.device("cpu"), random=False))
+        return forward + backward
 
     def fused(self) -> Function:
         """The Triton implementation."""
@@ -143,52 +143,45 @@ def norms(
     as a bias and dropout, or as scale and shift; the sum of a residual, before the next block; in
     the decoder."""
 
-    def work(
-        operation: str,
-        of: tuple[str, ...],
-        per_image: tuple[str, ...] = (),
-        width: int = channels,
-        **settings: Any,
-    ) -> Work:
-        image, affine, row = (
-            ((batch, channels, size, size), dtype),
-            ((width,), torch.float32),
-            ((batch, channels), dtype),
-        )
-        return Work(
-            operation,
-            dict.fromkeys(of, image)
-            | {"weight": affine, "bias": affine}
-            | dict.fromkeys(per_image, row),
-            {"groups": GROUPS, "eps": EPS, **settings},
-        )
+    image, row = ((batch, channels, size, size), dtype), ((batch, channels), dtype)
 
-    yield work("group_norm_act", ("x",))
-    yield work("group_norm_act", ("x",), act="identity")
-    dropped = work("group_norm_act", ("x",), ("row_bias",), dropout=DROPOUT)
-    yield dropped._replace(tensors=dropped.tensors | {"seed": ((1,), torch.int64)})
-    yield work("group_norm_act", ("x",), ("row_bias", "scale", "shift"))
-    yield work("add_group_norm_act", ("x", "residual"), ("row_bias",))
+    def work(operation: str, *names: str, skip: int = 0, **settings: Any) -> Work:
+        affine = ((channels + skip,), torch.float32)
+        shapes = {
+            "x": image,
+            "residual": image,
+            "weight": affine,
+            "bias": affine,
+            "row_bias": row,
+            "scale": row,
+            "shift": row,
+            "seed": ((1,), torch.int64),
+            "skip": ((batch, skip, size, size), dtype),
+        }
+        tensors = {name: shapes[name] for name in ("x", "weight", "bias", *names)}
+        return Work(operation, tensors, {"groups": GROUPS, "eps": EPS, **settings})
+
+    yield work("group_norm_act")
+    yield work("group_norm_act", act="identity")
+    yield work("group_norm_act", "row_bias", "seed", dropout=DROPOUT)
+    yield work("group_norm_act", "row_bias", "scale", "shift")
+    yield work("add_group_norm_act", "residual", "row_bias")
     for skip in skips:
-        cat = work("group_norm_act_cat", ("x", "residual"), ("row_bias",), width=channels + skip)
-        yield cat._replace(tensors=cat.tensors | {"skip": ((batch, skip, size, size), dtype)})
+        yield work("group_norm_act_cat", "residual", "row_bias", "skip", skip=skip)
 
 
 def attentions(batch: int, tokens: int, heads: int, head: int, dtype: torch.dtype) -> Work:
     return Work("attention", {"qkv": ((batch, tokens, 3 * heads * head), dtype)}, {"heads": heads})
 
 
-def workloads(
-    batches: tuple[int, ...] = BATCHES,
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32),
-) -> Iterator[Work]:
+def workloads(batches: tuple[int, ...] = BATCHES) -> Iterator[Work]:
     """All of them, the large batches first; images of 256 pixels at LARGE_BATCHES."""
-    for dtype in dtypes:
+    for dtype in (torch.bfloat16, torch.float32):
         for batch in batches:
-            for level in dict.fromkeys(CIFAR10 + CELEBA64):
+            for level in SMALL:
                 yield from norms(batch, *level, dtype)
-            for tokens, heads, head in ATTENTION:
-                yield attentions(batch, tokens, heads, head, dtype)
+            for sizes in ATTENTION:
+                yield attentions(batch, *sizes, dtype)
         for batch in LARGE_BATCHES:
-            for level in LARGE256:
+            for level in LARGE:
                 yield from norms(batch, *level, dtype)

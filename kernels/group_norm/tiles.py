@@ -45,8 +45,8 @@ class Dropout(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Constants of a kernel: channels of a group, groups of a slab (up to a power of 2), channels
-    of a slab, the same up to a power of 2, and pixels of a step; whether images are channels_last."""
+    """Constants of a kernel: channels of a group; groups of a slab, up to a power of 2; channels of
+    a slab, and the same up to a power of 2; pixels of a step; whether images are channels_last."""
 
     GROUP: int
     GROUPS: int
@@ -111,10 +111,7 @@ def at(image, n, c, hw):
 @triton.jit
 def packed(p, c, C, hw, HW, T):
     """Offsets [ROWS, SLAB] in images of C channels without gaps."""
-    if T.LAST:
-        offset = hw[:, None] * C + c[None, :]
-    else:
-        offset = c[None, :] * HW + hw[:, None]
+    offset = hw[:, None] * C + c[None, :] if T.LAST else c[None, :] * HW + hw[:, None]
     return p.n * C * HW + offset
 
 

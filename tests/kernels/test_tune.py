@@ -171,8 +171,8 @@ def test_a_config_is_judged_by_the_pass_that_asks_for_it(name, kernels):
     work = attentions(2, 64, 2, 32, torch.bfloat16)
     config = configs.entries(name)[0]["config"]
     for queries in (16, 32):  # what an earlier start of the same shape planned does not stay
-        with configs.using(name, config | {"queries": queries}) as asked:
-            launches, _ = tune.started(asked, work, work.inputs(CPU, random=False))
+        inputs = work.inputs(CPU, random=False)
+        launches, _ = tune.started(name, config | {"queries": queries}, work, inputs)
         assert [launch.kernel.__name__ for launch in launches] == kernels
         assert launches[0].constants["QUERIES"] == queries
 
