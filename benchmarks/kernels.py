@@ -176,9 +176,7 @@ def timed(
     working = {name: run for name, run in runs.items() if not isinstance(run, str)}
     if device.type != "cuda":
         seconds, failed = interleaved(working, repeats, device)
-        timed_here = {
-            name: failed.get(name) or of_list([1e6 * s for s in seconds[name]]) for name in working
-        }
+        timed_here = {name: failed.get(name) or of_list(seconds[name]) for name in working}
         return {name: timed_here.get(name, runs[name]) for name in makers}
     from triton.testing import do_bench
 
@@ -211,7 +209,8 @@ def attempt(what: Callable):
         return reason(error)
 
 
-def of_list(us: list[float]) -> Measured:
+def of_list(seconds: list[float]) -> Measured:
+    us = [1e6 * s for s in seconds]
     fifths = statistics.quantiles(us, n=5, method="inclusive") if len(us) > 1 else [us[0]] * 4
     return Measured(statistics.median(us), fifths[0], fifths[3])
 

@@ -29,7 +29,7 @@ from benchmarks.common import (
     report,
     speed,
 )
-from benchmarks.networks import MODELS, check_same_outputs, in_diffusers, ours
+from benchmarks.networks import MODELS, Model, check_same_outputs, in_diffusers, ours
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.image_noise import NoisePerImage
@@ -85,20 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         .requires_grad_(False)
     )
     denoiser = Denoiser(network, linear(), PredictNoise()).to(chosen.device)
-    unets = {}
-    if diffusers := peer("diffusers"):
-        for name, layout in {
-            "diffusers": torch.contiguous_format,
-            "diffusers channels_last": torch.channels_last,
-        }.items():
-            unets[name] = (
-                in_diffusers(diffusers, model, network)
-                .to(chosen.device, memory_format=layout)
-                .eval()
-                .requires_grad_(False)
-            )
-        check_same_outputs(network, unets["diffusers"], model.size, chosen.device)
-        check_same_images(diffusers, denoiser, unets["diffusers"], model.size)
+    diffusers = peer("diffusers")
+    unets = theirs(diffusers, denoiser, model, chosen.device) if diffusers else {}
     ways = {"ours": (denoiser, False)} | ({"ours with a graph": (denoiser, True)} if cuda else {})
     if chosen.compile:
         ways["ours compiled"] = compiled(denoiser), cuda
@@ -154,6 +142,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             "50 DDIM): the images/s are of these."
         )
     report([HEADING, *rows], chosen.csv, chosen.device)
+
+
+def theirs(
+    diffusers: ModuleType, denoiser: Denoiser, model: Model, device: torch.device
+) -> dict[str, nn.Module]:
+    """The same network in diffusers, by layout, once outputs and images are found to be ours."""
+    unets = {}
+    for name, layout in {
+        "diffusers": torch.contiguous_format,
+        "diffusers channels_last": torch.channels_last,
+    }.items():
+        unet = in_diffusers(diffusers, model, denoiser.network)
+        unets[name] = unet.to(device, memory_format=layout).eval().requires_grad_(False)
+    check_same_outputs(denoiser.network, unets["diffusers"], model.size, device)
+    check_same_images(diffusers, denoiser, unets["diffusers"], model.size)
+    return unets
 
 
 def noise_of(seeds: Sequence[int], size: int, device: torch.device) -> Tensor:

@@ -105,16 +105,10 @@ def images(
     denoiser: Denoiser, settings: SamplerSettings, shape: Sequence[int], n: int
 ) -> np.ndarray:
     """[n, H, W, C] uint8: image k from noise by k, of the null class."""
-    made = [
-        generate(
-            denoiser,
-            denoiser.schedule,
-            settings,
-            shape,
-            [derive("spacing", k) for k in part.tolist()],
-        )
-        for part in torch.arange(n).split(BATCH)
-    ]
+    made = []
+    for part in torch.arange(n).split(BATCH):
+        seeds = [derive("spacing", k) for k in part.tolist()]
+        made.append(generate(denoiser, denoiser.schedule, settings, shape, seeds))
     return to_uint8(torch.cat(made)).cpu().numpy()
 
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import configs, reference
-from kernels.launch import INTERPRETED, launch
+from kernels.launch import INTERPRETED, Launch
 from kernels.operators import OPS, define, differentiable
 
 # names of configs
@@ -268,7 +268,8 @@ def _plan(
 def _start(name: str, kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
     B, T, width = qkv.shape
     grid, constants, options = _plan(name, B, T, heads, width // (3 * heads), qkv.element_size())
-    launch(kernel, grid, arguments | _strides("qkv", qkv) | {"T": T}, constants, options)
+    arguments |= _strides("qkv", qkv) | {"T": T}
+    Launch(kernel, grid, arguments, constants, options).start()
 
 
 def _strides(name: str, x: Tensor) -> dict[str, Any]:

@@ -16,8 +16,8 @@ INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Launch(NamedTuple):
-    """arguments: tensors and numbers by the kernel's names. constants: its tl.constexpr. options:
-    num_warps, num_stages."""
+    """arguments: tensors and numbers by the kernel's names, and records of them. constants: its
+    tl.constexpr. options: num_warps, num_stages."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -28,22 +28,15 @@ class Launch(NamedTuple):
     def run(self) -> None:
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
+    def start(self) -> None:
+        """Runs, unless somebody only watches."""
+        for seen, _ in _watching:
+            seen.append(self)
+        if all(runs for _, runs in _watching):
+            self.run()
+
 
 _watching: list[tuple[list[Launch], bool]] = []
-
-
-def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    arguments: dict[str, Any],
-    constants: dict[str, Any],
-    options: dict[str, int],
-) -> None:
-    this = Launch(kernel, grid, arguments, constants, options)
-    for seen, _ in _watching:
-        seen.append(this)
-    if all(runs for _, runs in _watching):
-        this.run()
 
 
 @contextlib.contextmanager

@@ -43,10 +43,13 @@ def group_norm_act(
         # input does not
         x = x.detach().requires_grad_()
     y = F.group_norm(x, groups, weight, bias, eps)
-    if scale is not None:
+    if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale)) + per_channel(shift)
     y = F.silu(y, inplace=not y.requires_grad) if act == "silu" else y
-    return y * keep(y, dropout, seed).div_(kept_share(dropout)) if dropout else y
+    if not dropout:
+        return y
+    assert seed is not None
+    return y * keep(y, dropout, seed).div_(kept_share(dropout))
 
 
 def add_group_norm_act(
@@ -140,8 +143,8 @@ def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
     first = torch.arange(eights * C, device=like.device)
     image = torch.arange(N, device=like.device)[:, None]
     zero = torch.zeros((), dtype=torch.int64, device=like.device)
-    words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
-    words = torch.stack(words, dim=1).view(N, 4, eights, C).transpose(1, 2)  # [N, eights, 4, C]
+    drawn = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
+    words = torch.stack(drawn, dim=1).view(N, 4, eights, C).transpose(1, 2)  # [N, eights, 4, C]
     halves = torch.stack([words & 0xFFFF, words >> 16], dim=3)  # [N, eights, 4, 2, C]
     kept = halves >= threshold(dropout)
     mask = kept.flatten(1, 3)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)

@@ -90,6 +90,11 @@ def started(
     return backward if "backward" in name else forward, results
 
 
+def run_all(launches: Iterable[Launch]) -> None:
+    for launch in launches:
+        launch.run()
+
+
 def median_ms(run: Callable[[], object]) -> float:
     from triton.testing import do_bench
 
@@ -131,7 +136,7 @@ def timed(
             launches, results = started(name, config, case.work, case.inputs, case.weights)
             if not case.right(results):
                 return None
-            times.append(bench(lambda launches=launches: [launch.run() for launch in launches]))
+            times.append(bench(partial(run_all, launches)))
         return (statistics.geometric_mean(times),)
 
     return rank
@@ -225,7 +230,9 @@ def tuned(
 ) -> list[dict]:
     """The entries of a file: the best candidate at each shape of the works, and what the file has
     for other shapes. faster: what to write as "faster" into the configs of COMPARED."""
-    entries = {tuple(entry["shape"].items()): entry for entry in configs.entries(name)}
+    entries: dict[tuple, dict] = {
+        tuple(entry["shape"].items()): entry for entry in configs.entries(name)
+    }
     for shape, of_shape in tqdm(shapes(name, works).items(), desc=name, unit="shape"):
         now = configs.pick(name, **dict(shape))
         now.pop("faster", None)

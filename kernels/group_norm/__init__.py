@@ -17,10 +17,9 @@ Gradients = dict[str, "Tensor | None"]
 
 def save(ctx: Any, inputs: dict[str, Any], outputs: tuple[Tensor, ...]) -> None:
     joined = len(outputs) == 3  # the backward then reads the sum, which has the row bias in it
-    tensors = [
-        inputs.get(name) for name in ("weight", "bias", "row_bias", "scale", "shift", "seed")
-    ]
-    ctx.save_for_backward(outputs[0] if joined else inputs["x"], outputs[-1], *tensors)
+    names = ("weight", "bias", "row_bias", "scale", "shift", "seed")
+    x = outputs[0] if joined else inputs["x"]
+    ctx.save_for_backward(x, outputs[-1], *map(inputs.get, names))
     ctx.joined, ctx.channels = joined, inputs["x"].shape[1]
     ctx.act, ctx.dropout = inputs["act"], inputs.get("dropout", 0.0)
     images = {name: inputs.get(name) for name in ("x", "residual", "skip")}

@@ -33,7 +33,7 @@ from kernels.group_norm.tiles import (
 class Joined(NamedTuple):
     """x' = [h (+ residual), skip]: H_C channels, and those of skip."""
 
-    h: Strided
+    h: Strided | None
     residual: Strided | None
     skip: Strided | None
     H_C: int
@@ -201,9 +201,10 @@ def group_norm_forward(
     outputs = forward_outputs(x, groups, residual, skip)
     *total, y, moments = outputs
     last = channels_last(x)
-    images = (strided(image, last) for image in (x, residual, skip))
     arguments = {
-        "joined": Joined(*images, H_C=x.shape[1]),
+        "joined": Joined(
+            strided(x, last), strided(residual, last), strided(skip, last), x.shape[1]
+        ),
         "total": total[0] if total else None,
         "y": y,
         "moments": moments,

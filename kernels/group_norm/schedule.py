@@ -12,7 +12,7 @@ from triton.language import constexpr
 
 from kernels import configs
 from kernels.group_norm.tiles import Dropout, Norm, Strided, Tile
-from kernels.launch import launch
+from kernels.launch import Launch
 from kernels.reference import kept_share, threshold
 
 LARGE = 64 * 64  # pixels from which the statistics of an image are shared out among programs
@@ -127,4 +127,5 @@ def launch_stages(
     }
     for stage in (0,) if plan.chunks == 1 else (1, 2):
         constants = {"STAGE": stage, "SILU": act == "silu", "T": plan.tile}
-        launch(kernel, (plan.programs, plan.chunks), arguments, constants, plan.options)
+        grid = (plan.programs, plan.chunks)
+        Launch(kernel, grid, arguments, constants, plan.options).start()

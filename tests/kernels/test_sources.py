@@ -70,7 +70,7 @@ def starts_of_kernels(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     """kernel[grid](...)"""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
-            yield node, "a kernel is started by kernels.launch.launch alone"
+            yield node, "a kernel is started by kernels.launch.Launch alone"
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda path: path.name)
@@ -109,7 +109,7 @@ def test_faults_are_found(source):
         "tl.load(x, mask=m, other=0.0)",
         "tl.load(x, m, 0.0)",
         "json.load(file, mask=m)",
-        "launch(kernel, grid, arguments, constants, options)",
+        "Launch(kernel, grid, arguments, constants, options).start()",
         "shapes[0].get(x)",
         "tl.sum(x)[0]",
     ],
