@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.group_norm.schedule import channels_last, empty, launch_stages, schedule, strided
 from kernels.group_norm.tiles import (
+    added_row,
     affine,
     at,
     dropped,
@@ -20,11 +21,12 @@ from kernels.group_norm.tiles import (
     per_group,
     pixels,
     place,
-    plane,
     read,
-    row,
+    read_chunks,
     slots,
     write,
+    write_chunk,
+    zeros,
 )
 
 
@@ -32,9 +34,7 @@ from kernels.group_norm.tiles import (
 def coefficients(norm, moments, N, p, T):
     """added, mu, mu_low, r, a and e, each [SLAB], of xh = (x + added - mu - mu_low) r and
     u = a xh + e."""
-    added = tl.zeros([T.SLAB], tl.float32)
-    if norm.row_bias is not None:
-        added = row(norm.row_bias, p, p.real)
+    added = added_row(norm, p, p.real, T)
     groups, g = p.C // T.GROUP, p.c // T.GROUP
     mu = read(moments + p.n * groups + g, p.real)
     mu_low = read(moments + (N + p.n) * groups + g, p.real)
@@ -61,7 +61,7 @@ def upstream(x, dy, of, dropout, p, start, SILU: tl.constexpr, T):
 @triton.jit
 def summed(x, dy, of, dropout, p, SILU: tl.constexpr, T):
     """A and B [SLAB] over the program's pixels."""
-    As, Bs = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    As, Bs = zeros(T), zeros(T)
     for start in range(p.first, p.last, T.ROWS):
         xh, du = upstream(x, dy, of, dropout, p, start, SILU, T)
         As += du * xh
@@ -72,14 +72,11 @@ def summed(x, dy, of, dropout, p, SILU: tl.constexpr, T):
 @triton.jit
 def combined(partials, p, N, T):
     """A and B [SLAB] over all pixels from those over the chunks."""
-    chunks = tl.num_programs(1)
-    As, Bs = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
-    for start in range(0, chunks, T.ROWS):
-        k = start + tl.arange(0, T.ROWS)
-        mask = (k < chunks)[:, None] & p.real[None, :]
-        of_chunk = slots(partials, p, k[:, None])
-        As += read(of_chunk, mask)
-        Bs += read(of_chunk + plane(p, N), mask)
+    As, Bs = zeros(T), zeros(T)
+    for start in range(0, tl.num_programs(1), T.ROWS):
+        _, A, B = read_chunks(partials, p, N, start, T)
+        As += A
+        Bs += B
     return tl.sum(As, 0), tl.sum(Bs, 0)
 
 
@@ -115,9 +112,7 @@ def group_norm_backward_kernel(
         A, B = summed(x, dy, of, dropout, p, SILU, T)
 
     if STAGE == 1:
-        slot = slots(partials, p, tl.program_id(1))
-        tl.store(slot, A, mask=p.real)
-        tl.store(slot + plane(p, N), B, mask=p.real)
+        write_chunk(partials, p, N, A, B)
     else:
         one = p.real & (tl.program_id(1) == 0)
         tl.store(sums + p.n * C + p.c, A, mask=one)
@@ -126,7 +121,7 @@ def group_norm_backward_kernel(
         member = membership(p.real, T)
         c1 = per_channel(member, per_group(member, a * A) / (HW * T.GROUP))
         c2 = per_channel(member, per_group(member, a * B) / (HW * T.GROUP))
-        into_row = tl.zeros([T.ROWS, T.SLAB], tl.float32)
+        into_row = zeros(T)
         for start in range(p.first, p.last, T.ROWS):
             hw, inside = pixels(p, start, T)
             xh, du = upstream(x, dy, of, dropout, p, start, SILU, T)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.group_norm.schedule import channels_last, empty, launch_stages, schedule, strided
 from kernels.group_norm.tiles import (
     Strided,
+    added_row,
     affine,
     at,
     dropped,
@@ -22,11 +23,11 @@ from kernels.group_norm.tiles import (
     per_group,
     pixels,
     place,
-    plane,
     read,
-    row,
-    slots,
+    read_chunks,
     write,
+    write_chunk,
+    zeros,
 )
 
 
@@ -71,7 +72,7 @@ def over_lanes(mean, m2, count, size):
 def measured(joined, total, added, p, T):
     """Mean and squared deviation [SLAB] of the program's pixels: Welford's update, each lane for
     itself."""
-    means, m2s = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    means, m2s = zeros(T), zeros(T)
     for start in range(p.first, p.last, T.ROWS):
         hw, inside = pixels(p, start, T)
         x = gathered(joined, total, added, p, hw, inside)
@@ -86,16 +87,13 @@ def measured(joined, total, added, p, T):
 def combined(partials, p, N, HW, chunk, T):
     """Mean and squared deviation [SLAB] of all pixels from those of the chunks: lanes take chunks
     in turn (Chan et al. 1983, eq. 2.1)."""
-    chunks = tl.num_programs(1)
-    mean, m2 = tl.zeros([T.ROWS, T.SLAB], tl.float32), tl.zeros([T.ROWS, T.SLAB], tl.float32)
+    mean, m2 = zeros(T), zeros(T)
     seen = tl.zeros([T.ROWS], tl.float32)
-    for start in range(0, chunks, T.ROWS):
-        k = start + tl.arange(0, T.ROWS)
+    for start in range(0, tl.num_programs(1), T.ROWS):
+        k, of_chunk, m2_of_chunk = read_chunks(partials, p, N, start, T)
         size = tl.maximum(tl.minimum(HW - k * chunk, chunk), 0).to(tl.float32)
-        of_chunk = slots(partials, p, k[:, None])
-        mask = (k < chunks)[:, None] & p.real[None, :]
-        delta = read(of_chunk, mask) - mean
-        m2 += read(of_chunk + plane(p, N), mask)
+        delta = of_chunk - mean
+        m2 += m2_of_chunk
         share = size / tl.maximum(seen + size, 1.0)
         mean += delta * share[:, None]
         m2 += delta * delta * (seen * share)[:, None]
@@ -144,19 +142,14 @@ def group_norm_forward_kernel(
     T,
 ):
     p = place(C, HW, chunk, T)
-    added = tl.zeros([T.SLAB], tl.float32)
-    if norm.row_bias is not None:
-        added = row(norm.row_bias, p, p.real & (p.c < joined.H_C))
-
+    added = added_row(norm, p, p.real & (p.c < joined.H_C), T)
     if STAGE == 2:
         near, low, m2 = combined(partials, p, N, HW, chunk, T)
     else:  # the second read of stage 0 gathers again
         near, low, m2 = measured(joined, total, added, p, T)
 
     if STAGE == 1:
-        slot = slots(partials, p, tl.program_id(1))
-        tl.store(slot, near + low, mask=p.real)
-        tl.store(slot + plane(p, N), m2, mask=p.real)
+        write_chunk(partials, p, N, near + low, m2)
     else:
         member = membership(p.real, T)
         mu, mu_low, group_rstd = normed(near, low, m2, moments, member, N, HW, eps, p, T)

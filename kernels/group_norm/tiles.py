@@ -116,6 +116,20 @@ def packed(p, c, C, hw, HW, T):
 
 
 @triton.jit
+def zeros(T):
+    return tl.zeros([T.ROWS, T.SLAB], tl.float32)
+
+
+@triton.jit
+def added_row(norm, p, real, T):
+    """[SLAB] of row_bias, 0 where there is none."""
+    added = tl.zeros([T.SLAB], tl.float32)
+    if norm.row_bias is not None:
+        added = row(norm.row_bias, p, real)
+    return added
+
+
+@triton.jit
 def slots(partials, p, k):
     """Where partials [2, N, chunks, C] have chunk k of the first quantity."""
     return partials + (p.n * tl.num_programs(1) + k) * p.C + p.c
@@ -125,6 +139,22 @@ def slots(partials, p, k):
 def plane(p, N):
     """From the first quantity of partials to the second."""
     return N * tl.num_programs(1).to(tl.int64) * p.C
+
+
+@triton.jit
+def write_chunk(partials, p, N, first, second):
+    slot = slots(partials, p, tl.program_id(1))
+    tl.store(slot, first, mask=p.real)
+    tl.store(slot + plane(p, N), second, mask=p.real)
+
+
+@triton.jit
+def read_chunks(partials, p, N, start, T):
+    """k [ROWS] from start, and both quantities [ROWS, SLAB] of these chunks."""
+    k = start + tl.arange(0, T.ROWS)
+    slot = slots(partials, p, k[:, None])
+    mask = (k < tl.num_programs(1))[:, None] & p.real[None, :]
+    return k, read(slot, mask), read(slot + plane(p, N), mask)
 
 
 @triton.jit
