@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kernels.group_norm.schedule import channels_last, empty, launch_stages, schedule, strided
 from kernels.group_norm.tiles import (
-    Strided,
     added_row,
     affine,
     at,
@@ -31,20 +30,10 @@ from kernels.group_norm.tiles import (
 )
 
 
-class Joined(NamedTuple):
-    """x' = [h (+ residual), skip]: H_C channels, and those of skip."""
-
-    h: Strided | None
-    residual: Strided | None
-    skip: Strided | None
-    H_C: int
-
-
 @triton.jit
-def gathered(joined, total, added, p, hw, inside):
+def gathered(h, residual, skip, H_C, total, added, p, hw, inside):
     """x' [ROWS, SLAB]: h (+ residual) + added left of channel H_C, skip right of it; rounded as
     total will hold it."""
-    h, residual, skip, H_C = joined
     left = inside if skip is None else inside & (p.c < H_C)[None, :]
     x = read(at(h, p.n, p.c, hw), left)
     if residual is not None:
@@ -69,13 +58,13 @@ def over_lanes(mean, m2, count, size):
 
 
 @triton.jit
-def measured(joined, total, added, p, T):
+def measured(h, residual, skip, H_C, total, added, p, T):
     """Mean and squared deviation [SLAB] of the program's pixels: Welford's update, each lane for
     itself."""
     means, m2s = zeros(T), zeros(T)
     for start in range(p.first, p.last, T.ROWS):
         hw, inside = pixels(p, start, T)
-        x = gathered(joined, total, added, p, hw, inside)
+        x = gathered(h, residual, skip, H_C, total, added, p, hw, inside)
         delta = tl.where(inside, x - means, 0.0)
         means += delta * (1.0 / ((start - p.first) // T.ROWS + 1))
         m2s += delta * (x - means)
@@ -125,7 +114,10 @@ def normed(near, low, m2, moments, member, N, HW, eps, p, T):
 
 @triton.jit
 def group_norm_forward_kernel(
-    joined,
+    h,
+    residual,
+    skip,
+    H_C,
     norm,
     dropout,
     partials,
@@ -142,11 +134,11 @@ def group_norm_forward_kernel(
     T,
 ):
     p = place(C, HW, chunk, T)
-    added = added_row(norm, p, p.real & (p.c < joined.H_C), T)
+    added = added_row(norm, p, p.real & (p.c < H_C), T)
     if STAGE == 2:
         near, low, m2 = combined(partials, p, N, HW, chunk, T)
     else:  # the second read of stage 0 gathers again
-        near, low, m2 = measured(joined, total, added, p, T)
+        near, low, m2 = measured(h, residual, skip, H_C, total, added, p, T)
 
     if STAGE == 1:
         write_chunk(partials, p, N, near + low, m2)
@@ -157,7 +149,7 @@ def group_norm_forward_kernel(
         a *= per_channel(member, group_rstd)
         for start in range(p.first, p.last, T.ROWS):
             hw, inside = pixels(p, start, T)
-            x = gathered(joined, total, added, p, hw, inside)
+            x = gathered(h, residual, skip, H_C, total, added, p, hw, inside)
             u = (x - mu[None, :] - mu_low[None, :]) * a[None, :] + e[None, :]
             if SILU:
                 u *= tl.sigmoid(u)
@@ -195,9 +187,10 @@ def group_norm_forward(
     *total, y, moments = outputs
     last = channels_last(x)
     arguments = {
-        "joined": Joined(
-            strided(x, last), strided(residual, last), strided(skip, last), x.shape[1]
-        ),
+        "h": strided(x, last),
+        "residual": strided(residual, last),
+        "skip": strided(skip, last),
+        "H_C": x.shape[1],
         "total": total[0] if total else None,
         "y": y,
         "moments": moments,

@@ -106,7 +106,7 @@ def check(work: Work, launch: Launch, capability: int) -> None:
 
 
 def leaves(name: str, kind: Any) -> Iterator[tuple[str, str]]:
-    """The types of an argument and of what is in it, by name: joined.h.pointer."""
+    """The types of an argument and of what is in it, by name: h.pointer."""
     if isinstance(kind, tuple):
         for field, part in zip(kind._fields, kind):
             yield from leaves(f"{name}.{field}", part)
