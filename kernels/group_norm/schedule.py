@@ -114,11 +114,12 @@ def launch_stages(
     """One launch, or two if an image is in chunks: arguments, and those that both kernels have.
     What is None is a constant: the kernel is compiled without it. x: [N, C, H, W]."""
     N, C, H, W = x.shape
+    drops = None
+    if dropout:
+        drops = Dropout(seed, constexpr(threshold(dropout)), 1 / kept_share(dropout))
     arguments |= {
         "norm": Norm(weight.contiguous(), bias.contiguous(), *map(_row, (row_bias, scale, shift))),
-        "dropout": Dropout(seed, constexpr(threshold(dropout)), 1 / kept_share(dropout))
-        if dropout
-        else None,
+        "dropout": drops,
         "partials": plan.partials(x, 2),
         "N": N,
         "C": C,

@@ -6,6 +6,9 @@ chunk * program_id(1). STAGE says what it does: 0, all: sums over every pixel, t
 partials combined, and applied to its chunk. A tensor that is not there is None.
 
 Arithmetic and statistics are float32. Offsets within an image are int32, those of images int64.
+
+Arguments that belong together are records. What a loop reads is no record within a record: Triton
+3.6 forgets the constants of those there.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Norm(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """See kernels.reference: keep, threshold; scale is 1 / kept_share."""
+    """kernels.reference's threshold, a constant, and 1 / kept_share."""
 
     seed: Any
     threshold: int
