@@ -114,6 +114,18 @@ def leaves(name: str, kind: Any) -> Iterator[tuple[str, str]]:
         yield name, kind
 
 
+def _follow(line: str, made_of: dict[str, set[str]]) -> bool:
+    """Whether the register that this line computes is made of more tensors than was known."""
+    found = re.match(r"(?:@\S+ )?(?:add|sub|mad|mov|selp|cvta|shl|mul)\S*\s+(%rd\d+), (.*);", line)
+    if not found:
+        return False
+    known = made_of.setdefault(found[1], set())
+    before = len(known)
+    for register in re.findall(r"%rd\d+", found[2]):
+        known |= made_of.get(register, set())
+    return len(known) > before
+
+
 def loads(ptx: str, launch: Launch) -> dict[str, set[int]]:
     """The widths in bits of the loads from each tensor that is loaded from: an address is followed
     back, through the registers that it is made of, to the parameters."""
@@ -126,25 +138,8 @@ def loads(ptx: str, launch: Launch) -> dict[str, set[int]]:
         if found := re.match(r"ld\.param\.b64\s+(%rd\d+), \[\w+_param_(\d+)\]", line):
             place = int(found[2])  # behind ours, Triton's own
             made_of[found[1]] = {parameters[place]} & pointers if place < len(parameters) else set()
-    changed = True
-    while changed:
-        changed = False
-        for line in lines:
-            if found := re.match(
-                r"(?:@\S+ )?(?:add|sub|mad|mov|selp|cvta|shl|mul)\S*\s+(%rd\d+), (.*);", line
-            ):
-                known = made_of.setdefault(found[1], set())
-                more = (
-                    set().union(
-                        *(
-                            made_of.get(register, set())
-                            for register in re.findall(r"%rd\d+", found[2])
-                        )
-                    )
-                    - known
-                )
-                known |= more
-                changed |= bool(more)
+    while sum(_follow(line, made_of) for line in lines):
+        pass
     widths: dict[str, set[int]] = {}
     for line in lines:
         if found := re.search(r"ld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\s.*\[\s*(%rd\d+)", line):
