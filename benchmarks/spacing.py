@@ -23,9 +23,9 @@ from diffusion.generate import SamplerSettings, generate
 from diffusion.samplers import ddim, dpm_solver, heun
 from diffusion.spacing import even_steps, log_snr_steps, quadratic_steps, trailing_steps
 from evaluation.trained_run import TrainedRun
-from metrics.bootstrap import interval
 from metrics.features import extract
 from metrics.features.random import RandomConvolutional
+from metrics.intervals import interval
 from metrics.kid import kid, kid_replicates
 from runtime.seeds import derive
 from training.best_checkpoint import find_best_checkpoint

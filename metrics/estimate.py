@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from metrics.bootstrap import image_interval
+from metrics.intervals import image_interval
 
 Record = dict[str, Any]  # a part of evaluation.json
 EVALUATION, VERSION = "evaluation.json", 2  # the file, and its format

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metrics.bootstrap import Mean, mean_over, moderated, share_interval, spread_of
+from metrics.intervals import Mean, mean_over, moderated, share_interval, spread_of
 from reporting.columns import BASELINES, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, interval, number
 from reporting.runs import Run, Value, baselines_of
@@ -390,7 +390,7 @@ def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean
         Label -> that row - other, of those that share a seed with it.
 
     Source:
-        Smyth 2004 (metrics.bootstrap.moderated).
+        Smyth 2004 (metrics.intervals.moderated).
     """
     pairs = {row.label: paired(row, other, column) for row in rows if row is not other}
     found = {label: pair for label, pair in pairs.items() if pair}

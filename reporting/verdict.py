@@ -3,7 +3,7 @@
 Each question has its own probability of 5% to be answered wrongly where there is no difference.
 Did the source help: one contrast, named beforehand, of what starts from random weights against
 `full`. Which strategy: the others against `full`, by Holm's steps. Which is best:
-metrics.bootstrap.is_best. A single training of each compares networks and not strategies, and
+metrics.intervals.is_best. A single training of each compares networks and not strategies, and
 the sentence says so.
 """
 
@@ -16,7 +16,7 @@ from itertools import combinations
 from operator import itemgetter
 from statistics import variance
 
-from metrics.bootstrap import Mean, is_best, told_apart
+from metrics.intervals import Mean, is_best, told_apart
 from reporting.columns import BY_KEY, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
 from reporting.copying import copying
 from reporting.numbers import as_sentence, interval, join_names, number
@@ -151,7 +151,7 @@ class Contest:
             contrasts count.
 
         Source:
-            Holm 1979 (metrics.bootstrap.told_apart).
+            Holm 1979 (metrics.intervals.told_apart).
         """
         if one := self.reference:
             others = [row for row in self.measured if row not in (one, self.scratch)]

@@ -12,7 +12,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from metrics import bootstrap as intervals
+from metrics import intervals as intervals
 from metrics.estimate import estimate
 
 

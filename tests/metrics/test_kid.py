@@ -12,7 +12,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.kid import poly_mmd
 
 from metrics import distances
-from metrics.bootstrap import interval
+from metrics.intervals import interval
 from metrics.kid import _counts, kid, kid_replicates
 from runtime.errors import UserError
 from runtime.seeds import generator

@@ -22,8 +22,8 @@ import report
 from evaluation import suite
 from evaluation.image_features import ImageFeatures
 from evaluation.suite import noise_images
-from metrics.bootstrap import wilson
 from metrics.features.random import RandomConvolutional
+from metrics.intervals import wilson
 from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
 from reporting.figures import Plot, look, pareto
 from reporting.numbers import interval, number
