@@ -23,9 +23,8 @@ FRESH = 2.0  # seconds; a file changed so recently can change again without its 
 KEPT_EVERY = 60.0  # seconds
 AGAIN = "Nothing was kept of it: run the same command again, when nothing writes to it any more."
 
-F = TypeVar("F", str, Path)
 T = TypeVar("T")
-Stamp = tuple[int, int]  # size in bytes; the later one of the times of change, in ns
+Stamp = list[int]  # size in bytes; the later one of the times of change, in ns
 
 
 class Changed(UserError):
@@ -37,17 +36,16 @@ class FileCache:
     """Values of files, kept in a folder and found again by path, size and time of change (of
     content or attributes).
 
-    What it has told of a file in this process is held together: read_bytes and unchanged raise
-    Changed where the content is not the one whose sha256 it told, check_unchanged where two of its
-    values are of two contents.
+    All that it tells of a file is of one content: look_up raises Changed where a file has another
+    one than it had for an earlier value, read_bytes and unchanged where it is not the one whose
+    sha256 was told.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._sha256: dict[Path, str] = {}
         self._stores: defaultdict[str, set[Path]] = defaultdict(set)  # by what they hold
-        # of each file, by what was told of it: of which content it was
-        self._stamps: defaultdict[Path, dict[str, Stamp]] = defaultdict(dict)
+        self._stamps: dict[Path, Stamp] = {}  # of the content that something was told of
         self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
 
     def look_up(
@@ -61,7 +59,8 @@ class FileCache:
 
         Raises:
             UserError: where the system does not give a file out.
-            Changed: where one changes while it is read.
+            Changed: where one changes while it is read, or has changed since an earlier value of it
+                was told.
         """
         if not paths:
             return []
@@ -73,9 +72,7 @@ class FileCache:
         stamps = [_opened(_stamp, path) for path in real]
         names = [path[len(root) :].lstrip("/") for path in real]
         known = self._read_store(store)
-        missing = [
-            k for k, name in enumerate(names) if known.get(name, [None])[0] != list(stamps[k])
-        ]
+        missing = [k for k, name in enumerate(names) if known.get(name, [None])[0] != stamps[k]]
         started, kept, fresh = time.time(), time.monotonic(), {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             computed = pool.map(lambda k: _opened(compute, paths[k]), missing)
@@ -83,14 +80,14 @@ class FileCache:
             for k, value in zip(missing, shown):
                 if _opened(_stamp, real[k]) != stamps[k]:
                     raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
-                fresh[names[k]] = [list(stamps[k]), value]
+                fresh[names[k]] = [stamps[k], value]
                 # an interrupted start goes on from there
                 if time.monotonic() - kept > KEPT_EVERY:
                     self._add(store, fresh, started)
                     kept = time.monotonic()
         if missing:
             self._add(store, fresh, started)
-        self._bind(what, paths, stamps)
+        self._check_same(paths, stamps)
         known |= fresh
         return [known[name][1] for name in names]
 
@@ -131,29 +128,16 @@ class FileCache:
                 raise self._changed(path)
             self._hashed[path] = before
 
-    def check_unchanged(self, paths: Sequence[Path]) -> None:
-        """Compares the contents of which values of a file, such as its sha256 and its range, were
-        told.
-
-        Raises:
-            Changed: where they are two.
-        """
-        for path in paths:
-            if len(set(self._stamps[path].values())) > 1:
-                raise self._changed(path)
-
-    def note_reading(self, what: str, path: Path) -> None:
-        """For check_unchanged: `what` is about to be read of this file, by its own reader."""
+    def note_reading(self, path: Path) -> None:
+        """This file is about to be read by its own reader: what is told of it later has to be of
+        the same content."""
         with contextlib.suppress(OSError):  # that reader says so
-            self._bind(what, [path], [_stamp(path)])
+            self._check_same([path], [_stamp(path)])
 
-    def _bind(self, what: str, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
-        """A value that is told anew, of another content, is the first that is told of it."""
+    def _check_same(self, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
         for path, stamp in zip(paths, stamps):
-            told = self._stamps[path]
-            if told.get(what, stamp) != stamp:
-                told.clear()
-            told[what] = stamp
+            if self._stamps.setdefault(path, stamp) != stamp:
+                raise self._changed(path)
 
     def _changed(self, path: Path) -> Changed:
         """The hashes are forgotten: should the file's time not show its change, the next start
@@ -192,7 +176,7 @@ def _resolved(paths: Sequence[Path]) -> list[str]:
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
 
 
-def _opened(compute: Callable[[F], T], path: F) -> T:
+def _opened(compute: Callable[[Any], T], path: str | Path) -> T:
     """compute(path), with a message where the system does not give the file out: no permission, or
     a link to nothing."""
     try:
@@ -217,7 +201,7 @@ def _opened_again(compute: Callable[[Path], T], path: Path) -> T:
 
 def _stamp(path: str | Path) -> Stamp:
     stat = os.stat(path)
-    return stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)
+    return [stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)]
 
 
 def whole_stamp(path: Path) -> tuple[int, ...]:

@@ -64,7 +64,6 @@ class FolderReader(ImageReader):
         )
         self.items = [(p, frame) for p in files for frame in frames[p]]
         self.files = [p for p, _ in self.items]  # one an item
-        self.check_files()
         number = {p: k for k, p in enumerate(files)}
         of_item = [number[p] for p in self.files]
         self.labels = [label.get(class_names[k], 0) for k in of_item]

@@ -49,12 +49,6 @@ class ImageReader:
         """How a message calls this item."""
         return str(self.files[item]) if self.files else f"image {item}"
 
-    def check_files(self) -> None:
-        """Checks that what was found out about the files, such as a range, is of the content that
-        the fingerprint is of: at the start, and when all images are decoded.
-
-        Raises:
-            Changed: where it is not.
-        """
-        if self.files:
-            self.file_cache.check_unchanged(self.files)
+    def release(self) -> None:
+        """Called when all images are decoded: what was kept for that is not kept through the
+        training."""

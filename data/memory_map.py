@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,6 @@ from runtime.log import recorded
 
 DECODER = 3  # raise when to_array changes what it makes of a file
 BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
-
-# maps whose bytes this process has found to be right: path, inode, size, times
-_verified: set[tuple[Any, ...]] = set()
 
 log = logging.getLogger("data")
 
@@ -101,13 +99,10 @@ def _read_record(
 
 
 def _damage(path: Path, about: dict[str, Any]) -> str | None:
-    """What is wrong with the bytes of a map, or None. They are read once a process: it costs 0.6 s
-    a GB of a core."""
-    stamp, size = (path.absolute(), *whole_stamp(path)), path.stat().st_size
-    if stamp in _verified:
-        return None
+    """What is wrong with the bytes of a map, or None."""
+    size = path.stat().st_size
     try:
-        found = _checksums(path)
+        found = _checksums(path, whole_stamp(path))
     except OSError as error:  # a bad sector
         return f"{path} cannot be read ({error.strerror or error})"
     if size != about["bytes"]:
@@ -118,12 +113,18 @@ def _damage(path: Path, about: dict[str, Any]) -> str | None:
             f"{path} is damaged: {len(wrong)} of its {len(found)} blocks of {BLOCK >> 20} MiB do "
             f"not have their checksum, the first at byte {wrong[0] * BLOCK}"
         )
-    _verified.add(stamp)
     return None
 
 
-def _checksums(path: Path) -> list[int]:
-    """crc32 of each block of a file: against accidents, and three times as fast as sha256."""
+@cache
+def _checksums(path: Path, stamp: tuple[int, ...]) -> list[int]:
+    """crc32 of each block of a file: against accidents, and three times as fast as sha256.
+
+    It costs 0.6 s a GB of a core, so a process reads the bytes once.
+
+    Args:
+        stamp: of the file that is there now; another file has other checksums.
+    """
     with open(path, "rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = range(0, os.fstat(file.fileno()).st_size, BLOCK)
         return list(pool.map(lambda at: zlib.crc32(os.pread(file.fileno(), BLOCK, at)), blocks))
@@ -143,7 +144,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
         images.flush()
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
-        reader.check_files()
+        reader.release()
         if failures and not settings.skip_broken:
             raise _unusable(reader, failures)
         about = {
@@ -152,7 +153,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
             "broken": {item: str(failures[item]) for item in sorted(failures)},
             "said": [record.getMessage() for record in said if record.name == log.name],
             "bytes": aside.stat().st_size,
-            "crc32": _checksums(aside),
+            "crc32": _checksums(aside, whole_stamp(aside)),
         }
         os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
         sync_directory(path.parent)

@@ -56,7 +56,6 @@ class Cifar10(ImageReader):
         }
         self.file_cache, self._records = file_cache, Recent(self._load, len(self.files))
         file_cache.sha256(self.files)
-        self.check_files()
 
     def read_image(self, item: int) -> Image.Image:
         batch, k = divmod(item, IMAGES)

@@ -67,7 +67,7 @@ class Npz(ImageReader):
             self.range = float(range_[0]), float(range_[1])
         self.path = Path(path).expanduser()
         self.name, self.files, self.file_cache = self.path.name, [self.path], file_cache
-        file_cache.note_reading("headers and labels", self.path)
+        file_cache.note_reading(self.path)
         self.headers = read_headers(self.path, path)
         self.keys = choose_keys(self.headers, images, labels, self.path)
         chosen = {key: self.headers[key] for key, _ in self.keys.values()}
@@ -85,7 +85,6 @@ class Npz(ImageReader):
         self.splits = complete_splits(given, self.labels, range(len(self)), validation, test)
         self._arrays = Recent(self._load, 2)  # one ends where the next begins
         digest = file_cache.sha256([self.path])[0]
-        self.check_files()
         # not the names of the classes, which change no number
         self.fingerprint = sha256_of(
             ["npz", 1, digest, sorted(self.keys.items()), validation, test, self.range, self.labels]
@@ -115,9 +114,8 @@ class Npz(ImageReader):
             self.range = range_of(trained, f"{self.path}: {key}")
         return array
 
-    def check_files(self) -> None:
-        self._arrays.clear()  # not kept through the training
-        super().check_files()
+    def release(self) -> None:
+        self._arrays.clear()
 
     def item_name(self, item: int) -> str:
         split, k = self.places[item]

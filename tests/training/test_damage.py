@@ -149,7 +149,7 @@ def each(*what: list, quick: Sequence[tuple]) -> list:
 def fresh(expected, tmp_path, monkeypatch) -> Path:
     """The root of the same images with all caches made, and no run."""
     monkeypatch.setattr("data.file_cache.FRESH", -1e9)  # the images are as old as users' are
-    data.memory_map._verified.clear()  # as in another process
+    data.memory_map._checksums.cache_clear()  # as in another process
     root = copied(expected, tmp_path)
     shutil.rmtree(root / "runs")
     shutil.rmtree(root / "cache/memory")  # of the images elsewhere

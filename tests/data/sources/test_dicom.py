@@ -47,7 +47,7 @@ def random(
 
 
 def image_of(folder: Path, item: int = 0, **settings) -> Image.Image:
-    return Dicom(MEMORY, str(folder), **settings).read_image(item)
+    return Dicom(FileCache(MEMORY.folder), str(folder), **settings).read_image(item)
 
 
 def gray_of(folder: Path, item: int = 0, **settings) -> np.ndarray:

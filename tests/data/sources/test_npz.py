@@ -38,7 +38,7 @@ def save(root: Path, save_with=np.savez, **arrays) -> Path:
 
 
 def opened(path: Path, **settings) -> Npz:
-    return Npz(MEMORY, str(path), **settings)
+    return Npz(FileCache(MEMORY.folder), str(path), **settings)  # as another start does
 
 
 def refused(path: Path, **settings) -> str:
