@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.file_cache import FileCache
 from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
-from data.intensity import LowHigh, Range, join_ranges, measured_once
+from data.intensity import LowHigh, Range, join_ranges
+from data.recent import Recent
 from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
 NO_SPLITS = "data.validation=0 data.test=0 draws no splits"
 
+T = TypeVar("T")
 log = logging.getLogger("data")
 
 
@@ -57,20 +59,22 @@ class FolderReader(ImageReader):
         owners = [None if owner is None else f"patient {owner}" for owner in whose]
         splits, class_names = splits_and_classes(root, names, classes)
         self.classes = sorted(set(class_names)) if classes and all(class_names) else []
-        label = {name: k for k, name in enumerate(self.classes)}
         hashes = file_cache.sha256(files)
         self.fingerprint = sha256_of(
             [kind, 2, validation, test, patient, classes, *settings, list(zip(names, hashes))]
         )
         self.items = [(p, frame) for p in files for frame in frames[p]]
-        self.files = [p for p, _ in self.items]  # one an item
-        number = {p: k for k, p in enumerate(files)}
-        of_item = [number[p] for p in self.files]
-        self.labels = [label.get(class_names[k], 0) for k in of_item]
-        groups = [owners[k] or names[k] for k in of_item]
-        self.splits = self._split([splits[k] for k in of_item], groups, validation, test)
-        self._warn_of_shared("patients", [owners[k] for k in of_item])
-        self._warn_of_shared("files of the same content", [hashes[k] for k in of_item])
+
+        def of_items(of_files: Iterable[T]) -> list[T]:
+            return [each for each, p in zip(of_files, files) for _ in frames[p]]
+
+        self.files = of_items(files)
+        label = {name: k for k, name in enumerate(self.classes)}
+        self.labels = of_items(label.get(name, 0) for name in class_names)
+        groups = of_items(owner or name for owner, name in zip(owners, names))
+        self.splits = self._split(of_items(splits), groups, validation, test)
+        self._warn_of_shared("patients", of_items(owners))
+        self._warn_of_shared("files of the same content", of_items(hashes))
 
     def _split(
         self, given: Sequence[str | None], groups: Sequence[str], validation: float, test: float
@@ -120,11 +124,11 @@ class FolderReader(ImageReader):
     def _warn_of_shared(self, what: str, keys: Sequence[str | None]) -> None:
         """A word on what stands in two splits. Drawn splits keep patients whole; given ones may
         not, nor copies of a file."""
-        firsts: dict[str, dict[str, int]] = {}  # by key, the first item of each split
+        firsts: defaultdict[str | None, dict[str, int]] = defaultdict(dict)  # items, by split
         for split in SPLITS:
             for item in self.splits[split]:
-                if (key := keys[item]) is not None:
-                    firsts.setdefault(key, {}).setdefault(split, item)
+                firsts[keys[item]].setdefault(split, item)
+        firsts.pop(None, None)
         shared = [list(items.values()) for items in firsts.values() if len(items) > 1]
         if shared:
             one, other, *_ = shared[0]
@@ -136,22 +140,23 @@ class FolderReader(ImageReader):
 
     def measured_range(self, what: str, range_of_file: Callable[[Path], Any], said: str) -> Range:
         """The range that holds those of the training files, or of all files where none of these has
-        one; measured when it is first asked for.
+        one; measured when a thread first asks for it: where no image needs it, none is read for it.
 
         Args:
             what: names what range_of_file computes, see FileCache.look_up.
             said: to the log, with low, high and n, of how many files it is.
         """
 
-        def measure() -> LowHigh:
-            ranges: list[Any] = []
-            for items in (self.splits["train"], range(len(self))):
-                files = list(dict.fromkeys(self.files[item] for item in items))
-                if not ranges:
-                    found = self.file_cache.look_up(files, what, range_of_file)
-                    ranges = [each for each in found if each]
+        def ranges_of(files: Iterable[Path]) -> list[Any]:
+            once = list(dict.fromkeys(files))
+            return [each for each in self.file_cache.look_up(once, what, range_of_file) if each]
+
+        def measure(key: None) -> LowHigh:
+            trained = ranges_of(self.files[item] for item in self.splits["train"])
+            ranges = trained or ranges_of(self.files)
             low, high = join_ranges(ranges)
             log.info(f"{self.name}: {said.format(low=low, high=high, n=len(ranges))}")
             return low, high
 
-        return measured_once(measure)
+        measured = Recent(measure)
+        return lambda values: measured(None)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from data.recent import Recent
 from runtime.errors import UserError
 
 LowHigh = tuple[float, float]  # the values that are shown black and white
@@ -62,13 +61,6 @@ def join_ranges(ranges: Iterable[Sequence[float]]) -> LowHigh:
     """The range that holds all of these, one at least: the least low and the greatest high."""
     lows, highs = zip(*ranges)
     return float(min(lows)), float(max(highs))
-
-
-def measured_once(measure: Callable[[], LowHigh]) -> Range:
-    """The range of many images, measured when it is first asked for, by whichever thread asks
-    first: where no image needs it, none is read for it."""
-    found: Recent[str, LowHigh] = Recent(lambda key: measure())
-    return lambda values: found("range")
 
 
 def check_range(low_high: Sequence[float]) -> LowHigh:

@@ -47,43 +47,6 @@ def strata(
     return found
 
 
-def draw_splits(
-    items: Sequence[int],
-    labels: Sequence[int],
-    groups: Sequence[Hashable],
-    validation: float,
-    test: float,
-) -> dict[str, list[int]]:
-    """Cuts items into the three splits: a function of what is given, the same at every start.
-
-    Class by class, its groups in random order go each to the split that is owed most, so that
-    shares hold within every class and over all of them; the first of a class goes to training.
-
-    Args:
-        labels: of all items.
-        groups: of all items; a group, such as a patient, is never split.
-        validation: the share of the items, 0 to 1.
-        test: as validation; what both leave is for training.
-
-    Raises:
-        UserError: where the shares leave nothing for training.
-    """
-    check_shares(validation, test)
-    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
-    owed: dict[str, float] = dict.fromkeys(SPLITS, 0.0)
-    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for label, members in sorted(strata(items, labels, groups).items()):
-        order = torch.randperm(len(members), generator=generator("split", "folder", label)).tolist()
-        for place, k in enumerate(order):
-            for split in SPLITS:
-                owed[split] += shares[split] * len(members[k])
-            # ties: in the order of SPLITS
-            chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
-            owed[chosen] -= len(members[k])
-            splits[chosen] += members[k]
-    return {split: sorted(inside) for split, inside in splits.items()}
-
-
 def complete_splits(
     given: Splits,
     labels: Sequence[int],
@@ -92,11 +55,37 @@ def complete_splits(
     test: float,
 ) -> Splits:
     """The given validation and test images, and what is missing of either drawn from the given
-    training images, as draw_splits does."""
-    shares = {"validation": validation, "test": test}
-    kept = {split: given[split] for split in shares if given[split]}
-    shares |= dict.fromkeys(kept, 0)
-    return {**draw_splits(given["train"], labels, groups, **shares), **kept}
+    training images: a function of what is given, the same at every start.
+
+    Class by class, its groups in random order go each to the split that is owed most, so that
+    shares hold within every class and over all of them; the first of a class goes to training.
+
+    Args:
+        labels: of all items.
+        groups: of all items; a group, such as a patient, is never split.
+        validation: the share of the training images, 0 to 1, where none are given.
+        test: as validation; what both leave is for training.
+
+    Raises:
+        UserError: where the shares leave nothing for training.
+    """
+    drawn = {"validation": validation, "test": test}
+    kept = {split: given[split] for split in drawn if given[split]}
+    drawn |= dict.fromkeys(kept, 0)
+    check_shares(**drawn)
+    shares = {"train": 1 - drawn["validation"] - drawn["test"], **drawn}
+    owed = dict.fromkeys(SPLITS, 0.0)
+    split_of: dict[int, str] = {}
+    for label, members in sorted(strata(given["train"], labels, groups).items()):
+        order = torch.randperm(len(members), generator=generator("split", "folder", label)).tolist()
+        for place, k in enumerate(order):
+            for split in SPLITS:
+                owed[split] += shares[split] * len(members[k])
+            # ties: in the order of SPLITS
+            chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
+            owed[chosen] -= len(members[k])
+            split_of |= dict.fromkeys(members[k], chosen)
+    return items_by_split(map(split_of.get, range(len(labels)))) | kept
 
 
 def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from data.intensity import check_range, join_ranges, measured_once, to_levels, value_range
+from data.intensity import check_range, join_ranges, to_levels, value_range
+from data.recent import Recent
 from runtime.errors import UserError
 
 KINDS = [np.uint8, np.uint16, ">u2", np.int16, np.int32, np.float16, np.float32, np.float64, ">f4"]
@@ -78,12 +79,12 @@ def test_ranges_are_joined():
 
 def test_a_range_is_measured_once_and_only_when_it_is_needed():
     calls, found, barrier = [], [], threading.Barrier(8)
-    measured = measured_once(lambda: calls.append(1) or (2.0, 3.0))
+    measured = Recent(lambda key: calls.append(1) or (2.0, 3.0))
     assert not calls
 
     def ask():
         barrier.wait(10)
-        found.append(measured(np.zeros(1)))
+        found.append(measured(None))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.splits import SPLITS, draw_splits
+from data.splits import SPLITS, complete_splits
+
+
+def draw_splits(items, labels, groups, validation, test):
+    """All of the items are to be separated."""
+    given = {"train": items, "validation": [], "test": []}
+    return complete_splits(given, labels, groups, validation, test)
 
 
 @pytest.mark.parametrize(
