@@ -82,7 +82,7 @@ def list_folder(folder: str | Path, given: str) -> tuple[Path, list[Path]]:
 
 
 def none_found(
-    given: str, what: str, suffixes: Collection[str], others: Sequence[Path], known_by: str = ""
+    given: str, what: str, suffixes: Collection[str], others: Collection[Path], known_by: str = ""
 ) -> UserError:
     """That a folder holds none of what was looked for, and what it holds."""
     beside = f"it has {len(others)} other files: {count_suffixes(others)}"
@@ -96,7 +96,7 @@ def find_files(
     path: str,
     what: str,
     suffixes: Collection[str],
-    also: Callable[[list[Path]], Collection[Path]] = lambda unnamed: (),
+    also: Callable[[list[Path]], Iterable[Path]] = lambda unnamed: (),
     known_by: str = "",
 ) -> tuple[Path, list[Path]]:
     """The folder data.path, and the files in it that have one of these suffixes; the log tells of
@@ -112,9 +112,9 @@ def find_files(
     """
     root, found = list_folder(path, f"data.path={path}")
     unnamed = [file for file in found if not file.name.lower().endswith(tuple(suffixes))]
-    counted = also(unnamed)
-    others = [file for file in unnamed if file not in counted]
-    if len(others) == len(found):
+    others = set(unnamed).difference(also(unnamed))
+    files = [file for file in found if file not in others]
+    if not files:
         raise none_found(f"data.path={path}", what, suffixes, others, known_by)
     if others:
         left = (
@@ -123,8 +123,7 @@ def find_files(
             else f"1 file that is no {what.removesuffix('s')}"
         )
         log.info(f"{path}: left out {left}: {count_suffixes(others)}")
-    left_out = set(others)
-    return root, [file for file in found if file not in left_out]
+    return root, files
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
@@ -202,15 +201,11 @@ def _check_classes(
 ) -> None:
     """Refuses images beside class folders, and splits without classes beside a train folder that
     has them."""
-    one_of: dict[str | None, str] = {}  # the classes of a split
-    for split, class_name in zip(splits, class_names):
-        if class_name:
-            one_of.setdefault(split, class_name)
-    trained = one_of.get("train", "")
+    one_of = {split: name for split, name in zip(splits, class_names) if name}
     stray = [
         (name, beside)
         for name, split, class_name in zip(names, splits, class_names)
-        if not class_name and (beside := one_of.get(split, trained))
+        if not class_name and (beside := one_of.get(split, one_of.get("train")))
     ]
     if stray:
         name, beside = stray[0]

@@ -38,7 +38,8 @@ SUFFIXES = {
     ".pnm",
     ".pbm",
 }
-PNM_HEADER = re.compile(rb"P\d" + 3 * rb"(?:\s|#[^\n]*\n)*(\d+)")  # width, height, white
+# kind, width, height, white
+PNM_HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)*(\d+)")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MINISWHITE = tifffile.PHOTOMETRIC.MINISWHITE
 CHANNELS: dict[object, int] = {
@@ -64,9 +65,9 @@ class DeepImage(NamedTuple):
     """An image of more than 8 bits.
 
     Attributes:
-        values: [H, W] or [H, W, 3].
+        values: [H, W], or [H, W, 1 or 3], as always beside alpha.
         inverted: small values are bright.
-        alpha: how opaque it is, 0..1, [H, W]; None where it is so everywhere.
+        alpha: how opaque it is, 0..1, [H, W, 1]; None where it is so everywhere.
         orientation: 1 to 8, of EXIF.
     """
 
@@ -77,7 +78,7 @@ class DeepImage(NamedTuple):
 
     @property
     def visible(self) -> np.ndarray:
-        return self.values if self.alpha is None else self.values[self.alpha > 0]
+        return self.values if self.alpha is None else self.values[self.alpha[..., 0] > 0]
 
     def to_image(self, range_of: Range) -> Image.Image:
         """Of 8 bits, upright, laid on white."""
@@ -86,14 +87,9 @@ class DeepImage(NamedTuple):
             low, high = high, low
         image = to_levels(self.values, low, high)
         if self.alpha is not None:
-            alpha = _as_wide(self.alpha, self.values)
-            image = to_levels(np.asarray(image) * alpha + 255 * (1 - alpha), 0, 255)
+            levels = np.asarray(image).reshape(self.values.shape)
+            image = to_levels(levels * self.alpha + 255 * (1 - self.alpha), 0, 255)
         return _turned(image, self.orientation)
-
-
-def _as_wide(alpha: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """[H, W] beside gray, [H, W, 1] beside colours."""
-    return alpha if values.ndim == 2 else alpha[..., None]
 
 
 def read_image_file(file: Path | bytes, range_of: Range) -> Image.Image:
@@ -131,11 +127,7 @@ def _read(file: Path | bytes) -> Image.Image | DeepImage:
     data = file if isinstance(file, bytes) else file.read_bytes()
     if not data:
         raise UserError("empty: the file has no content")
-    found = None
-    if data[:4] in TIFF:
-        found = _read_tiff(data)
-    elif data[:2] in (b"P2", b"P3", b"P5", b"P6"):
-        found = _read_pnm(data)
+    found = _read_tiff(data) if data[:4] in TIFF else _read_pnm(data)
     return found or _read_by_pillow(data)
 
 
@@ -175,11 +167,10 @@ def _read_png(data: bytes, orientation: int) -> DeepImage:
     values = np.vstack([np.asarray(row, dtype=np.uint16) for row in rows])
     values, alpha = values.reshape(height, width, about["planes"]), None
     if about["alpha"]:
-        values, alpha = values[..., :-1], values[..., -1] / 65535
+        values, alpha = values[..., :-1], values[..., -1:] / 65535
     if "transparent" in about:
-        alpha = (values != np.asarray(about["transparent"])).any(-1).astype(float)
-    gray = values.shape[-1] == 1
-    return DeepImage(values[..., 0] if gray else values, alpha=alpha, orientation=orientation)
+        alpha = (values != about["transparent"]).any(-1, keepdims=True).astype(float)
+    return DeepImage(values, alpha=alpha, orientation=orientation)
 
 
 def _read_tiff(data: bytes) -> DeepImage | None:
@@ -223,11 +214,10 @@ def _deep_tiff(page: tifffile.TiffPage, values: np.ndarray) -> DeepImage:
     alpha = None
     extra = next(iter(page.extrasamples), 0)
     if extra in (1, 2) and values.dtype.kind == "u":
-        alpha = values[..., channels] / np.iinfo(values.dtype).max
-    values = values[..., 0] if channels == 1 else values[..., :3]
+        alpha = values[..., channels : channels + 1] / np.iinfo(values.dtype).max
+    values = values[..., :channels]
     if alpha is not None and extra == 1:  # colours that were multiplied with it
-        opacity = _as_wide(alpha, values)
-        values = np.divide(values, opacity, out=np.zeros(values.shape), where=opacity > 0)
+        values = np.divide(values, alpha, out=np.zeros(values.shape), where=alpha > 0)
     orientation = page.tags.valueof(ORIENTATION, 1)
     return DeepImage(values, page.photometric == MINISWHITE, alpha, orientation)
 
@@ -248,12 +238,13 @@ def _read_compressed_tiff(data: bytes, page: tifffile.TiffPage, error: Exception
 
 def _read_pnm(data: bytes) -> DeepImage | None:
     """PGM and PPM of more than 8 bits, which Pillow scales, and cuts where they are in colour. None
-    for those of 8."""
-    header = PNM_HEADER.match(data)
-    if not header or int(header[3]) < 256:
+    for all others."""
+    if not (header := PNM_HEADER.match(data)):
         return None
-    height, width, kind, pixels = int(header[2]), int(header[1]), data[1:2], data[header.end() :]
-    shape = (height, width, 3) if kind in b"36" else (height, width)
-    n = math.prod(shape)
-    values = np.frombuffer(pixels, ">u2", n, 1) if kind in b"56" else pixels.split()[:n]
+    kind, width, height, white = map(int, header.groups())
+    if white < 256:
+        return None
+    shape = (height, width, 3 if kind in (3, 6) else 1)
+    n, pixels = math.prod(shape), data[header.end() :]
+    values = np.frombuffer(pixels, ">u2", n, 1) if kind in (5, 6) else pixels.split()[:n]
     return DeepImage(np.array(values, dtype=np.uint16).reshape(shape))

@@ -7,8 +7,6 @@ from PIL import Image
 
 from runtime.errors import UserError
 
-WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-
 
 class TooSmall(UserError):
     """An image has fewer pixels than are asked for. What mends it, data.upscale=true, is said once
@@ -67,10 +65,9 @@ def to_array(
 def _opaque(image: Image.Image) -> Image.Image:
     """In a mode that Pillow turns into gray and colour rightly: laid on white where it has
     transparency, of whatever kind."""
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
-        image = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode)).convert(
-            "RGBA"
-        )
+    if image.has_transparency_data:
+        # Pillow turns La into nothing else
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     plain = image.mode in ("1", "L", "P", "RGB")  # and not CMYK, YCbCr, LAB, HSV
     return image if plain else image.convert("RGB")

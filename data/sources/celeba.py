@@ -79,7 +79,7 @@ def split_by_number(numbers: Sequence[int]) -> Splits:
     the end of train."""
     splits = items_by_split(map(official_split, numbers))
     if not splits["train"]:  # a piece of the validation or test files alone
-        splits = {"train": range(len(numbers)), "validation": [], "test": []}
+        splits = items_by_split(["train"] * len(numbers))
     tenth = max(1, len(splits["train"]) // 10)
     for split in ("test", "validation"):
         if not splits[split]:

@@ -85,13 +85,12 @@ class Dicom(FolderReader):
             )
         self.window = window
         self.range = self.measured_range("range of a DICOM file, 1", measure_file_range, MEASURED)
-
-        def with_magic(unnamed: list[Path]) -> set[Path]:
-            magic = file_cache.look_up(unnamed, "DICM at 128, 1", is_dicom)
-            return set(compress(unnamed, magic))
-
         root, files = find_files(
-            path, "DICOM files", SUFFIXES, with_magic, " or DICM at byte 128 of the file"
+            path,
+            "DICOM files",
+            SUFFIXES,
+            lambda files: compress(files, file_cache.look_up(files, "DICM at 128, 1", is_dicom)),
+            " or DICM at byte 128 of the file",
         )
         known = file_cache.look_up(files, "DICOM header, 2", read_header)
         headers = {file: header or BROKEN for file, header in zip(files, known)}

@@ -86,11 +86,8 @@ class Nifti(FolderReader):
         if constant:
             log.info(f"{path}: left out {constant} constant (empty) slices of {constant + taken}")
         self.volumes = Recent(self._load, KEPT)
-        patients = {p: p.relative_to(root).as_posix() for p in files}
         settings = [axis, every, range_]
-        super().__init__(
-            file_cache, root, frames, patients, validation, test, patient, classes, settings
-        )
+        super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, settings)
 
     def read_image(self, item: int) -> Image.Image:
         path, k = self.items[item]
