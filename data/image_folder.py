@@ -21,7 +21,7 @@ GRAY = {"1", "L", "LA", "La", "F"}  # of Pillow's modes
 
 def open_images(
     folder: str | Path,
-    size: int | Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
     channels: int | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> np.ndarray:
@@ -30,8 +30,8 @@ def open_images(
     own range.
 
     Args:
-        size: [height, width] or one number, to which images are scaled and cut as those of data/
-            are; None: as they are, all alike.
+        size: [height, width], to which images are scaled and cut as those of data/ are; None: as
+            they are, all alike.
         channels: 1 (colour becomes luma) or 3 (gray is repeated); None: 3 where any image has
             colour.
         say: told where images were scaled.
@@ -43,10 +43,8 @@ def open_images(
         UserError: where there are no images, where any is broken, and where sizes differ and none
             is given.
     """
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels={channels} must be 1, 3 or None.")
     files = _files(folder)
-    H, W = _size_of(files[0]) if size is None else (size, size) if isinstance(size, int) else size
+    H, W = size or _size_of(files[0])
     images = np.empty((len(files), H, W, channels or 3), np.uint8)
     coloured: list[int] = []
     scaled: list[int] = []
@@ -54,7 +52,7 @@ def open_images(
     def decode(k: int) -> None:
         image = read_image_file(files[k], value_range)
         if (image.height, image.width) != (H, W):
-            if size is None:
+            if not size:
                 raise UserError(
                     f"{image.height} high and {image.width} wide, and {files[0]} is {H} high and "
                     f"{W} wide. Images of several sizes need one to be scaled to: "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -17,22 +17,12 @@ class Recent(Generic[K, V]):
     error is kept as a value is."""
 
     def __init__(self, load: Callable[[K], V], kept: int = 1):
-        self.load, self.kept, self._lock = load, kept, threading.Lock()
-        self._futures: OrderedDict[K, Future[V]] = OrderedDict()
+        pool = ThreadPoolExecutor()
+        self._future = lru_cache(kept)(lambda key: pool.submit(load, key))
+        self._lock = threading.Lock()  # two misses at a time would be two loads
+        self.clear = self._future.cache_clear
 
     def __call__(self, key: K) -> V:
         with self._lock:
-            ours = key not in self._futures
-            future = self._futures.setdefault(key, Future())
-            self._futures.move_to_end(key)
-            while len(self._futures) > self.kept:
-                self._futures.popitem(last=False)
-        if ours:
-            try:
-                future.set_result(self.load(key))
-            except BaseException as error:
-                future.set_exception(error)
+            future = self._future(key)
         return future.result()
-
-    def clear(self) -> None:
-        self._futures.clear()

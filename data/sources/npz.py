@@ -111,7 +111,7 @@ class Npz(ImageReader):
         if split == "train" and self.range is None:
             rows = self.splits["train"]  # of the file's first array, whose others may be held out
             trained = array if len(rows) == len(array) else array[rows]
-            self.range = range_of(trained, f"{self.path}: {key}")
+            self.range = measured_range(trained, f"{self.path}: {key}")
         return array
 
     def release(self) -> None:
@@ -122,21 +122,17 @@ class Npz(ImageReader):
         return f"{self.path}: {self.keys[split][0]}[{k}]"
 
 
-def range_of(images: np.ndarray, where: str) -> LowHigh | None:
-    """The values that become black and white; None for bytes, which are levels already."""
-    if images.dtype != np.uint8:
-        return measured_range(images, where)
-    if (greatest := images.max()) < 64:  # masks of 0 and 1, or 4 bits, are saved as bytes too
-        log.warning(
-            f"{where}: no pixel is above {greatest} of 255, so all will be dark; "
-            f"data.range=[0,{greatest}] makes that white"
-        )
-    return None
-
-
-def measured_range(images: np.ndarray, where: str) -> LowHigh:
+def measured_range(images: np.ndarray, where: str) -> LowHigh | None:
     """The values that become black and white: the least and the greatest, or the usual range that
-    these nearly fill. A few pixels far from all others, such as hot ones, do not count."""
+    these nearly fill. A few pixels far from all others, such as hot ones, do not count. None for
+    bytes, which are levels already."""
+    if images.dtype == np.uint8:
+        if (greatest := images.max()) < 64:  # masks of 0 and 1, or 4 bits, are saved as bytes too
+            log.warning(
+                f"{where}: no pixel is above {greatest} of 255, so all will be dark; "
+                f"data.range=[0,{greatest}] makes that white"
+            )
+        return None
     robust_low, robust_high = value_range(images)
     values = images[np.isfinite(images)] if images.dtype.kind == "f" else images
     low, high = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)

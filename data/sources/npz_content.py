@@ -7,9 +7,8 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -37,8 +36,7 @@ FORMS: list[Keys] = [
 BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, KeyError)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What an array is, known without reading it."""
 
     shape: tuple[int, ...]
@@ -301,9 +299,9 @@ def _one_an_image(labels: np.ndarray) -> np.ndarray:
 def _numbered(
     labels: np.ndarray, names: Sequence[str] | None, path: Path
 ) -> tuple[list[str], list[int]]:
-    known: list[Any] = sorted(set(labels.tolist()))
+    known: Sequence[Any] = sorted(set(labels.tolist()))
     if names is not None:
-        given = list(names) if labels.dtype.kind == "U" else list(range(len(names)))
+        given = names if labels.dtype.kind == "U" else range(len(names))
         if unknown := [label for label in known if label not in given]:
             raise UserError(
                 f"data.classes={list(names)}: {path} has labels beside these: "

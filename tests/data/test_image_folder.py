@@ -59,8 +59,6 @@ def test_channels_are_those_of_the_files_or_those_asked_for(tmp_path):
     assert np.array_equal(both, np.stack([np.repeat(gray[..., None], 3, -1), colour]))
     luma = open_images(tmp_path / "both", channels=1)[1, ..., 0]
     assert np.abs(luma - colour @ [0.299, 0.587, 0.114]).max() < 1
-    with pytest.raises(ValueError, match="channels=2"):
-        open_images(tmp_path / "gray", channels=2)
 
 
 def test_sixteen_bits_are_shown_over_their_own_range(tmp_path):
@@ -77,7 +75,7 @@ def test_images_of_several_sizes_need_one(tmp_path):
         UserError, match=r"1\.png: 12 high and 8 wide, and .*0\.png is 8 high and 8 wide.*size="
     ):
         open_images(tmp_path)
-    assert open_images(tmp_path, size=6).shape == (2, 6, 6, 1)
+    assert open_images(tmp_path, size=(6, 6)).shape == (2, 6, 6, 1)
     assert open_images(tmp_path, size=(10, 16)).shape == (2, 10, 16, 1)
 
 

@@ -43,7 +43,7 @@ def test_levels_of_a_range_without_extent_and_of_no_numbers():
     assert np.asarray(to_levels(np.array([[0, 4, 10]]), 10, 0)).tolist() == [[255, 153, 0]]
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 4, 1), (4, 4, 4), (2, 4, 4, 3)])
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 2), (4, 4, 4), (2, 4, 4, 3)])
 def test_what_is_no_image_is_refused(shape):
     with pytest.raises(ValueError, match="an image is"):
         to_levels(np.zeros(shape), 0, 1)
