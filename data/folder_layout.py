@@ -201,11 +201,12 @@ def _check_classes(
 ) -> None:
     """Refuses images beside class folders, and splits without classes beside a train folder that
     has them."""
-    one_of = {split: name for split, name in zip(splits, class_names) if name}
+    found = zip(reversed(splits), reversed(class_names))
+    first_class = {split: name for split, name in found if name}  # of each split
     stray = [
         (name, beside)
         for name, split, class_name in zip(names, splits, class_names)
-        if not class_name and (beside := one_of.get(split, one_of.get("train")))
+        if not class_name and (beside := first_class.get(split, first_class.get("train")))
     ]
     if stray:
         name, beside = stray[0]

@@ -72,19 +72,19 @@ class FolderReader(ImageReader):
         label = {name: k for k, name in enumerate(self.classes)}
         self.labels = of_items(label.get(name, 0) for name in class_names)
         groups = of_items(owner or name for owner, name in zip(owners, names))
-        self.splits = self._split(of_items(splits), groups, validation, test)
+        shares = {"validation": validation, "test": test}
+        self.splits = self._split(of_items(splits), groups, shares)
         self._warn_of_shared("patients", of_items(owners))
         self._warn_of_shared("files of the same content", of_items(hashes))
 
     def _split(
-        self, given: Sequence[str | None], groups: Sequence[str], validation: float, test: float
+        self, given: Sequence[str | None], groups: Sequence[str], shares: dict[str, float]
     ) -> Splits:
         found = items_by_split(given)
-        found["train"] = found["train"] or list(range(len(given)))
-        shares = {"validation": validation, "test": test}
+        found["train"] = found["train"] or range(len(given))
         if any(share and not found[split] for split, share in shares.items()):
             self._check_drawable(found["train"], groups)
-        splits = complete_splits(found, self.labels, groups, validation, test)
+        splits = complete_splits(found, self.labels, groups, **shares)
         for split, share in shares.items():
             if share and not splits[split]:
                 log.warning(

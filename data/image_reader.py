@@ -7,7 +7,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.file_cache import FileCache
 from data.splits import Splits
 
 
@@ -17,8 +16,7 @@ class ImageReader:
 
     Attributes:
         name: for messages.
-        file_cache: knows the files that are read.
-        files: that are read: the file of each item, unless item_name says otherwise.
+        files: the file of each item, unless item_name says otherwise.
         fingerprint: a hash of what the images are, not of where they lie.
         splits: item numbers by split.
         classes: names of the labels, empty where there are none.
@@ -26,7 +24,6 @@ class ImageReader:
     """
 
     name: str
-    file_cache: FileCache
     files: Sequence[Path] = ()
     fingerprint: str
     splits: Splits

@@ -54,17 +54,18 @@ class Cifar10(ImageReader):
             "validation": range(n_train, n, 2),
             "test": range(n_train + 1, n, 2),
         }
-        self.file_cache, self._records = file_cache, Recent(self._load, len(self.files))
         file_cache.sha256(self.files)
+
+        def load(file: Path) -> np.ndarray:
+            with file_cache.unchanged(file):
+                return read_records(file)
+
+        self._records = Recent(load, len(self.files))
 
     def read_image(self, item: int) -> Image.Image:
         batch, k = divmod(item, IMAGES)
-        planes = self._records(batch)[k, 1:].reshape(3, 32, 32)
+        planes = self._records(self.files[batch])[k, 1:].reshape(3, 32, 32)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
-
-    def _load(self, batch: int) -> np.ndarray:
-        with self.file_cache.unchanged(self.files[batch]):
-            return read_records(self.files[batch])
 
     def item_name(self, item: int) -> str:
         return f"image {item % IMAGES} of {self.files[item // IMAGES]}"

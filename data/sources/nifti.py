@@ -67,10 +67,10 @@ class Nifti(FolderReader):
     ):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
-        self.axis = AXES[axis]
+        across = AXES[axis]
         root, files = find_files(path, "NIfTI files", SUFFIXES)
         known = file_cache.look_up(
-            files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, self.axis)
+            files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, across)
         )
         volumes = {file: about or BROKEN for file, about in zip(files, known)}
         self.ranges = {file: about["range"] for file, about in volumes.items()}
@@ -85,7 +85,12 @@ class Nifti(FolderReader):
             )
         if constant:
             log.info(f"{path}: left out {constant} constant (empty) slices of {constant + taken}")
-        self.volumes = Recent(self._load, KEPT)
+
+        def load(path: Path) -> np.ndarray:
+            with file_cache.unchanged(path):
+                return load_volume(path, across)
+
+        self.volumes = Recent(load, KEPT)
         settings = [axis, every, range_]
         super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, settings)
 
@@ -93,10 +98,6 @@ class Nifti(FolderReader):
         path, k = self.items[item]
         pixels = self.volumes(path)[k][::-1, ::-1].T
         return to_levels(pixels, *self.ranges[path])
-
-    def _load(self, path: Path) -> np.ndarray:
-        with self.file_cache.unchanged(path):
-            return load_volume(path, self.axis)
 
     def item_name(self, item: int) -> str:
         path, k = self.items[item]

@@ -66,7 +66,7 @@ class Npz(ImageReader):
             check_range(sorted(range_))  # one that falls turns black and white around
             self.range = float(range_[0]), float(range_[1])
         self.path = Path(path).expanduser()
-        self.name, self.files, self.file_cache = self.path.name, [self.path], file_cache
+        self.name, self.file_cache = self.path.name, file_cache
         file_cache.note_reading(self.path)
         self.headers = read_headers(self.path, path)
         self.keys = choose_keys(self.headers, images, labels, self.path)
@@ -84,6 +84,7 @@ class Npz(ImageReader):
         given = items_by_split(split for split, _ in self.places)
         self.splits = complete_splits(given, self.labels, range(len(self)), validation, test)
         self._arrays = Recent(self._load, 2)  # one ends where the next begins
+        self._measured = Recent(self._measure)
         digest = file_cache.sha256([self.path])[0]
         # not the names of the classes, which change no number
         self.fingerprint = sha256_of(
@@ -93,26 +94,24 @@ class Npz(ImageReader):
     def read_image(self, item: int) -> Image.Image:
         split, k = self.places[item]
         image = to_gray_or_rgb(self._arrays(split)[k])
-        if self.range is None and image.dtype != np.uint8:
-            self._arrays("train")  # which sets the range
-        if self.range is None:
+        low_high = self.range or self._measured("train")
+        if low_high is None:
             return Image.fromarray(np.ascontiguousarray(image))
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise UserError(
                 "holds NaN or infinite values: replace them before saving, by numpy.nan_to_num "
                 "for example"
             )
-        return to_levels(image, *self.range)
+        return to_levels(image, *low_high)
 
     def _load(self, split: str) -> np.ndarray:
-        key = self.keys[split][0]
         with self.file_cache.unchanged(self.path):
-            array = read_array(self.path, key)
-        if split == "train" and self.range is None:
-            rows = self.splits["train"]  # of the file's first array, whose others may be held out
-            trained = array if len(rows) == len(array) else array[rows]
-            self.range = measured_range(trained, f"{self.path}: {key}")
-        return array
+            return read_array(self.path, self.keys[split][0])
+
+    def _measure(self, split: str) -> LowHigh | None:
+        array, rows = self._arrays(split), self.splits[split]  # some of the array's may be held out
+        trained = array if len(rows) == len(array) else array[rows]
+        return measured_range(trained, f"{self.path}: {self.keys[split][0]}")
 
     def release(self) -> None:
         self._arrays.clear()
