@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -44,7 +43,7 @@ class FileCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self._sha256: dict[Path, str] = {}
-        self._stores: defaultdict[str, set[Path]] = defaultdict(set)  # by what they hold
+        self._stores_of_sha256: set[Path] = set()
         self._stamps: dict[Path, Stamp] = {}  # of the content that something was told of
         self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
 
@@ -68,7 +67,8 @@ class FileCache:
         root = os.path.commonpath({os.path.dirname(path) for path in real})
         key = hashlib.sha256(f"{what}\n{root}".encode(errors="surrogateescape")).hexdigest()[:16]
         store = self.folder / f"{key}.json"
-        self._stores[what].add(store)
+        if compute is sha256:
+            self._stores_of_sha256.add(store)
         stamps = [_opened(_stamp, path) for path in real]
         names = [path[len(root) :].lstrip("/") for path in real]
         known = self._read_store(store)
@@ -142,7 +142,7 @@ class FileCache:
     def _changed(self, path: Path) -> Changed:
         """The hashes are forgotten: should the file's time not show its change, the next start
         would trust them again."""
-        for store in self._stores["sha256"]:
+        for store in self._stores_of_sha256:
             with contextlib.suppress(OSError):  # of a cache that may be read alone
                 store.unlink(missing_ok=True)
         return Changed(f"{path} changed between being hashed and being decoded. {AGAIN}")

@@ -27,7 +27,7 @@ def to_levels(values: np.ndarray, low: float, high: float) -> Image.Image:
         Gray in Pillow's mode "F", 0..255 and not rounded, so that resizing comes before rounding;
         colour in RGB of 8 bits.
     """
-    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,)):
+    if values.ndim < 2 or values.shape[2:] not in ((), (1,), (3,)):
         raise ValueError(f"an image is [H, W] or [H, W, 3], not {list(values.shape)}.")
     values = np.asarray(values[..., 0] if values.shape[2:] == (1,) else values, dtype=np.float64)
     levels = (values - low) * (255 / (high - low)) if high != low else 255.0 * (values > low)

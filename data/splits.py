@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from statistics import mode
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ def strata(
         members[groups[item]].append(item)
     found: defaultdict[int, list[list[int]]] = defaultdict(list)
     for inside in members.values():
-        counts = Counter(labels[i] for i in inside)
-        found[max(sorted(counts), key=counts.__getitem__)].append(inside)
+        found[mode(sorted(labels[i] for i in inside))].append(inside)
     return found
 
 

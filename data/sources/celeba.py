@@ -26,7 +26,7 @@ COUNT, SIZE = 202_599, (178, 218)  # files; width, height
 # the last file number of each split, as in list_eval_partition.txt
 LAST = {"train": 162_770, "validation": 182_637, "test": COUNT}
 FILE = re.compile(r"\d{6}\.(jpe?g|png)", re.IGNORECASE)
-PLACES = ("celeba/img_align_celeba", "img_align_celeba", ".")  # torchvision's, the zip's own, any
+PLACES = ("celeba/img_align_celeba", "img_align_celeba")  # torchvision's, the zip's own
 ARCHIVE = "img_align_celeba.zip"
 MEANWHILE = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
 

@@ -124,7 +124,7 @@ def _summarize_batch(file: Path) -> dict[str, str]:
 
 def _find_batches(root: Path, given: str) -> list[Path]:
     """The six batches, from one folder; the binary version where both are there."""
-    below = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    below = sorted(p for p in root.glob("*") if p.is_dir())
     for suffix in (".bin", ""):
         for folder in [root, *below]:
             files = [folder / f"{name}{suffix}" for name in BATCHES]

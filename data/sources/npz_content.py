@@ -240,11 +240,23 @@ def read_labels(
     the labels are no classes.
 
     Raises:
-        UserError: where names do not fit them.
+        UserError: where names do not fit them, and for labels that are not one an image, or are
+            pickled.
     """
     labelled = {image: label for image, label in keys.values() if label}
     for image, label in labelled.items():
-        _check_labels(path, headers, image, label)
+        if headers[label].shape[:1] != headers[image].shape[:1]:
+            raise UserError(
+                f"{path}: {image} is {headers[image]} and {label} {headers[label]}: not one label "
+                f"an image. Where {label} is something else, data.images={image} alone reads the "
+                "images without it."
+            )
+        if headers[label].dtype.hasobject:
+            raise UserError(
+                f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, "
+                "so it is not opened. Save the labels as numbers or as texts: "
+                "numpy.asarray(LABELS, dtype=str)."
+            )
     without = [image for image, label in keys.values() if not label]
     try:
         if without:
@@ -258,21 +270,6 @@ def read_labels(
         if labelled:
             log.info(f"{path}: no classes: {why}")
         return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
-
-
-def _check_labels(path: Path, headers: dict[str, Header], image: str, label: str) -> None:
-    images, labels = headers[image], headers[label]
-    if labels.shape[:1] != images.shape[:1]:
-        raise UserError(
-            f"{path}: {image} is {images} and {label} {labels}: not one label an image. Where "
-            f"{label} is something else, data.images={image} alone reads the images without it."
-        )
-    if labels.dtype.hasobject:
-        raise UserError(
-            f"{path}: {label} holds Python objects, which are pickled; a pickle can run code, so "
-            "it is not opened. Save the labels as numbers or as texts: numpy.asarray(LABELS, "
-            "dtype=str)."
-        )
 
 
 def _one_an_image(labels: np.ndarray) -> np.ndarray:
