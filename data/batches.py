@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +63,11 @@ class Batches:
             return Batch(*(x.pin_memory() for x in batch)) if pin else batch
 
         pool = ThreadPoolExecutor(1, "batches")
-        ahead = deque(pool.submit(make, k) for k in range(start, min(start + depth, stop)))
+        futures = (pool.submit(make, k) for k in range(start, stop))
+        ahead = deque(islice(futures, depth))
         try:
-            for k in range(start, stop):
-                if k + depth < stop:
-                    ahead.append(pool.submit(make, k + depth))
+            while ahead:
+                ahead.extend(islice(futures, 1))
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 
@@ -138,15 +139,15 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
     except re.error as error:
         raise UserError(f"data.patient={pattern}: not a regular expression ({error}).") from error
     group = min(regex.groups, 1)
-    found = {name: match[group] for name in names if (match := regex.search(name))}
-    if without := [name for name in names if found.get(name) is None]:
+    found: list[Any] = [match and match[group] for match in map(regex.search, names)]
+    if without := [name for name, patient in zip(names, found) if patient is None]:
         matched = "none" if len(without) == len(names) else "not all"
         raise UserError(
             f"data.patient={pattern} matches {matched} of the paths: {len(without)} of "
             f"{len(names)} are without, such as {without[0]}. It is searched in the path below "
             "data.path, and its first group names the patient."
         )
-    return [found[name] for name in names]
+    return found
 
 
 def splits_and_classes(

@@ -76,9 +76,12 @@ class Nifti(FolderReader):
         self.ranges = {file: about["range"] for file, about in volumes.items()}
         if range_ is not None:
             self.ranges = dict.fromkeys(files, check_range(range_))
-        frames = {file: _every_nth(about["slices"], every) for file, about in volumes.items()}
+        asked = {file: range(0, about["depth"], every) for file, about in volumes.items()}
+        frames = {
+            file: sorted(set(asked[file]).intersection(volumes[file]["slices"])) for file in files
+        }
         taken = sum(map(len, frames.values()))
-        constant = sum(len(range(0, about["depth"], every)) for about in volumes.values()) - taken
+        constant = sum(map(len, asked.values())) - taken
         if not taken:
             raise UserError(
                 f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant."
@@ -102,10 +105,6 @@ class Nifti(FolderReader):
     def item_name(self, item: int) -> str:
         path, k = self.items[item]
         return f"{path}, slice {k}"
-
-
-def _every_nth(slices: Sequence[int], n: int) -> list[int]:
-    return [k for k in slices if k % n == 0]
 
 
 @told_as("NIfTI")
