@@ -23,7 +23,7 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
         said: beside the progress.
 
     Returns:
-        Which of them ended with a UserError, and with which.
+        Which of them could not be read, and why.
 
     Raises:
         Changed: where one of them does.
@@ -37,6 +37,10 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
             raise
         except UserError as error:
             failures[item] = error
+        except (OSError, ValueError) as error:  # of a reader of one's own
+            if getattr(error, "errno", None):  # the disk's, and not what is in a file
+                raise
+            failures[item] = UserError(f"cannot be read ({error})")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in tqdm(range(0, count, AT_A_TIME), said, unit=f"x{AT_A_TIME}", delay=2):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from PIL import Image
@@ -33,6 +33,8 @@ class Folder(FolderReader):
             Files of 8 bits are never stretched.
     """
 
+    suffixes: Collection[str] = SUFFIXES  # of the files that count
+
     def __init__(
         self,
         file_cache: FileCache,
@@ -49,7 +51,7 @@ class Folder(FolderReader):
         elif range_ != "image":
             given = check_range(range_)
             self.range = lambda values: given
-        root, files = find_files(path, "images", SUFFIXES)
+        root, files = find_files(path, "images", self.suffixes)
         frames = dict.fromkeys(files, (0,))
         super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.errors
 import numpy as np
 import pytest
 import safetensors.torch

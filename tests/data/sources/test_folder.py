@@ -4,6 +4,7 @@ others."""
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import tempfile
@@ -462,3 +463,28 @@ def test_the_folder_above_the_splits_is_no_class(tmp_path):
     with pytest.raises(UserError, match=f"data.path={tmp_path}/faces"):
         Folder(FileCache(tmp_path / "memory"), str(tmp_path))
     assert len(Folder(FileCache(tmp_path / "memory"), str(tmp_path / "faces")).splits["test"]) == 5
+
+
+class Npy(Folder):
+    """As docs/extending.md has it: one uint8 image [H, W] in each .npy file."""
+
+    suffixes = (".npy",)
+
+    def read_image(self, item: int) -> Image.Image:
+        return Image.fromarray(np.load(io.BytesIO(self.file_cache.read_bytes(self.files[item]))))
+
+
+def test_a_source_of_ones_own(tmp_path):
+    """Its images are trained on; what its library raises is told with the file's name."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for k, image in enumerate(pixels):
+        np.save(folder / f"{k}.npy", image)
+    reader = Npy(FileCache(tmp_path / "memory"), str(folder), validation=0, test=0)
+    images, _ = open_memory_map(reader, settings(), tmp_path / "cache")
+    assert np.array_equal(images[..., 0], pixels)
+    (folder / "1.npy").write_bytes(b"no array")
+    reader = Npy(FileCache(tmp_path / "memory"), str(folder), validation=0, test=0)
+    with pytest.raises(UserError, match=r"1\.npy.*cannot be read"):
+        open_memory_map(reader, settings(), tmp_path / "cache")
