@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import Attention, ResBlock, Sum, conv, double, halve, same_size
+from models.layers import Attention, Resample, ResBlock, conv, double, halve, same_size
 from models.unet import UNet
 
 
@@ -43,18 +43,6 @@ class ScaleShiftResBlock(ResBlock):
     def norm_with_time(self, h: Tensor, time: Tensor, bias: Tensor | None) -> Tensor:
         scale, shift = time.chunk(2, dim=1)
         return self.norm2(h, None if bias is None else bias[None], scale, shift)
-
-
-class EvenDownsample(nn.Module):
-    """A convolution of stride 2, padded by 1 on all sides. The time is not read."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = conv(channels, channels, 3, stride=2)
-
-    def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
-        total = x.total()
-        return total, Sum(self.conv(total))
 
 
 class ADMUNet(UNet):
@@ -160,7 +148,7 @@ class ADMUNet(UNet):
     def downsample(self, width: int) -> nn.Module:
         if self.resample_blocks:
             return self.res_block(width, width, halve)
-        return EvenDownsample(width)
+        return Resample(conv(width, width, 3, stride=2))  # padded on all sides
 
     def upsample(self, width: int) -> nn.Module:
         if self.resample_blocks:

@@ -28,9 +28,8 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, scale: float = 1.0, **options) -> Conv2d:
-    return _initialized(
-        Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **options), scale
-    )
+    options = {"padding": kernel // 2, **options}
+    return _initialized(Conv2d(in_channels, out_channels, kernel, **options), scale)
 
 
 def linear(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
@@ -256,27 +255,20 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class Downsample(nn.Module):
-    """A convolution of stride 2, padded at the right and the bottom, as TensorFlow's "SAME" does on
-    even sizes. The time is not read: it is there for residual blocks, which can stand in this
-    place."""
+def pad_end(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, H + 1, W + 1]: zeros at the bottom and the right, as TensorFlow's
+    "SAME" adds to even sizes for a stride of 2."""
+    return F.pad(x, (0, 1, 0, 1))
 
-    def __init__(self, channels: int):
+
+class Resample(nn.Module):
+    """A change of the size: prepare, then a convolution. The time is not read: it is there for
+    residual blocks, which can stand in this place."""
+
+    def __init__(self, layer: Conv2d, prepare: Callable[[Tensor], Tensor] = same_size):
         super().__init__()
-        self.conv = _initialized(Conv2d(channels, channels, 3, stride=2), 1.0)
+        self.conv, self.prepare = layer, prepare
 
     def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
         total = x.total()
-        return total, Sum(self.conv(F.pad(total, (0, 1, 0, 1))))
-
-
-class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution. The time is not read, as in Downsample."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = conv(channels, channels, 3)
-
-    def forward(self, x: Sum, time: Tensor | None = None) -> tuple[Tensor, Sum]:
-        total = x.total()
-        return total, Sum(self.conv(double(total)))
+        return total, Sum(self.conv(self.prepare(total)))

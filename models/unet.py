@@ -4,7 +4,7 @@ resolution on both ways, and up.0 runs last."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from models.layers import (
     NEAR_ZERO,
     NORM_EPS,
     Attention,
-    Downsample,
     JoiningNorm,
+    Resample,
     ResBlock,
     Sum,
-    Upsample,
     conv,
+    double,
     linear,
+    pad_end,
     same_size,
     timestep_embedding,
 )
@@ -35,11 +36,9 @@ class Level(nn.Module):
     block: Any
     attention: Any
 
-    def __init__(self, block: list[nn.Module], attention: list[nn.Module], **resample: nn.Module):
+    def __init__(self, block: list[nn.Module], attention: list[nn.Module]):
         super().__init__()
         self.block, self.attention = nn.ModuleList(block), nn.ModuleList(attention)
-        for name, module in resample.items():
-            self.add_module(name, module)
 
 
 class UNet(nn.Module):
@@ -97,20 +96,25 @@ class UNet(nn.Module):
         self.conv_in = conv(in_channels, width, 3)
         skips, self.down = [width], nn.ModuleList()
         for k, target in enumerate(widths):
-            change = {"downsample": self.downsample} if k < last else {}
             inputs = [width] + [target] * (blocks - 1)
-            self.down.append(self.level(inputs, target, k in attention_levels, **change))
-            skips += [target] * (blocks + len(change))
+            level = self.level(inputs, target, k in attention_levels)
+            skips += [target] * blocks
+            if k < last:
+                level.downsample = self.downsample(target)
+                skips.append(target)
+            self.down.append(level)
             width = target
         self.mid = Level(
             [self.res_block(width, width), self.res_block(width, width)], [self.attention(width)]
         )
         self.up = nn.ModuleList()
         for k in range(last, -1, -1):
-            change = {"upsample": self.upsample} if k else {}
             target = widths[k]
             inputs = [w + skips.pop() for w in [width] + [target] * blocks]
-            self.up.insert(0, self.level(inputs, target, k in attention_levels, **change))
+            level = self.level(inputs, target, k in attention_levels)
+            if k:
+                level.upsample = self.upsample(target)
+            self.up.insert(0, level)
             width = target
         self.norm_out = JoiningNorm(groups, width, self.EPS)
         self.conv_out = conv(width, out_channels, 3, scale=NEAR_ZERO)
@@ -122,16 +126,10 @@ class UNet(nn.Module):
             if isinstance(module, ResBlock)
         )
 
-    def level(
-        self, inputs: list[int], width: int, attends: bool, **change: Callable[[int], nn.Module]
-    ) -> Level:
-        """With a block for each width that comes in. change: what makes the change of size."""
+    def level(self, inputs: list[int], width: int, attends: bool) -> Level:
+        """With a block for each width that comes in."""
         attention = self.attention if attends else nn.Identity
-        return Level(
-            [self.res_block(w, width) for w in inputs],
-            [attention(width) for _ in inputs],
-            **{name: resample(width) for name, resample in change.items()},
-        )
+        return Level([self.res_block(w, width) for w in inputs], [attention(width) for _ in inputs])
 
     def first_width(self, widths: Sequence[int]) -> int:
         """Of conv_in."""
@@ -153,10 +151,10 @@ class UNet(nn.Module):
         return Attention(width, self.groups, self.heads_of(width), self.EPS)
 
     def downsample(self, width: int) -> nn.Module:
-        return Downsample(width)
+        return Resample(conv(width, width, 3, stride=2, padding=0), pad_end)
 
     def upsample(self, width: int) -> nn.Module:
-        return Upsample(width)
+        return Resample(conv(width, width, 3), double)
 
     def embed_timestep(self, timestep: Tensor) -> Tensor:
         """[B] -> [B, channels]"""

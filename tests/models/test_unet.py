@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.layers import Attention, Downsample, Sum, output_of, timestep_embedding
+from models.layers import Attention, Sum, output_of, timestep_embedding
 from models.unet import UNet
 from tests.helpers.networks import GOLDEN, batch, configured, gradients
 
@@ -175,7 +175,7 @@ def test_timestep_embedding_is_hos(channels):
 def test_downsample_pads_right_and_bottom():
     """TensorFlow's SAME at stride 2 on even sizes: output (i, j) is the 3x3 window that starts at
     (2i, 2j), zeros beyond the end."""
-    layer = Downsample(1).double()
+    layer = UNet(4, [1, 1], 1, [], groups=1).downsample(1).double()
     x, weight = torch.randn(1, 1, 4, 6, dtype=torch.float64), layer.conv.weight[0, 0]
     out = output_of(layer(Sum(x)))
     assert out.shape == (1, 1, 2, 3)
