@@ -22,7 +22,7 @@ from torch import Tensor
 from models.formats.diffusers_scheduler import HO, Node, read_scheduler
 from models.formats.misfit import check_same, whole
 from models.unet import UNet
-from runtime.build import check_arguments, make
+from runtime.build import make, parse
 from runtime.errors import UserError
 from runtime.files import read_json
 
@@ -124,8 +124,7 @@ def _unet_config(folder: Path) -> UNet2DConfig:
             "here."
         )
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    check_arguments(UNet2DConfig, config, [], str(path))
-    return UNet2DConfig(**config)
+    return parse(UNet2DConfig, config, [], str(path))
 
 
 def _weights_file(folder: Path) -> Path:

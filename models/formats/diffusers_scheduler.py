@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.build import check_arguments
+from runtime.build import parse
 from runtime.errors import UserError, near
 
 Node = dict[str, Any]
@@ -86,8 +86,7 @@ def read_scheduler(config: dict[str, Any], where: str) -> dict[str, Node]:
     known = {f.name: config[f.name] for f in fields(SchedulerConfig) if f.name in config}
     if config.get("variance_type") is None:  # of DPM-Solver
         known.pop("variance_type", None)
-    check_arguments(SchedulerConfig, known, [], where)
-    scheduler = SchedulerConfig(**known)
+    scheduler = parse(SchedulerConfig, known, [], where)
     if scheduler.variance_type == "learned":
         raise UserError(
             f'{where}: variance_type="learned": diffusers takes the output for the variance '

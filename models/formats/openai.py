@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.adm import ADMUNet, EvenDownsample
+from models.adm import ADMUNet
 from models.formats import misfit
-from models.layers import Attention, ResBlock, Upsample
+from models.layers import Attention
 from models.unet import UNet
 from runtime.errors import UserError
 
@@ -33,17 +33,16 @@ ENDS = {
     "conv_out": "out.2",
 }
 INSIDE = {
-    ResBlock: {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-        "shortcut": "skip_connection",
-    },
-    Attention: {"norm": "norm", "qkv": "qkv", "out": "proj_out"},
-    EvenDownsample: {"conv": "op"},
-    Upsample: {"conv": "conv"},
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "shortcut": "skip_connection",
+    "norm": "norm",
+    "qkv": "qkv",
+    "out": "proj_out",
+    "conv": "conv",
 }
 UNSEEN = "model.heads or model.head_channels, model.timestep_scale and the attention order"
 
@@ -71,10 +70,16 @@ def from_openai(
         UserError: with the settings that differ.
     """
     check_fit(state, network)
-    return {
-        ours: _to_ours(state[theirs], ours, network, new_attention_order)
-        for ours, theirs in names(network).items()
-    }
+    converted = {}
+    for ours, theirs in names(network).items():
+        tensor = state[theirs]
+        if ours == "class_embedding.weight":
+            tensor = torch.cat([tensor, tensor.mean(0, keepdim=True)])
+        if ".qkv." in ours and not new_attention_order:
+            tensor = _swap(tensor, _heads(ours, network), 3)
+        # their attention is of Conv1d with kernel 1, ours of Linear
+        converted[ours] = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
+    return converted
 
 
 def to_openai(
@@ -82,25 +87,34 @@ def to_openai(
 ) -> dict[str, Tensor]:
     """The inverse: network's state dict (or gradients by name) under their names, in their shapes,
     without the null class."""
-    return {
-        theirs: _to_theirs(state[ours], ours, network, new_attention_order)
-        for ours, theirs in names(network).items()
-    }
+    converted = {}
+    for ours, theirs in names(network).items():
+        tensor = state[ours][:-1] if ours == "class_embedding.weight" else state[ours]
+        if ".qkv." in ours and not new_attention_order:
+            tensor = _swap(tensor, 3, _heads(ours, network))
+        linear = ".attention." in ours and tensor.ndim == 2
+        converted[theirs] = tensor.unsqueeze(-1) if linear else tensor
+    return converted
 
 
 def names(network: UNet) -> dict[str, str]:
     """Our parameters' names -> theirs."""
-    places = dict(ENDS)
-    for sequence, modules in _sequences(network).items():
-        for position, ours in enumerate(modules):
-            module = network.get_submodule(ours)
-            inside = next(names for kind, names in INSIDE.items() if isinstance(module, kind))
-            for layer, theirs in inside.items():
-                places[f"{ours}.{layer}"] = f"{sequence}.{position}.{theirs}"
+    places = {
+        module: f"{sequence}.{position}"
+        for sequence, modules in _sequences(network).items()
+        for position, module in enumerate(modules)
+    }
     table = {}
     for name, _ in network.named_parameters():
         layer, _, leaf = name.rpartition(".")
-        table[name] = f"{places[layer]}.{leaf}"
+        module, _, inner = layer.rpartition(".")
+        if layer in ENDS:
+            theirs = ENDS[layer]
+        elif layer.endswith("downsample.conv"):
+            theirs = f"{places[module]}.op"
+        else:
+            theirs = f"{places[module]}.{INSIDE[inner]}"
+        table[name] = f"{theirs}.{leaf}"
     return table
 
 
@@ -130,31 +144,13 @@ def _units(prefix: str, level: Any) -> list[list[str]]:
     return units
 
 
-def _to_ours(tensor: Tensor, name: str, network: UNet, new_attention_order: bool) -> Tensor:
-    if name == "class_embedding.weight":
-        return torch.cat([tensor, tensor.mean(0, keepdim=True)])
-    if ".qkv." in name and not new_attention_order:
-        tensor = _swap(tensor, _heads(name, network), 3)
-    # their attention is of Conv1d with kernel 1, ours of Linear
-    return tensor.squeeze(-1) if tensor.ndim == 3 else tensor
-
-
-def _to_theirs(tensor: Tensor, name: str, network: UNet, new_attention_order: bool) -> Tensor:
-    if name == "class_embedding.weight":
-        return tensor[:-1]
-    if ".qkv." in name and not new_attention_order:
-        tensor = _swap(tensor, 3, _heads(name, network))
-    return tensor.unsqueeze(-1) if ".attention." in name and tensor.ndim == 2 else tensor
-
-
 def _swap(tensor: Tensor, a: int, b: int) -> Tensor:
     """Rows ordered (a, b, d) -> rows ordered (b, a, d)."""
     return tensor.unflatten(0, (a, b, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _heads(name: str, network: UNet) -> int:
-    attention: Any = network.get_submodule(name[: name.index(".qkv.")])
-    return attention.heads
+def _heads(name: str, network: UNet) -> Any:
+    return network.get_submodule(name.partition(".qkv.")[0]).heads
 
 
 # --- what does not fit ----------------------------------------------------------------------------
@@ -171,11 +167,6 @@ def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
             "a checkpoint of improved-diffusion or guided-diffusion needs models.adm.ADMUNet, "
             "whose layers differ from Ho's also where the shapes agree: set model to one of "
             "conf/model/improved_*.yaml and adm_*.yaml."
-        )
-    if not is_openai(state):
-        raise UserError(
-            "not a checkpoint of improved-diffusion or guided-diffusion: it has no "
-            f"time_embed.0.weight and input_blocks.0.0.weight, but {misfit.some(list(state))}."
         )
     if not any(name.startswith("output_blocks.") for name in state):
         raise UserError(

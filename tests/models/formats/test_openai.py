@@ -164,12 +164,9 @@ def test_several_settings_are_named_together():
 
 
 def test_what_is_no_such_checkpoint():
-    """Another file, a classifier, Ho's network, an incomplete file: a message of its own for
-    each."""
+    """A classifier, Ho's network, an incomplete file: a message of its own for each."""
     configuration = CONFIGURATIONS["improved"]
     network, state = network_of(configuration), published(configuration)
-    with pytest.raises(UserError, match=r"not a checkpoint of .*time_mlp.0.weight"):
-        from_openai(network.state_dict(), network)
     with pytest.raises(UserError, match="classifier"):
         from_openai(
             {name: tensor for name, tensor in state.items() if "output_blocks" not in name}, network
@@ -194,10 +191,5 @@ def test_any_lost_tensor_is_named(name):
     """Also one that the settings are read from."""
     network, state = network_of(CONFIGURATIONS[name]), published(CONFIGURATIONS[name])
     for lost in state:
-        with pytest.raises(
-            UserError,
-            match="not a checkpoint of"
-            if lost in ("time_embed.0.weight", "input_blocks.0.0.weight")
-            else lost,
-        ):
+        with pytest.raises(UserError, match=lost):
             from_openai({key: tensor for key, tensor in state.items() if key != lost}, network)
