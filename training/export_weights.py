@@ -261,7 +261,9 @@ def first(table: dict[str, str], value: str) -> str:
 def name_of(schedule: NoiseSchedule, start: float, end: float) -> str | None:
     """What diffusers calls the schedule, where it has just that with betas from start to end."""
     for name, node_of in SCHEDULES.items():
-        theirs = build(node_of(schedule.steps, start, end), ["diffusion"], "schedule")
+        theirs = build(
+            node_of(steps=schedule.steps, beta_start=start, beta_end=end), ["diffusion"], "schedule"
+        )
         if torch.equal(theirs.alpha_bar, schedule.alpha_bar):
             return name
     return None
