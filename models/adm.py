@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.layers import Attention, Resample, ResBlock, conv, double, halve, same_size
+from models.layers import Resample, ResBlock, conv, double, halve, same_size
 from models.unet import UNet
 
 
@@ -111,17 +110,12 @@ class ADMUNet(UNet):
     def reset_parameters(self) -> None:
         """torch's own initialization, and zeros in the last layer of every block, of every
         attention and of the network."""
-        last: list[Any] = [self.conv_out]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.reset_parameters()
-            elif isinstance(module, ResBlock):
-                last.append(module.conv2)
-            elif isinstance(module, Attention):
-                last.append(module.out)
-        for layer in last:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.reset_parameters()
+                if name.endswith(("conv2", ".out", "conv_out")):
+                    for tensor in layer.parameters():
+                        nn.init.zeros_(tensor)
 
     def first_width(self, widths: Sequence[int]) -> int:
         """That of level 0, as in guided-diffusion; improved-diffusion, all of whose first

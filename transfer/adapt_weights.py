@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from config.run_config import RunConfig
 from config.sections import SourceSettings
+from models.formats.misfit import Tensors
 from runtime.errors import UserError
 from runtime.seeds import generator
 from transfer.name_patterns import checked_matches
@@ -42,9 +42,6 @@ def draws(settings: SourceSettings) -> bool:
     return settings.copy is not None and getattr(settings.copy, "func", settings.copy) is not values
 
 
-NOT_INCLUDED = "not in source.include"
-TOO_DEEP = "beyond source.depth"
-FOLDED = "the target has no classes: its null row is added to time_mlp.2.bias"
 AT_ZERO = "the source has no classes: zero, so that the network starts as the source"
 TABLE = "class_embedding.weight"
 TIME_BIAS = "time_mlp.2.bias"  # of what a row of the table is added to
@@ -180,12 +177,12 @@ RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], Resized | None]] = {
 
 
 def fit(
-    source: dict[str, Tensor],
-    target: dict[str, Tensor],
+    source: Tensors,
+    target: Tensors,
     settings: SourceSettings = ALL,
     kept: int = 0,
     seed: int = 0,
-) -> tuple[dict[str, Tensor], list[Fit]]:
+) -> tuple[Tensors, list[Fit]]:
     """A source's weights in the shapes of a target.
 
     Args:
@@ -212,14 +209,16 @@ def fit(
         else:
             value, row = _fit_one(name, source.get(name), tensor, ends)
         if draw and row.status in COPIED:
-            value, row = draw(value, generator(seed, "copy", name)), Fit(name, "drawn", DRAWN)
+            row = Fit(name, "drawn", DRAWN)
+            value = value if value.is_meta else draw(value, generator(seed, "copy", name))
         state[name] = value.to(tensor.dtype)
         rows.append(row)
     _check_some_fit([row for row in rows if row.name not in left_out], target)
     folded = folds and any(row.name == TIME_BIAS and row.status in COPIED for row in rows)
     for name in source:
         if name == TABLE and folded:
-            rows.append(Fit(TABLE, "folded", FOLDED))
+            how = "the target has no classes: its null row is added to time_mlp.2.bias"
+            rows.append(Fit(TABLE, "folded", how))
         elif name not in target:
             rows.append(Fit(name, "dropped", "the target has no such tensor"))
     return state, rows
@@ -228,13 +227,10 @@ def fit(
 def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
     """What will become of the tensors of a source with that config, without memory."""
     theirs, ours = source.shape_network().state_dict(), config.shape_network().state_dict()
-    _, rows = fit(theirs, ours, replace(config.source, copy=None), config.kept_classes(source))
-    if draws(config.source):
-        return [row._replace(alike=False) if row.status in COPIED else row for row in rows]
-    return rows
+    return fit(theirs, ours, config.source, config.kept_classes(source))[1]
 
 
-def _image_channels(weights: dict[str, Tensor]) -> int:
+def _image_channels(weights: Tensors) -> int:
     return weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0
 
 
@@ -249,11 +245,11 @@ def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
             f"source.depth={depth}: this network has the parts 0 (conv_in, the embedding of time) "
             f"to {last} (norm_out, conv_out), and null copies all."
         )
-    too_deep = {name: TOO_DEEP for name in names if depth_of(name, levels) > depth}
-    return too_deep | dict.fromkeys(set(names) - set(included), NOT_INCLUDED)
+    deep = {name: "beyond source.depth" for name in names if depth_of(name, levels) > depth}
+    return deep | dict.fromkeys(set(names) - set(included), "not in source.include")
 
 
-def _check_some_fit(wanted: Sequence[Fit], target: dict[str, Tensor]) -> None:
+def _check_some_fit(wanted: Sequence[Fit], target: Tensors) -> None:
     weights = [row for row in wanted if target[row.name].ndim > 1] or wanted  # biases fit by chance
     if weights and all(row.status == "new" for row in weights):
         raise UserError(

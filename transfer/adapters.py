@@ -8,7 +8,7 @@ in `down.1.attention.0.qkv.weight.lora.up`. The kinds are lora, scale, spectral 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import (
 )
 from tqdm import tqdm
 
-from models.formats.misfit import check_same
+from models.formats.misfit import State, check_same
 from runtime.build import make
 from runtime.errors import UserError
 from runtime.seeds import generator
@@ -38,9 +38,6 @@ class Injected(nn.Module):
     kind: str  # in names, between the weight's and the parameter's
     frozen_base = False  # whether f holds only for the weight that it was made from
     decays = True  # whether weight decay pulls its parameters to 0
-
-    def forward(self, weight: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def follow(self, weight: Tensor) -> None:
         """Called when the original weight has been loaded: f makes anew what it derives from it."""
@@ -78,7 +75,7 @@ def matrix_shape(layer: Layer, branches: int = 1) -> tuple[int, int]:
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ValueError("only the weights of linear layers and convolutions can have it.")
     rows = layer.weight.shape[0]
-    if rows % branches:
+    if branches < 1 or rows % branches:
         raise ValueError(f"its {rows} outputs are not branches={branches} matrices.")
     return rows // branches, layer.weight[0].numel()
 
@@ -95,8 +92,15 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
     names = [name for name, _ in network.named_parameters()]
     assert not any(True for _ in _injected(network)), "all that is injected goes in at once"
     for injection in injections:
-        for name, layer in _layers(network, names, injection):
-            where = f"{WHERE}: {type(injection).__name__} on {name}"
+        kind, whole = type(injection).__name__, len(injection.tensors) > 1
+        known = list(dict.fromkeys(name.rpartition(".")[0] for name in names)) if whole else names
+        matched = checked_matches(injection.patterns, known, WHERE)
+        for name in tqdm(matched, desc=f"injecting {kind}", unit="layer", delay=2, leave=False):
+            where = f"{WHERE}: {kind} on {name}"
+            layer_name, _, tensor = (name, "", "") if whole else name.rpartition(".")
+            if not whole and tensor not in injection.tensors:
+                raise UserError(f"{where}: it goes on a {injection.tensors[0]}, not on a {tensor}.")
+            layer = network.get_submodule(layer_name)
             new = make(injection.on, where, layer, generator(seed, "inject", name))
             for tensor in injection.tensors:
                 if any(old.kind == new.kind for old in _chains(layer).get(tensor, ())):
@@ -107,60 +111,36 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
                 register_parametrization(layer, tensor, new)
 
 
-def _layers(
-    network: nn.Module, names: Sequence[str], injection: Injection
-) -> Iterator[tuple[str, nn.Module]]:
-    """(matched name, its layer). names: of the network's parameters before anything was
-    injected."""
-    whole = len(injection.tensors) > 1
-    known = list(dict.fromkeys(name.rpartition(".")[0] for name in names)) if whole else names
-    matched = checked_matches(injection.patterns, known, WHERE)
-    for name in tqdm(
-        matched, desc=f"injecting {type(injection).__name__}", unit="layer", delay=2, leave=False
-    ):
-        layer, _, tensor = (name, "", "") if whole else name.rpartition(".")
-        if not whole and tensor not in injection.tensors:
-            raise UserError(
-                f"{WHERE}: {type(injection).__name__} on {name}: it goes on a "
-                f"{injection.tensors[0]}, not on a {tensor}."
-            )
-        yield name, network.get_submodule(layer)
-
-
 def parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters under their plain names, in the order of network.named_parameters(): with
     nothing injected, the same."""
-    return {_plain(network, name): parameter for name, parameter in network.named_parameters()}
+    return {name: parameter for name, parameter, _ in _parameters(network)}
 
 
 def added(network: nn.Module) -> set[str]:
     """The plain names of what was injected."""
-    return _names_of(network, [injected for *_, injected in _injected(network)])
+    return {name for name, _, injected in _parameters(network) if injected}
 
 
 def undecayed(network: nn.Module) -> set[str]:
     """The plain names of injected parameters that weight decay has to leave alone."""
-    injected = [injected for *_, injected in _injected(network)]
-    return _names_of(network, [f for f in injected if not f.decays])
+    return {name for name, _, injected in _parameters(network) if injected and not injected.decays}
 
 
-def _names_of(network: nn.Module, injected: Sequence[Injected]) -> set[str]:
-    own = {parameter for f in injected for parameter in f.parameters()}
-    return {name for name, parameter in parameters(network).items() if parameter in own}
-
-
-def _plain(network: nn.Module, name: str) -> str:
-    """`qkv.parametrizations.weight.original` -> `qkv.weight`; `qkv.parametrizations.weight.0.up` ->
-    `qkv.weight.lora.up`."""
-    layer, injected, rest = name.partition("parametrizations.")
-    if not injected:
-        return name
-    tensor, _, rest = rest.partition(".")
-    if rest == "original":
-        return layer + tensor
-    index, _, leaf = rest.partition(".")
-    kind = network.get_submodule(f"{layer}{injected}{tensor}.{index}").kind
-    return f"{layer}{tensor}.{kind}.{leaf}"
+def _parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, Any]]:
+    """(plain name, parameter, the Injected that it is of or None): `qkv.parametrizations.weight.
+    original` is `qkv.weight`, and `qkv.parametrizations.weight.0.up` is `qkv.weight.lora.up`."""
+    for name, parameter in network.named_parameters():
+        layer, inside, rest = name.partition("parametrizations.")
+        if not inside:
+            yield name, parameter, None
+            continue
+        tensor, index, *leaf = rest.split(".", 2)
+        if index == "original":
+            yield layer + tensor, parameter, None
+        else:
+            injected: Any = network.get_submodule(f"{layer}{inside}{tensor}.{index}")
+            yield f"{layer}{tensor}.{injected.kind}.{leaf[0]}", parameter, injected
 
 
 def _chains(layer: nn.Module) -> dict[str, Any]:
@@ -195,7 +175,7 @@ def check(network: nn.Module, trained: Collection[str]) -> None:
 
 
 @torch.no_grad()
-def load(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load(network: nn.Module, tensors: State) -> None:
     """Sets all parameters, by plain names.
 
     A network that only waits for its weights can be injected on the meta device and given memory

@@ -20,7 +20,7 @@ from data.batches import to_x0
 from data.dataset import Dataset
 from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser, ForwardPass
-from diffusion.schedule import NoiseSchedule, expand
+from diffusion.schedule import expand
 from models.layers import (
     JoiningNorm,
     ResBlock,
@@ -113,8 +113,7 @@ def normalized(noise: Tensor) -> Tensor:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Without dropout, for a while; each part then is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
+    module.eval()
     try:
         yield
     finally:
@@ -206,53 +205,45 @@ def _untrained(start: Start) -> Classifier:
 
 def _train(start: Start, source: Dataset, steps: int) -> dict[str, Tensor]:
     """Its tensors and its accuracy."""
-    schedule = start.denoiser.schedule
-    classifier = to_channels_last(_untrained(start), schedule.alpha_bar.device)
+    schedule, sides = start.denoiser.schedule, (source, start.target)
+    device = schedule.alpha_bar.device
+    classifier = to_channels_last(_untrained(start), device)
+
+    def log_odds(x0: Tensor, t: Tensor, draw: torch.Generator) -> Tensor:
+        noise = torch.randn(x0.shape, generator=draw)
+        x0, t, noise = (x.to(device) for x in (x0, t, noise))
+        return classifier(schedule.add_noise(x0, noise, t), t)
+
+    @torch.no_grad()
+    def accuracy(level: int) -> float:
+        """At t = level: the mean of the share of source images and of target images that are told
+        right."""
+        shares = []
+        for side, sign in enumerate((-1, 1)):
+            rows = spread(sides[side].splits["train"], JUDGED, sides[side].labels)
+            draw, right = generator(start.seed, "accuracy", side, level), []
+            for first in range(0, len(rows), HALF_BATCH):
+                images = sides[side].images[rows[first : first + HALF_BATCH]]
+                t = torch.full((len(images),), level)
+                right.append(log_odds(to_x0(torch.from_numpy(images)), t, draw) * sign > 0)
+            shares.append(torch.cat(right).float().mean().item())
+        return sum(shares) / 2
+
     optimizer = torch.optim.Adam(classifier.parameters(), lr=RATE)
-    is_target = torch.arange(2 * HALF_BATCH, device=schedule.alpha_bar.device).ge(HALF_BATCH)
+    is_target = torch.arange(2 * HALF_BATCH, device=device).ge(HALF_BATCH)
     for k in tqdm(range(steps), desc="classifier of source and target", unit="step", delay=2):
         draw = generator(start.seed, "classifier", k)
-        x0 = torch.cat([_drawn(data, draw) for data in (source, start.target)])
-        if start.data.flip:
-            flip = torch.rand(len(x0), generator=draw) < 0.5
-            x0 = torch.where(flip[:, None, None, None], x0.flip(-1), x0)
-        t = torch.randint(1, schedule.steps + 1, (len(x0),), generator=draw)
-        log_odds = _of_noisy(classifier, schedule, x0, t, draw)
+        images = torch.from_numpy(np.concatenate([_drawn(data, draw) for data in sides]))
+        flip = torch.rand(len(images), generator=draw) < 0.5 if start.data.flip else None
+        t = torch.randint(1, schedule.steps + 1, (len(images),), generator=draw)
+        found = log_odds(to_x0(images, flip), t, draw)
         optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(log_odds, is_target.float()).backward()
+        F.binary_cross_entropy_with_logits(found, is_target.float()).backward()
         optimizer.step()
-    accuracy = [_accuracy(classifier, start, source, t) for t in _levels(schedule.steps)]
-    return classifier.state_dict() | {"accuracy": torch.tensor(accuracy)}
+    levels = _levels(schedule.steps)
+    return classifier.state_dict() | {"accuracy": torch.tensor([accuracy(t) for t in levels])}
 
 
-def _drawn(data: Dataset, draw: torch.Generator) -> Tensor:
+def _drawn(data: Dataset, draw: torch.Generator) -> np.ndarray:
     rows = data.splits["train"]
-    return _x0(data, rows[torch.randint(len(rows), (HALF_BATCH,), generator=draw).numpy()])
-
-
-def _x0(data: Dataset, rows: np.ndarray) -> Tensor:
-    return to_x0(torch.from_numpy(data.images[rows]))
-
-
-def _of_noisy(
-    classifier: Classifier, schedule: NoiseSchedule, x0: Tensor, t: Tensor, draw: torch.Generator
-) -> Tensor:
-    noise = torch.randn(x0.shape, generator=draw)
-    x0, t, noise = (x.to(schedule.alpha_bar.device) for x in (x0, t, noise))
-    return classifier(schedule.add_noise(x0, noise, t), t)
-
-
-@torch.no_grad()
-def _accuracy(classifier: Classifier, start: Start, source: Dataset, level: int) -> float:
-    """At t = level: the mean of the share of source images and of target images that are told
-    right."""
-    shares = []
-    for side, (data, sign) in enumerate(((source, -1), (start.target, 1))):
-        rows = spread(data.splits["train"], JUDGED, data.labels)
-        draw, right = generator(start.seed, "accuracy", side, level), []
-        for first in range(0, len(rows), HALF_BATCH):
-            x0 = _x0(data, rows[first : first + HALF_BATCH])
-            t = torch.full((len(x0),), level)
-            right.append(_of_noisy(classifier, start.denoiser.schedule, x0, t, draw) * sign > 0)
-        shares.append(torch.cat(right).float().mean().item())
-    return sum(shares) / 2
+    return data.images[rows[torch.randint(len(rows), (HALF_BATCH,), generator=draw).numpy()]]

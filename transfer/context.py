@@ -15,6 +15,7 @@ from torch import Tensor
 from data.dataset import Dataset
 from data.settings import DataSettings
 from diffusion.denoiser import Denoiser, ForwardPass
+from models.formats.misfit import Tensors
 from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
 from transfer.trained_weights import TrainedWeights
@@ -61,8 +62,8 @@ class Start:
         return copy.deepcopy(self.denoiser).requires_grad_(False).eval()
 
     def measured_once(
-        self, kind: str, decided_by: list[Any], measure: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+        self, kind: str, decided_by: list[Any], measure: Callable[[], Tensors]
+    ) -> Tensors:
         """The tensors that measure() returns, which are kept in the cache under a hash of all that
         decides them."""
         path = self.cache / f"{kind}-{sha256_of(decided_by)[:16]}.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,15 +107,12 @@ def recorded(
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         under_way.clear()
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if under_way:
-                under_way[0][name] = output_of(output)
-
-        return hook
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if under_way:
+            under_way[0][name] = output_of(output)
 
     for name in names:
-        network.get_submodule(name).register_forward_hook(keep(name))
+        network.get_submodule(name).register_forward_hook(partial(keep, name))
     network.register_forward_pre_hook(begin)
     network.register_forward_hook(end, always_call=True)
     return passes

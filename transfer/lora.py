@@ -58,16 +58,9 @@ class LoRA:
     branches: int = 1
     tensors: ClassVar = ("weight",)
 
-    def __post_init__(self) -> None:
-        for name in ("rank", "branches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-
     def on(self, layer: Layer, random: torch.Generator) -> LowRank:
-        if self.rank > (most := min(matrix_shape(layer, self.branches))):
-            raise ValueError(
-                f"rank={self.rank} is more than the {most} that the weight itself can have; "
-                "choose a smaller one."
-            )
+        most = min(matrix_shape(layer, self.branches))
+        if not 1 <= self.rank <= most:
+            raise ValueError(f"rank={self.rank} must be 1 to {most}, which the weight itself has.")
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         return LowRank(layer.weight, self.rank, scale, self.branches, random)

@@ -110,12 +110,8 @@ def high_frequencies(x: Tensor) -> Tensor:
         [B, C, H/2, W/2].
     """
     H, W = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-    a, b = x[..., 0:H:2, 0:W:2], x[..., 0:H:2, 1:W:2]
-    c, d = x[..., 1:H:2, 0:W:2], x[..., 1:H:2, 1:W:2]
+    top, bottom = x[..., 0:H:2, :W], x[..., 1:H:2, :W]
+    a, b = top[..., 0::2], top[..., 1::2]
+    c, d = bottom[..., 0::2], bottom[..., 1::2]
     # LH, HL, HH
-    across, down, diagonal = (
-        (b + d - a - c) / 2,
-        (c + d - a - b) / 2,
-        (a + d - b - c) / 2,
-    )
-    return across + down + diagonal
+    return (b + d - a - c) / 2 + (c + d - a - b) / 2 + (a + d - b - c) / 2

@@ -19,6 +19,7 @@ from data.batches import Batches, to_x0
 from data.dataset import Dataset
 from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
+from models.formats.misfit import Tensors
 from runtime.errors import UserError
 from runtime.seeds import derive, generator
 from transfer.adapt_weights import TABLE
@@ -56,7 +57,7 @@ class L2SP(Penalty):
         self.weight, self.new_rows = weight, start.new_rows
         self.w = copied_parameters(start.denoiser.network, start)
         self.w0 = {name: self.held(name, w).detach().clone() for name, w in self.w.items()}
-        self.importance: dict[str, Tensor] | None = None  # None: 1 for each
+        self.importance: Tensors | None = None  # None: 1 for each
 
     def __call__(self, step: ForwardPass) -> Tensor:
         names = [name for name, w in self.w.items() if w.requires_grad]
@@ -162,12 +163,12 @@ def fisher(
     return total
 
 
-def known_fisher(start: Start, images: Dataset, n: int) -> dict[str, Tensor]:
+def known_fisher(start: Start, images: Dataset, n: int) -> Tensors:
     """fisher() of the parameters that came from the source, by name, at the start; measured once
     and kept in the cache."""
     batches = Batches(images, 1, False, derive(start.seed, "fisher"))
 
-    def measure() -> dict[str, Tensor]:
+    def measure() -> Tensors:
         # a copy, so that no flag, mode or gradient of the one that trains is touched
         denoiser = start.frozen()
         w = copied_parameters(denoiser.network, start)

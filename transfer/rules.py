@@ -4,7 +4,6 @@ step decides."""
 from __future__ import annotations
 
 import fnmatch
-import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -46,8 +45,19 @@ def rules_of(config: RunConfig) -> list[Rule]:
 def rule_at(rule: RuleSettings, steps: int) -> Rule:
     """In a run of so many steps."""
     where = f"transfer.rules, pattern {rule.pattern}"
-    from_ = _step(rule.from_, steps, where)
-    until = None if rule.until is None else _step(rule.until, steps, where)
+
+    def step_of(moment: int | str) -> int:
+        if not isinstance(moment, str):
+            return moment
+        share = re.fullmatch(r"(\d+(?:\.\d+)?)%", moment)
+        if not share or float(share[1]) > 100:
+            raise UserError(
+                f"{where}: {moment} is neither a step nor a share of the run, such as 30%."
+            )
+        return round(steps * float(share[1]) / 100)
+
+    from_ = step_of(rule.from_)
+    until = None if rule.until is None else step_of(rule.until)
     if not rule.learning_rate_scale >= 0 or from_ < 0:
         raise UserError(
             f"{where}: learning_rate_scale and from must not be negative (they are "
@@ -60,15 +70,6 @@ def rule_at(rule: RuleSettings, steps: int) -> Rule:
             "longer, or give other moments."
         )
     return Rule(rule.pattern, rule.learning_rate_scale, from_, until, rule.optional)
-
-
-def _step(moment: int | str, steps: int, where: str) -> int:
-    if not isinstance(moment, str):
-        return moment
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", moment)
-    if not share or float(share[1]) > 100:
-        raise UserError(f"{where}: {moment} is neither a step nor a share of the run, such as 30%.")
-    return round(steps * float(share[1]) / 100)
 
 
 def rules_for(rules: Sequence[Rule], name: str) -> tuple[Rule, ...]:
@@ -145,7 +146,7 @@ class ParameterPlan:
         everything = self.trains()
         return next((m for m in self.moments if self.training(m) == everything), None)
 
-    def must_train(self, steps: float = math.inf) -> None:
+    def must_train(self, steps: int) -> None:
         """Checks that the rules train something.
 
         Args:
@@ -186,9 +187,11 @@ class ParameterPlan:
         """plan.csv: one row for each parameter and period in which its rate is the same; step "end"
         is open."""
         rows: list[list[Any]] = [["parameter", "shape", "group", "learning_rate", "from", "until"]]
-        group_of: dict[str, tuple[Any, tuple[Rule, ...]]] = {}
-        for k, ((rules, _), names) in enumerate(self.trained.items()):
-            group_of |= dict.fromkeys(names, (k, rules))
+        group_of: dict[str, tuple[Any, Sequence[Rule]]] = {
+            name: (k, rules)
+            for k, ((rules, _), names) in enumerate(self.trained.items())
+            for name in names
+        }
         bounds = [*self.moments, "end"]
         for name, parameter in self.parameters.items():
             group, rules = group_of.get(name, ("", ()))

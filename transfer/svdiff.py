@@ -75,10 +75,6 @@ class SpectralShift:
     tensors: ClassVar = ("weight",)
     frozen_base: ClassVar = Spectrum.frozen_base
 
-    def __post_init__(self) -> None:
-        if self.branches < 1:
-            raise ValueError(f"branches must be at least 1, not {self.branches}.")
-
     def on(self, layer: Layer, random: torch.Generator) -> Spectrum:
         matrix_shape(layer, self.branches)
         return Spectrum(layer.weight.detach(), self.branches)

@@ -40,15 +40,12 @@ class NewRows:
     patterns: ClassVar = ("class_embedding.weight",)
     tensors: ClassVar = ("weight",)
 
-    def __post_init__(self) -> None:
-        if self.count != "auto" and self.count < 1:
-            raise ValueError(f"count must be at least 1 or auto, not {self.count}.")
-
     def on(self, layer: Layer, random: torch.Generator) -> Rows:
         assert self.count != "auto", "the number of the target's classes stands in its place by now"
-        if self.count >= len(layer.weight):
+        most = len(layer.weight) - 1
+        if not 1 <= self.count <= most:
             raise ValueError(
-                f"count={self.count}, and the table has {len(layer.weight) - 1} rows before "
-                "that of the null class."
+                f"count={self.count} must be auto or 1 to {most}, the rows before that of the null "
+                "class."
             )
         return Rows(layer.weight, self.count)

@@ -15,12 +15,13 @@ import safetensors
 import safetensors.torch
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
-from models.formats.diffusers import INDEX, UNET, is_folder
-from models.formats.published import HUB_NAME, Published, download, open_file, open_folder
+from models.formats.diffusers import INDEX, UNET, is_folder, read_folder
+from models.formats.misfit import Tensors
+from models.formats.published import HUB_NAME, download, open_file, tensors_of
 from runtime import checkpoint
 from runtime.checkpoint import EMA, FILES, STATE, Checkpoint, Which
 from runtime.errors import UserError, near
@@ -32,7 +33,6 @@ from transfer.adapters import inject, load, merge
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
 Origin = dict[str, Any]  # what source.json says
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def load_weights(
         UserError: where there is none, or it does not say what it is.
     """
     path = Path(name).expanduser()
-    if is_difference(path):
-        return open_difference(path, source)
+    if said := said_of_difference(path):
+        return open_difference(path, said, source)
     if path.is_file():
         config = stated or published_config(path.name) or otherwise
-        return of_published(open_file(path, config.raw if config else None))
+        return of_published(path, open_file(path, config.raw if config else None), path)
     if path.is_dir():
         if is_folder(path):
-            return of_published(open_folder(path))
+            return of_published(path, *read_folder(path))
         if not (path / STATE).is_file() and not (path / "checkpoints").is_dir():
             raise UserError(
                 f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME), one "
@@ -110,7 +110,8 @@ def load_weights(
         return of_checkpoint(checkpoint.find(path))
     # runs/NAME misspelt is no name on the Hub
     if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).is_dir():
-        return of_published(open_folder(download(name)))
+        path = download(name)
+        return of_published(path, *read_folder(path))
     raise UserError(
         f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face "
         "Hub, which is OWNER/NAME."
@@ -144,18 +145,23 @@ def published_config(file: str) -> RunConfig | None:
     return RunConfig(composed("train", known[file])) if file in known else None
 
 
-def of_published(found: Published) -> TrainedWeights:
-    config = RunConfig(found.sections)
+def of_published(path: Path, sections: dict[str, Any], file: Path) -> TrainedWeights:
+    """file: where the tensors are, the path itself for a bare one."""
+    config = RunConfig(sections)
     config.shape_network()  # what is wrong with it shows here, before anything large is read
-    digest = sha256(found.file)
+    digest = sha256(file)
     # a bare file may hold the average beside it
-    model = f"{digest}, model" if found.file == found.path else digest
-
-    def read(which: Which) -> Tensors:
-        return found.tensors(config.shape_network(), average=which == "ema")
+    digests: dict[Which, str] = {
+        "model": f"{digest}, model" if file == path else digest,
+        "ema": digest,
+    }
 
     classes = [str(k) for k in range(config.classes)]
-    return TrainedWeights(found.path, config, classes, None, {"model": model, "ema": digest}, read)
+
+    def read(which: Which) -> Tensors:
+        return tensors_of(file, config.shape_network(), average=which == "ema")
+
+    return TrainedWeights(path, config, classes, None, digests, read)
 
 
 def of_checkpoint(found: Checkpoint) -> TrainedWeights:
@@ -307,30 +313,34 @@ def _digest(tensors: Tensors) -> str:
     return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
 
 
-def is_difference(path: Path) -> bool:
-    """Raises UserError for a damaged file of tensors, which may be one."""
+def said_of_difference(path: Path) -> str | None:
+    """What a file of a difference says of itself; None for any other.
+
+    Raises:
+        UserError: for a damaged file of tensors, which may be one.
+    """
     if path.suffix != ".safetensors" or not path.is_file():
-        return False
+        return None
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return DIFFERENCE in (file.metadata() or {})
+            return (file.metadata() or {}).get(DIFFERENCE)
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path}: damaged, or no file of weights: {error}. Copy or download it again."
         ) from error
 
 
-def open_difference(path: Path, elsewhere: str | None) -> TrainedWeights:
+def open_difference(path: Path, said: str, elsewhere: str | None) -> TrainedWeights:
     """A file that difference() made.
 
     Args:
+        said: what it says of itself.
         elsewhere: where the source is, if not where it was.
     Raises:
         UserError: where the source is gone, or the file damaged.
     """
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()[DIFFERENCE])
+        about = json.loads(said)
         config, origin = RunConfig.of_saved(about["config"]), about["source"]
         plain, classes, expected = without_adapters(config), about["classes"], about["sha256"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.adm import ADMUNet
-from models.formats import misfit
+from models.formats.misfit import State, Tensors, check_fit, whole
 from models.unet import UNet
 from runtime.errors import UserError
 
@@ -37,7 +37,7 @@ def is_ddim(checkpoint: Any) -> bool:
     return "temb.dense.0.weight" in weights_of(checkpoint, ema=False)
 
 
-def weights_of(checkpoint: Any, ema: bool = True) -> dict[str, Tensor]:
+def weights_of(checkpoint: Any, ema: bool = True) -> Tensors:
     """The state dict in a loaded file, without "module."; empty if none.
 
     Args:
@@ -54,7 +54,7 @@ def weights_of(checkpoint: Any, ema: bool = True) -> dict[str, Tensor]:
     }
 
 
-def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> dict[str, Tensor]:
+def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> Tensors:
     """A loaded file as a state dict of network, complete and of its shapes.
 
     Args:
@@ -62,18 +62,27 @@ def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> dict[str, Ten
     Raises:
         UserError: with the settings that differ.
     """
-    state, target = weights_of(checkpoint, ema), network.state_dict()
-    check_fit(state, network)
+    state = weights_of(checkpoint, ema)
+    if isinstance(network, ADMUNet) or network.heads != 1:
+        raise UserError(
+            "a checkpoint of DDIM's code needs models.unet.UNet with model.heads=1: set model to "
+            "ddpm_cifar10, ddpm_celeba64 or ddpm_256."
+        )
+    if not state:
+        raise UserError(
+            "not a checkpoint of DDIM's code: neither a state dict nor a list that begins with one."
+        )
+    check_fit(state, network, to_ddim, settings, "model.dropout")
     converted = {}
-    for ours, tensor in target.items():
+    for ours, tensor in network.state_dict().items():
         parts = [state[name] for name in names(ours)]
         converted[ours] = torch.cat(parts).reshape(tensor.shape)
     return converted
 
 
-def to_ddim(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_ddim(state: State) -> Tensors:
     """The inverse: a UNet's state dict (or gradients by name) as their bare one."""
-    renamed: dict[str, Tensor] = {}
+    renamed: Tensors = {}
     for ours, tensor in state.items():
         theirs = names(ours)
         if ".attention." in ours and tensor.ndim == 2:  # linear here
@@ -91,32 +100,14 @@ def names(ours: str) -> list[str]:
     return [ours.replace(".qkv.", f".{letter}.") for letter in "qkv"]
 
 
-def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
-    """Checks that names and shapes are those of network.
-
-    Raises:
-        UserError: where they are not, with the settings to change.
-    """
-    if isinstance(network, ADMUNet) or network.heads != 1:
-        raise UserError(
-            "a checkpoint of DDIM's code needs models.unet.UNet with model.heads=1: set model to "
-            "ddpm_cifar10, ddpm_celeba64 or ddpm_256."
-        )
-    if not state:
-        raise UserError(
-            "not a checkpoint of DDIM's code: neither a state dict nor a list that begins with one."
-        )
-    misfit.check_fit(state, network, to_ddim, settings, "model.dropout")
-
-
-def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def settings(state: State) -> dict[str, Any]:
     """The arguments of UNet that a state dict of theirs shows, by name."""
     levels = range(len({name.split(".")[1] for name in state if name.startswith("down.")}))
     channels, in_channels = state["conv_in.weight"].shape[:2]
     widths = [len(state[f"down.{level}.block.0.conv1.weight"]) for level in levels]
     return {
         "channels": channels,
-        "multipliers": [misfit.whole(width / channels) for width in widths],
+        "multipliers": [whole(width / channels) for width in widths],
         "blocks": len({name.split(".")[3] for name in state if name.startswith("down.0.block.")}),
         "attention_levels": [k for k in levels if f"down.{k}.attn.0.norm.weight" in state],
         "classes": max(len(state.get("class_embedding.weight", ())) - 1, 0),

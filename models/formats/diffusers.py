@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from models.formats.diffusers_scheduler import HO, Node, read_scheduler
-from models.formats.misfit import check_same, whole
+from models.formats.misfit import State, Tensors, check_same, whole
 from models.unet import UNet
 from runtime.build import make, parse
 from runtime.errors import UserError
@@ -31,6 +30,10 @@ INDEX, UNET, SCHEDULER, WEIGHTS = (
     "config.json",
     "scheduler_config.json",
     "diffusion_pytorch_model",
+)
+NO_NULL_CLASS = (
+    "%s: the network never saw a null class, which is the mean of its classes here: sample it "
+    "with label=..."
 )
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ def read_folder(path: Path) -> tuple[dict[str, Any], Path]:
     unet = _unet_config(folder)
     sections = _scheduler_sections(path, folder)
     sections = make(_network_sections, str(folder / UNET), unet, sections["variance"]) | sections
+    if sections["model"]["classes"]:
+        log.warning(NO_NULL_CLASS, path)
     return sections, _weights_file(folder)
 
 
@@ -403,46 +408,47 @@ OLD = {
 }
 
 
-def is_diffusers(state: Any) -> bool:
+def is_diffusers(state: State) -> bool:
     """Whether the names are those of UNet2DModel."""
-    marks = {"time_embedding.linear_1.weight", "conv_norm_out.weight"}
-    return isinstance(state, Mapping) and marks <= state.keys()
+    return {"time_embedding.linear_1.weight", "conv_norm_out.weight"} <= state.keys()
 
 
 def names(network: UNet) -> dict[str, list[str]]:
     """Our parameters' names -> theirs: one, or three for a qkv."""
-    return {name: _theirs(name, len(network.down)) for name, _ in network.named_parameters()}
+    table = {}
+    for name, _ in network.named_parameters():
+        parts = name.split(".")
+        if parts[0] == "up":  # theirs are in the order in which they run
+            parts[1] = str(len(network.up) - 1 - int(parts[1]))
+        if parts[0] == "time_mlp":
+            parts[:2] = ["time_embedding", {"0": "linear_1", "2": "linear_2"}[parts[1]]]
+        theirs = ".".join(TOKENS.get(part, part) for part in parts)
+        three = [theirs.replace("qkv", f"to_{letter}") for letter in "qkv"]
+        table[name] = three if "qkv" in parts else [theirs]
+    return table
 
 
-def _theirs(name: str, levels: int) -> list[str]:
-    parts = name.split(".")
-    if parts[0] == "up":
-        parts[1] = str(levels - 1 - int(parts[1]))  # theirs are in the order in which they run
-    if parts[0] == "time_mlp":
-        parts[:2] = ["time_embedding", {"0": "linear_1", "2": "linear_2"}[parts[1]]]
-    renamed = ".".join(TOKENS.get(part, part) for part in parts)
-    if "qkv" not in parts:
-        return [renamed]
-    return [renamed.replace("qkv", f"to_{letter}") for letter in "qkv"]
-
-
-def to_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
+def to_diffusers(state: State, network: UNet) -> Tensors:
     """A state dict of network under diffusers' names, without the null class."""
-    renamed: dict[str, Tensor] = {}
+    renamed: Tensors = {}
     for ours, theirs in names(network).items():
         tensor = state[ours][:-1] if ours == "class_embedding.weight" else state[ours]
         renamed |= zip(theirs, tensor.chunk(len(theirs)), strict=True)
     return renamed
 
 
-def from_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
+def from_diffusers(state: State, network: UNet) -> Tensors:
     """Their state dict as one of network. The null class, which theirs has not, becomes the mean of
     the others.
 
     Raises:
         UserError: where names or shapes are others.
     """
-    found = {_renewed(name): tensor for name, tensor in state.items()}
+    found = {}
+    for name, tensor in state.items():
+        for old, new in OLD.items():
+            name = name.replace(old, new)
+        found[name] = tensor
     check_same(found, to_diffusers(network.state_dict(), network))
     converted = {}
     for ours, theirs in names(network).items():
@@ -451,9 +457,3 @@ def from_diffusers(state: Mapping[str, Tensor], network: UNet) -> dict[str, Tens
             parts.append(parts[0].mean(0, keepdim=True))
         converted[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return converted
-
-
-def _renewed(name: str) -> str:
-    for old, new in OLD.items():
-        name = name.replace(old, new)
-    return name

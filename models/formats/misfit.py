@@ -3,7 +3,7 @@ change, then the names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from runtime.errors import UserError
 
 SHOWN = 3  # names of each kind
-State = Mapping[str, Tensor]
+State = Mapping[str, Tensor]  # tensors by name, read
+Tensors = dict[str, Tensor]  # the same, made
 
 
 def check_fit(
@@ -33,11 +34,25 @@ def check_fit(
     """
     empty = {name: torch.empty_like(t, device="meta") for name, t in network.state_dict().items()}
     expected = renamed(empty)
-    if different := _differences(state, expected):
-        advice = _settings_that_differ(state, expected, settings, unseen)
-        raise UserError(
-            "\n".join(["the checkpoint does not fit the network.", *advice, *different])
-        )
+    if not (different := _differences(state, expected)):
+        return
+    ours = settings(expected)
+    try:
+        theirs = settings(state)
+    except (LookupError, TypeError, ValueError):
+        advice = ["The file is incomplete: what shows its settings is missing."]
+    else:
+        advice = [
+            "Every setting that shapes show agrees, so the file is incomplete, or of a network "
+            "that was changed."
+        ]
+        if changed := [name for name in theirs if theirs[name] != ours[name]]:
+            advice = [
+                "By its shapes it was trained with these settings:",
+                *(f"  {_override(name, theirs)}   (now {_yaml(ours[name])})" for name in changed),
+                f"No shape shows {unseen}: compare the publisher's flags.",
+            ]
+    raise UserError("\n".join(["the checkpoint does not fit the network.", *advice, *different]))
 
 
 def check_same(found: State, expected: State) -> None:
@@ -53,7 +68,7 @@ def check_same(found: State, expected: State) -> None:
         )
 
 
-def some(items: list[str]) -> str:
+def _some(items: list[str]) -> str:
     """The first few, and how many more."""
     more = len(items) - SHOWN
     return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -62,28 +77,6 @@ def some(items: list[str]) -> str:
 def whole(ratio: float) -> int | float:
     """A multiplier as a config has it: 2 and not 2.0."""
     return int(ratio) if ratio == int(ratio) else ratio
-
-
-def _settings_that_differ(
-    state: State, expected: State, settings: Callable[[State], dict[str, Any]], unseen: str
-) -> Iterator[str]:
-    try:
-        theirs = settings(state)
-    except (LookupError, TypeError, ValueError):
-        yield "The file is incomplete: what shows its settings is missing."
-        return
-    ours = settings(expected)
-    different = [name for name in theirs if theirs[name] != ours[name]]
-    if not different:
-        yield (
-            "Every setting that shapes show agrees, so the file is incomplete, or of a network "
-            "that was changed."
-        )
-        return
-    yield "By its shapes it was trained with these settings:"
-    for name in different:
-        yield f"  {_override(name, theirs)}   (now {_yaml(ours[name])})"
-    yield f"No shape shows {unseen}: compare the publisher's flags."
 
 
 def _override(name: str, theirs: dict[str, Any]) -> str:
@@ -117,4 +110,4 @@ def _differences(found: State, wanted: State) -> list[str]:
         f"The network has no place for {len(extra)} tensors of the checkpoint": extra,
         f"{len(wrong)} tensors have other shapes (the checkpoint's for the network's)": wrong,
     }
-    return [f"{line}: {some(names)}." for line, names in lines.items() if names]
+    return [f"{line}: {_some(names)}." for line, names in lines.items() if names]

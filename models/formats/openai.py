@@ -11,7 +11,6 @@ class.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.adm import ADMUNet
-from models.formats import misfit
+from models.formats.misfit import State, Tensors, check_fit, whole
 from models.layers import Attention
 from models.unet import UNet
 from runtime.errors import UserError
@@ -47,16 +46,12 @@ INSIDE = {
 UNSEEN = "model.heads or model.head_channels, model.timestep_scale and the attention order"
 
 
-def is_openai(checkpoint: Any) -> bool:
-    """Whether a loaded file is a state dict with the names of improved-diffusion and
-    guided-diffusion."""
-    marks = {"time_embed.0.weight", "input_blocks.0.0.weight"}
-    return isinstance(checkpoint, Mapping) and marks <= checkpoint.keys()
+def is_openai(state: State) -> bool:
+    """Whether the names are those of improved-diffusion and guided-diffusion."""
+    return {"time_embed.0.weight", "input_blocks.0.0.weight"} <= state.keys()
 
 
-def from_openai(
-    state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False
-) -> dict[str, Tensor]:
+def from_openai(state: State, network: UNet, new_attention_order: bool = False) -> Tensors:
     """Their state dict as one of network, complete and of its shapes. The null class, which theirs
     do not have, becomes the mean of the others.
 
@@ -69,7 +64,18 @@ def from_openai(
     Raises:
         UserError: with the settings that differ.
     """
-    check_fit(state, network)
+    if not isinstance(network, ADMUNet):
+        raise UserError(
+            "a checkpoint of improved-diffusion or guided-diffusion needs models.adm.ADMUNet, "
+            "whose layers differ from Ho's also where the shapes agree: set model to one of "
+            "conf/model/improved_*.yaml and adm_*.yaml."
+        )
+    if not any(name.startswith("output_blocks.") for name in state):
+        raise UserError(
+            "the checkpoint has no output_blocks: it is a classifier (as 64x64_classifier.pt "
+            "is) and not a diffusion model."
+        )
+    check_fit(state, network, partial(to_openai, network=network), settings, UNSEEN)
     converted = {}
     for ours, theirs in names(network).items():
         tensor = state[theirs]
@@ -82,9 +88,7 @@ def from_openai(
     return converted
 
 
-def to_openai(
-    state: Mapping[str, Tensor], network: UNet, new_attention_order: bool = False
-) -> dict[str, Tensor]:
+def to_openai(state: State, network: UNet, new_attention_order: bool = False) -> Tensors:
     """The inverse: network's state dict (or gradients by name) under their names, in their shapes,
     without the null class."""
     converted = {}
@@ -156,30 +160,13 @@ def _heads(name: str, network: UNet) -> Any:
 # --- what does not fit ----------------------------------------------------------------------------
 
 
-def check_fit(state: Mapping[str, Tensor], network: UNet) -> None:
-    """Checks that names and shapes are those of network.
-
-    Raises:
-        UserError: where they are not, with the settings to change.
-    """
-    if not isinstance(network, ADMUNet):
-        raise UserError(
-            "a checkpoint of improved-diffusion or guided-diffusion needs models.adm.ADMUNet, "
-            "whose layers differ from Ho's also where the shapes agree: set model to one of "
-            "conf/model/improved_*.yaml and adm_*.yaml."
-        )
-    if not any(name.startswith("output_blocks.") for name in state):
-        raise UserError(
-            "the checkpoint has no output_blocks: it is a classifier (as 64x64_classifier.pt "
-            "is) and not a diffusion model."
-        )
-    misfit.check_fit(state, network, partial(to_openai, network=network), settings, UNSEEN)
-
-
-def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def settings(state: State) -> dict[str, Any]:
     """The arguments of ADMUNet that an OpenAI state dict shows, by name."""
     total = len({name.split(".")[1] for name in state if name.startswith("output_blocks.")})
-    upsamples = {n: name for n in range(total) if (name := _upsample(state, n))}
+    # what doubles the size after an output block: a convolution, or a residual block that is not
+    # the first
+    doubles = re.compile(r"output_blocks\.(\d+)\.[12]\.(conv|in_layers\.0)\.weight")
+    upsamples = {int(found[1]): found[2] for found in map(doubles.fullmatch, state) if found}
     a_level = min(upsamples, default=total - 1) + 1  # residual blocks of a level on the way up
     first = range(0, total, a_level)[::-1]  # those of level 0, 1, ...
     channels = state["time_embed.0.weight"].shape[1]
@@ -187,19 +174,12 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     attention = [f"output_blocks.{n}.1.qkv.weight" in state for n in first]
     return {
         "channels": channels,
-        "multipliers": [misfit.whole(width / channels) for width in widths],
+        "multipliers": [whole(width / channels) for width in widths],
         "blocks": a_level - 1,
         "attention_levels": [level for level, has in enumerate(attention) if has],
         "scale_shift": len(state["output_blocks.0.0.emb_layers.1.weight"]) == 2 * widths[-1],
-        "resample_blocks": any("in_layers" in name for name in upsamples.values()),
+        "resample_blocks": "in_layers.0" in upsamples.values(),
         "classes": len(state.get("label_emb.weight", ())),
         "in_channels": state["input_blocks.0.0.weight"].shape[1],
         "out_channels": len(state["out.2.weight"]),
     }
-
-
-def _upsample(state: Mapping[str, Tensor], n: int) -> str | None:
-    """A tensor of what doubles the size after output block n: a convolution, or a residual block
-    that is not the first."""
-    found = re.compile(rf"output_blocks\.{n}\.[12]\.(conv|in_layers\.0)\.weight")
-    return next(filter(found.fullmatch, state), None)

@@ -7,26 +7,24 @@ import logging
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from models.formats.ddim import from_ddim, is_ddim, weights_of
 from models.formats.diffusers import (
     INDEX,
+    NO_NULL_CLASS,
     SCHEDULER,
     UNET,
     WEIGHTS,
     from_diffusers,
     is_diffusers,
-    read_folder,
 )
-from models.formats.misfit import check_same
+from models.formats.misfit import Tensors, check_same
 from models.formats.openai import from_openai, is_openai
 from models.unet import UNet
 from runtime.build import build
@@ -38,53 +36,46 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # of what OpenAI published, the one checkpoint in that order; no shape tells
 NEW_ATTENTION_ORDER = "64x64_diffusion.pt"
-NO_NULL_CLASS = (
-    "%s: the network never saw a null class, which is the mean of its classes here: sample it "
-    "with label=..."
-)
+# of our config; of data the size and channels
 SECTIONS = ("model", "schedule", "parameterization", "variance", "data")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Published:
-    """One set of weights, which is the model and its average at once (a training checkpoint of
-    DDIM's code alone holds both).
+def tensors_of(file: Path, network: UNet, average: bool) -> Tensors:
+    """All that the network has, under our names and in its shapes, whosever they were.
 
-    Attributes:
-        path: what the user named.
-        file: where the tensors are.
-        sections: SECTIONS of our config, of data the size and channels.
+    Args:
+        average: of a file that holds the model and its average, as a training checkpoint of DDIM's
+            code alone does.
+    Raises:
+        UserError: where they are other ones.
     """
-
-    path: Path
-    file: Path
-    sections: dict[str, Any]
-
-    def tensors(self, network: UNet, average: bool) -> dict[str, Tensor]:
-        """All that the network has, under our names and in its shapes.
-
-        Args:
-            average: of a file that holds both.
-        Raises:
-            UserError: where they are other ones.
-        """
-        try:
-            return _converted(read_weights(self.file), network, self.file.name, average)
-        except UserError as error:
-            raise UserError(f"{self.file}: {error}") from error
-
-
-def open_folder(path: Path) -> Published:
-    """In diffusers' format."""
-    config, file = read_folder(path)
-    if config["model"]["classes"]:
-        log.warning(NO_NULL_CLASS, path)
-    return Published(path, file, config)
+    try:
+        found = read_weights(file)
+        if is_ddim(found):
+            return from_ddim(found, network, average)
+        named = list(found) if isinstance(found, dict) else [type(found).__name__]
+        if (
+            not isinstance(found, dict)
+            or not named
+            or not all(map(torch.is_tensor, found.values()))
+        ):
+            raise UserError(
+                f"no state dict, but {', '.join(named[:6]) or 'nothing'}: save the dict of the "
+                "network's tensors alone."
+            )
+        if is_openai(found):
+            return from_openai(found, network, new_attention_order=file.name == NEW_ATTENTION_ORDER)
+        if is_diffusers(found):
+            return from_diffusers(found, network)
+        check_same(found, network.state_dict())
+        return found
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
-def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
-    """A bare file of weights.
+def open_file(path: Path, sections: dict[str, Any] | None) -> dict[str, Any]:
+    """The sections of a bare file of weights.
 
     Args:
         sections: the settings that it is said to have, None for none.
@@ -111,7 +102,7 @@ def open_file(path: Path, sections: dict[str, Any] | None) -> Published:
         )
     stated = {section: sections[section] for section in SECTIONS}
     try:
-        return Published(path, path, with_ends(read_weights(path), stated, path))
+        return with_ends(read_weights(path), stated, path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -184,24 +175,6 @@ def read_weights(path: Path) -> Any:
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _converted(found: Any, network: UNet, file: str, average: bool) -> dict[str, Tensor]:
-    """The tensors under our names, whosever they were. average: of a file that holds both."""
-    if is_ddim(found):
-        return from_ddim(found, network, average)
-    named = list(found) if isinstance(found, dict) else [type(found).__name__]
-    if not isinstance(found, dict) or not named or not all(map(torch.is_tensor, found.values())):
-        raise UserError(
-            f"no state dict, but {', '.join(named[:6]) or 'nothing'}: save the dict of the "
-            "network's tensors alone."
-        )
-    if is_openai(found):
-        return from_openai(found, network, new_attention_order=file == NEW_ATTENTION_ORDER)
-    if is_diffusers(found):
-        return from_diffusers(found, network)
-    check_same(found, network.state_dict())
-    return found
 
 
 # --- the Hugging Face Hub -------------------------------------------------------------------------

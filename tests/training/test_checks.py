@@ -30,7 +30,7 @@ MISTAKES = {
     ),
     "a rank": (
         ["transfer=lora", "transfer.inject.0.rank=64"],
-        ["transfer.inject: LoRA on", ".qkv.weight: rank=64 is more than the 16"],
+        ["transfer.inject: LoRA on", ".qkv.weight: rank=64 must be 1 to 16"],
     ),
     "another network": (
         ["source.from=SOURCE", "model.channels=16"],

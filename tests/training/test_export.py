@@ -36,7 +36,7 @@ from runtime.errors import UserError
 from tests.helpers import runs
 from tests.helpers.networks import difference, randomize
 from tests.helpers.trajectories import assert_same, opened, our_trajectory, their_trajectory
-from transfer.trained_weights import DIFFERENCE, is_difference, load_weights
+from transfer.trained_weights import DIFFERENCE, load_weights, said_of_difference
 
 UNET = [
     "data.size=[16,8]",
@@ -362,14 +362,14 @@ def test_every_published_model_is_written_or_refused_by_name():
 def test_a_small_file_that_is_cut_short_is_named_as_such(tmp_path):
     whole = safetensors.torch.save({"a": torch.zeros(9)}, {DIFFERENCE: "{}"})
     for content, expected in (
-        (whole, True),
-        (safetensors.torch.save({"a": torch.zeros(9)}), False),
+        (whole, "{}"),
+        (safetensors.torch.save({"a": torch.zeros(9)}), None),
     ):
         (tmp_path / "lora.safetensors").write_bytes(content)
-        assert is_difference(tmp_path / "lora.safetensors") is expected
+        assert said_of_difference(tmp_path / "lora.safetensors") == expected
     (tmp_path / "lora.safetensors").write_bytes(whole[:-4])
     with pytest.raises(UserError, match="lora.safetensors: damaged"):
-        is_difference(tmp_path / "lora.safetensors")
+        said_of_difference(tmp_path / "lora.safetensors")
 
 
 def test_a_small_file_is_put_where_it_is_asked_for_and_overwrites_nothing(tmp_path, monkeypatch):

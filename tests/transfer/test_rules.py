@@ -70,7 +70,7 @@ def test_apply_tells_when_the_trained_set_changes():
 )
 def test_mistakes(rules, message):
     with pytest.raises(UserError, match=message):
-        ParameterPlan(tiny(), rules).must_train()
+        ParameterPlan(tiny(), rules).must_train(100)
 
 
 def test_a_rule_that_ends_before_it_begins():

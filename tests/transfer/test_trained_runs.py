@@ -21,7 +21,7 @@ from sampling import sample_to_folder as sample
 from tests.helpers.transfers import TISSUE, Transfers, denoiser_of, weights
 from training import export_weights as export
 from transfer.adapters import inject, load
-from transfer.trained_weights import is_difference, load_weights, source_of, start_of
+from transfer.trained_weights import load_weights, said_of_difference, source_of, start_of
 
 STRATEGIES = ["full", "freeze_encoder", "lora", "svdiff", "textual_inversion"]
 SAMPLER = SamplerSettings(ddim, even_steps, 3)
@@ -209,10 +209,10 @@ def test_a_damaged_file(transfers, tmp_path, how):
 
 
 def test_a_file_of_weights_is_no_difference(transfers):
-    assert not is_difference(
+    assert not said_of_difference(
         transfers.source / "checkpoints/step_20/ema.safetensors"
-    ) and not is_difference(transfers.source)
-    assert is_difference(difference_of(transfers, "lora"))
+    ) and not said_of_difference(transfers.source)
+    assert said_of_difference(difference_of(transfers, "lora"))
 
 
 def test_only_a_run_with_a_source_has_a_difference(transfers, tmp_path):
