@@ -6,12 +6,12 @@ are those of UNet; a residual block that resamples is `down.0.downsample` itself
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.layers import Resample, ResBlock, conv, double, halve, same_size
+from models.layers import Resample, ResBlock, conv, double, halve
 from models.unet import UNet
 
 
@@ -121,13 +121,6 @@ class ADMUNet(UNet):
         """That of level 0, as in guided-diffusion; improved-diffusion, all of whose first
         multipliers are 1, does not tell."""
         return widths[0]
-
-    def res_block(
-        self, width_in: int, width_out: int, resample: Callable[[Tensor], Tensor] = same_size
-    ) -> nn.Module:
-        return self.block_type(
-            width_in, width_out, 4 * self.channels, self.groups, self.dropout, self.EPS, resample
-        )
 
     def heads_of(self, width: int) -> int:
         if self.head_channels is None:

@@ -4,7 +4,7 @@ resolution on both ways, and up.0 runs last."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ class UNet(nn.Module):
     """
 
     EPS = NORM_EPS  # of every norm
+    block_type: type[ResBlock] = ResBlock  # of every residual block
     down: Any  # a list of Level
     up: Any
 
@@ -135,8 +136,12 @@ class UNet(nn.Module):
         """Of conv_in."""
         return self.channels
 
-    def res_block(self, width_in: int, width_out: int) -> nn.Module:
-        return ResBlock(width_in, width_out, 4 * self.channels, self.groups, self.dropout, self.EPS)
+    def res_block(
+        self, width_in: int, width_out: int, resample: Callable[[Tensor], Tensor] = same_size
+    ) -> nn.Module:
+        return self.block_type(
+            width_in, width_out, 4 * self.channels, self.groups, self.dropout, self.EPS, resample
+        )
 
     def heads_of(self, width: int) -> int:
         """Attention heads at a width."""

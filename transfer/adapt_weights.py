@@ -202,7 +202,8 @@ def fit(
         # of the table to what embeds time
         source = source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
     state, rows = {}, []
-    ends = Ends(_image_channels(source), _image_channels(target), kept)
+    first = "conv_in.weight"
+    ends = Ends(source[first].shape[1], target[first].shape[1], kept)
     for name, tensor in target.items():
         if name in left_out:
             value, row = tensor, Fit(name, "new", left_out[name])
@@ -228,10 +229,6 @@ def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
     """What will become of the tensors of a source with that config, without memory."""
     theirs, ours = source.shape_network().state_dict(), config.shape_network().state_dict()
     return fit(theirs, ours, config.source, config.kept_classes(source))[1]
-
-
-def _image_channels(weights: Tensors) -> int:
-    return weights["conv_in.weight"].shape[1] if "conv_in.weight" in weights else 0
 
 
 def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
@@ -267,7 +264,7 @@ def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tu
     if source.shape == target.shape:
         return source, Fit(name, "loaded", "")
     shapes = f"{list(source.shape)} -> {list(target.shape)}"
-    known = name in RESIZE and ends.source and ends.target and source.ndim == target.ndim
+    known = name in RESIZE and source.ndim == target.ndim
     resized = RESIZE[name](source, target, ends) if known else None
     if resized is None:
         return target, Fit(name, "new", f"shapes differ: {shapes}")

@@ -118,8 +118,8 @@ class ParameterPlan:
 
     def training(self, step: int) -> set[str]:
         """The parameters that train at a step."""
-        groups = zip(self.trained.values(), self.rates(step), strict=True)
-        return {name for names, rate in groups if rate > 0 for name in names}
+        training = [names for (rules, _), names in self.trained.items() if scale(rules, step) > 0]
+        return set().union(*training)
 
     def apply(self, step: int) -> bool:
         """Sets requires_grad for this step. True where the set that trains has changed. A frozen

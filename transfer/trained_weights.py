@@ -155,7 +155,6 @@ def of_published(path: Path, sections: dict[str, Any], file: Path) -> TrainedWei
         "model": f"{digest}, model" if file == path else digest,
         "ema": digest,
     }
-
     classes = [str(k) for k in range(config.classes)]
 
     def read(which: Which) -> Tensors:

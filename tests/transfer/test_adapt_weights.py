@@ -193,7 +193,7 @@ def test_mistakes():
     with pytest.raises(UserError, match="source.include: dwn"):
         fit(unet().state_dict(), unet().state_dict(), SourceSettings(include=["dwn.*"]))
     with pytest.raises(UserError, match="no weight of the source fits"):
-        fit({"other": torch.zeros(1)}, unet().state_dict())
+        fit({"conv_in.weight": torch.zeros(1, 3, 3, 3)}, unet().state_dict())
 
 
 def test_a_bias_that_fits_by_chance_makes_no_source():
