@@ -109,10 +109,10 @@ def as_json(kind: str, settings: dict[str, Any]) -> bytes:
 
 def holds(out: Path, contents: dict[str, bytes]) -> bool:
     """Whether the folder has these files and no others."""
-    for name, data in contents.items():
-        if not (out / name).is_file() or (out / name).read_bytes() != data:
-            return False
-    return sum(path.is_file() for path in out.rglob("*")) == len(contents)
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    return names == contents.keys() and all(
+        (out / name).read_bytes() == data for name, data in contents.items()
+    )
 
 
 def refuse(what: str, reason: str) -> NoReturn:
@@ -219,13 +219,15 @@ def scheduler_config(config: RunConfig) -> dict[str, Any]:
         UserError: where it has no such.
     """
     predicts, variance = type(config.parameterization).__name__, type(config.variance).__name__
-    if predicts not in PARAMETERIZATIONS.values():
+    prediction_type = key_of(PARAMETERIZATIONS, predicts)
+    variance_type = key_of(VARIANCES, variance)
+    if prediction_type is None:
         refuse(
             f"parameterization {predicts}",
             "DDPMScheduler takes a prediction of the noise, of x0 or of the velocity. Sample with "
             "sample.py, or train with parameterization=noise.",
         )
-    if variance not in VARIANCES.values():
+    if variance_type is None:
         refuse(
             f"variance {variance}",
             "its variance_type=learned takes the output for the variance itself and not for its "
@@ -246,16 +248,16 @@ def scheduler_config(config: RunConfig) -> dict[str, Any]:
         end,
         name or "linear",
         None if name else betas_for_float32(schedule),
-        first(VARIANCES, variance),
-        first(PARAMETERIZATIONS, predicts),
+        variance_type,
+        prediction_type,
         # A schedule without signal at T must be sampled from T, where leading steps do not begin.
         timestep_spacing="trailing" if schedule.zero_terminal_snr else "leading",
     )
     return asdict(scheduler) | {"steps_offset": 0}
 
 
-def first(table: dict[str, str], value: str) -> str:
-    return next(key for key, v in table.items() if v == value)
+def key_of(table: dict[str, str], value: str) -> str | None:
+    return next((key for key, v in table.items() if v == value), None)
 
 
 def name_of(schedule: NoiseSchedule, start: float, end: float) -> str | None:
