@@ -78,7 +78,7 @@ class Checkpoint:
                 return f"{file} is damaged: its sha256 is not the one in {STATE}"
         return None
 
-    def weights(self, which: str = EMA) -> dict[str, Tensor]:
+    def weights(self, which: str) -> dict[str, Tensor]:
         """The tensors of the model or its EMA, by their names.
 
         Raises:
@@ -172,7 +172,7 @@ def find(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return open_checkpoint(path)
-    if (path / "checkpoints").is_dir() and (found := latest(path / "checkpoints")):
+    if found := latest(path / "checkpoints"):
         return found
     raise UserError(
         f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME) or one of "
@@ -181,29 +181,24 @@ def find(path: str | Path) -> Checkpoint:
 
 
 def save(
-    directory: Path,
+    reached: Checkpoint,
     model: dict[str, Tensor],
     ema: dict[str, Tensor],
     optimizer: dict[str, Any],
-    step: int,
-    config: dict[str, Any],
-    classes: list[str],
-    progress: Progress,
 ) -> None:
-    """Writes directory/step_N."""
+    """Writes the directory of a checkpoint, whose digests are made here."""
     buffer = io.BytesIO()
     torch.save(optimizer, buffer)
     contents = {MODEL: _packed(model), EMA: _packed(ema), OPTIMIZER: buffer.getvalue()}
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     state = {
-        "step": step,
-        **asdict(progress),
-        "classes": classes,
-        "config": config,
-        "sha256": digests,
+        "step": reached.step,
+        **asdict(reached.progress),
+        "classes": reached.classes,
+        "config": reached.config,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
     contents[STATE] = json.dumps(state | {OWN: _digest(state)}, indent=1).encode()
-    write_directory(directory / f"step_{step}", contents)
+    write_directory(reached.path, contents)
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:

@@ -52,12 +52,9 @@ def sync_directory(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Creates path with data, on the disk when this returns."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open(path, "wb") as file:
+        write_all(file.fileno(), data)
+        os.fsync(file.fileno())
 
 
 def write_all(fd: int, data: bytes) -> None:

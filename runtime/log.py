@@ -58,7 +58,7 @@ def recorded() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextlib.contextmanager
-def logged_to(path: Path, said: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+def logged_to(path: Path, said: Iterable[logging.LogRecord]) -> Iterator[None]:
     """What is logged inside goes to a file too, after what was said before the file was known."""
     # a file may have a name in no encoding
     handler = logging.FileHandler(path, errors="backslashreplace")
@@ -119,15 +119,13 @@ class RunLog:
         if self._wandb:
             self._wandb.log(values, step=step)
 
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> Path:
-        """pixels: [H, W, C] uint8 -> samples/NAME_STEP.png"""
-        path = self.directory / "samples" / f"{name}_{step:07d}.png"
-        write_atomically(path, png(pixels))
+    def samples(self, step: int, pixels: np.ndarray) -> None:
+        """pixels: [H, W, C] uint8 -> samples/samples_STEP.png"""
+        write_atomically(self.directory / f"samples/samples_{step:07d}.png", png(pixels))
         if self._wandb:
             from wandb import Image
 
-            self._wandb.log({name: Image(pixels.squeeze())}, step=step)
-        return path
+            self._wandb.log({"samples": Image(pixels.squeeze())}, step=step)
 
     def sync(self) -> None:
         """Everything told so far is on the disk."""
@@ -171,16 +169,15 @@ def _kept_rows(path: Path, rows: int) -> list[dict[str, Any] | None]:
 def _parsed_rows(path: Path) -> list[dict[str, Any] | None]:
     """A row for each line, None for one that is damaged; without what is behind the last line
     break, which a kill may have torn."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [_parsed_row(line) for line in lines]
-
-
-def _parsed_row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and (not row or isinstance(row.get("step"), int)) else None
+    rows: list[dict[str, Any] | None] = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        known = isinstance(row, dict) and (not row or isinstance(row.get("step"), int))
+        rows.append(row if known else None)
+    return rows
 
 
 def table(rows: Iterable[Iterable[Any]]) -> str:

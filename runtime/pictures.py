@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 from PIL import Image
@@ -15,14 +16,15 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def grid(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """[N, H, W, C] uint8 -> one picture [*, *, C], small images enlarged to be seen, white between
-    them."""
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """[N, H, W, C] uint8 -> one picture [*, *, C], small images enlarged to be seen, a white line
+    between them. columns: None for as many as rows, or one more."""
     N, H, W, C = images.shape
     zoom = max(1, 96 // max(H, W))
+    columns = columns or math.ceil(N**0.5)
     rows = -(-N // columns)
-    canvas = np.full((rows * (H + gap) + gap, columns * (W + gap) + gap, C), 255, np.uint8)
+    canvas = np.full((rows * (H + 1) + 1, columns * (W + 1) + 1, C), 255, np.uint8)
     for n, image in enumerate(images):
-        y, x = gap + n // columns * (H + gap), gap + n % columns * (W + gap)
+        y, x = 1 + n // columns * (H + 1), 1 + n % columns * (W + 1)
         canvas[y : y + H, x : x + W] = image
     return canvas.repeat(zoom, 0).repeat(zoom, 1)

@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from config.run_config import RunConfig
+from config.sections import TransferSettings
 from data.batches import Batch, Batches, to_uint8, to_x0
-from diffusion.denoiser import Denoiser, ForwardPass
+from data.dataset import Dataset
+from diffusion.denoiser import Denoiser
 from diffusion.generate import generate
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
@@ -41,24 +43,44 @@ from training.ema import Ema, share_of_start
 from training.online_kid import LightSet
 from training.result import RESULT
 from transfer.adapters import load, parameters
-from transfer.context import Penalty
-from transfer.replay import Replay
+from transfer.context import Penalty, Start
 from transfer.rules import ParameterPlan
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What a strategy adds to the loss of a step.
+class Stream(NamedTuple):
+    """Batches of which every step takes one.
 
     Args:
-        loss: in place of the plain one, on the target's images.
+        timesteps: which t the images see; told each image's loss.
+        loss: of an image.
+        weight: times the mean of these.
+        penalties: added to that.
     """
 
+    batches: Batches
+    timesteps: Timesteps
+    loss: Loss
+    weight: float = 1.0
     penalties: Sequence[Penalty] = ()
-    replay: Replay | None = None
-    loss: Loss | None = None
+
+
+def streams_of(strategy: TransferSettings, start: Start | None, plain: Stream) -> dict[str, Stream]:
+    """The target's images with what a strategy adds to their loss, and beside them those that it
+    replays, by what a checkpoint calls the state of their timesteps.
+
+    Args:
+        start: None for a strategy that asks nothing of its source.
+        plain: the target's images and the config's own loss.
+    """
+    penalties = [penalty(start) for penalty in strategy.penalties]
+    replay = strategy.replay and strategy.replay(start)
+    loss = strategy.loss(start) if strategy.loss else plain.loss
+    streams = {"timesteps": plain._replace(loss=loss, penalties=penalties)}
+    if replay:
+        streams["replay"] = Stream(replay.batches, replay.timesteps, plain.loss, replay.weight)
+    return streams
 
 
 @dataclass
@@ -66,56 +88,50 @@ class Trainer:
     """One run. Build the parts, call train().
 
     Args:
-        loss: of an image, where the strategy has none of its own.
-        batches: the training images; those of a replay are in terms.
+        streams: see streams_of.
         autocast: what forward passes run under.
         facts: what result.json says besides what is measured.
     """
 
     denoiser: Denoiser
-    loss: Loss
-    timesteps: Timesteps
     optimizer: torch.optim.Optimizer
     plan: ParameterPlan
-    batches: Batches
+    dataset: Dataset
+    streams: dict[str, Stream]
     config: RunConfig
     directory: Path
-    log: RunLog
     autocast: Callable[[], contextlib.AbstractContextManager]
-    terms: Terms
     facts: dict[str, Any]
     steps_done: int = 0
     seconds: float = 0.0
 
     def __post_init__(self):
-        d, self.run = self.denoiser, self.config.run
-        self.device = d.schedule.alpha_bar.device
-        self.ema = Ema(d.network, self.config.train.ema_decay)
-        self.averaged = d.around(self.ema.network).eval()
+        self.run = self.config.run
+        self.device = self.denoiser.schedule.alpha_bar.device
+        self.ema = Ema(self.denoiser.network, self.config.train.ema_decay)
+        self.averaged = self.denoiser.around(self.ema.network).eval()
         # summed loss since the last row of the log
         self.window = torch.zeros((), device=self.device)
         self.window_steps = 0
         # step of the first loss or gradient that is not finite
         self.first_bad = torch.full((), -1, device=self.device)
-        self.pending = False  # stopped between the step and its evaluation
+        self.begun = Progress()  # of the checkpoint that the run goes on from
+        self.stop = StopRequest()
         self.light = None
         if count := self.run.kid_images:
+            batch_size = self.config.train.batch_size
             self.light = LightSet(
-                self.batches.dataset,
-                count,
-                self.config.train.batch_size,
-                self.device,
-                on_batch=lambda: self.stop.check(),
+                self.dataset, count, batch_size, self.device, on_batch=self.stop.check
             )
 
     # one step
 
-    def step(self, k: int, batch: Batch, replayed: Batch | None = None) -> Tensor:
+    def step(self, k: int, *batches: Batch) -> Tensor:
         """Step k. Nothing here waits for the device.
 
         Args:
             k: counted from 0.
-            replayed: images of the source, where the strategy wants them.
+            batches: one of each stream.
         Returns:
             The gradient's norm, a scalar.
         """
@@ -124,12 +140,9 @@ class Trainer:
         warmup = min(1.0, (k + 1) / max(1, self.config.train.warmup))
         for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
             group["lr"] = self.optimizer.defaults["lr"] * scale * warmup
-        loss, penalties = self.terms.loss or self.loss, self.terms.penalties
-        total = self._backward(k, batch, self.batches, self.timesteps, loss, penalties=penalties)
-        if (replay := self.terms.replay) and replayed:
-            total = total + self._backward(
-                k, replayed, replay.batches, replay.timesteps, self.loss, replay.weight
-            )
+        total = torch.zeros((), device=self.device)
+        for stream, batch in zip(self.streams.values(), batches, strict=True):
+            total += self._backward(k, stream, batch)
         norm = torch.nn.utils.clip_grad_norm_(
             self.denoiser.network.parameters(), self.config.train.clip or math.inf
         )
@@ -142,31 +155,19 @@ class Trainer:
         self.first_bad = torch.where((self.first_bad < 0) & ~finite, k, self.first_bad)
         return norm
 
-    def _backward(
-        self,
-        k: int,
-        batch: Batch,
-        batches: Batches,
-        timesteps: Timesteps,
-        loss_of: Loss,
-        scale: float = 1.0,
-        penalties: Sequence[Penalty] = (),
-    ) -> Tensor:
-        """The gradient of scale x the mean loss of step k, and of the penalties.
+    def _backward(self, k: int, stream: Stream, batch: Batch) -> Tensor:
+        """The gradient of what a stream adds to the loss of step k.
 
         What the step is taken on is drawn for the whole batch, so that accumulation, micro-batch
         by micro-batch, does not change it.
 
-        Args:
-            batches: which the batch is of: its seed, and whether it flips.
-            timesteps: which t the images see; told each image's loss.
         Returns:
             The loss, a scalar.
         """
-        seed, device = batches.seed, self.device
+        seed, device = stream.batches.seed, self.device
         images, label, flip = (x.to(device, non_blocking=True) for x in batch)
-        x0 = to_x0(images, flip if batches.flip else None)
-        t, weight = timesteps.draw(len(x0), generator(seed, "t", k, device=device))
+        x0 = to_x0(images, flip if stream.batches.flip else None)
+        t, weight = stream.timesteps.draw(len(x0), generator(seed, "t", k, device=device))
         random = generator(seed, "noise", k, device=device)
         noise = torch.randn(images.shape, generator=random, device=device).permute(0, 3, 1, 2)
         if classes := self.denoiser.network.classes:
@@ -174,28 +175,24 @@ class Trainer:
             drop = torch.rand(len(label), generator=random, device=device)
             label = torch.where(drop < self.config.train.label_dropout, classes, label)
         micro = -(-len(x0) // self.config.train.accumulation)
+        # a loss with a method noise_of chooses the noise that the network is given
+        choose = getattr(stream.loss, "noise_of", lambda denoiser, x0, t, noise, condition: noise)
         total, losses = torch.zeros((), device=device), []
         for m, first in enumerate(range(0, len(x0), micro)):
             part = slice(first, first + micro)
             torch.manual_seed(derive(seed, "dropout", k, m))
             with self.autocast():
-                step = self._forward_pass(loss_of, x0[part], t[part], noise[part], label[part])
-                loss, added = loss_of(step), sum(penalty(step) for penalty in penalties)
+                condition = {"label": label[part]}
+                chosen = choose(self.denoiser, x0[part], t[part], noise[part], condition)
+                step = self.denoiser.forward_pass(x0[part], t[part], chosen, condition)
+                loss = stream.loss(step)
+                added = sum(penalty(step) for penalty in stream.penalties)
             losses.append(loss.detach())
-            loss = (scale * (loss * weight[part]).mean() + added) / (len(x0) / len(loss))
+            loss = (stream.weight * (loss * weight[part]).mean() + added) / (len(x0) / len(loss))
             loss.backward()
             total += loss.detach()
-        timesteps.update(t, torch.cat(losses))
+        stream.timesteps.update(t, torch.cat(losses))
         return total
-
-    def _forward_pass(
-        self, loss_of: Loss, x0: Tensor, t: Tensor, noise: Tensor, label: Tensor
-    ) -> ForwardPass:
-        """A loss with a method noise_of chooses the noise that the network is given."""
-        condition = {"label": label}
-        if choose := getattr(loss_of, "noise_of", None):
-            noise = choose(self.denoiser, x0, t, noise, condition)
-        return self.denoiser.forward_pass(x0, t, noise, condition)
 
     # all steps
 
@@ -206,9 +203,11 @@ class Trainer:
             Preempted: after saving, where a signal asked to stop.
             UserError: where the loss or a gradient is not finite.
         """
-        steps = self.config.train.steps
+        steps, config = self.config.train.steps, self.config
+        run_log = RunLog(self.directory, self.begun.rows, config.wandb, config.raw)
         with (
-            StopRequest() as self.stop,
+            contextlib.closing(run_log) as self.log,
+            self.stop,
             tqdm(
                 total=steps,
                 initial=self.steps_done,
@@ -216,27 +215,28 @@ class Trainer:
                 mininterval=0.5 if sys.stderr.isatty() else 30,
                 desc=self.directory.parent.name,
             ) as self.bar,
+            contextlib.ExitStack() as around,
         ):
             self._clock = time.monotonic()
-            if self.pending or steps == 0:
+            if self.begun.pending or steps == 0:
                 self._finish_step()
-            replay = self.terms.replay
-            with contextlib.ExitStack() as stack:
-                streams = []
-                for batches in [self.batches, *([replay.batches] if replay else [])]:
-                    stream = batches.prefetched(self.steps_done, steps, self.device.type == "cuda")
-                    streams.append(stack.enter_context(contextlib.closing(stream)))
-                for batch in zip(*streams, strict=True):
-                    norm = self.step(self.steps_done, *batch)
-                    self.steps_done += 1
-                    self.bar.update()
-                    if self._is_due(self.run.log_every):
-                        self._report(norm)
-                    if self._is_due(self.run.checkpoint_every):
-                        self._finish_step()
-                    elif self.stop.received:
-                        self._save()
-                    self.stop.check()
+            streams = []
+            for stream in self.streams.values():
+                ahead = stream.batches.prefetched(
+                    self.steps_done, steps, self.device.type == "cuda"
+                )
+                streams.append(around.enter_context(contextlib.closing(ahead)))
+            for batches in zip(*streams, strict=True):
+                norm = self.step(self.steps_done, *batches)
+                self.steps_done += 1
+                self.bar.update()
+                if self._is_due(self.run.log_every):
+                    self._report(norm)
+                if self._is_due(self.run.checkpoint_every):
+                    self._finish_step()
+                elif self.stop.received:
+                    self._save(self._reached({}))
+                self.stop.check()
 
     def _is_due(self, every: int) -> bool:
         return self.steps_done % every == 0 or self.steps_done == self.config.train.steps
@@ -287,43 +287,40 @@ class Trainer:
             values = self._evaluate()
             picture = self._sample() if self._is_due(self.run.sample_every) else None
         except Preempted:
-            self.pending = True
-            self._save()
+            self._save(self._reached({}, pending=True))
             raise
-        self.pending = False
         row = {f"validation/{name}": value for name, value in values.items()}
         self.log.metrics(self.steps_done, row)
         if picture is not None:
-            self.log.picture("samples", self.steps_done, picture)
-        write_sealed(self.directory / RESULT, self._result(values), indent=1)
-        self._save(values)
+            self.log.samples(self.steps_done, picture)
+        reached = self._reached(values)
+        write_sealed(self.directory / RESULT, self._result(reached), indent=1)
+        self._save(reached)
 
-    def _result(self, values: dict[str, float]) -> dict[str, Any]:
-        """What the run came to so far, for report.py."""
+    def _result(self, reached: Checkpoint) -> dict[str, Any]:
+        """What the run came to so far, for report.py.
+
+        Args:
+            reached: the checkpoint that is written next, and that find_best_checkpoint will know.
+        """
+        written = checkpoint.all_checkpoints(reached.path.parent)
+        before = [c for c in written if c.step < reached.step]
+        best = [*rank_checkpoints([*before, reached]), reached][0]
         return {
-            "step": self.steps_done,
-            "held_out_loss": values.get("loss"),
+            "step": reached.step,
+            "held_out_loss": reached.progress.validation_loss,
             "held_out_grid": GRID,
-            "best_step": self._best_step(values),
+            "best_step": best.step,
             "best_by": self.run.best_by,
-            "ema_share_of_start": share_of_start(self.config.train.ema_decay, self.steps_done),
-            "hours": self._elapsed() / 3600,
+            "ema_share_of_start": share_of_start(self.config.train.ema_decay, reached.step),
+            "hours": reached.progress.seconds / 3600,
             "device": device_name(self.device),
             "peak_memory_bytes": peak_memory(self.device),
             **self.facts,
         }
 
-    def _best_step(self, values: dict[str, float]) -> int:
-        """The step of the checkpoint that find_best_checkpoint finds once that of this evaluation
-        is written."""
-        directory = self.directory / "checkpoints"
-        progress = self._progress(values)
-        now = Checkpoint(directory, self.steps_done, self.config.raw, [], {}, progress)
-        before = [c for c in checkpoint.all_checkpoints(directory) if c.step < now.step]
-        return [*rank_checkpoints([*before, now]), now][0].step
-
     def _evaluate(self) -> dict[str, float]:
-        data = self.batches.dataset
+        data = self.dataset
         rows = data.splits["validation"]
         if not len(rows):
             return {}
@@ -353,7 +350,7 @@ class Trainer:
         """Images of the averaged model, one for each seed and label [B] -> [B, C, H, W] in about
         [-1, 1]."""
         condition = {"label": label} if self.denoiser.network.classes else {}
-        H, W, C = self.batches.dataset.images.shape[1:]
+        H, W, C = self.dataset.images.shape[1:]
         with self.autocast():
             return generate(
                 lambda x, t: self.averaged(x, t, condition),
@@ -370,30 +367,19 @@ class Trainer:
         n = self.run.samples
         label = torch.arange(n, device=self.device) % (self.denoiser.network.classes or 1)
         x0 = self._generate([derive("grid", k) for k in range(n)], label)
-        return grid(to_uint8(x0).cpu().numpy(), columns=math.ceil(n**0.5))
+        return grid(to_uint8(x0).cpu().numpy())
 
     # keeping and restoring
 
-    def _save(self, values: dict[str, float] | None = None) -> None:
-        """values: what the evaluation came to, where there was one."""
-        self._check_finite()
-        self.log.sync()
-        directory = self.directory / "checkpoints"
-        checkpoint.save(
-            directory,
-            dict(parameters(self.denoiser.network)),
-            dict(parameters(self.ema.network)),
-            {name: part.state_dict() for name, part in self._stateful().items()},
-            self.steps_done,
-            self.config.raw,
-            list(self.batches.dataset.classes),
-            self._progress(values or {}),
-        )
-        prune_checkpoints(directory, self.run.keep_last)
+    def _reached(self, values: dict[str, float], pending: bool = False) -> Checkpoint:
+        """The checkpoint of this moment, not written yet.
 
-    def _progress(self, values: dict[str, float]) -> Progress:
-        return Progress(
-            self.pending,
+        Args:
+            values: what the evaluation came to, {} where there was none.
+            pending: there was to be one.
+        """
+        progress = Progress(
+            pending,
             values.get("loss"),
             values.get("kid"),
             GRID,
@@ -401,13 +387,25 @@ class Trainer:
             self.log.rows,
             (self.window.item(), self.window_steps),
         )
+        path = self.directory / "checkpoints" / f"step_{self.steps_done}"
+        classes = list(self.dataset.classes)
+        return Checkpoint(path, self.steps_done, self.config.raw, classes, {}, progress)
+
+    def _save(self, reached: Checkpoint) -> None:
+        self._check_finite()
+        self.log.sync()
+        checkpoint.save(
+            reached,
+            dict(parameters(self.denoiser.network)),
+            dict(parameters(self.ema.network)),
+            {name: part.state_dict() for name, part in self._stateful().items()},
+        )
+        prune_checkpoints(reached.path.parent, self.run.keep_last)
 
     def _stateful(self) -> dict[str, Any]:
         """What remembers gradients, or losses by t."""
-        found = {"optimizer": self.optimizer, "timesteps": self.timesteps}
-        if replay := self.terms.replay:
-            found["replay"] = replay.timesteps
-        return found
+        by_t = {name: stream.timesteps for name, stream in self.streams.items()}
+        return {"optimizer": self.optimizer, **by_t}
 
     def restore(self, saved: Checkpoint) -> None:
         load(self.denoiser.network, saved.weights(checkpoint.MODEL))
@@ -415,7 +413,7 @@ class Trainer:
         states = saved.optimizer()
         for name, part in self._stateful().items():
             part.load_state_dict(states[name])
-        progress, self.steps_done = saved.progress, saved.step
-        self.pending, self.seconds = progress.pending, progress.seconds
-        window, self.window_steps = progress.window
+        self.begun, self.steps_done = saved.progress, saved.step
+        self.seconds = saved.progress.seconds
+        window, self.window_steps = saved.progress.window
         self.window.fill_(window)

@@ -3,10 +3,8 @@ the loop trains."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +26,19 @@ from runtime.device import arithmetic, forget_peak, pick_device, pick_precision
 from runtime.environment import describe, kept_precision
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically, write_csv
-from runtime.log import RunLog, logged_to, recorded
+from runtime.log import logged_to, recorded
 from runtime.pictures import grid, png
 from runtime.seeds import derive
 from runtime.signals import StopAtOnce
 from training.checks import check_network, check_run_config
-from training.loop import Terms, Trainer
+from training.loop import Stream, Trainer, streams_of
 from training.pretrained_source import PretrainedSource, find_source
 from training.run_directory import claim, name_run, open_images
 from training.start_from_source import (
     facts,
     start_from,
+    start_of,
     tell_of_start,
-    terms_of,
     with_alike_trained,
 )
 from transfer.adapt_weights import planned_fit
@@ -98,12 +96,9 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         log.info(f"{begin}: {directory}, {plan.told()}")
         begun = has_origin(directory) and saved and not config.transfer.needs_source
         origin = source_weights(source, config) if source and not begun else None
-        with contextlib.ExitStack() as around:
+        with logged_to(directory / "log.txt", said):
             with StopAtOnce():
-                around.enter_context(logged_to(directory / "log.txt", said))
-                trainer = around.enter_context(
-                    open_trainer(config, images, directory, saved, origin)
-                )
+                trainer = open_trainer(config, images, directory, saved, origin)
             trainer.train()
         log.info(f"finished: {directory}\n  samples: {directory / 'samples'}")
     return directory
@@ -147,14 +142,13 @@ def source_weights(source: PretrainedSource, config: RunConfig) -> TrainedWeight
     return found
 
 
-@contextlib.contextmanager
 def open_trainer(
     config: RunConfig,
     images: ImageReader,
     directory: Path,
     saved: Checkpoint | None,
     origin: TrainedWeights | None,
-) -> Iterator[Trainer]:
+) -> Trainer:
     """Everything that one run needs, built, started from its source, and restored from its
     checkpoint where it has one.
 
@@ -179,39 +173,35 @@ def open_trainer(
     optimizer = config.build_optimizer(plan.groups())
     describe(directory, config.raw, precision, device)
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
-    with contextlib.closing(
-        RunLog(directory, saved.progress.rows if saved else 0, config.wandb, config.raw)
-    ) as run_log:
-        terms = Terms()
-        if origin and config.transfer.needs_source:
-            terms = terms_of(config, origin, denoiser, dataset, directory)
-        trainer = Trainer(
-            denoiser,
-            config.loss,
-            config.build_timesteps().to(device),
-            optimizer,
-            plan,
-            Batches(dataset, config.train.batch_size, config.data.flip, config.seed),
-            config,
-            directory,
-            run_log,
-            autocast,
-            terms,
-            facts(plan, directory),
-        )
-        if saved:
-            trainer.restore(saved)
-        if config.run.compile:
-            # in place: names, and the copy that the average is, stay as they are
-            denoiser.network.compile()
-        warn_of_short_run(config)
-        warn_of_start(denoiser.schedule, config.sampler, config.image_shape)
-        parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
-        log.info(
-            f"{device}, {precision}, {len(dataset.splits['train'])} training images, "
-            f"{parameters:.2f}M parameters"
-        )
-        yield trainer
+    start = None
+    if origin and config.transfer.needs_source:
+        start = start_of(config, origin, denoiser, dataset, directory)
+    batches = Batches(dataset, config.train.batch_size, config.data.flip, config.seed)
+    plain = Stream(batches, config.build_timesteps().to(device), config.loss)
+    trainer = Trainer(
+        denoiser,
+        optimizer,
+        plan,
+        dataset,
+        streams_of(config.transfer, start, plain),
+        config,
+        directory,
+        autocast,
+        facts(plan, directory),
+    )
+    if saved:
+        trainer.restore(saved)
+    if config.run.compile:
+        # in place: names, and the copy that the average is, stay as they are
+        denoiser.network.compile()
+    warn_of_short_run(config)
+    warn_of_start(denoiser.schedule, config.sampler, config.image_shape)
+    parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
+    log.info(
+        f"{device}, {precision}, {len(dataset.splits['train'])} training images, "
+        f"{parameters:.2f}M parameters"
+    )
+    return trainer
 
 
 def start_denoiser(
@@ -250,5 +240,5 @@ def show_images(dataset: Dataset, count: int, path: Path) -> None:
     if not path.exists():
         train = dataset.splits["train"]
         rows = spread(train, count, dataset.labels)
-        write_atomically(path, png(grid(dataset.images[rows], columns=math.ceil(len(rows) ** 0.5))))
+        write_atomically(path, png(grid(dataset.images[rows])))
         log.info(f"training images as the network sees them: {path}")

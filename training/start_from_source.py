@@ -17,7 +17,6 @@ from runtime import checkpoint
 from runtime.checkpoint import FILES
 from runtime.content import differences
 from runtime.errors import Misfit, UserError
-from training.loop import Terms
 from transfer.adapt_weights import AT_ZERO, COPIED, TABLE, Fit, planned_fit, summary
 from transfer.adapters import inject
 from transfer.class_table import warn_of_renamed_classes
@@ -89,7 +88,16 @@ def start_from(
         "weights": FILES[which],
         "sha256": found.digests[which],
     }
-    check_same_source(directory, origin)
+    before = read_origin(directory)
+    if (
+        before
+        and before["sha256"] != origin["sha256"]
+        and checkpoint.latest(directory / "checkpoints")
+    ):
+        raise UserError(
+            f"{directory} started from {before['path']}, and {origin['path']} holds other weights "
+            "now. Put the source back, or give this run another run.directory."
+        )
     state, rows = fitted(config, denoiser.network, found)
     if left_without_classes(config, theirs):
         origin["null_row"] = "folded" if any(row.status == "folded" for row in rows) else "left out"
@@ -99,22 +107,6 @@ def start_from(
     log.info(summary(rows))
     warn_of_renamed_classes(found.classes, classes, denoiser.network.classes)
     write_origin(directory, origin, rows)
-
-
-def check_same_source(directory: Path, origin: dict[str, Any]) -> None:
-    """A run that goes on needs the very source that it started from.
-
-    Raises:
-        UserError: where it is another one.
-    """
-    before = read_origin(directory)
-    if before is None or before["sha256"] == origin["sha256"]:
-        return
-    if checkpoint.latest(directory / "checkpoints"):
-        raise UserError(
-            f"{directory} started from {before['path']}, and {origin['path']} holds other weights "
-            "now. Put the source back, or give this run another run.directory."
-        )
 
 
 def other_network(config: RunConfig, theirs: RunConfig) -> str:
@@ -203,30 +195,24 @@ def check_images_known(config: RunConfig, source: TrainedWeights) -> None:
             check_known(source)
 
 
-def terms_of(
+def start_of(
     config: RunConfig, origin: TrainedWeights, denoiser: Denoiser, dataset: Dataset, directory: Path
-) -> Terms:
-    """What the strategy adds to the loss, built from where the run starts."""
-    strategy, kept = config.transfer, config.kept_classes(origin.config)
-    first_kept = denoiser.network.classes - kept if denoiser.network.classes and kept else None
+) -> Start:
+    """What the terms of a strategy are built from."""
+    classes, kept = denoiser.network.classes, config.kept_classes(origin.config)
     table = fit_table(directory)
     resized = any(row.name == TABLE and row.status == "resized" for row in table)
-    start = Start(
+    return Start(
         denoiser,
         origin,
         copied(table),
         dataset,
         config.data,
-        first_kept,
+        classes - kept if classes and kept else None,
         config.seed,
         config.train.batch_size,
         Path(config.run.cache),
-        denoiser.network.classes - kept if resized else 0,
-    )
-    return Terms(
-        [penalty(start) for penalty in strategy.penalties],
-        strategy.replay and strategy.replay(start),
-        strategy.loss and strategy.loss(start),
+        classes - kept if resized else 0,
     )
 
 

@@ -104,11 +104,8 @@ def test_light_set(monkeypatch):
     monkeypatch.setattr(light, "MOST", COUNT)
     seen = []
 
-    class Watching:
-        def to(self, device):
-            return self
-
-        def __call__(self, pictures):
+    class Watching(torch.nn.Module):
+        def forward(self, pictures):
             seen.append(pictures)
             return Embedding(
                 pictures.float().mean((1, 2))
@@ -136,7 +133,7 @@ def test_accuracy_of_ants_classifier(monkeypatch):
 
 def test_sheet_of_training_images(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(run, "grid", lambda images, columns: seen.append(images) or images[0])
+    monkeypatch.setattr(run, "grid", lambda images: seen.append(images) or images[0])
     run.show_images(DATA, COUNT, tmp_path / "images.png")
     check_shares(seen[0][:, 0, 0, 0])
 

@@ -43,17 +43,14 @@ def saved(
 ) -> checkpoint.Checkpoint:
     """A small checkpoint, not of a run."""
     weights = {"a": torch.full((4, 3), float(step)), "b": torch.arange(5.0)}
+    path, progress = directory / f"step_{step}", checkpoint.Progress(validation_loss=loss)
     checkpoint.save(
-        directory,
+        checkpoint.Checkpoint(path, step, {"seed": 0}, [], {}, progress),
         weights,
         {name: w / 2 for name, w in weights.items()},
         optimizer or {"state": {}},
-        step,
-        {"seed": 0},
-        [],
-        checkpoint.Progress(validation_loss=loss),
     )
-    return checkpoint.open_checkpoint(directory / f"step_{step}")
+    return checkpoint.open_checkpoint(path)
 
 
 def one_error(code: int, text: str) -> str:
@@ -227,14 +224,10 @@ def test_a_run_with_a_hostile_optimizer_stops_with_one_message(undisturbed, tmp_
     directory = runs.copied(undisturbed(), tmp_path / "run")
     last = checkpoint.find(directory)
     checkpoint.save(
-        last.path.parent,
+        last,
         last.weights(MODEL),
         last.weights(EMA),
         {"state": Evil(tmp_path / "created")},
-        last.step,
-        last.config,
-        last.classes,
-        last.progress,
     )
     message = one_error(*runs.train(tmp_path / "run", ["train.steps=16"]))
     assert f"step_12/{OPTIMIZER}" in message
@@ -450,11 +443,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     )
     directory = tmp_path / "run"
     directory.mkdir()
-    with open_trainer(config, open_images(config), directory, None, None) as prepared:
-        weight = prepared.denoiser.network.conv_in.weight
-        weight.register_hook(
-            lambda gradient: gradient * float("inf") if prepared.steps_done == 2 else gradient
-        )
-        with pytest.raises(UserError, match="gradient of step 2 is not finite.*No checkpoint"):
-            prepared.train()
+    prepared = open_trainer(config, open_images(config), directory, None, None)
+    weight = prepared.denoiser.network.conv_in.weight
+    weight.register_hook(
+        lambda gradient: gradient * float("inf") if prepared.steps_done == 2 else gradient
+    )
+    with pytest.raises(UserError, match="gradient of step 2 is not finite.*No checkpoint"):
+        prepared.train()
     assert not list(directory.glob("checkpoints/step_*"))

@@ -18,7 +18,7 @@ from config.overrides import composed
 from config.run_config import RunConfig
 from diffusion.image_noise import NoisePerImage
 from runtime import checkpoint
-from runtime.checkpoint import Progress
+from runtime.checkpoint import Checkpoint, Progress
 from runtime.seeds import derive
 from tests.helpers import ROOT
 
@@ -43,16 +43,9 @@ def run_directory(tmp_path_factory) -> Path:
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     torch.nn.init.normal_(network.class_embedding.weight)
-    checkpoint.save(
-        directory / "checkpoints",
-        network.state_dict(),
-        network.state_dict(),
-        {},
-        7,
-        config,
-        ["cat", "dog", "eel"],
-        Progress(validation_loss=1.0),
-    )
+    path, classes = directory / "checkpoints/step_7", ["cat", "dog", "eel"]
+    saved = Checkpoint(path, 7, config, classes, {}, Progress(validation_loss=1.0))
+    checkpoint.save(saved, network.state_dict(), network.state_dict(), {})
     return directory
 
 
@@ -265,9 +258,8 @@ def test_images_that_are_not_finite_are_refused_and_not_written(tmp_path):
     weights = network.state_dict() | {
         "conv_out.bias": torch.full_like(network.conv_out.bias, float("nan"))
     }
-    checkpoint.save(
-        tmp_path / "checkpoints", weights, weights, {}, 7, config, [], Progress(validation_loss=1.0)
-    )
+    path, progress = tmp_path / "checkpoints/step_7", Progress(validation_loss=1.0)
+    checkpoint.save(Checkpoint(path, 7, config, [], {}, progress), weights, weights, {})
     said = sample(
         f"checkpoint={tmp_path}", "n=3", "sampler.steps=2", f"out={tmp_path}/out", fails=True
     )

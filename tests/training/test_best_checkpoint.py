@@ -28,9 +28,9 @@ def saved(
     weights = {"a": torch.full((2,), float(step))}
     config = {"seed": 0} if by is None else {"run": {"best_by": by}}
     progress = checkpoint.Progress(validation_loss=loss, validation_kid=kid, held_out_grid=grid)
-    checkpoint.save(
-        directory / "checkpoints", weights, weights, {"state": {}}, step, config, [], progress
-    )
+    path = directory / f"checkpoints/step_{step}"
+    reached = checkpoint.Checkpoint(path, step, config, [], {}, progress)
+    checkpoint.save(reached, weights, weights, {"state": {}})
 
 
 def steps(directory: Path) -> list[int]:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 import runtime.torchvision  # noqa: F401  before anything that imports torchvision
-from runtime.checkpoint import Progress
+from runtime.checkpoint import Checkpoint, Progress
 from tests.helpers import ROOT
 
 # isort: split
@@ -81,14 +81,12 @@ def run_of(directory: Path, overrides) -> Path:
     randomize(network)
     average = {name: tensor + 0.01 for name, tensor in network.state_dict().items()}
     checkpoint.save(
-        directory / "checkpoints",
+        Checkpoint(
+            directory / "checkpoints/step_7", 7, config, [], {}, Progress(validation_loss=1.0)
+        ),
         network.state_dict(),
         average,
         {},
-        7,
-        config,
-        [],
-        Progress(validation_loss=1.0),
     )
     return directory
 

@@ -118,14 +118,10 @@ def retrain(directory: Path) -> None:
     }
     optimizer = torch.load(saved.path / OPTIMIZER, weights_only=True)
     checkpoint.save(
-        saved.path.parent,
+        saved,
         tensors[MODEL],
         tensors[EMA],
         optimizer,
-        saved.step,
-        saved.config,
-        saved.classes,
-        saved.progress,
     )
 
 

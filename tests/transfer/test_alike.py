@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import re
-from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -35,10 +34,10 @@ from tests.helpers.starts import trained as source_with
 from tests.helpers.transfers import Transfers, folders, weights
 from training import export_weights as export
 from training.checks import check_network
-from training.loop import Terms, Trainer
+from training.loop import Stream, Trainer, streams_of
 from training.result import read_result
 from training.run_directory import changed_since
-from training.start_from_source import copied, patterns_beside, terms_of, with_alike_trained
+from training.start_from_source import copied, patterns_beside, start_of, with_alike_trained
 from transfer.adapt_weights import TABLE, planned_fit
 from transfer.adapters import inject
 from transfer.context import Start
@@ -158,30 +157,23 @@ class Begun:
             6,
             cache,
         )
-        self.terms = Terms(
-            [p(start) for p in strategy.penalties],
-            strategy.replay and strategy.replay(start),
-            strategy.loss and strategy.loss(start),
-        )
+        plain = Stream(Batches(colored(), 6, False, 0), Uniform(20), simple_loss)
+        self.streams = streams_of(strategy, start, plain)
 
     def after(self, steps: int) -> Denoiser:
         trainer = Trainer(
             self.denoiser,
-            simple_loss,
-            Uniform(20),
             self.config.build_optimizer(self.plan.groups()),
             self.plan,
-            Batches(colored(), 6, False, 0),
+            colored(),
+            self.streams,
             self.config,
             None,
-            None,
             contextlib.nullcontext,
-            self.terms,
             {},
         )
-        replay = self.terms.replay
         for k in range(steps):
-            trainer.step(k, trainer.batches.batch(k), replay and replay.batches.batch(k))
+            trainer.step(k, *(stream.batches.batch(k) for stream in self.streams.values()))
         return self.denoiser.eval()
 
 
@@ -547,8 +539,5 @@ def test_which_rows_a_term_is_told_to_be_new(tmp_path, theirs, kept, new):
     ).with_classes(3, theirs if kept else 0)
     table = planned_fit(config, source(theirs).config)
     write_origin(tmp_path, {"path": "", "weights": "", "sha256": ""}, table)
-    vars(config)["transfer"] = replace(config.transfer, penalties=[lambda start: start])
-    [start] = terms_of(
-        config, source(theirs), config.build_denoiser(), colored(), tmp_path
-    ).penalties
+    start = start_of(config, source(theirs), config.build_denoiser(), colored(), tmp_path)
     assert start.new_rows == new

@@ -22,7 +22,7 @@ from models.formats import published as pretrained
 from models.formats.ddim import to_ddim
 from models.formats.openai import to_openai
 from runtime import checkpoint
-from runtime.checkpoint import Progress
+from runtime.checkpoint import Checkpoint, Progress
 from runtime.errors import UserError
 from runtime.seeds import derive
 from sampling import sample_to_folder as sample
@@ -72,14 +72,12 @@ def run_of(tmp_path, overrides, moved: float = 1.0) -> Path:
     config, made = network(overrides)
     average = {name: tensor + moved for name, tensor in made.state_dict().items()}
     checkpoint.save(
-        tmp_path / "run" / "checkpoints",
+        Checkpoint(
+            tmp_path / "run/checkpoints/step_7", 7, config, [], {}, Progress(validation_loss=1.0)
+        ),
         made.state_dict(),
         average,
         {},
-        7,
-        config,
-        [],
-        Progress(validation_loss=1.0),
     )
     return tmp_path / "run"
 
