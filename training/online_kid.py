@@ -68,20 +68,20 @@ class LightSet:
                 "run.best_by=loss, or give data with a validation split."
             )
         self.batch_size = min(self.batch_size, BATCH)
+        self.features.register_forward_pre_hook(lambda *_: self.on_batch())
 
     def __call__(self, make: Make) -> dict[str, float]:
         """{"kid": to the validation images, "kid_train": to the training images, "rho"}. kid_train
         is left out where there is one training image, rho where most validation images are copies
         of training images."""
-        reference, images = self._reference, self._generated(make)
+        train, validation, distances = self._reference
+        images = self._generated(make)
         generated = self._features(images, np.arange(self.count), "generated")
-        values = {"kid": kid(generated, reference.validation)}
-        if len(reference.train) > 1:
-            values["kid_train"] = kid(generated, reference.train)
-        if median(reference.distances) > 0:
-            values["rho"] = rho(
-                nearest(generated, reference.train, 1).distances[:, 0], reference.distances
-            )
+        values = {"kid": kid(generated, validation)}
+        if len(train) > 1:
+            values["kid_train"] = kid(generated, train)
+        if median(distances) > 0:
+            values["rho"] = rho(nearest(generated, train, 1).distances[:, 0], distances)
         return values
 
     def _generated(self, make: Make) -> np.ndarray:
@@ -118,9 +118,5 @@ class LightSet:
         return Reference(train, validation, distances)
 
     def _features(self, images: np.ndarray, rows: np.ndarray, which: str) -> Tensor:
-        parts = []
-        for start in range(0, len(rows), BATCH):
-            self.on_batch()
-            part, desc = rows[start : start + BATCH], f"features of {which} images"
-            parts.append(extract(self.features, images, part, device=self.device, desc=desc))
-        return torch.cat([part.features for part in parts])
+        desc = f"features of {which} images"
+        return extract(self.features, images, rows, BATCH, desc, self.device).features
