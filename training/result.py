@@ -22,7 +22,6 @@ from runtime.files import read_json, read_sealed
 from training.run_directory import IDENTITY
 
 RESULT = "result.json"  # written at each evaluation
-DRAWS = ("data.subset_seed",)  # beside the seed: what runs of one setting are drawn by
 MISSING = "-"
 
 
@@ -76,7 +75,7 @@ class Result:
         subset."""
         sections = [s for s in NUMBERS if s != "seed"]
         found = leaves(canonical({s: self.config[s] for s in sections if s in self.config}))
-        return {path: value for path, value in found if path not in DRAWS}
+        return {path: value for path, value in found if path != "data.subset_seed"}
 
     def cells(self) -> dict[str, str]:
         """Column -> text, of the table of a sweep."""

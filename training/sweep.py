@@ -37,11 +37,10 @@ from runtime.hydra_private import parse_command_line, replaced_job_results, spli
 from runtime.log import log_to_terminal, table
 from runtime.requeue import is_job
 from runtime.signals import PREEMPTED, Preempted
-from training.result import MISSING, read_result
+from training.result import Result, read_result
 
 log = logging.getLogger(__name__)
 SWEEP = "sweep.json"
-COLUMNS = ("strategy", "seed", "trained", "steps", "held-out loss", "GPU-hours")
 
 
 @dataclass(frozen=True)
@@ -69,34 +68,30 @@ class Sweep:
         if record["status"] == "failed":
             what = record["message"].split("\n")[0]
         else:
-            what = f"held-out loss {_result_of(record).get('held-out loss', MISSING)}"
+            what = f"held-out loss {_result_of(record)['held-out loss']}"
         spent = timedelta(seconds=round(record["seconds"]))
         return (
             f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
         )
 
     def table(self) -> str:
-        rows = [["cell", *COLUMNS, "status"]]
+        rows = []
         for name, record in zip(self.cells, self.records(), strict=True):
-            values = _result_of(record) if record else {}
-            rows.append(
-                [
-                    name,
-                    *(values.get(column, MISSING) for column in COLUMNS),
-                    record["status"] if record else "not finished",
-                ]
-            )
-        return table(rows)
+            status = record["status"] if record else "not finished"
+            rows.append({"cell": name, **_result_of(record), "status": status})
+        return table([rows[0], *(row.values() for row in rows)])
 
 
-def _result_of(record: dict[str, Any]) -> dict[str, str]:
-    """Columns of the cell's run; none where it failed, or where a file of the run is damaged, which
-    a report tells."""
+def _result_of(record: dict[str, Any] | None) -> dict[str, str]:
+    """Columns of the cell's run; empty ones where it failed or has not ended, or where a file of
+    the run is damaged, which a report tells."""
+    result = Result(Path(), {}, {})
     try:
-        return read_result(Path(record["run"])).cells() if "run" in record else {}
+        if record and "run" in record:
+            result = read_result(Path(record["run"]))
     except UserError as error:
         log.warning(error)
-        return {}
+    return result.cells()
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -129,10 +124,7 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
         logging.getLogger(launcher).setLevel(logging.WARNING)
     log.info(f"sweep: {len(sweep.cells)} cells, {sweep.folder}")
     try:
-        with contextlib.ExitStack() as around:
-            if elsewhere:
-                around.enter_context(told_of_cells(sweep))
-                around.enter_context(dead_jobs_noted(sweep))
+        with jobs_watched(sweep) if elsewhere else contextlib.nullcontext():
             yield
     except KeyboardInterrupt:
         on = "its jobs go on without this process" if elsewhere else "the same command continues"
@@ -248,10 +240,10 @@ def told_of_cells(sweep: Sweep) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
-    """A job that dies (killed for memory, cancelled) is a cell that failed. submitit raises for the
-    first of them, and Hydra's launcher, which asks for the results in the order of the cells, would
-    then wait for no other."""
+def jobs_watched(sweep: Sweep) -> Iterator[None]:
+    """Tells of cells as they end. A job that dies (killed for memory, cancelled) is a cell that
+    failed: submitit raises for the first of them, and Hydra's launcher, which asks for the results
+    in the order of the cells, would then wait for no other."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     numbers = itertools.count()
@@ -275,24 +267,23 @@ def dead_jobs_noted(sweep: Sweep) -> Iterator[None]:
                 )
             return [JobReturn(status=JobStatus.COMPLETED)]
 
-    with replaced_job_results(noted):
+    with told_of_cells(sweep), replaced_job_results(noted):
         yield
 
 
 def report_failures(sweep: Sweep) -> bool:
     """Names the cells that failed, each with its message. Whether there are any."""
     records = sweep.records()
-    failed, said = [], []
-    for name, record in zip(sweep.cells, records, strict=True):
-        if record and record["status"] == "failed":
-            failed.append(f"\n  {name}: {record['message']}")
+    count = len(records)
+    ended = [(name, r) for name, r in zip(sweep.cells, records, strict=True) if r]
+    failed = [f"\n  {name}: {r['message']}" for name, r in ended if r["status"] == "failed"]
     if failed:
-        said.append(f"error: {len(failed)} of {len(records)} cells failed:{''.join(failed)}\n")
-    if left := records.count(None):
-        said.append(
-            f"{left} of {len(records)} cells are not finished; the same command continues.\n"
+        print(f"error: {len(failed)} of {count} cells failed:{''.join(failed)}", file=sys.stderr)
+    if left := count - len(ended):
+        print(
+            f"{left} of {count} cells are not finished; the same command continues.",
+            file=sys.stderr,
         )
-    print(*said, sep="", end="", file=sys.stderr, flush=True)
     return bool(failed)
 
 

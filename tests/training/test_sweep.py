@@ -213,7 +213,7 @@ def test_a_job_that_dies_is_a_cell_that_failed_and_the_others_are_waited_for(as_
         FailedJobError("Traceback ...\nImportError: no module torch\n"),
     ]
     (as_cell / "1.json").write_text(json.dumps({"status": "finished", "run": "x", "seconds": 1}))
-    with sweep.dead_jobs_noted(sweep.read_sweep(as_cell)):
+    with sweep.jobs_watched(sweep.read_sweep(as_cell)):
         jobs = [
             SimpleNamespace(outcome=o, job_id=f"7_{n}", paths=SimpleNamespace(stdout=f"/log{n}"))
             for n, o in enumerate(outcomes)
