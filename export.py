@@ -22,10 +22,10 @@ class ExportSettings(Settings):
 
     checkpoint: str
     out: str
-    weights: Which = "ema"
-    trained_as: str | None = None
-    overrides: Sequence[str] = ()
-    source: str | None = None
+    weights: Which
+    trained_as: str | None
+    overrides: Sequence[str]
+    source: str | None
 
 
 def main(config: dict[str, Any]) -> None:

@@ -171,8 +171,8 @@ class RunConfig:
         known = OWN_KEYS | reader_keys(section)
         if unknown := [key for key in section if key not in known | {"_target_"}]:
             raise UserError(f"data.{unknown[0]}: no such setting; {near(unknown[0], known)}")
-        node = {key: value for key, value in section.items() if key not in OWN_KEYS}
-        own = {key: section[key] for key in section if key in OWN_KEYS}
+        node = dict(section)
+        own = {key: node.pop(key) for key in section if key in OWN_KEYS}
         check_arguments(DataSettings, own, [], "data", ["reader"])
         return make(DataSettings, "data", bind(node, READERS, "data", ["file_cache"]), **own)
 

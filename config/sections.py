@@ -34,12 +34,12 @@ class TrainSettings(Settings):
 
     steps: int
     batch_size: int
-    accumulation: int = 1
-    warmup: int = 0
-    clip: float | None = 1.0
-    ema_decay: float = 0.9999
-    label_dropout: float = 0.1
-    precision: Precision = "auto"
+    accumulation: int
+    warmup: int
+    clip: float | None
+    ema_decay: float
+    label_dropout: float
+    precision: Precision
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.accumulation) < 1 or min(self.steps, self.warmup) < 0:
@@ -78,20 +78,20 @@ class RunSettings(Settings):
         best_by: what the checkpoint that is kept as the best is lowest in.
     """
 
-    device: str = "auto"
-    kernels: Kernels = "auto"
-    compile: bool = False
-    root: str = "runs"
-    directory: str | None = None
-    cache: str = "cache"
-    log_every: int = 20
-    sample_every: int = 5000
-    checkpoint_every: int = 1000
-    keep_last: int = 2
-    held_out_draws: int = 512
-    samples: int = 64
-    kid_images: int = 0
-    best_by: Literal["loss", "kid"] = "loss"
+    device: str
+    kernels: Kernels
+    compile: bool
+    root: str
+    directory: str | None
+    cache: str
+    log_every: int
+    sample_every: int
+    checkpoint_every: int
+    keep_last: int
+    held_out_draws: int
+    samples: int
+    kid_images: int
+    best_by: Literal["loss", "kid"]
 
     def __post_init__(self) -> None:
         if self.kid_images != 0 and self.kid_images < FEWEST:

@@ -116,25 +116,24 @@ def check_arguments(
         UserError: at the first wrong key or value.
     """
     parameters, hints = _schema(target)
-    required = {
+    partial, arguments = node.get("_partial_"), {}
+    lacking = [
         name
         for name, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-    lacking = required - node.keys() - set(given)
-    arguments = {}
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and name not in {*node, *given}
+    ]
     for key, value in node.items():
         if key in SPECIAL:
             continue
         place = f"{where}.{key}".removeprefix(".")
         if key not in parameters or key in given:
-            bound_later = lacking if node.get("_partial_") else set()
-            known = parameters.keys() - bound_later - set(given)
+            known = parameters.keys() - {*given, *(lacking if partial else [])}
             raise UserError(f"{place}: no such setting; {near(key, known)}")
         arguments[parameters[key].name] = _built(value, hints.get(key, Any), packages, place)
-    missing = [name for name in parameters if name in lacking]
-    if missing and not node.get("_partial_"):
-        raise UserError(f"{where}.{missing[0]}".removeprefix(".") + " must be set.")
+    if lacking and not partial:
+        raise UserError(f"{where}.{lacking[0]}".removeprefix(".") + " must be set.")
     return arguments
 
 
@@ -190,12 +189,10 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, a) for a in arguments)
     if origin is typing.Literal:
         return value in arguments
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
     if hint is float:
-        return isinstance(value, int | float)
-    if hint in (int, str, type(None)):
-        return isinstance(value, hint)
+        return type(value) in (int, float)
+    if hint in (bool, int, str, type(None)):
+        return type(value) is hint
     if _is_sequence(hint):
         return isinstance(value, list) and all(fits(v, arguments[0]) for v in value)
     return isinstance(value, dict) and (dict in (hint, origin) or _record(hint) is not None)
