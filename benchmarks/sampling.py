@@ -38,7 +38,7 @@ from diffusion.samplers import ancestral, ddim
 from diffusion.schedule import linear
 from diffusion.spacing import even_steps  # even: diffusers' own default
 from kernels import dispatch
-from runtime.device import arithmetic, pick_precision
+from runtime.precision import arithmetic, pick_precision
 from sampling.cuda_graph import cast_ahead, prepared
 
 SAMPLERS = {"ancestral": 1000, "ddim": 50}  # steps of a whole trajectory

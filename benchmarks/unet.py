@@ -47,7 +47,7 @@ from diffusion.parameterization import PredictNoise
 from diffusion.schedule import linear
 from kernels import dispatch
 from models.unet import UNet
-from runtime.device import arithmetic, pick_precision
+from runtime.precision import arithmetic, pick_precision
 from training.ema import Ema
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

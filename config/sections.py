@@ -149,8 +149,8 @@ class SourceSettings(Settings):
 
 @dataclass(frozen=True)
 class RuleSettings(Settings):
-    """What trains, when, and at which rate; transfer.rules.Rule is the same with its moments as
-    steps.
+    """What trains, when, and at which rate; transfer.freezing_rules.Rule is the same with its
+    moments as steps.
 
     Args:
         pattern: glob on the full name of a parameter (`*` also crosses dots).

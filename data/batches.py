@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.augmentation import draw_flips, mirror
 from data.dataset import Dataset
 from runtime.seeds import generator
 
@@ -48,9 +49,8 @@ class Batches:
 
     def batch(self, k: int) -> Batch:
         rows = self.indices(k)
-        u = torch.rand(self.batch_size, generator=generator(self.seed, "flip", k))
         images, labels = self.dataset.images[rows], self.dataset.labels[rows]
-        flip = (u < 0.5) & self.flip
+        flip = draw_flips(self.batch_size, self.seed, k) & self.flip
         return Batch(torch.from_numpy(images), torch.from_numpy(labels), flip)
 
     def prefetched(
@@ -76,7 +76,7 @@ class Batches:
 def to_x0(images: Tensor, flip: Tensor | None = None) -> Tensor:
     """[B, H, W, C] uint8 -> [B, C, H, W] in [-1, 1], channels_last, flipped where flip says."""
     x0 = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x0 if flip is None else torch.where(flip[:, None, None, None], x0.flip(-1), x0)
+    return x0 if flip is None else mirror(x0, flip)
 
 
 def to_uint8(x0: Tensor) -> Tensor:

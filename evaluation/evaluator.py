@@ -39,8 +39,8 @@ from runtime.device import pick_device
 from runtime.environment import machine
 from runtime.errors import UserError
 from runtime.files import locked, write_sealed
-from sampling.image_folder import claim_folder, write_missing
 from sampling.pipeline import SampleRequest
+from sampling.write_images import claim_folder, write_missing
 from training.best_checkpoint import find_best_checkpoint
 from training.result import read_result
 from training.run_directory import IDENTITY

@@ -1,18 +1,15 @@
-"""The device and its arithmetic."""
+"""The device and its memory."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from runtime.errors import UserError
-
-PRECISIONS = ("fp32", "tf32", "bf16")  # what auto is one of
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,14 +30,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(asked: str, device: torch.device) -> str:
-    """Resolves auto: bf16 on a GPU that has it, else fp32. (A CPU's is not timed: the same command
-    has to give the same bits.)"""
-    if asked != "auto":
-        return asked
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
 def forget_peak(device: torch.device) -> None:
     """Peak memory counts from here. On a CPU that is the process's, which Linux starts anew where
     it is asked to."""
@@ -59,18 +48,6 @@ def peak_memory(device: torch.device) -> int | None:
     text = status.read_text() if status.exists() else ""
     found = re.search(r"^VmHWM:\s*(\d+)", text, re.M)
     return int(found[1]) * 1024 if found else None
-
-
-def arithmetic(
-    precision: str, device: torch.device
-) -> Callable[[], contextlib.AbstractContextManager]:
-    """Sets fp32 or tf32 matrix arithmetic for the process and returns what to run forward passes
-    under."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if precision == "bf16":
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext
 
 
 def free_memory() -> None:

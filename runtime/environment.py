@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from runtime.device import PRECISIONS, pick_precision
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_atomically, write_json
+from runtime.precision import PRECISIONS, pick_precision
 
 ENVIRONMENT = "environment.json"
 PACKAGES = (

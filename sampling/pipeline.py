@@ -25,8 +25,9 @@ from diffusion.samplers import ddim
 from diffusion.spacing import log_snr_steps
 from kernels import dispatch
 from runtime.checkpoint import Which
-from runtime.device import arithmetic, pick_device, pick_precision
+from runtime.device import pick_device
 from runtime.errors import UserError, near
+from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
 from sampling.cuda_graph import cast_ahead, prepared
 from transfer.trained_weights import (

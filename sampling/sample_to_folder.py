@@ -14,8 +14,8 @@ from diffusion.generate import as_made
 from models.formats.published import SECTIONS
 from runtime.build import Settings
 from runtime.checkpoint import Which
-from sampling.image_folder import claim_folder, write_missing
 from sampling.pipeline import Reference, SampleRequest, load
+from sampling.write_images import claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights
 
 log = logging.getLogger("sample")

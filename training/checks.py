@@ -18,9 +18,9 @@ from transfer.adapt_weights import draws
 from transfer.adapters import check as check_frozen
 from transfer.adapters import inject
 from transfer.context import Penalty
+from transfer.freezing_rules import ParameterPlan, rules_of
 from transfer.pairwise_similarity import PairwiseSimilarity, check_images
 from transfer.penalties import L2SP
-from transfer.rules import ParameterPlan, rules_of
 
 
 def check_run_config(raw: dict[str, Any]) -> RunConfig:

@@ -44,7 +44,7 @@ from training.online_kid import LightSet
 from training.result import RESULT
 from transfer.adapters import load, parameters
 from transfer.context import Penalty, Start
-from transfer.rules import ParameterPlan
+from transfer.freezing_rules import ParameterPlan
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,13 @@ from kernels import dispatch
 from models.layers import to_channels_last
 from runtime import checkpoint
 from runtime.checkpoint import MODEL, Checkpoint
-from runtime.device import arithmetic, forget_peak, pick_device, pick_precision
+from runtime.device import forget_peak, pick_device
 from runtime.environment import describe, kept_precision
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically, write_csv
 from runtime.log import logged_to, recorded
 from runtime.pictures import grid, png
+from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
 from runtime.signals import StopAtOnce
 from training.checks import check_network, check_run_config
@@ -43,8 +44,8 @@ from training.start_from_source import (
 )
 from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
-from transfer.class_table import check_number_of_classes, class_names, tell_classes
-from transfer.rules import ParameterPlan, rules_of
+from transfer.class_names import check_number_of_classes, class_names, tell_classes
+from transfer.freezing_rules import ParameterPlan, rules_of
 from transfer.trained_weights import TrainedWeights, has_origin
 
 log = logging.getLogger("train")

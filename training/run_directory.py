@@ -15,10 +15,11 @@ from data.image_reader import ImageReader
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_json
-from transfer.adapt_weights import TABLE, Fit
+from transfer.adapt_weights import Fit
 from transfer.difffit import BranchScale
+from transfer.freezing_rules import rules_of
 from transfer.penalties import L2SP
-from transfer.rules import rules_of
+from transfer.resize_weights import TABLE
 from transfer.source_images import made_anew
 
 if TYPE_CHECKING:

@@ -17,11 +17,12 @@ from runtime import checkpoint
 from runtime.checkpoint import FILES
 from runtime.content import differences
 from runtime.errors import Misfit, UserError
-from transfer.adapt_weights import AT_ZERO, COPIED, TABLE, Fit, planned_fit, summary
+from transfer.adapt_weights import AT_ZERO, COPIED, Fit, planned_fit, summary
 from transfer.adapters import inject
-from transfer.class_table import warn_of_renamed_classes
+from transfer.class_names import warn_of_renamed_classes
 from transfer.context import Start
-from transfer.rules import ParameterPlan, own_word, rules_for_alike, rules_of
+from transfer.freezing_rules import ParameterPlan, own_word, rules_for_alike, rules_of
+from transfer.resize_weights import TABLE
 from transfer.source_images import check_known, images_of, real
 from transfer.trained_weights import (
     TrainedWeights,
@@ -151,8 +152,8 @@ def check_fits(config: RunConfig, theirs: RunConfig) -> None:
 
 def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:
     """What begins alike trains in every strategy that trains: here, and nowhere else, the rules for
-    it come into the config (transfer.rules.rules_for_alike). What is injected that such a weight
-    would have to stay frozen for is taken off it."""
+    it come into the config (transfer.freezing_rules.rules_for_alike). What is injected that such a
+    weight would have to stay frozen for is taken off it."""
     rules, alike = rules_of(config), [row.name for row in table if row.alike]
     if not rules or not alike:
         return config
@@ -265,8 +266,8 @@ def tell_of_start(plan: ParameterPlan, config: RunConfig, directory: Path) -> No
         if name in taught and overruled:
             log.warning(
                 f"{name} trains, though {{pattern: '{overruled[-1]}', learning_rate_scale: 0}} "
-                "freezes it: it is new to the source. A rule for it alone is obeyed: "
-                f"{{pattern: {name}, learning_rate_scale: 0}}"
+                "freezes it: it is new to the source. A rule for it alone is obeyed: {pattern: "
+                f"{name}, learning_rate_scale: 0}}"
             )
         elif name not in taught and name in ALIKE:
             log.warning(

@@ -22,9 +22,9 @@ from diffusion.losses import simple_loss
 from models.formats.misfit import Tensors
 from runtime.errors import UserError
 from runtime.seeds import derive, generator
-from transfer.adapt_weights import TABLE
 from transfer.adapters import parameters
 from transfer.context import Penalty, Start
+from transfer.resize_weights import TABLE
 
 FISHER = 1  # raise when the same settings measure something else
 

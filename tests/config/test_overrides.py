@@ -291,8 +291,10 @@ TIMES = "timesteps: {_target_: diffusion.timesteps.Uniform, _partial_: true}"
             "transfer.inject[0]: transfer.lora.LoRA is built to nothing",
         ),
         (
-            "name: x\n" + RULES + "inject: [{_target_: transfer.rules.Rule, pattern: a}]\n",
-            "transfer.inject[0]: transfer.rules.Rule is built",
+            "name: x\n"
+            + RULES
+            + "inject: [{_target_: transfer.freezing_rules.Rule, pattern: a}]\n",
+            "transfer.inject[0]: transfer.freezing_rules.Rule is built",
         ),
         (
             "name: x\n"

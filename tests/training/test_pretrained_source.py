@@ -24,7 +24,7 @@ from runtime.log import read_metrics
 from tests.helpers import ROOT, runs
 from training.pretrained_source import find_source
 from training.start_from_source import start_from
-from transfer.class_table import check_number_of_classes
+from transfer.class_names import check_number_of_classes
 from transfer.trained_weights import TrainedWeights, difference, origin_of, source_of
 
 TINY = [

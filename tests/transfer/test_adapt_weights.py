@@ -10,7 +10,8 @@ from config.sections import SourceSettings
 from models.adm import ADMUNet
 from models.unet import UNet
 from runtime.errors import UserError
-from transfer.adapt_weights import Ends, fit, mean_and_variance, resize_input_channels, summary
+from transfer.adapt_weights import fit, mean_and_variance, summary
+from transfer.resize_weights import Ends, resize_input_channels
 
 
 def unet(kind=UNet, **more) -> UNet:

@@ -38,10 +38,11 @@ from training.loop import Stream, Trainer, streams_of
 from training.result import read_result
 from training.run_directory import changed_since
 from training.start_from_source import copied, patterns_beside, start_of, with_alike_trained
-from transfer.adapt_weights import TABLE, planned_fit
+from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.context import Start
-from transfer.rules import ParameterPlan, rules_of
+from transfer.freezing_rules import ParameterPlan, rules_of
+from transfer.resize_weights import TABLE
 from transfer.trained_weights import fitted, load_weights, merged, write_origin
 
 TINY = (

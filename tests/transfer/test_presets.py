@@ -18,7 +18,7 @@ from tests.helpers.parts import (
 )
 from training.checks import check_network, check_run_config
 from transfer.adapters import inject
-from transfer.rules import ParameterPlan, rules_of
+from transfer.freezing_rules import ParameterPlan, rules_of
 
 TINY = [
     "model.channels=16",

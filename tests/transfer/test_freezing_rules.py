@@ -12,8 +12,8 @@ from runtime.errors import UserError
 from training.ema import Ema, ema_decay, share_of_start
 from transfer.adapters import inject
 from transfer.difffit import BranchScale
+from transfer.freezing_rules import ParameterPlan, Rule, rule_at
 from transfer.lora import LoRA
-from transfer.rules import ParameterPlan, Rule, rule_at
 
 
 def tiny(**more) -> UNet:

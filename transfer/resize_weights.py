@@ -1,0 +1,109 @@
+"""A source's weights in the shapes of a target that has other channels or classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TABLE = "class_embedding.weight"
+
+
+class Ends(NamedTuple):
+    """Where two networks may differ.
+
+    Attributes:
+        source, target: channels of the image.
+        kept: classes of the source in the target's class table.
+    """
+
+    source: int
+    target: int
+    kept: int = 0
+
+
+class Resized(NamedTuple):
+    """A source's tensor in the target's shape.
+
+    Attributes:
+        how, alike: of its Fit.
+    """
+
+    value: Tensor
+    how: str
+    alike: bool
+
+
+def resize_input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+    """conv_in [O, I, k, k] for images of n_target channels in place of n_source.
+
+    To gray: the sum over the inputs. On a gray image this is the source's response to the image as
+    RGB. It is not on noise: the source saw n_source independent noises, whose responses add up in
+    squares, and the sum sees one, of up to sqrt(n_source) times their standard deviation (n_source
+    times the variance). Else target channel j gets the weights of channel j mod n_source, times
+    n_source / n_target. Equal channels give the source's response where n_target is a multiple of
+    n_source; else (3 -> 4, 4 -> 3) some of its channels weigh more than others. Of more channels
+    than the source has, some have the same weights, so that the network sees only their sum until
+    it trains.
+    """
+    n_source, n_target, _ = ends
+    if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
+        return None
+    if n_target == 1:
+        return Resized(source.sum(1, keepdim=True), f"summed over {n_source} input channels", False)
+    index = torch.arange(n_target) % n_source
+    return Resized(
+        source[:, index] * (n_source / n_target),
+        f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}",
+        n_target > n_source,
+    )
+
+
+def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+    """conv_out (weight and bias) for images of another number of channels, n_source -> n_target:
+    the mean for gray, repeated rows for more. Its second half is about the variance, where that is
+    learned: one that is new starts at zero, in the middle of Nichol and Dhariwal's range; one that
+    the target does not learn is left out."""
+    n_source, n_target, _ = ends
+    if source.shape[1:] != target.shape[1:] or len(source) % n_source or len(target) % n_target:
+        return None
+    halves = source.unflatten(0, (-1, n_source))  # [1 or 2, n_source, ...]
+    known, wanted, how = len(halves), len(target) // n_target, []
+    if n_target == 1 < n_source:
+        halves = halves.mean(1, keepdim=True)
+        how.append(f"mean over {n_source} output channels")
+    elif n_target != n_source:
+        halves = halves[:, torch.arange(n_target) % n_source]
+        how.append(f"output channels repeated {n_source} -> {n_target}")
+    if wanted > known:
+        halves = torch.cat([halves, torch.zeros_like(halves)])
+        how.append("the variance's half starts at zero")
+    elif wanted < known:
+        halves = halves[:wanted]
+        how.append("the variance's half left out")
+    alike = n_target > n_source or wanted > known
+    return Resized(halves.flatten(0, 1), ", ".join(how), alike)
+
+
+def resize_class_table(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
+    """The class table for other classes: every new class starts as the mean of the source's, whose
+    own rows follow where they are kept; the null class stays itself."""
+    if source.shape[1:] != target.shape[1:]:
+        return None
+    classes, null = source[:-1], source[-1:]
+    kept = classes[: ends.kept]
+    new = classes.mean(0, keepdim=True).expand(len(target) - 1 - len(kept), -1)
+    also = f"{len(kept)} of them and " if len(kept) else ""
+    how = f"mean of {len(classes)} classes; {also}null kept"
+    return Resized(torch.cat([new, kept, null]), how, True)
+
+
+# (source, target, where the networks differ) -> the source in the target's shape, or None
+RESIZE: dict[str, Callable[[Tensor, Tensor, Ends], Resized | None]] = {
+    "conv_in.weight": resize_input_channels,
+    "conv_out.weight": resize_output_channels,
+    "conv_out.bias": resize_output_channels,
+    TABLE: resize_class_table,
+}
