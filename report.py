@@ -57,9 +57,8 @@ def write(report: Report) -> list[str]:
         f"{FIGURES}/{plot.name}.{suffix}": getattr(plot, suffix)
         for plot, suffix in product(report.drawn, ("svg", "pdf"))
     }
-    for old in {*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")}:
-        if str(old.relative_to(report.folder)) not in figures:
-            old.unlink()
+    for old in [*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")]:
+        old.unlink()
     (report.folder / FIGURES).mkdir(exist_ok=True)
     for name, content in {**contents, **figures}.items():
         write_atomically(report.folder / name, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,8 @@ import yaml
 
 from metrics.estimate import GRID
 from reporting.numbers import number
-from reporting.runs import Run, Value, look_up, value_of
+from reporting.runs import Run, Value, evaluate, look_up, value_of
 from training.result import percent, size
-
-EVALUATE = "not evaluated: python evaluate.py checkpoint="
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,8 @@ class Column:
         if self.group in ("training", "cost"):
             return "the run has not told it yet"
         if run.evaluation is None:
-            return EVALUATE + str(run.result.directory)
+            return f"not evaluated: {evaluate(run.result.directory)}"
         return "; ".join(run.at("notes") or ()) or "the evaluation does not say"
-
-
-def learning_rate(run: Run) -> Value | None:
-    return value_of(look_up(run.result.config, "optimizer.lr"))
 
 
 def best_step(run: Run) -> Value | None:
@@ -60,7 +55,12 @@ def evaluated_loss(run: Run) -> Value | None:
     return value_of(losses.get(step, run.result.loss))
 
 
-COMPUTED = {"lr": learning_rate, "best_step": best_step, "judged_loss": evaluated_loss}
+COMPUTED = {"best_step": best_step, "judged_loss": evaluated_loss}
+FILES = {
+    "config": attrgetter("result.config"),
+    "result": attrgetter("result.values"),
+    "evaluation": attrgetter("content"),
+}
 TEXTS: dict[str, Callable[[float], str]] = {
     "percent": percent,
     "count": "{:,.0f}".format,
@@ -72,11 +72,10 @@ TEXTS: dict[str, Callable[[float], str]] = {
 
 def _column(key: str, entry: dict[str, Any]) -> Column:
     file, _, path = entry.pop("from", "").partition(".")
-    files: dict[str, Callable[[Run], Value | None]] = {
-        "result": lambda run: value_of(run.result.values.get(path)),
-        "evaluation": lambda run: value_of(run.at(path)),
-    }
-    read = files[file] if file else COMPUTED[key]
+
+    def read(run: Run) -> Value | None:
+        return value_of(look_up(FILES[file](run), path)) if file else COMPUTED[key](run)
+
     return Column(key, read=read, text=TEXTS.get(entry.pop("text", "")), **entry)
 
 

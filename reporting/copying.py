@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from metrics.memorization import (
@@ -22,17 +23,17 @@ from reporting.table import UNTOUCHED, Cell, Row, find_baseline, known_columns
 
 def copying(rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Any]:
     """What verdict.txt.j2 says of copies. rows: the best first."""
-    known = [row for row in rows if known_columns((RHO, COPIES), [row])]
+    known = [row for row in rows if _numbers(row)]
     untouched = find_baseline(UNTOUCHED, rows[0], baselines)
-    signs = {row.label: signs_of_copying(row, untouched) for row in known}
-    copiers = [row for row in known if signs[row.label]]
-    clean = [row for row in known if not signs[row.label]]
+    judged = [(row, signs_of_copying(row, untouched)) for row in known]
+    copiers = [(row, signs) for row, signs in judged if signs]
+    clean = [row for row, signs in judged if not signs]
     innocent = innocent_share(_test_shares(rows[0]), _band(untouched, COPIES))
     few = rows[0].value(COPIES) is not None and innocent > COPIED
     return {
         "known": known,
-        "signs": [(row, signs[row.label], _numbers(row)[0].counted) for row in copiers],
-        "outright": [row for row in copiers if _outright(row, signs[row.label])],
+        "signs": [(row, signs, _numbers(row)[0].counted) for row, signs in copiers],
+        "outright": [row for row, signs in copiers if _outright(row, signs)],
         "clean": clean,
         "numbers": _numbers(rows[0]),
         "alike": [row.name for row in clean if signs_of_copying(row, None)],
@@ -68,9 +69,8 @@ def _test_shares(row: Row) -> Band | None:
     found = [value for run in row.counted if (value := value_of(run.at(path)))]
     if not found:
         return None
-    lows = (v.value if v.low is None else v.low for v in found)
-    highs = (v.value if v.high is None else v.high for v in found)
-    return Band(sum(v.value for v in found) / len(found), min(lows), max(highs))
+    values, lows, highs, *_ = zip(*found)
+    return Band(fmean(values), min(lows), max(highs))
 
 
 def _band(row: Row | None, column: Column) -> Band | None:

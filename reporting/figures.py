@@ -11,8 +11,9 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, product
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from metrics.memorization import NEAR
 from reporting.columns import FORGOT, HELD_OUT, KID, RHO, TEST_LOSS, Column
+from reporting.runs import evaluate
 from reporting.table import Row, known_columns, other_kind
 
 if TYPE_CHECKING:
@@ -40,13 +42,8 @@ VARIABLES = {
     LIMIT: "bad",
     HEAT: "heat",
 }
-# Both are told apart on white and on black. Of 8 colours and 7 shapes no two of 56 are alike.
-COLORS = ["#0072b2", "#c04a00", "#00866a", "#b2478c", "#b57a00", "#2f9fd6", "#7464d2", "#7d858f"]
-SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★", "P": "✚"}
 
-Looks = dict[str, dict[str, Any]]  # strategy -> colour and marker
-Draw = Callable[[Axes, Looks], None]
-Panels = Iterable[tuple[str, Draw | None]]  # (setting of the data, in words, what draws it)
+Panels = list[tuple[str, Callable[[Axes], None]]]  # (setting of the data, in words, what draws it)
 # strategy -> (x, y, y low, y high, x low, x high), or the first of them
 Lines = dict[str, list[tuple[Any, ...]]]
 
@@ -54,8 +51,8 @@ Lines = dict[str, list[tuple[Any, ...]]]
 @dataclass(frozen=True)
 class Plot:
     """caption, missing: may hold words of the report in braces. missing: what a figure that cannot
-    be drawn needs. panels: of a report. wide: a panel is as wide as the page, and as high as it has
-    strategies."""
+    be drawn needs. panels: of a report; one in which nothing is drawn is left out. wide: a panel is
+    as wide as the page, and as high as it has strategies."""
 
     name: str
     title: str
@@ -91,87 +88,81 @@ class Plot:
         return svg
 
 
-def look(index: int) -> dict[str, Any]:
-    marker = list(SHAPES)[index % len(SHAPES)]
-    size = 5.5 if marker in "osD" else 7.5
-    return {"color": COLORS[index % len(COLORS)], "marker": marker, "markersize": size}
-
-
 def figures(report: Report) -> list[Plot]:
     chosen = any(len(row.settings) > len(row.situation) for row in report.table)
     words = {
         "setting": " Each strategy stands with the setting of its lowest held-out loss." * chosen,
-        "evaluate": f"python evaluate.py checkpoint={report.folder}",
-        "rates": _rates_column(report).heading,
+        "evaluate": evaluate(report.folder),
+        "rates": _first_known(report, HELD_OUT, TEST_LOSS).heading,
     }
     found = []
     for plot in PLOTS:
-        known = [(heading, draw) for heading, draw in plot.panels(report) if draw]
-        figure = _drawn(known, report, plot.wide) if known else None
-        missing = "" if known else plot.missing.format(**words)
+        figure = _drawn(plot.panels(report), report, plot.wide)
+        missing = "" if figure else plot.missing.format(**words)
         caption = plot.caption.format(**words)
         found.append(replace(plot, caption=caption, missing=missing, figure=figure))
     return found
 
 
 @rc_context(fname=STYLE)
-def _drawn(panels: Sequence[tuple[str, Draw]], report: Report, wide: bool) -> Figure:
+def _drawn(panels: Panels, report: Report, wide: bool) -> Figure | None:
+    """Of those panels that have data."""
+    if not panels:
+        return None
     columns = 1 if wide else min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     height = 0.7 + 0.27 * max(map(len, report.panels.values())) if wide else 3.2
     figure = Figure(figsize=(9.6 if wide else 1.4 + 3.8 * columns, height * rows))
-    looks = {name: look(index) for name, index in report.indices.items()}
     handles: dict[str, Any] = {}
     for k, (heading, draw) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, k, title=heading)
-        draw(axes, looks)
+        draw(axes)
         handles |= {label: bars for bars, label in zip(*axes.get_legend_handles_labels())}
+    known = [panel for panel, axes in zip(panels, figure.axes) if axes.has_data()]
+    if known != panels:
+        return _drawn(known, report, wide)
     if handles:
         lines = [line for line, *_ in handles.values()]
         figure.legend(lines, list(handles), loc="outside right upper")
     return figure
 
 
-def _by_data(draw: Callable[..., Draw | None], *given: Any) -> Callable[[Report], Panels]:
+def _by_data(draw: Callable[..., None], **given: Any) -> Callable[[Report], Panels]:
     """draw: of the contenders of one setting of the data."""
-    return lambda report: [(key, draw(rows, *given)) for key, rows in report.panels.items()]
-
-
-def _trades(column: Column, *given: Any) -> Callable[[Report], Panels]:
-    """Quality, which is KID or the loss where KID ranks nothing, against a column."""
-
-    def panels(report: Report) -> Panels:
-        for heading, rows in report.panels.items():
-            quality = TEST_LOSS if other_kind(rows, report.baselines) else KID
-            rows = [row for row in rows if column is not FORGOT or not row.from_scratch]
-            yield heading, _trade(rows, quality, column, *given)
-
-    return panels
+    return lambda report: [
+        (heading, partial(draw, report=report, rows=rows, **given))
+        for heading, rows in report.panels.items()
+    ]
 
 
 def _trade(
-    rows: Sequence[Row], y: Column, x: Column, label: str, limit: float | None = None
-) -> Draw | None:
-    """limit: of x, where neither less nor more is better, so that there is no front."""
-    cells = [(row.name, row.cell(x), row.cell(y)) for row in rows]
-    spots: Lines = {
-        name: [(a.value, *b[:3], a.low, a.high)]
-        for name, a, b in cells
-        if None not in (a.value, b.value)
-    }
-    centres = [(a, b) for ((a, b, *_),) in spots.values()]
+    axes: Axes,
+    report: Report,
+    rows: Sequence[Row],
+    x: Column,
+    label: str,
+    limit: float | None = None,
+) -> None:
+    """Quality, which is KID or the loss where KID ranks nothing, against x. limit: of x, where
+    neither less nor more is better, so that there is no front."""
+    y = TEST_LOSS if other_kind(rows, report.baselines) else KID
+    spots: Lines = {}
+    for row in rows:
+        a, b = row.cell(x), row.cell(y)
+        if None not in (a.value, b.value) and not (x is FORGOT and row.from_scratch):
+            spots[row.name] = [(a.value, *b[:3], a.low, a.high)]
+    if not spots:
+        return
+    centres = [spot[:2] for (spot,) in spots.values()]
+    _draw_lines(axes, report, spots, label, y.heading, log_y=_spans(centres))
+    axes.axvline(0, color=RULE, zorder=0)
+    if limit:
+        axes.axvline(limit, color=LIMIT, linestyle=":")
+    else:
+        axes.plot(*zip(*pareto(centres)), ":", color=MUTED, drawstyle="steps-post", zorder=1)
 
-    def front(axes: Axes, looks: Looks) -> None:
-        axes.axvline(0, color=RULE, zorder=0)
-        if limit:
-            axes.axvline(limit, color=LIMIT, linestyle=":")
-        else:
-            axes.plot(*zip(*pareto(centres)), ":", color=MUTED, drawstyle="steps-post", zorder=1)
 
-    return _line_panel(spots, label, y.heading, log_y=_spans(centres), besides=front)
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def pareto(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
     """The points that no other beats, being as low in both and lower in one; by x."""
 
     def beaten(x: float, y: float) -> bool:
@@ -180,62 +171,47 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted(point for point in points if not beaten(*point))
 
 
-def _against_steps(rows: Sequence[Row], key: str, label: str) -> Draw | None:
-    """A run that was validated once, as zero_shot, is a level."""
-
-    def curves_of(row: Row) -> list[list[tuple[int, float]]]:
-        return [curve for run in row.counted if (curve := run.curve(key))]
-
-    seeds = {row.name: curves_of(row) for row in rows}
-    means: Lines = {name: _mean_curve(curves) for name, curves in seeds.items() if curves}
+def _against_steps(axes: Axes, report: Report, rows: Sequence[Row], key: str, label: str) -> None:
+    """The mean over seeds, each seed faint. A run that was validated once, as zero_shot, is a
+    level."""
+    seeds = {}
+    for row in rows:
+        if curves := [curve for run in row.counted if (curve := run.curve(key))]:
+            seeds[row.name] = curves
+    means: Lines = {name: _mean_curve(curves) for name, curves in seeds.items()}
     if not any(len(points) > 1 for points in means.values()):
-        return None
+        return
     last = max(points[-1][0] for points in means.values() if points)
     levels = [name for name, points in means.items() if len(points) == 1 and points[0][0] < last]
     for name in levels:
         means[name].append((last, means[name][0][1]))
-
-    def faint(axes: Axes, looks: Looks) -> None:
-        for name, curves in seeds.items():
-            for curve in curves if len(curves) > 1 else ():
-                axes.plot(*zip(*curve), color=looks[name]["color"], alpha=0.35, linewidth=0.7)
-
     log_y = _spans(chain(*chain(*seeds.values())))
-    return _line_panel(
-        means, "step", label, log_y=log_y, dashed=levels, besides=faint, markevery=[-1]
-    )
+    _draw_lines(axes, report, means, "step", label, log_y=log_y, dashed=levels)
+    for name, curves in seeds.items():
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(*zip(*curve), color=report.looks[name]["color"], alpha=0.35, linewidth=0.7)
 
 
-def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[float, float]]:
+def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, Any]]:
     """Over seeds, at the steps that all of them have."""
-    by_step: dict[int, list[float]] = {}
-    for step, value in chain(*curves):
-        by_step.setdefault(step, []).append(value)
-    whole = sorted((s, values) for s, values in by_step.items() if len(values) == len(curves))
-    return [(step, _mean(values)) for step, values in whole]
+    seeds = [dict(curve) for curve in curves]
+    common = sorted(set(seeds[0]).intersection(*seeds))
+    return [(step, np.mean(list(map(itemgetter(step), seeds)))) for step in common]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def _deciles(rows: Sequence[Row], domain: str) -> Draw | None:
+def _deciles(axes: Axes, report: Report, rows: Sequence[Row], domain: str) -> None:
     lines: Lines = {row.name: _decile_means([row], domain) for row in rows}
     if domain == "source" and any(lines.values()):
         lines["source before"] = _decile_means(rows, "source_start")
+    _draw_lines(axes, report, lines, "decile of t (noise →)", "loss", log_y=True)
+    axes.set_xticks(range(1, 11))
 
-    def ticks(axes: Axes, looks: Looks) -> None:
-        axes.set_xticks(range(1, 11))
 
-    return _line_panel(
-        lines,
-        "decile of t (noise →)",
-        "loss",
-        log_y=True,
-        dashed=["source before"],
-        besides=ticks,
-        markevery=[-1],
-    )
+def _decile_means(rows: Sequence[Row], domain: str) -> list[tuple[int, Any]]:
+    """Over all runs; deciles without a draw are left out."""
+    lists = chain(*(_told(row, f"loss.{domain}.by_decile") for row in rows))
+    deciles = [list(filter(None, values)) for values in zip(*lists)]
+    return [(k, np.mean(values)) for k, values in enumerate(deciles, 1) if values]
 
 
 def _told(row: Row, path: str) -> list[Any]:
@@ -243,41 +219,32 @@ def _told(row: Row, path: str) -> list[Any]:
     return [found for run in row.counted if (found := run.at(path))]
 
 
-def _decile_means(rows: Sequence[Row], domain: str) -> list[tuple[float, float]]:
-    """Over all runs; deciles without a draw are left out."""
-    lists = chain(*(_told(row, f"loss.{domain}.by_decile") for row in rows))
-    means = [_mean(list(filter(None, values))) for values in zip(*lists)]
-    return [(k, mean) for k, mean in enumerate(means, 1) if mean > 0]
-
-
-def _weights(rows: Sequence[Row]) -> Draw | None:
+def _weights(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
     """A heat map, strategies by parts of the network."""
     found = {row.name: runs for row in rows if (runs := _told(row, "forgetting.weights"))}
     parts = list(dict.fromkeys(chain(*chain(*found.values()))))
     if not parts:
-        return None
+        return
 
     change = np.full((len(found), len(parts)), math.nan)
     for (row, runs), (column, part) in product(enumerate(found.values()), enumerate(parts)):
-        change[row, column] = _mean([run[part] for run in runs if part in run])
+        if known := [run[part] for run in runs if part in run]:
+            change[row, column] = np.mean(known)
     depth = (np.nan_to_num(change) / (np.nanmax(change) or 1.0)) ** 0.5  # small changes show too
 
-    def draw(axes: Axes, looks: Looks) -> None:
-        heat = LinearSegmentedColormap.from_list("", [HEAT + "0d", HEAT])
-        axes.pcolormesh(depth, vmin=0, vmax=1, edgecolor="#ffffff", linewidth=1.5, cmap=heat)
-        for (row, column), value in np.ndenumerate(change):
-            color = "#fefefe" if depth[row, column] > 0.78 else TEXT
-            x, y = column + 0.5, row + 0.5
-            axes.text(x, y, _heat_text(value), ha="center", va="center", color=color)
-        axes.set_xticks(np.arange(len(parts)) + 0.5, parts)
-        axes.set_yticks(np.arange(len(found)) + 0.5, found)
-        axes.tick_params(length=0, labelcolor=TEXT)
-        axes.xaxis.tick_top()
-        axes.invert_yaxis()
-        axes.spines[:].set_visible(False)
-        axes.grid(False)
-
-    return draw
+    heat = LinearSegmentedColormap.from_list("", [HEAT + "0d", HEAT])
+    axes.pcolormesh(depth, vmin=0, vmax=1, edgecolor="#ffffff", linewidth=1.5, cmap=heat)
+    for (row, column), value in np.ndenumerate(change):
+        color = "#fefefe" if depth[row, column] > 0.78 else TEXT
+        x, y = column + 0.5, row + 0.5
+        axes.text(x, y, _heat_text(value), ha="center", va="center", color=color)
+    axes.set_xticks(np.arange(len(parts)) + 0.5, parts)
+    axes.set_yticks(np.arange(len(found)) + 0.5, found)
+    axes.tick_params(length=0, labelcolor=TEXT)
+    axes.xaxis.tick_top()
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
 
 
 def _heat_text(value: float) -> str:
@@ -287,100 +254,96 @@ def _heat_text(value: float) -> str:
 
 
 def _shots(report: Report) -> Panels:
-    """Null is all images, which an evaluation has counted."""
-    path = "data.n_train"
-    rows = [row for row in chain(*report.panels.values()) if path in row.settings]
-    points = [(row.settings[path] or row.counted[0].at("images.train"), row) for row in rows]
-    return _sweeps(points, path, [*known_columns([KID], report.table), HELD_OUT][0])
+    rows = chain(*report.panels.values())
+    return _sweeps(report, rows, "data.n_train", _first_known(report, KID, HELD_OUT))
 
 
 def _rates(report: Report) -> Panels:
-    path = "optimizer.lr"
-    rows = [row for row in report.table if row.finished and path in row.settings]
-    return _sweeps([(row.settings[path], row) for row in rows], path, _rates_column(report))
+    rows = [row for row in report.table if row.finished]
+    return _sweeps(report, rows, "optimizer.lr", _first_known(report, HELD_OUT, TEST_LOSS))
 
 
-def _rates_column(report: Report) -> Column:
-    return [*known_columns([HELD_OUT], report.table), TEST_LOSS][0]
+def _first_known(report: Report, *columns: Column) -> Column:
+    return [*known_columns(columns, report.table), columns[-1]][0]
 
 
-def _sweeps(points: Iterable[tuple[float | None, Row]], path: str, column: Column) -> Panels:
+def _sweeps(report: Report, rows: Iterable[Row], path: str, column: Column) -> Panels:
     """A column against one setting, a panel for each of the other settings."""
     found: dict[str, Lines] = {}
-    for x, row in points:
-        cell = row.cell(column)
+    for row in rows:
+        x, cell = row.settings.get(path, 0), row.cell(column)
+        if x is None:  # all images, which an evaluation has counted
+            x = row.counted[0].at("images.train")
         if x and cell.value is not None:
             shown = row.situation if path.startswith("data.") else row.settings.items()
             rest = " ".join(f"{name}={value}" for name, value in shown if name != path)
             found.setdefault(rest, {}).setdefault(row.name, []).append((x, *cell[:3]))
-    for rest, lines in found.items():
-        if any(len(points) > 1 for points in lines.values()):
-            yield rest, _sweep(lines, path, column)
+    return [
+        (rest, partial(_sweep, report=report, lines=lines, path=path, column=column))
+        for rest, lines in found.items()
+        if max(map(len, lines.values())) > 1
+    ]
 
 
-def _sweep(lines: Lines, path: str, column: Column) -> Draw | None:
+def _sweep(axes: Axes, report: Report, lines: Lines, path: str, column: Column) -> None:
     """The strategies stand a little apart."""
-    points = list(chain(*lines.values()))
+    spots = list(chain(*lines.values()))
     shifted: Lines = {}
     for k, (name, line) in enumerate(lines.items()):
         apart = 1.02 ** (k - len(lines) / 2)
         shifted[name] = sorted((x * apart, *rest) for x, *rest in line)
-
-    def ticks(axes: Axes, looks: Looks) -> None:
-        known = sorted({x for x, *_ in points})
-        axes.set_xticks(known, [f"{x:g}" for x in known])
-
-    log_y = _spans(points)
-    return _line_panel(shifted, path, column.heading, log_x=True, log_y=log_y, besides=ticks)
+    log_y = _spans(spots)
+    _draw_lines(axes, report, shifted, path, column.heading, log_x=True, log_y=log_y)
+    known = sorted({x for x, *_ in spots})
+    axes.set_xticks(known, [f"{x:g}" for x in known])
 
 
-def _bound(rows: Sequence[Row]) -> Draw | None:
+def _bound(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
     lines: Lines = {}
     for row in rows:
         terms = next(iter(_told(row, "bound.terms")), ())
         lines[row.name] = sorted(
-            (term["t"], term["bits"] / term.get("steps", 1)) for term in terms if term["bits"] > 0
+            (term["t"], term["bits"] / term["steps"]) for term in terms if term["bits"] > 0
         )
     label = "bits per dimension and step"
-    return _line_panel(lines, "t", label, log_x=True, log_y=True, markevery=[-1])
+    _draw_lines(axes, report, lines, "t", label, log_x=True, log_y=True)
 
 
-def _line_panel(
+def _draw_lines(
+    axes: Axes,
+    report: Report,
     lines: Lines,
     x_label: str,
     y_label: str,
     log_x: bool = False,
     log_y: bool = False,
     dashed: Collection[str] = (),
-    besides: Draw = lambda axes, looks: None,
-    **how: Any,
-) -> Draw | None:
-    """Lines with the intervals of their points, as far as they have any; muted, of what is no
-    strategy. besides: draws more."""
-
-    def draw(axes: Axes, looks: Looks) -> None:
-        for name, points in lines.items():
-            if points:
-                whole = [(*point, *[None] * 4)[:6] for point in points]
-                x, y, low, high, left, right = np.array(whole, float).T
-                style = looks.get(name, {"color": MUTED, "marker": ""}) | {
-                    "yerr": [y - low, high - y],
-                    "xerr": [x - left, right - x],
-                    "linestyle": "--" if name in dashed else "-",
-                    "elinewidth": 0.9,
-                }
-                axes.errorbar(x, y, label=name, **style, **how)
-        for axis, label, log in ((axes.xaxis, x_label, log_x), (axes.yaxis, y_label, log_y)):
-            axis.set_label_text(label + " (log)" * log)
-            if log:
-                axes.set(**{f"{axis.axis_name}scale": "log"})
-                low, high = axis.get_view_interval()
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_locator(NullLocator())
-        besides(axes, looks)
-
-    return draw if any(lines.values()) else None
+) -> None:
+    """Points with their intervals, or curves, which have none and are marked at their end; muted
+    and dashed, of what is no strategy."""
+    other = {"color": MUTED, "marker": "", "linestyle": "--"}
+    for name, points in lines.items():
+        if points:
+            whole = [(*point, *[None] * 4)[:6] for point in points]
+            x, y, low, high, left, right = np.array(whole, float).T
+            axes.errorbar(
+                x,
+                y,
+                [y - low, high - y],
+                [x - left, right - x],
+                label=name,
+                elinewidth=0.9,
+                markevery=[-1] if len(points[0]) == 2 else None,
+                **{"linestyle": "--" if name in dashed else "-"} | report.looks.get(name, other),
+            )
+    for axis, label, log in ((axes.xaxis, x_label, log_x), (axes.yaxis, y_label, log_y)):
+        axis.set_label_text(label + " (log)" * log)
+        if log:
+            axes.set(**{f"{axis.axis_name}scale": "log"})
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
 
 
 def _spans(points: Iterable[tuple[float, ...]]) -> bool:
@@ -397,7 +360,7 @@ PLOTS = (
         "and are left out. Bars: 95% intervals. Dotted: the Pareto front; no strategy is better in "
         "both.{setting}",
         "needs evaluations with KID and the loss on source images: {evaluate}",
-        _trades(FORGOT, "source loss change (forgetting →)"),
+        _by_data(_trade, x=FORGOT, label="source loss change (forgetting →)"),
     ),
     Plot(
         "memorization",
@@ -405,35 +368,35 @@ PLOTS = (
         f"Lower is better; rho of new images is about 1. Left of the red line, {NEAR}, the model "
         "copies; far to the right its images are unlike the data. Bars: 95% intervals.{setting}",
         "needs evaluations with KID and rho: {evaluate}",
-        _trades(RHO, "rho (← copying; 1: as new images)", NEAR),
+        _by_data(_trade, x=RHO, label="rho (← copying; 1: as new images)", limit=NEAR),
     ),
     Plot(
         "loss",
         "Held-out loss against steps",
         "Validation images, EMA weights; mean over seeds, each seed faint.",
         "needs more than one validation in training: a smaller run.checkpoint_every",
-        _by_data(_against_steps, "validation/loss", "held-out loss"),
+        _by_data(_against_steps, key="validation/loss", label="held-out loss"),
     ),
     Plot(
         "kid",
         "KID against steps",
         "To validation images, in training, of few samples: rough.",
         "needs run.kid_images above 0 in training",
-        _by_data(_against_steps, "validation/kid", "KID, validation"),
+        _by_data(_against_steps, key="validation/kid", label="KID, validation"),
     ),
     Plot(
         "deciles_target",
         "Loss by t-decile, target",
         "Decile 1 is the lowest noise.",
         "needs evaluations with the loss by decile: {evaluate}",
-        _by_data(_deciles, "target"),
+        _by_data(_deciles, domain="target"),
     ),
     Plot(
         "deciles_source",
         "Loss by t-decile, source",
         "Decile 1 is the lowest noise. Above the dashed line the loss rose: forgetting.",
         "needs evaluations with the loss on source images: {evaluate}",
-        _by_data(_deciles, "source"),
+        _by_data(_deciles, domain="source"),
     ),
     Plot(
         "weights",

@@ -47,6 +47,10 @@ def written(value: float, digits: int, signed: bool) -> str:
     return f"{value:{'+' if signed and value else ''}.{digits}f}"
 
 
+def counted(n: int, unit: str = "seed") -> str:
+    return f"{n} {unit}s" if n > 1 else f"one {unit}"
+
+
 def join_names(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
-from reporting.pictures import Shown, closest, embedded, samples
+from reporting.pictures import Shown, embedded, last_pictures
 from reporting.runs import Run, baselines_of, look_up, missing
 from reporting.table import (
     OF_IMAGES,
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from reporting.figures import Plot
 
 FIGURES = "report_figures"  # folder
+# Both are told apart on white and on black. Of 8 colours and 7 shapes no two of 56 are alike.
+COLORS = ["#0072b2", "#c04a00", "#00866a", "#b2478c", "#b57a00", "#2f9fd6", "#7464d2", "#7d858f"]
+SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "*": "★", "P": "✚"}
 # how an interval in a table is to be read
 LEGEND = (
     "95% intervals: over seeds they hold how trainings differ, and that of the images where those "
@@ -73,6 +76,11 @@ class Report:
         return [run for run in self.runs if run.evaluation]
 
     @cached_property
+    def example(self) -> Run:
+        """An evaluated run, where there is one: their protocol is the same."""
+        return [*self.evaluated, *self.runs][0]
+
+    @cached_property
     def columns(self) -> list[Column]:
         devices = (run.result.values.get("device") for run in self.runs)
         hours = hours_of(filter(None, devices))
@@ -81,8 +89,8 @@ class Report:
 
     @cached_property
     def further(self) -> list[Column]:
-        names = [name for run in self.evaluated[:1] if (name := run.at("features.frechet"))]
-        return known_columns(further(*names or ["Fréchet distance"]), self.table)
+        frechet = self.example.at("features.frechet") or "Fréchet distance"
+        return known_columns(further(frechet), self.table)
 
     @cached_property
     def settings(self) -> list[str]:
@@ -100,10 +108,10 @@ class Report:
         return [note + f" ({k} of {n} evaluations)" * (k < n) for note, k in counts.items()]
 
     @cached_property
-    def indices(self) -> dict[str, int]:
-        """Strategy -> its colour and shape, everywhere."""
+    def looks(self) -> dict[str, dict[str, Any]]:
+        """Strategy -> its colour and marker, everywhere."""
         names = sorted({row.name for row in self.table})
-        return {name: k for k, name in enumerate(names)}
+        return {name: look(k) for k, name in enumerate(names)}
 
     @cached_property
     def panels(self) -> dict[str, list[Row]]:
@@ -123,19 +131,24 @@ class Report:
     @cached_property
     def verdicts(self) -> list[tuple[str, list[str]]]:
         """(what the data are, sentences)."""
-        judged_on = "".join(map(judged_text, self.evaluated[:1]))
         return [
-            (heading, verdict(contenders, self.baselines, judged_on))
+            (heading, verdict(contenders, self.baselines, judged_text(self.example)))
             for heading, contenders in (self.panels or {"": []}).items()
         ]
 
     @cached_property
     def samples(self) -> list[Shown]:
-        return samples(self.table)
+        """The newest grid of each row."""
+        return last_pictures(
+            self.table, lambda run: run.result.directory.glob("samples/samples_*.png")
+        )
 
     @cached_property
     def closest(self) -> list[Shown]:
-        return closest(self.table)
+        return last_pictures(
+            self.table,
+            lambda run: run.evaluation.path.parent.glob("closest.png") if run.evaluation else (),
+        )
 
     @property
     def ordered_by(self) -> str:
@@ -153,19 +166,18 @@ class Report:
         """What was run, and how it was evaluated: (term, words)."""
         results = [run.result for run in self.runs]
         trained = [r for r in results if look_up(r.config, "transfer.rules") != []]
-        first = self.evaluated[:1]
         finished = sum(result.finished for result in results)
         facts = {
-            "runs": f"{len(results)}, {finished} of them finished; {len(self.indices)} strategies, "
+            "runs": f"{len(results)}, {finished} of them finished; {len(self.looks)} strategies, "
             f"seeds {several(look_up(r.config, 'seed') for r in results)}",
             "source": several(look_up(r.config, "source.from") for r in results),
-            "target": several(described(look_up(r.config, "data")) for r in results),
+            "target": several(reader_text(r.config.get("data", {})) for r in results),
             "training images": several(images_text(row.runs[0]) for row in self.table),
             "steps": several(look_up(r.config, "train.steps") for r in trained),
             "device": several(r.values.get("device") for r in results),
-            "evaluation": several(map(protocol_text, first)),
-            "features": several(run.at("features.name") for run in first),
-            "perceptual distance": several(run.at("perceptual.name") for run in first),
+            "evaluation": self.evaluated and protocol_text(self.example),
+            "features": self.example.at("features.name"),
+            "perceptual distance": self.example.at("perceptual.name"),
             "trained by": several((machine_text(run.environment) for run in self.runs), "; "),
             "evaluated by": several((machine_text(run.content) for run in self.evaluated), "; "),
         }
@@ -173,8 +185,6 @@ class Report:
 
     def written(self, template: str) -> str:
         """By page.html.j2 or page.md.j2."""
-        from reporting.figures import SHAPES, look
-
         return render(
             template,
             report=self,
@@ -183,7 +193,6 @@ class Report:
             embedded=embedded,
             figures_folder=FIGURES,
             legend=LEGEND,
-            look=look,
             pairs_text=pairs_text,
             shapes=SHAPES,
             words=words,
@@ -197,25 +206,31 @@ class Report:
         columns = [column for column in (*COLUMNS, *further("")) if column.key not in VALUES]
         lines = []
         for run in (run for row in self.table for run in row.runs):
-            settings = run.result.settings()
-            data = {path: value for path, value in settings.items() if path.startswith("data.")}
-            beside = [(f"baseline: {k}", data, b) for k, b in baselines_of(run).items()]
-            for name, known, numbers in [(run.result.strategy, settings, run), *beside]:
+            beside = {f"baseline: {name}": found for name, found in baselines_of(run).items()}
+            for name, numbers in {run.result.strategy: run, **beside}.items():
+                result, settings = numbers.result, numbers.result.settings()
                 line: dict[str, Any] = {
                     "strategy": name,
-                    "seed": run.result.seed,
-                    "subset": run.result.subset,
+                    "seed": result.seed,
+                    "subset": result.subset,
+                    **{path: settings.get(path) for path in paths},
+                    **{key: result.values.get(key) for key in VALUES},
                 }
-                line |= {path: known.get(path) for path in paths}
-                line |= {key: numbers.result.values.get(key) for key in VALUES}
                 for column in columns:
-                    ends = ("", "_low", "_high")[: 3 if column.band else 1]
-                    found = column.read(numbers) or [None] * 3
-                    line |= {column.key + end: value for end, value in zip(ends, found)}
+                    ends = ("", "_low", "_high") if column.band else ("",)
+                    keys = [column.key + end for end in ends]
+                    line |= zip(keys, column.read(numbers) or [None] * 3)
                 path = run.evaluation and run.evaluation.path
-                line |= {"intervals": "images", "evaluation": path, "run": run.result.directory}
+                line |= {"intervals": "images", "evaluation": path, "run": result.directory}
                 lines.append(line)
         return [list(lines[0]), *(list(line.values()) for line in lines)]
+
+
+def look(index: int) -> dict[str, Any]:
+    """Of the lines of a strategy, in matplotlib's words."""
+    marker = list(SHAPES)[index % len(SHAPES)]
+    size = 5.5 if marker in "osD" else 7.5
+    return {"color": COLORS[index % len(COLORS)], "marker": marker, "markersize": size}
 
 
 def by_data(shown: Sequence[Shown]) -> Iterable[tuple[str, Iterable[Shown]]]:
@@ -242,22 +257,17 @@ def judged_text(run: Run) -> str:
     return f"{count:,} {split} images in {run.at('features.name')}" if count else ""
 
 
-def images_text(run: Run) -> str | None:
+def images_text(run: Run) -> str:
     """How many images a run trained on."""
-    n = run.result.config.get("data", {}).get("n_train")
-    if n is not None:
-        return str(n)
-    counted = run.at("images.train")
-    every = f"all ({counted})" if counted else "all"
-    return every if "data" in run.result.config else None
+    n, counted = look_up(run.result.config, "data.n_train"), run.at("images.train")
+    return f"all ({counted})" if n is None and counted else words(n)
 
 
-def described(data: dict | None) -> str | None:
-    """Images in words: what reads them, and its path or name."""
-    if not isinstance(data, dict) or "_target_" not in data:
+def reader_text(data: dict[str, Any]) -> str | None:
+    """What reads the images, and its path or name."""
+    if "_target_" not in data:
         return None
-    where = data.get("path") or data.get("name")
-    return data["_target_"].rsplit(".", 1)[-1] + (f" ({where})" if where else "")
+    return _named(data["_target_"], data.get("path") or data.get("name"))
 
 
 def protocol_text(run: Run) -> str:
@@ -272,22 +282,27 @@ def protocol_text(run: Run) -> str:
 
 def machine_text(content: dict[str, Any]) -> str | None:
     """The code, its packages and what they ran on, of environment.json or evaluation.json."""
-    threads, packages = content.get("threads"), content.get("packages") or {}
-    parts = [
-        f"commit {content['commit']}" if content.get("commit") else "",
-        content.get("device"),
-        f"{threads} thread{'s' * (threads != 1)}" if threads else "",
-        f"Python {content['python']}" if content.get("python") else "",
-        *(f"{name} {version}" for name, version in packages.items() if version != "absent"),
-    ]
-    return ", ".join(filter(None, parts)) or None
+    texts = {
+        "commit": "commit {}",
+        "device": "{}",
+        "threads": "{} thread" if content.get("threads") == 1 else "{} threads",
+        "python": "Python {}",
+    }
+    parts = [text.format(content[key]) for key, text in texts.items() if content.get(key)]
+    packages = content.get("packages") or {}
+    parts += [f"{name} {version}" for name, version in packages.items() if version != "absent"]
+    return ", ".join(parts) or None
 
 
 def called(node: dict[str, Any] | str | None) -> str:
     """A function of a config: its name and what it is given."""
     node = node if isinstance(node, dict) else {"_target_": str(node or "")}
     given = ", ".join(f"{key} {value}" for key, value in node.items() if not key.startswith("_"))
-    return node.get("_target_", "").rsplit(".", 1)[-1] + (f" ({given})" if given else "")
+    return _named(node.get("_target_", ""), given)
+
+
+def _named(target: str, inside: str | None) -> str:
+    return target.rsplit(".", 1)[-1] + (f" ({inside})" if inside else "")
 
 
 def pairs_text(pairs: Sequence[dict[str, Any]], most: int = 6) -> list[str]:

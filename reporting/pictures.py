@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from reporting.runs import Run
+from reporting.runs import Run, evaluate
 from reporting.table import Row
 from runtime.files import read_json
 from runtime.pictures import png
@@ -34,26 +34,13 @@ class Shown:
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
         """Of closest.json beside the picture, the closest first."""
-        evaluate = f"python evaluate.py checkpoint={self.run.result.directory}"
         listed = self.picture.with_suffix(".json")
-        again = f"delete it and evaluate again: {evaluate}"
+        again = f"delete it and evaluate again: {evaluate(self.run.result.directory)}"
         return read_json(listed, again, list) if listed.exists() else []
 
 
-def samples(table: Sequence[Row]) -> list[Shown]:
-    """The newest grid of samples of each row: of its lowest seed that has one."""
-    return _shown(table, lambda run: run.result.directory.glob("samples/samples_*.png"))
-
-
-def closest(table: Sequence[Row]) -> list[Shown]:
-    """Of each row, from the evaluation of its lowest seed that has them."""
-    return _shown(
-        table, lambda run: run.evaluation.path.parent.glob("closest.png") if run.evaluation else ()
-    )
-
-
-def _shown(table: Sequence[Row], pictures: Callable[[Run], Iterable[Path]]) -> list[Shown]:
-    """The last picture of the lowest seed that has any."""
+def last_pictures(table: Sequence[Row], pictures: Callable[[Run], Iterable[Path]]) -> list[Shown]:
+    """Of each row the last picture of the lowest seed that has any."""
     found = []
     for row in table:
         runs = sorted(row.runs, key=lambda run: str(run.result.seed))

@@ -91,6 +91,11 @@ class Run:
         ]
 
 
+def evaluate(where: Path, arguments: Sequence[str] = ()) -> str:
+    """The command."""
+    return f"python evaluate.py checkpoint={where} {shlex.join(arguments)}".rstrip()
+
+
 def look_up(node: Any, path: str) -> Any:
     for key in path.split("."):
         node = node.get(key) if isinstance(node, dict) else None
@@ -140,7 +145,7 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     Raises:
         UserError: a file is damaged or of another version.
     """
-    again = f"delete it and evaluate again: python evaluate.py checkpoint={directory}"
+    again = f"delete it and evaluate again: {evaluate(directory)}"
     found = []
     for path in directory.glob(f"evaluation/*/{EVALUATION}"):
         content = as_now(read_sealed(path, again, unsealed=True))
@@ -203,32 +208,28 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
 def unevaluated(folder: Path, runs: Sequence[Run]) -> list[str]:
     """Runs without an evaluation, or with one that is not comparable or no longer of their best
     checkpoint."""
-    command = "python evaluate.py checkpoint="
     left = [run for run in runs if run.evaluation is None and run.result.finished]
     common = next((run.content for run in runs if run.evaluation), None)
     if common is None:
-        return [f"no run is evaluated: {command}{folder}"] if left else []
-    alike = "".join(f" {shlex.quote(argument)}" for argument in common.get("arguments", []))
-    lines = []
-    if len(left) == 1:
-        what, where = f"{left[0].name} is", left[0].result.directory
-    else:
-        what, where = f"{len(left)} runs ({', '.join(run.name for run in left)}) are", folder
+        return [f"no run is evaluated: {evaluate(folder)}"] if left else []
+    arguments, lines = common.get("arguments", []), []
     if left:
-        lines.append(f"{what} not evaluated under this protocol: {command}{where}{alike}")
+        names = ", ".join(run.name for run in left)
+        what, where = f"{len(left)} runs ({names}) are", folder
+        if len(left) == 1:
+            what, where = f"{names} is", left[0].result.directory
+        lines.append(f"{what} not evaluated under this protocol: {evaluate(where, arguments)}")
     for run in runs:
         rule, judged = run.at("protocol.select"), run.at("checkpoint.step")
         now = run.result.values.get({"best": "best_step", "last": "step"}.get(rule, ""))
         if None not in (now, judged) and now != judged:
             lines.append(
                 f"{run.name} was evaluated at step {judged}, and its {rule} is step {now} now: "
-                f"{command}{run.result.directory}{alike}"
+                + evaluate(run.result.directory, arguments)
             )
         for other in run.others:
             apart = differences(other.content.get("protocol", {}), common.get("protocol", {}))
-            why = f"under another protocol ({'; '.join(apart[:3])})" if apart else ""
-            lines.append(
-                f"{run.name}: evaluation/{other.path.parent.name} is left out, "
-                + (why or "a newer one is here")
-            )
+            other_protocol = f"under another protocol ({'; '.join(apart[:3])})"
+            why = other_protocol if apart else "a newer one is here"
+            lines.append(f"{run.name}: evaluation/{other.path.parent.name} is left out, {why}")
     return lines

@@ -3,19 +3,19 @@ how two rows differ."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import attrgetter
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metrics.intervals import Mean, mean_over, moderated, share_interval, spread_of
 from reporting.columns import BASELINES, HELD_OUT, KID, TEST_LOSS, Column
-from reporting.numbers import MISSING, interval, number
+from reporting.numbers import MISSING, counted, interval, number
 from reporting.runs import Run, Value, baselines_of
 from training.result import varied
 
@@ -29,21 +29,17 @@ Situation = tuple[tuple[str, Any], ...]  # what the data are: settings and their
 
 
 class Cell(NamedTuple):
-    """value: the mean over n trainings. low, high: its 95% interval. unit: what is counted, seeds
-    or drawn subsets. images: whether the interval holds that of the images. why: it is unknown."""
+    """value: the mean over n trainings. low, high: its 95% interval. counted: the seeds or drawn
+    subsets. images: whether the interval holds that of the images. why: it is unknown."""
 
     value: float | None
     low: float | None
     high: float | None
     n: int
     column: Column
-    unit: str = "seed"
+    counted: str = ""
     images: bool = False
     why: str = ""
-
-    @property
-    def counted(self) -> str:
-        return f"{self.n} {self.unit}s" if self.n > 1 else f"one {self.unit}"
 
     @property
     def _scaled(self) -> list[Any]:
@@ -176,17 +172,18 @@ class Row:
 
     def value(self, column: Column) -> float | None:
         values = self.by_seed(column).values()
-        return sum(v.value for v in values) / len(values) if values else None
+        return fmean(v.value for v in values) if values else None
+
+    def rank(self, column: Column) -> float:
+        """The value; what is not known comes last."""
+        value = self.value(column)
+        return math.inf if value is None else value
 
     def constant(self, column: Column) -> Value | None:
         """The one value of what no seed changes: it was measured once."""
         values = list(self.by_seed(column).values())
-        if self.trained or not values:
-            return None
-        first = values[0].value
-        return (
-            values[0] if all(math.isclose(v.value, first, rel_tol=1e-9) for v in values) else None
-        )
+        alike = (math.isclose(v.value, values[0].value, rel_tol=1e-9) for v in values)
+        return values[0] if values and not self.trained and all(alike) else None
 
     def cell(self, column: Column) -> Cell:
         values = list(self.by_seed(column).values())
@@ -194,18 +191,14 @@ class Row:
             return Cell(None, None, None, 0, column, why=column.why(self.counted[0]))
         replicates, images = paired_replicates(values)
         value, low, high, *_ = values[0]
-        n, unit, of_images = 1, "seed", True
+        n, unit = 1, "seed"
         if len(values) > 1 and not self.constant(column):
             mean = mean_over([v.value for v in values], replicates, images)
-            value, n, unit, of_images = mean.value, mean.n, self.unit, bool(replicates)
+            value, n, unit = mean.value, mean.n, self.unit
             low, high = mean.interval()
-            # baselines of earlier versions: all that any holds
-            ends = [end for v in values for end in (v.low, v.high) if end is not None]
-            if ends and not replicates and low is not None and high is not None:
-                low, high, of_images = min(low, *ends), max(high, *ends), True
         if column.percent and images and low is not None and high is not None:
             low, high = share_interval(value, low, high, images)
-        return Cell(value, low, high, n, column, unit, of_images)
+        return Cell(value, low, high, n, column, counted(n, unit), bool(replicates))
 
 
 def mean_value(values: Sequence[Value]) -> Value:
@@ -250,8 +243,7 @@ def in_order(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
     ranked = ranking(rows, baselines)
 
     def key(row: Row) -> tuple:
-        values = [row.value(column) for column in ranked]
-        return not row.finished, [(v is None, v or 0.0) for v in values], row.label
+        return not row.finished, [row.rank(column) for column in ranked], row.label
 
     return sorted(rows, key=key)
 
@@ -284,15 +276,15 @@ def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cel
         KID of the training images to the test images, and of these to one another; None where they
         are of one kind or it is not known.
     """
-    known = [value for row in rows if (value := row.value(KID)) is not None]
-    found = [find_baseline(name, rows[0], baselines) for name in (REAL, HALVES) if known]
+    found = [find_baseline(name, rows[0], baselines) for name in (REAL, HALVES) if rows]
     cells = [row.cell(KID) for row in found if row]
     if len(cells) < 2:
         return None
     real, halves = cells
     if real.low is None or real.high is None or halves.high is None:
         return None
-    return (real, halves) if halves.high < real.low and min(known) <= real.high else None
+    lowest = min(row.rank(KID) for row in rows)
+    return (real, halves) if halves.high < real.low and lowest <= real.high else None
 
 
 def baselines_table(runs: Sequence[Run]) -> list[Row]:
@@ -304,9 +296,10 @@ def baselines_table(runs: Sequence[Run]) -> list[Row]:
     for run in runs:
         settings = {p: run.result.settings().get(p) for p in paths}
         for name, baseline in baselines_of(run).items():
-            row = groups.setdefault(json.dumps([name, settings]), Row(name, settings, []))
-            if baseline.content not in [known.content for known in row.runs]:
-                row.runs.append(baseline)
+            row = Row(name, settings, [])
+            known = groups.setdefault(row.label, row).runs
+            if baseline.content not in [run.content for run in known]:
+                known.append(baseline)
     names = [*BASELINES, *(row.name for row in groups.values())]
     return sorted(
         groups.values(), key=lambda row: (situation_key(row.situation), names.index(row.name))
@@ -329,14 +322,10 @@ def situations(table: Sequence[Row]) -> dict[Situation, list[Row]]:
         What the data are -> of each strategy the row of its lowest held-out loss, which is of
         validation images, or the first where no such loss is known; in the order of the table.
     """
-
-    def key(row: Row) -> tuple[bool, float]:
-        loss = row.value(HELD_OUT)
-        return loss is None, loss or 0.0
-
     best: dict[tuple[Situation, str], Row] = {}
-    for row in sorted((row for row in table if row.finished), key=key):
-        best.setdefault((row.situation, row.name), row)
+    for row in sorted(table, key=lambda row: row.rank(HELD_OUT)):
+        if row.finished:
+            best.setdefault((row.situation, row.name), row)
     return by_situation([r for r in table if best.get((r.situation, r.name)) is r])
 
 
@@ -350,34 +339,30 @@ def situation_key(situation: Situation) -> list[tuple]:
     ]
 
 
-class Paired(NamedTuple):
-    """The differences of two rows, one for each seed that both have; their replicates [seeds,
-    draws] and from how many images these are. trained: both were, so that the seeds tell how a
-    training of each varies."""
-
-    values: list[float]
-    replicates: Sequence[Sequence[float]]
-    images: int | None
-    trained: bool
+Differences = tuple[list[float], list[list[float]], int | None]
 
 
-def paired(row: Row, other: Row, column: Column) -> Paired | None:
-    """row - other. None where they share no seed."""
+def paired(row: Row, other: Row, column: Column) -> Differences | None:
+    """row - other, of each seed that both have.
+
+    Returns:
+        The differences, their replicates [seeds, draws] and from how many images these are; None
+        where the rows share no seed.
+    """
     ours, theirs = row.by_seed(column), other.by_seed(column)
     our_one, their_one = row.constant(column), other.constant(column)
     if our_one:  # the same for every seed
         ours = dict.fromkeys(theirs, our_one) | ours
     if their_one:
         theirs = dict.fromkeys(ours, their_one) | theirs
-    trained = row.trained and other.trained
     couples = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-    if not couples or (row.unit != other.unit and trained):
+    if not couples or (row.unit != other.unit and row.trained and other.trained):
         return None
     if our_one and their_one:
         couples = couples[:1]
     replicates, images = paired_replicates(list(chain(*couples)))
     differences = np.subtract(replicates[::2], replicates[1::2])
-    return Paired([a.value - b.value for a, b in couples], differences.tolist(), images, trained)
+    return [a.value - b.value for a, b in couples], differences.tolist(), images
 
 
 def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean]:
@@ -392,17 +377,17 @@ def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean
     Source:
         Smyth 2004 (metrics.intervals.moderated).
     """
-    pairs = {row.label: paired(row, other, column) for row in rows if row is not other}
-    found = {label: pair for label, pair in pairs.items() if pair}
-    several = {k: pair.values for k, pair in found.items() if pair.trained and len(pair.values) > 1}
-    spreads = moderated({label: spread_of(values) for label, values in several.items()})
-    return {
-        label: mean_over(pair.values, pair.replicates, pair.images, spreads.get(label))
-        for label, pair in found.items()
-    }
+    found, spreads = {}, {}
+    for row in rows:
+        if row is not other and (differences := paired(row, other, column)):
+            found[row.label] = differences
+            if row.trained and other.trained and len(differences[0]) > 1:
+                spreads[row.label] = spread_of(differences[0])
+    spreads = moderated(spreads)
+    return {label: mean_over(*pair, spreads.get(label)) for label, pair in found.items()}
 
 
 def find_baseline(name: str, beside: Row, baselines: Sequence[Row]) -> Row | None:
     """The one of the same data."""
-    found = (row for row in baselines if row.situation == beside.situation)
-    return next((row for row in found if row.name == name), None)
+    wanted = name, beside.situation
+    return next((row for row in baselines if (row.name, row.situation) == wanted), None)

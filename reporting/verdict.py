@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from operator import itemgetter
-from statistics import variance
+from statistics import fmean, harmonic_mean, variance
 
-from metrics.intervals import Mean, is_best, told_apart
+import numpy as np
+
+from metrics.intervals import LEVEL, Mean, is_best, told_apart
 from reporting.columns import BY_KEY, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
 from reporting.copying import copying
-from reporting.numbers import as_sentence, interval, join_names, number
+from reporting.numbers import as_sentence, counted, interval, join_names, number
 from reporting.table import (
     REAL,
     UNTOUCHED,
@@ -34,11 +35,14 @@ from reporting.templates import render
 from training.result import percent
 
 REFERENCE = "full"  # what the others are compared with, named beforehand
+MOST_NAMED = 6  # of those with one outcome, but where it would be one more
 LEFT_ON_START = 0.1  # share of the EMA weights that still is the start
 UNKNOWN = "not compared"
 LOWER, HIGHER = "lower, of one training each", "higher, of one training each"
 ALIKE = "not significantly different"
 OUTCOMES = ("better", "worse", LOWER, HIGHER, ALIKE)
+
+Difference = tuple[str, Mean, float]  # a strategy, minus another one, level of its interval
 
 
 def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -> list[str]:
@@ -52,9 +56,8 @@ def verdict(contenders: Sequence[Row], baselines: Sequence[Row], samples: str) -
     columns = known_columns(ranking(contenders, baselines), contenders)
     if not columns:
         return ["No finished run was measured on held-out images yet, so nothing can be said."]
-    by, beside = Contest(contenders, columns[0]), []
-    if by.column is TEST_LOSS and KID in columns:
-        beside = [Contest(contenders, KID)]
+    by, *others = (Contest(contenders, column) for column in columns)
+    beside = [contest for contest in others if contest.column is KID]
     images = {KID: samples, TEST_LOSS: samples.split(" in ")[0], HELD_OUT: "validation images"}
     text = render(
         "verdict.txt.j2",
@@ -89,9 +92,8 @@ class Contest:
     @cached_property
     def measured(self) -> list[Row]:
         """The lowest first."""
-        values = [(row.value(self.column), row) for row in self.contenders]
-        known = [(value, row) for value, row in values if value is not None]
-        return [row for _, row in sorted(known, key=itemgetter(0))]
+        known = [row for row in self.contenders if row.value(self.column) is not None]
+        return sorted(known, key=lambda row: row.rank(self.column))
 
     @property
     def best(self) -> Row:
@@ -140,36 +142,35 @@ class Contest:
         runs = [run for row in self.measured for run in row.counted]
         return any(run.at("protocol.held_out") == "validation" for run in runs)
 
-    def family(self) -> tuple[Row, dict[str, tuple[Mean, float]], int]:
+    def family(self) -> tuple[Row, list[Difference], int]:
         """The comparison of all with the reference, or with the best where there is none.
 
         With the reference as many contrasts count as there are; with the best, which the data
         chose, all pairs.
 
         Returns:
-            Whom all are compared with; label -> (difference, level of its interval); how many
-            contrasts count.
+            Whom all are compared with; of each its difference; how many contrasts count.
 
         Source:
             Holm 1979 (metrics.intervals.told_apart).
         """
-        if one := self.reference:
-            others = [row for row in self.measured if row not in (one, self.scratch)]
-            pairs = {(row.label, one.label): self.minus(row, one) for row in others}
-        else:
-            one, couples = self.best, combinations(self.measured, 2)
-            pairs = {(b.label, a.label): self.minus(b, a) for a, b in couples}
+        one, couples = self.best, list(combinations(self.measured, 2))
+        if self.reference:
+            one = self.reference
+            couples = [(one, row) for row in self.measured if row not in (one, self.scratch)]
+        pairs = {(b.name, a.name): self.minus(b, a) for a, b in couples}
         levels = told_apart(pairs)
-        beside = {b: (d, levels.get((b, a), 0.95)) for (b, a), d in pairs.items() if a == one.label}
-        return one, beside, len(levels)
+        against = [
+            (b, d, levels.get((b, a), LEVEL)) for (b, a), d in pairs.items() if a == one.name
+        ]
+        return one, against, len(levels)
 
     def compared(self) -> str:
         """Who is better, worse or not significantly different."""
-        names = {row.label: row.name for row in self.measured}
-        one, beside, count = self.family()
-        found: dict[str, list[tuple[str, Mean, float]]] = {}
-        for label, (d, level) in beside.items():
-            found.setdefault(outcome(d, level), []).append((names[label], d, level))
+        one, against, count = self.family()
+        found: dict[str, list[Difference]] = {}
+        for name, d, level in against:
+            found.setdefault(outcome(d, level), []).append((name, d, level))
         parts = [f"{kind}: {differences_text(found[kind])}" for kind in OUTCOMES if kind in found]
         if unknown := [name for name, *_ in found.get(UNKNOWN, ())]:
             parts.append(
@@ -182,7 +183,7 @@ class Contest:
         return text if parts else ""
 
 
-def outcome(d: Mean, level: float = 0.95) -> str:
+def outcome(d: Mean, level: float = LEVEL) -> str:
     if d.variance is None:
         return UNKNOWN
     if d.holds_zero(level):
@@ -191,24 +192,22 @@ def outcome(d: Mean, level: float = 0.95) -> str:
     return lower if d.value < 0 else higher
 
 
-def differences_text(found: Sequence[tuple[str, Mean, float]], most: int = 6) -> str:
+def differences_text(found: Sequence[Difference]) -> str:
     """Each with its interval and over how many trainings it is; of many the first."""
-    shown = found if len(found) <= most + 1 else found[:most]
-    counts = {d.n for _, d, _ in found}
-    seeds = [f" ({seeds_text(d.n)})" * (len(counts) > 1) for _, d, _ in shown]
-    each = [f"{name} {_difference(d, level)}{n}" for (name, d, level), n in zip(shown, seeds)]
+    shown = found if len(found) <= MOST_NAMED + 1 else found[:MOST_NAMED]
+    alike = len({d.n for _, d, _ in found}) == 1
+    each = [
+        f"{name} {_difference(d, level)}" + f" ({counted(d.n)})" * (not alike)
+        for name, d, level in shown
+    ]
     if rest := found[len(shown) :]:
         each.append(f"{len(rest)} more, {number(rest[0][1].value, signed=True)} and up")
-    return join_names(each) + f" ({seeds_text(found[0][1].n)})" * (len(counts) == 1)
+    return join_names(each) + f" ({counted(found[0][1].n)})" * alike
 
 
-def _difference(d: Mean, level: float = 0.95) -> str:
+def _difference(d: Mean, level: float = LEVEL) -> str:
     low, high = d.interval(level)
     return f"{number(d.value, low, high, True)} {interval(d.value, low, high, True)}".strip()
-
-
-def seeds_text(n: int) -> str:
-    return f"{n} seeds" if n > 1 else "one seed"
 
 
 def source_sentence(contests: Sequence[Contest]) -> str:
@@ -228,17 +227,15 @@ def source_sentence(contests: Sequence[Contest]) -> str:
             d = contest.minus(scratch, one)
             none = "unknown, as there is no interval" if d.n else "unknown, as they share no seed"
             answer = f"by {contest.column.heading} {answers.get(outcome(d), none)}"
-            against = f"{scratch.name} {_difference(d)} against {REFERENCE}, {seeds_text(d.n)}"
+            against = f"{scratch.name} {_difference(d)} against {REFERENCE}, {counted(d.n)}"
             parts.append(f"{answer} ({against})" if d.n else answer)
     return f"Did the source help? {as_sentence('; '.join(parts))}" if parts else ""
 
 
 def forgot_least(by: Contest) -> Row | None:
     """Of those not significantly different from the best, where one forgot less."""
-    found = [(value, row) for row in by.tied if (value := row.value(FORGOT)) is not None]
-    value, least = min(found, key=itemgetter(0), default=(None, None))
-    best = by.best.value(FORGOT)
-    return least if best is None or (value is not None and value < best) else None
+    least = Contest([by.best, *by.tied], FORGOT).measured[:1]
+    return next((row for row in least if row is not by.best), None)
 
 
 def steps_sentence(measured: Sequence[Row]) -> str:
@@ -247,10 +244,8 @@ def steps_sentence(measured: Sequence[Row]) -> str:
     for row in measured:
         runs = [run.result.values for run in row.counted]
         looks = [len(run.curve("validation/loss")) for run in row.counted]
-        at_end = all(
-            v.get("best_step") is not None and v["best_step"] == v.get("step") for v in runs
-        )
-        left = max((v.get("ema_share_of_start") or 0 for v in runs if v.get("step")), default=0)
+        at_end = all(v.get("best_step") == v["step"] for v in runs)
+        left = max((v.get("ema_share_of_start") or 0 for v in runs if v["step"]), default=0)
         better += [row.name] * (min(looks) > 1 and at_end)
         once += [row.name] * (row.trained and 1 in looks)
         late += [f"{row.name} {percent(left)}"] * (left > LEFT_ON_START)
@@ -273,14 +268,14 @@ def two_spreads(row: Row, column: Column) -> tuple[float | None, float | None]:
     """
     by: dict[object, list[float]] = {}
     for run in row.counted:
-        if (value := column.read(run)) is not None:
+        if value := column.read(run):
             by.setdefault(run.result.subset, []).append(value.value)
-    means = {key: sum(v) / len(v) for key, v in by.items()}
-    free = sum(len(v) - 1 for v in by.values())
-    squares = [(x - means[key]) ** 2 for key, v in by.items() for x in v]
-    within = sum(squares) / free if free else None
-    trainings = len(by) / sum(1 / len(v) for v in by.values())  # the harmonic mean
-    between = max(0.0, variance(means.values()) - (within or 0.0) / trainings)
+    subsets = list(by.values())
+    free = sum(len(values) - 1 for values in subsets)
+    squares = sum(np.var(values) * len(values) for values in subsets)
+    within = squares / free if free else None
+    trainings = harmonic_mean(map(len, subsets))
+    between = max(0.0, variance(map(fmean, subsets)) - (within or 0.0) / trainings)
     return between**0.5, None if within is None else within**0.5
 
 
