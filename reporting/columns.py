@@ -80,6 +80,7 @@ def _column(key: str, entry: dict[str, Any]) -> Column:
 
 
 _FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+NAMED = {entry.get("from") for entry in (_FILE["columns"] | _FILE["further"]).values()}
 COLUMNS = [_column(*entry) for entry in _FILE["columns"].items()]
 FURTHER = [_column(*entry) for entry in _FILE["further"].items()]
 BASELINES: dict[str, str] = _FILE["baselines"]
@@ -99,3 +100,16 @@ def hours_of(devices: Iterable[str]) -> Column:
 def further(frechet: str) -> list[Column]:
     """FURTHER. frechet: what the distance is called in these features, FID in Inception's alone."""
     return [replace(c, heading=c.heading.format(frechet=frechet)) for c in FURTHER]
+
+
+def own_metrics(runs: Iterable[Run]) -> list[Column]:
+    """Of what evaluations have under quality.test and columns.yaml does not name: metrics of one's
+    own, under their keys."""
+    keys = {key: None for run in runs for key in run.at("quality.test") or {}}
+    paths = {key: f"evaluation.quality.test.{key}" for key in keys}
+    about = {"group": "quality", "band": True, "means": "a metric without an entry in columns.yaml"}
+    return [
+        _column(key, {"from": path, "heading": key, **about})
+        for key, path in paths.items()
+        if path not in NAMED
+    ]

@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of
-from reporting.pictures import Shown, embedded, last_pictures
+from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of, own_metrics
 from reporting.runs import Run, baselines_of, look_up, missing
+from reporting.sample_sheets import Shown, embedded, last_pictures
 from reporting.table import (
     OF_IMAGES,
     Row,
@@ -90,7 +90,7 @@ class Report:
     @cached_property
     def further(self) -> list[Column]:
         frechet = self.example.at("features.frechet") or "Fréchet distance"
-        return known_columns(further(frechet), self.table)
+        return known_columns([*further(frechet), *own_metrics(self.evaluated)], self.table)
 
     @cached_property
     def settings(self) -> list[str]:
@@ -203,7 +203,8 @@ class Report:
         first. Intervals are of the images of that one run. subset: what drew its training images.
         """
         paths = varied([run.result for run in self.runs])
-        columns = [column for column in (*COLUMNS, *further("")) if column.key not in VALUES]
+        every = (*COLUMNS, *further(""), *own_metrics(self.evaluated))
+        columns = [column for column in every if column.key not in VALUES]
         lines = []
         for run in (run for row in self.table for run in row.runs):
             beside = {f"baseline: {name}": found for name, found in baselines_of(run).items()}

@@ -19,13 +19,13 @@ import report
 from evaluation import evaluator
 from metrics import estimate as record
 from metrics.estimate import GRID
-from reporting import pictures, verdict
+from reporting import sample_sheets, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, missing, read_runs
 from reporting.table import baselines_table, contrasts, rows, situations
 from runtime.files import write_sealed
-from tests.helpers.report_runs import evaluated, evaluation, write_evaluation, write_run
+from tests.helpers.report_runs import estimate, evaluated, evaluation, write_evaluation, write_run
 from training.result import percent, read_result, size, varied
 
 
@@ -428,6 +428,16 @@ def test_baselines_stand_beside_the_further_numbers_too(tmp_path):
     assert "3.21" in (tmp_path / "report.html").read_text().split("More numbers")[1]
 
 
+def test_a_metric_of_ones_own_is_shown_under_its_key(tmp_path):
+    content = evaluation()
+    content["quality"]["test"]["mean_gap"] = estimate(0.0414, 0.002)
+    write_evaluation(write_run(tmp_path, "full", held_out_loss=0.07), content)
+    report.main([str(tmp_path)])
+    more = (tmp_path / "report.md").read_text().split("### More numbers")[1].split("###")[0]
+    assert "mean_gap" in more and "0.041" in more
+    assert read_csv(tmp_path)[0]["mean_gap"] == "0.0414"
+
+
 def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
     """The untouched source gives the same images for every seed, though their distance to each
     seed's training images differs: seeds that agree to the bit are no sign of certainty."""
@@ -707,13 +717,18 @@ def test_the_newest_samples_stand_side_by_side_by_loss(tmp_path):
     write_run(tmp_path, "bitfit", 0, held_out_loss=0.01)
     report.main([str(tmp_path)])
     pixels = np.asarray(Image.open(tmp_path / "samples.png"))
-    y, x = pictures.GAP + pictures.TEXT + pictures.SIDE // 2, pictures.GAP + pictures.SIDE // 2
-    assert [tuple(pixels[y, x + n * (pictures.SIDE + pictures.GAP)]) for n in range(2)] == [
+    y, x = (
+        sample_sheets.GAP + sample_sheets.TEXT + sample_sheets.SIDE // 2,
+        sample_sheets.GAP + sample_sheets.SIDE // 2,
+    )
+    assert [
+        tuple(pixels[y, x + n * (sample_sheets.SIDE + sample_sheets.GAP)]) for n in range(2)
+    ] == [
         (0, 255, 0),
         (255, 0, 0),
     ]
-    assert pixels.shape[1] == pictures.GAP + 2 * (pictures.SIDE + pictures.GAP)
-    assert pixels[pictures.GAP : pictures.GAP + pictures.TEXT].min() < 128  # names
+    assert pixels.shape[1] == sample_sheets.GAP + 2 * (sample_sheets.SIDE + sample_sheets.GAP)
+    assert pixels[sample_sheets.GAP : sample_sheets.GAP + sample_sheets.TEXT].min() < 128  # names
     assert "![samples](samples.png)" in (tmp_path / "report.md").read_text()
 
 
