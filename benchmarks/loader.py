@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import arguments, report
-from data.batches import Batches, to_x0
+from data.batches import Batches
 from data.dataset import Dataset
+from data.pixels import to_x0
 
 
 def main() -> None:

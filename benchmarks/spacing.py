@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import arguments, numbers, report
-from data.batches import to_uint8
+from data.pixels import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.samplers import ddim, dpm_solver, heun

@@ -4,7 +4,7 @@ inside a checkpoint is foreign input."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -69,8 +69,8 @@ def _settings(section: str, kind: type[T], *packages: str) -> cached_property[T]
 @dataclass(frozen=True)
 class RunConfig:
     """raw: plain dicts and lists, for saving and for the run's identity. Each section is parsed
-    once, where it is first read, and raises UserError where it is wrong; training.checks reads them
-    all at a start. The config of published weights has some sections alone
+    once, where it is first read, and raises UserError where it is wrong; training.config_checks
+    reads them all at a start. The config of published weights has some sections alone
     (models.formats.published.SECTIONS; of data the size and channels)."""
 
     raw: dict[str, Any]
@@ -191,15 +191,6 @@ class RunConfig:
         return build(
             self.raw["timesteps"], NODES["timesteps"], "timesteps", steps=self.schedule.steps
         )
-
-    def build_optimizer(self, groups: Sequence[Any]) -> torch.optim.Optimizer:
-        """Of these parameters, or groups of them.
-
-        Raises:
-            UserError: at a setting that it refuses.
-        """
-        optimizer = bind(self.raw["optimizer"], NODES["optimizer"], "optimizer", ["params"])
-        return make(optimizer, "optimizer", groups)
 
     # what its images and its source fill in
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.settings import DataSettings
+from data.splits import draw_subset
 from runtime.errors import UserError
-from runtime.seeds import generator
 
 log = logging.getLogger("data")
 
@@ -59,8 +58,7 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     _check_subset(settings, len(train), reader)
     if settings.n_train is not None:
         draw = seed if settings.subset_seed is None else settings.subset_seed
-        order = torch.randperm(len(train), generator=generator(draw, "n_train")).numpy()
-        train = np.sort(train[order[: settings.n_train]])
+        train = draw_subset(train, settings.n_train, draw)
     labels = np.asarray(reader.labels, dtype=np.int64)
     if lost := np.setdiff1d(labels[reader.splits["train"]], labels[train]).tolist():
         names = ", ".join(reader.classes[k] for k in lost)

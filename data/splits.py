@@ -88,6 +88,12 @@ def complete_splits(
     return items_by_split(map(split_of.get, range(len(labels)))) | kept
 
 
+def draw_subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """[count], in rising order: those of the training rows that few-shot training is on."""
+    order = torch.randperm(len(rows), generator=generator(seed, "n_train")).numpy()
+    return np.sort(rows[order[:count]])
+
+
 def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np.ndarray:
     """count of the rows, or all where there are fewer, in order: one at random in each of so many
     equal parts of a class, so that a regular order, such as ten slices a volume, is not met in

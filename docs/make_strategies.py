@@ -9,7 +9,7 @@ from typing import Any
 
 from config import overrides
 from config.run_config import RunConfig
-from training.checks import check_network
+from training.config_checks import check_network
 
 PAGE = Path(__file__).with_name("strategies.md")
 ORDER = [

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.batches import to_x0
+from data.pixels import to_x0
 from data.splits import spread
 from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoise, Denoiser

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import to_uint8
+from data.pixels import to_uint8
 from evaluation.image_features import ImageFeatures
 from metrics.estimate import Estimate, Record, estimate
 from metrics.frechet import frechet_distance, frechet_infinity

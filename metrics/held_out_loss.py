@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import to_x0
+from data.pixels import to_x0
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.seeds import generator

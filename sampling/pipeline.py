@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.batches import to_uint8
+from data.pixels import to_uint8
 from diffusion.denoiser import Condition, Denoise, Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of, warn_of_start
 from diffusion.guidance import guide

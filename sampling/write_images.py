@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import to_uint8
+from data.pixels import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.generate import steps_of
 from runtime.content import differences

@@ -37,7 +37,7 @@ from runtime.build import build
 from runtime.checkpoint import Which, find
 from runtime.errors import UserError
 from runtime.files import write_atomically, write_directory
-from training.checks import check_network
+from training.config_checks import check_network
 from training.start_from_source import to_store
 from transfer.trained_weights import TrainedWeights, difference, fit_table, origin_of
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from config.run_config import RunConfig
 from config.sections import TransferSettings
-from data.batches import Batch, Batches, to_uint8, to_x0
+from data.batches import Batch, Batches
 from data.dataset import Dataset
+from data.pixels import to_uint8, to_x0
 from diffusion.denoiser import Denoiser
 from diffusion.generate import generate
 from diffusion.losses import Loss
@@ -38,9 +39,10 @@ from runtime.log import RunLog
 from runtime.pictures import grid
 from runtime.seeds import derive, generator
 from runtime.signals import Preempted, StopRequest
-from training.best_checkpoint import prune_checkpoints, rank_checkpoints
+from training.best_checkpoint import rank_checkpoints
 from training.ema import Ema, share_of_start
 from training.online_kid import LightSet
+from training.prune_checkpoints import prune_checkpoints
 from training.result import RESULT
 from transfer.adapters import load, parameters
 from transfer.context import Penalty, Start

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import to_uint8
 from data.dataset import Dataset
+from data.pixels import to_uint8
 from data.splits import spread
 from metrics.features import Features, extract
 from metrics.features.random import RandomConvolutional

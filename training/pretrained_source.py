@@ -12,7 +12,7 @@ from config.overrides import composed, options
 from config.run_config import RunConfig
 from runtime import checkpoint
 from runtime.errors import UserError, near
-from training.checks import check_run_config
+from training.config_checks import check_run_config
 from training.run_directory import name_run, open_images
 from training.start_from_source import check_fits, check_images_known
 from transfer.trained_weights import TrainedWeights, load_weights, of_checkpoint

@@ -31,8 +31,9 @@ from runtime.pictures import grid, png
 from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
 from runtime.signals import StopAtOnce
-from training.checks import check_network, check_run_config
+from training.config_checks import check_network, check_run_config
 from training.loop import Stream, Trainer, streams_of
+from training.optimizer import build_optimizer
 from training.pretrained_source import PretrainedSource, find_source
 from training.run_directory import claim, name_run, open_images
 from training.start_from_source import (
@@ -171,7 +172,7 @@ def open_trainer(
     to_channels_last(denoiser, device).train()
     plan = ParameterPlan(denoiser.network, rules_of(config))
     tell_of_start(plan, config, directory)
-    optimizer = config.build_optimizer(plan.groups())
+    optimizer = build_optimizer(config, plan.groups())
     describe(directory, config.raw, precision, device)
     write_csv(directory / "plan.csv", plan.rows(optimizer.defaults["lr"]))
     start = None

@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from config.identity import digest, identity
 from config.run_config import RunConfig
 from data.image_reader import ImageReader
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_json
+from training.optimizer import weight_decay
 from transfer.adapt_weights import Fit
 from transfer.difffit import BranchScale
 from transfer.freezing_rules import rules_of
@@ -65,12 +64,6 @@ def changed_since(config: RunConfig, table: Sequence[Fit]) -> list[str]:
         "weight decay leaves scales alone": scales and weight_decay(config) > 0,
     }
     return [what for what, does in applies.items() if does]
-
-
-def weight_decay(config: RunConfig) -> float:
-    """AdamW has one of its own, where the config has none."""
-    optimizer = config.build_optimizer([torch.zeros(1, requires_grad=True)])  # only looked at
-    return optimizer.defaults.get("weight_decay", 0)
 
 
 def claim(directory: Path, identity: dict[str, Any]) -> None:

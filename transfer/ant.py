@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.batches import to_x0
 from data.dataset import Dataset
+from data.pixels import to_x0
 from data.splits import spread
 from diffusion.denoiser import Condition, Denoiser, ForwardPass
 from diffusion.schedule import expand

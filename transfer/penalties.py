@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from tqdm import tqdm
 
-from data.batches import Batches, to_x0
+from data.batches import Batches
 from data.dataset import Dataset
+from data.pixels import to_x0
 from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
 from models.formats.misfit import Tensors

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from config.old_spelling import as_then
 from config.sections import TransferSettings
-from data.batches import to_uint8
 from data.dataset import Dataset, open_dataset
 from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
+from data.pixels import to_uint8
 from data.settings import DataSettings
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim

@@ -24,7 +24,7 @@ from runtime.build import build, fits
 from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from tests.helpers import runs
-from training.checks import check_network, check_run_config
+from training.config_checks import check_network, check_run_config
 
 
 def refused(*arguments: str) -> str:

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 import data.memory_map
-from data.batches import Batches, to_uint8, to_x0
+from data.batches import Batches
 from data.dataset import Dataset, open_dataset
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
+from data.pixels import to_uint8, to_x0
 from data.resize import to_array
 from data.settings import DataSettings
 from data.sources.bundled import Faces, Tissue

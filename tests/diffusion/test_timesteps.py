@@ -14,7 +14,7 @@ from diffusion.timesteps import Importance, MirroredPower, Power, Range, Uniform
 from runtime.build import build
 from runtime.errors import UserError
 from tests.helpers import runs
-from training.checks import check_run_config
+from training.config_checks import check_run_config
 
 
 class Slow:

@@ -16,7 +16,7 @@ from config.run_config import RunConfig
 from runtime.errors import UserError
 from tests.helpers import ROOT
 from training import run
-from training.checks import check_run_config
+from training.config_checks import check_run_config
 
 FILES = [
     "README.md",

@@ -11,7 +11,7 @@ from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
 from docs import make_strategies
 from runtime.build import resolve
-from training.checks import check_network, check_run_config
+from training.config_checks import check_network, check_run_config
 
 TEXT = (CONF.parent / "docs" / "strategies.md").read_text()
 # name of a section: its text

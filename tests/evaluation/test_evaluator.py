@@ -21,8 +21,8 @@ import evaluate
 import report
 from config.overrides import check_overrides, composed, options
 from config.run_config import RunConfig
-from data.batches import to_x0
 from data.dataset import Dataset
+from data.pixels import to_x0
 from diffusion.clipping import clip_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim

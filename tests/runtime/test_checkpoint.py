@@ -24,8 +24,8 @@ from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER, STATE
 from runtime.errors import UserError
 from tests.helpers import runs
-from training.best_checkpoint import prune_checkpoints
-from training.checks import check_run_config
+from training.config_checks import check_run_config
+from training.prune_checkpoints import prune_checkpoints
 from training.run import open_trainer
 from training.run_directory import open_images
 

@@ -12,7 +12,8 @@ from runtime import checkpoint
 from runtime.checkpoint import MODEL
 from runtime.errors import UserError
 from runtime.files import remove_directory
-from training.best_checkpoint import find_best_checkpoint, prune_checkpoints
+from training.best_checkpoint import find_best_checkpoint
+from training.prune_checkpoints import prune_checkpoints
 
 
 def saved(

@@ -23,7 +23,7 @@ from tests.helpers import runs
 from tests.helpers.terms import images
 from training import online_kid as light
 from training.best_checkpoint import find_best_checkpoint
-from training.checks import check_run_config
+from training.config_checks import check_run_config
 from training.online_kid import LightSet
 
 KID = ["run.kid_images=12", "run.best_by=kid", "run.keep_last=1"]

@@ -33,8 +33,9 @@ from runtime.checkpoint import EMA, find
 from tests.helpers.starts import trained as source_with
 from tests.helpers.transfers import Transfers, folders, weights
 from training import export_weights as export
-from training.checks import check_network
+from training.config_checks import check_network
 from training.loop import Stream, Trainer, streams_of
+from training.optimizer import build_optimizer
 from training.result import read_result
 from training.run_directory import changed_since
 from training.start_from_source import copied, patterns_beside, start_of, with_alike_trained
@@ -164,7 +165,7 @@ class Begun:
     def after(self, steps: int) -> Denoiser:
         trainer = Trainer(
             self.denoiser,
-            self.config.build_optimizer(self.plan.groups()),
+            build_optimizer(self.config, self.plan.groups()),
             self.plan,
             colored(),
             self.streams,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.batches import to_x0
+from data.pixels import to_x0
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise, PredictVelocity, PredictX0

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from config.run_config import RunConfig
-from data.batches import to_x0
+from data.pixels import to_x0
 from diffusion.generate import SamplerSettings
 from diffusion.samplers import ddim
 from diffusion.spacing import even_steps, trailing_steps

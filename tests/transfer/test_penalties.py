@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from config.overrides import composed
-from data.batches import Batches, to_x0
+from data.batches import Batches
+from data.pixels import to_x0
 from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
@@ -24,7 +25,7 @@ from runtime.errors import UserError
 from runtime.files import read_checked
 from runtime.seeds import derive, generator
 from tests.helpers.starts import begun, given, in_two_processes, pictures, trained
-from training.checks import check_run_config
+from training.config_checks import check_run_config
 from transfer import penalties
 from transfer.penalties import EWC, L2SP, HalfSquare, fisher, known_fisher
 

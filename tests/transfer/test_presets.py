@@ -16,7 +16,7 @@ from tests.helpers.parts import (
     inside_attention,
     owners,
 )
-from training.checks import check_network, check_run_config
+from training.config_checks import check_network, check_run_config
 from transfer.adapters import inject
 from transfer.freezing_rules import ParameterPlan, rules_of
 

@@ -158,7 +158,9 @@ def test_images_that_are_not_here_any_more(tmp_path):
         real(begun(tmp_path, ["data.channels=3"], source))
 
 
-@pytest.mark.parametrize("target", ["os.system", "training.checks.check_network", "torch.load"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "training.config_checks.check_network", "torch.load"]
+)
 def test_the_sources_config_builds_nothing_but_data(tmp_path, target):
     source = trained()
     source.config.raw["data"]["_target_"] = target

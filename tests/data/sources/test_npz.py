@@ -20,7 +20,7 @@ from data.file_cache import FileCache
 from data.settings import OWN_KEYS, DataSettings
 from data.sources.npz import Npz
 from runtime.errors import UserError
-from training.checks import check_run_config
+from training.config_checks import check_run_config
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")

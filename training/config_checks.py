@@ -13,7 +13,7 @@ from diffusion.generate import steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss, simple_loss
 from runtime.build import describe, fits
 from runtime.errors import UserError, near
-from training.run_directory import weight_decay
+from training.optimizer import weight_decay
 from transfer.adapt_weights import draws
 from transfer.adapters import check as check_frozen
 from transfer.adapters import inject
