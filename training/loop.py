@@ -42,6 +42,7 @@ from runtime.signals import Preempted, StopRequest
 from training.best_checkpoint import rank_checkpoints
 from training.ema import Ema, share_of_start
 from training.online_kid import LightSet
+from training.optimizer import set_rates, warm_up
 from training.prune_checkpoints import prune_checkpoints
 from training.result import RESULT
 from transfer.adapters import load, parameters
@@ -139,9 +140,7 @@ class Trainer:
         """
         if self.plan.at_change(k):
             self.plan.apply(k)
-        warmup = min(1.0, (k + 1) / max(1, self.config.train.warmup))
-        for group, scale in zip(self.optimizer.param_groups, self.plan.rates(k), strict=True):
-            group["lr"] = self.optimizer.defaults["lr"] * scale * warmup
+        set_rates(self.optimizer, self.plan.rates(k), warm_up(k, self.config.train.warmup))
         total = torch.zeros((), device=self.device)
         for stream, batch in zip(self.streams.values(), batches, strict=True):
             total += self._backward(k, stream, batch)

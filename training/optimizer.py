@@ -1,4 +1,4 @@
-"""The optimizer of a run."""
+"""The optimizer of a run and its learning rates."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def weight_decay(config: RunConfig) -> float:
     """AdamW has one of its own, where the config has none."""
     optimizer = build_optimizer(config, [torch.zeros(1, requires_grad=True)])  # only looked at
     return optimizer.defaults.get("weight_decay", 0)
+
+
+def warm_up(k: int, steps: int) -> float:
+    """The factor of every rate at step k, counted from 0: it rises evenly over so many steps."""
+    return min(1.0, (k + 1) / max(1, steps))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, scales: Sequence[float], factor: float) -> None:
+    """optimizer.lr times the scale of each group times factor."""
+    for group, scale in zip(optimizer.param_groups, scales, strict=True):
+        group["lr"] = optimizer.defaults["lr"] * scale * factor
