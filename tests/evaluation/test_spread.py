@@ -118,16 +118,16 @@ def test_light_set(monkeypatch):
 
 
 def test_accuracy_of_ants_classifier(monkeypatch):
+    """Untrained, at one t: which images of either side it is measured on."""
     monkeypatch.setattr(ant, "JUDGED", COUNT)
-    seen = []
-    monkeypatch.setattr(
-        ant,
-        "_of_noisy",
-        lambda classifier, schedule, x0, *_: seen.append(x0) or torch.zeros(len(x0)),
-    )
+    monkeypatch.setattr(ant, "_levels", lambda steps: [5])
+    seen, to_x0 = [], ant.to_x0
+    monkeypatch.setattr(ant, "to_x0", lambda images: seen.append(to_x0(images)) or seen[-1])
     start = SimpleNamespace(seed=0, target=DATA, denoiser=SimpleNamespace(schedule=SCHEDULE))
-    ant._accuracy(None, start, DATA, 5)
-    for side in torch.cat(seen).split(COUNT):
+    ant._train(start, DATA, 0)
+    sides = torch.cat(seen).split(COUNT)
+    assert len(sides) == 2
+    for side in sides:
         check_shares((side.mean((1, 2, 3)) + 1) * 127.5)
 
 
