@@ -12,7 +12,6 @@ log2, and so is lse, the log2 of a row's sum of exponentials.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from operator import index
 from typing import Any
 
@@ -22,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import configs, reference
-from kernels.launch import INTERPRETED, Launch
+from kernels.launch import INTERPRETED, Launch, next_power_of_2
 from kernels.operators import OPS, define, differentiable
 
 # names of configs
@@ -241,33 +240,25 @@ def _faster(d: int, T: int, itemsize: int) -> bool:
 
 
 def _config(name: str, d: int, T: int, itemsize: int) -> dict[str, int]:
-    return configs.pick(name, head=triton.next_power_of_2(d), tokens=T, itemsize=itemsize)
+    return configs.pick(name, head=next_power_of_2(d), tokens=T, itemsize=itemsize)
 
 
-@lru_cache
-def _plan(
-    name: str, B: int, T: int, heads: int, d: int, itemsize: int
-) -> tuple[tuple[int, int, int], dict[str, Any], dict[str, int]]:
-    """(grid, constants, options) of a launch."""
-    tile = _config(name, d, T, itemsize)
+def _start(name: str, kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
+    B, T, width = qkv.shape
+    d = width // (3 * heads)
+    tile = _config(name, d, T, qkv.element_size())
     queries, keys = tile["queries"], tile["keys"]
     constants = {
         "HEAD": d,
-        "WIDTH": triton.next_power_of_2(d),
+        "WIDTH": next_power_of_2(d),
         "SCALE": d**-0.5,
         "QUERIES": queries,
         "KEYS": keys,
         "TAIL": T % keys != 0,
         "UPCAST": INTERPRETED,
     }
-    tiles = -(-T // (keys if name == BACKWARD_KV else queries))
-    options = {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"]}
-    return (tiles, heads, B), constants, options
-
-
-def _start(name: str, kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
-    B, T, width = qkv.shape
-    grid, constants, options = _plan(name, B, T, heads, width // (3 * heads), qkv.element_size())
+    grid = (-(-T // (keys if name == BACKWARD_KV else queries)), heads, B)
+    options = {key: tile[key] for key in ("num_warps", "num_stages")}
     arguments |= _strides("qkv", qkv) | {"T": T}
     Launch(kernel, grid, arguments, constants, options).start()
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).parent / "tuned"
-
 
 _forced: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {}
 
@@ -45,25 +43,19 @@ def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]
     shapes that were asked for."""
     asked: list[dict[str, int]] = []
     _forced[kernel] = (config, asked)
-    forget()
     try:
         yield asked
     finally:
         del _forced[kernel]
-        forget()
-
-
-def forget() -> None:
-    """What the modules of the kernels keep may follow from configs, as the plan of a launch
-    does."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("kernels."):
-            for function in list(vars(module).values()):
-                if hasattr(function, "cache_clear"):
-                    function.cache_clear()
 
 
 @lru_cache
 def entries(kernel: str) -> list[dict[str, dict[str, int]]]:
     """[{"shape": {...}, "config": {...}}]; the shapes of one file have the same keys."""
     return json.loads((TUNED / f"{kernel}.json").read_text())["entries"]
+
+
+def forget() -> None:
+    """The files are read again."""
+    _nearest.cache_clear()
+    entries.cache_clear()

@@ -11,6 +11,7 @@ file says so.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -19,14 +20,15 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from kernels import ahead, configs
-from kernels.launch import Launch
-from kernels.workloads import Work, workloads
+from kernels.launch import Launch, watched
+from kernels.workloads import Work, results, workloads
 from runtime.environment import device_name, versions
 
 CANDIDATES: dict[str, dict[str, Sequence[int]]] = {  # by the start of a name
@@ -49,11 +51,11 @@ COMPARED = "attention_forward"
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 # of an H100, and of each of its SMs
 SMS, REGISTERS, SHARED, THREADS, BLOCKS = 132, 65536, 227 * 1024, 2048, 32
-CPU = torch.device("cpu")
 
 Config = dict[str, int]
 Rank = tuple[float, ...]  # the least is the best
 Judge = Callable[[str, Config], "Rank | None"]  # (name, config); None: not to be used
+Bench = Callable[[Callable[[], object]], float]
 
 
 def candidates(name: str, now: Config) -> list[Config]:
@@ -76,18 +78,10 @@ def shapes(name: str, works: Iterable[Work]) -> dict[tuple[tuple[str, int], ...]
     return {shape: list(of_batch.values()) for shape, of_batch in found.items()}
 
 
-def started(
-    name: str,
-    config: Config,
-    work: Work,
-    inputs: dict[str, Tensor],
-    weights: list[Tensor] | None = None,
-) -> tuple[list[Launch], list[Tensor]]:
-    """The launches of the pass, forward or backward, that the config is for, and all results. No
-    weights: nothing runs."""
-    with configs.using(name, config):
-        forward, backward, results = work.run(inputs, weights)
-    return backward if "backward" in name else forward, results
+def of_pass(name: str, launches: Iterable[Launch]) -> list[Launch]:
+    """Those of the pass, forward or backward, that a config of this name is for."""
+    backward = "backward" in name
+    return [launch for launch in launches if ("backward" in launch.kernel.__name__) == backward]
 
 
 def run_all(launches: Iterable[Launch]) -> None:
@@ -101,42 +95,31 @@ def median_ms(run: Callable[[], object]) -> float:
     return do_bench(run, return_mode="median")
 
 
-class Case:
-    """A work with inputs on a device, and what it should compute."""
-
-    def __init__(self, work: Work, device: torch.device):
-        self.work, self.inputs = work, work.inputs(device, random=True)
-        exact = {
-            name: x.detach().float().requires_grad_() if x.is_floating_point() else x
-            for name, x in self.inputs.items()
-        }
-        outputs = work.forward(work.judge(), exact)
-        self.weights = work.weights(outputs, random=True)
-        gradients = work.backward(outputs, [weight.float() for weight in self.weights], exact)
-        self.expected = [*(y.detach() for y in outputs), *gradients]
-
-    def right(self, results: list[Tensor]) -> bool:
-        return all(
-            close(result, expected) for result, expected in zip(results, self.expected, strict=True)
-        )
+def drawn(work: Work, device: torch.device) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+    """Inputs on a device, weights of the outputs, and what results() should be."""
+    inputs = work.inputs(device, random=True)
+    exact = {
+        name: x.detach().float().requires_grad_() if x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
+    outputs = work.forward(work.judge(), exact)
+    weights = work.weights(outputs)
+    return inputs, weights, results(outputs, exact, [weight.float() for weight in weights])
 
 
-def timed(
-    works: Sequence[Work],
-    device: torch.device,
-    bench: Callable[[Callable[[], object]], float] = median_ms,
-) -> Judge:
+def timed(works: Iterable[Work], device: torch.device, bench: Bench) -> Judge:
     """Ranks by the time of the launches in ms, the geometric mean over the works."""
     torch.manual_seed(0)
-    cases = [Case(work, device) for work in works]
+    cases = [(work, *drawn(work, device)) for work in works]
 
     def rank(name: str, config: Config) -> Rank | None:
         times = []
-        for case in cases:
-            launches, results = started(name, config, case.work, case.inputs, case.weights)
-            if not case.right(results):
+        for work, inputs, weights, expected in cases:
+            with configs.using(name, config), watched() as launches:
+                found = results(work.forward(work.fused(), inputs), inputs, weights)
+            if not all(map(close, found, expected)):
                 return None
-            times.append(bench(partial(run_all, launches)))
+            times.append(bench(partial(run_all, of_pass(name, launches))))
         return (statistics.geometric_mean(times),)
 
     return rank
@@ -148,17 +131,14 @@ def close(result: Tensor, expected: Tensor) -> bool:
     return bool(error <= TOLERANCE[result.dtype] * expected.abs().max())
 
 
-def faster_than_torch(
-    work: Work, config: Config, device: torch.device, bench: Callable = median_ms
-) -> bool:
+def faster_than_torch(work: Work, config: Config, device: torch.device, bench: Bench) -> bool:
     inputs = work.inputs(device, random=True)
 
     def forward(function: Callable) -> list[Tensor]:
         return work.forward(function, inputs)
 
-    def both(function: Callable) -> None:
-        outputs = forward(function)
-        work.backward(outputs, [y.detach() for y in outputs], inputs)
+    def both(function: Callable) -> list[Tensor]:
+        return results(forward(function), inputs)
 
     with configs.using(COMPARED, config):
         return all(
@@ -167,14 +147,13 @@ def faster_than_torch(
         )
 
 
-def modelled(works: Sequence[Work]) -> Judge:
+def modelled(works: Iterable[Work]) -> Judge:
     """Ranks by (bytes of spilled registers on sm_80 and sm_90, - bytes in flight on an SM of
     sm_90), summed over the launches."""
 
     def rank(name: str, config: Config) -> Rank | None:
-        launches = []
-        for work in works:
-            launches += started(name, config, work, work.inputs(CPU, random=False))[0]
+        with configs.using(name, config):
+            launches = [launch for work in works for launch in of_pass(name, work.launches())]
         older = [ahead.compile_for(launch, 80) for launch in launches]
         needs = [ahead.compile_for(launch, 90) for launch in launches]
         if any(need.shared > SHARED for need in needs):
@@ -205,43 +184,31 @@ def loaded(ptx: str) -> int:
     )
 
 
-def best(
-    name: str, tried: Iterable[Config], judge: Judge, refused: tuple[type[Exception], ...]
-) -> tuple[Rank, Config] | None:
-    """The config of the least rank, the first of equals; None if none can be used. refused: raised
-    by one that cannot be compiled."""
-    found = None
-    for config in tried:
-        try:
-            rank = judge(name, config)
-        except refused:
-            continue
-        if rank is not None and (found is None or rank < found[0]):
-            found = rank, config
-    return found
-
-
 def tuned(
-    name: str,
-    works: Iterable[Work],
-    judge: Callable[[Sequence[Work]], Judge],
-    faster: Callable[[Work, Config], bool] | None = None,
-    refused: tuple[type[Exception], ...] = (),
+    name: str, works: Iterable[Work], device: torch.device | None, bench: Bench = median_ms
 ) -> list[dict]:
-    """The entries of a file: the best candidate at each shape of the works, and what the file has
-    for other shapes. faster: what to write as "faster" into the configs of COMPARED."""
+    """The entries of a file: the best candidate at each shape of the works, the first of equals,
+    and what the file has for other shapes. device: see machine()."""
+    from triton.errors import TritonError
+
     entries: dict[tuple, dict] = {
         tuple(entry["shape"].items()): entry for entry in configs.entries(name)
     }
     for shape, of_shape in tqdm(shapes(name, works).items(), desc=name, unit="shape"):
         now = configs.pick(name, **dict(shape))
         now.pop("faster", None)
-        found = best(name, candidates(name, now), judge(of_shape), refused)
-        if found is None:
+        judge = timed(of_shape, device, bench) if device else modelled(of_shape)
+        ranked = []
+        for config in candidates(name, now):
+            with contextlib.suppress(TritonError):  # one that cannot be compiled
+                if rank := judge(name, config):
+                    ranked.append((rank, config))
+        if not ranked:
             raise RuntimeError(f"{name}: no candidate computes {of_shape[0]} rightly.")
-        rank, config = found
-        if faster and name == COMPARED:
-            config = config | {"faster": all(faster(work, config) for work in of_shape)}
+        rank, config = min(ranked, key=itemgetter(0))
+        if device and name == COMPARED:
+            faster = all(faster_than_torch(work, config, device, bench) for work in of_shape)
+            config = config | {"faster": faster}
         rounded = [round(value, 4) for value in rank]
         entries[shape] = {"shape": dict(shape), "config": config, "rank": rounded}
     return list(entries.values())
@@ -255,7 +222,7 @@ def write(name: str, machine: dict[str, str], entries: list[dict]) -> None:
 
 
 def machine(device: torch.device | None) -> dict[str, str]:
-    """device: None for none."""
+    """device: the one that is timed; None: ahead of time."""
     known = {name: versions()[name] for name in ("torch", "triton")}
     known["date"] = datetime.date.today().isoformat()
     if device is None:
@@ -295,13 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if not chosen.ahead and not torch.cuda.is_available():
         parser.error("there is no CUDA device to time on; --ahead ranks without one.")
-    from triton.errors import TritonError
-
     device = None if chosen.ahead else torch.device("cuda")
-    judge = partial(timed, device=device) if device else modelled
-    faster = partial(faster_than_torch, device=device) if device else None
     for name in chosen.names or names():
-        entries = tuned(name, workloads(), judge, faster, (TritonError,))
+        entries = tuned(name, workloads(), device)
         if chosen.write:
             write(name, machine(device), entries)
         else:

@@ -3,7 +3,6 @@ tunes for."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from kernels import reference
 from kernels.launch import Launch, watched
 
+CPU = torch.device("cpu")
 GROUPS, EPS, DROPOUT = 32, 1e-6, 0.1
 BATCHES, LARGE_BATCHES = (128, 16), (16, 2)
 
@@ -84,46 +84,40 @@ class Work(NamedTuple):
             for name, (sizes, dtype) in self.tensors.items()
         }
 
-    def weights(self, outputs: list[Tensor], random: bool) -> list[Tensor]:
-        """Of each output in the scalar whose gradients backward() returns."""
+    def weights(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Normal values, for results()."""
         dtype = next(iter(self.tensors.values()))[1]
-        return [_tensor(y.shape, dtype, y.device, random).detach() for y in outputs]
+        return [_tensor(y.shape, dtype, y.device, random=True).detach() for y in outputs]
 
     def forward(self, function: Function, inputs: dict[str, Tensor]) -> list[Tensor]:
         outputs = function(**inputs, **self.settings)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
-    def backward(
-        self, outputs: list[Tensor], weights: list[Tensor], inputs: dict[str, Tensor]
-    ) -> list[Tensor]:
-        wanted = [x for x in inputs.values() if x.requires_grad]
-        return list(torch.autograd.grad(outputs, wanted, weights))
-
-    def run(
-        self, inputs: dict[str, Tensor], weights: list[Tensor] | None = None
-    ) -> tuple[list[Launch], list[Launch], list[Tensor]]:
-        """The launches of the Triton implementation, forward and backward, and all results. No
-        weights: the launches are noted and nothing runs."""
-        with watched(run=weights is not None) as launches:
-            outputs = self.forward(self.fused(), inputs)
-            forward = list(launches)
-            if weights is None:
-                weights = self.weights(outputs, random=False)
-            gradients = self.backward(outputs, weights, inputs)
-        return forward, launches[len(forward) :], [*(y.detach() for y in outputs), *gradients]
-
     def launches(self) -> list[Launch]:
-        """Of the forward pass and the backward one, noted on a CPU and not run."""
-        forward, backward, _ = self.run(self.inputs(torch.device("cpu"), random=False))
-        return forward + backward
+        """Of the Triton implementation, forward and backward, noted on a CPU and not run."""
+        inputs = self.inputs(CPU, random=False)
+        with watched(run=False) as launches:
+            results(self.forward(self.fused(), inputs), inputs)
+        return launches
 
     def fused(self) -> Function:
         """The Triton implementation."""
-        module = "kernels.attention" if self.operation == "attention" else "kernels.group_norm"
-        return getattr(importlib.import_module(module), self.operation)
+        from kernels import attention, group_norm
+
+        return getattr(attention if self.operation == "attention" else group_norm, self.operation)
 
     def judge(self) -> Function:
         return getattr(reference, self.operation)
+
+
+def results(
+    outputs: list[Tensor], inputs: dict[str, Tensor], weights: list[Tensor] | None = None
+) -> list[Tensor]:
+    """The outputs, and the gradients of the inputs that need one. weights: of each output in the
+    scalar that is differentiated; if None, the outputs themselves, where values do not matter."""
+    values = [y.detach() for y in outputs]
+    wanted = [x for x in inputs.values() if x.requires_grad]
+    return values + list(torch.autograd.grad(outputs, wanted, weights or values))
 
 
 def _tensor(

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton import next_power_of_2
 from triton.language import constexpr
 
 from kernels import configs
 from kernels.group_norm.tiles import Dropout, Norm, Strided, Tile
-from kernels.launch import Launch
+from kernels.launch import Launch, next_power_of_2
 from kernels.reference import kept_share, threshold
 
 LARGE = 64 * 64  # pixels from which the statistics of an image are shared out among programs

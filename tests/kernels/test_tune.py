@@ -22,6 +22,8 @@ FASTEST_IS_WRONG = {1: 3.0, 2: 1.0, 4: 0.5, 8: 2.0}  # ms by tile
 class Kernel:
     """Notes which tile was started last."""
 
+    __name__ = "toy_kernel"
+
     def __init__(self):
         self.tile = 0
 
@@ -48,10 +50,6 @@ def bench(run) -> float:
     return FASTEST_IS_WRONG[KERNEL.tile]
 
 
-def judge(works: list[Work]) -> tune.Judge:
-    return tune.timed(works, CPU, bench)
-
-
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> list[Work]:
     """Two works of an operation with one file of configs."""
@@ -70,7 +68,7 @@ def toy(tmp_path, monkeypatch) -> list[Work]:
 
 
 def test_the_fastest_right_candidate_is_written_and_picked(toy):
-    entries = tune.tuned("toy", toy, judge, refused=(TritonError,))
+    entries = tune.tuned("toy", toy, CPU, bench)
     tune.write("toy", {"device": "a clock that is told"}, entries)
     configs.forget()
 
@@ -87,7 +85,7 @@ def test_the_fastest_right_candidate_is_written_and_picked(toy):
 
 @pytest.mark.parametrize(("tile", "rank"), [(2, (1.0,)), (4, None)])
 def test_a_candidate_with_wrong_results_has_no_rank(toy, tile, rank):
-    assert judge(toy)("toy", {"tile": tile}) == rank
+    assert tune.timed(toy, CPU, bench)("toy", {"tile": tile}) == rank
 
 
 def test_works_of_a_shape_count_alike(toy):
@@ -142,7 +140,7 @@ def test_no_usable_candidate_is_an_error(toy, monkeypatch):
     monkeypatch.setitem(tune.CANDIDATES, "toy", {"tile": (4,)})
     monkeypatch.setattr(tune, "candidates", lambda name, now: [{"tile": 4}, {"tile": 16}])
     with pytest.raises(RuntimeError, match="no candidate"):
-        tune.tuned("toy", toy, judge, refused=(TritonError,))
+        tune.tuned("toy", toy, CPU, bench)
 
 
 def test_a_forced_config_holds_in_its_block_only(toy):
@@ -171,8 +169,8 @@ def test_a_config_is_judged_by_the_pass_that_asks_for_it(name, kernels):
     work = attentions(2, 64, 2, 32, torch.bfloat16)
     config = configs.entries(name)[0]["config"]
     for queries in (16, 32):  # what an earlier start of the same shape planned does not stay
-        inputs = work.inputs(CPU, random=False)
-        launches, _ = tune.started(name, config | {"queries": queries}, work, inputs)
+        with configs.using(name, config | {"queries": queries}):
+            launches = tune.of_pass(name, work.launches())
         assert [launch.kernel.__name__ for launch in launches] == kernels
         assert launches[0].constants["QUERIES"] == queries
 
