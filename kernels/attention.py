@@ -279,7 +279,7 @@ def _forward_outputs(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(B, T, width // 3), lse
 
 
-def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+def attention_backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     if not _readable(dout):  # a gradient that was expanded
         dout = dout.contiguous()
     delta, dqkv = torch.empty_like(lse), qkv.new_empty(qkv.shape)
@@ -300,7 +300,7 @@ def _gradient(ctx: Any, needed: set[str], dout: Tensor | None) -> dict[str, Tens
     return {"qkv": OPS.attention_backward.default(dout, *ctx.saved_tensors)}
 
 
-define("attention_backward", _backward, lambda qkv, **_: qkv.new_empty(qkv.shape))
+define(attention_backward, lambda qkv, **_: qkv.new_empty(qkv.shape))
 _attention = differentiable(reference.attention, _forward, _forward_outputs, _save, _gradient)
 
 

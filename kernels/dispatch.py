@@ -67,11 +67,10 @@ def _group_norm(name: str) -> Callable[..., Any]:
     def run(*given: Any, **named: Any) -> Any:
         values = dict(zip(names, given)) | named
         weight = values["weight"]
-        if not (fused(weight) and weight.shape[0] // values["groups"] <= LARGEST_GROUP):
-            return getattr(reference, name)(*given, **named)
-        from kernels import group_norm
-
-        return getattr(group_norm, name)(*given, **named)
+        module: Any = reference
+        if fused(weight) and weight.shape[0] // values["groups"] <= LARGEST_GROUP:
+            from kernels import group_norm as module
+        return getattr(module, name)(*given, **named)
 
     return run
 
@@ -84,10 +83,9 @@ group_norm_act_cat = _group_norm("group_norm_act_cat")
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """kernels.reference.attention, which calls torch's own flash or cuDNN kernel on a GPU, or its
     kernel."""
-    if not fused(qkv):
-        return reference.attention(qkv, heads)
-    from kernels import attention as triton
+    if fused(qkv):
+        from kernels import attention as triton
 
-    if not triton.supports(qkv, heads) or (_chosen == "auto" and not triton.faster(qkv, heads)):
-        return reference.attention(qkv, heads)
-    return triton.attention(qkv, heads)
+        if triton.supports(qkv, heads) and (_chosen == "triton" or triton.faster(qkv, heads)):
+            return triton.attention(qkv, heads)
+    return reference.attention(qkv, heads)

@@ -22,40 +22,33 @@ LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 OPS = getattr(torch.ops, NAMESPACE)
 # a compiled graph keeps the layouts that its kernels were traced with
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-# of a schema, by annotation
-TYPES = {
-    "Tensor": "Tensor",
-    "Tensor | None": "Tensor?",
-    "int": "int",
-    "float": "float",
-    "bool": "bool",
-    "str": "str",
-    "Act": "str",
-}
+# annotations that a schema spells otherwise
+TYPES = {"Tensor | None": "Tensor?", "Act": "str"}
 
 
 def define(
-    name: str,
     run: Callable[..., Any],
     allocate: Callable[..., Any],
-    signature: Callable[..., Any] | None = None,
-    saved: int = 0,
+    operation: Callable[..., Any] | None = None,
 ) -> Any:
-    """Defines torch.ops.diffusion_transfer.NAME, without a gradient.
+    """Defines an operator of torch.ops.diffusion_transfer, without a gradient.
 
     Args:
         run: computes the outputs, from arguments by name.
         allocate: makes the outputs alone, from the same arguments: all that a fake tensor needs.
-        signature: the function whose annotations, as text, are the schema; run if None.
-        saved: outputs beside those that the signature returns.
+        operation: has the name, and the annotations that are, as text, the schema; behind its
+            outputs run has one more. None: run is the operation, and has no other output.
 
     Returns:
         The operator's overload. It takes all its arguments by position.
     """
-    signature = signature or run
-    parameters = inspect.signature(signature).parameters
-    takes = ", ".join(f"{TYPES[each.annotation]} {key}" for key, each in parameters.items())
-    returns = ", ".join(["Tensor"] * (signature.__annotations__["return"].count("Tensor") + saved))
+    named = operation or run
+    name, parameters = named.__name__, inspect.signature(named).parameters
+    takes = ", ".join(
+        f"{TYPES.get(each.annotation, each.annotation)} {key}" for key, each in parameters.items()
+    )
+    outputs = named.__annotations__["return"].count("Tensor") + (named is operation)
+    returns = ", ".join(["Tensor"] * outputs)
 
     def by_name(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *inputs: function(**dict(zip(parameters, inputs, strict=True)))
@@ -86,7 +79,7 @@ def differentiable(
     Returns:
         A function with the operation's signature.
     """
-    overload = define(operation.__name__, run, allocate, operation, saved=1)
+    overload = define(run, allocate, operation)
     parameters = inspect.signature(operation).parameters
     defaults = [(name, parameter.default) for name, parameter in parameters.items()]
     names = list(parameters)

@@ -102,9 +102,9 @@ def per_channel(values: Tensor) -> Tensor:
     return values[:, :, None, None]
 
 
-ROUNDS = 10
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-WEYL = (0x9E3779B9, 0xBB67AE85)
+# Philox's multipliers and, from Weyl sequences, what its key grows by in a round
+M0, M1 = 0xD2511F53, 0xCD9E8D57
+W0, W1 = 0x9E3779B9, 0xBB67AE85
 LOW = 0xFFFFFFFF
 
 
@@ -114,11 +114,11 @@ def philox(
     """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Words of
     32 bits, in int64 tensors."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(ROUNDS):
-        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # 64 bits, right whatever their sign
+    for _ in range(10):
+        a, b = M0 * c0, M1 * c2  # 64 bits, right whatever their sign
         # of b and a, only the low 32 count
         c0, c1, c2, c3 = ((b >> 32) ^ c1 ^ k0) & LOW, b, ((a >> 32) ^ c3 ^ k1) & LOW, a
-        k0, k1 = k0 + WEYL[0] & LOW, k1 + WEYL[1] & LOW
+        k0, k1 = k0 + W0 & LOW, k1 + W1 & LOW
     return c0, c1 & LOW, c2, c3 & LOW
 
 
@@ -143,9 +143,8 @@ def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
     first = torch.arange(eights * C, device=like.device)
     image = torch.arange(N, device=like.device)[:, None]
     zero = torch.zeros((), dtype=torch.int64, device=like.device)
-    drawn = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
-    words = torch.stack(drawn, dim=1).view(N, 4, eights, C).transpose(1, 2)  # [N, eights, 4, C]
-    halves = torch.stack([words & 0xFFFF, words >> 16], dim=3)  # [N, eights, 4, 2, C]
-    kept = halves >= threshold(dropout)
-    mask = kept.flatten(1, 3)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
+    words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
+    halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
+    kept = halves.view(N, 8, eights, C).transpose(1, 2) >= threshold(dropout)  # [N, eights, 8, C]
+    mask = kept.flatten(1, 2)[:, : H * W].reshape(N, H, W, C).permute(0, 3, 1, 2)
     return torch.empty_like(like).copy_(mask)

@@ -60,8 +60,7 @@ Bench = Callable[[Callable[[], object]], float]
 
 def candidates(name: str, now: Config) -> list[Config]:
     """The present config, and all combinations of CANDIDATES."""
-    named = [axes for start, axes in CANDIDATES.items() if name.startswith(start)]
-    axes = {key: values for each in named for key, values in each.items() if key in now}
+    axes = next((axes for start, axes in CANDIDATES.items() if name.startswith(start)), {})
     combined = [now | dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     return [now, *(config for config in combined if config != now)]
 
@@ -97,7 +96,7 @@ def median_ms(run: Callable[[], object]) -> float:
 
 def drawn(work: Work, device: torch.device) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
     """Inputs on a device, weights of the outputs, and what results() should be."""
-    inputs = work.inputs(device, random=True)
+    inputs = work.inputs(device)
     exact = {
         name: x.detach().float().requires_grad_() if x.is_floating_point() else x
         for name, x in inputs.items()
@@ -132,7 +131,7 @@ def close(result: Tensor, expected: Tensor) -> bool:
 
 
 def faster_than_torch(work: Work, config: Config, device: torch.device, bench: Bench) -> bool:
-    inputs = work.inputs(device, random=True)
+    inputs = work.inputs(device)
 
     def forward(function: Callable) -> list[Tensor]:
         return work.forward(function, inputs)

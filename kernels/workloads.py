@@ -12,7 +12,6 @@ from torch import Tensor
 from kernels import reference
 from kernels.launch import Launch, watched
 
-CPU = torch.device("cpu")
 GROUPS, EPS, DROPOUT = 32, 1e-6, 0.1
 BATCHES, LARGE_BATCHES = (128, 16), (16, 2)
 
@@ -77,17 +76,17 @@ class Work(NamedTuple):
     def batch(self) -> int:
         return next(iter(self.tensors.values()))[0][0]
 
-    def inputs(self, device: torch.device, random: bool) -> dict[str, Tensor]:
-        """Normal values; not random: memory as it is, for a run that only notes its kernels."""
+    def inputs(self, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Normal values; without a device, a CPU's memory as it is, for a run that only notes its
+        kernels."""
         return {
-            name: _tensor(sizes, dtype, device, random)
-            for name, (sizes, dtype) in self.tensors.items()
+            name: _tensor(sizes, dtype, device) for name, (sizes, dtype) in self.tensors.items()
         }
 
     def weights(self, outputs: list[Tensor]) -> list[Tensor]:
         """Normal values, for results()."""
         dtype = next(iter(self.tensors.values()))[1]
-        return [_tensor(y.shape, dtype, y.device, random=True).detach() for y in outputs]
+        return [_tensor(y.shape, dtype, y.device).detach() for y in outputs]
 
     def forward(self, function: Function, inputs: dict[str, Tensor]) -> list[Tensor]:
         outputs = function(**inputs, **self.settings)
@@ -95,7 +94,7 @@ class Work(NamedTuple):
 
     def launches(self) -> list[Launch]:
         """Of the Triton implementation, forward and backward, noted on a CPU and not run."""
-        inputs = self.inputs(CPU, random=False)
+        inputs = self.inputs()
         with watched(run=False) as launches:
             results(self.forward(self.fused(), inputs), inputs)
         return launches
@@ -120,14 +119,12 @@ def results(
     return values + list(torch.autograd.grad(outputs, wanted, weights or values))
 
 
-def _tensor(
-    sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device, random: bool
-) -> Tensor:
+def _tensor(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:
     layout = torch.channels_last if len(sizes) == 4 else torch.contiguous_format
     x = torch.empty(sizes, dtype=dtype, device=device, memory_format=layout)
     if not dtype.is_floating_point:
         return x.fill_(1234)
-    return (x.normal_() if random else x).requires_grad_()
+    return (x.normal_() if device else x).requires_grad_()
 
 
 def norms(

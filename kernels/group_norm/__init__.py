@@ -78,7 +78,7 @@ def _of_row(per_image: Tensor, values: Tensor | None) -> Tensor | None:
     return None if values is None else per_image.sum_to_size(values.shape).to(values.dtype)
 
 
-define("group_norm_backward", group_norm_backward, backward_outputs)
+define(group_norm_backward, backward_outputs)
 group_norm_act, add_group_norm_act, group_norm_act_cat = (
     differentiable(operation, group_norm_forward, forward_outputs, save, gradient)
     for operation in (

@@ -39,21 +39,14 @@ def strided(x: Tensor | None, last: bool) -> Strided | None:
     its pixels are adjacent, which a slice of the channels is; else a copy."""
     if x is None:
         return None
-    if not _readable(x, last):
-        x = x.contiguous(memory_format=layout(last))
-    channel, pixel = (1, _pixel_stride(x)) if last else (x.stride(1), 1)
-    return Strided(x, x.stride(0), channel, pixel)
-
-
-def _readable(x: Tensor, last: bool) -> bool:
     _, C, H, W = x.shape
-    one_axis = H == 1 or W == 1 or x.stride(2) == W * x.stride(3)
-    adjacent = (x.stride(1) == 1 or C == 1) if last else (_pixel_stride(x) == 1 or H * W == 1)
-    return one_axis and adjacent
-
-
-def _pixel_stride(x: Tensor) -> int:
-    return x.stride(3) if x.shape[3] > 1 else x.stride(2)
+    image, channel, down, right = x.stride()
+    pixel = right if W > 1 else down
+    one_axis = H == 1 or W == 1 or down == W * right
+    adjacent = (channel == 1 or C == 1) if last else (pixel == 1 or H * W == 1)
+    if not (one_axis and adjacent):
+        return strided(x.contiguous(memory_format=layout(last)), last)
+    return Strided(x, image, 1, pixel) if last else Strided(x, image, channel, 1)
 
 
 def _row(values: Tensor | None) -> Strided | None:
@@ -113,9 +106,9 @@ def launch_stages(
     """One launch, or two if an image is in chunks: arguments, and those that both kernels have.
     What is None is a constant: the kernel is compiled without it. x: [N, C, H, W]."""
     N, C, H, W = x.shape
-    drops = None
-    if dropout:
-        drops = Dropout(seed, constexpr(threshold(dropout)), 1 / kept_share(dropout))
+    drops = (
+        Dropout(seed, constexpr(threshold(dropout)), 1 / kept_share(dropout)) if dropout else None
+    )
     arguments |= {
         "norm": Norm(weight.contiguous(), bias.contiguous(), *map(_row, (row_bias, scale, shift))),
         "dropout": drops,
