@@ -7,12 +7,9 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from kernels.launch import Launch
-
-if TYPE_CHECKING:
-    from triton.compiler import ASTSource
 
 
 class Resources(NamedTuple):
@@ -26,9 +23,9 @@ class Resources(NamedTuple):
     ptx: str
 
 
-def specialized(launch: Launch) -> ASTSource:
-    """What is compiled: the kernel for these types, constants and alignments, as Triton's own
-    launcher reads them from the arguments.
+def specialized(launch: Launch) -> Any:
+    """The ASTSource that is compiled: the kernel for these types, constants and alignments, as
+    Triton's own launcher reads them from the arguments.
 
     Raises:
         RuntimeError: in a process that interprets its kernels, which is one mode for all of it.

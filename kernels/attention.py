@@ -24,12 +24,6 @@ from kernels import configs, reference
 from kernels.launch import INTERPRETED, Launch, next_power_of_2
 from kernels.operators import OPS, define, differentiable
 
-# names of configs
-FORWARD, BACKWARD_KV, BACKWARD_Q = (
-    "attention_forward",
-    "attention_backward_kv",
-    "attention_backward_q",
-)
 HEADS = range(16, 257)  # channels of a head that the kernels hold
 MOST_PROGRAMS = 65535  # of a CUDA grid, along its second and third axis
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -236,18 +230,19 @@ def faster(qkv: Tensor, heads: int) -> bool:
 
 @torch.compiler.assume_constant_result
 def _faster(d: int, T: int, itemsize: int) -> bool:
-    return bool(_config(FORWARD, d, T, itemsize).get("faster", False))
+    return bool(_config("attention_forward", d, T, itemsize).get("faster", False))
 
 
 def _config(name: str, d: int, T: int, itemsize: int) -> dict[str, int]:
     return configs.pick(name, head=next_power_of_2(d), tokens=T, itemsize=itemsize)
 
 
-def _start(name: str, kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
+def _start(kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
     B, T, width = qkv.shape
     d = width // (3 * heads)
-    tile = _config(name, d, T, qkv.element_size())
+    tile = _config(kernel.__name__.removesuffix("_kernel"), d, T, qkv.element_size())
     queries, keys = tile["queries"], tile["keys"]
+    rows = keys if kernel is attention_backward_kv_kernel else queries
     constants = {
         "HEAD": d,
         "WIDTH": next_power_of_2(d),
@@ -257,10 +252,9 @@ def _start(name: str, kernel: Any, qkv: Tensor, heads: int, **arguments: Any) ->
         "TAIL": T % keys != 0,
         "UPCAST": INTERPRETED,
     }
-    grid = (-(-T // (keys if name == BACKWARD_KV else queries)), heads, B)
     options = {key: tile[key] for key in ("num_warps", "num_stages")}
     arguments |= _strides("qkv", qkv) | {"T": T}
-    Launch(kernel, grid, arguments, constants, options).start()
+    Launch(kernel, (-(-T // rows), heads, B), arguments, constants, options).start()
 
 
 def _strides(name: str, x: Tensor) -> dict[str, Any]:
@@ -269,7 +263,7 @@ def _strides(name: str, x: Tensor) -> dict[str, Any]:
 
 def _forward(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     out, lse = _forward_outputs(qkv, heads)
-    _start(FORWARD, attention_forward_kernel, qkv, heads, out=out, lse=lse)
+    _start(attention_forward_kernel, qkv, heads, out=out, lse=lse)
     return out, lse
 
 
@@ -285,8 +279,8 @@ def attention_backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> T
     delta, dqkv = torch.empty_like(lse), qkv.new_empty(qkv.shape)
     given = {**_strides("dout", dout), "lse": lse, "delta": delta, "dqkv": dqkv}
     heads = lse.shape[1]
-    _start(BACKWARD_Q, attention_backward_q_kernel, qkv, heads, out=out, **given)
-    _start(BACKWARD_KV, attention_backward_kv_kernel, qkv, heads, **given)
+    _start(attention_backward_q_kernel, qkv, heads, out=out, **given)
+    _start(attention_backward_kv_kernel, qkv, heads, **given)
     return dqkv
 
 

@@ -61,9 +61,10 @@ def _triton_on(device: torch.device) -> bool:
 
 def _group_norm(name: str) -> Callable[..., Any]:
     """The operation of kernels.reference with this name, or its kernel."""
-    names = tuple(inspect.signature(getattr(reference, name)).parameters)
+    operation = getattr(reference, name)
+    names = tuple(inspect.signature(operation).parameters)
 
-    @functools.wraps(getattr(reference, name))
+    @functools.wraps(operation)
     def run(*given: Any, **named: Any) -> Any:
         values = dict(zip(names, given)) | named
         weight = values["weight"]

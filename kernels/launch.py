@@ -48,9 +48,9 @@ _watching: list[tuple[list[Launch], bool]] = []
 def watched(run: bool = True) -> Iterator[list[Launch]]:
     """Collects what is launched in the block. run=False: nothing runs, the outputs hold what the
     memory held."""
-    entry: tuple[list[Launch], bool] = ([], run)
-    _watching.append(entry)
+    seen: list[Launch] = []
+    _watching.append((seen, run))
     try:
-        yield entry[0]
+        yield seen
     finally:
-        _watching.remove(entry)
+        _watching.pop()

@@ -25,12 +25,10 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 # annotations that a schema spells otherwise
 TYPES = {"Tensor | None": "Tensor?", "Act": "str"}
 
+Function = Callable[..., Any]
 
-def define(
-    run: Callable[..., Any],
-    allocate: Callable[..., Any],
-    operation: Callable[..., Any] | None = None,
-) -> Any:
+
+def define(run: Function, allocate: Function, operation: Function | None = None) -> Any:
     """Defines an operator of torch.ops.diffusion_transfer, without a gradient.
 
     Args:
@@ -50,7 +48,7 @@ def define(
     outputs = named.__annotations__["return"].count("Tensor") + (named is operation)
     returns = ", ".join(["Tensor"] * outputs)
 
-    def by_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    def by_name(function: Function) -> Function:
         return lambda *inputs: function(**dict(zip(parameters, inputs, strict=True)))
 
     LIBRARY.define(f"{name}({takes}) -> ({returns})", tags=TAGS)
@@ -60,12 +58,12 @@ def define(
 
 
 def differentiable(
-    operation: Callable[..., Any],
-    run: Callable[..., Any],
-    allocate: Callable[..., Any],
+    operation: Function,
+    run: Function,
+    allocate: Function,
     save: Callable[..., None],
     gradient: Callable[..., dict[str, Tensor | None]],
-) -> Callable[..., Any]:
+) -> Function:
     """Defines the operator of an operation of kernels.reference, with a gradient.
 
     Args:
@@ -81,10 +79,10 @@ def differentiable(
     """
     overload = define(run, allocate, operation)
     parameters = inspect.signature(operation).parameters
-    defaults = [(name, parameter.default) for name, parameter in parameters.items()]
-    names = list(parameters)
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    names = list(defaults)
 
-    class Function(torch.autograd.Function):
+    class WithGradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
             with torch._C._AutoDispatchBelowAutograd():
@@ -104,7 +102,7 @@ def differentiable(
     def dispatched(*inputs: Any) -> Any:
         wanted = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
         if torch.is_grad_enabled() and wanted:
-            return Function.apply(*inputs)
+            return WithGradient.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return overload(*inputs)
 
@@ -112,7 +110,7 @@ def differentiable(
 
     @functools.wraps(operation)
     def call(*given: Any, **named: Any) -> Any:
-        rest = [named.get(name, default) for name, default in defaults[len(given) :]]
+        rest = [named.get(name, defaults[name]) for name in names[len(given) :]]
         outputs = overload(*given, *rest)[:-1]
         return outputs if len(outputs) > 1 else outputs[0]
 

@@ -45,7 +45,8 @@ def group_norm_act(
     y = F.group_norm(x, groups, weight, bias, eps)
     if scale is not None and shift is not None:
         y = y * (1 + per_channel(scale)) + per_channel(shift)
-    y = F.silu(y, inplace=not y.requires_grad) if act == "silu" else y
+    if act == "silu":
+        y = F.silu(y, inplace=not y.requires_grad)
     if not dropout:
         return y
     assert seed is not None
@@ -106,11 +107,10 @@ def per_channel(values: Tensor) -> Tensor:
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85
 LOW = 0xFFFFFFFF
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Words of
     32 bits, in int64 tensors."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
@@ -142,7 +142,7 @@ def keep(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
     eights = -(-H * W // 8)
     first = torch.arange(eights * C, device=like.device)
     image = torch.arange(N, device=like.device)[:, None]
-    zero = torch.zeros((), dtype=torch.int64, device=like.device)
+    zero = torch.zeros_like(image)
     words = philox((first, image, zero, zero), (seed & LOW, seed >> 32 & LOW))  # [N, eights C] each
     halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
     kept = halves.view(N, 8, eights, C).transpose(1, 2) >= threshold(dropout)  # [N, eights, 8, C]

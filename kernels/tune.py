@@ -132,9 +132,7 @@ def close(result: Tensor, expected: Tensor) -> bool:
 
 def faster_than_torch(work: Work, config: Config, device: torch.device, bench: Bench) -> bool:
     inputs = work.inputs(device)
-
-    def forward(function: Callable) -> list[Tensor]:
-        return work.forward(function, inputs)
+    forward = partial(work.forward, inputs=inputs)
 
     def both(function: Callable) -> list[Tensor]:
         return results(forward(function), inputs)

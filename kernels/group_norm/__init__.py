@@ -22,30 +22,21 @@ def save(ctx: Any, inputs: dict[str, Any], outputs: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(x, outputs[-1], *map(inputs.get, names))
     ctx.joined, ctx.channels = joined, inputs["x"].shape[1]
     ctx.act, ctx.dropout = inputs["act"], inputs.get("dropout", 0.0)
-    images = {name: inputs.get(name) for name in ("x", "residual", "skip")}
-    ctx.types = {name: image.dtype for name, image in images.items() if image is not None}
+    ctx.types = {
+        name: image.dtype
+        for name in ("x", "residual", "skip")
+        if (image := inputs.get(name)) is not None
+    }
 
 
 def gradient(ctx: Any, needed: set[str], *upstream: Tensor | None) -> Gradients:
     *dtotal, dy = upstream
     if dy is None:
         return _of_total_alone(ctx, *dtotal)
-    x, moments, weight, bias, row_bias, scale, shift, seed = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a checkpoint computes them again
+    _, _, weight, bias, row_bias, scale, shift, _ = saved
     dx, dskip, sums = OPS.group_norm_backward.default(
-        dy,
-        dtotal[0] if dtotal else None,
-        x,
-        ctx.channels,
-        row_bias is not None,
-        weight,
-        bias,
-        moments,
-        ctx.act,
-        None if ctx.joined else row_bias,
-        scale,
-        shift,
-        ctx.dropout,
-        seed,
+        dy, *(dtotal or [None]), *saved, ctx.joined, ctx.channels, ctx.act, ctx.dropout
     )
     A, B = sums[:2]
     found = _of_images(ctx, dx, dskip) | {"shift": _of_row(B, shift)}

@@ -138,36 +138,38 @@ def group_norm_backward_kernel(
             tl.store(slots(row_sums, p, tl.program_id(1)), tl.sum(into_row, 0), mask=p.real)
 
 
-def backward_outputs(x: Tensor, channels: int, row_sums: bool, **_: Any) -> tuple[Tensor, ...]:
+def backward_outputs(
+    x: Tensor, row_bias: Tensor | None, channels: int, **_: Any
+) -> tuple[Tensor, ...]:
     """(dx, dskip, sums): dx of the first channels of x, dskip of the others, and sums
-    [2 or 3, N, C]: A, B and (row_sums) the sums over hw of the gradient of x'."""
+    [2 or 3, N, C]: A, B and, for row_bias, the sums over hw of the gradient of x'."""
     N, C = x.shape[:2]
     dx, dskip = (empty(x, size, x.dtype) for size in (channels, C - channels))
-    return dx, dskip, x.new_empty((3 if row_sums else 2, N, C), dtype=torch.float32)
+    return dx, dskip, x.new_empty((2 if row_bias is None else 3, N, C), dtype=torch.float32)
 
 
 def group_norm_backward(
     dy: Tensor,
     dtotal: Tensor | None,
     x: Tensor,
-    channels: int,
-    row_sums: bool,
+    moments: Tensor,
     weight: Tensor,
     bias: Tensor,
-    moments: Tensor,
-    act: str,
     row_bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    dropout: float,
     seed: Tensor | None,
+    joined: bool,
+    channels: int,
+    act: str,
+    dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x: what the norm saw, but for row_bias; dtotal: the gradient of it that is not through dy.
-    Returns backward_outputs()."""
-    dx, dskip, sums = backward_outputs(x, channels, row_sums)
+    """x: what the norm saw, if not joined but for row_bias; dtotal: the gradient of it that is not
+    through dy. Returns backward_outputs()."""
+    dx, dskip, sums = backward_outputs(x, row_bias, channels)
     last = channels_last(x)
     plan = schedule("group_norm_backward", x, moments.shape[2], last)
-    chunk_sums = plan.partials(x, 1) if row_sums else None
+    chunk_sums = None if row_bias is None else plan.partials(x, 1)
     arguments = {
         "x": strided(x, last),
         "dy": strided(dy, last),
@@ -176,10 +178,10 @@ def group_norm_backward(
         "dx": dx,
         "dskip": dskip if dskip.shape[1] else None,
         "sums": sums,
-        "row_sums": sums[2] if row_sums and plan.chunks == 1 else chunk_sums,
+        "row_sums": chunk_sums if row_bias is None or plan.chunks > 1 else sums[2],
         "H_C": channels,
     }
-    norm = (weight, bias, act, row_bias, scale, shift, dropout, seed)
+    norm = (weight, bias, act, None if joined else row_bias, scale, shift, dropout, seed)
     launch_stages(group_norm_backward_kernel, plan, x, arguments, *norm)
     if chunk_sums is not None:
         torch.sum(chunk_sums[0], 1, out=sums[2])

@@ -281,7 +281,9 @@ def test_faster_is_what_was_measured_at_the_nearest_shape(monkeypatch, tmp_path)
         configs.forget()
 
 
-@pytest.mark.parametrize("kernel", [triton.FORWARD, triton.BACKWARD_Q, triton.BACKWARD_KV])
+@pytest.mark.parametrize(
+    "kernel", ["attention_forward", "attention_backward_q", "attention_backward_kv"]
+)
 def test_tiles_are_kept_for_every_width_and_type(kernel):
     """At the same token counts, or the nearest entry of fp32 could be one of 16 bits, whose tiles
     are too large for it."""
