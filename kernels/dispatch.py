@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,15 +24,17 @@ _chosen: Kernels = "auto"
 
 
 def select(kernels: Kernels, device: torch.device) -> None:
-    """Chooses for the process, and says so. auto: Triton on a CUDA device of compute capability 8.0
-    or more, for which the kernels are compiled in the tests, else the reference; attention by
-    Triton only where it was measured to be faster than torch's. triton: wherever a kernel exists.
-    Raises UserError where Triton cannot run."""
+    """Chooses for the process, and says so.
+
+    Args:
+        kernels: auto: Triton on a CUDA device of compute capability 8.0 or more, for which the
+            kernels are compiled in the tests, else the reference; attention by Triton only where
+            it was measured to be faster than torch's. triton: wherever a kernel exists.
+
+    Raises:
+        UserError: where Triton cannot run.
+    """
     global _chosen
-    if kernels not in get_args(Kernels):
-        raise UserError(
-            f"kernels={kernels}: no such choice; they are {', '.join(get_args(Kernels))}."
-        )
     if kernels == "triton" and not ((device.type == "cuda" and INSTALLED) or INTERPRETED):
         raise UserError(
             "kernels=triton: Triton's kernels run on a CUDA device, and this is "

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from kernels import ahead, configs
 from kernels.launch import Launch, watched
-from kernels.workloads import Work, results, workloads
+from kernels.workloads import Work, workloads
 from runtime.environment import device_name, versions
 
 CANDIDATES: dict[str, dict[str, Sequence[int]]] = {  # by the start of a name
@@ -53,6 +53,7 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 SMS, REGISTERS, SHARED, THREADS, BLOCKS = 132, 65536, 227 * 1024, 2048, 32
 
 Config = dict[str, int]
+Shape = tuple[tuple[str, int], ...]  # (key, value) of those that a config is for
 Rank = tuple[float, ...]  # the least is the best
 Judge = Callable[[str, Config], "Rank | None"]  # (name, config); None: not to be used
 Bench = Callable[[Callable[[], object]], float]
@@ -65,10 +66,10 @@ def candidates(name: str, now: Config) -> list[Config]:
     return [now, *(config for config in combined if config != now)]
 
 
-def shapes(name: str, works: Iterable[Work]) -> dict[tuple[tuple[str, int], ...], list[Work]]:
+def shapes(name: str, works: Iterable[Work]) -> dict[Shape, list[Work]]:
     """The shapes for which a config of this name is asked, and the first work of each batch size
     that asks for them."""
-    found: dict[tuple[tuple[str, int], ...], dict[int, Work]] = {}
+    found: dict[Shape, dict[int, Work]] = {}
     for work in works:
         with configs.using(name, configs.entries(name)[0]["config"]) as asked:
             work.launches()
@@ -95,15 +96,15 @@ def median_ms(run: Callable[[], object]) -> float:
 
 
 def drawn(work: Work, device: torch.device) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
-    """Inputs on a device, weights of the outputs, and what results() should be."""
+    """Inputs on a device, weights of the outputs, and what the results should be."""
     inputs = work.inputs(device)
     exact = {
         name: x.detach().float().requires_grad_() if x.is_floating_point() else x
         for name, x in inputs.items()
     }
-    outputs = work.forward(work.judge(), exact)
-    weights = work.weights(outputs)
-    return inputs, weights, results(outputs, exact, [weight.float() for weight in weights])
+    weights = work.weights(work.forward(work.judge(), exact))
+    expected = work.results(work.judge(), exact, [weight.float() for weight in weights])
+    return inputs, weights, expected
 
 
 def timed(works: Iterable[Work], device: torch.device, bench: Bench) -> Judge:
@@ -115,7 +116,7 @@ def timed(works: Iterable[Work], device: torch.device, bench: Bench) -> Judge:
         times = []
         for work, inputs, weights, expected in cases:
             with configs.using(name, config), watched() as launches:
-                found = results(work.forward(work.fused(), inputs), inputs, weights)
+                found = work.results(work.fused(), inputs, weights)
             if not all(map(close, found, expected)):
                 return None
             times.append(bench(partial(run_all, of_pass(name, launches))))
@@ -132,15 +133,10 @@ def close(result: Tensor, expected: Tensor) -> bool:
 
 def faster_than_torch(work: Work, config: Config, device: torch.device, bench: Bench) -> bool:
     inputs = work.inputs(device)
-    forward = partial(work.forward, inputs=inputs)
-
-    def both(function: Callable) -> list[Tensor]:
-        return results(forward(function), inputs)
-
     with configs.using(COMPARED, config):
         return all(
-            bench(partial(run, work.fused())) < bench(partial(run, work.judge()))
-            for run in (forward, both)
+            bench(partial(run, work.fused(), inputs)) < bench(partial(run, work.judge(), inputs))
+            for run in (work.forward, work.results)
         )
 
 
@@ -188,7 +184,7 @@ def tuned(
     and what the file has for other shapes. device: see machine()."""
     from triton.errors import TritonError
 
-    entries: dict[tuple, dict] = {
+    entries: dict[Shape, dict] = {
         tuple(entry["shape"].items()): entry for entry in configs.entries(name)
     }
     for shape, of_shape in tqdm(shapes(name, works).items(), desc=name, unit="shape"):

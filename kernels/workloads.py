@@ -92,11 +92,21 @@ class Work(NamedTuple):
         outputs = function(**inputs, **self.settings)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
+    def results(
+        self, function: Function, inputs: dict[str, Tensor], weights: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """The outputs, and the gradients of the inputs that need one. weights: of each output in
+        the scalar that is differentiated; if None, the outputs themselves, where values do not
+        matter."""
+        outputs = self.forward(function, inputs)
+        values = [y.detach() for y in outputs]
+        wanted = [x for x in inputs.values() if x.requires_grad]
+        return values + list(torch.autograd.grad(outputs, wanted, weights or values))
+
     def launches(self) -> list[Launch]:
         """Of the Triton implementation, forward and backward, noted on a CPU and not run."""
-        inputs = self.inputs()
         with watched(run=False) as launches:
-            results(self.forward(self.fused(), inputs), inputs)
+            self.results(self.fused(), self.inputs())
         return launches
 
     def fused(self) -> Function:
@@ -107,16 +117,6 @@ class Work(NamedTuple):
 
     def judge(self) -> Function:
         return getattr(reference, self.operation)
-
-
-def results(
-    outputs: list[Tensor], inputs: dict[str, Tensor], weights: list[Tensor] | None = None
-) -> list[Tensor]:
-    """The outputs, and the gradients of the inputs that need one. weights: of each output in the
-    scalar that is differentiated; if None, the outputs themselves, where values do not matter."""
-    values = [y.detach() for y in outputs]
-    wanted = [x for x in inputs.values() if x.requires_grad]
-    return values + list(torch.autograd.grad(outputs, wanted, weights or values))
 
 
 def _tensor(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:

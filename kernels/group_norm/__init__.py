@@ -54,7 +54,7 @@ def _of_total_alone(ctx: Any, dtotal: Tensor | None = None) -> Gradients:
     """Where nobody uses y."""
     if dtotal is None:
         return {}
-    dx, dskip = dtotal[:, : ctx.channels], dtotal[:, ctx.channels :]
+    dx, dskip = dtotal.tensor_split([ctx.channels], dim=1)
     row_bias = ctx.saved_tensors[4]
     return _of_images(ctx, dx, dskip) | {"row_bias": _of_row(dx.float().sum((2, 3)), row_bias)}
 

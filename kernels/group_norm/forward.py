@@ -164,8 +164,8 @@ def forward_outputs(
 ) -> tuple[Tensor, ...]:
     """(total, y, moments), or (y, moments) where nothing is joined to x. moments [3, N, groups]:
     means, what float32 cannot hold of them, and reciprocal standard deviations."""
-    joined = [image for image in (residual, skip) if image is not None]
-    dtype = reduce(torch.promote_types, [image.dtype for image in joined], x.dtype)
+    joined = [image.dtype for image in (residual, skip) if image is not None]
+    dtype = reduce(torch.promote_types, joined, x.dtype)
     channels = x.shape[1] if skip is None else x.shape[1] + skip.shape[1]
     images = [empty(x, channels, dtype) for _ in range(2 if joined else 1)]
     moments = torch.empty((3, x.shape[0], groups), dtype=torch.float32, device=x.device)
