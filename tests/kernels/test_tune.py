@@ -10,7 +10,7 @@ from triton.errors import TritonError
 
 from config.overrides import CONF
 from kernels import ahead, configs, reference, tune
-from kernels.launch import Launch
+from kernels.launch import Launch, watched
 from kernels.workloads import Work, attentions, norms, workloads
 from models.layers import Attention, GroupNorm, output_of
 from runtime.build import build
@@ -128,6 +128,15 @@ def test_attention_is_held_against_torch(monkeypatch, ours, torchs, faster):
     monkeypatch.setattr(Work, "fused", lambda self: costs(ours))
     monkeypatch.setattr(Work, "judge", lambda self: costs(torchs))
     assert tune.faster_than_torch(attentions(1, 16, 2, 16, torch.float32), {}, CPU, bench) is faster
+
+
+def test_a_watcher_within_another_ends_first():
+    launch = Launch(KERNEL, (1,), {}, {"tile": 1}, {})
+    with watched() as outer:
+        with watched() as inner:
+            launch.start()
+        launch.start()
+    assert (len(outer), len(inner)) == (2, 1)
 
 
 def test_results_that_are_no_numbers_are_wrong():
