@@ -7,17 +7,17 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from torch import Tensor
 
 from config.old_spelling import as_then
 from data.image_folder import open_images
-from diffusion.denoiser import Denoiser
 from diffusion.generate import as_made
 from evaluation.closest_pairs import write_closest
 from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
@@ -39,7 +39,7 @@ from runtime.device import pick_device
 from runtime.environment import machine
 from runtime.errors import UserError
 from runtime.files import locked, write_sealed
-from sampling.pipeline import SampleRequest
+from sampling.pipeline import Pipeline, SampleRequest
 from sampling.write_images import claim_folder, write_missing
 from training.best_checkpoint import find_best_checkpoint
 from training.result import read_result
@@ -210,10 +210,14 @@ class RunEvaluator(ImageEvaluator):
         record: Record = {"images": self.reference.counts, **self.extractor.names}
         generated = None
         if set(settings.wanted) - set(OF_NETWORK):
-            denoiser, place = run.build_denoiser(self.device), run.directory / "generated"
-            folder, images = self.sample(denoiser, self.sha256, place)
-            if run.checkpoint.classes and (line := _about_label(settings.label)):
-                notes.say(line)
+            place = run.directory / "generated"
+            folder, images = self.sample(run.weights, self.sha256, place)
+            if run.checkpoint.classes and settings.label not in (None, "all"):
+                null = settings.label == NULL_CLASS
+                of = "of the null class" if null else f"of class {settings.label} alone"
+                notes.say(
+                    f"the images are {of}, and those that they are compared with of all classes"
+                )
             record, generated = self.compare(folder, images, self._untouched_source())
         network = NetworkMetrics(run, self.device, self.reference, settings.held_out_draws, notes)
         if "loss" in settings.wanted:
@@ -228,10 +232,12 @@ class RunEvaluator(ImageEvaluator):
                 record["forgetting"] = network.forgetting(generated, self.extractor)
         return record
 
-    def sample(self, denoiser: Denoiser, weights: str, place: Path) -> tuple[Path, np.ndarray]:
-        """(a folder below place, its images 0 .. n - 1); those that are missing in it are made.
-        weights: their digest."""
-        settings = self.settings
+    def sample(
+        self, weights: dict[str, Tensor], digest: str, place: Path
+    ) -> tuple[Path, np.ndarray]:
+        """(a folder below place, images 0 .. n - 1 of these weights); those that are missing in it
+        are made."""
+        settings, trained = self.settings, self.run.trained
         label = image_classes(settings.label, self.run.config.classes, self.run.images[0])
         request = SampleRequest(
             settings.sampler,
@@ -243,7 +249,7 @@ class RunEvaluator(ImageEvaluator):
             kernels=settings.kernels,
         )
         made_by = {
-            "weights": weights,
+            "weights": digest,
             "seed": settings.seed,
             "sampler": self.sampler,
             "label": label,
@@ -253,8 +259,8 @@ class RunEvaluator(ImageEvaluator):
         log.info("%d images in %s", settings.n, out)
         with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
             claim_folder(out, made_by)
-            classes = self.run.checkpoint.classes if denoiser.network.classes else []
-            write_missing(out, request, denoiser, denoiser, classes, self.run.config.image_shape)
+            model = Pipeline(replace(trained, load=lambda which: weights), self.device)
+            write_missing(out, request, model)
         return out, self.read_images(out)[: settings.n]
 
     def _untouched_source(self) -> dict[str, ImageFeatures]:
@@ -262,27 +268,18 @@ class RunEvaluator(ImageEvaluator):
         if "baselines" not in self.settings.wanted or not self.run.has_source:
             return {}
         with self.notes.attempt("the untouched source"):
-            tensors = self.run.untouched_weights
+            weights = self.run.untouched_weights
             sums = {
                 name: [w.double().sum().item(), w.double().square().sum().item()]
-                for name, w in tensors.items()
+                for name, w in weights.items()
             }
             digest = sha256_of(sums)
             # "floors": where earlier versions have made these images
             place = self.run.directory.parent / "floors" / f"untouched_{digest[:8]}"
-            denoiser = self.run.config.frozen_denoiser(tensors, self.device)
-            _, images = self.sample(denoiser, digest, place)
-            found = self.extractor.extract(images, "images of the untouched source")
-            return {"untouched source": found}
+            _, images = self.sample(weights, digest, place)
+            what = "images of the untouched source"
+            return {"untouched source": self.extractor.extract(images, what)}
         return {}
-
-
-def _about_label(label: int | str | None) -> str | None:
-    """What to know of images of a network with classes, where they are not of each in turn."""
-    if label in (None, "all"):
-        return None
-    of = "of the null class" if label == NULL_CLASS else f"of class {label} alone"
-    return f"the images are {of}, and those that they are compared with of all classes"
 
 
 def _writable(place: Path, otherwise: Path) -> Path:

@@ -27,27 +27,27 @@ class EvaluateSettings(Settings):
     sampler: SamplerSettings
     features: Features
     perceptual: Features
-    checkpoint: str | None = None
-    images: str | None = None
-    train: str | None = None
-    test: str | None = None
-    metrics: str | Sequence[str] = "all"
-    overrides: Sequence[str] = ()
-    source: str | None = None
-    n: int = 2000
-    seed: int = 0
-    select: Literal["best", "last"] = "best"
-    weights: Which = "ema"
-    label: int | str | None = None
-    held_out_draws: int = 2048
-    bound_images: int = 16
-    bound_steps: int | None = 100
-    out: str | None = None
-    cache: str = "cache"
-    batch_size: int = 64
-    device: str = "auto"
-    precision: Precision = "fp32"
-    kernels: Kernels = "auto"
+    checkpoint: str | None
+    images: str | None
+    train: str | None
+    test: str | None
+    metrics: str | Sequence[str]
+    overrides: Sequence[str]
+    source: str | None
+    n: int
+    seed: int
+    select: Literal["best", "last"]
+    weights: Which
+    label: int | str | None
+    held_out_draws: int
+    bound_images: int
+    bound_steps: int | None
+    out: str | None
+    cache: str
+    batch_size: int
+    device: str
+    precision: Precision
+    kernels: Kernels
 
     def __post_init__(self) -> None:
         self._check_numbers()

@@ -48,36 +48,30 @@ def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
 # rho
 
 
-def rho(generated: Tensor, test: Tensor) -> float:
+def rho(generated: Tensor, test: Tensor) -> Any:
     """The median distance of generated images to their nearest training image, over that of test
     images: about 1 where the generated ones are as new as test images are, 0 where they are copies.
 
     Args:
-        generated: [N] distances.
-        test: [T] distances.
+        generated: [..., N] distances.
+        test: [..., T] distances.
+    Returns:
+        [...], a float of one set each.
     Raises:
         UserError: where half of the test images are copies.
     """
-    return float(_ratio(_median(generated), _median(test)))
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    below = median(test)
     if not (below > 0).all():
         raise UserError(
             "rho is not defined: about half of the test images or more are at distance 0 of a "
             "training image. Are they among the training images? Duplicates should be on one side "
             "of the split."
         )
-    return above / below
+    return median(generated) / below
 
 
-def median(values: Tensor) -> float:
-    """Of [N]; the mean of the middle two where N is even."""
-    return float(_median(values))
-
-
-def _median(values: Tensor) -> np.ndarray:
-    """Of the last dimension."""
+def median(values: Tensor) -> Any:
+    """Of the last dimension, a float of [N]; the mean of the middle two where N is even."""
     return np.median(values.double().cpu().numpy(), axis=-1)
 
 
@@ -85,11 +79,11 @@ def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200) -> Tensor:
     """A bootstrap of rho over both sets of images, [draws]; that of two generators on the same test
     images, each with N images, is paired. Raises UserError where rho is not defined in one of them.
     """
-    above, below = (
-        _median(values.cpu()[resampled_rows(len(values), draws, which)])
+    drawn = (
+        values.cpu()[resampled_rows(len(values), draws, which)]
         for which, values in (("generated", generated), ("test", test))
     )
-    return torch.from_numpy(_ratio(above, below))
+    return torch.from_numpy(rho(*drawn))
 
 
 # d1 / d2

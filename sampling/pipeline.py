@@ -51,7 +51,8 @@ class SampleRequest:
     Args:
         label: a class by name or number, "all" for each in turn, a list of numbers for these in
             turn, None for the null class.
-        guidance: away from a reference, 1 for none.
+        guidance: away from the reference, 1 for none.
+        reference: the null class (classifier-free guidance), or the source (domain guidance).
     """
 
     sampler: SamplerSettings
@@ -60,55 +61,9 @@ class SampleRequest:
     batch_size: int = 64
     label: Label = None
     guidance: float = 1.0
+    reference: Reference = "null_class"
     precision: str = "fp32"
     kernels: dispatch.Kernels = "auto"
-
-
-@torch.no_grad()
-def sample_batches(
-    request: SampleRequest,
-    numbers: Sequence[int],
-    denoiser: Denoiser,
-    reference: Denoiser,
-    classes: Sequence[str],
-    shape: Sequence[int],
-    on_step: OnStep = lambda numbers, x0, t: None,
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Makes the images with these numbers, batch by batch.
-
-    Args:
-        reference: what guidance leads away from; it is given no label.
-        classes: names of the labels that the network knows.
-        shape: [C, H, W] of an image.
-        on_step: told the first predicted x0 of a batch at each t.
-    Yields:
-        (numbers, images [B, C, H, W] in about [-1, 1]).
-    Raises:
-        UserError: where images are not finite, or a label is unknown.
-    """
-    device = denoiser.schedule.alpha_bar.device
-    precision = pick_precision(request.precision, device)
-    dispatch.select(request.kernels, device)
-    steps = steps_of(denoiser.schedule, request.sampler)[:-1]
-    if numbers:
-        warn_of_start(denoiser.schedule, request.sampler, shape)
-    if precision == "bf16":
-        for each in {denoiser, reference}:
-            cast_ahead(each.network, torch.bfloat16)
-    with arithmetic(precision, device)():
-        ready = {each: _readied(each, steps) for each in {denoiser, reference}}
-        for start in range(0, len(numbers), request.batch_size):
-            batch = numbers[start : start + request.batch_size]
-            labels = class_labels(request.label, classes, batch)
-            denoise = ready[denoiser](None if labels is None else {"label": labels.to(device)})
-            if request.guidance != 1:
-                denoise = guide(denoise, ready[reference](None), request.guidance)
-            seeds = [derive(request.seed, "image", k) for k in batch]
-            x0 = generate(
-                denoise, denoiser.schedule, request.sampler, shape, seeds, partial(on_step, batch)
-            )
-            _check_finite(batch, x0)
-            yield batch, x0
 
 
 def _readied(denoiser: Denoiser, steps: Sequence[int]) -> Callable[[Condition | None], Denoise]:
@@ -170,14 +125,51 @@ class Pipeline:
         start = start_of(config, source_of(self.weights.origin, config, self.source))
         return config.frozen_denoiser(start, self.device)
 
-    def reference(self, kind: Reference) -> Denoiser:
-        """What guidance leads away from."""
-        return self.source_denoiser if kind == "source" else self.denoiser
-
     @property
     def classes(self) -> Sequence[str]:
         """Names of its labels; none without classes."""
         return self.weights.classes if self.denoiser.network.classes else []
+
+    @torch.no_grad()
+    def batches(
+        self,
+        request: SampleRequest,
+        numbers: Sequence[int],
+        on_step: OnStep = lambda numbers, x0, t: None,
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Makes the images with these numbers, batch by batch.
+
+        Args:
+            on_step: told the first predicted x0 of a batch at each t.
+        Yields:
+            (numbers, images [B, C, H, W] in about [-1, 1]).
+        Raises:
+            UserError: where images are not finite, or a label is unknown.
+        """
+        denoiser, shape = self.denoiser, self.weights.config.image_shape
+        reference = self.source_denoiser if request.reference == "source" else denoiser
+        schedule, device = denoiser.schedule, denoiser.schedule.alpha_bar.device
+        precision = pick_precision(request.precision, device)
+        dispatch.select(request.kernels, device)
+        steps = steps_of(schedule, request.sampler)[:-1]
+        if numbers:
+            warn_of_start(schedule, request.sampler, shape)
+        if precision == "bf16":
+            for each in {denoiser, reference}:
+                cast_ahead(each.network, torch.bfloat16)
+        with arithmetic(precision, device)():
+            ready = {each: _readied(each, steps) for each in {denoiser, reference}}
+            for start in range(0, len(numbers), request.batch_size):
+                batch = numbers[start : start + request.batch_size]
+                labels = class_labels(request.label, self.classes, batch)
+                denoise = ready[denoiser](None if labels is None else {"label": labels.to(device)})
+                if request.guidance != 1:  # the reference is given no label
+                    denoise = guide(denoise, ready[reference](None), request.guidance)
+                seeds = [derive(request.seed, "image", k) for k in batch]
+                watch = partial(on_step, batch)
+                x0 = generate(denoise, schedule, request.sampler, shape, seeds, watch)
+                _check_finite(batch, x0)
+                yield batch, x0
 
     def sample(
         self,
@@ -201,12 +193,8 @@ class Pipeline:
             [n, C, H, W] in about [-1, 1], on the CPU.
         """
         settings = sampler or SamplerSettings(ddim, log_snr_steps, steps)
-        request = SampleRequest(settings, n, seed, batch_size, label, guidance)
-        shape = self.weights.config.image_shape
-        made = sample_batches(
-            request, range(n), self.denoiser, self.reference(reference), self.classes, shape
-        )
-        return torch.cat([x0.cpu() for _, x0 in made])
+        request = SampleRequest(settings, n, seed, batch_size, label, guidance, reference)
+        return torch.cat([x0.cpu() for _, x0 in self.batches(request, range(n))])
 
     @staticmethod
     def to_pil(images: Tensor) -> list[Image.Image]:

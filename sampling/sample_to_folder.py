@@ -14,7 +14,7 @@ from diffusion.generate import as_made
 from models.formats.published import SECTIONS
 from runtime.build import Settings
 from runtime.checkpoint import Which
-from sampling.pipeline import Reference, SampleRequest, load
+from sampling.pipeline import SampleRequest, load
 from sampling.write_images import claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights
 
@@ -26,16 +26,15 @@ class SampleSettings(SampleRequest, Settings):
     """See conf/sample.yaml."""
 
     checkpoint: str
-    trained_as: str | None = None
-    overrides: Sequence[str] = ()
-    out: str | None = None
-    label: int | str | None = None
-    reference: Reference = "null_class"
-    source: str | None = None
-    weights: Which = "ema"
-    strip: int = 8
-    device: str = "auto"
-    precision: Precision = "fp32"
+    trained_as: str | None
+    overrides: Sequence[str]
+    out: str | None
+    label: int | str | None
+    source: str | None
+    weights: Which
+    strip: int
+    device: str
+    precision: Precision
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch_size < 1 or self.strip < 1:
@@ -69,7 +68,7 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
         settings.trained_as,
         settings.overrides,
     )
-    found, config, denoiser = model.weights, model.weights.config, model.denoiser
+    found, config = model.weights, model.weights.config
     out = Path(settings.out) if settings.out else default_out(found, settings)
     what = {
         "weights": found.digests[settings.weights],
@@ -84,15 +83,12 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
         shown = {key: config.raw["data"][key] for key in ("size", "channels")}
         what["network"] = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
     claim_folder(out, what)
-    reference = model.reference(settings.reference)
     if model.classes and settings.label is None:
         some = ", ".join(map(str, model.classes[:12]))
         log.info(f"no label is given, so these are of the null class; label=NAME is one of {some}")
     step = "its" if found.step is None else f"step {found.step}, {settings.weights}"
     log.info(f"{found.path}, {step} weights -> {out}")
-    new = write_missing(
-        out, settings, denoiser, reference, model.classes, config.image_shape, settings.strip
-    )
+    new = write_missing(out, settings, model, settings.strip)
     log.info(f"{settings.n} images in {out} ({new} of them new), with grid.png and strip.png")
     return out
 

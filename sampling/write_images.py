@@ -15,35 +15,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.pixels import to_uint8
-from diffusion.denoiser import Denoiser
 from diffusion.generate import steps_of
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import read_json, write_atomically, write_json
 from runtime.pictures import grid, png
-from sampling.pipeline import SampleRequest, sample_batches
+from sampling.pipeline import Pipeline, SampleRequest
 
 SETTINGS = "sampling.json"
 FRAMES = 8  # of the strip of denoising steps
 
 
-def write_missing(
-    out: Path,
-    request: SampleRequest,
-    denoiser: Denoiser,
-    reference: Denoiser,
-    classes: Sequence[str],
-    shape: Sequence[int],
-    frames: int = FRAMES,
-) -> int:
+def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: int = FRAMES) -> int:
     """Makes those of the images 0 .. n - 1 that are not in out yet, the grid and the strip.
 
-    Args: as of sample_batches. frames: of the strip.
+    Args:
+        frames: of the strip.
     Returns:
         How many were made.
     """
     missing = [k for k in range(request.n) if not (out / image_name(k)).exists()]
-    steps = steps_of(denoiser.schedule, request.sampler)[:-1]
+    steps = steps_of(model.denoiser.schedule, request.sampler)[:-1]
     evenly = np.linspace(0, len(steps) - 1, min(frames, len(steps))).round().astype(int)
     picked = {steps[i] for i in evenly}
     strip: list[Tensor] = []
@@ -54,9 +46,7 @@ def write_missing(
             if t in picked and 0 in numbers:
                 strip.append(to_uint8(x0[:8]).cpu())
 
-        for numbers, x0 in sample_batches(
-            request, missing, denoiser, reference, classes, shape, on_step
-        ):
+        for numbers, x0 in model.batches(request, missing, on_step):
             pixels = to_uint8(x0).cpu()
             for k, image in zip(numbers, pixels.numpy(), strict=True):
                 write_atomically(out / image_name(k), png(image))

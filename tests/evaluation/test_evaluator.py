@@ -39,6 +39,7 @@ from runtime.environment import commit
 from runtime.errors import UserError
 from runtime.seeds import derive
 from runtime.signals import PREEMPTED
+from tests.helpers.defaults import defaults
 from tests.helpers.runs import snapshot
 from tests.helpers.transfers import Transfers, folders
 from transfer.trained_weights import of_checkpoint, start_of
@@ -56,7 +57,8 @@ def settings(transfers: Transfers, **given) -> evaluate.EvaluateSettings:
     """Of a run, where no images are given."""
     given = given if "images" in given else {"checkpoint": "RUN"} | given
     return evaluate.EvaluateSettings(
-        **{
+        **defaults("evaluate")
+        | {
             "sampler": SAMPLER,
             "features": RandomConvolutional(),
             "perceptual": RandomConvolutional(),

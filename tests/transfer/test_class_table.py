@@ -23,6 +23,7 @@ from runtime.errors import UserError
 from runtime.seeds import derive
 from sampling import sample_to_folder as sample
 from tests.helpers import runs
+from tests.helpers.defaults import defaults
 from tests.helpers.transfers import Transfers, denoiser_of, folders, moved, weights
 from training import export_weights as export
 from transfer.trained_weights import load_weights, merged, origin_of, source_of, start_of
@@ -169,7 +170,10 @@ def test_dreambooth_tells_its_new_classes_from_each_other_and_from_none_in_few_s
 def sampled(checkpoint: Path, out: Path, **other) -> list[bytes]:
     sample.sample_to_folder(
         sample.SampleSettings(
-            SAMPLER, n=2, checkpoint=str(checkpoint), out=str(out), device="cpu", **other
+            **defaults("sample")
+            | {"sampler": SAMPLER, "n": 2, "checkpoint": str(checkpoint), "out": str(out)}
+            | {"device": "cpu"}
+            | other
         ),
         {},
     )
@@ -320,13 +324,16 @@ def test_guidance_of_a_step(transfers, tmp_path):
     one = SamplerSettings(ddim, trailing_steps, 1)
     sample.sample_to_folder(
         sample.SampleSettings(
-            one,
-            n=1,
-            checkpoint=str(directory),
-            out=str(tmp_path / "a"),
-            device="cpu",
-            guidance=1.5,
-            reference="source",
+            **defaults("sample")
+            | {
+                "sampler": one,
+                "n": 1,
+                "checkpoint": str(directory),
+                "out": str(tmp_path / "a"),
+                "device": "cpu",
+                "guidance": 1.5,
+                "reference": "source",
+            }
         ),
         {},
     )

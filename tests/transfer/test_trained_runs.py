@@ -18,6 +18,7 @@ from diffusion.spacing import even_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from sampling import sample_to_folder as sample
+from tests.helpers.defaults import defaults
 from tests.helpers.transfers import TISSUE, Transfers, denoiser_of, weights
 from training import export_weights as export
 from transfer.adapters import inject, load
@@ -128,7 +129,10 @@ def test_the_size_of_a_file_is_that_of_result_json(transfers, strategy):
 def sampled(checkpoint: Path, out: Path, **other) -> list[bytes]:
     sample.sample_to_folder(
         sample.SampleSettings(
-            SAMPLER, n=2, checkpoint=str(checkpoint), out=str(out), device="cpu", **other
+            **defaults("sample")
+            | {"sampler": SAMPLER, "n": 2, "checkpoint": str(checkpoint), "out": str(out)}
+            | {"device": "cpu"}
+            | other
         ),
         {},
     )

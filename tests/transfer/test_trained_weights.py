@@ -27,6 +27,7 @@ from runtime.errors import UserError
 from runtime.seeds import derive
 from sampling import sample_to_folder as sample
 from tests.helpers import runs
+from tests.helpers.defaults import defaults
 from tests.helpers.networks import randomize
 from training import export_weights as export
 from training.start_from_source import other_settings
@@ -536,7 +537,9 @@ def test_sample_makes_the_pipelines_images(tmp_path):
 
 def test_where_images_of_a_folder_go(run, folder):
     """Not into the folder, which may be the Hub's cache."""
-    settings = sample.SampleSettings(None, 16, seed=3, checkpoint=str(folder))
+    settings = sample.SampleSettings(
+        **defaults("sample") | {"sampler": None, "seed": 3, "checkpoint": str(folder)}
+    )
     assert sample.default_out(load_weights(str(folder)), settings) == Path("generated/folder_seed3")
     assert (
         sample.default_out(load_weights(str(run)), settings) == run / "generated" / "step_7_seed3"
