@@ -33,7 +33,7 @@ from evaluation.suite import (
 )
 from evaluation.trained_run import NULL_CLASS, TrainedRun, image_classes
 from metrics.estimate import EVALUATION, VERSION, Record
-from runtime.checkpoint import FILES, STATE, find
+from runtime.checkpoint import STATE, find
 from runtime.content import sha256_of
 from runtime.device import pick_device
 from runtime.environment import machine
@@ -87,7 +87,7 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
     sampler = as_then(as_made(sampler, settings.sampler, run.config.schedule))
     protocol = protocol_of(settings, reference, sampler, select)
     folder = evaluation_folder(settings, run.directory, protocol)
-    sha256 = found.digests[FILES[settings.weights]]
+    sha256 = run.trained.digests[run.which]
     with locked(folder / ".lock", f"{folder} is being written by another process."):
         there = read_evaluation(
             folder, protocol, run.directory if settings.out or settings.images else None
@@ -99,7 +99,7 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
         if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
-        evaluator = RunEvaluator(settings, folder, reference, run, sampler, sha256)
+        evaluator = RunEvaluator(settings, folder, reference, run, sampler)
         checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
         record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
         evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
@@ -162,7 +162,7 @@ class ImageEvaluator:
     ) -> tuple[Record, ImageFeatures]:
         """(what the images of folder tell, their features). others: baselines beside noise."""
         wanted, reference, notes = self.settings.wanted, self.reference, self.notes
-        extractor, frechet = self.extractor, self.extractor.features.frechet
+        extractor, frechet = self.extractor, self.settings.features.frechet
         generated = extractor.extract(images, "generated images")
         train = extractor.extract_cached(reference, "train")
         test = extractor.extract_cached(reference, "test") if reference.held_out else None
@@ -197,11 +197,10 @@ class ImageEvaluator:
 @dataclass(frozen=True)
 class RunEvaluator(ImageEvaluator):
     """Of a run: of images that it makes, or of a folder of images (settings.images), and of its
-    network. sampler: its config. sha256: of the run's weights."""
+    network. sampler: its config."""
 
     run: TrainedRun
     sampler: Record
-    sha256: str
 
     def evaluate(self) -> Record:
         if self.settings.images:
@@ -211,7 +210,7 @@ class RunEvaluator(ImageEvaluator):
         generated = None
         if set(settings.wanted) - set(OF_NETWORK):
             place = run.directory / "generated"
-            folder, images = self.sample(run.weights, self.sha256, place)
+            folder, images = self.sample(run.weights, run.trained.digests[run.which], place)
             if run.checkpoint.classes and settings.label not in (None, "all"):
                 null = settings.label == NULL_CLASS
                 of = "of the null class" if null else f"of class {settings.label} alone"

@@ -76,8 +76,8 @@ def bootstrap_mean(values: Tensor, draws: int = 200, key: Sequence[int | str] = 
 def interval(replicates: Tensor | Sequence[float]) -> tuple[float, float]:
     """The percentile interval of bootstrap replicates [draws]: (1 - LEVEL) / 2 of them lie below it
     and as many above."""
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.quantile(_finite(replicates), ends).tolist()
+    ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+    low, high = np.quantile(_finite(replicates).numpy(), ends).tolist()
     return low, high
 
 
