@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -56,19 +57,24 @@ def loading(file: Path, what: str) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
 class Normalized:
     """images [B, H, W, 1 or 3] uint8 -> [B, 3, size, size]: in colour, the whole picture brought to
     a square (antialiased), and of its values in 0..1 (x - mean) / std."""
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], resample: Resample):
-        if size < 1:
-            raise ValueError(f"size={size} must be at least 1.")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    resample: Resample
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} must be at least 1.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(
-                f"mean={list(mean)} and std={list(std)} must be three numbers each, one a "
-                "colour, those of std above 0."
+                f"mean={list(self.mean)} and std={list(self.std)} must be three numbers each, one "
+                "a colour, those of std above 0."
             )
-        self.size, self.mean, self.std, self.resample = size, mean, std, resample
 
     def __call__(self, images: Tensor) -> Tensor:
         x = resized(in_colour(images).float() / 255, self.size, self.resample).clamp(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ class TorchScript(Features):
     def __init__(
         self,
         path: str,
-        size: int = 224,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
-        resample: Resample = "bicubic",
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resample: Resample,
     ):
         file = weight_file(
             path,
@@ -38,18 +39,11 @@ class TorchScript(Features):
             "make it where you have the network: torch.jit.trace(network.eval(), "
             "images).save(FILE)",
         )
-        digest = sha256(file)
-        identity = {
-            "kind": "torchscript",
-            "sha256": digest,
-            "size": size,
-            "mean": list(mean),
-            "std": list(std),
-            "resample": resample,
-        }
+        digest, seen = sha256(file), Normalized(size, mean, std, resample)
+        identity = {"kind": "torchscript", "sha256": digest, **asdict(seen)}
         name = f"features of {file.name} (TorchScript, sha256 {digest[:8]}; not FID's)"
         super().__init__(name, file.stem, identity)
-        self.file, self.input = file, Normalized(size, mean, std, resample)
+        self.file, self.input = file, seen
         try:
             self.network = torch.jit.load(str(file), map_location="cpu").eval()
         except Exception as error:  # a damaged file ends in whatever error its bytes lead to

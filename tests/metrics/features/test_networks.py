@@ -252,6 +252,12 @@ class Colours(nn.Module):
         }[self.shape]
 
 
+def torchscript(path, **given) -> TorchScript:
+    """As conf/features/torchscript.yaml has it."""
+    node = node_of("torchscript") | {"path": str(path)} | given
+    return TorchScript(**{key: value for key, value in node.items() if key != "_target_"})
+
+
 def traced(path, shape: str, size: int) -> str:
     torch.jit.trace(Colours(shape), torch.zeros(2, 3, size, size), strict=False).save(str(path))
     return str(path)
@@ -271,7 +277,7 @@ def test_torchscript_takes_normalised_images_and_gives_features_or_maps(tmp_path
 
 @pytest.mark.parametrize("shape", ["tuple", "whole", "number"])
 def test_what_a_torchscript_file_gives_is_checked(tmp_path, shape):
-    features = TorchScript(traced(tmp_path / "net.pt", shape, 16), 16)
+    features = torchscript(traced(tmp_path / "net.pt", shape, 16), size=16)
     with pytest.raises(
         UserError, match=r"net\.pt maps images \[2, 3, 16, 16\] to .*\[2, D\] are needed"
     ):
@@ -284,13 +290,13 @@ def test_torchscript_of_another_size_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"fixed\.pt takes no images \[2, 3, 20, 20\].*features\.size"
     ):
-        extract(TorchScript(str(tmp_path / "fixed.pt"), 20), drawn(2, 20, 20, 3))
+        extract(torchscript(tmp_path / "fixed.pt", size=20), drawn(2, 20, 20, 3))
     torch.save(network.state_dict(), tmp_path / "state.pt")
     with pytest.raises(UserError, match=r"state\.pt: damaged, or no TorchScript"):
-        TorchScript(str(tmp_path / "state.pt"))
+        torchscript(tmp_path / "state.pt")
     for wrong in ({"size": 0}, {"mean": [0.5]}, {"std": [1.0, 1.0, 0.0]}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            TorchScript(str(tmp_path / "fixed.pt"), **wrong)
+            torchscript(tmp_path / "fixed.pt", **wrong)
 
 
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
