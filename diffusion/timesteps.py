@@ -64,9 +64,7 @@ class Power(Tabulated):
     1 in their code), where the noisy end is what a new domain has to learn."""
 
     def __init__(self, steps: int, exponent: float):
-        super().__init__(
-            (torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** _exponent(exponent)
-        )
+        super().__init__(_power(steps, exponent))
 
 
 class MirroredPower(Tabulated):
@@ -74,17 +72,21 @@ class MirroredPower(Tabulated):
     images in Diff-Tuning, whose clean end is to be kept."""
 
     def __init__(self, steps: int, exponent: float):
-        super().__init__(
-            (torch.arange(steps, 0, -1, dtype=torch.float64) / steps) ** _exponent(exponent)
-        )
+        super().__init__(_power(steps, exponent).flip(0))
 
 
-def _exponent(exponent: float) -> float:
+def _power(steps: int, exponent: float) -> Tensor:
+    """(t / T)^exponent, [T]."""
     if not 0 <= exponent < math.inf:
         raise ValueError(
             f"exponent must be 0 or more, not {exponent}. (MirroredPower falls with t.)"
         )
-    return exponent
+    return _shares(steps) ** exponent
+
+
+def _shares(steps: int) -> Tensor:
+    """t / T, [T] of t = 1..T."""
+    return torch.arange(1, steps + 1, dtype=torch.float64) / steps
 
 
 class Range(Tabulated):
@@ -96,7 +98,7 @@ class Range(Tabulated):
             raise ValueError(
                 f"low and high are shares of T with 0 <= low < high <= 1, not {low} and {high}."
             )
-        share = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        share = _shares(steps)
         inside = (low < share) & (share <= high)
         if not inside.any():
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +27,8 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     """
     check_features(logits, "the generated images", least=2 * splits)
     log_p = logits.double().log_softmax(1)
-    bounds = [len(logits) * split // splits for split in range(splits + 1)]
-    scores = torch.stack([_score(log_p[start:stop]) for start, stop in pairwise(bounds)])
+    ends = [len(logits) * split // splits for split in range(1, splits)]
+    scores = torch.stack([_score(part) for part in log_p.tensor_split(ends)])
     return float(scores.mean()), float(scores.std(correction=0))
 
 
