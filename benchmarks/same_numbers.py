@@ -54,6 +54,7 @@ LEFT_OUT = {
     "arguments",  # names in the code, and of settings
     "sha256 of the rest",  # of all of these
 }
+RENAMED = {"floors": "baselines"}  # keys of JSON files, of then and of now
 HASH = re.compile(r"[-_]([0-9a-f]{8})$")  # at the end of a folder's name
 Values = dict[str, Any]
 
@@ -261,7 +262,7 @@ def _table(path: Path) -> Values:
 def flattened(node: Any, path: str = "") -> Values:
     """Path -> leaf, without LEFT_OUT and without text that is a path or a sentence."""
     if isinstance(node, dict):
-        parts = [(key, value) for key, value in node.items() if key not in LEFT_OUT]
+        parts = [(RENAMED.get(k, k), value) for k, value in node.items() if k not in LEFT_OUT]
     elif isinstance(node, list | tuple):
         parts = list(enumerate(node))
     else:

@@ -53,6 +53,12 @@ def test_clock_machine_paths_and_sentences_are_left_out(outputs):
     assert report("", outputs("a"), outputs("b", **moved)) == 0
 
 
+def test_a_key_that_was_renamed_is_compared_under_its_new_name(outputs):
+    then = outputs("a", floors={"noise": {"kid": 0.5}})
+    assert report("", then, outputs("b", baselines={"noise": {"kid": 0.5}})) == 0
+    assert report("", then, outputs("c", baselines={"noise": {"kid": 0.6}})) == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
