@@ -23,6 +23,7 @@ FILES = [
     "docs/pretrained.md",
     "docs/strategies.md",
     "docs/evaluation.md",
+    "docs/extending.md",
     "conf/train.yaml",
     "conf/sample.yaml",
     "conf/export.yaml",
@@ -143,3 +144,11 @@ def test_what_is_missing_is_named_at_once(tmp_path, monkeypatch):
 def test_a_folder_that_must_be_named():
     with pytest.raises(UserError, match="data.path must be set"):
         composed("train", ["+experiment=transfer_folder"])
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_files_that_a_page_names_are_there(page):
+    """A path of code, such as metrics/kid.py; names of others' files have no folder of ours."""
+    ours = "|".join(p.parent.name for p in ROOT.glob("*/__init__.py"))
+    named = re.findall(rf"(?<![\w/])(?:{ours})/[\w/]+\.py\b", (ROOT / page).read_text())
+    assert not [path for path in named if not (ROOT / path).is_file()]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 import runtime.torchvision  # noqa: F401  before anything that imports torchvision
 
 # isort: split
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.models.embeddings import get_timestep_embedding
 
+import models.adm
+import models.unet
 from diffusion.generate import SamplerSettings, generate
 from diffusion.spacing import even_steps
 from tests.helpers.networks import difference, randomize
@@ -89,6 +94,18 @@ def our_trajectory(denoiser, shape, function, count, seeds, spacing=leading):
         watched, denoiser.schedule, SamplerSettings(function, spacing, count), shape, seeds
     )
     return [*xs, (x0 / 2 + 0.5).clamp(0, 1)]
+
+
+def embed_as_diffusers(monkeypatch):
+    """Both UNets take the embedding of time from diffusers, so that it is the same to the bit."""
+    monkeypatch.setattr(
+        models.unet, "timestep_embedding", partial(get_timestep_embedding, downscale_freq_shift=1)
+    )
+    monkeypatch.setattr(
+        models.adm,
+        "cosine_first_embedding",
+        partial(get_timestep_embedding, flip_sin_to_cos=True, downscale_freq_shift=0),
+    )
 
 
 def assert_same(a, b, bound, what):

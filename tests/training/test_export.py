@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +20,7 @@ from tests.helpers import ROOT
 
 # isort: split
 from diffusers import DDPMPipeline, DDPMScheduler
-from diffusers.models.embeddings import get_timestep_embedding
 
-import models.adm
-import models.unet
 import training.export_weights as script
 from config.overrides import composed
 from config.run_config import RunConfig
@@ -35,7 +31,13 @@ from runtime import checkpoint
 from runtime.errors import UserError
 from tests.helpers import runs
 from tests.helpers.networks import difference, randomize
-from tests.helpers.trajectories import assert_same, opened, our_trajectory, their_trajectory
+from tests.helpers.trajectories import (
+    assert_same,
+    embed_as_diffusers,
+    opened,
+    our_trajectory,
+    their_trajectory,
+)
 from transfer.trained_weights import DIFFERENCE, load_weights, said_of_difference
 
 UNET = [
@@ -112,14 +114,7 @@ def test_ddpm_pipeline_samples_as_we_do(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["noise, linear", "learned range, scaled linear", "heads"])
 def test_the_network_in_float64(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        models.unet, "timestep_embedding", partial(get_timestep_embedding, downscale_freq_shift=1)
-    )
-    monkeypatch.setattr(
-        models.adm,
-        "cosine_first_embedding",
-        partial(get_timestep_embedding, flip_sin_to_cos=True, downscale_freq_shift=0),
-    )
+    embed_as_diffusers(monkeypatch)
     model, rest = RUNS[name]
     run = run_of(tmp_path / "run", [*model, *rest])
     theirs = torch.nn.Module.to(exported(run, tmp_path / "out").unet, torch.float64)

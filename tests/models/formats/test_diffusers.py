@@ -24,6 +24,7 @@ from tests.helpers.trajectories import (
     HO,
     SMALL,
     assert_same,
+    embed_as_diffusers,
     opened,
     our_trajectory,
     saved,
@@ -33,10 +34,7 @@ from tests.helpers.trajectories import (
 # isort: split
 import diffusers
 from diffusers import DDIMScheduler, DDPMScheduler
-from diffusers.models.embeddings import get_timestep_embedding
 
-import models.adm
-import models.unet
 from config.overrides import composed
 from config.run_config import RunConfig
 from diffusion.clipping import clip_x0
@@ -127,14 +125,7 @@ def test_ddim_is_ddim_pipeline(name, tmp_path):
 @pytest.mark.parametrize("name", ["ho", "default", "adm"])
 def test_both_samplers_in_float64(name, tmp_path, monkeypatch):
     """With its tables in float64 no difference of formulas can hide behind rounding."""
-    monkeypatch.setattr(
-        models.unet, "timestep_embedding", partial(get_timestep_embedding, downscale_freq_shift=1)
-    )
-    monkeypatch.setattr(
-        models.adm,
-        "cosine_first_embedding",
-        partial(get_timestep_embedding, flip_sin_to_cos=True, downscale_freq_shift=0),
-    )
+    embed_as_diffusers(monkeypatch)
     unet, options = MODELS[name]
     network = saved(tmp_path, unet, options).unet
     network = torch.nn.Module.to(network, torch.float64)
