@@ -170,11 +170,11 @@ def test_kernels(tmp_path):
         (name, which) for name in names for which in ("forward", "backward")
     }
     assert all(row["median us"].replace(".", "").isdigit() for row in rows)
-    for row in rows:  # GB/s are the bytes of the formula over the median
+    for row in rows:  # GB/s are the bytes of the formula over the median; both have one decimal
         moved = int(row["must move"][0]) * 4 * torch.Size(map(int, row["shape"].split("x"))).numel()
-        expected = moved / float(row["median us"]) / 1e3
-        # both have one decimal
-        assert float(row["GB/s"]) == pytest.approx(expected, abs=0.06 + 0.02 * expected)
+        median, half = float(row["median us"]), 0.0501
+        low, high = moved / (median + half) / 1e3 - half, moved / (median - half) / 1e3 + half
+        assert low <= float(row["GB/s"]) <= high
 
 
 @pytest.mark.parametrize("name", ["kernels", "unet", "sampling"])
