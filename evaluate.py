@@ -1,7 +1,5 @@
 """How good, how new and how forgetful a run is: python evaluate.py --help"""
 
-from __future__ import annotations
-
 import logging
 import sys
 from pathlib import Path

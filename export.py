@@ -1,8 +1,6 @@
 """A checkpoint as a pipeline of diffusers, or as a small file on top of its source: python
 export.py --help"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Prints a table and writes into that folder: report.html, one page that needs no 
 as report.md, with its plots in report_figures/; report.csv, a row for each run; and samples.png,
 the newest samples side by side."""
 
-from __future__ import annotations
-
 import sys
 from itertools import product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images from a checkpoint: python sample.py --help"""
 
-from __future__ import annotations
-
 from typing import Any
 
 from config.overrides import run_script

@@ -1,7 +1,5 @@
 """Pretrains a diffusion model, or transfers one to another domain: python train.py --help"""
 
-from __future__ import annotations
-
 import logging
 import sys
 

@@ -1,7 +1,5 @@
 """What a run is: everything that changes its numbers, and nothing else."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from config.old_spelling import as_then

@@ -1,8 +1,6 @@
 """How configs were written before. A run of then is translated where it is read, a user is told the
 spelling of now, and runs keep the names that they have."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

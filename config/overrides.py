@@ -1,8 +1,6 @@
 """The command line and the config that Hydra composes of it, with near names for what is
 misspelt."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """The sections of a run's config that belong to no other package, as frozen dataclasses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

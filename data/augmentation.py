@@ -1,7 +1,5 @@
 """What is done to training images: where data.flip says so, half of them are mirrored."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Batch k as a function of (seed, k), gathered from the memory map on a thread of its own."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor

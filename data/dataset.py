@@ -1,7 +1,5 @@
 """The images of a run: decoded, without what cannot be used, and the subset that it trains on."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Many images decoded on threads, and which of them could not be."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,8 +1,6 @@
 """What is known of files from an earlier start, so that hundreds of thousands of them are not read
 again to be named; and that what is decoded of a file later is what was hashed."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

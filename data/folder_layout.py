@@ -1,8 +1,6 @@
 """What the folders of a folder of files say: which files count, which split, class and patient each
 belongs to."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

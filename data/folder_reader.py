@@ -1,7 +1,5 @@
 """What all folders of image files have in common: their splits, classes and patients."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ header and read by pypng, tifffile or here; their values then become levels by a
 (data.intensity).
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """Images in a folder, such as others' samples or those that sample.py wrote."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

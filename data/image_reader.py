@@ -1,7 +1,5 @@
 """What reads the images of one kind of data: the base of the classes in data.sources."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

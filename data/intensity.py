@@ -1,7 +1,5 @@
 """From numbers of any range (16-bit files, CT, MRI, arrays) to the 256 levels of a picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 

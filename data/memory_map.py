@@ -1,7 +1,5 @@
 """Images decoded once into a uint8 memory map, whose name is a hash of what made it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import zlib

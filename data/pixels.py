@@ -1,7 +1,5 @@
 """Between the uint8 pixels of images and x0 in [-1, 1]."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Values that several threads ask for, loaded once."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

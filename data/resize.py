@@ -1,7 +1,5 @@
 """How an image becomes an array of the size and channels that a run asks for."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

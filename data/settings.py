@@ -1,7 +1,5 @@
 """Section data of a config."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training, validation and test images, drawn where nobody has separated them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from statistics import mode

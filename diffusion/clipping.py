@@ -1,7 +1,5 @@
 """A denoiser whose x0 is clipped to the range of images."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from diffusion.denoiser import Denoise, Prediction

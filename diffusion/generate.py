@@ -1,7 +1,5 @@
 """From noise to images with one of the samplers, image by image reproducible."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Sequence

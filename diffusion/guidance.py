@@ -1,7 +1,5 @@
 """Guidance of a denoiser, away from a reference."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The noise of image k: a function of its seed, whatever the batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,8 +1,6 @@
 """Losses. Each is a function of a pass of the network -> [B], nats or squared error averaged over
 an image's values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

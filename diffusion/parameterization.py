@@ -1,8 +1,6 @@
 """What the network predicts. Each class turns (x0, noise) into the training target and a prediction
 back into (x0, noise)."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

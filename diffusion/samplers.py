@@ -4,8 +4,6 @@ steps is any falling sequence of t that ends in 0; x_T [B, C, H, W] belongs to i
 gives standard normal noise like x; a sampler calls it once for each step that needs noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 

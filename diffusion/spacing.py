@@ -1,7 +1,5 @@
 """Spacings: (schedule, count) -> the falling t that a sampler visits, 0 last."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import accumulate
 

@@ -1,8 +1,6 @@
 """Which t a training step sees. A part is a module: what it remembers are its buffers, and they go
 into the checkpoint."""
 
-from __future__ import annotations
-
 import math
 
 import torch

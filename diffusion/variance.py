@@ -2,8 +2,6 @@
 config; at each t it turns the network's second half of outputs, where there is one, into what a
 step of any length needs."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Protocol
 
 import torch

@@ -1,8 +1,6 @@
 """The generated images that are most like copies, each beside its training image: what a number
 about copies looks like."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

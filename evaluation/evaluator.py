@@ -1,8 +1,6 @@
 """One evaluation: the images are made, everything that is asked for is measured, evaluation.json is
 written."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

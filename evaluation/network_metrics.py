@@ -1,7 +1,5 @@
 """What only the network of a run can tell: its losses, the bound, and what became of the source."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """What has to be the same for two evaluations to be compared, and where an evaluation is kept."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

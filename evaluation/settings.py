@@ -1,7 +1,5 @@
 """What evaluate.py is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

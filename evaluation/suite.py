@@ -1,8 +1,6 @@
 """All that feature matrices tell of one set of generated images, beside the baselines that say what
 the numbers are worth."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

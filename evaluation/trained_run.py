@@ -1,8 +1,6 @@
 """A run that has been trained, opened again: its network, its images, what it started from and its
 source's images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

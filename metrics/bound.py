@@ -1,8 +1,6 @@
 """The variational bound of the negative log-likelihood, term by term, in bits per value of 8-bit
 images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What every metric asks of its feature matrices before it computes anything."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from runtime.errors import UserError

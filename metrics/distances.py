@@ -1,7 +1,5 @@
 """Euclidean distances between the rows of two matrices, in float64, a few rows at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

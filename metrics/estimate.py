@@ -1,7 +1,5 @@
 """evaluation.json, and how a number with its uncertainty stands in it."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, TypedDict
 

@@ -1,8 +1,6 @@
 """The Fréchet distance of two feature matrices: FID, where the features are those of FID's
 Inception."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from statistics import linear_regression
 

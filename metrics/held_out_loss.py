@@ -1,8 +1,6 @@
 """Held-out loss: the squared error of the predicted noise on images that training does not see, by
 decile of t."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

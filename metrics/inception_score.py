@@ -1,7 +1,5 @@
 """The Inception score, of a classifier's logits."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,8 +1,6 @@
 """Intervals: a bootstrap over images, and of several trainings what the seeds and the images
 change, in one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Diversity around the training images: whether a model draws variants of them or repeats
 itself."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

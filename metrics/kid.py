@@ -1,8 +1,6 @@
 """KID: the squared maximum mean discrepancy of two feature matrices under a cubic kernel, and its
 bootstrap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ those of images nobody trained on.
 What is a sign of copying is said here, by near_sign and copy_sign, and nowhere else.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Fidelity and diversity from nearest neighbours: precision, recall, density, coverage."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

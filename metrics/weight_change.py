@@ -1,7 +1,5 @@
 """How far a network moved from where it began."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping

@@ -3,8 +3,6 @@ Dhariwal and Nichol 2021 ("Diffusion Models Beat GANs on Image Synthesis", ADM):
 models/unet.py, filled differently. models/formats/openai.py reads their checkpoints. Module names
 are those of UNet; a residual block that resamples is `down.0.downsample` itself."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

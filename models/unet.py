@@ -2,8 +2,6 @@
 `down.1.attention.0.qkv` is the first attention of level 1 on the way down; level 0 has the full
 resolution on both ways, and up.0 runs last."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The columns of the table: where each number comes from, how it is written, and how to read it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import attrgetter

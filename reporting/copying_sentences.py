@@ -1,7 +1,5 @@
 """What is said of copies of training images; the criteria stand in metrics.memorization."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean

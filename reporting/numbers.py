@@ -1,7 +1,5 @@
 """Numbers as text: as many digits as the interval allows, and no more than a reader wants."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What lies in the folder of an experiment: its runs, and their evaluations of one protocol."""
 
-from __future__ import annotations
-
 import json
 import math
 import shlex

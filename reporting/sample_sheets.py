@@ -1,8 +1,6 @@
 """Pictures of a report: sample grids side by side, the closest pairs, and files as text for a page
 that stands alone."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Callable, Iterable, Sequence

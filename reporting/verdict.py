@@ -7,8 +7,6 @@ metrics.intervals.is_best. A single training of each compares networks and not s
 the sentence says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

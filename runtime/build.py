@@ -6,8 +6,6 @@ a package that the caller names, judged by the module where the object is define
 path that leads to it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib

@@ -2,8 +2,6 @@
 state.json, which holds the sha256 of the others and of its own content. A directory under that name
 is whole: it was written aside, synced and renamed."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """What JSON can hold: hashed, compared."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

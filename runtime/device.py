@@ -1,7 +1,5 @@
 """The device and its memory."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import re

@@ -1,7 +1,5 @@
 """What numbers depend on beside settings: machine, packages, commit, precision."""
 
-from __future__ import annotations
-
 import platform
 import re
 import subprocess

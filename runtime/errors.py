@@ -1,7 +1,5 @@
 """What a user can mend: one message that names the thing, the place and the way out."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import os

@@ -2,8 +2,6 @@
 written through here, and what is read again is checked here: damage is told by one message that
 names the file, and what can be made anew is put aside first."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

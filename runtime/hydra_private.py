@@ -2,8 +2,6 @@
 requirements.txt pins their ranges, and tests/runtime/test_hydra_private.py holds what each name
 does."""
 
-from __future__ import annotations
-
 import contextlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a run tells: log.txt, metrics.jsonl, pictures, and the same to wandb where it is on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Pictures as files, and many images as one picture."""
 
-from __future__ import annotations
-
 import io
 import math
 

@@ -1,7 +1,5 @@
 """The precision of a run: fp32, tf32 or bf16."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """How a process ends that was asked to stop: so that Slurm, through submitit, requeues it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

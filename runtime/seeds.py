@@ -1,8 +1,6 @@
 """Randomness as a function of named integers, such as (seed, "noise", step): nothing to store,
 nothing to restore wrongly."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

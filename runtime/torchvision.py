@@ -5,8 +5,6 @@ Import this module before anything that imports torchvision. Datasets, transform
 work; torchvision.io and torchvision.ops do not.
 """
 
-from __future__ import annotations
-
 import sys
 import types
 

@@ -1,8 +1,6 @@
 """A denoiser made ready for sampling: what depends on the step alone is computed ahead, and on a
 GPU the network is one CUDA graph."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any

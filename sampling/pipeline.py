@@ -6,8 +6,6 @@ images = model.sample(16, seed=0)          # [16, C, H, W] in [-1, 1]
 model.to_pil(images)[0].save("image.png")
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """The images of trained weights in a folder: what sample.py is asked for, and does."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """A folder of images that a denoiser makes: those that are missing in it can be made at any
 time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Which checkpoint of a run is the best: that of lowest validation loss, or KID where run.best_by
 says so."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is wrong with a config, told before any data is read and anything large is built."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from typing import Any

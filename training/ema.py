@@ -1,7 +1,5 @@
 """The running average of the weights."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

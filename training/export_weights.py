@@ -1,8 +1,6 @@
 """Trained weights for other programs and other machines: as a pipeline of diffusers, or as a small
 file on top of the source that a run started from."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import asdict

@@ -2,8 +2,6 @@
 number of steps done; all else is a function of (seed, step), so that a run that was killed ends
 with the same bits as one that was not."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -1,8 +1,6 @@
 """The light set: how near the averaged model's images come to the validation images, and whether to
 the training images, as it trains."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The optimizer of a run and its learning rates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

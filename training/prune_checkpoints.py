@@ -1,7 +1,5 @@
 """Which checkpoints of a run are removed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from runtime.checkpoint import all_checkpoints

@@ -1,7 +1,5 @@
 """What a run came to, read from its directory: a line in the tables of report.py and of a sweep."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

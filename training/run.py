@@ -1,8 +1,6 @@
 """One run, from its config to its directory: the source is found or trained, the parts are built,
 the loop trains."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """How a run starts from its source: its weights fitted to the target's network, and what a strategy
 goes on asking of it."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ cells' runs resume and are skipped as those of single commands are.
 runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (how cell N ended;
 absent until it has), slurm/ (what its jobs print)."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging

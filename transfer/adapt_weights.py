@@ -1,8 +1,6 @@
 """Fitting a source's weights to a target network. Every tensor ends up loaded, resized (and how),
 new or dropped, in a table."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

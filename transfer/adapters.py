@@ -6,8 +6,6 @@ sees are the names from before: a weight keeps its name, and what was injected s
 in `down.1.attention.0.qkv.weight.lora.up`. The kinds are lora, scale, spectral and rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 

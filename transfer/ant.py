@@ -1,8 +1,6 @@
 """DPMs-ANT: training on the noise that the student knows least, guided by a classifier of source
 and target."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

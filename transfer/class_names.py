@@ -1,7 +1,5 @@
 """The rows of a run's class table: those of its images, then those kept of its source."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Where a transfer starts: what penalties, replay and other terms of a strategy are built from."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

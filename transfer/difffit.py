@@ -1,7 +1,5 @@
 """The scales of DiffFit (Xie et al. 2023): one g per channel of a residual branch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Features of the source that the target keeps: a penalty on what chosen layers say."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any

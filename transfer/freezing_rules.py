@@ -1,8 +1,6 @@
 """What trains when. A rule names parameters by a glob; the last one that matches and is active at a
 step decides."""
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from collections.abc import Collection, Sequence

@@ -1,8 +1,6 @@
 """Low-rank changes of a weight (Hu et al. 2022): W + (alpha / rank) B A, with A at random and B =
 0. `weight.lora.down` is A, and `weight.lora.up` is B."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Globs on the names of a network."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Collection, Sequence
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """Distances between images that the target keeps from its source: pairwise similarity."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,8 +4,6 @@ returns what is added to its loss.
 With any of these optimizer.weight_decay must be 0: it pulls to 0 and not to the source.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Images of the source mixed into each training step, so that it is not forgotten."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from data.batches import Batches

@@ -1,7 +1,5 @@
 """A source's weights in the shapes of a target that has other channels or classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

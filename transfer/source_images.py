@@ -1,8 +1,6 @@
 """Images of the source's domain, at the target's size and channels: those that it was trained on,
 or those that it makes itself."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from functools import partial

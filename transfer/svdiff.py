@@ -1,7 +1,5 @@
 """Shifts of singular values (Han et al. 2023, SVDiff)."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

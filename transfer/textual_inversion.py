@@ -1,8 +1,6 @@
 """New rows of the class table (Gal et al. 2023, textual inversion, whose tokens are classes
 here)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -2,8 +2,6 @@
 of a run. They come out as a plain network has them: adapters are merged, and a difference from a
 source is laid on it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence

@@ -1,8 +1,6 @@
 """Real images that come inside scikit-image's wheel, with no download: faces to learn from and
 stained tissue to transfer to."""
 
-from __future__ import annotations
-
 import hashlib
 from importlib import metadata
 

@@ -1,8 +1,6 @@
 """CelebA's aligned photographs (Liu et al. 2015): the official split by file number, and the crop
 of DDIM."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

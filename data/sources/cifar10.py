@@ -1,7 +1,5 @@
 """CIFAR-10 (Krizhevsky 2009), from the binary or the Python version of its authors."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from pathlib import Path

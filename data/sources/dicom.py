@@ -1,7 +1,5 @@
 """DICOM files, shown as a viewer shows them."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re

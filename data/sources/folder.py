@@ -1,7 +1,5 @@
 """Any folder of ordinary images."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import Literal
 

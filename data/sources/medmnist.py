@@ -1,8 +1,6 @@
 """MedMNIST+ (Yang et al. 2023): twelve sets of medical images, 28 to 224 pixels, with their
 official splits."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

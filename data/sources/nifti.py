@@ -1,7 +1,5 @@
 """Slices of NIfTI volumes, shown as a radiologist expects them."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

@@ -1,8 +1,6 @@
 """Any .npz of images: with the keys of MedMNIST, of Keras or of guided-diffusion's samples, or with
 keys that are named."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

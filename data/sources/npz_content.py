@@ -1,8 +1,6 @@
 """What an .npz holds, read without running anything in it: its headers, which arrays are images and
 labels, and in which layout."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 import zlib

@@ -1,8 +1,6 @@
 """What an image is to a metric: a vector. Features are chosen by config (conf/features), and a
 metric sees matrices only."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple

@@ -1,8 +1,6 @@
 """Features whose Euclidean distances are distances of images: they are for nearest neighbours more
 than for sets."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

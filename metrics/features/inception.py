@@ -1,7 +1,5 @@
 """The features of FID."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 import runtime.torchvision  # noqa: F401  before what imports torchvision

@@ -1,7 +1,5 @@
 """Files of weights, and images as networks of photographs take them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Any network of photographs, from a file on disk."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Features that need no file."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -6,8 +6,6 @@ A training checkpoint is a list [weights, optimizer, epoch, step, average]; the 
 whose q, k, v and output are convolutions of kernel 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

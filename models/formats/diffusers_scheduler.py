@@ -2,8 +2,6 @@
 our config. Their JSON is foreign input: a key that means nothing of ours is refused by name, and
 what only says how they sample is told in the log."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Sequence

@@ -1,8 +1,6 @@
 """A checkpoint of another program that does not fit the network: one message with the settings to
 change, then the names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

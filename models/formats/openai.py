@@ -8,8 +8,6 @@ of the new attention order, which is ours, (3, heads, d); and our table of class
 class.
 """
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from typing import Any

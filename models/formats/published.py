@@ -1,8 +1,6 @@
 """Weights that others published: a folder in diffusers' format, a name on the Hugging Face Hub, or
 a bare file of weights."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import re
