@@ -1,4 +1,5 @@
-"""Guidance of a denoiser, away from a reference."""
+"""Guidance of a denoiser, away from a reference, and the labels that a network is trained on for
+it."""
 
 import torch
 from torch import Tensor
@@ -26,3 +27,14 @@ def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:
         )
 
     return guided
+
+
+def drop_labels(label: Tensor, null: int, share: float, random: torch.Generator) -> Tensor:
+    """This share of the labels [B], drawn at random, becomes the null class, so that one network
+    learns the conditional and the unconditional model.
+
+    Source:
+        Ho and Salimans 2022, algorithm 1.
+    """
+    drop = torch.rand(len(label), generator=random, device=label.device)
+    return torch.where(drop < share, null, label)

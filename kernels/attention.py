@@ -28,6 +28,7 @@ HEADS = range(16, 257)  # channels of a head that the kernels hold
 MOST_PROGRAMS = 65535  # of a CUDA grid, along its second and third axis
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOG2E = tl.constexpr(1.4426950408889634)
+UPCAST = tl.constexpr(INTERPRETED)  # the interpreter multiplies the bits of bf16
 
 
 @triton.jit
@@ -46,9 +47,8 @@ def _store_rows(at, row, stride, T, values, HEAD: tl.constexpr, WIDTH: tl.conste
 
 
 @triton.jit
-def _dot(a, b, UPCAST: tl.constexpr):
-    """a b, summed in fp32, on tensor cores if a and b have 16 bits. UPCAST: for the interpreter,
-    which multiplies the bits of bf16."""
+def _dot(a, b):
+    """a b, summed in fp32, on tensor cores if a and b have 16 bits."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
@@ -68,7 +68,6 @@ def attention_forward_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     TAIL: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """out = softmax(q k^T SCALE) v and lse, for QUERIES queries, with a running maximum over tiles
     of KEYS keys. TAIL: the last tile of keys is not whole. Its first key always is one, so no
@@ -86,14 +85,14 @@ def attention_forward_kernel(
         key = start + tl.arange(0, KEYS)
         k = _rows(q_at + C, key, qkv_token, T, HEAD, WIDTH)
         v = _rows(q_at + 2 * C, key, qkv_token, T, HEAD, WIDTH)
-        s = _dot(q, tl.trans(k), UPCAST)
+        s = _dot(q, tl.trans(k))
         if TAIL:
             s = tl.where(key[None, :] < T, s, float("-inf"))
         before, largest = largest, tl.maximum(largest, tl.max(s, 1) * (SCALE * LOG2E))
         p = tl.exp2(s * (SCALE * LOG2E) - largest[:, None])
         shrink = tl.exp2(before - largest)
         total = total * shrink + tl.sum(p, 1)
-        mean = mean * shrink[:, None] + _dot(p.to(v.dtype), v, UPCAST)
+        mean = mean * shrink[:, None] + _dot(p.to(v.dtype), v)
 
     _store_rows(out + image * T * C + head * HEAD, query, C, T, mean / total[:, None], HEAD, WIDTH)
     tl.store(lse + (image * heads + head) * T + query, largest + tl.log2(total), mask=query < T)
@@ -118,7 +117,6 @@ def attention_backward_q_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     TAIL: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """dq and delta = rowsum(dout out), which the other kernel reads, for QUERIES queries. Grid:
     (tiles of queries, heads, images)."""
@@ -139,12 +137,12 @@ def attention_backward_q_kernel(
         key = start + tl.arange(0, KEYS)
         k = _rows(q_at + C, key, qkv_token, T, HEAD, WIDTH)
         v = _rows(q_at + 2 * C, key, qkv_token, T, HEAD, WIDTH)
-        s = _dot(q, tl.trans(k), UPCAST)
+        s = _dot(q, tl.trans(k))
         if TAIL:  # or p could be inf where k is 0, and their product no number
             s = tl.where(key[None, :] < T, s, float("-inf"))
         p = tl.exp2(s * (SCALE * LOG2E) - logsum[:, None])
-        ds = p * (_dot(do, tl.trans(v), UPCAST) - do_o[:, None])
-        dq += _dot(ds.to(k.dtype), k, UPCAST)
+        ds = p * (_dot(do, tl.trans(v)) - do_o[:, None])
+        dq += _dot(ds.to(k.dtype), k)
     _store_rows(dqkv + image * T * 3 * C + head * HEAD, query, 3 * C, T, dq * SCALE, HEAD, WIDTH)
 
 
@@ -166,7 +164,6 @@ def attention_backward_kv_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     TAIL: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """dk and dv, for KEYS keys. Scores are transposed, [KEYS, QUERIES]. A query past T has q = dout
     = delta = 0 and adds nothing. Grid: (tiles of keys, heads, images)."""
@@ -187,13 +184,13 @@ def attention_backward_kv_kernel(
         of_row = (image * heads + head) * T + query
         logsum = tl.load(lse + of_row, mask=query < T, other=0.0)
         do_o = tl.load(delta + of_row, mask=query < T, other=0.0)
-        s = _dot(k, tl.trans(q), UPCAST)
+        s = _dot(k, tl.trans(q))
         if TAIL:
             s = tl.where(key[:, None] < T, s, float("-inf"))
         p = tl.exp2(s * (SCALE * LOG2E) - logsum[None, :])
-        dv += _dot(p.to(do.dtype), do, UPCAST)
-        ds = p * (_dot(v, tl.trans(do), UPCAST) - do_o[None, :])
-        dk += _dot(ds.to(q.dtype), q, UPCAST)
+        dv += _dot(p.to(do.dtype), do)
+        ds = p * (_dot(v, tl.trans(do)) - do_o[None, :])
+        dk += _dot(ds.to(q.dtype), q)
     dk_at = dqkv + image * T * 3 * C + C + head * HEAD
     _store_rows(dk_at, key, 3 * C, T, dk * SCALE, HEAD, WIDTH)
     _store_rows(dk_at + C, key, 3 * C, T, dv, HEAD, WIDTH)
@@ -250,7 +247,6 @@ def _start(kernel: Any, qkv: Tensor, heads: int, **arguments: Any) -> None:
         "QUERIES": queries,
         "KEYS": keys,
         "TAIL": T % keys != 0,
-        "UPCAST": INTERPRETED,
     }
     options = {key: tile[key] for key in ("num_warps", "num_stages")}
     arguments |= _strides("qkv", qkv) | {"T": T}

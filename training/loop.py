@@ -23,6 +23,7 @@ from data.dataset import Dataset
 from data.pixels import to_uint8, to_x0
 from diffusion.denoiser import Denoiser
 from diffusion.generate import generate
+from diffusion.guidance import drop_labels
 from diffusion.losses import Loss
 from diffusion.timesteps import Timesteps
 from metrics.estimate import GRID
@@ -171,8 +172,7 @@ class Trainer:
         noise = torch.randn(images.shape, generator=random, device=device).permute(0, 3, 1, 2)
         if classes := self.denoiser.network.classes:
             random = generator(seed, "label", k, device=device)
-            drop = torch.rand(len(label), generator=random, device=device)
-            label = torch.where(drop < self.config.train.label_dropout, classes, label)
+            label = drop_labels(label, classes, self.config.train.label_dropout, random)
         micro = -(-len(x0) // self.config.train.accumulation)
         # a loss with a method noise_of chooses the noise that the network is given
         choose = getattr(stream.loss, "noise_of", lambda denoiser, x0, t, noise, condition: noise)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metrics.features import Embedding, Features, in_colour, resized
-from metrics.features.inputs import loading, tensors, weight_file
+from metrics.features.weight_files import loading, tensors, weight_file
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.torchvision import torchvision

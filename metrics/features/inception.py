@@ -4,7 +4,7 @@ from torch import Tensor
 
 import runtime.torchvision  # noqa: F401  before what imports torchvision
 from metrics.features import Embedding, Features, in_colour
-from metrics.features.inputs import loading, tensors, weight_file
+from metrics.features.weight_files import loading, tensors, weight_file
 from runtime.errors import UserError
 from runtime.files import sha256
 

@@ -2,16 +2,41 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metrics.features import Embedding, Features, Resample
-from metrics.features.inputs import Normalized, loading, tensors, weight_file
+from metrics.features import Embedding, Features, Resample, in_colour, resized
+from metrics.features.weight_files import loading, tensors, weight_file
 from runtime.errors import UserError, near
 from runtime.files import sha256
+from runtime.torchvision import torchvision
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """images [B, H, W, 1 or 3] uint8 -> [B, 3, size, size]: in colour, the whole picture brought to
+    a square (antialiased), and of its values in 0..1 (x - mean) / std."""
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    resample: Resample
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} must be at least 1.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"mean={list(self.mean)} and std={list(self.std)} must be three numbers each, one "
+                "a colour, those of std above 0."
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = resized(in_colour(images).float() / 255, self.size, self.resample).clamp(0, 1)
+        return torchvision.transforms.functional.normalize(x, self.mean, self.std)
 
 
 class TorchScript(Features):

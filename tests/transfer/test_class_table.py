@@ -110,6 +110,13 @@ def test_class_embedding_moves_the_table_alone(transfers):
     assert find(directory).classes == ["green", "red"]
 
 
+def test_dropped_labels_train_the_null_class_alone(transfers):
+    """Classifier-free guidance needs it trained (Ho and Salimans 2022)."""
+    start = transfers.started()[TABLE]
+    table = weights(run(transfers, "class_embedding", "train.label_dropout=1"))[TABLE]
+    assert torch.equal(table[:2], start[:2]) and not torch.equal(table[2], start[2])
+
+
 def loss_of_kept(transfers: Transfers, directory: Path) -> float:
     """On the source's images under the labels that its classes have now."""
     denoiser = denoiser_of(RunConfig(find(directory).config), weights(directory))

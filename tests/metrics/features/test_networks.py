@@ -19,8 +19,7 @@ import runtime.torchvision  # noqa: F401  before what imports torchvision
 from metrics.features import extract
 from metrics.features.distances import Lpips
 from metrics.features.inception import Inception
-from metrics.features.inputs import Normalized
-from metrics.features.networks import Timm, TorchScript
+from metrics.features.networks import Normalized, Timm, TorchScript
 from runtime.build import build
 from runtime.errors import UserError
 from tests.helpers.features import drawn, node_of

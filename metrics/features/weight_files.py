@@ -1,16 +1,13 @@
-"""Files of weights, and images as networks of photographs take them."""
+"""Files of weights of the networks that images are seen with."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-from metrics.features import Resample, in_colour, resized
 from models.formats.published import read_weights
 from runtime.errors import UserError
-from runtime.torchvision import torchvision
 
 
 def weight_file(path: str, what: str, source: str) -> Path:
@@ -53,27 +50,3 @@ def loading(file: Path, what: str) -> Iterator[None]:
         raise UserError(
             f"{file} holds no weights of {what}. {' '.join(str(error).split())[:200]} ..."
         ) from error
-
-
-@dataclass(frozen=True)
-class Normalized:
-    """images [B, H, W, 1 or 3] uint8 -> [B, 3, size, size]: in colour, the whole picture brought to
-    a square (antialiased), and of its values in 0..1 (x - mean) / std."""
-
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    resample: Resample
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size={self.size} must be at least 1.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(
-                f"mean={list(self.mean)} and std={list(self.std)} must be three numbers each, one "
-                "a colour, those of std above 0."
-            )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        x = resized(in_colour(images).float() / 255, self.size, self.resample).clamp(0, 1)
-        return torchvision.transforms.functional.normalize(x, self.mean, self.std)
