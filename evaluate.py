@@ -8,7 +8,7 @@ from typing import Any
 from config.overrides import run_script
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.settings import EvaluateSettings
-from runtime.build import parse
+from runtime.config_schema import parse
 from runtime.errors import UserError, message_of
 from runtime.signals import PREEMPTED
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from config.overrides import run_script
-from runtime.build import Settings, parse
 from runtime.checkpoint import Which
+from runtime.config_schema import Settings, parse
 from runtime.errors import UserError
 from training.export_weights import export_difference, export_pipeline
 from transfer.trained_weights import load_weights, stated_config

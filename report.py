@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 
 from reporting.page import FIGURES, LEGEND, Report
+from reporting.report_pictures import side_by_side
 from reporting.runs import read_runs
-from reporting.sample_sheets import side_by_side
 from reporting.table import OF_IMAGES
 from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically, write_csv

@@ -3,7 +3,7 @@
 from typing import Any
 
 from config.overrides import run_script
-from runtime.build import parse
+from runtime.config_schema import parse
 from sampling.sample_to_folder import SampleSettings, sample_to_folder
 
 

@@ -24,7 +24,7 @@ from diffusion.timesteps import Timesteps
 from diffusion.variance import Variance
 from models.layers import to_channels_last
 from models.unet import UNet
-from runtime.build import bind, build, check_arguments, make, parse, resolve
+from runtime.config_schema import bind, build, check_arguments, make, parse, resolve
 from runtime.content import canonical
 from runtime.errors import UserError, near
 from runtime.log import WandbSettings

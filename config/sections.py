@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import Kernels
-from runtime.build import Settings
 from runtime.checkpoint import Which
+from runtime.config_schema import Settings
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 FEWEST = 10  # images that a KID is computed of
@@ -147,7 +147,7 @@ class SourceSettings(Settings):
 
 @dataclass(frozen=True)
 class RuleSettings(Settings):
-    """What trains, when, and at which rate; transfer.freezing_rules.Rule is the same with its
+    """What trains, when, and at which rate; transfer.freezing_and_rates.Rule is the same with its
     moments as steps.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
-from runtime.build import Settings, make
+from runtime.config_schema import Settings, make
 
 
 @dataclass(frozen=True)

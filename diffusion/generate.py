@@ -16,7 +16,7 @@ from diffusion.image_noise import NoisePerImage
 from diffusion.samplers import Sampler, heun
 from diffusion.schedule import NoiseSchedule
 from diffusion.spacing import Spacing, even_steps
-from runtime.build import Settings
+from runtime.config_schema import Settings
 from runtime.errors import UserError
 
 log = logging.getLogger(__name__)

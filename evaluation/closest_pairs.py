@@ -11,7 +11,7 @@ from torch import Tensor
 from evaluation.image_features import ReferenceImages
 from metrics.memorization import nearest
 from runtime.files import write_atomically, write_json
-from runtime.pictures import png
+from runtime.image_grid import png
 
 PAIRS, COLUMNS = 12, 4
 SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet

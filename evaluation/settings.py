@@ -9,8 +9,8 @@ from config.sections import Precision
 from diffusion.generate import SamplerSettings
 from kernels.dispatch import Kernels
 from metrics.features import Features
-from runtime.build import Settings
 from runtime.checkpoint import Which
+from runtime.config_schema import Settings
 from runtime.errors import near
 
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "baselines")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of, own_metrics
+from reporting.report_pictures import Shown, embedded, last_pictures
 from reporting.runs import Run, baselines_of, look_up, missing
-from reporting.sample_sheets import Shown, embedded, last_pictures
 from reporting.table import (
     OF_IMAGES,
     Row,

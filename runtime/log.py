@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from runtime.build import Settings
+from runtime.config_schema import Settings
 from runtime.files import put_aside, raise_if_full, write_all, write_atomically
-from runtime.pictures import png
+from runtime.image_grid import png
 
 log = logging.getLogger(__name__)
 

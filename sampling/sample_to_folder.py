@@ -10,8 +10,8 @@ from config.old_spelling import as_then
 from config.sections import Precision
 from diffusion.generate import as_made
 from models.formats.published import SECTIONS
-from runtime.build import Settings
 from runtime.checkpoint import Which
+from runtime.config_schema import Settings
 from sampling.pipeline import SampleRequest, load
 from sampling.write_images import claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights

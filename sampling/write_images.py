@@ -17,7 +17,7 @@ from diffusion.generate import steps_of
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import read_json, write_atomically, write_json
-from runtime.pictures import grid, png
+from runtime.image_grid import grid, png
 from sampling.pipeline import Pipeline, SampleRequest
 
 SETTINGS = "sampling.json"

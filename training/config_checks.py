@@ -9,14 +9,14 @@ import torch
 from config.run_config import NODES, SETTINGS, VALUES, RunConfig
 from diffusion.generate import steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss, simple_loss
-from runtime.build import describe, fits
+from runtime.config_schema import describe, fits
 from runtime.errors import UserError, near
 from training.optimizer import weight_decay
 from transfer.adapt_weights import draws
 from transfer.adapters import check as check_frozen
 from transfer.adapters import inject
 from transfer.context import Penalty
-from transfer.freezing_rules import ParameterPlan, rules_of
+from transfer.freezing_and_rates import ParameterPlan, rules_of
 from transfer.pairwise_similarity import PairwiseSimilarity, check_images
 from transfer.penalties import L2SP
 

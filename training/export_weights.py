@@ -31,8 +31,8 @@ from models.formats.diffusers_scheduler import (
 )
 from models.layers import Attention
 from models.unet import UNet
-from runtime.build import build
 from runtime.checkpoint import Which, find
+from runtime.config_schema import build
 from runtime.errors import UserError
 from runtime.files import write_atomically, write_directory
 from training.config_checks import check_network

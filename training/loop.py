@@ -34,8 +34,8 @@ from runtime.device import peak_memory
 from runtime.environment import device_name
 from runtime.errors import UserError
 from runtime.files import write_sealed
+from runtime.image_grid import grid
 from runtime.log import RunLog
-from runtime.pictures import grid
 from runtime.seeds import derive, generator
 from runtime.signals import Preempted, StopRequest
 from training.best_checkpoint import rank_checkpoints
@@ -46,7 +46,7 @@ from training.prune_checkpoints import prune_checkpoints
 from training.result import RESULT
 from transfer.adapters import load, parameters
 from transfer.context import Penalty, Start
-from transfer.freezing_rules import ParameterPlan
+from transfer.freezing_and_rates import ParameterPlan
 
 log = logging.getLogger(__name__)
 

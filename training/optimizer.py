@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from config.run_config import NODES, RunConfig
-from runtime.build import bind, make
+from runtime.config_schema import bind, make
 
 
 def build_optimizer(config: RunConfig, groups: Sequence[Any]) -> torch.optim.Optimizer:

@@ -24,8 +24,8 @@ from runtime.device import forget_peak, pick_device
 from runtime.environment import describe, kept_precision
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically, write_csv
+from runtime.image_grid import grid, png
 from runtime.log import logged_to, recorded
-from runtime.pictures import grid, png
 from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
 from runtime.signals import StopAtOnce
@@ -44,7 +44,7 @@ from training.start_from_source import (
 from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.class_names import check_number_of_classes, class_names, tell_classes
-from transfer.freezing_rules import ParameterPlan, rules_of
+from transfer.freezing_and_rates import ParameterPlan, rules_of
 from transfer.trained_weights import TrainedWeights, has_origin
 
 log = logging.getLogger("train")

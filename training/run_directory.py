@@ -16,7 +16,7 @@ from runtime.files import Damaged, put_aside, read_json, write_json
 from training.optimizer import weight_decay
 from transfer.adapt_weights import Fit
 from transfer.difffit import BranchScale
-from transfer.freezing_rules import rules_of
+from transfer.freezing_and_rates import rules_of
 from transfer.penalties import L2SP
 from transfer.resize_weights import TABLE
 from transfer.source_images import made_anew

@@ -19,7 +19,7 @@ from transfer.adapt_weights import AT_ZERO, COPIED, Fit, planned_fit, summary
 from transfer.adapters import inject
 from transfer.class_names import warn_of_renamed_classes
 from transfer.context import Start
-from transfer.freezing_rules import ParameterPlan, own_word, rules_for_alike, rules_of
+from transfer.freezing_and_rates import ParameterPlan, own_word, rules_for_alike, rules_of
 from transfer.resize_weights import TABLE
 from transfer.source_images import check_known, images_of, real
 from transfer.trained_weights import (
@@ -150,7 +150,7 @@ def check_fits(config: RunConfig, theirs: RunConfig) -> None:
 
 def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:
     """What begins alike trains in every strategy that trains: here, and nowhere else, the rules for
-    it come into the config (transfer.freezing_rules.rules_for_alike). What is injected that such a
+    it come into the config (freezing_and_rates.rules_for_alike). What is injected that such a
     weight would have to stay frozen for is taken off it."""
     rules, alike = rules_of(config), [row.name for row in table if row.alike]
     if not rules or not alike:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import (
 from tqdm import tqdm
 
 from models.formats.misfit import State, check_same
-from runtime.build import make
+from runtime.config_schema import make
 from runtime.errors import UserError
 from runtime.seeds import generator
 from transfer.name_patterns import checked_matches

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from data.batches import Batches
 from data.dataset import Dataset
 from diffusion.timesteps import Timesteps
-from runtime.build import make
+from runtime.config_schema import make
 from runtime.errors import UserError
 from runtime.seeds import derive
 from transfer.context import Start

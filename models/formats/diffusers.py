@@ -21,7 +21,7 @@ import torch
 from models.formats.diffusers_scheduler import HO, Node, read_scheduler
 from models.formats.misfit import State, Tensors, check_same, whole
 from models.unet import UNet
-from runtime.build import make, parse
+from runtime.config_schema import make, parse
 from runtime.errors import UserError
 from runtime.files import read_json
 

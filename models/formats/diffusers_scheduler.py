@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.build import parse
+from runtime.config_schema import parse
 from runtime.errors import UserError, near
 
 Node = dict[str, Any]

@@ -25,8 +25,8 @@ from models.formats.diffusers import (
 from models.formats.misfit import Tensors, check_same
 from models.formats.openai import from_openai, is_openai
 from models.unet import UNet
-from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, STATE
+from runtime.config_schema import build
 from runtime.content import differences
 from runtime.errors import UserError
 

@@ -18,7 +18,7 @@ from evaluation.trained_run import TrainedRun
 from reporting.page import Report
 from reporting.runs import read_runs
 from runtime import checkpoint
-from runtime.build import resolve
+from runtime.config_schema import resolve
 from runtime.errors import UserError
 from tests.helpers import FILES, runs
 from training.result import read_result

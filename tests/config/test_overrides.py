@@ -20,7 +20,7 @@ from config.overrides import (
     resolved,
 )
 from config.run_config import NODES, RunConfig
-from runtime.build import build, fits
+from runtime.config_schema import build, fits
 from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from tests.helpers import runs
@@ -293,8 +293,8 @@ TIMES = "timesteps: {_target_: diffusion.timesteps.Uniform, _partial_: true}"
         (
             "name: x\n"
             + RULES
-            + "inject: [{_target_: transfer.freezing_rules.Rule, pattern: a}]\n",
-            "transfer.inject[0]: transfer.freezing_rules.Rule is built",
+            + "inject: [{_target_: transfer.freezing_and_rates.Rule, pattern: a}]\n",
+            "transfer.inject[0]: transfer.freezing_and_rates.Rule is built",
         ),
         (
             "name: x\n"

@@ -31,7 +31,7 @@ from diffusion.spacing import (
     trailing_steps,
 )
 from diffusion.variance import FixedLarge, FixedSmall
-from runtime.build import build
+from runtime.config_schema import build
 
 MEAN = DEVIATION = 0.2
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}

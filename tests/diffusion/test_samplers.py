@@ -32,7 +32,7 @@ from diffusion.spacing import (
     trailing_steps,
 )
 from diffusion.variance import FixedLarge, FixedSmall, Fraction
-from runtime.build import parse
+from runtime.config_schema import parse
 
 FIXED_SMALL, FIXED_LARGE = FixedSmall(), FixedLarge()
 

@@ -11,7 +11,7 @@ from scipy import stats
 from config.overrides import composed
 from config.run_config import NODES
 from diffusion.timesteps import Importance, MirroredPower, Power, Range, Uniform
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from tests.helpers import runs
 from training.config_checks import check_run_config

@@ -10,7 +10,7 @@ import yaml
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
 from docs import make_strategies
-from runtime.build import resolve
+from runtime.config_schema import resolve
 from training.config_checks import check_network, check_run_config
 
 TEXT = (CONF.parent / "docs" / "strategies.md").read_text()

@@ -13,7 +13,7 @@ from kernels import ahead, configs, reference, tune
 from kernels.launch import Launch, watched
 from kernels.workloads import Work, attentions, norms, workloads
 from models.layers import Attention, GroupNorm, output_of
-from runtime.build import build
+from runtime.config_schema import build
 
 CPU = torch.device("cpu")
 FASTEST_IS_WRONG = {1: 3.0, 2: 1.0, 4: 0.5, 8: 2.0}  # ms by tile

@@ -19,7 +19,7 @@ import report
 from evaluation import evaluator
 from metrics import estimate as record
 from metrics.estimate import GRID
-from reporting import sample_sheets, verdict
+from reporting import report_pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
 from reporting.page import Report, protocol_text
 from reporting.runs import Evaluation, Run, missing, read_runs
@@ -718,17 +718,19 @@ def test_the_newest_samples_stand_side_by_side_by_loss(tmp_path):
     report.main([str(tmp_path)])
     pixels = np.asarray(Image.open(tmp_path / "samples.png"))
     y, x = (
-        sample_sheets.GAP + sample_sheets.TEXT + sample_sheets.SIDE // 2,
-        sample_sheets.GAP + sample_sheets.SIDE // 2,
+        report_pictures.GAP + report_pictures.TEXT + report_pictures.SIDE // 2,
+        report_pictures.GAP + report_pictures.SIDE // 2,
     )
     assert [
-        tuple(pixels[y, x + n * (sample_sheets.SIDE + sample_sheets.GAP)]) for n in range(2)
+        tuple(pixels[y, x + n * (report_pictures.SIDE + report_pictures.GAP)]) for n in range(2)
     ] == [
         (0, 255, 0),
         (255, 0, 0),
     ]
-    assert pixels.shape[1] == sample_sheets.GAP + 2 * (sample_sheets.SIDE + sample_sheets.GAP)
-    assert pixels[sample_sheets.GAP : sample_sheets.GAP + sample_sheets.TEXT].min() < 128  # names
+    assert pixels.shape[1] == report_pictures.GAP + 2 * (report_pictures.SIDE + report_pictures.GAP)
+    assert (
+        pixels[report_pictures.GAP : report_pictures.GAP + report_pictures.TEXT].min() < 128
+    )  # names
     assert "![samples](samples.png)" in (tmp_path / "report.md").read_text()
 
 

@@ -20,8 +20,8 @@ from data.memory_map import open_memory_map
 from data.settings import DataSettings
 from data.sources.bundled import Faces
 from runtime import checkpoint
-from runtime.build import build
 from runtime.checkpoint import EMA, MODEL, OPTIMIZER, STATE
+from runtime.config_schema import build
 from runtime.errors import UserError
 from tests.helpers import runs
 from training.config_checks import check_run_config

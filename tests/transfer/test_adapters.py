@@ -14,7 +14,7 @@ from config.run_config import RunConfig
 from models.adm import ADMUNet
 from models.layers import Attention, ResBlock, Sum, output_of
 from models.unet import UNet
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from training.ema import Ema
 from transfer.adapters import check, inject, load, merge, parameters

@@ -42,7 +42,7 @@ from training.start_from_source import copied, patterns_beside, start_of, with_a
 from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.context import Start
-from transfer.freezing_rules import ParameterPlan, rules_of
+from transfer.freezing_and_rates import ParameterPlan, rules_of
 from transfer.resize_weights import TABLE
 from transfer.trained_weights import fitted, load_weights, merged, write_origin
 

@@ -18,7 +18,7 @@ from data.pixels import to_x0
 from diffusion import schedule as schedules
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise, PredictVelocity, PredictX0
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from tests.helpers.terms import SCHEDULE, batch, dataset, images, start_of, unet
 from transfer import ant

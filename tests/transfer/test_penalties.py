@@ -20,7 +20,7 @@ from diffusion.denoiser import Denoiser, ForwardPass
 from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.schedule import from_betas
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from runtime.files import read_checked
 from runtime.seeds import derive, generator

@@ -9,7 +9,7 @@ from torch import nn
 
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
-from runtime.build import build
+from runtime.config_schema import build
 from tests.helpers.parts import (
     INJECTED,
     SUBSETS,
@@ -18,7 +18,7 @@ from tests.helpers.parts import (
 )
 from training.config_checks import check_network, check_run_config
 from transfer.adapters import inject
-from transfer.freezing_rules import ParameterPlan, rules_of
+from transfer.freezing_and_rates import ParameterPlan, rules_of
 
 TINY = [
     "model.channels=16",

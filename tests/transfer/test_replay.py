@@ -12,7 +12,7 @@ import torch
 
 from data.batches import Batches
 from diffusion.timesteps import MirroredPower, Power, Range, Uniform
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from runtime.seeds import generator
 from tests.helpers.starts import begun, given, pictures, trained

@@ -24,7 +24,7 @@ from data.file_cache import FileCache
 from data.memory_map import open_memory_map
 from data.settings import OWN_KEYS, DataSettings
 from data.sources.folder import Folder
-from runtime.build import resolve
+from runtime.config_schema import resolve
 from runtime.errors import UserError
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))

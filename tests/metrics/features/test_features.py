@@ -15,7 +15,7 @@ from config.overrides import options
 from metrics.features import Embedding, extract
 from metrics.features.distances import Pixels
 from metrics.features.random import CHANNELS, RandomConvolutional
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from tests.helpers.features import drawn, node_of
 

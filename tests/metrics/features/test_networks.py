@@ -20,7 +20,7 @@ from metrics.features import extract
 from metrics.features.distances import Lpips
 from metrics.features.inception import Inception
 from metrics.features.networks import Normalized, Timm, TorchScript
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from tests.helpers.features import drawn, node_of
 

@@ -43,7 +43,7 @@ from diffusion.schedule import cosine
 from diffusion.spacing import even_steps, trailing_steps
 from models.formats.diffusers import _multiplier, read_folder
 from models.formats.diffusers_scheduler import read_scheduler
-from runtime.build import build
+from runtime.config_schema import build
 from runtime.errors import UserError
 from tests.helpers.networks import difference
 from transfer.trained_weights import load_weights

@@ -12,7 +12,7 @@ from runtime.errors import UserError
 from training.ema import Ema, ema_decay, share_of_start
 from transfer.adapters import inject
 from transfer.difffit import BranchScale
-from transfer.freezing_rules import ParameterPlan, Rule, rule_at
+from transfer.freezing_and_rates import ParameterPlan, Rule, rule_at
 from transfer.lora import LoRA
 
 

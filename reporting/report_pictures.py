@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from reporting.runs import Run, evaluate
 from reporting.table import Row
 from runtime.files import read_json
-from runtime.pictures import png
+from runtime.image_grid import png
 
 SIDE, TEXT, GAP = 384, 20, 12  # of samples.png, in pixels
 LARGEST = 1200  # side of a picture in the page
