@@ -56,7 +56,7 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     _check_subset(settings, len(train), reader)
     if settings.n_train is not None:
         draw = seed if settings.subset_seed is None else settings.subset_seed
-        train = draw_subset(train, settings.n_train, draw)
+        train = draw_subset(train, settings.n_train, draw, "n_train")
     labels = np.asarray(reader.labels, dtype=np.int64)
     if lost := np.setdiff1d(labels[reader.splits["train"]], labels[train]).tolist():
         names = ", ".join(reader.classes[k] for k in lost)

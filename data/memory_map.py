@@ -184,5 +184,5 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     images.flush()
     with open(path, "rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return images

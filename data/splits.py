@@ -16,11 +16,8 @@ Splits = dict[str, Sequence[int]]  # items by split
 
 def items_by_split(split_of: Iterable[str | None]) -> Splits:
     """The items of each split. split_of: by item; None for one that is in no split yet."""
-    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for item, split in enumerate(split_of):
-        if split:
-            splits[split].append(item)
-    return {**splits}
+    names = list(split_of)
+    return {split: [item for item, name in enumerate(names) if name == split] for split in SPLITS}
 
 
 def check_shares(validation: float, test: float) -> None:
@@ -86,9 +83,9 @@ def complete_splits(
     return items_by_split(map(split_of.get, range(len(labels)))) | kept
 
 
-def draw_subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """[count], in rising order: those of the training rows that few-shot training is on."""
-    order = torch.randperm(len(rows), generator=generator(seed, "n_train")).numpy()
+def draw_subset(rows: np.ndarray, count: int, *key: int | str) -> np.ndarray:
+    """[count], in rising order: so many of the rows, drawn by key."""
+    order = torch.randperm(len(rows), generator=generator(*key)).numpy()
     return np.sort(rows[order[:count]])
 
 

@@ -19,6 +19,7 @@ from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.pixels import to_uint8
 from data.settings import DataSettings
+from data.splits import draw_subset
 from diffusion.generate import SamplerSettings, generate, steps_of
 from diffusion.samplers import ddim
 from diffusion.schedule import NoiseSchedule
@@ -26,7 +27,7 @@ from diffusion.spacing import log_snr_steps
 from runtime.content import sha256_of
 from runtime.errors import Misfit, UserError
 from runtime.files import locked, read_checked, remove_leftovers, write_checked
-from runtime.seeds import derive, generator
+from runtime.seeds import derive
 from transfer.context import Start
 from transfer.trained_weights import TrainedWeights
 
@@ -55,8 +56,7 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
             raise UserError(
                 f"transfer.source_images.real, n={n}: the source was trained on {len(rows)} images."
             )
-        order = torch.randperm(len(rows), generator=generator(start.seed, "source images"))
-        rows = np.sort(rows[order[:n].numpy()])
+        rows = draw_subset(rows, n, start.seed, "source images")
     return replace(own, labels=start.labels_of(own.labels), splits={"train": rows})
 
 
@@ -215,7 +215,7 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
                     sampler,
                     config.image_shape,
                     [derive(start.seed, "replay", k) for k in numbers],
-                    partial(_count, bar, len(numbers)),
+                    lambda x0, t: bar.update(len(x0)),
                 )
             except torch.OutOfMemoryError as error:
                 raise UserError(
@@ -226,7 +226,3 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
             file = io.BytesIO()
             np.save(file, to_uint8(x0).cpu().numpy())
             write_checked(folder / f"{numbers.start:08d}.npy", file.getvalue())
-
-
-def _count(bar: Any, images: int, *_: Any) -> None:
-    bar.update(images)

@@ -63,7 +63,7 @@ class Cifar10(ImageReader):
     def read_image(self, item: int) -> Image.Image:
         batch, k = divmod(item, IMAGES)
         planes = self._records(self.files[batch])[k, 1:].reshape(3, 32, 32)
-        return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+        return Image.fromarray(planes.transpose(1, 2, 0))
 
     def item_name(self, item: int) -> str:
         return f"image {item % IMAGES} of {self.files[item // IMAGES]}"

@@ -74,12 +74,11 @@ class Nifti(FolderReader):
         self.ranges = {file: about["range"] for file, about in volumes.items()}
         if range_ is not None:
             self.ranges = dict.fromkeys(files, check_range(range_))
-        asked = {file: range(0, about["depth"], every) for file, about in volumes.items()}
         frames = {
-            file: sorted(set(asked[file]).intersection(volumes[file]["slices"])) for file in files
+            file: [k for k in about["slices"] if k % every == 0] for file, about in volumes.items()
         }
         taken = sum(map(len, frames.values()))
-        constant = sum(map(len, asked.values())) - taken
+        constant = sum(len(range(0, about["depth"], every)) for about in volumes.values()) - taken
         if not taken:
             raise UserError(
                 f"data.path={path}: all {constant} slices of its {len(files)} volumes are constant."

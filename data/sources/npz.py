@@ -94,7 +94,7 @@ class Npz(ImageReader):
         image = to_gray_or_rgb(self._arrays(split)[k])
         low_high = self.range or self._measured("train")
         if low_high is None:
-            return Image.fromarray(np.ascontiguousarray(image))
+            return Image.fromarray(image)
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise UserError(
                 "holds NaN or infinite values: replace them before saving, by numpy.nan_to_num "
