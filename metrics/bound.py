@@ -32,8 +32,6 @@ def strata(steps: int, count: int) -> list[range]:
     alone, and the others grow as a geometric series. One t drawn evenly in each, times its length,
     makes an unbiased estimate of the sum over t."""
     assert min(2, steps) <= count <= steps
-    if count == steps:
-        return every(steps)
     ends = [1]
     while len(ends) < count:  # each at least one t long
         left = count - len(ends)
@@ -51,15 +49,20 @@ def drawn(timesteps: Sequence[range], seeds: Sequence[int]) -> Tensor:
     """One t of each range for each seed. [K, N] int64"""
     first = torch.tensor([stratum.start for stratum in timesteps])
     length = torch.tensor([len(stratum) for stratum in timesteps])
-    draws = [generator(seed, "bound", "t") for seed in seeds]
-    shares = [torch.rand(len(first), dtype=torch.float64, generator=draw) for draw in draws]
+    shares = [
+        torch.rand(len(first), dtype=torch.float64, generator=generator(seed, "bound", "t"))
+        for seed in seeds
+    ]
     return first[:, None] + (torch.stack(shares, 1) * length[:, None]).long()
 
 
 def noise_at(t: Tensor, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """The noise of each image at its t, a function of (seed, t). [N, *shape] float32"""
-    draws = [generator(seed, "bound", k) for k, seed in zip(t.tolist(), seeds, strict=True)]
-    return torch.stack([torch.randn(*shape, generator=draw) for draw in draws])
+    noises = [
+        torch.randn(*shape, generator=generator(seed, "bound", k))
+        for k, seed in zip(t.tolist(), seeds, strict=True)
+    ]
+    return torch.stack(noises)
 
 
 @torch.no_grad()

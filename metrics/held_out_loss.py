@@ -82,7 +82,7 @@ def held_out_errors(
         x0 = to_x0(torch.from_numpy(images[index]).to(device))
         noise = torch.randn(x0.shape, generator=generator("held-out", start)).to(device)
         condition = {} if labels is None else {"label": torch.from_numpy(labels[index]).to(device)}
-        prediction = denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition)
+        prediction = denoiser.forward_pass(x0, t, noise, condition).prediction
         errors.append((prediction.noise - noise).square().flatten(1).mean(1).cpu())
     return HeldOut(torch.cat(errors).double(), t_all, image, T)
 
@@ -121,6 +121,6 @@ def grid_of(rows: int, draws: int) -> tuple[int, int]:
 def stratified(images: int, each: int, T: int) -> Tensor:
     """[images, each] t: an even grid over 1..T cut into `each` parts, of which every image has one
     t at random without replacement."""
-    draws = [generator("held-out t", part) for part in range(each)]
-    places = torch.stack([torch.randperm(images, generator=draw) for draw in draws], dim=1)
+    orders = [torch.randperm(images, generator=generator("held-out t", k)) for k in range(each)]
+    places = torch.stack(orders, dim=1)
     return 1 + (2 * (torch.arange(each) * images + places) + 1) * T // (2 * images * each)

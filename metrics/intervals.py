@@ -171,7 +171,7 @@ def moderated(own: Mapping[Key, Spread]) -> dict[Key, Spread]:
     is its own.
     """
     told = [s for s in own.values() if s.variance > 0]
-    if len(own) < 2 or len(told) < 2:
+    if len(told) < 2:
         return dict(own)
     half = np.array([s.freedom / 2 for s in told])
     logs = np.log([s.variance for s in told]) - special.digamma(half) + np.log(half)

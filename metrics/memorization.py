@@ -37,8 +37,9 @@ class Nearest(NamedTuple):
 
 
 def nearest(x: Tensor, train: Tensor, k: int = 2) -> Nearest:
-    """The k <= M nearest rows of train [M, D] to each row of x [N, D], Euclidean; 0 exactly where
-    they are equal."""
+    """The k nearest rows of train [M, D] to each row of x [N, D], or all M where there are fewer,
+    Euclidean; 0 exactly where they are equal."""
+    k = min(k, len(train))
     found = [distances.topk(k, largest=False) for _, distances in chunks(x, train)]
     return Nearest(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
@@ -224,7 +225,7 @@ def authentic(generated: Nearest, train: Tensor) -> Tensor:
     # fewer than all of a large training set
     asked, which = generated.rows[:, 0].unique(return_inverse=True)
     # the first is the image itself, or its duplicate
-    between = nearest(train[asked], train, 2).distances[:, 1]
+    between = nearest(train[asked], train).distances[:, 1]
     return generated.distances[:, 0] > between[which]
 
 
@@ -247,7 +248,7 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor) -> dict[str, An
     check_features(generated, "the generated images", least=1)
     check_features(train, "the training images", least=1)
     notes: list[str] = []
-    near = nearest(generated, train, min(2, len(train)))
+    near = nearest(generated, train)
     ours = near.distances[:, 0]
     result: dict[str, Any] = {"notes": notes, "median_distance": median(ours)}
     if len(train) > 1:
@@ -262,7 +263,7 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor) -> dict[str, An
         notes.append("rho and C_T are left out: there are no test images to compare with")
         return result
     check_features(test, "the test images", least=1)
-    near_test = nearest(test, train, min(2, len(train)))
+    near_test = nearest(test, train)
     theirs = near_test.distances[:, 0]
     result["nearest_test"] = median(theirs)
     if len(train) > 1:
