@@ -235,14 +235,12 @@ class UNet(nn.Module):
     ) -> tuple[Tensor, Sum]:
         """(what came in, what goes out) of a block and its attention."""
 
-        def through(h, *inputs):
-            x, h = block(h, *inputs)
-            return x, attention(h)
-
         def of_tensors(x, *inputs):
-            return through(Sum(x), *inputs)[1].total()
+            _, h = block(Sum(x), *inputs)
+            return attention(h).total()
 
-        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return through(h, *inputs)
-        x = h.total()  # between checkpoints stands one tensor
-        return x, Sum(checkpoint(of_tensors, x, *inputs, use_reentrant=False))
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            x = h.total()  # between checkpoints stands one tensor
+            return x, Sum(checkpoint(of_tensors, x, *inputs, use_reentrant=False))
+        x, h = block(h, *inputs)
+        return x, attention(h)

@@ -455,5 +455,5 @@ def from_diffusers(state: State, network: UNet) -> Tensors:
         parts = [found[name] for name in theirs]
         if ours == "class_embedding.weight":
             parts.append(parts[0].mean(0, keepdim=True))
-        converted[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        converted[ours] = torch.cat(parts)
     return converted

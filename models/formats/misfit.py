@@ -4,7 +4,6 @@ change, then the names."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError
@@ -30,7 +29,7 @@ def check_fit(
     Raises:
         UserError: where it has others, with the settings to change.
     """
-    empty = {name: torch.empty_like(t, device="meta") for name, t in network.state_dict().items()}
+    empty = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
     expected = renamed(empty)
     if not (different := _differences(state, expected)):
         return
