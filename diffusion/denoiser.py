@@ -29,6 +29,11 @@ class Prediction(NamedTuple):
 Denoise = Callable[[Tensor, Time], Prediction]  # (x_t, t); samplers see this and nothing else
 
 
+def full(x: Tensor) -> Tensor:
+    """float32 or wider."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class Denoiser(nn.Module):
     """A network, a schedule, what the network predicts and the variance of a reverse step.
 
@@ -87,7 +92,7 @@ class Denoiser(nn.Module):
 
     def halves(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the network gave, as outputs() says it."""
-        out = out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+        out = full(out)
         if self.variance.outputs == 1:
             return out, None
         mean, of_variance = out.chunk(2, dim=1)

@@ -88,7 +88,7 @@ def bound_term(
     # At s = 0 the true posterior is a point: its log variance only stands in for where() below.
     true_log_variance = expand(Fraction(0.0).log(schedule, s, t), x_t)
     kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
-    first = (t == 1).reshape(-1, *[1] * (x0.ndim - 1))
+    first = expand(t, x0) == 1
     # Elsewhere the decoder sees what it cannot fail on: where() would let the NaN of a gradient
     # through.
     decoder = -discretized_gaussian_log_likelihood(

@@ -88,7 +88,7 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
         UserError: where a pattern matches nothing, or something that its kind cannot be put on.
     """
     names = [name for name, _ in network.named_parameters()]
-    assert not any(True for _ in _injected(network)), "all that is injected goes in at once"
+    assert not added(network), "all that is injected goes in at once"
     for injection in injections:
         kind, whole = type(injection).__name__, len(injection.tensors) > 1
         known = list(dict.fromkeys(name.rpartition(".")[0] for name in names)) if whole else names

@@ -93,9 +93,7 @@ class AdversarialNoise:
         with evaluating(denoiser), torch.enable_grad():
             for _ in range(self.ascent_steps):
                 noise = noise.detach().requires_grad_()
-                error = (
-                    noise - denoiser(denoiser.schedule.add_noise(x0, noise, t), t, condition).noise
-                )
+                error = noise - denoiser.forward_pass(x0, t, noise, condition).prediction.noise
                 (gradient,) = torch.autograd.grad(error.square().sum(), noise)
                 noise = normalized(noise + self.ascent_rate * gradient)
         return noise.detach()
@@ -238,8 +236,8 @@ def _train(start: Start, source: Dataset, steps: int) -> dict[str, Tensor]:
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(found, is_target.float()).backward()
         optimizer.step()
-    levels = _levels(schedule.steps)
-    return classifier.state_dict() | {"accuracy": torch.tensor([accuracy(t) for t in levels])}
+    accuracies = [accuracy(level) for level in _levels(schedule.steps)]
+    return classifier.state_dict() | {"accuracy": torch.tensor(accuracies)}
 
 
 def _drawn(data: Dataset, draw: torch.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from diffusion.schedule import expand
 from transfer.adapters import Injected, Layer, matrix_shape
 
 
@@ -22,7 +23,7 @@ class Scale(Injected):
         self.g = nn.Parameter(torch.ones_like(bias))
 
     def forward(self, tensor: Tensor) -> Tensor:
-        return tensor * self.g.view(-1, *[1] * (tensor.ndim - 1))
+        return tensor * expand(self.g, tensor)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from diffusion.denoiser import ForwardPass
+from diffusion.denoiser import ForwardPass, full
 from models.layers import output_of
 from runtime.errors import UserError
 from transfer.context import Penalty, Start
@@ -60,11 +60,6 @@ class FeatureDistillation(Penalty):
             (full(student[name]) - full(source[name])).square().mean() for name in source
         ]
         return self.weight * torch.stack(differences).mean()
-
-
-def full(x: Tensor) -> Tensor:
-    """float32 or wider."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def matching(network: nn.Module, layers: Sequence[str]) -> list[str]:

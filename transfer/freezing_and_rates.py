@@ -103,11 +103,11 @@ class ParameterPlan:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer."""
-        groups: list[dict[str, Any]] = []
-        for (_, decays), names in self.trained.items():
-            groups.append({"params": [self.parameters[name] for name in names]})
-            if not decays:
-                groups[-1]["weight_decay"] = 0.0
+        groups: list[dict[str, Any]] = [
+            {"params": [self.parameters[name] for name in names]}
+            | ({} if decays else {"weight_decay": 0.0})
+            for (_, decays), names in self.trained.items()
+        ]
         return groups or [{"params": []}]
 
     def rates(self, step: int) -> list[float]:

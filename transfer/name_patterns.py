@@ -20,9 +20,7 @@ def checked_matches(
     found: set[str] = set()
     for pattern in patterns:
         if not (matched := fnmatch.filter(names, pattern)):
-            known = set(names)
-            for name in names:
-                known.update(accumulate(name.split("."), "{}.{}".format))
+            known = {part for name in names for part in accumulate(name.split("."), "{}.{}".format)}
             raise UserError(
                 f"{where}: {pattern} matches no {kind}; {near(pattern.rstrip('.*'), known)}"
             )

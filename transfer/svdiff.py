@@ -28,11 +28,11 @@ class Spectrum(Injected):
     Vh: Tensor
     frozen_base = True
 
-    def __init__(self, weight: Tensor, branches: int):
+    def __init__(self, layer: Layer, branches: int):
         super().__init__()
         self.branches, self._factored = branches, ""  # the digest of the weight that was factored
-        rows, columns = len(weight) // branches, weight[0].numel()
-        rank = min(rows, columns)
+        rows, columns = matrix_shape(layer, branches)
+        rank, weight = min(rows, columns), layer.weight.detach()
         for name, shape in {"U": (rows, rank), "S": (rank,), "Vh": (rank, columns)}.items():
             self.register_buffer(name, weight.new_empty(branches, *shape), persistent=False)
         self.shift = nn.Parameter(weight.new_zeros(branches, rank))
@@ -74,5 +74,4 @@ class SpectralShift:
     frozen_base: ClassVar = Spectrum.frozen_base
 
     def on(self, layer: Layer, random: torch.Generator) -> Spectrum:
-        matrix_shape(layer, self.branches)
-        return Spectrum(layer.weight.detach(), self.branches)
+        return Spectrum(layer, self.branches)
