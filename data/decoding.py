@@ -42,7 +42,7 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in tqdm(range(0, count, AT_A_TIME), said, unit=f"x{AT_A_TIME}", delay=2):
-            list(pool.map(attempt, range(start, min(start + AT_A_TIME, count))))
+            list(pool.map(attempt, range(count)[start : start + AT_A_TIME]))
     return failures
 
 

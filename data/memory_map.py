@@ -130,7 +130,8 @@ def _checksums(path: Path, stamp: tuple[int, ...]) -> list[int]:
 
 def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
     """Builds the map and its record, all or nothing."""
-    shape, aside = (len(reader), *settings.image_shape), path.with_suffix(".partial")
+    shape = (len(reader), *settings.height_width, settings.channels)
+    aside = path.with_suffix(".partial")
 
     def decode(item: int) -> None:
         images[item] = to_array(reader.read_image(item), *settings.resizing)

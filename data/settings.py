@@ -56,11 +56,6 @@ class DataSettings(Settings):
         return height, width
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """H, W, C of a decoded image."""
-        return *self.height_width, self.channels
-
-    @property
     def resizing(self) -> tuple[tuple[int, int], int, bool, str]:
         """What data.resize.to_array takes beside an image."""
         return self.height_width, self.channels, self.upscale, self.resample

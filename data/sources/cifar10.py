@@ -106,8 +106,7 @@ def _unpickled(data: bytes, file: Path) -> np.ndarray:
             "no code."
         )
     batch = pickle.loads(data, encoding="latin1")
-    labels = np.asarray(batch["labels"], np.uint8)
-    return np.concatenate([labels[:, None], batch["data"]], axis=1)
+    return np.column_stack([np.asarray(batch["labels"], np.uint8), batch["data"]])
 
 
 def _summarize_batch(file: Path) -> dict[str, str]:
