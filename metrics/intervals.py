@@ -226,11 +226,11 @@ def wilson(count: float, n: int) -> tuple[float, float]:
     """The interval of a share, count of n: Wilson 1927 (Journal of the American Statistical
     Association 22, 209). Not a point at 0 of n."""
     z, share = t_quantile(math.inf), count / n
-    middle = share + z**2 / (2 * n)
+    middle, scale = share + z**2 / (2 * n), 1 + z**2 / n
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     # exactly, where rounding would leave a trace
-    low = (middle - half) / (1 + z**2 / n) if count else 0.0
-    return low, (middle + half) / (1 + z**2 / n) if count < n else 1.0
+    low = (middle - half) / scale if count else 0.0
+    return low, (middle + half) / scale if count < n else 1.0
 
 
 def share_interval(share: float, low: float, high: float, n: int) -> tuple[float, float]:

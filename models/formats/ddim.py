@@ -71,11 +71,10 @@ def from_ddim(checkpoint: Any, network: UNet, ema: bool = True) -> Tensors:
             "not a checkpoint of DDIM's code: neither a state dict nor a list that begins with one."
         )
     check_fit(state, network, to_ddim, settings, "model.dropout")
-    converted = {}
-    for ours, tensor in network.state_dict().items():
-        parts = [state[name] for name in names(ours)]
-        converted[ours] = torch.cat(parts).reshape(tensor.shape)
-    return converted
+    return {
+        ours: torch.cat([state[name] for name in names(ours)]).reshape(tensor.shape)
+        for ours, tensor in network.state_dict().items()
+    }
 
 
 def to_ddim(state: State) -> Tensors:
