@@ -35,7 +35,7 @@ def slices(rows: int, width: int) -> Iterator[slice]:
     """Slices of range(rows), in order, so that a matrix of one slice by width has ENTRIES entries
     at most."""
     step = max(1, ENTRIES // width)
-    return (slice(start, start + step) for start in range(0, rows, step))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _mend(squared: Tensor, where: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def prepared(
     )
 
     def given(condition: Condition | None) -> Denoise:
-        terms = time_terms(denoiser, steps, condition or {})
+        terms = time_terms(denoiser, steps, condition or {}, sum(widths))
 
         def denoise(x_t: Tensor, t: Any) -> Prediction:
             return decoder.predict(*decoder.halves(run(x_t, terms(t))), x_t, t)
@@ -47,22 +47,21 @@ def prepared(
 
 
 def time_terms(
-    denoiser: Denoiser, steps: Sequence[int], condition: Condition
+    denoiser: Denoiser, steps: Sequence[int], condition: Condition, width: int
 ) -> Callable[[int], Tensor]:
-    """t -> [1 or B, sum of widths]: UNet.time_terms side by side, of which as many steps are
-    computed at once as AHEAD allows."""
+    """t -> [1 or B, width]: UNet.time_terms side by side, of which as many steps are computed at
+    once as AHEAD allows."""
     network, timestep, row = denoiser.network, denoiser.timestep, None
     if "label" in condition:
         label, row = condition["label"].unique(return_inverse=True)
         condition = {"label": label}
     labels = 1 if row is None else len(label)
-    width = sum(block.time_proj.out_features for block in network.res_blocks)
     at_once = max(1, AHEAD // (labels * width))
 
     @lru_cache(1)
     @torch.no_grad()
     def terms_from(first: int) -> Tensor:
-        """[steps, labels, sum of widths]"""
+        """[steps, labels, width]"""
         t = torch.tensor(steps[first : first + at_once], device=timestep.device)
         repeated = {name: values.repeat(len(t)) for name, values in condition.items()}
         terms = network.time_terms(timestep[t].repeat_interleave(labels), repeated)

@@ -95,7 +95,7 @@ def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) ->
         label = range(len(classes))
     if isinstance(label, int | str):
         if str(label) in classes:
-            label = list(classes).index(str(label))
+            label = classes.index(str(label))
         elif not isinstance(label, int) or not 0 <= label < len(classes):
             raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
         label = [label]

@@ -21,14 +21,13 @@ from runtime.image_grid import grid, png
 from sampling.pipeline import Pipeline, SampleRequest
 
 SETTINGS = "sampling.json"
-FRAMES = 8  # of the strip of denoising steps
 
 
-def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: int = FRAMES) -> int:
+def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: int = 8) -> int:
     """Makes those of the images 0 .. n - 1 that are not in out yet, the grid and the strip.
 
     Args:
-        frames: of the strip.
+        frames: of the strip of denoising steps.
     Returns:
         How many were made.
     """
@@ -64,12 +63,11 @@ def image_name(k: int) -> str:
 
 def read_image(path: Path) -> np.ndarray:
     try:
-        pixels = np.asarray(Image.open(path))
+        return np.atleast_3d(np.asarray(Image.open(path)))
     except (OSError, SyntaxError) as error:  # Pillow's, of what is no image and of half of one
         raise UserError(
             f"{path} is damaged ({error}): delete it, and the same command makes it again."
         ) from error
-    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:

@@ -161,11 +161,18 @@ def classifier_of(start: Start, source: Dataset, steps: int) -> Classifier:
         "source images have the target's size"
     )
     schedule = start.denoiser.schedule
-    images = [digest(source), digest(start.target)]
-    training = [schedule.alpha_bar.tolist(), steps, start.data.flip, start.seed]
     content = start.measured_once(
         "classifier",
-        ["classifier", CLASSIFIER, *images, *training],
+        [
+            "classifier",
+            CLASSIFIER,
+            digest(source),
+            digest(start.target),
+            schedule.alpha_bar.tolist(),
+            steps,
+            start.data.flip,
+            start.seed,
+        ],
         partial(_train, start, source, steps),
     )
     levels, accuracy = _levels(schedule.steps), content.pop("accuracy").tolist()

@@ -190,8 +190,7 @@ def _decided_by(start: Start, batches: Batches, n: int) -> list[Any]:
         content.update(batch.images.numpy().tobytes() + batch.label.numpy().tobytes())
     parts = [[name, *_plain(module)] for name, module in denoiser.named_modules()]
     predicts = _plain(denoiser.parameterization)
-    measured = [FISHER, content.hexdigest(), n, start.seed]
-    return [*measured, parts, predicts, sorted(start.copied)]
+    return [FISHER, content.hexdigest(), n, start.seed, parts, predicts, sorted(start.copied)]
 
 
 def _plain(part: Any) -> list[Any]:
