@@ -41,7 +41,7 @@ def value_range(values: np.ndarray) -> LowHigh:
     What is not finite does not count; (0, 0) where nothing is. Of more than a million values, a
     million are drawn, always the same.
     """
-    values = np.asarray(values).ravel()
+    values = values.ravel()
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if not values.size:

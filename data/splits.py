@@ -103,7 +103,6 @@ def spread(rows: np.ndarray, count: int, labels: np.ndarray | None = None) -> np
 
     Source: Cochran 1977, chapter 5, stratified sampling with proportional allocation.
     """
-    rows = np.asarray(rows)
     count = min(count, len(rows))
     classes = np.zeros(len(rows)) if labels is None else labels[rows]
     order = np.argsort(classes, kind="stable")

@@ -2,7 +2,7 @@
 new or dropped, in a table."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,7 +94,7 @@ def fit(
     Raises:
         UserError: where no weight fits or a pattern of include matches none.
     """
-    left_out = _left_out(list(target), settings)
+    left_out = _left_out(target, settings)
     draw = settings.copy if draws(settings) else None
     folds = {TABLE, TIME_BIAS} <= source.keys() and TABLE not in target and not draw
     if folds:
@@ -131,7 +131,7 @@ def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:
     return fit(theirs, ours, config.source, config.kept_classes(source))[1]
 
 
-def _left_out(names: Sequence[str], settings: SourceSettings) -> dict[str, str]:
+def _left_out(names: Collection[str], settings: SourceSettings) -> dict[str, str]:
     """The tensors that are not to be copied, and why."""
     included = checked_matches(settings.include, names, "source.include")
     levels = 1 + max(int(name.split(".")[1]) for name in names if name.startswith("down."))
