@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metrics.intervals import Mean, mean_over, moderated, share_interval, spread_of
+from metrics.intervals import share_interval
+from metrics.over_seeds import Mean, mean_over, moderated, spread_of
 from reporting.columns import BASELINES, HELD_OUT, KID, TEST_LOSS, Column
 from reporting.numbers import MISSING, counted, interval, number
 from reporting.runs import Run, Value, baselines_of
@@ -375,7 +376,7 @@ def contrasts(rows: Sequence[Row], other: Row, column: Column) -> dict[str, Mean
         Label -> that row - other, of those that share a seed with it.
 
     Source:
-        Smyth 2004 (metrics.intervals.moderated).
+        Smyth 2004 (metrics.over_seeds.moderated).
     """
     found, spreads = {}, {}
     for row in rows:

@@ -3,7 +3,7 @@
 Each question has its own probability of 5% to be answered wrongly where there is no difference.
 Did the source help: one contrast, named beforehand, of what starts from random weights against
 `full`. Which strategy: the others against `full`, by Holm's steps. Which is best:
-metrics.intervals.is_best. A single training of each compares networks and not strategies, and
+metrics.over_seeds.is_best. A single training of each compares networks and not strategies, and
 the sentence says so.
 """
 
@@ -15,7 +15,8 @@ from statistics import fmean, harmonic_mean, variance
 
 import numpy as np
 
-from metrics.intervals import LEVEL, Mean, is_best, told_apart
+from metrics.intervals import LEVEL
+from metrics.over_seeds import Mean, is_best, told_apart
 from reporting.columns import BY_KEY, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
 from reporting.copying_sentences import copying
 from reporting.numbers import as_sentence, counted, interval, join_names, number
@@ -150,7 +151,7 @@ class Contest:
             Whom all are compared with; of each its difference; how many contrasts count.
 
         Source:
-            Holm 1979 (metrics.intervals.told_apart).
+            Holm 1979 (metrics.over_seeds.told_apart).
         """
         one, couples = self.best, list(combinations(self.measured, 2))
         if self.reference:
