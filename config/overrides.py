@@ -214,6 +214,10 @@ def _check_choice(override: Override) -> None:
     if isinstance(override.value(), dict):
         return
     values, known = _values(override), options(group)
+    for value in values:
+        if value not in known:
+            own = " A folder for runs of your own is run.root=DIR." * (group == "experiment")
+            raise UserError(f"{group}={value}: there is no such {group}; {near(value, known)}{own}")
     if override.is_add() != (group in ADDED):
         raise UserError(
             f"write +{group}={values[0]}, with a plus: {group} is added to the defaults."
@@ -221,8 +225,6 @@ def _check_choice(override: Override) -> None:
             else f"write {group}={values[0]}, without the plus: {group} is among the defaults."
         )
     for value in values:
-        if value not in known:
-            raise UserError(f"{group}={value}: there is no such {group}; {near(value, known)}")
         try:
             # each, as of a sweep only the first cell is composed here
             OmegaConf.load(CONF / group / f"{value}.yaml")
@@ -254,4 +256,7 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
         else:
             here = f"{above}.".removeprefix(".")
             known = [f"{here}{k}" for k in node] + [f"+{g}" for g in ADDED if not above]
-            raise UserError(f"{key}: there is no such setting; {near(here + part, known)}")
+            message = f"{key}: there is no such setting; {near(here + part, known)}"
+            if "_target_" in node:
+                message += f" (+{key}= sets what {node['_target_']} has a default for)"
+            raise UserError(message)

@@ -35,10 +35,10 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
             raise
         except UserError as error:
             failures[item] = error
-        except (OSError, ValueError) as error:  # of a reader of one's own
-            if getattr(error, "errno", None):  # the disk's, and not what is in a file
+        except Exception as error:  # whatever a reader of one's own meets in a file
+            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # the machine's
                 raise
-            failures[item] = UserError(f"cannot be read ({error})")
+            failures[item] = UserError(f"cannot be read ({type(error).__name__}: {error})")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in tqdm(range(0, count, AT_A_TIME), said, unit=f"x{AT_A_TIME}", delay=2):

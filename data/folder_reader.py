@@ -151,7 +151,9 @@ class FolderReader(ImageReader):
 
         def measure(key: None) -> LowHigh:
             trained = ranges_of(self.files[item] for item in self.splits["train"])
-            ranges = trained or ranges_of(self.files)
+            if not (ranges := trained or ranges_of(self.files)):
+                way_out = said.partition("; ")[2]
+                raise UserError(f"no file has a range that could be measured: {way_out}")
             low, high = join_ranges(ranges)
             log.info(f"{self.name}: {said.format(low=low, high=high, n=len(ranges))}")
             return low, high

@@ -14,14 +14,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.misc import is_dicom
-from pydicom.multival import MultiValue
-from pydicom.pixels import (
-    apply_color_lut,
-    apply_modality_lut,
-    apply_windowing,
-    get_decoder,
-    pixel_array,
-)
+from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import UID
 
 from data.decoding import told_as
@@ -29,6 +22,7 @@ from data.file_cache import FileCache
 from data.folder_layout import count_names, find_files
 from data.folder_reader import FolderReader
 from data.intensity import join_ranges, to_levels, value_range
+from data.sources.dicom_windows import apply_own_window, apply_palette, apply_window, first
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -204,77 +198,6 @@ def _not_decoded(syntax: UID, error: Exception) -> Exception:
     )
 
 
-def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
-    """Colours [H, W, 3] in 0..255 of indices [H, W]."""
-    descriptor = n, first, bits = about.RedPaletteColorLookupTableDescriptor
-    if "RedPaletteColorLookupTableData" in about:
-        data = [about[f"{c}PaletteColorLookupTableData"].value for c in ("Red", "Green", "Blue")]
-        colours = np.stack([apply_table(values, each, descriptor, about) for each in data], -1)
-    else:  # segmented
-        values = np.clip(values.astype(np.int64), first, first + (n or 65536) - 1)
-        colours = apply_color_lut(values, about)[..., :3]
-    # 16 bits are claimed by some that use 8
-    return colours * (255 / (2**bits - 1 if bits < 16 or colours.max() > 255 else 255))
-
-
-def apply_table(
-    values: np.ndarray, data: Any, descriptor: Sequence[int], about: Dataset
-) -> np.ndarray:
-    """The entries of a table, which pydicom hands out as bytes or as numbers. Its own apply_voi
-    wraps around where a table of 8 bits has more than 256 entries."""
-    n, first = descriptor[0] or 65536, descriptor[1]
-    if isinstance(data, bytes):
-        wide = "<u2" if about.original_encoding[1] else ">u2"
-        data = np.frombuffer(data, np.uint8 if len(data) < 2 * n else wide)
-    table = np.asarray(data)[:n]
-    return table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)]
-
-
-def apply_window(
-    values: np.ndarray, center: float, width: float, function: str = "LINEAR"
-) -> Image.Image:
-    """From black to white by a window.
-
-    LINEAR is not defined for a width below 1; files whose units are fractions have such widths all
-    the same, and LINEAR_EXACT is what they mean.
-
-    Source: DICOM PS3.3 C.11.2.1, of which pydicom computes the functions.
-    """
-    target = Dataset()  # what they map to: 0..255
-    target.PhotometricInterpretation, target.BitsStored = "MONOCHROME2", 8
-    target.PixelRepresentation = 0
-    target.WindowCenter, target.WindowWidth = center, width
-    target.VOILUTFunction = "LINEAR_EXACT" if width < 1 and function == "LINEAR" else function
-    return to_levels(apply_windowing(values, target), 0, 255)
-
-
-def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
-    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched.
-    None where the file does not say."""
-    if tables := about.get("VOILUTSequence"):
-        descriptor = tables[0].LUTDescriptor
-        table = apply_table(values, tables[0].LUTData, descriptor, about)
-        return to_levels(table, 0, 2 ** descriptor[2] - 1)
-    center, width = _first(about, "WindowCenter"), _first(about, "WindowWidth")
-    if center is not None and width:
-        return apply_window(values, center, width, about.get("VOILUTFunction") or "LINEAR")
-    as_stored = (
-        about.get("BitsStored") == 8
-        and not about.get("PixelRepresentation")
-        and "ModalityLUTSequence" not in about
-        and (_first(about, "RescaleSlope") or 1) == 1
-        and not _first(about, "RescaleIntercept")
-    )
-    return to_levels(values, 0, 255) if as_stored else None
-
-
-def _first(about: Dataset, tag: str) -> float | None:
-    value = about.get(tag)
-    if isinstance(value, MultiValue | list):
-        value = next(iter(value), None)
-    return None if value in (None, "") else float(value)
-
-
 def measure_file_range(path: Path) -> list[float] | None:
     """The range of a file for FileCache: empty where it says itself how it is shown, None where it
     cannot be read."""
@@ -296,7 +219,7 @@ def measure_file_range(path: Path) -> list[float] | None:
 
 def _inside(stored: np.ndarray, about: Dataset) -> np.ndarray:
     """Which pixels are not what lies outside of the scanner's circle."""
-    padding, limit = _first(about, "PixelPaddingValue"), _first(about, "PixelPaddingRangeLimit")
+    padding, limit = first(about, "PixelPaddingValue"), first(about, "PixelPaddingRangeLimit")
     if padding is None:
         return np.ones(stored.shape, bool)
     low, high = sorted((padding, padding if limit is None else limit))

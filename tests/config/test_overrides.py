@@ -189,6 +189,11 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
         ("transfer=freeze_encodr", "freeze_encoder"),
         ("+experiment=transfer_dmo", "transfer_demo"),
         ("experiment=transfer_demo", "+experiment=transfer_demo"),
+        ("experiment=mine", "A folder for runs of your own is run.root=DIR."),
+        (
+            "sampler=heun sampler.function.churn=0.5",
+            "(+sampler.function.churn= sets what diffusion.samplers.heun has a default for)",
+        ),
         ("+transfer=full", "transfer=full"),
         ("model=cifar", "ddpm_cifar10"),
         ("modle=demo", "model"),
@@ -242,7 +247,8 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
         ),
         (
             "~sampler",
-            "~sampler: it cannot be left out; choose one, sampler=NAME of ancestral, ddim",
+            "~sampler: it cannot be left out; choose one, sampler=NAME of "
+            + ", ".join(options("sampler")),
         ),
         (
             "transfer=glob(f*)",

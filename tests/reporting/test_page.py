@@ -882,7 +882,11 @@ def test_nothing_evaluated_is_judged_by_held_out_loss(tmp_path):
     )
     assert "worse: lora +0.0210" in compared
     assert "not compared, as they share no seed or have no interval: bitfit" in compared
-    assert unknown == "Nothing is evaluated yet, so quality, copying and forgetting are unknown."
+    assert (
+        unknown
+        == "No run that is compared here is evaluated yet, so quality, copying and forgetting are "
+        "unknown."
+    )
 
 
 def test_what_has_not_ended_is_said(tmp_path):

@@ -21,6 +21,7 @@ from config.overrides import CONF
 from config.run_config import READERS
 from data.dataset import open_dataset
 from data.file_cache import FileCache
+from data.intensity import to_levels
 from data.memory_map import open_memory_map
 from data.settings import OWN_KEYS, DataSettings
 from data.sources.folder import Folder
@@ -487,4 +488,23 @@ def test_a_source_of_ones_own(tmp_path):
     (folder / "1.npy").write_bytes(b"no array")
     reader = Npy(FileCache(tmp_path / "memory"), str(folder), validation=0, test=0)
     with pytest.raises(UserError, match=r"1\.npy.*cannot be read"):
+        open_memory_map(reader, settings(), tmp_path / "cache")
+    (folder / "1.npy").write_bytes(b"")  # EOFError, which is no ValueError
+    reader = Npy(FileCache(tmp_path / "memory"), str(folder), validation=0, test=0)
+    with pytest.raises(UserError, match=r"1\.npy.*cannot be read \(EOFError"):
+        open_memory_map(reader, settings(), tmp_path / "cache")
+
+
+class Stretched(Npy):
+    """Files whose range the folder cannot measure."""
+
+    def read_image(self, item: int) -> Image.Image:
+        values = np.asarray(super().read_image(item))
+        return to_levels(values, *self.range(values))
+
+
+def test_what_cannot_be_measured_names_the_setting(tmp_path):
+    np.save(tmp_path / "0.npy", np.arange(64.0).reshape(8, 8))
+    reader = Stretched(FileCache(tmp_path / "memory"), str(tmp_path), validation=0, test=0)
+    with pytest.raises(UserError, match=r"could be measured: data\.range=\[LOW,HIGH\] sets it"):
         open_memory_map(reader, settings(), tmp_path / "cache")
