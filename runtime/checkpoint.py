@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor

@@ -129,7 +129,8 @@ def check_arguments(
         if key not in parameters or key in given:
             known = parameters.keys() - {*given, *(lacking if partial else [])}
             raise UserError(f"{place}: no such setting; {near(key, known)}")
-        arguments[parameters[key].name] = _built(value, hints.get(key, Any), packages, place)
+        name = parameters[key].name
+        arguments[name] = _built(value, hints.get(name, Any), packages, place)
     if lacking and not partial:
         raise UserError(f"{where}.{lacking[0]}".removeprefix(".") + " must be set.")
     return arguments
@@ -137,14 +138,11 @@ def check_arguments(
 
 @functools.cache
 def _schema(target: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
-    """The parameters of a class or function and their types, by key."""
+    """The parameters of a class or function, by key, and their types, by name."""
     own_init = inspect.isclass(target) and not dataclasses.is_dataclass(target)
     hints = typing.get_type_hints(target.__init__ if own_init else target)
     parameters = inspect.signature(target).parameters
-    return (
-        {name.rstrip("_"): parameter for name, parameter in parameters.items()},
-        {name.rstrip("_"): hint for name, hint in hints.items()},
-    )
+    return {name.rstrip("_"): parameter for name, parameter in parameters.items()}, hints
 
 
 def _built(value: Any, hint: Any, packages: Sequence[str], place: str) -> Any:

@@ -81,7 +81,7 @@ def write_directory(path: Path, contents: dict[str, bytes]) -> None:
     remove_leftovers to put the old one back."""
     replaced = path.with_name(f".{path.name}.replaced")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
     aside.mkdir(parents=True)
     try:
         for name, data in contents.items():
@@ -90,23 +90,28 @@ def write_directory(path: Path, contents: dict[str, bytes]) -> None:
         for folder in {(aside / name).parent for name in contents} | {aside}:
             sync_directory(folder)
         if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+            discard(replaced)
             os.replace(path, replaced)
         os.replace(aside, path)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        discard(aside)
         raise_if_full(error, path)
         raise
     sync_directory(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    discard(replaced)
+
+
+def discard(directory: Path) -> None:
+    """Deletes what can be deleted of it, where it is there."""
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
     """Deletes a directory so that no half of it is ever seen under its name."""
     aside = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
     os.replace(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -119,7 +124,7 @@ def remove_leftovers(parent: Path) -> None:
         if path.suffix == ".replaced" and not whole.exists():
             os.replace(path, whole)
         elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
         else:
             path.unlink(missing_ok=True)
 
