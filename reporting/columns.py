@@ -64,7 +64,7 @@ TEXTS: dict[str, Callable[[float], str]] = {
     "count": "{:,.0f}".format,
     "rate": "{:.3g}".format,
     "hours": lambda v: number(v) if v < 1 else f"{v:.2f}",
-    "size": lambda v: size(round(v)),
+    "size": size,
 }
 
 
@@ -103,11 +103,10 @@ def further(frechet: str) -> list[Column]:
 def own_metrics(runs: Iterable[Run]) -> list[Column]:
     """Of what evaluations have under quality.test and columns.yaml does not name: metrics of one's
     own, under their keys."""
-    keys = {key: None for run in runs for key in run.at("quality.test") or {}}
-    paths = {key: f"evaluation.quality.test.{key}" for key in keys}
     about = {"group": "quality", "band": True, "means": "a metric without an entry in columns.yaml"}
+    keys = dict.fromkeys(key for run in runs for key in run.at("quality.test") or {})
     return [
         _column(key, {"from": path, "heading": key, **about})
-        for key, path in paths.items()
-        if path not in NAMED
+        for key in keys
+        if (path := f"evaluation.quality.test.{key}") not in NAMED
     ]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, product
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +195,7 @@ def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int
     """Over seeds, at the steps that all of them have."""
     seeds = [dict(curve) for curve in curves]
     common = sorted(set(seeds[0]).intersection(*seeds))
-    return [(step, np.mean(list(map(itemgetter(step), seeds)))) for step in common]
+    return [(step, np.mean([seed[step] for seed in seeds])) for step in common]
 
 
 def _deciles(axes: Axes, report: Report, rows: Sequence[Row], domain: str) -> None:
@@ -292,8 +291,7 @@ def _sweep(axes: Axes, report: Report, lines: Lines, path: str, column: Column) 
     for k, (name, line) in enumerate(lines.items()):
         apart = 1.02 ** (k - len(lines) / 2)
         shifted[name] = sorted((x * apart, *rest) for x, *rest in line)
-    log_y = _spans(spots)
-    _draw_lines(axes, report, shifted, path, column.heading, log_x=True, log_y=log_y)
+    _draw_lines(axes, report, shifted, path, column.heading, log_x=True, log_y=_spans(spots))
     known = sorted({x for x, *_ in spots})
     axes.set_xticks(known, [f"{x:g}" for x in known])
 

@@ -182,9 +182,11 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
     """What this experiment still lacks: runs that are not finished, cells of its sweeps that failed
     or have not run, evaluations."""
     lines = []
-    for run in (run for run in runs if not run.result.finished):
-        step = run.result.values.get("step")
-        lines.append(f"{run.name} {'has no result yet' if step is None else f'is at step {step}'}")
+    for run in runs:
+        if not run.result.finished:
+            step = run.result.values.get("step")
+            stands = "has no result yet" if step is None else f"is at step {step}"
+            lines.append(f"{run.name} {stands}")
     lines += [
         f"{run.name} is of an earlier version, whose held-out loss was of the first files alone: "
         "it is not shown. The test loss of an evaluation is, and the same command in another "

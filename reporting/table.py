@@ -242,11 +242,9 @@ def by_situation(table: Iterable[Row]) -> dict[Situation, list[Row]]:
 
 def in_order(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
     ranked = ranking(rows, baselines)
-
-    def key(row: Row) -> tuple:
-        return not row.finished, [row.rank(column) for column in ranked], row.label
-
-    return sorted(rows, key=key)
+    return sorted(
+        rows, key=lambda row: (not row.finished, [row.rank(c) for c in ranked], row.label)
+    )
 
 
 def split_by_identity(row: Row) -> list[Row]:
@@ -291,8 +289,7 @@ def other_kind(rows: Sequence[Row], baselines: Sequence[Row]) -> tuple[Cell, Cel
 def baselines_table(runs: Sequence[Run]) -> list[Row]:
     """One row for each baseline and setting of the data. Runs of one seed and one training set have
     the same baselines."""
-    varying = varied([run.result for run in runs])
-    paths = [path for path in varying if path.startswith("data.")]
+    paths = [path for path in varied([run.result for run in runs]) if path.startswith("data.")]
     groups: dict[str, Row] = {}
     for run in runs:
         settings = {p: run.result.settings().get(p) for p in paths}
@@ -309,11 +306,7 @@ def baselines_table(runs: Sequence[Run]) -> list[Row]:
 
 def known_columns(columns: Sequence[Column], table: Sequence[Row]) -> list[Column]:
     """The columns of which something is known."""
-
-    def known(column: Column) -> bool:
-        return any(row.value(column) is not None for row in table)
-
-    return list(filter(known, columns))
+    return [c for c in columns if any(row.value(c) is not None for row in table)]
 
 
 def situations(table: Sequence[Row]) -> dict[Situation, list[Row]]:

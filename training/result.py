@@ -165,9 +165,7 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.3g}%"
 
 
-def size(count: int | None) -> str:
+def size(count: float) -> str:
     """Bytes in decimal units, as disks and memory are sold."""
-    if count is None:
-        return MISSING
     power = min(3, int(math.log10(max(1, count)) // 3))
     return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB')[power]}"
