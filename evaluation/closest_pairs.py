@@ -33,8 +33,7 @@ def write_closest(
     near = nearest(pixels, train, min(2, len(train)))
     scale = pixels.shape[1] ** -0.5
     pairs: list[dict[str, Any]] = []
-    for k, distances in enumerate(near.distances.tolist()):
-        first, *others = distances
+    for k, (first, *others) in enumerate(near.distances.tolist()):
         pairs.append(
             {
                 "generated": k,

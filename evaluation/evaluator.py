@@ -108,7 +108,7 @@ def evaluate_folder(settings: EvaluateSettings) -> Path:
     """Evaluates images of a folder against those of other folders."""
     assert settings.images and settings.train
     generated = open_images(settings.images)
-    size, channels = generated.shape[1:3], generated.shape[3]
+    _, *size, channels = generated.shape
     parts = [open_images(name, size, channels) for name in (settings.train, settings.test) if name]
     images, first = np.concatenate(parts), len(parts[0])
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
@@ -185,7 +185,7 @@ class ImageEvaluator:
         # but for what was evaluated: with these another run is judged alike
         arguments = [argument for argument in said if argument.split("=")[0] not in JUDGED]
         made_by = {"arguments": arguments, **machine(self.device)}
-        content = {"version": VERSION, **record, "notes": list(self.notes), **made_by}
+        content = {"version": VERSION, **record, "notes": self.notes, **made_by}
         write_sealed(self.out / EVALUATION, content, indent=1)
         for line in self.notes:
             log.info("note: %s", line)
@@ -234,7 +234,7 @@ class RunEvaluator(ImageEvaluator):
     ) -> tuple[Path, np.ndarray]:
         """(a folder below place, images 0 .. n - 1 of these weights); those that are missing in it
         are made."""
-        settings, trained = self.settings, self.run.trained
+        settings = self.settings
         label = image_classes(settings.label, self.run.config.classes, self.run.images[0])
         request = SampleRequest(
             settings.sampler,
@@ -256,7 +256,7 @@ class RunEvaluator(ImageEvaluator):
         log.info("%d images in %s", settings.n, out)
         with locked(out / ".lock"):  # of two evaluations at once, the second finds them made
             claim_folder(out, made_by)
-            model = Pipeline(replace(trained, load=lambda which: weights), self.device)
+            model = Pipeline(replace(self.run.trained, load=lambda _: weights), self.device)
             write_missing(out, request, model)
         return out, self.read_images(out)[: settings.n]
 

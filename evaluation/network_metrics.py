@@ -20,7 +20,6 @@ from metrics.bound import Bound, bound, strata
 from metrics.estimate import Estimate, Record, estimate
 from metrics.held_out_loss import HeldOut, about_the_curve, grid_of, held_out_errors
 from metrics.weight_change import unmatched, weight_change
-from runtime.content import sha256_of
 from runtime.seeds import derive
 from transfer.trained_weights import start_of
 
@@ -95,7 +94,8 @@ class NetworkMetrics:
         x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
         condition = {"label": torch.from_numpy(data.labels[rows]).to(self.device)}
         denoise: Denoise = partial(self.denoiser, condition=condition)
-        denoise = clip_x0(denoise, schedule) if clip else denoise
+        if clip:
+            denoise = clip_x0(denoise, schedule)
         seeds = [derive("bound", k) for k in range(len(rows))]
         return _bound(bound(denoise, schedule, x0, seeds, timesteps), timesteps)
 
@@ -104,9 +104,8 @@ class NetworkMetrics:
         found: Record = {}
         with self.notes.attempt("KID to the source"):
             images, _, rows, _ = self.run.source_images()
-            shape = [images.shape[1:], self.run.data.resample]
-            digest = sha256_of([self.run.source.digests, *shape, rows.tolist()])
-            source = ReferenceImages(images, {"train": rows}, None, {"train": digest})
+            about = [self.run.source.digests, images.shape[1:], self.run.data.resample]
+            source = ReferenceImages.of_splits(images, {"train": rows}, about)
             theirs = extractor.extract_cached(source, "train")
             found["kid_source"] = estimate_kid(generated.features, theirs.features)
         start, now = start_of(self.run.config, self.run.source), self.run.weights

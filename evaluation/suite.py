@@ -50,9 +50,8 @@ def compare_quality(
 ) -> Record:
     """How near the generated images are to those that were held out, and to those that were trained
     on."""
-    record: Record = {}
-    ours = generated.features
-    record["train"] = _distances(ours, train.features, "the training images", frechet, notes)
+    ours, theirs = generated.features, train.features
+    record: Record = {"train": _distances(ours, theirs, "the training images", frechet, notes)}
     if test is not None:
         record["test"] = _distances(ours, test.features, "the held-out images", frechet, notes)
     if generated.logits is not None:
