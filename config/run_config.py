@@ -160,17 +160,14 @@ class RunConfig:
     def seed(self) -> int:
         return self.raw["seed"]
 
-    @property
-    def gpu_hours(self) -> float:
-        return self.raw["gpu_hours"]
-
     @cached_property
     def data(self) -> DataSettings:
         """The keys of DataSettings, and beside them those of what reads the images."""
         section = self.raw["data"]
         known = OWN_KEYS | reader_keys(section)
-        if unknown := [key for key in section if key not in known | {"_target_"}]:
-            raise UserError(f"data.{unknown[0]}: no such setting; {near(unknown[0], known)}")
+        for key in section:
+            if key not in known | {"_target_"}:
+                raise UserError(f"data.{key}: no such setting; {near(key, known)}")
         node = dict(section)
         own = {key: node.pop(key) for key in section if key in OWN_KEYS}
         check_arguments(DataSettings, own, [], "data", ["reader"])

@@ -2,6 +2,7 @@
 says so."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from runtime.checkpoint import STATE, Checkpoint, all_checkpoints, first_whole, open_checkpoint
@@ -14,11 +15,10 @@ def rank_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
         return []
     newest = checkpoints[-1]
     # older runs do not say it
-    by = f"validation_{newest.config.get('run', {}).get('best_by', 'loss')}"
+    by = attrgetter(f"progress.validation_{newest.config.get('run', {}).get('best_by', 'loss')}")
     grid = newest.progress.held_out_grid
     alike = [c for c in checkpoints if c.progress.held_out_grid == grid]
-    scored = [c for c in alike if getattr(c.progress, by) is not None]
-    return sorted(scored, key=lambda c: getattr(c.progress, by))
+    return sorted((c for c in alike if by(c) is not None), key=by)
 
 
 def find_best_checkpoint(path: str | Path) -> Checkpoint:

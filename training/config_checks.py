@@ -54,8 +54,9 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
 
 def _check_sections(raw: dict[str, Any]) -> None:
     known = {*NODES, *SETTINGS, *VALUES}
-    if unknown := [key for key in raw if key not in known]:
-        raise UserError(f"{unknown[0]}: no such setting; {near(unknown[0], known)}")
+    for key in raw:
+        if key not in known:
+            raise UserError(f"{key}: no such setting; {near(key, known)}")
     for section in (*NODES, *SETTINGS):
         if not isinstance(raw.get(section), dict):
             raise UserError(

@@ -73,8 +73,7 @@ class LightSet:
         is left out where there is one training image, rho where most validation images are copies
         of training images."""
         train, validation, distances = self._reference
-        images = self._generated(make)
-        generated = self._features(images, np.arange(self.count), "generated")
+        generated = self._features(self._generated(make), None, "generated")
         values = {"kid": kid(generated, validation)}
         if len(train) > 1:
             values["kid_train"] = kid(generated, train)
@@ -85,7 +84,7 @@ class LightSet:
     def _generated(self, make: Make) -> np.ndarray:
         """[count, H, W, C] uint8"""
         classes = np.unique(self.dataset.labels[self.dataset.splits["train"]])
-        labels = torch.from_numpy(classes[np.arange(self.count) % len(classes)])
+        labels = torch.from_numpy(np.resize(classes, self.count))  # in turn
         images = []
         for part in torch.arange(self.count).split(self.batch_size):
             self.on_batch()
@@ -115,6 +114,6 @@ class LightSet:
             )
         return Reference(train, validation, distances)
 
-    def _features(self, images: np.ndarray, rows: np.ndarray, which: str) -> Tensor:
+    def _features(self, images: np.ndarray, rows: np.ndarray | None, which: str) -> Tensor:
         desc = f"features of {which} images"
         return extract(self.features, images, rows, BATCH, desc, self.device).features

@@ -126,7 +126,7 @@ def source_weights(source: PretrainedSource, config: RunConfig) -> TrainedWeight
     """
     found = source.find_weights()
     if found is None:
-        hours = source.config.gpu_hours
+        hours = source.config.raw["gpu_hours"]
         if hours > SMALL_GPU_HOURS and not config.source.train:
             raise UserError(
                 f"source.from={source.name}: no finished run of it in {source.directory.parent}, "
@@ -238,7 +238,6 @@ def show_images(dataset: Dataset, count: int, path: Path) -> None:
     """A sheet of training images as the network will see them: where a wrong window, orientation or
     crop is noticed."""
     if not path.exists():
-        train = dataset.splits["train"]
-        rows = spread(train, count, dataset.labels)
+        rows = spread(dataset.splits["train"], count, dataset.labels)
         write_atomically(path, png(grid(dataset.images[rows])))
         log.info(f"training images as the network sees them: {path}")

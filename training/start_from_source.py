@@ -79,7 +79,6 @@ def start_from(
     for section in ("parameterization", *(["variance"] if learned else [])):
         if lines := differing(section):
             log.warning(f"the source was trained with another {section} (source -> here): {lines}")
-    other = other_network(config, theirs)
     origin = {
         "from": config.source.from_,
         "path": str(found.path),
@@ -100,7 +99,7 @@ def start_from(
     state, rows = fitted(config, denoiser.network, found)
     if left_without_classes(config, theirs):
         origin["null_row"] = "folded" if any(row.status == "folded" for row in rows) else "left out"
-    if other:
+    if other := other_network(config, theirs):
         log.warning(other)
     denoiser.network.load_state_dict(state)
     log.info(summary(rows))

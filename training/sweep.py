@@ -173,12 +173,11 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     overrides = task_overrides(config_name, arguments)
     cells = split_cells(overrides)
     axes = [o for o in overrides if o.is_sweep_override()]
-    own = [o.get_key_element() for o in axes]
     if "run.directory" in [o.key_or_group for o in overrides if o not in axes]:
         raise UserError(
             "run.directory is that of one run: leave it out of a sweep, or give run.root."
         )
-    if "train.steps" in own:
+    if "train.steps" in [o.get_key_element() for o in axes]:
         raise UserError(
             "train.steps is no axis of a sweep: a larger one continues the same run, so that its "
             "cells would be one. Take the largest; metrics.jsonl of its run has the held-out loss "
