@@ -45,10 +45,10 @@ def best_step(run: Run) -> Value | None:
 def evaluated_loss(run: Run) -> Value | None:
     """Of the validation images at the evaluated checkpoint; where metrics.jsonl does not say it, at
     the run's last look. None of a run of an earlier version, whose loss was of other images."""
-    if run.result.values.get("held_out_grid") != GRID:
+    if run.came_to("held_out_grid") != GRID:
         return None
     step = run.at("checkpoint.step")
-    step = run.result.values.get("best_step") if step is None else step
+    step = run.came_to("best_step") if step is None else step
     losses: dict[Any, float] = dict(run.curve("validation/loss"))
     return value_of(losses.get(step, run.result.loss))
 

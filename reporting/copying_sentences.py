@@ -79,6 +79,5 @@ def _band(row: Row | None, column: Column) -> Band | None:
 def _went_on(row: Row) -> bool:
     """Whether a run went on after its evaluated step: from few images the last steps copy most."""
     return any(
-        (run.at("checkpoint.step") or math.inf) < (run.result.values.get("step") or 0)
-        for run in row.counted
+        (run.at("checkpoint.step") or math.inf) < (run.came_to("step") or 0) for run in row.counted
     )

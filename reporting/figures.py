@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,10 +225,11 @@ def _weights(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
     if not parts:
         return
 
-    change = np.full((len(found), len(parts)), math.nan)
-    for (row, runs), (column, part) in product(enumerate(found.values()), enumerate(parts)):
-        if known := [run[part] for run in runs if part in run]:
-            change[row, column] = np.mean(known)
+    def mean(runs: Sequence[dict[str, float]], part: str) -> Any:
+        known = [run[part] for run in runs if part in run]
+        return np.mean(known) if known else math.nan
+
+    change = np.array([[mean(runs, part) for part in parts] for runs in found.values()])
     depth = (np.nan_to_num(change) / (np.nanmax(change) or 1.0)) ** 0.5  # small changes show too
 
     heat = LinearSegmentedColormap.from_list("", [HEAT + "0d", HEAT])

@@ -7,7 +7,7 @@ MISSING = "-"
 ROUNDING = 1e-12  # what is nearer to 0 is 0
 
 
-def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
+def decimals(value: float, low: float | None, high: float | None) -> int:
     """Digits after the point: two of the interval's half, but at least two and at most four of the
     value; three without an interval."""
     size = abs(value)

@@ -82,7 +82,7 @@ class Report:
 
     @cached_property
     def columns(self) -> list[Column]:
-        devices = (run.result.values.get("device") for run in self.runs)
+        devices = (run.came_to("device") for run in self.runs)
         hours = hours_of(filter(None, devices))
         columns = [hours if column is HOURS else column for column in COLUMNS]
         return known_columns(columns, [*self.table, *self.baselines])

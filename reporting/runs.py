@@ -68,8 +68,8 @@ class Run:
         """Where it stands: "" for a finished run."""
         if self.result.finished:
             return ""
-        step, steps = self.result.values.get("step"), look_up(self.result.config, "train.steps")
-        return "no result yet" if step is None else f"at step {step} of {steps}"
+        step = self.came_to("step")
+        return "no result yet" if step is None else f"at step {step} of {self.result.steps}"
 
     @property
     def content(self) -> dict[str, Any]:
@@ -79,6 +79,10 @@ class Run:
     def at(self, path: str) -> Any:
         """What the evaluation has under keys joined by dots, None where it has nothing."""
         return look_up(self.content, path)
+
+    def came_to(self, key: str) -> Any:
+        """What result.json has under a key, None where it has nothing."""
+        return self.result.values.get(key)
 
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(step, value) of metrics.jsonl."""
@@ -184,7 +188,7 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
     lines = []
     for run in runs:
         if not run.result.finished:
-            step = run.result.values.get("step")
+            step = run.came_to("step")
             stands = "has no result yet" if step is None else f"is at step {step}"
             lines.append(f"{run.name} {stands}")
     lines += [
@@ -192,7 +196,7 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
         "it is not shown. The test loss of an evaluation is, and the same command in another "
         "run.root trains it anew"
         for run in runs
-        if run.result.loss is not None and run.result.values.get("held_out_grid") != GRID
+        if run.result.loss is not None and run.came_to("held_out_grid") != GRID
     ]
     for path in sorted(folder.glob(f"sweeps/*/{SWEEP}")):
         sweep = read_sweep(path.parent)
@@ -221,7 +225,7 @@ def unevaluated(folder: Path, runs: Sequence[Run]) -> list[str]:
         lines.append(f"{what} not evaluated under this protocol: {evaluate(where, arguments)}")
     for run in runs:
         rule, judged = run.at("protocol.select"), run.at("checkpoint.step")
-        now = run.result.values.get({"best": "best_step", "last": "step"}.get(rule, ""))
+        now = run.came_to({"best": "best_step", "last": "step"}.get(rule, ""))
         if None not in (now, judged) and now != judged:
             lines.append(
                 f"{run.name} was evaluated at step {judged}, and its {rule} is step {now} now: "

@@ -116,7 +116,7 @@ class Row:
     @property
     def trained(self) -> bool:
         """Steps were taken: not in a baseline, nor in the source as it is."""
-        return any(run.result.values.get("step") for run in self.runs)
+        return any(run.came_to("step") for run in self.runs)
 
     @property
     def from_scratch(self) -> bool:
@@ -325,12 +325,12 @@ def situations(table: Sequence[Row]) -> dict[Situation, list[Row]]:
 
 def situation_key(situation: Situation) -> list[tuple]:
     """Sorts data.n_train=10 before 100, and null, which is all of them, last."""
-    values = [value for _, value in situation]
-    numeric = [isinstance(value, int | float) for value in values]
-    return [
-        (value is None, not counts, value if counts else 0, str(value))
-        for value, counts in zip(values, numeric)
-    ]
+
+    def key(value: Any) -> tuple:
+        counts = isinstance(value, int | float)
+        return value is None, not counts, value if counts else 0, str(value)
+
+    return [key(value) for _, value in situation]
 
 
 Differences = tuple[list[float], list[list[float]], int | None]

@@ -138,8 +138,11 @@ class Contest:
     @property
     def on_validation(self) -> bool:
         """Validation images stand for the test."""
-        runs = [run for row in self.measured for run in row.counted]
-        return any(run.at("protocol.held_out") == "validation" for run in runs)
+        return any(
+            run.at("protocol.held_out") == "validation"
+            for row in self.measured
+            for run in row.counted
+        )
 
     def family(self) -> tuple[Row, list[Difference], int]:
         """The comparison of all with the reference, or with the best where there is none.
