@@ -32,17 +32,16 @@ def write_closest(
     """
     near = nearest(pixels, train, min(2, len(train)))
     scale = pixels.shape[1] ** -0.5
-    pairs: list[dict[str, Any]] = []
-    for k, (first, *others) in enumerate(near.distances.tolist()):
-        pairs.append(
-            {
-                "generated": k,
-                "train": int(reference.rows["train"][near.rows[k, 0]]),
-                "distance": first * scale,
-                # None where there is one training image, or both are copies
-                "ratio": first / others[0] if any(others) else None,
-            }
-        )
+    pairs: list[dict[str, Any]] = [
+        {
+            "generated": k,
+            "train": int(reference.rows["train"][near.rows[k, 0]]),
+            "distance": first * scale,
+            # None where there is one training image, or both are copies
+            "ratio": first / others[0] if any(others) else None,
+        }
+        for k, (first, *others) in enumerate(near.distances.tolist())
+    ]
     pairs = sorted(pairs, key=lambda pair: (pair["ratio"] or 0.0, pair["distance"]))[:PAIRS]
     write_json(folder / "closest.json", pairs)
     shown = []

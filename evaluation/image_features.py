@@ -56,7 +56,9 @@ class ReferenceImages:
         held_out = next(
             (split for split in ("test", "validation") if len(splits.get(split, ()))), None
         )
-        rows = {"train": splits["train"]} | ({"test": splits[held_out]} if held_out else {})
+        rows = {"train": splits["train"]}
+        if held_out:
+            rows["test"] = splits[held_out]
         digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
         return ReferenceImages(images, rows, held_out, digests)
 
@@ -81,11 +83,11 @@ class FeatureExtractor:
 
     def extract_cached(self, reference: ReferenceImages, split: str) -> ImageFeatures:
         """The same of the images of a split, without logits."""
-        features, perceptual = (
-            self._cached(kind, reference, split) for kind in (self.features, self.perceptual)
+        return ImageFeatures(
+            self._cached(self.features, reference, split),
+            _pixels(reference.images, reference.rows[split], TOLD[split]),
+            self._cached(self.perceptual, reference, split),
         )
-        pixels = _pixels(reference.images, reference.rows[split], TOLD[split])
-        return ImageFeatures(features, pixels, perceptual)
 
     def _cached(self, kind: Features, reference: ReferenceImages, split: str) -> Tensor:
         key = sha256_of([kind.identity, reference.digests[split]])[:16]

@@ -118,12 +118,14 @@ def compare_baselines(
 ) -> Record:
     """Real images as if they had been generated, and generators that nobody wants. others: name ->
     images, such as those of the untouched source."""
-    notes, found = Notes(), {}  # notes: said of the generated images already
-    for name, features in {"memoriser": train, **others}.items():
-        found[name] = {
+    notes = Notes()  # said of the generated images already
+    found: Record = {
+        name: {
             "quality": compare_quality(features, train, test, frechet, notes),
             "memorization": measure_memorization(features, train, test, notes),
         }
+        for name, features in {"memoriser": train, **others}.items()
+    }
     if test is not None:
         found["train against test"] = {"quality": {"test": found["memoriser"]["quality"]["test"]}}
         if len(test.features) >= 4:

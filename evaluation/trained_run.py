@@ -25,7 +25,14 @@ from runtime.files import read_json
 from runtime.seeds import generator
 from training.run_directory import IDENTITY
 from transfer.source_images import own_images
-from transfer.trained_weights import TrainedWeights, of_checkpoint, read_origin, source_of, start_of
+from transfer.trained_weights import (
+    TrainedWeights,
+    of_checkpoint,
+    origin_of,
+    read_origin,
+    source_of,
+    start_of,
+)
 
 NULL_CLASS = "null_class"
 # images of the source: so few are not measured on while it has others, and no more than so many
@@ -117,9 +124,7 @@ class TrainedRun:
     def source(self) -> TrainedWeights:
         """What the run started from, of a run that had a source. Raises UserError where that is
         gone."""
-        origin = read_origin(self.directory)
-        assert origin is not None, "asked of a run that had a source"
-        return source_of(origin, self.config, self.elsewhere)
+        return source_of(origin_of(self.directory), self.config, self.elsewhere)
 
     @cached_property
     def untouched_weights(self) -> dict[str, Tensor]:
