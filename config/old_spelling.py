@@ -52,7 +52,7 @@ def as_then(config: dict[str, Any]) -> dict[str, Any]:
     config = _with_targets(config, THEN)
     if overrides := config.get("source", {}).get("overrides"):
         lines = [re.sub(r"^([+~]*data\.)(\w+)", _key_then, line) for line in overrides]
-        config["source"] = config["source"] | {"overrides": lines}
+        config["source"] |= {"overrides": lines}
     return config
 
 

@@ -17,8 +17,9 @@ def rank_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     # older runs do not say it
     by = attrgetter(f"progress.validation_{newest.config.get('run', {}).get('best_by', 'loss')}")
     grid = newest.progress.held_out_grid
-    alike = [c for c in checkpoints if c.progress.held_out_grid == grid]
-    return sorted((c for c in alike if by(c) is not None), key=by)
+    return sorted(
+        (c for c in checkpoints if c.progress.held_out_grid == grid and by(c) is not None), key=by
+    )
 
 
 def find_best_checkpoint(path: str | Path) -> Checkpoint:

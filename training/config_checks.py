@@ -20,6 +20,8 @@ from transfer.freezing_and_rates import ParameterPlan, rules_of
 from transfer.pairwise_similarity import PairwiseSimilarity, check_images
 from transfer.penalties import L2SP
 
+SECTIONS = (*NODES, *SETTINGS)
+
 
 def check_run_config(raw: dict[str, Any]) -> RunConfig:
     """A composed config as a record, each section of which is well formed.
@@ -33,7 +35,7 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
     for key, kind in VALUES.items():
         if not fits(raw[key], kind):
             raise UserError(f"{key}={raw[key]!r} is not {describe(kind)}.")
-    for section in (*NODES, *SETTINGS):
+    for section in SECTIONS:
         if section not in ("timesteps", "optimizer"):
             getattr(config, section)
     config.build_timesteps()
@@ -41,7 +43,7 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
     steps_of(config.schedule, config.sampler)
     rules_of(config)
     weight_decay(config)
-    _check_variance(config)
+    _check_loss(config)
     _check_terms(config)
     _check_penalties(config)
     if (config.transfer.needs_source or not config.transfer.rules) and not config.source.used:
@@ -53,11 +55,11 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
 
 
 def _check_sections(raw: dict[str, Any]) -> None:
-    known = {*NODES, *SETTINGS, *VALUES}
+    known = {*SECTIONS, *VALUES}
     for key in raw:
         if key not in known:
             raise UserError(f"{key}: no such setting; {near(key, known)}")
-    for section in (*NODES, *SETTINGS):
+    for section in SECTIONS:
         if not isinstance(raw.get(section), dict):
             raise UserError(
                 f"{section}={raw.get(section)} is not a mapping. What a file in conf/{section} "
@@ -65,8 +67,9 @@ def _check_sections(raw: dict[str, Any]) -> None:
             )
 
 
-def _check_variance(config: RunConfig) -> None:
-    """A learned variance and a loss that teaches it go together."""
+def _check_loss(config: RunConfig) -> None:
+    """A learned variance and a loss that teaches it go together, and a loss of the strategy's own
+    stands in place of the plain one."""
     loss = getattr(config.loss, "func", config.loss)
     if config.variance.outputs == 2 and loss not in TEACH_VARIANCE:
         raise UserError(
@@ -77,6 +80,12 @@ def _check_variance(config: RunConfig) -> None:
         raise UserError(
             "loss=hybrid adds a term for a learned variance, and this one is fixed: use "
             "variance=learned_range or loss=simple."
+        )
+    strategy = config.transfer
+    if strategy.loss and (loss is not simple_loss or getattr(config.loss, "keywords", None)):
+        raise UserError(
+            f"transfer={strategy.name} has a loss of its own, in place of the section loss: "
+            "leave loss=simple."
         )
 
 
@@ -91,14 +100,6 @@ def _check_terms(config: RunConfig) -> None:
                 "built to nothing that goes into a network, as transfer.lora.LoRA is (without "
                 "_partial_)."
             )
-    if strategy.loss and (
-        getattr(config.loss, "func", config.loss) is not simple_loss
-        or getattr(config.loss, "keywords", None)
-    ):
-        raise UserError(
-            f"transfer={strategy.name} has a loss of its own, in place of the section loss: "
-            "leave loss=simple."
-        )
     for where, term in strategy.terms.items():
         _check_bound(term, f"transfer.{where}")
         _check_kind(term, where)

@@ -37,7 +37,7 @@ from runtime.errors import UserError
 from runtime.files import write_atomically, write_directory
 from training.config_checks import check_network
 from training.start_from_source import to_store
-from transfer.trained_weights import TrainedWeights, difference, fit_table, origin_of
+from transfer.trained_weights import TrainedWeights, difference, origin_of
 
 log = logging.getLogger("export")
 VERSION = "0.35.0"  # of diffusers, whose keys are written
@@ -52,7 +52,7 @@ def export_difference(name: str, out: Path) -> None:
     found = find(name)
     run = found.path.parent.parent
     origin = origin_of(run)
-    names = to_store(check_network(RunConfig.of_saved(found.config)), fit_table(run))
+    names = to_store(check_network(RunConfig.of_saved(found.config)), run)
     content = difference(found, origin, names)
     if out.exists() and not (out.is_file() and out.read_bytes() == content):
         refuse_to_overwrite(out)
@@ -145,8 +145,10 @@ def unet_config(config: RunConfig) -> dict[str, Any]:
     scale_shift = getattr(network, "block_type", None) is ScaleShiftResBlock
     resample = getattr(network, "resample_blocks", False)
     plain = "ResnetDownsampleBlock2D" if resample else "DownBlock2D"
-    attends = [isinstance(level.attention[0], Attention) for level in network.down]
-    down = ["AttnDownBlock2D" if attention else plain for attention in attends]
+    down = [
+        "AttnDownBlock2D" if isinstance(level.attention[0], Attention) else plain
+        for level in network.down
+    ]
     changes_size = "resnet" if resample else "conv"
     return asdict(
         UNet2DConfig(

@@ -101,11 +101,11 @@ class LightSet:
     @cached_property
     def _reference(self) -> Reference:
         """Computed once in a process."""
-        data, features = self.dataset, []
-        for split in ("train", "validation"):
-            rows = spread(data.splits[split], MOST, data.labels)
-            features.append(self._features(data.images, rows, split))
-        train, validation = features
+        data = self.dataset
+        train, validation = (
+            self._features(data.images, spread(data.splits[split], MOST, data.labels), split)
+            for split in ("train", "validation")
+        )
         distances = nearest(validation, train, 1).distances[:, 0]
         if not median(distances) > 0:
             log.warning(

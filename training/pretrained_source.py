@@ -40,9 +40,8 @@ class PretrainedSource:
         continued."""
         if self.weights:
             return self.weights
-        steps = self.config.train.steps
         for found in checkpoint.all_checkpoints(self.directory / "checkpoints"):
-            if found.step >= steps and not found.progress.pending:
+            if found.step >= self.config.train.steps and not found.progress.pending:
                 return of_checkpoint(found)
         return None
 

@@ -39,7 +39,7 @@ def name_run(
     becomes of its source's tensors."""
     who = identity(config, images)
     # shares of a run depend on its length
-    who["transfer"] = who["transfer"] | {"rules": [asdict(rule) for rule in rules_of(config)]}
+    who["transfer"] |= {"rules": [asdict(rule) for rule in rules_of(config)]}
     if source:
         who["source"] |= source.identity
         who["transfer"] |= made_anew(config.transfer, source.config.schedule)

@@ -219,15 +219,16 @@ def copied(table: Sequence[Fit]) -> set[str]:
     return {row.name for row in table if row.status in COPIED}
 
 
-def to_store(plan: ParameterPlan, table: Sequence[Fit]) -> list[str]:
-    """The tensors that a target costs to store: all that do not follow from its source."""
-    followed = copied(table) - set(plan.trains())
+def to_store(plan: ParameterPlan, directory: Path) -> list[str]:
+    """The tensors that a target costs to store: all that do not follow from its source.
+    directory: of its run."""
+    followed = copied(fit_table(directory)) - set(plan.trains())
     return [name for name in plan.parameters if name not in followed]
 
 
 def facts(plan: ParameterPlan, directory: Path) -> dict[str, Any]:
     """What result.json says that does not change in a run."""
-    origin, stored = read_origin(directory), to_store(plan, fit_table(directory))
+    origin, stored = read_origin(directory), to_store(plan, directory)
     return {
         "trained_parameters": plan.count(),
         "parameters": sum(plan.parameters[n].numel() for n in plan.plain),
@@ -251,11 +252,9 @@ def tell_of_start(plan: ParameterPlan, config: RunConfig, directory: Path) -> No
             "rules freeze what the source did not fill"
         )
     alike = [row.name for row in table if row.alike]
-
-    def is_taught(name: str) -> bool:
-        return any(t == name or t.startswith(f"{name}.") for t in trains)
-
-    if taught := list(filter(is_taught, alike)):
+    # a weight, or what an adapter has put below its name
+    taught = [a for a in alike if any(t == a or t.startswith(f"{a}.") for t in trains)]
+    if taught:
         log.info(f"new to the source, so that it trains: {', '.join(taught)}")
     freezing = [r.pattern for r in rules_of(config) if r.learning_rate_scale == 0]
     for name in alike:

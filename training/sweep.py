@@ -138,11 +138,12 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
 def is_sweep(config_name: str, asked) -> bool:
     """Whether this runs as a sweep. Raises UserError for one that is asked for without -m, which
     Hydra would ignore."""
-    if asked.multirun and (asked.cfg or asked.info):
+    shows = asked.cfg or asked.info
+    if asked.multirun and shows:
         raise UserError(
             "--cfg and --info show one run: leave -m out, and give one value of each setting."
         )
-    if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
+    if shows or asked.help or asked.hydra_help or asked.shell_completion:
         return False
     if is_multirun(asked):
         return True
