@@ -23,6 +23,7 @@ from evaluation.network_metrics import NetworkMetrics
 from evaluation.protocol import evaluation_folder, lacks_source, protocol_of, read_evaluation
 from evaluation.settings import OF_NETWORK, EvaluateSettings
 from evaluation.suite import (
+    Distances,
     Notes,
     compare_baselines,
     compare_quality,
@@ -159,8 +160,9 @@ class ImageEvaluator:
         self, folder: Path, images: np.ndarray, others: dict[str, ImageFeatures]
     ) -> tuple[Record, ImageFeatures]:
         """(what the images of folder tell, their features). others: baselines beside noise."""
-        wanted, reference, notes = self.settings.wanted, self.reference, self.notes
-        extractor, frechet = self.extractor, self.settings.features.frechet
+        reference, notes = self.reference, self.notes
+        extractor, settings = self.extractor, self.settings
+        asked = Distances(settings.features.frechet, settings.own)
         generated = extractor.extract(images, "generated images")
         train = extractor.extract_cached(reference, "train")
         test = extractor.extract_cached(reference, "test") if reference.held_out else None
@@ -168,14 +170,14 @@ class ImageEvaluator:
             notes.say(NO_TEST[reference.held_out])
         about = {"folder": str(folder), "n": len(images), **reference.counts}
         record: Record = {"images": about, **extractor.names}
-        if "quality" in wanted:
-            record["quality"] = compare_quality(generated, train, test, frechet, notes)
-        if "memorization" in wanted:
+        if "quality" in settings.wanted:
+            record["quality"] = compare_quality(generated, train, test, asked, notes)
+        if "memorization" in settings.wanted:
             record["memorization"] = measure_memorization(generated, train, test, notes)
-        if "baselines" in wanted:
+        if "baselines" in settings.wanted:
             noise = noise_images(len(images), images.shape[1:])
             others = {"noise": extractor.extract(noise, "noise"), **others}
-            record["baselines"] = compare_baselines(train, test, others, frechet)
+            record["baselines"] = compare_baselines(train, test, others, asked)
         write_closest(self.out, images, generated.pixels, reference, train.pixels)
         return record, generated
 
