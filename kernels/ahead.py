@@ -1,8 +1,6 @@
 """Compiles a Launch for a GPU that is not here, as Triton would at the kernel's first start there:
 what it needs of an SM, and its PTX."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile

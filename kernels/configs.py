@@ -1,8 +1,6 @@
 """Tile sizes and warps of the kernels: static, from kernels/tuned/NAME.json, which kernels.tune
 writes. Nothing is timed at start."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -53,9 +51,3 @@ def using(kernel: str, config: dict[str, int]) -> Iterator[list[dict[str, int]]]
 def entries(kernel: str) -> list[dict[str, dict[str, int]]]:
     """[{"shape": {...}, "config": {...}}]; the shapes of one file have the same keys."""
     return json.loads((TUNED / f"{kernel}.json").read_text())["entries"]
-
-
-def forget() -> None:
-    """The files are read again."""
-    _nearest.cache_clear()
-    entries.cache_clear()

@@ -1,8 +1,6 @@
 """Which implementation runs: the Triton kernels or the reference. The choice is the process's, as
 that of the arithmetic is."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import logging

@@ -1,8 +1,6 @@
 """The one place where a Triton kernel is started, so that a start can be counted, or compiled for a
 GPU that is not here."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

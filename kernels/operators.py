@@ -6,8 +6,6 @@ microseconds of a CPU for forward and backward, 37 in place of 17 without a grad
 kernels that do nothing): a small batch waits for nothing else.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

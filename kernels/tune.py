@@ -8,8 +8,6 @@ register first, then the most bytes in flight on an SM. That is a model and no m
 file says so.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import datetime

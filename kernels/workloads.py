@@ -1,8 +1,6 @@
 """The fused operations at the shapes at which the UNets of conf/model run them: what the tuner
 tunes for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

@@ -1,8 +1,6 @@
 """Group norm with its activation and what stands around it, as operators of torch with a gradient.
 kernels.reference says what each computes; forward.py and backward.py hold the Triton kernels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

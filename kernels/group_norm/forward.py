@@ -1,7 +1,5 @@
 """Group norm + activation, forward: the Triton kernel and its launch."""
 
-from __future__ import annotations
-
 from functools import reduce
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How the kernels of group norm are started: layouts, tile sizes, one launch or two."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -11,8 +11,6 @@ Arguments that belong together are records. What a loop reads is no record withi
 3.6 forgets the constants of those there.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import triton

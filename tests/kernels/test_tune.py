@@ -14,6 +14,7 @@ from kernels.launch import Launch, watched
 from kernels.workloads import Work, attentions, norms, workloads
 from models.layers import Attention, GroupNorm, output_of
 from runtime.config_schema import build
+from tests.helpers.tuned_files import read_again
 
 CPU = torch.device("cpu")
 FASTEST_IS_WRONG = {1: 3.0, 2: 1.0, 4: 0.5, 8: 2.0}  # ms by tile
@@ -61,16 +62,16 @@ def toy(tmp_path, monkeypatch) -> list[Work]:
         for channels in (32, 1024)
     ]
     (tmp_path / "toy.json").write_text(json.dumps({"entries": old}))
-    configs.forget()
+    read_again()
     yield [next(norms(2, size, 32, (), torch.float32)) for size in (4, 8)]
     monkeypatch.undo()
-    configs.forget()
+    read_again()
 
 
 def test_the_fastest_right_candidate_is_written_and_picked(toy):
     entries = tune.tuned("toy", toy, CPU, bench)
     tune.write("toy", {"device": "a clock that is told"}, entries)
-    configs.forget()
+    read_again()
 
     written = json.loads((configs.TUNED / "toy.json").read_text())
     assert written["machine"] == {"device": "a clock that is told"}
