@@ -15,10 +15,10 @@ from diffusion.denoiser import Denoise, Denoiser
 from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
 from evaluation.suite import Notes, estimate_kid
 from evaluation.trained_run import TrainedRun
-from metrics.bootstrap import bootstrap_mean, resampled
-from metrics.bound import Bound, bound, strata
+from metrics.bits_per_dimension import Bound, bound, strata
 from metrics.estimate import Estimate, Record, estimate
 from metrics.held_out_loss import HeldOut, about_the_curve, grid_of, held_out_errors
+from metrics.resampling import bootstrap_mean, resampled
 from metrics.weight_change import unmatched, weight_change
 from runtime.seeds import derive
 from transfer.trained_weights import start_of

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metrics.bootstrap import resampled
 from metrics.checks import check_pair
 from metrics.distances import slices
+from metrics.resampling import resampled
 
 
 def kid(x: Tensor, y: Tensor) -> float:

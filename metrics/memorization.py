@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.bootstrap import bootstrap_mean, resampled_rows
 from metrics.checks import check_features
 from metrics.distances import chunks
 from metrics.estimate import Estimate, estimate
 from metrics.intervals import share_interval, wilson
+from metrics.resampling import bootstrap_mean, resampled_rows
 from runtime.errors import UserError
 from runtime.seeds import generator
 

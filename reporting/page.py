@@ -1,7 +1,5 @@
 """What a report says, and the templates that write it as a page and as Markdown."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -118,14 +116,14 @@ class Report:
         return {data_text(key): contenders for key, contenders in situations(self.table).items()}
 
     @cached_property
-    def figures(self) -> list[Plot]:
+    def figures(self) -> "list[Plot]":
         """matplotlib is imported here, after the table is printed."""
         from reporting.figures import figures
 
         return figures(self)
 
     @property
-    def drawn(self) -> list[Plot]:
+    def drawn(self) -> "list[Plot]":
         return [plot for plot in self.figures if plot.figure]
 
     @cached_property

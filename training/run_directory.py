@@ -1,7 +1,5 @@
 """A run's identity and the directory that follows from it: runs/EXPERIMENT/STRATEGY-seedS-HASH."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +31,7 @@ def open_images(config: RunConfig) -> ImageReader:
 
 
 def name_run(
-    config: RunConfig, images: str, source: PretrainedSource | None, table: Sequence[Fit]
+    config: RunConfig, images: str, source: "PretrainedSource | None", table: Sequence[Fit]
 ) -> tuple[dict[str, Any], Path]:
     """What a run is (its identity), and its directory. images: their fingerprint. table: what
     becomes of its source's tensors."""

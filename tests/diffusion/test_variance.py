@@ -12,10 +12,11 @@ from torch import nn
 from diffusion import schedule as schedules
 from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoiser
-from diffusion.losses import bound_loss, bound_term, hybrid_loss, simple_loss
+from diffusion.losses import bound_loss, hybrid_loss, simple_loss
 from diffusion.parameterization import PredictNoise, PredictX0
 from diffusion.samplers import ancestral
 from diffusion.variance import FixedLarge, FixedSmall, Learned, LearnedRange
+from diffusion.variational_bound import bound_term
 
 BETAS = [0.1, 0.2, 0.4]
 THREE = schedules.from_betas(BETAS)

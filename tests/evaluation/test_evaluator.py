@@ -32,7 +32,7 @@ from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.image_features import ReferenceImages
 from evaluation.trained_run import TrainedRun, image_classes
-from metrics.bound import bound
+from metrics.bits_per_dimension import bound
 from metrics.features.random import RandomConvolutional
 from metrics.kid import kid
 from runtime.checkpoint import EMA, find
@@ -86,7 +86,7 @@ def test_a_metric_of_ones_own(transfers, full, monkeypatch, tmp_path):
     """As docs/extending.md has it: a function in a file of its own, by its name."""
     own = types.ModuleType("metrics.mean_distance")
     exec(
-        "from metrics.bootstrap import resampled\n"
+        "from metrics.resampling import resampled\n"
         "from metrics.estimate import estimate\n"
         "def mean_distance(x, y):\n"
         "    means = resampled(len(x), 200) @ x.double() / len(x)\n"

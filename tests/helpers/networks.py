@@ -70,6 +70,17 @@ def run(network, call, x):
     return out.detach(), x.grad, {name: p.grad for name, p in network.named_parameters()}
 
 
+class Output(nn.Module):
+    """A network that is a function of (x, t in 1..T)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, timestep, condition):
+        return self.function(x, timestep + 1)
+
+
 def difference(a, b):
     """Largest difference over the largest value."""
     return ((a - b).abs().max() / b.abs().max()).item()

@@ -12,7 +12,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from metrics import bootstrap, intervals
+from metrics import intervals, resampling
 from metrics.estimate import estimate
 
 
@@ -35,7 +35,7 @@ def test_a_run_of_few_images_has_an_interval_that_holds_the_truth(images):
         np.random.default_rng(images),
         {"normal": [], "skewed": [], "normal, by percentiles": [], "skewed, by percentiles": []},
     )
-    counts = bootstrap.resampled(images, 200, "few").numpy() / images
+    counts = resampling.resampled(images, 200, "few").numpy() / images
     for values, name in [
         (rng.normal(size=(1000, images)), "normal"),
         (rng.gamma(6, 1 / 6, (1000, images)) - 1, "skewed"),
@@ -69,7 +69,7 @@ def test_a_share_of_none_has_an_interval():
 
 
 def test_counts_are_of_rows_drawn_with_replacement():
-    counts, rows = bootstrap.resampled(50, 400, 7, "x"), bootstrap.resampled_rows(50, 400, 7, "x")
+    counts, rows = resampling.resampled(50, 400, 7, "x"), resampling.resampled_rows(50, 400, 7, "x")
     assert counts.shape == rows.shape == (400, 50) and counts.dtype == torch.float64
     assert all(
         torch.equal(c, torch.bincount(r, minlength=50).double()) for c, r in zip(counts, rows)
@@ -81,22 +81,22 @@ def test_counts_are_of_rows_drawn_with_replacement():
 
 
 def test_counts_are_a_function_of_key_number_and_draw():
-    counts = bootstrap.resampled(20, 10, 1)
-    assert torch.equal(counts[:4], bootstrap.resampled(20, 4, 1))
-    assert not torch.equal(counts, bootstrap.resampled(20, 10, 2))
+    counts = resampling.resampled(20, 10, 1)
+    assert torch.equal(counts[:4], resampling.resampled(20, 4, 1))
+    assert not torch.equal(counts, resampling.resampled(20, 10, 2))
     assert not torch.equal(counts[0], counts[1])
 
 
 def test_the_bootstrap_of_a_mean_has_its_error_and_covers_it():
     values = torch.randn(200, generator=torch.Generator().manual_seed(0)).double() + 4
-    replicates = bootstrap.bootstrap_mean(values, draws=2000)
+    replicates = resampling.bootstrap_mean(values, draws=2000)
     assert replicates.mean().item() == pytest.approx(values.mean().item(), abs=0.01)
     assert replicates.std().item() == pytest.approx(values.std().item() / 200**0.5, rel=0.1)
     samples = torch.randn(200, 60, generator=torch.Generator().manual_seed(1))
     covered = [
         low <= 0 <= high
         for low, high in (
-            intervals.interval(bootstrap.bootstrap_mean(row, key=(k,)))
+            intervals.interval(resampling.bootstrap_mean(row, key=(k,)))
             for k, row in enumerate(samples)
         )
     ]

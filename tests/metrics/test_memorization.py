@@ -14,7 +14,7 @@ import sklearn.metrics
 import torch
 
 from metrics import memorization as m
-from metrics.bootstrap import resampled
+from metrics.resampling import resampled
 from runtime.errors import UserError
 
 

@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 import torch
 
-from metrics import bootstrap, intervals
+from metrics import intervals, resampling
 from metrics.over_seeds import (
     Mean,
     Spread,
@@ -265,7 +265,7 @@ def test_of_one_seed_it_holds_the_difference_of_the_two_networks():
 
 def test_paired_replicates_tell_models_apart_that_their_intervals_do_not():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    a, b = (bootstrap.bootstrap_mean(v, key=("e",)) for v in (values + 0.05, values))
+    a, b = (resampling.bootstrap_mean(v, key=("e",)) for v in (values + 0.05, values))
     assert mean_over([0.05], [(a - b).tolist()]).interval() == (
         pytest.approx(0.05),
         pytest.approx(0.05),

@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.denoiser import Denoise
-from diffusion.losses import bound_term, prior_bits
 from diffusion.schedule import NoiseSchedule
+from diffusion.variational_bound import bound_term, prior_bits
 from runtime.seeds import generator
 
 

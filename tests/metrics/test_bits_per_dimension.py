@@ -14,11 +14,11 @@ import torch
 
 from diffusion import schedule as schedules
 from diffusion.denoiser import Prediction
-from diffusion.losses import bound_term, prior_bits
 from diffusion.parameterization import noise_of
 from diffusion.variance import FixedLarge, FixedSmall, Fraction
-from metrics import bound as likelihood
-from metrics.bound import bound, drawn, every, strata
+from diffusion.variational_bound import bound_term, prior_bits
+from metrics import bits_per_dimension as likelihood
+from metrics.bits_per_dimension import bound, drawn, every, strata
 
 LINEAR, STD = schedules.linear(1000), 0.25
 LEVELS = np.arange(256) / 127.5 - 1
