@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from evaluation.image_features import ReferenceImages
+from evaluation.protocol import ReferenceImages
 from metrics.memorization import nearest
 from runtime.files import write_atomically, write_json
 from runtime.image_grid import png

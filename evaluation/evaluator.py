@@ -18,9 +18,16 @@ from config.old_spelling import as_then
 from data.image_folder import open_images
 from diffusion.generate import as_made
 from evaluation.closest_pairs import write_closest
-from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
+from evaluation.image_features import FeatureExtractor, ImageFeatures
 from evaluation.network_metrics import NetworkMetrics
-from evaluation.protocol import evaluation_folder, lacks_source, protocol_of, read_evaluation
+from evaluation.protocol import (
+    ReferenceImages,
+    evaluation_folder,
+    lacks_source,
+    protocol_of,
+    read_evaluation,
+    reference_images,
+)
 from evaluation.settings import OF_NETWORK, EvaluateSettings
 from evaluation.suite import (
     Distances,
@@ -81,7 +88,7 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
     cache = Path(settings.cache).expanduser()
     run = TrainedRun(found, settings.weights, settings.overrides, settings.source, cache)
     dataset, about = run.images
-    reference = ReferenceImages.of_splits(dataset.images, dataset.splits, about)
+    reference = reference_images(dataset.images, dataset.splits, about)
     select = found.path.name if (path / STATE).is_file() else settings.select
     sampler = as_then(as_made(sampler, settings.sampler, run.config.schedule))
     protocol = protocol_of(settings, reference, sampler, select)
@@ -114,7 +121,7 @@ def evaluate_folder(settings: EvaluateSettings) -> Path:
     images, first = np.concatenate(parts), len(parts[0])
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
     digest = hashlib.sha256(images.tobytes()).hexdigest()
-    reference = ReferenceImages.of_splits(images, splits, [digest])
+    reference = reference_images(images, splits, [digest])
     protocol = protocol_of(settings, reference, {}, settings.select)
     folder = evaluation_folder(settings, Path(), protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):

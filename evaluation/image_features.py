@@ -1,9 +1,6 @@
 """Sets of images as the features that an evaluation measures in see them."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.protocol import ReferenceImages
 from metrics.features import Embedding, Features, extract
 from metrics.features.distances import Pixels
 from runtime.content import sha256_of
@@ -28,39 +26,6 @@ class ImageFeatures(NamedTuple):
     pixels: Tensor
     perceptual: Tensor
     logits: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ReferenceImages:
-    """The images [*, H, W, C] uint8 that generated ones are compared with.
-
-    rows: of "train", and of "test" where something was held out. held_out: the split that stands
-    for the test, or None. digests: of what decides the pixels, by "train" and "test".
-    """
-
-    images: np.ndarray
-    rows: dict[str, np.ndarray]
-    held_out: str | None
-    digests: dict[str, str]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many images each is."""
-        return {name: len(rows) for name, rows in self.rows.items()}
-
-    @staticmethod
-    def of_splits(
-        images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]
-    ) -> ReferenceImages:
-        """about: what decides the pixels of images."""
-        held_out = next(
-            (split for split in ("test", "validation") if len(splits.get(split, ()))), None
-        )
-        rows = {"train": splits["train"]}
-        if held_out:
-            rows["test"] = splits[held_out]
-        digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
-        return ReferenceImages(images, rows, held_out, digests)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from data.pixels import to_x0
 from data.splits import spread
 from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoise, Denoiser
-from evaluation.image_features import FeatureExtractor, ImageFeatures, ReferenceImages
+from evaluation.image_features import FeatureExtractor, ImageFeatures
+from evaluation.protocol import ReferenceImages, reference_images
 from evaluation.suite import Notes, estimate_kid
 from evaluation.trained_run import TrainedRun
 from metrics.bits_per_dimension import Bound, bound, strata
@@ -105,7 +106,7 @@ class NetworkMetrics:
         with self.notes.attempt("KID to the source"):
             images, _, rows, _ = self.run.source_images()
             about = [self.run.source.digests, images.shape[1:], self.run.data.resample]
-            source = ReferenceImages.of_splits(images, {"train": rows}, about)
+            source = reference_images(images, {"train": rows}, about)
             theirs = extractor.extract_cached(source, "train")
             found["kid_source"] = estimate_kid(generated.features, theirs.features)
         start, now = start_of(self.run.config, self.run.source), self.run.weights

@@ -2,9 +2,13 @@
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from evaluation.image_features import ReferenceImages
+import numpy as np
+
 from evaluation.settings import EvaluateSettings
 from evaluation.trained_run import TrainedRun
 from metrics.estimate import EVALUATION, GRID, VERSION, Record, as_now
@@ -13,6 +17,38 @@ from runtime.errors import UserError
 from runtime.files import Damaged, read_sealed
 
 log = logging.getLogger("evaluate")
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """The images [*, H, W, C] uint8 that generated ones are compared with.
+
+    rows: of "train", and of "test" where something was held out. held_out: the split that stands
+    for the test, or None. digests: of what decides the pixels, by "train" and "test".
+    """
+
+    images: np.ndarray
+    rows: dict[str, np.ndarray]
+    held_out: str | None
+    digests: dict[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images each is."""
+        return {name: len(rows) for name, rows in self.rows.items()}
+
+
+def reference_images(
+    images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]
+) -> ReferenceImages:
+    """Held out are the test images, or else the validation images. about: what decides the pixels
+    of images."""
+    held_out = next((split for split in ("test", "validation") if len(splits.get(split, ()))), None)
+    rows = {"train": splits["train"]}
+    if held_out:
+        rows["test"] = splits[held_out]
+    digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
+    return ReferenceImages(images, rows, held_out, digests)
 
 
 def protocol_of(

@@ -17,7 +17,7 @@ from metrics.inception_score import inception_score
 from metrics.intra_cluster import intra_distance
 from metrics.kid import kid, kid_replicates
 from metrics.memorization import memorization
-from metrics.prdc import FEWEST, manifold
+from metrics.precision_recall import FEWEST, manifold
 from runtime.errors import UserError
 from runtime.seeds import generator
 

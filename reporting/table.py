@@ -232,19 +232,18 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     table = [row for group in groups.values() for row in split_by_identity(group)]
     table.sort(key=lambda row: situation_key(row.situation))
     beside = baselines_table(runs)
-    return [row for alike in by_situation(table).values() for row in in_order(alike, beside)]
+    found: list[Row] = []
+    for alike in by_situation(table).values():
+        ranked = ranking(alike, beside)
+        found += sorted(
+            alike, key=lambda row: (not row.finished, [row.rank(c) for c in ranked], row.label)
+        )
+    return found
 
 
 def by_situation(table: Iterable[Row]) -> dict[Situation, list[Row]]:
     """table: sorted by what the data are."""
     return {key: list(alike) for key, alike in groupby(table, attrgetter("situation"))}
-
-
-def in_order(rows: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
-    ranked = ranking(rows, baselines)
-    return sorted(
-        rows, key=lambda row: (not row.finished, [row.rank(c) for c in ranked], row.label)
-    )
 
 
 def split_by_identity(row: Row) -> list[Row]:

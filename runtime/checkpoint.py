@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -139,29 +139,27 @@ def all_checkpoints(directory: Path) -> list[Checkpoint]:
     return found
 
 
-def first_whole(checkpoints: Iterable[Checkpoint], instead: str) -> Checkpoint | None:
-    """The first undamaged one; a damaged one is named and left where it is.
+Rank = Callable[[Sequence[Checkpoint]], Sequence[Checkpoint]]  # oldest first -> best first
 
-    Args:
-        instead: what is done where one is damaged, for its message.
-    """
+
+def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The first undamaged one; a damaged one is named and left where it is."""
     for checkpoint in checkpoints:
         damage = checkpoint.damage()
         if damage is None:
             return checkpoint
-        log.warning(f"{damage}; {instead}.")
+        log.warning(f"{damage}; going on to the next checkpoint.")
     return None
 
 
 def latest(directory: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint."""
-    newest_first = reversed(all_checkpoints(directory))
-    return first_whole(newest_first, "going back to the checkpoint before it")
+    return first_whole(reversed(all_checkpoints(directory)))
 
 
-def find(path: str | Path) -> Checkpoint:
-    """The checkpoint that a user means: a checkpoint directory, or a run directory, whose newest
-    one it then is.
+def find(path: str | Path, rank: Rank = lambda checkpoints: []) -> Checkpoint:
+    """The checkpoint that a user means: a checkpoint directory, or of a run directory, or of a
+    directory of checkpoints, the first by rank, or the newest where it names none.
 
     Raises:
         UserError: where there is none.
@@ -169,7 +167,10 @@ def find(path: str | Path) -> Checkpoint:
     path = Path(path).expanduser()
     if (path / STATE).is_file():
         return open_checkpoint(path)
-    if found := latest(path / "checkpoints"):
+    inside = path / "checkpoints"
+    checkpoints = all_checkpoints(inside if inside.is_dir() else path)
+    in_order = {c.path: c for c in [*rank(checkpoints), *reversed(checkpoints)]}
+    if found := first_whole(in_order.values()):
         return found
     raise UserError(
         f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME) or one of "

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 
-from runtime.checkpoint import STATE, Checkpoint, all_checkpoints, first_whole, open_checkpoint
-from runtime.errors import UserError
+from runtime.checkpoint import Checkpoint, find
 
 
 def rank_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -30,14 +29,4 @@ def find_best_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         UserError: where there is none.
     """
-    path = Path(path).expanduser()
-    if (path / STATE).is_file():
-        return open_checkpoint(path)
-    inside = path / "checkpoints"
-    checkpoints = all_checkpoints(inside if inside.is_dir() else path)
-    best_first = {c.path: c for c in [*rank_checkpoints(checkpoints), *reversed(checkpoints)]}
-    if found := first_whole(best_first.values(), "taking the next best checkpoint"):
-        return found
-    raise UserError(
-        f"{path}: no checkpoint there is whole. Give a run directory (runs/EXPERIMENT/NAME)."
-    )
+    return find(path, rank_checkpoints)

@@ -13,6 +13,7 @@ from config.run_config import RunConfig
 from runtime import checkpoint
 from runtime.errors import UserError, near
 from training.config_checks import check_run_config
+from training.resume import is_finished
 from training.run_directory import name_run, open_images
 from training.start_from_source import check_fits, check_images_known
 from transfer.trained_weights import TrainedWeights, load_weights, of_checkpoint
@@ -41,7 +42,7 @@ class PretrainedSource:
         if self.weights:
             return self.weights
         for found in checkpoint.all_checkpoints(self.directory / "checkpoints"):
-            if found.step >= self.config.train.steps and not found.progress.pending:
+            if is_finished(found, self.config.train.steps):
                 return of_checkpoint(found)
         return None
 

@@ -33,6 +33,7 @@ from training.config_checks import check_network, check_run_config
 from training.loop import Stream, Trainer, streams_of
 from training.optimizer import build_optimizer
 from training.pretrained_source import PretrainedSource, find_source
+from training.resume import is_finished
 from training.run_directory import claim, name_run, open_images
 from training.start_from_source import (
     facts,
@@ -86,7 +87,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         for folder in (directory, directory / "checkpoints", directory / "samples"):
             remove_leftovers(folder)
         saved = checkpoint.latest(directory / "checkpoints")
-        if saved and saved.step >= config.train.steps and not saved.progress.pending:
+        if saved and is_finished(saved, config.train.steps):
             log.info(
                 f"finished: {directory} has {saved.step} steps (a larger train.steps continues it)"
             )
@@ -194,7 +195,11 @@ def open_trainer(
     if config.run.compile:
         # in place: names, and the copy that the average is, stay as they are
         denoiser.network.compile()
-    warn_of_short_run(config)
+    if 0 < config.train.steps < config.train.warmup:
+        log.warning(
+            f"train.warmup={config.train.warmup} is longer than train.steps={config.train.steps}: "
+            f"the rate ends at {config.train.steps / config.train.warmup:.0%} of optimizer.lr"
+        )
     warn_of_start(denoiser.schedule, config.sampler, config.image_shape)
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6
     log.info(
@@ -223,15 +228,6 @@ def start_denoiser(
         denoiser.network.load_state_dict(plain)
     inject(denoiser.network, config.transfer.inject, config.seed)
     return denoiser
-
-
-def warn_of_short_run(config: RunConfig) -> None:
-    steps, warmup = config.train.steps, config.train.warmup
-    if 0 < steps < warmup:
-        log.warning(
-            f"train.warmup={warmup} is longer than train.steps={steps}: the rate ends at "
-            f"{steps / warmup:.0%} of optimizer.lr"
-        )
 
 
 def show_images(dataset: Dataset, count: int, path: Path) -> None:

@@ -1,6 +1,6 @@
 """A sweep: one command, many runs. Hydra composes and launches the cells; here is what it leaves
 out: a check before the first of them, a cell that fails alone, progress, a table at the end. The
-cells' runs resume and are skipped as those of single commands are (training.run.run).
+cells' runs resume and are skipped as those of single commands are (training.resume).
 
 runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (how cell N ended;
 absent until it has), slurm/ (what its jobs print)."""

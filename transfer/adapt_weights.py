@@ -13,7 +13,7 @@ from config.sections import SourceSettings
 from models.formats.misfit import Tensors
 from runtime.errors import UserError
 from runtime.seeds import generator
-from transfer.name_patterns import checked_matches
+from transfer.glob_matches import checked_matches
 from transfer.resize_weights import RESIZE, TABLE, Ends
 
 

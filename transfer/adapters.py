@@ -11,18 +11,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import (
-    is_parametrized,
-    register_parametrization,
-    remove_parametrizations,
-)
+from torch.nn.utils.parametrize import register_parametrization
 from tqdm import tqdm
 
 from models.formats.misfit import State, check_same
 from runtime.config_schema import make
 from runtime.errors import UserError
 from runtime.seeds import generator
-from transfer.name_patterns import checked_matches
+from transfer.glob_matches import checked_matches
 
 WHERE = "transfer.inject"
 Layer = Any  # a module with a weight; where it cannot have what is put on it, `on` says so
@@ -101,7 +97,7 @@ def inject(network: nn.Module, injections: Sequence[Injection], seed: int = 0) -
             layer = network.get_submodule(layer_name)
             new = make(injection.on, where, layer, generator(seed, "inject", name))
             for tensor in injection.tensors:
-                if any(old.kind == new.kind for old in _chains(layer).get(tensor, ())):
+                if any(old.kind == new.kind for old in chains(layer).get(tensor, ())):
                     raise UserError(
                         f"{WHERE}: {name} is named by two injections of the kind {new.kind}; it "
                         "can have one."
@@ -141,7 +137,7 @@ def _parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter, Any]]:
             yield f"{layer}{tensor}.{injected.kind}.{leaf[0]}", parameter, injected
 
 
-def _chains(layer: nn.Module) -> dict[str, Any]:
+def chains(layer: nn.Module) -> dict[str, Any]:
     """What is put on each tensor of a layer, by the tensor's name."""
     return dict(getattr(layer, "parametrizations", {}))
 
@@ -149,7 +145,7 @@ def _chains(layer: nn.Module) -> dict[str, Any]:
 def _injected(network: nn.Module) -> Iterator[tuple[str, Tensor, Injected]]:
     """(plain name of a tensor, the original tensor, what is put on it)."""
     for name, layer in network.named_modules():
-        for tensor, chain in _chains(layer).items():
+        for tensor, chain in chains(layer).items():
             for injected in chain:
                 yield f"{name}.{tensor}", chain.original, injected
 
@@ -190,19 +186,3 @@ def load(network: nn.Module, tensors: State) -> None:
         list(_injected(network)), desc="injected parameters", unit="layer", delay=2, leave=False
     ):
         injected.follow(weight)
-
-
-def merge(network: nn.Module) -> nn.Module:
-    """Takes all out again and leaves every weight as it was with them, under the names and in the
-    order of a plain network."""
-    for layer in [layer for layer in network.modules() if is_parametrized(layer)]:
-        # torch keeps the injected tensors' accessors in a class of the layer's own, which a deep
-        # copy shares, and removes them from it
-        shared = type(layer)
-        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-        for tensor in _chains(layer):
-            remove_parametrizations(layer, tensor)
-        # what was taken out came back last
-        for tensor in [name for name in ("weight", "bias") if name in layer._parameters]:
-            layer._parameters[tensor] = layer._parameters.pop(tensor)
-    return network

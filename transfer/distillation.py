@@ -12,7 +12,7 @@ from diffusion.denoiser import ForwardPass, full
 from models.layers import output_of
 from runtime.errors import UserError
 from transfer.context import Penalty, Start
-from transfer.name_patterns import checked_matches
+from transfer.glob_matches import checked_matches
 
 Features = dict[str, Tensor]  # output by the name of its module
 

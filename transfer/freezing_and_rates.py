@@ -14,7 +14,7 @@ from config.run_config import RunConfig
 from config.sections import RuleSettings
 from runtime.errors import UserError
 from transfer.adapters import added, parameters, undecayed
-from transfer.name_patterns import checked_matches
+from transfer.glob_matches import checked_matches
 
 
 @dataclass(frozen=True)

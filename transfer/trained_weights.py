@@ -25,7 +25,7 @@ from runtime.errors import UserError, near
 from runtime.files import Damaged, put_aside, read_sealed, sha256, write_sealed
 from runtime.seeds import derive
 from transfer.adapt_weights import Fit, fit
-from transfer.adapters import inject, load, merge
+from transfer.merge_adapters import merged, without_adapters
 
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
@@ -172,21 +172,6 @@ def of_checkpoint(found: Checkpoint) -> TrainedWeights:
     plain = without_adapters(config) if adapted else config
     digests = {which: found.digests[file] for which, file in FILES.items()}
     return TrainedWeights(found.path, plain, found.classes, found.step, digests, read)
-
-
-def without_adapters(config: RunConfig) -> RunConfig:
-    return config.with_sections(transfer=config.raw["transfer"] | {"inject": []})
-
-
-def merged(config: RunConfig, tensors: Tensors) -> Tensors:
-    """The weights of the plain network that equals the one with these tensors."""
-    network = config.build_network()
-    # before, as what is injected may be made of them
-    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-    inject(network, config.transfer.inject)
-    load(network, tensors)
-    merge(network)
-    return network.state_dict()
 
 
 def fitted(

@@ -30,7 +30,7 @@ from diffusion.samplers import ddim
 from diffusion.spacing import even_steps
 from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
-from evaluation.image_features import ReferenceImages
+from evaluation.protocol import reference_images
 from evaluation.trained_run import TrainedRun, image_classes
 from metrics.bits_per_dimension import bound
 from metrics.features.random import RandomConvolutional
@@ -493,7 +493,7 @@ def test_few_images_are_said_and_not_guessed(transfers, tmp_path):
 
 def test_validation_images_in_place_of_a_test_are_said(transfers, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    reference = ReferenceImages.of_splits(
+    reference = reference_images(
         images, {"train": np.arange(10), "validation": np.arange(10, 20), "test": np.arange(0)}, []
     )
     given = settings(transfers, metrics=["quality"], cache=str(tmp_path))

@@ -16,7 +16,7 @@ from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.parameterization import PredictNoise
 from evaluation import network_metrics, trained_run
-from evaluation.image_features import ReferenceImages
+from evaluation.protocol import reference_images
 from metrics.features import Embedding
 from tests.helpers.terms import SCHEDULE
 from training import online_kid as light
@@ -146,7 +146,7 @@ def test_bound(monkeypatch):
         run=SimpleNamespace(images=(DATA, [])),
         device=torch.device("cpu"),
         denoiser=Denoiser(torch.nn.Identity(), SCHEDULE, PredictNoise()),
-        reference=ReferenceImages.of_splits(IMAGES, DATA.splits, []),
+        reference=reference_images(IMAGES, DATA.splits, []),
     )
     network_metrics.NetworkMetrics.bound(network, COUNT, None, clip=False)
     check_shares((seen[0].mean((1, 2, 3)) + 1) * 127.5)

@@ -17,9 +17,10 @@ from models.unet import UNet
 from runtime.config_schema import build
 from runtime.errors import UserError
 from training.ema import Ema
-from transfer.adapters import check, inject, load, merge, parameters
+from transfer.adapters import check, inject, load, parameters
 from transfer.difffit import BranchScale
 from transfer.lora import LoRA
+from transfer.merge_adapters import merge
 from transfer.svdiff import SpectralShift
 from transfer.textual_inversion import NewRows
 

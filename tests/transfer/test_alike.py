@@ -43,8 +43,9 @@ from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.context import Start
 from transfer.freezing_and_rates import ParameterPlan, rules_of
+from transfer.merge_adapters import merged
 from transfer.resize_weights import TABLE
-from transfer.trained_weights import fitted, load_weights, merged, write_origin
+from transfer.trained_weights import fitted, load_weights, write_origin
 
 TINY = (
     "model.channels=16",

@@ -26,7 +26,8 @@ from tests.helpers import runs
 from tests.helpers.defaults import defaults
 from tests.helpers.transfers import Transfers, denoiser_of, folders, moved, weights
 from training import export_weights as export
-from transfer.trained_weights import load_weights, merged, origin_of, source_of, start_of
+from transfer.merge_adapters import merged
+from transfer.trained_weights import load_weights, origin_of, source_of, start_of
 
 TABLE = "class_embedding.weight"
 REAL = [

@@ -8,7 +8,7 @@ from prdc import compute_prdc
 
 from evaluation import suite
 from metrics import distances
-from metrics.prdc import FEWEST, manifold
+from metrics.precision_recall import FEWEST, manifold
 from runtime.errors import UserError
 
 
