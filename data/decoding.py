@@ -12,6 +12,8 @@ from runtime.errors import UserError
 
 AT_A_TIME = 256  # images that are given to the threads
 SHOWN = 20  # images that a message names
+# what a library raises for the content of a file; anything else is an error of the code
+IN_A_FILE = (OSError, ValueError, LookupError, EOFError, TypeError)
 
 
 def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int, UserError]:
@@ -35,8 +37,8 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
             raise
         except UserError as error:
             failures[item] = error
-        except Exception as error:  # whatever a reader of one's own meets in a file
-            if isinstance(error, MemoryError) or getattr(error, "errno", None):  # the machine's
+        except IN_A_FILE as error:  # of a reader of one's own
+            if getattr(error, "errno", None):  # the disk's, and not what is in a file
                 raise
             failures[item] = UserError(f"cannot be read ({type(error).__name__}: {error})")
 

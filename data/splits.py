@@ -16,8 +16,11 @@ Splits = dict[str, Sequence[int]]  # items by split
 
 def items_by_split(split_of: Iterable[str | None]) -> Splits:
     """The items of each split. split_of: by item; None for one that is in no split yet."""
-    names = list(split_of)
-    return {split: [item for item, name in enumerate(names) if name == split] for split in SPLITS}
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for item, split in enumerate(split_of):
+        if split:
+            splits[split].append(item)
+    return {**splits}
 
 
 def check_shares(validation: float, test: float) -> None:

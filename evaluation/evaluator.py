@@ -30,7 +30,6 @@ from evaluation.protocol import (
 )
 from evaluation.settings import OF_NETWORK, EvaluateSettings
 from evaluation.suite import (
-    Distances,
     Notes,
     compare_baselines,
     compare_quality,
@@ -169,7 +168,7 @@ class ImageEvaluator:
         """(what the images of folder tell, their features). others: baselines beside noise."""
         reference, notes = self.reference, self.notes
         extractor, settings = self.extractor, self.settings
-        asked = Distances(settings.features.frechet, settings.own)
+        frechet = settings.features.frechet
         generated = extractor.extract(images, "generated images")
         train = extractor.extract_cached(reference, "train")
         test = extractor.extract_cached(reference, "test") if reference.held_out else None
@@ -178,13 +177,13 @@ class ImageEvaluator:
         about = {"folder": str(folder), "n": len(images), **reference.counts}
         record: Record = {"images": about, **extractor.names}
         if "quality" in settings.wanted:
-            record["quality"] = compare_quality(generated, train, test, asked, notes)
+            record["quality"] = compare_quality(generated, train, test, frechet, notes)
         if "memorization" in settings.wanted:
             record["memorization"] = measure_memorization(generated, train, test, notes)
         if "baselines" in settings.wanted:
             noise = noise_images(len(images), images.shape[1:])
             others = {"noise": extractor.extract(noise, "noise"), **others}
-            record["baselines"] = compare_baselines(train, test, others, asked)
+            record["baselines"] = compare_baselines(train, test, others, frechet)
         write_closest(self.out, images, generated.pixels, reference, train.pixels)
         return record, generated
 

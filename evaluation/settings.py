@@ -8,11 +8,10 @@ from typing import Literal
 from config.sections import Precision
 from diffusion.generate import SamplerSettings
 from kernels.dispatch import Kernels
-from metrics.estimate import Metric
 from metrics.features import Features
 from runtime.checkpoint import Which
-from runtime.config_schema import Settings, resolve
-from runtime.errors import UserError, near
+from runtime.config_schema import Settings
+from runtime.errors import near
 
 METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "baselines")
 OF_IMAGES = ("quality", "memorization", "baselines")  # those that need no network
@@ -50,8 +49,9 @@ class EvaluateSettings(Settings):
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        if self.own and "quality" not in self.wanted:
-            raise ValueError(f"metrics: {self.own[0].__name__} is a part of quality: name both.")
+        for name in self._named:
+            if name not in METRICS:
+                raise ValueError(f"metrics: {name} is none of them; {near(name, METRICS)}")
         if not self.wanted:
             raise ValueError(
                 f"metrics={list(self._named)}: nothing is asked for. metrics=all, or some of "
@@ -82,24 +82,6 @@ class EvaluateSettings(Settings):
         return [self.metrics] if isinstance(self.metrics, str) else self.metrics
 
     @cached_property
-    def own(self) -> list[Metric]:
-        """Metrics of one's own that are named: NAME is the function of that name in
-        metrics/NAME.py."""
-        found = []
-        for name in self._named:
-            if name not in METRICS:
-                try:
-                    found.append(resolve(f"metrics.{name}.{name}", ["metrics"], "metrics"))
-                except UserError as error:
-                    raise ValueError(
-                        f"metrics: {name} is none of them, nor a function of metrics/{name}.py; "
-                        f"{near(name, METRICS)}"
-                    ) from error
-        return found
-
-    @cached_property
     def wanted(self) -> list[str]:
         """The metrics that are computed, in their order."""
-        known = METRICS if self.images is None else OF_IMAGES
-        own = [metric.__name__ for metric in self.own]
-        return [name for name in (*known, *own) if name in self._named]
+        return [m for m in (METRICS if self.images is None else OF_IMAGES) if m in self._named]

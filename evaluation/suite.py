@@ -3,7 +3,6 @@ the numbers are worth."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from data.pixels import to_uint8
 from evaluation.image_features import ImageFeatures
-from metrics.estimate import Estimate, Metric, Record, estimate
+from metrics.estimate import Estimate, Record, estimate
 from metrics.frechet import frechet_distance, frechet_infinity
 from metrics.inception_score import inception_score
 from metrics.intra_cluster import intra_distance
@@ -24,13 +23,6 @@ from runtime.seeds import generator
 # images on each side: below the first no Fréchet distance is given, below the second it is said to
 # be biased
 FEWEST_FRECHET, ENOUGH_FRECHET = 30, 2000
-
-
-class Distances(NamedTuple):
-    """frechet: what the Fréchet distance in these features is called. own: metrics of one's own."""
-
-    frechet: str
-    own: Sequence[Metric] = ()
 
 
 class Notes(list[str]):
@@ -53,15 +45,15 @@ def compare_quality(
     generated: ImageFeatures,
     train: ImageFeatures,
     test: ImageFeatures | None,
-    asked: Distances,
+    frechet: str,
     notes: Notes,
 ) -> Record:
     """How near the generated images are to those that were held out, and to those that were trained
     on."""
     ours, theirs = generated.features, train.features
-    record: Record = {"train": _distances(ours, theirs, "the training images", asked, notes)}
+    record: Record = {"train": _distances(ours, theirs, "the training images", frechet, notes)}
     if test is not None:
-        record["test"] = _distances(ours, test.features, "the held-out images", asked, notes)
+        record["test"] = _distances(ours, test.features, "the held-out images", frechet, notes)
     if generated.logits is not None:
         with notes.attempt("Inception score"):
             mean, std = inception_score(generated.logits)
@@ -70,23 +62,22 @@ def compare_quality(
     return record
 
 
-def _distances(
-    generated: Tensor, real: Tensor, split: str, asked: Distances, notes: Notes
-) -> Record:
-    """Of generated to real features. split: what real is, for notes."""
+def _distances(generated: Tensor, real: Tensor, split: str, frechet: str, notes: Notes) -> Record:
+    """Of generated to real features. split: what real is, for notes. frechet: what the Fréchet
+    distance in these features is called."""
     record: Record = {}
     fewest = min(len(generated), len(real))
     with notes.attempt(f"KID to {split}"):
         record["kid"] = estimate_kid(generated, real)
     if fewest < FEWEST_FRECHET:
         notes.say(
-            f"{asked.frechet} to {split}: left out, {fewest} images on one side; it wants "
+            f"{frechet} to {split}: left out, {fewest} images on one side; it wants "
             f"{ENOUGH_FRECHET}, and means nothing below {FEWEST_FRECHET}"
         )
     else:
         if fewest < ENOUGH_FRECHET:
             notes.say(
-                f"{asked.frechet} to {split}: {fewest} images on one side, and it wants "
+                f"{frechet} to {split}: {fewest} images on one side, and it wants "
                 f"{ENOUGH_FRECHET}: it is too high by a bias that depends on the images; compare "
                 "KID"
             )
@@ -101,9 +92,6 @@ def _distances(
     else:
         with notes.attempt(prdc):
             record |= manifold(real, generated)
-    for metric in asked.own:
-        with notes.attempt(f"{metric.__name__} to {split}"):
-            record[metric.__name__] = metric(generated, real)
     return record
 
 
@@ -129,14 +117,14 @@ def compare_baselines(
     train: ImageFeatures,
     test: ImageFeatures | None,
     others: dict[str, ImageFeatures],
-    asked: Distances,
+    frechet: str,
 ) -> Record:
     """Real images as if they had been generated, and generators that nobody wants. others: name ->
     images, such as those of the untouched source."""
     notes = Notes()  # said of the generated images already
     found: Record = {
         name: {
-            "quality": compare_quality(features, train, test, asked, notes),
+            "quality": compare_quality(features, train, test, frechet, notes),
             "memorization": measure_memorization(features, train, test, notes),
         }
         for name, features in {"memoriser": train, **others}.items()
@@ -147,7 +135,7 @@ def compare_baselines(
             half = len(test.features) // 2
             order = torch.randperm(len(test.features), generator=generator("halves"))
             one, other = test.features[order[:half]], test.features[order[half:]]
-            distances = _distances(one, other, "the held-out images", asked, notes)
+            distances = _distances(one, other, "the held-out images", frechet, notes)
             found["half of test against the other half"] = {"quality": {"test": distances}}
     return found
 

@@ -1,7 +1,6 @@
 """evaluation.json, and how a number with its uncertainty stands in it."""
 
 import math
-from collections.abc import Callable
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -29,9 +28,6 @@ class Estimate(TypedDict):
     high: float | None
     replicates: list[float]
     images: int
-
-
-Metric = Callable[[Tensor, Tensor], Estimate]  # of generated and of real features [N, D]
 
 
 def estimate(value: float, replicates: Tensor, images: int) -> Estimate:

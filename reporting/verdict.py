@@ -18,7 +18,7 @@ import numpy as np
 from metrics.intervals import LEVEL
 from metrics.over_seeds import Mean, is_best, told_apart
 from reporting.columns import BY_KEY, FORGOT, HELD_OUT, KID, PRECISION, TEST_LOSS, Column
-from reporting.copying_sentences import copying
+from reporting.memorization_sentences import copying
 from reporting.numbers import as_sentence, counted, interval, join_names, number
 from reporting.table import (
     REAL,

@@ -44,7 +44,7 @@ from training.online_kid import LightSet
 from training.optimizer import set_rates, warm_up
 from training.prune_checkpoints import prune_checkpoints
 from training.result import RESULT
-from transfer.adapters import load, parameters
+from transfer.adapters import parameters
 from transfer.context import Penalty, Start
 from transfer.freezing_and_rates import ParameterPlan
 
@@ -368,7 +368,7 @@ class Trainer:
         x0 = self._generate([derive("grid", k) for k in range(n)], label)
         return grid(to_uint8(x0).cpu().numpy())
 
-    # keeping and restoring
+    # keeping
 
     def _reached(self, values: dict[str, float], pending: bool = False) -> Checkpoint:
         """The checkpoint of this moment, not written yet.
@@ -397,22 +397,11 @@ class Trainer:
             reached,
             dict(parameters(self.denoiser.network)),
             dict(parameters(self.ema.network)),
-            {name: part.state_dict() for name, part in self._stateful().items()},
+            {name: part.state_dict() for name, part in self.stateful().items()},
         )
         prune_checkpoints(reached.path.parent, self.run.keep_last)
 
-    def _stateful(self) -> dict[str, Any]:
+    def stateful(self) -> dict[str, Any]:
         """What remembers gradients, or losses by t."""
         by_t = {name: stream.timesteps for name, stream in self.streams.items()}
         return {"optimizer": self.optimizer, **by_t}
-
-    def restore(self, saved: Checkpoint) -> None:
-        load(self.denoiser.network, saved.weights(checkpoint.MODEL))
-        load(self.ema.network, saved.weights(checkpoint.EMA))
-        states = saved.optimizer()
-        for name, part in self._stateful().items():
-            part.load_state_dict(states[name])
-        self.begun, self.steps_done = saved.progress, saved.step
-        self.seconds = saved.progress.seconds
-        window, self.window_steps = saved.progress.window
-        self.window.fill_(window)

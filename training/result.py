@@ -167,5 +167,6 @@ def percent(share: float | None) -> str:
 
 def size(count: float) -> str:
     """Bytes in decimal units, as disks and memory are sold."""
+    count = round(count)
     power = min(3, int(math.log10(max(1, count)) // 3))
     return f"{count / 1000**power:.1f} {('B', 'kB', 'MB', 'GB')[power]}"

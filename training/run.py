@@ -33,7 +33,7 @@ from training.config_checks import check_network, check_run_config
 from training.loop import Stream, Trainer, streams_of
 from training.optimizer import build_optimizer
 from training.pretrained_source import PretrainedSource, find_source
-from training.resume import is_finished
+from training.resume import is_finished, restore
 from training.run_directory import claim, name_run, open_images
 from training.start_from_source import (
     facts,
@@ -191,7 +191,7 @@ def open_trainer(
         facts(plan, directory),
     )
     if saved:
-        trainer.restore(saved)
+        restore(trainer, saved)
     if config.run.compile:
         # in place: names, and the copy that the average is, stay as they are
         denoiser.network.compile()

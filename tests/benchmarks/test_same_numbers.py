@@ -138,6 +138,20 @@ def test_a_commit_is_run_once_and_a_change_is_found(repository, tmp_path, capsys
     assert trees.count("\n") == 1, trees
 
 
+def test_what_base_left_is_found_done(repository, tmp_path, capsys):
+    """A run of before that another version begins anew, under another name, differs."""
+    assert same_numbers.main(["HEAD", "--keep", str(tmp_path / "keep")]) == 0
+    renamed = SCRIPT.replace(
+        "run = pathlib.Path(sys.argv[1])",
+        """
+run = pathlib.Path(sys.argv[1])
+if run.exists() and run.name != "SIGKILL": run = run.with_name("lora-seed1-11111111")""",
+    )
+    (repository / "train.py").write_text(renamed.replace("LOSS", "0.5"))
+    assert same_numbers.main(["HEAD", "--keep", str(tmp_path / "keep")]) == 1
+    assert "lora-seed1/result.json, again: only after" in capsys.readouterr().out
+
+
 def test_a_command_that_fails_here_differs(repository, capsys):
     (repository / "train.py").write_text("raise SystemExit(2)")
     assert same_numbers.main(["HEAD"]) == 1

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -80,36 +79,6 @@ def full(transfers) -> tuple[Path, dict]:
     run = transfers.target("full", "train.steps=6")
     folder = evaluate_run(run, settings(transfers), NODE)
     return run, json.loads((folder / "evaluation.json").read_text())
-
-
-def test_a_metric_of_ones_own(transfers, full, monkeypatch, tmp_path):
-    """As docs/extending.md has it: a function in a file of its own, by its name."""
-    own = types.ModuleType("metrics.mean_distance")
-    exec(
-        "from metrics.resampling import resampled\n"
-        "from metrics.estimate import estimate\n"
-        "def mean_distance(x, y):\n"
-        "    means = resampled(len(x), 200) @ x.double() / len(x)\n"
-        "    apart = (means - y.double().mean(0)).square().mean(1)\n"
-        "    value = (x.double().mean(0) - y.double().mean(0)).square().mean()\n"
-        "    return estimate(float(value), apart, len(x))\n",
-        vars(own),
-    )
-    monkeypatch.setitem(sys.modules, own.__name__, own)
-    names = ["quality", "baselines", "mean_distance"]
-    asked = settings(transfers, metrics=names, out=str(tmp_path / "out"))
-    folder = evaluate_run(full[0], asked, NODE)
-    record = json.loads((folder / "evaluation.json").read_text())
-    found = record["quality"]["test"]["mean_distance"]
-    assert found["low"] < found["high"] and len(found["replicates"]) == 200
-    test = record["baselines"]["train against test"]["quality"]["test"]
-    assert 0 < test["mean_distance"]["value"] != found["value"]
-    assert record["protocol"]["metrics"] == ["quality", "floors", "mean_distance"]
-    assert record["quality"]["test"]["kid"] == full[1]["quality"]["test"]["kid"]
-    with pytest.raises(ValueError, match="mean_distance is a part of quality: name both"):
-        settings(transfers, metrics=["loss", "mean_distance"])
-    with pytest.raises(ValueError, match="none of them, nor a function of metrics/qualty"):
-        settings(transfers, metrics=["qualty"])
 
 
 def pictures(folder: Path) -> np.ndarray:

@@ -95,9 +95,7 @@ def test_of_few_images_nothing_is_said_as_mush_covers_them_all():
         and manifold(normal(400, 30, 2), mush)["coverage"] > 0.5
     )
     notes = suite.Notes()
-    record = suite._distances(
-        mush, real, "the held-out images", suite.Distances("Fréchet distance"), notes
-    )
+    record = suite._distances(mush, real, "the held-out images", "Fréchet distance", notes)
     assert "kid" in record and not {"precision", "recall", "density", "coverage"} & record.keys()
     assert any(
         (
@@ -111,7 +109,7 @@ def test_of_few_images_nothing_is_said_as_mush_covers_them_all():
         mush,
         normal(FEWEST, 30, 2),
         "the held-out images",
-        suite.Distances("Fréchet distance"),
+        "Fréchet distance",
         notes,
     )
     assert {"precision", "recall", "density", "coverage"} <= enough.keys()

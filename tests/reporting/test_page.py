@@ -456,9 +456,7 @@ def seen(
 def measured(generated: ImageFeatures, train: ImageFeatures, test: ImageFeatures) -> dict:
     notes = suite.Notes()
     return {
-        "quality": suite.compare_quality(
-            generated, train, test, suite.Distances("Fréchet distance"), notes
-        ),
+        "quality": suite.compare_quality(generated, train, test, "Fréchet distance", notes),
         "memorization": suite.measure_memorization(generated, train, test, notes),
     }
 
