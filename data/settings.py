@@ -1,5 +1,6 @@
 """Section data of a config."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Literal
 
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
+from data.sources.folder import Folder
 from runtime.config_schema import Settings, make
+from runtime.content import sha256_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ class DataSettings(Settings):
 
     def open_reader(self, cache: Path) -> ImageReader:
         """cache: a folder, in which it is kept what was found out about files."""
-        return make(self.reader, "data", FileCache(cache / "memory"))
+        reader = make(self.reader, "data", FileCache(cache / "memory"))
+        known = inspect.signature(Folder).parameters
+        own = {k: v for k, v in getattr(self.reader, "keywords", {}).items() if k not in known}
+        if own and isinstance(reader, Folder):  # of a subclass, which Folder knows nothing of
+            reader.fingerprint = sha256_of([reader.fingerprint, own])
+        return reader
 
 
 OWN_KEYS = {field.name for field in fields(DataSettings)} - {"reader"}  # of section data

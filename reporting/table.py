@@ -107,7 +107,8 @@ class Row:
 
     @property
     def situation(self) -> Situation:
-        return tuple((p, v) for p, v in self.settings.items() if p.startswith("data."))
+        own = ((p, v) for p, v in self.settings.items() if p.startswith("data."))
+        return tuple((p, str(v) if isinstance(v, list) else v) for p, v in own)
 
     @property
     def finished(self) -> bool:

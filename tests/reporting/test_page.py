@@ -883,10 +883,19 @@ def test_nothing_evaluated_is_judged_by_held_out_loss(tmp_path):
     assert "worse: lora +0.0210" in compared
     assert "not compared, as they share no seed or have no interval: bitfit" in compared
     assert (
-        unknown
-        == "No run that is compared here is evaluated yet, so quality, copying and forgetting are "
-        "unknown."
+        unknown == "full is not evaluated yet, so its quality, copying and forgetting are unknown."
     )
+
+
+def test_an_evaluation_that_does_not_rank_is_not_denied(tmp_path):
+    """Of quality alone, where the kinds of images differ: the held-out loss leads, and what was
+    evaluated is told."""
+    for name, loss in (("full", 0.06), ("lora", 0.08)):
+        content = evaluation(kid=0.02, loss=None)
+        del content["quality"]["test"]["kid"]
+        write_evaluation(write_run(tmp_path, name, held_out_loss=loss), content)
+    text = " ".join(verdict_of(tmp_path))
+    assert "full has the lowest held-out loss" in text and "not evaluated yet" not in text
 
 
 def test_what_has_not_ended_is_said(tmp_path):

@@ -461,6 +461,20 @@ def test_what_no_training_changes_keeps_the_interval_of_its_images(tmp_path):
     )
 
 
+def test_runs_that_differ_in_a_list_stand_apart(tmp_path):
+    for k, window in enumerate(([40, 400], [50, 350], None)):
+        settings = {"data.window": window}
+        evaluated(tmp_path, "full", kid=0.1 + k, settings=settings)
+    table = rows(read_runs(tmp_path))
+    assert [row.situation for row in table] == [
+        (("data.window", "[40, 400]"),),
+        (("data.window", "[50, 350]"),),
+        (("data.window", None),),
+    ]
+    assert len(baselines_table(read_runs(tmp_path))) == 3
+    report.main([str(tmp_path)])
+
+
 # what is missing
 
 

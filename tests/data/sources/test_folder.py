@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections import Counter
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -493,6 +494,26 @@ def test_a_source_of_ones_own(tmp_path):
     reader = Npy(FileCache(tmp_path / "memory"), str(folder), validation=0, test=0)
     with pytest.raises(UserError, match=r"1\.npy.*cannot be read \(EOFError"):
         open_memory_map(reader, settings(), tmp_path / "cache")
+
+
+class Scaled(Npy):
+    """With a setting of its own, which Folder's fingerprint knows nothing of."""
+
+    def __init__(self, file_cache, path, white: float = 255.0):
+        super().__init__(file_cache, path, 0, 0)
+        self.white = white
+
+
+def test_a_setting_of_ones_own_is_part_of_what_the_images_are(tmp_path):
+    np.save(tmp_path / "0.npy", np.zeros((8, 8), np.uint8))
+
+    def fingerprint(reader, **own) -> str:
+        settings = DataSettings(partial(reader, path=str(tmp_path), **own), 8, 1, False)
+        return settings.open_reader(tmp_path / "cache").fingerprint
+
+    assert len({fingerprint(Scaled, white=w) for w in (255.0, 100.0)}) == 2
+    plain = Npy(FileCache(tmp_path / "cache/memory"), str(tmp_path), validation=0.2)
+    assert fingerprint(Npy, validation=0.2) == plain.fingerprint  # as it was
 
 
 class Stretched(Npy):
