@@ -21,6 +21,9 @@ LEFT_OUT = ("precision", "density", "coverage")  # on the terminal, which is nar
 
 @one_message
 def main(arguments: list[str]) -> None:
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("usage: python report.py runs/EXPERIMENT")
     folder = Path(arguments[0])

@@ -405,7 +405,7 @@ def test_a_choice_of_a_sweep_that_is_no_yaml(tmp_path, monkeypatch):
             "error: n=1,2: several values are several runs: add -m, python sample.py -m",
         ),
         (["train.py", "--resolve"], "error: --resolve belongs to --cfg"),
-        (["report.py", "--help"], "usage: python report.py runs/EXPERIMENT"),
+        (["report.py", "--hepl"], "usage: python report.py runs/EXPERIMENT"),
         (["report.py", "runs/nowhere"], "error: runs/nowhere: no such folder"),
         (
             ["train.py", "data=bundled_faces", "run.directory=README.md/run"],
@@ -421,6 +421,11 @@ def test_a_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_report_has_a_help_text():
+    done = runs.command("report.py", "--help")
+    assert done.returncode == 0 and "report.html, one page" in done.stdout
 
 
 def test_a_reader_that_has_read_enough_is_no_mistake():
