@@ -1,8 +1,9 @@
 """Section data of a config."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ class DataSettings(Settings):
         skip_broken: leave out what is broken, foreign or too small, instead of stopping.
     """
 
-    reader: Callable[[FileCache], ImageReader]
+    reader: partial[ImageReader]
     size: int | Sequence[int]
     channels: int
     flip: bool
@@ -67,7 +68,7 @@ class DataSettings(Settings):
         """cache: a folder, in which it is kept what was found out about files."""
         reader = make(self.reader, "data", FileCache(cache / "memory"))
         known = inspect.signature(Folder).parameters
-        own = {k: v for k, v in getattr(self.reader, "keywords", {}).items() if k not in known}
+        own = {k: v for k, v in self.reader.keywords.items() if k not in known}
         if own and isinstance(reader, Folder):  # of a subclass, which Folder knows nothing of
             reader.fingerprint = sha256_of([reader.fingerprint, own])
         return reader
