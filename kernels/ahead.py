@@ -68,11 +68,10 @@ def _usage(cubin: bytes) -> dict[str, int]:
     """What cuobjdump, which comes with Triton, reads from a binary: {"REG": 64, "STACK": 0, ...}.
     The shared memory that it knows is not all: Triton asks for its own at the start of the
     kernel."""
-    import triton
+    from triton import knobs
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        said = subprocess.check_output([tool, "-res-usage", path], text=True)
+        said = subprocess.check_output([knobs.nvidia.cuobjdump.path, "-res-usage", path], text=True)
     return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", said)}
