@@ -227,7 +227,7 @@ def faster(qkv: Tensor, heads: int) -> bool:
 
 @torch.compiler.assume_constant_result
 def _faster(d: int, T: int, itemsize: int) -> bool:
-    return bool(_config("attention_forward", d, T, itemsize).get("faster", False))
+    return bool(_config("attention_forward", d, T, itemsize).get("faster"))
 
 
 def _config(name: str, d: int, T: int, itemsize: int) -> dict[str, int]:

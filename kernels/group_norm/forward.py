@@ -166,7 +166,7 @@ def forward_outputs(
     dtype = reduce(torch.promote_types, joined, x.dtype)
     channels = x.shape[1] if skip is None else x.shape[1] + skip.shape[1]
     images = [empty(x, channels, dtype) for _ in range(2 if joined else 1)]
-    moments = torch.empty((3, x.shape[0], groups), dtype=torch.float32, device=x.device)
+    moments = x.new_empty((3, x.shape[0], groups), dtype=torch.float32)
     return *images, moments
 
 
