@@ -85,10 +85,8 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the network says of the image, and of the variance where that is learned. float32 or
         wider, whatever the autocast."""
-        if not isinstance(t, Tensor):
-            t = torch.full((len(x_t),), t, device=x_t.device)
-        t = t.expand(len(x_t))
-        return self.halves(self.network(x_t, self.timestep[t], condition or {}))
+        timestep = self.timestep[t].expand(len(x_t))
+        return self.halves(self.network(x_t, timestep, condition or {}))
 
     def halves(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the network gave, as outputs() says it."""

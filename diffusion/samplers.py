@@ -28,11 +28,10 @@ def ancestral(
     """
     for t, s in pairwise(steps):
         prediction = denoise(x, t)
-        mean = schedule.posterior_mean(prediction.x0, x, s, t)
-        if s == 0:
-            return mean
-        log_variance = prediction.variance.log(schedule, s, t)
-        x = mean + expand((0.5 * log_variance).exp(), x) * randn(x)
+        x = schedule.posterior_mean(prediction.x0, x, s, t)
+        if s > 0:
+            log_variance = prediction.variance.log(schedule, s, t)
+            x = x + expand((0.5 * log_variance).exp(), x) * randn(x)
     return x
 
 

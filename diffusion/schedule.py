@@ -179,5 +179,6 @@ def zero_terminal(schedule: NoiseSchedule) -> NoiseSchedule:
         )
     root = schedule.alpha_bar.sqrt()
     first, last = root[1], root[-1]
-    rescaled = (root - last) * first / (first - last)
-    return NoiseSchedule(torch.cat([torch.ones_like(root[:1]), rescaled[1:] ** 2]))
+    alpha_bar = ((root - last) * first / (first - last)) ** 2
+    alpha_bar[0] = 1
+    return NoiseSchedule(alpha_bar)

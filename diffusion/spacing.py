@@ -59,7 +59,7 @@ def trailing_steps(schedule: NoiseSchedule, count: int) -> list[int]:
     Source:
         Lin et al. 2024, table 2.
     """
-    return [round(schedule.steps * k / count) for k in range(count, 0, -1)] + [0]
+    return [round(schedule.steps * k / count) for k in range(count, -1, -1)]
 
 
 def inclusive_steps(schedule: NoiseSchedule, count: int) -> list[int]:
