@@ -51,11 +51,10 @@ def time_terms(
 ) -> Callable[[int], Tensor]:
     """t -> [1 or B, width]: UNet.time_terms side by side, of which as many steps are computed at
     once as AHEAD allows."""
-    network, timestep, row = denoiser.network, denoiser.timestep, None
+    network, timestep, labels = denoiser.network, denoiser.timestep, 1
     if "label" in condition:
         label, row = condition["label"].unique(return_inverse=True)
-        condition = {"label": label}
-    labels = 1 if row is None else len(label)
+        condition, labels = {"label": label}, len(label)
     at_once = max(1, AHEAD // (labels * width))
 
     @lru_cache(1)

@@ -146,7 +146,7 @@ class Pipeline:
         """
         denoiser, shape = self.denoiser, self.weights.config.image_shape
         reference = self.source_denoiser if request.reference == "source" else denoiser
-        schedule, device = denoiser.schedule, denoiser.schedule.alpha_bar.device
+        schedule, device = denoiser.schedule, self.device
         precision = pick_precision(request.precision, device)
         dispatch.select(request.kernels, device)
         steps = steps_of(schedule, request.sampler)[:-1]

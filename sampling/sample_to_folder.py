@@ -82,7 +82,7 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
         what["network"] = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
     claim_folder(out, what)
     if model.classes and settings.label is None:
-        some = ", ".join(map(str, model.classes[:12]))
+        some = ", ".join(model.classes[:12])
         log.info(f"no label is given, so these are of the null class; label=NAME is one of {some}")
     step = "its" if found.step is None else f"step {found.step}, {settings.weights}"
     log.info(f"{found.path}, {step} weights -> {out}")

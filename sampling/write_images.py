@@ -1,7 +1,6 @@
 """A folder of images that a denoiser makes: those that are missing in it can be made at any
 time."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
     """
     missing = [k for k in range(request.n) if not (out / image_name(k)).exists()]
     steps = steps_of(model.denoiser.schedule, request.sampler)[:-1]
-    evenly = np.linspace(0, len(steps) - 1, min(frames, len(steps))).round().astype(int)
+    evenly = np.linspace(0, len(steps) - 1, frames).round().astype(int)
     picked = {steps[i] for i in evenly}
     strip: list[Tensor] = []
     with tqdm(total=len(missing) * len(steps), unit="step", disable=not missing) as bar:
@@ -52,8 +51,7 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
                 sheet = grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1])
                 write_atomically(out / "strip.png", png(sheet))
     shown = np.stack([read_image(out / image_name(k)) for k in range(min(request.n, 256))])
-    sheet = grid(shown, columns=math.ceil(len(shown) ** 0.5))
-    write_atomically(out / "grid.png", png(sheet))
+    write_atomically(out / "grid.png", png(grid(shown)))
     return len(missing)
 
 
