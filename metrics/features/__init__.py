@@ -104,10 +104,10 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
 
 def in_colour(images: Tensor) -> Tensor:
     """[B, H, W, 1 or 3] -> [B, 3, H, W], gray repeated."""
-    return images.expand(*images.shape[:3], 3).permute(0, 3, 1, 2)
+    return images.expand(-1, -1, -1, 3).permute(0, 3, 1, 2)
 
 
 def resized(x: Tensor, size: int, resample: Resample) -> Tensor:
     """[B, 3, H, W] -> [B, 3, size, size]; antialiased where it becomes smaller. Bicubic goes beyond
     the range of x at edges."""
-    return F.interpolate(x, size=(size, size), mode=resample, align_corners=False, antialias=True)
+    return F.interpolate(x, size, mode=resample, antialias=True)

@@ -42,13 +42,12 @@ class RandomConvolutional(Features):
         }
         name = f"random convolutional features (Naeem et al. 2020, seed {seed}; not FID's)"
         super().__init__(name, "random", identity)
-        layers = enumerate(pairwise((3, *CHANNELS)))
         self.filters = nn.ParameterList(
             # three times as fast on a CPU as channels first
             filters(seed, k, outputs, inputs * 9)
             .view(outputs, inputs, 3, 3)
             .to(memory_format=torch.channels_last)
-            for k, (inputs, outputs) in layers
+            for k, (inputs, outputs) in enumerate(pairwise((3, *CHANNELS)))
         )
         last = CHANNELS[-1] * (SIDE >> len(CHANNELS)) ** 2
         self.linear = nn.Parameter(filters(seed, len(CHANNELS), OUTPUTS, last))
