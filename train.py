@@ -28,21 +28,16 @@ def main(cfg: DictConfig) -> None:
         leave(signal.number)
 
 
-def choose_something() -> None:
-    """`python train.py` alone: the small model, and a word on it."""
-    print(
-        f"No settings given, so this is +experiment={ALONE}: a small model of the bundled "
-        "faces, minutes on a CPU.\n"
-        f"Experiments: {', '.join(options('experiment'))}. More: python train.py --help\n",
-        flush=True,
-    )
-    sys.argv.append(f"+experiment={ALONE}")
-
-
 @one_message
 def start() -> None:
-    if len(sys.argv) == 1:
-        choose_something()
+    if len(sys.argv) == 1:  # the small model, and a word on it
+        print(
+            f"No settings given, so this is +experiment={ALONE}: a small model of the bundled "
+            "faces, minutes on a CPU.\n"
+            f"Experiments: {', '.join(options('experiment'))}. More: python train.py --help\n",
+            flush=True,
+        )
+        sys.argv.append(f"+experiment={ALONE}")
     check_overrides("train", sys.argv[1:])
     with sweeping("train", sys.argv):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
