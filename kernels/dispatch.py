@@ -41,16 +41,12 @@ def select(kernels: Kernels, device: torch.device) -> None:
             "for tests.)"
         )
     _chosen = kernels
-    log.info("kernels: %s", "Triton" if _triton_on(device) else "torch's own")
+    log.info("kernels: %s", "Triton" if fused(device) else "torch's own")
 
 
-def fused(x: Tensor) -> bool:
-    """Whether a norm of x can run as one kernel, which adds on its way what would be a pass of its
-    own: a bias, a residual."""
-    return _triton_on(x.device)
-
-
-def _triton_on(device: torch.device) -> bool:
+def fused(device: torch.device) -> bool:
+    """Whether a norm on a device can run as one kernel, which adds on its way what would be a pass
+    of its own: a bias, a residual."""
     return _chosen == "triton" or (
         _chosen == "auto"
         and device.type == "cuda"
@@ -69,7 +65,7 @@ def _group_norm(name: str) -> Callable[..., Any]:
         values = dict(zip(names, given)) | named
         weight = values["weight"]
         module: Any = reference
-        if fused(weight) and weight.shape[0] // values["groups"] <= LARGEST_GROUP:
+        if fused(weight.device) and weight.shape[0] // values["groups"] <= LARGEST_GROUP:
             from kernels import group_norm as module
         return getattr(module, name)(*given, **named)
 
@@ -84,7 +80,7 @@ group_norm_act_cat = _group_norm("group_norm_act_cat")
 def attention(qkv: Tensor, heads: int) -> Tensor:
     """kernels.reference.attention, which calls torch's own flash or cuDNN kernel on a GPU, or its
     kernel."""
-    if fused(qkv):
+    if fused(qkv.device):
         from kernels import attention as triton
 
         if triton.supports(qkv, heads) and (_chosen == "triton" or triton.faster(qkv, heads)):

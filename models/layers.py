@@ -213,7 +213,7 @@ class ResBlock(nn.Module):
         """
         x, h = self.norm1(stream, skip)
         # on a GPU a bias is a pass of its own, which the next norm spares
-        biased = not dispatch.fused(x)
+        biased = not dispatch.fused(x.device)
         h = self.conv1(self.resample(h), biased)
         h = self.conv2(self.norm_with_time(h, time, None if biased else self.conv1.bias), biased)
         way = self.shortcut(self.resample(x), biased)

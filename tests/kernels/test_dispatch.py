@@ -39,7 +39,7 @@ def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, c
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     with caplog.at_level("INFO"):
         dispatch.select(kernels, torch.device(device))
-    assert dispatch._triton_on(torch.device(device)) == fused
+    assert dispatch.fused(torch.device(device)) == fused
     assert caplog.messages == ["kernels: Triton" if fused else "kernels: torch's own"]
 
 
@@ -55,6 +55,6 @@ def test_a_compiled_network_does_not_search_for_triton(choice, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", untraceable)
     compiled = torch.compile(
-        lambda x: x + dispatch._triton_on(torch.device("cuda")), fullgraph=True, backend="eager"
+        lambda x: x + dispatch.fused(torch.device("cuda")), fullgraph=True, backend="eager"
     )
     assert compiled(torch.zeros(1)).item() == 1
