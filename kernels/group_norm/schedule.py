@@ -118,5 +118,4 @@ def launch_stages(
     }
     for stage in (0,) if plan.chunks == 1 else (1, 2):
         constants = {"STAGE": stage, "SILU": act == "silu", "T": plan.tile}
-        grid = (plan.programs, plan.chunks)
-        Launch(kernel, grid, arguments, constants, plan.options).start()
+        Launch(kernel, (plan.programs, plan.chunks), arguments, constants, plan.options).start()
