@@ -31,7 +31,7 @@ Denoise = Callable[[Tensor, Time], Prediction]  # (x_t, t); samplers see this an
 
 def full(x: Tensor) -> Tensor:
     """float32 or wider."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Denoiser(nn.Module):

@@ -19,5 +19,6 @@ class NoisePerImage:
 
     def __call__(self, like: Tensor) -> Tensor:
         noise = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.generators])
-        noise = noise.pin_memory() if like.is_cuda else noise  # so that the copy waits for nothing
+        if like.is_cuda:  # so that the copy waits for nothing
+            noise = noise.pin_memory()
         return noise.to(like.device, like.dtype, non_blocking=True)
