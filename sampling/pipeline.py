@@ -197,11 +197,8 @@ class Pipeline:
     @staticmethod
     def to_pil(images: Tensor) -> list[Image.Image]:
         """[n, C, H, W] in about [-1, 1] -> pictures of 8 bits."""
-        pixels = to_uint8(images).cpu().numpy()
-        return [
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-            for image in pixels
-        ]
+        pixels = to_uint8(images).squeeze(-1)  # gray is [n, H, W]
+        return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
 
 def load(
