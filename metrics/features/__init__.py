@@ -64,7 +64,7 @@ def extract(
             f"{desc}: images must be [N, H, W, 1 or 3] of uint8, not {list(images.shape)} of "
             f"{images.dtype}."
         )
-    rows = np.arange(len(images)) if rows is None else np.asarray(rows, dtype=np.int64)
+    rows = np.arange(len(images)) if rows is None else np.asarray(rows)
     if not len(rows):
         raise UserError(f"{desc}: there are no images to take features of.")
     features, parts = features.to(device), []
@@ -76,7 +76,7 @@ def extract(
             embedding = features(torch.from_numpy(batch).to(device))
             parts.append([each.float().cpu() for each in embedding if each is not None])
     whole = [torch.cat(each) for each in zip(*parts, strict=True)]
-    finite = torch.stack([each.isfinite().flatten(1).all(1) for each in whole]).all(0)
+    finite = torch.stack([each.isfinite().all(1) for each in whole]).all(0)
     if not finite.all():
         raise UserError(
             f"{desc}: NaN or infinity in the {features.name} of {int((~finite).sum())} of "

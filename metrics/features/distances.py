@@ -50,16 +50,11 @@ class Lpips(Features):
         )
         linear = _linear_weights()
         name = f"LPIPS (AlexNet, v0.1{f', at {size}x{size}' if size else ''})"
-        identity = {
-            "kind": "lpips",
-            "sha256": sha256(file),
-            "linear": sha256(linear),
-            "size": size,
-        }
+        identity = {"kind": "lpips", "sha256": sha256(file), "linear": sha256(linear), "size": size}
         super().__init__(name, "LPIPS", identity)
         self.size = size
         with torch.device("meta"):  # its 60 million weights of a classifier are of no use here
-            self.layers = torchvision.models.alexnet(weights=None).features
+            self.layers = torchvision.models.alexnet().features
         state = {
             name.removeprefix("features."): tensor
             for name, tensor in tensors(file).items()

@@ -147,7 +147,8 @@ class Timm(Features):
         """Under timm's names, without the classifier: each of its files of networks knows the names
         of those who trained them, and how positions are scaled to another size."""
         rename = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
-        state = rename(state, self.network) if rename else state
+        if rename:
+            state = rename(state, self.network)
         config: Any = self.network.pretrained_cfg
         classifier = config.get("classifier") or ()
         heads = [classifier] if isinstance(classifier, str) else classifier
