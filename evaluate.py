@@ -51,6 +51,5 @@ if __name__ == "__main__":
         print(
             "\ninterrupted; the images that were made stay, and the same command continues",
             file=sys.stderr,
-            flush=True,
         )
         sys.exit(PREEMPTED)

@@ -61,7 +61,7 @@ def write(report: Report) -> list[str]:
     for old in [*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")]:
         old.unlink()
     (report.folder / FIGURES).mkdir(exist_ok=True)
-    for name, content in {**contents, **figures}.items():
+    for name, content in (contents | figures).items():
         write_atomically(report.folder / name, content)
     write_csv(report.folder / "report.csv", report.raw())
     return [*contents, "report.csv", *([f"{FIGURES}/"] if figures else [])]
