@@ -21,4 +21,4 @@ class NoisePerImage:
         noise = torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.generators])
         if like.is_cuda:  # so that the copy waits for nothing
             noise = noise.pin_memory()
-        return noise.to(like.device, like.dtype, non_blocking=True)
+        return noise.to(like, non_blocking=True)

@@ -60,7 +60,7 @@ class NoiseSchedule:
             torch.logit(s.alpha_bar).clamp(-1e3, 1e3).cpu().numpy() for s in (self, other)
         )
         t = np.interp(theirs, ours[:0:-1], np.arange(self.steps, 0, -1))
-        return torch.from_numpy(t).to(other.alpha_bar.device)
+        return torch.from_numpy(t).to(other.alpha_bar)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Time) -> Tensor:
         """A draw of q(x_t | x_0). x0, noise: [B, ...]."""
