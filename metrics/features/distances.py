@@ -96,4 +96,4 @@ def _linear_weights() -> Path:
             "LPIPS needs the package lpips, whose wheel carries its linear weights: pip install "
             "lpips"
         )
-    return Path(found.submodule_search_locations[0]) / "weights" / "v0.1" / "alex.pth"
+    return Path(found.submodule_search_locations[0]) / "weights/v0.1/alex.pth"
