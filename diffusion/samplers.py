@@ -103,6 +103,7 @@ def heun(
     Source:
         Karras et al. 2022, algorithm 1.
     """
+    schedule = schedule.to("cpu")  # its numbers decide, and no step should wait for the device
     for t, s in pairwise(steps):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         ratio = expand(sigma_s / sigma_t, x)
