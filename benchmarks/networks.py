@@ -53,12 +53,19 @@ def settings(model: Model) -> dict:
 
 def in_diffusers(diffusers: ModuleType, model: Model, network: UNet) -> nn.Module:
     """The UNet2DModel that computes what network does, with its weights."""
+    unet = diffusers_unet(diffusers, model)
+    unet.load_state_dict(to_diffusers(network.state_dict(), network))
+    return unet
+
+
+def diffusers_unet(diffusers: ModuleType, model: Model) -> nn.Module:
+    """The UNet2DModel of the same config."""
     s = settings(model)
     down = [
         "AttnDownBlock2D" if level in s["attention_levels"] else "DownBlock2D"
         for level in range(len(s["multipliers"]))
     ]
-    unet = diffusers.UNet2DModel(
+    return diffusers.UNet2DModel(
         sample_size=model.size,
         block_out_channels=[s["channels"] * m for m in s["multipliers"]],
         layers_per_block=s["blocks"],
@@ -69,8 +76,6 @@ def in_diffusers(diffusers: ModuleType, model: Model, network: UNet) -> nn.Modul
         norm_num_groups=s["groups"],
         **FAMILIES["models.unet.UNet"],
     )
-    unet.load_state_dict(to_diffusers(network.state_dict(), network))
-    return unet
 
 
 def lucidrains(package: ModuleType, model: Model, flash: bool) -> nn.Module:

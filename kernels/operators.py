@@ -24,6 +24,7 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 TYPES = {"Tensor | None": "Tensor?", "Act": "str"}
 
 Function = Callable[..., Any]
+RUNS: dict[str, Function] = {}  # what each operator runs, for benchmarks.traffic
 
 
 def define(run: Function, allocate: Function, operation: Function | None = None) -> Any:
@@ -50,7 +51,8 @@ def define(run: Function, allocate: Function, operation: Function | None = None)
         return lambda *inputs: function(**dict(zip(parameters, inputs, strict=True)))
 
     LIBRARY.define(f"{name}({takes}) -> ({returns})", tags=TAGS)
-    LIBRARY.impl(name, by_name(run), "CompositeExplicitAutograd")
+    RUNS[name] = by_name(run)
+    LIBRARY.impl(name, RUNS[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", by_name(allocate), lib=LIBRARY)
     return getattr(OPS, name).default
 
