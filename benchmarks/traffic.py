@@ -60,6 +60,9 @@ OTHER = "pointwise"
 # launches of one operation, where they are not one
 SEVERAL = {"native_group_norm": 3, "native_group_norm_backward": 4}
 ATTENTION_BACKWARD = 3  # launches: rowsum(dO O), dk and dv with dq, and the cast of dq
+# arguments of the norms' kernels; operations that read nothing of what they change
+IMAGES_WRITTEN = ("y", "total", "dx", "dskip")
+WRITE_ONLY = ("copy_", "zero_", "fill_", "uniform_", "normal_", "random_", "bernoulli_")
 HEADING = ["step", "implementation", "kind", "calls", "launches", "GB", "GFLOP", "GPU ms"]
 
 
@@ -102,15 +105,15 @@ class Meter(TorchDispatchMode):
             with self, watched(run=False) as launches:
                 out = RUNS[func.__name__.partition(".")[0]](*args, **kwargs)
             for launch in launches:
-                self._add(launch.kernel.__name__, 1, size(launch.arguments), work(launch), 1)
+                self._add(launch.kernel.__name__, 1, size(touched(launch)), work(launch), 1)
             return out
         out = func(*args, **kwargs)
         if func.namespace == "aten" and not is_free(func, args, kwargs, out):
             flop = 0
             if func.overloadpacket in flop_registry:
                 flop = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
-            moved = size((args, kwargs)) + size(out) * (not is_in_place(func))
-            self._add(func.__name__, launches_of(func, args, out), moved + bias(func, out), flop)
+            moved = traffic(func, args, kwargs, out)
+            self._add(func.__name__, launches_of(func, args, out), moved, flop)
         return out
 
     def _add(self, name: str, launches: int, moved: int, flop: int, triton: int = 0) -> None:
@@ -156,8 +159,28 @@ def work(launch: Launch) -> int:
     return 2 * products * images * launch.grid[1] * tokens**2 * launch.constants["HEAD"]
 
 
-def is_in_place(func: Any) -> bool:
-    return any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
+def touched(launch: Launch) -> dict[str, Any]:
+    """What a kernel reads or writes: the first of two stages of a norm writes no images yet."""
+    first = launch.constants.get("STAGE") == 1
+    return {k: v for k, v in launch.arguments.items() if not (first and k in IMAGES_WRITTEN)}
+
+
+def written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operation changes. (AdamW's schema names the gradients among them.)"""
+    given = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
+    changed = (a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write)
+    return [given[name] for name in changed if name in given and name != "grads"]
+
+
+def traffic(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Bytes: what it reads, once, and what it writes. A convolution's bias is a pass of its own on
+    CUDA."""
+    changed = written(func, args, kwargs)
+    if not changed:
+        biased = func is ATEN.convolution.default and args[2] is not None
+        return size((args, kwargs)) + size(out) * (3 if biased else 1)
+    only_written = func.__name__.startswith(WRITE_ONLY)
+    return size((args, kwargs)) + size(changed) * (not only_written)
 
 
 def is_free(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
@@ -168,14 +191,9 @@ def is_free(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
     aliases = any(a.alias_info for a in func._schema.returns)
     if name.startswith("_to_copy"):
         return False
-    return (aliases and not is_in_place(func)) or not any(
+    return (aliases and not written(func, args, kwargs)) or not any(
         isinstance(x, Tensor) for x in tree_leaves((args, kwargs, out))
     )
-
-
-def bias(func: Any, out: Any) -> int:
-    """Bytes of adding a convolution's bias, which is a pass of its own on CUDA."""
-    return 2 * size(out) if func is ATEN.convolution.default else 0
 
 
 def launches_of(func: Any, args: Any, out: Any) -> int:
@@ -217,21 +235,22 @@ class CudaAutocast(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def on_cuda() -> Iterator[None]:
+def on_cuda(fused: bool = True) -> Iterator[None]:
     """Fake tensors inside, for which torch and our dispatch choose as on a GPU: CUDA's autocast, a
-    launch for many tensors, our kernels for norms and torch's for attention."""
+    launch for many tensors, our kernels for norms (fused) and torch's for attention."""
     foreach = mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True)
-    fused = mock.patch.object(dispatch, "fused", lambda x: x.ndim != 3)  # qkv has three
-    with FakeTensorMode(allow_non_fake_inputs=True), foreach, fused, CudaAutocast():
+    ours = mock.patch.object(dispatch, "fused", lambda x: fused and x.ndim != 3)  # as qkv has
+    with FakeTensorMode(allow_non_fake_inputs=True), foreach, ours, CudaAutocast():
         yield
 
 
-def fake(network: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """A network made under on_cuda, in a layout."""
+def fake(network: nn.Module, layout: torch.memory_format, dtype: Any = torch.float32) -> nn.Module:
+    """A network made under on_cuda, its weights in a layout and a type."""
     for module in network.modules():
         for name, p in module._parameters.items():
-            if p is not None and p.ndim == 4:
-                values = torch.empty(p.shape, memory_format=layout)
+            if p is not None:
+                how = layout if p.ndim == 4 else torch.contiguous_format
+                values = torch.empty(p.shape, dtype=dtype, memory_format=how)
                 module._parameters[name] = nn.Parameter(values)
     return network
 
