@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -60,7 +60,9 @@ class Batches:
             batch = self.batch(k)
             return Batch(*(x.pin_memory() for x in batch)) if pin else batch
 
-        pool = ThreadPoolExecutor(1, "batches")
+        # a new thread is on GPU 0, and pinning opens a context there
+        here = partial(torch.cuda.set_device, torch.cuda.current_device()) if pin else None
+        pool = ThreadPoolExecutor(1, "batches", here)
         futures = (pool.submit(make, k) for k in range(start, stop))
         ahead = deque(islice(futures, depth))
         try:

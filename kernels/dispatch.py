@@ -19,6 +19,7 @@ LARGEST_GROUP = 128  # channels of a group that a program of the fused norm hold
 
 log = logging.getLogger(__name__)
 _chosen: Kernels = "auto"
+_capable: bool | None = None  # as asked once, by select(): every norm wants to know
 
 
 def select(kernels: Kernels, device: torch.device) -> None:
@@ -32,7 +33,7 @@ def select(kernels: Kernels, device: torch.device) -> None:
     Raises:
         UserError: where Triton cannot run.
     """
-    global _chosen
+    global _chosen, _capable
     if kernels == "triton" and not ((device.type == "cuda" and INSTALLED) or INTERPRETED):
         raise UserError(
             "kernels=triton: Triton's kernels run on a CUDA device, and this is "
@@ -41,6 +42,7 @@ def select(kernels: Kernels, device: torch.device) -> None:
             "for tests.)"
         )
     _chosen = kernels
+    _capable = device.type == "cuda" and _is_compiled_for(device)
     log.info("kernels: %s", "Triton" if fused(device) else "torch's own")
 
 
@@ -51,8 +53,12 @@ def fused(device: torch.device) -> bool:
         _chosen == "auto"
         and device.type == "cuda"
         and INSTALLED
-        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and (_is_compiled_for(device) if _capable is None else _capable)
     )
+
+
+def _is_compiled_for(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _group_norm(name: str) -> Callable[..., Any]:

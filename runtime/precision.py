@@ -13,7 +13,9 @@ def pick_precision(asked: str, device: torch.device) -> str:
     has to give the same bits.)"""
     if asked != "auto":
         return asked
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    # a GPU without it emulates it, slowly
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def arithmetic(

@@ -656,6 +656,21 @@ def test_images_come_with_their_labels():
     assert np.array_equal(batch.images.numpy(), data.images[numbers(batch)])
 
 
+def test_the_pinning_thread_is_on_the_runs_gpu(monkeypatch):
+    """A new thread is on GPU 0, where pinning would open a context: of every run of a node."""
+    placed = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda n: placed.append((n, threading.current_thread().name))
+    )
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    batches = Batches(dataset(50), 16, True, 5)
+    list(batches.prefetched(0, 2, pin=True))
+    assert placed == [(3, "batches_0")]
+    list(batches.prefetched(0, 2))
+    assert len(placed) == 1
+
+
 @pytest.mark.parametrize("start, stop", [(0, 20), (7, 9), (3, 3), (0, 1)])
 def test_prefetched_batches_are_the_batches(start, stop):
     batches = Batches(dataset(50), 16, True, 5)

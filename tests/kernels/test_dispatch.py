@@ -15,9 +15,10 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def choice():
     """auto, whatever other tests chose; theirs comes back."""
-    before, dispatch._chosen = dispatch._chosen, "auto"
+    before = dispatch._chosen, dispatch._capable
+    dispatch._chosen, dispatch._capable = "auto", None
     yield
-    dispatch._chosen = before
+    dispatch._chosen, dispatch._capable = before
 
 
 def test_what_cannot_run_is_refused(choice):
@@ -41,6 +42,16 @@ def test_auto_is_triton_on_a_gpu(choice, caplog, monkeypatch, kernels, device, c
         dispatch.select(kernels, torch.device(device))
     assert dispatch.fused(torch.device(device)) == fused
     assert caplog.messages == ["kernels: Triton" if fused else "kernels: torch's own"]
+
+
+def test_the_capability_is_asked_for_once(choice, monkeypatch):
+    """And not 79 times a forward, as every norm asks what to run."""
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda d=None: asked.append(d) or (9, 0)
+    )
+    dispatch.select("auto", torch.device("cuda"))
+    assert all(dispatch.fused(torch.device("cuda")) for _ in range(79)) and len(asked) == 1
 
 
 def test_a_compiled_network_does_not_search_for_triton(choice, monkeypatch):
