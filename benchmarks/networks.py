@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +46,7 @@ def ours(model: Model) -> UNet:
 
 
 def settings(model: Model) -> dict:
-    found = OmegaConf.to_container(OmegaConf.load(CONF / f"{model.config}.yaml"), resolve=False)
+    found = yaml.safe_load((CONF / f"{model.config}.yaml").read_text())
     assert found.pop("_target_") == "models.unet.UNet"
     return found | {"in_channels": 3}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_atomically, write_json
@@ -33,6 +32,8 @@ PACKAGES = (
 
 def describe(directory: Path, config: dict[str, Any], precision: str, device: torch.device) -> None:
     """config.yaml and environment.json."""
+    from omegaconf import OmegaConf  # which the benchmarks do without on a bare GPU machine
+
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config))
     write_json(
         directory / ENVIRONMENT,

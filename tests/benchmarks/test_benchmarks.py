@@ -265,3 +265,14 @@ def test_interleaved_turns_the_order():
 def absent(monkeypatch, module):
     """As where it is not installed."""
     monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize(
+    "module", ["common", "kernels", "unet", "sampling", "traffic", "loader", "kernels.tune"]
+)
+def test_a_bare_gpu_machine_needs_torch_triton_and_numpy(module):
+    """No config is composed there, so that neither hydra nor what reads medical files is needed."""
+    absent = ("hydra", "omegaconf", "antlr4", "pydicom", "nibabel", "diffusers", "torch_fidelity")
+    name = module if "." in module else f"benchmarks.{module}"
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import {name}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=200)
