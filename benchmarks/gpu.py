@@ -1,0 +1,231 @@
+"""The first thing to run on a machine with a GPU: what works, how fast, and what was promised.
+
+    python -m benchmarks.gpu --out DIR --minutes 9
+
+Each step runs in a process of its own, within a limit; each result is one line of
+DIR/results.jsonl as it comes, with the device, its clocks and driver, the versions and the commit.
+What fails is told and passed over. The same command again goes on where this one ended, for the
+same commit and device. It ends with a table of what was promised. Without a GPU it says so and runs
+what can run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import gpu_steps
+from benchmarks.common import PACKAGES, clocks, nvidia_smi, reason, version
+from benchmarks.gpu_steps import Step
+from runtime.environment import commit, device_name
+from runtime.log import table
+
+Record = dict[str, Any]
+RESULTS = "results.jsonl"
+LEAST = 10  # seconds that are worth starting a step for
+POISONED = 3  # exit code: the device is in no state to go on in this process
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the docs promise of a GPU. key: of a value of a result, of which more is better."""
+
+    text: str
+    step: str
+    name: str
+    key: str
+    least: float
+
+
+PROMISES = (
+    Promise("norm + SiLU, forward, of a copy", "shares", "group_norm_act forward", "share", 0.80),
+    Promise("norm + SiLU, backward, of a copy", "shares", "group_norm_act backward", "share", 0.75),
+    Promise("training step, over diffusers eager", "eager", "training 128", "ratio", 1.7),
+    Promise("training step, over diffusers compiled", "compiled", "training 128", "ratio", 1.15),
+    Promise("sampling, over diffusers eager", "sampling", "ddim 16", "ratio", 3.0),
+)
+
+
+class Results:
+    """DIR/results.jsonl: what this commit has told on this device, and where more is added."""
+
+    def __init__(self, out: Path, device: torch.device):
+        out.mkdir(parents=True, exist_ok=True)
+        self.path, self.device = out / RESULTS, device
+        self.where = {"device": device_name(device), "commit": commit() or "unknown"}
+
+    def records(self) -> list[Record]:
+        """A line that a kill has torn is left out."""
+        found = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if self.where.items() <= record.items():
+                    found.append(record)
+        return found
+
+    def add(self, step: str, **values: Any) -> Record:
+        (driver,) = nvidia_smi(self.device, "driver_version")
+        machine = {"driver": driver, "clocks": clocks(self.device), "torch": torch.__version__}
+        versions = {name: version(name) for name in PACKAGES}
+        record = {"step": step, **values, **self.where, **machine, **versions}
+        record["at"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    def known(self, step: str) -> set[str]:
+        """The names of a step's results that are there: measured, or failed."""
+        ends = (
+            r["name"] for r in self.records() if r["step"] == step and r.get("state") != "begun"
+        )
+        return set(filter(None, ends))
+
+    def done(self) -> set[str]:
+        return {r["step"] for r in self.records() if r.get("state") == "done"}
+
+    def interrupted(self, step: str) -> str | None:
+        """The name of what was begun and did not end."""
+        begun = [r["name"] for r in self.records() if r["step"] == step and r["name"]]
+        return begun[-1] if begun and begun[-1] not in self.known(step) else None
+
+
+# in the process of a step
+
+
+def measure(step: Step, results: Results) -> int:
+    """Runs what a step still lacks. Returns the exit code."""
+    for name, run in step.parts(results.device):
+        if name in results.known(step.name):
+            continue
+        results.add(step.name, name=name, state="begun")
+        began = time.monotonic()
+        try:
+            found = run()
+        except Exception as error:  # it is told, and the others go on
+            results.add(step.name, name=name, state="failed", why=reason(error))
+            print(f"  {name}: {reason(error)}", flush=True)
+            if "CUDA error" in str(error):
+                return POISONED
+            continue
+        seconds = time.monotonic() - began
+        results.add(step.name, name=name, state="measured", seconds=round(seconds, 3), **found)
+        print(f"  {name}: {spoken(found)}", flush=True)
+    return 0
+
+
+def spoken(found: Record) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in found.items()
+    )
+
+
+# in the process that was started
+
+
+def run_step(step: Step, results: Results, out: Path, deadline: float) -> None:
+    """In a process of its own, started again where the device was left in no state to go on."""
+    limit = min(time.monotonic() + step.limit, deadline)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--step", step.name]
+    command += ["--device", results.device.type]
+    code: int | None = POISONED
+    while code == POISONED:
+        process = subprocess.Popen(command, env=os.environ | step.environment)
+        try:
+            code = process.wait(max(0.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            process.kill()
+            process.wait()
+    if code == 0:
+        results.add(step.name, name=None, state="done")
+    elif code is None and limit < deadline:
+        name = results.interrupted(step.name)
+        why = f"ran past the step's limit of {step.limit:.0f} s"
+        results.add(step.name, name=name, state="failed", why=why)
+        results.add(step.name, name=None, state="done")
+        print(f"  {name}: {why}", flush=True)
+    elif code:
+        name, why = results.interrupted(step.name), f"its process ended with {code}"
+        results.add(step.name, name=name, state="failed", why=why)
+        print(f"  {name}: {why}", flush=True)
+        if name is None:  # nothing was begun, so that nothing would be otherwise again
+            results.add(step.name, name=None, state="done")
+
+
+def run_all(steps: Sequence[Step], results: Results, out: Path, deadline: float) -> list[str]:
+    """The names of those that are left."""
+    left = [step for step in steps if step.name not in results.done()]
+    while left and deadline - time.monotonic() > LEAST:
+        step = left[0]
+        print(f"{step.name}: {step.about}", flush=True)
+        before = len(results.records())
+        run_step(step, results, out, deadline)
+        if step.name in results.done() or len(results.records()) == before:
+            left.pop(0)
+    return [step.name for step in left]
+
+
+def promised(records: Sequence[Record]) -> list[list[str]]:
+    """What was promised, what was measured, with which torch, and how far it falls short."""
+    rows = [["promised", "at least", "measured", "torch", ""]]
+    measured = {(r["step"], r["name"]): r for r in records if r.get("state") == "measured"}
+    for promise in PROMISES:
+        record = measured.get((promise.step, promise.name), {})
+        value = record.get(promise.key)
+        if value is None:
+            rows.append([promise.text, f"{promise.least:g}", "-", "", "not measured"])
+            continue
+        kept = "kept" if value >= promise.least else f"missed by {promise.least - value:.2f}"
+        rows.append([promise.text, f"{promise.least:g}", f"{value:.2f}", record["torch"], kept])
+    return rows
+
+
+def failures(records: Sequence[Record]) -> Iterator[str]:
+    for r in records:
+        if r.get("state") == "failed":
+            yield f"  {r['step']}, {r['name']}: {r['why']}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="the folder of the results")
+    parser.add_argument("--minutes", type=float, default=9, help="no step is started after these")
+    parser.add_argument("--device", default="auto", help="cuda, or cpu for what runs there")
+    parser.add_argument("--step", help="this step alone, in this process")
+    chosen = parser.parse_args(argv)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(kind if chosen.device == "auto" else chosen.device)
+    results = Results(chosen.out, device)
+    steps = gpu_steps.steps_on(device)
+    if chosen.step:
+        (step,) = (s for s in steps if s.name == chosen.step)
+        sys.exit(measure(step, results))
+    if device.type != "cuda":
+        names = ", ".join(step.name for step in steps)
+        print(f"No CUDA device here (torch {torch.__version__}): only {names} can run.")
+    left = run_all(steps, results, chosen.out, time.monotonic() + 60 * chosen.minutes)
+    records = results.records()
+    print(f"\n{results.where['device']}, commit {results.where['commit']}; {results.path}")
+    print(table(promised(records)))
+    if failed := list(failures(records)):
+        print("\n".join(["failed:", *failed]))
+    if left:
+        print(f"left: {', '.join(left)}. The same command goes on.")
+
+
+if __name__ == "__main__":
+    main()

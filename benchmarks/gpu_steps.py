@@ -1,0 +1,445 @@
+"""What benchmarks.gpu measures, step by step. A part is a name and what measures it; it returns
+values for one line of results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.networks import MODELS, ours
+from diffusion.denoiser import Denoiser
+from diffusion.losses import simple_loss
+from diffusion.parameterization import PredictNoise
+from diffusion.schedule import linear
+from kernels import dispatch, workloads
+from kernels.launch import Launch
+from kernels.workloads import Work
+
+Record = dict[str, Any]
+Part = tuple[str, Callable[[], Record]]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WARM = 3  # calls before those that are timed
+# over torch's own error, or of the largest value where torch has none
+TWICE, LEAST_ERROR = 2.0, {"fp32": 1e-6, "bf16": 8e-3, "fp16": 1e-3}
+
+
+class Step(NamedTuple):
+    """limit: seconds. parts: of a device. environment: of its process. everywhere: a CPU runs it
+    too."""
+
+    name: str
+    about: str
+    limit: float
+    parts: Callable[[torch.device], Iterable[Part]]
+    environment: dict[str, str] = {}
+    everywhere: bool = False
+
+
+def steps_on(device: torch.device) -> list[Step]:
+    """In their order. On a CPU the operators run by Triton's interpreter."""
+    if device.type == "cuda":
+        return STEPS
+    interpreted = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    return [
+        step._replace(environment=interpreted if step.name == "operators" else {})
+        for step in STEPS
+        if step.everywhere
+    ]
+
+
+# machine, copies, products
+
+
+def machine(device: torch.device) -> Iterator[Part]:
+    def about() -> Record:
+        if device.type != "cuda":
+            return {"threads": torch.get_num_threads()}
+        p = torch.cuda.get_device_properties(device)
+        return {
+            "multiprocessors": p.multi_processor_count,
+            "memory_GB": round(p.total_memory / 1e9, 1),
+            "L2_MB": round(p.L2_cache_size / 1e6, 1),
+            "capability": f"{p.major}.{p.minor}",
+            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+        }
+
+    yield "about", about
+
+
+def rates(device: torch.device) -> Iterator[Part]:
+    """What a copy and a product of matrices reach: what all others are measured against."""
+
+    def copy(megabytes: int) -> Record:
+        us = copy_us(megabytes * 10**6, device)
+        return {"us": us, "TB_per_s": 2 * megabytes / us}
+
+    def product(dtype: torch.dtype, n: int = 8192) -> Record:
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        us = graph_us([partial(torch.mm, a, b)])
+        return {"us": us, "TFLOP_per_s": 2 * n**3 / us / 1e6}
+
+    for megabytes in (16, 67, 1000):
+        yield f"copy {megabytes} MB", partial(copy, megabytes)
+    for name, dtype in DTYPES.items():
+        yield f"matrix product {name}", partial(product, dtype)
+
+
+def copy_us(size: int, device: torch.device) -> float:
+    return graph_us(
+        [partial(y.copy_, x) for x, y in zip(rotated(size, device), rotated(size, device))]
+    )
+
+
+def rotated(size: int, device: torch.device) -> list[Tensor]:
+    """Tensors of so many bytes, together more than three times the L2 cache: each read is a cold
+    one."""
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return [
+        torch.empty(size // 2, dtype=torch.bfloat16, device=device).normal_()
+        for _ in range(max(2, math.ceil(3 * cache / size)))
+    ]
+
+
+def graph_us(calls: Sequence[Callable[[], object]]) -> float:
+    """Microseconds of a call, the median over replays of a CUDA graph of all of them: without the
+    time of the host."""
+    from triton.testing import do_bench
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM):
+            for call in calls:
+                call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    return 1e3 * do_bench(graph.replay, return_mode="median") / len(calls)
+
+
+# the kernels
+
+
+def compiled(device: torch.device) -> Iterator[Part]:
+    """All kernels of the CIFAR-10 step, on all cores: Triton then finds them in its cache."""
+
+    def compile_all() -> Record:
+        capability = torch.cuda.get_device_capability(device)
+        works = [w for w in workloads.workloads((128,)) if w.batch == 128]
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            counts = list(
+                pool.map(partial(compile_launches, 10 * capability[0] + capability[1]), works)
+            )
+        return {"kernels": sum(counts), "processes": os.cpu_count()}
+
+    yield "kernels of the CIFAR-10 step", compile_all
+
+
+def compile_launches(capability: int, work: Work) -> int:
+    from kernels import ahead
+
+    launches: list[Launch] = work.launches()
+    for launch in launches:
+        ahead.compile_for(launch, capability)
+    return len(launches)
+
+
+def operators(device: torch.device) -> Iterator[Part]:
+    """Each against float64: outputs and gradients, in both layouts; the same bits twice; nothing
+    left unwritten."""
+    sizes = [(4, 16, 128, (128,)), (2, 96, 64, ())] if device.type == "cuda" else [(2, 4, 64, (64,))]
+    tokens = [(2, 64, 2, 64), (2, 100, 1, 40)] if device.type == "cuda" else [(1, 16, 1, 16)]
+    for name, dtype in DTYPES.items():
+        for batch, size, channels, skips in sizes:
+            for work in workloads.norms(batch, size, channels, skips, dtype):
+                for layout in ("channels_last", "NCHW"):
+                    yield f"{work}, {layout}", partial(checked, work, name, layout, device)
+        for sizes_of in tokens:
+            work = workloads.attentions(*sizes_of, dtype)
+            yield str(work), partial(checked, work, name, "", device)
+
+
+def checked(work: Work, name: str, layout: str, device: torch.device) -> Record:
+    """error: the largest over outputs and gradients, of the largest value. Raises where it is more
+    than twice torch's, or where two runs differ."""
+    torch.manual_seed(0)
+    inputs = {k: laid_out(x, layout) for k, x in work.inputs(device).items()}
+    exact = {k: wide(x) for k, x in inputs.items()}
+    weights = work.weights(work.forward(work.judge(), inputs))
+    expected = work.results(work.judge(), exact, [w.double() for w in weights])
+    theirs = work.results(work.judge(), inputs, weights)
+    poison(device)
+    found = work.results(work.fused(), inputs, weights)
+    again = work.results(work.fused(), inputs, weights)
+    error, allowed = (max(map(distance, each, expected)) for each in (found, theirs))
+    allowed = max(TWICE * allowed, LEAST_ERROR[name])
+    if not error <= allowed:
+        raise ValueError(f"wrong by {error:.1e} of the largest value, and {allowed:.1e} is allowed")
+    if not all(map(torch.equal, found, again)):
+        raise ValueError("two runs differ in their bits")
+    return {"error": error, "allowed": allowed}
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if x.ndim != 4 or layout != "NCHW":
+        return x
+    return x.detach().contiguous().requires_grad_(x.requires_grad)
+
+
+def wide(x: Tensor) -> Tensor:
+    return x.detach().double().requires_grad_() if x.is_floating_point() else x
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Of the largest value; NaN is infinitely far."""
+    off = (found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    return off.nan_to_num(math.inf).item()
+
+
+def poison(device: torch.device) -> None:
+    """Memory that is given out next holds NaN, which what is not written shows."""
+    for size in (2**12, 2**16, 2**20, 2**24):
+        del_me = [torch.full((size,), math.nan, device=device) for _ in range(4)]
+        del del_me
+
+
+# the network
+
+
+def network_step(device: torch.device) -> Iterator[Part]:
+    """Loss and gradients of one training step, by Triton and by torch, in the same arithmetic."""
+
+    def compare(dtype: torch.dtype) -> Record:
+        model, grads, losses = MODELS["cifar10"], {}, {}
+        torch.manual_seed(0)
+        network = ours(model).to(device, memory_format=torch.channels_last).eval()
+        denoiser = Denoiser(network, linear(), PredictNoise()).to(device)
+        x0 = torch.rand(8, 3, 32, 32, device=device) * 2 - 1
+        t, noise = torch.arange(1, 9, device=device) * 100, torch.randn_like(x0)
+        exact = "exact"
+        for kernels in (exact, "reference", "triton"):
+            dispatch.select("reference" if kernels == exact else kernels, device)
+            network.zero_grad()
+            kind = torch.float32 if kernels == exact else dtype
+            with torch.autocast(device.type, kind, enabled=kind != torch.float32):
+                loss = simple_loss(denoiser.forward_pass(x0, t, noise)).mean()
+            loss.backward()
+            losses[kernels] = loss.item()
+            grads[kernels] = [p.grad.clone() for p in network.parameters()]
+        off = {
+            kernels: max(map(distance, grads[kernels], [g.double() for g in grads[exact]]))
+            for kernels in ("reference", "triton")
+        }
+        return {
+            "loss_triton": losses["triton"],
+            "loss_torch": losses["reference"],
+            "gradients_off": off["triton"],
+            "torch_off": off["reference"],
+        }
+
+    for name in ("fp32", "bf16"):
+        yield name, partial(compare, DTYPES[name])
+
+
+def graph(device: torch.device) -> Iterator[Part]:
+    """Sampling as one CUDA graph against the same calls one by one."""
+    from sampling.cuda_graph import prepared
+
+    def compare() -> Record:
+        torch.manual_seed(0)
+        dispatch.select("auto", device)
+        network = ours(MODELS["cifar10"]).to(device, memory_format=torch.channels_last).eval()
+        denoiser = Denoiser(network.requires_grad_(False), linear(), PredictNoise()).to(device)
+        x = torch.randn(4, 3, 32, 32, device=device)
+        with torch.no_grad():
+            ways = [prepared(denoiser, [500, 250], captured)(None) for captured in (True, False)]
+            off = [distance(*(way(x, t).x0 for way in ways)) for t in (500, 250)]
+        return {"images_off": max(off), "same_bits": max(off) == 0}
+
+    yield "DDIM's network", compare
+
+
+def profile(device: torch.device) -> Iterator[Part]:
+    """A training step: the time of the GPU, of the host, launches and waits."""
+    from benchmarks import unet
+    from runtime.precision import arithmetic
+
+    def measured(batch: int) -> Record:
+        dispatch.select("auto", device)
+        autocast = arithmetic("bf16", device)
+        candidate = unet.of_ours(ours(MODELS["cifar10"]), 32, device, compiled=False)
+        step = unet.training(candidate, autocast)
+        inputs = unet.images(batch, 32, device, "channels_last")
+        for _ in range(WARM):
+            step(*inputs)
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as found:
+            step(*inputs)
+            torch.cuda.synchronize()
+        events = found.key_averages()
+        on_gpu = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+        return {
+            "gpu_ms": sum(e.self_device_time_total for e in on_gpu) / 1e3,
+            "kernels": sum(e.count for e in on_gpu),
+            "host_ms": sum(e.self_cpu_time_total for e in events) / 1e3,
+            "waits": sum(e.count for e in events if "Synchronize" in e.key) - 1,
+            "longest": [
+                f"{e.key[:60]} {e.self_device_time_total / 1e3:.2f} ms"
+                for e in sorted(on_gpu, key=lambda e: -e.self_device_time_total)[:8]
+            ],
+        }
+
+    for batch in (128, 16):
+        yield f"training {batch}", partial(measured, batch)
+
+
+def shares(device: torch.device) -> Iterator[Part]:
+    """Bytes a second of our kernels over those of a copy, cold caches, in a graph; beside torch's,
+    and apex's where it is installed."""
+    from benchmarks.operations import PLAIN, Case, implementations
+
+    def measured(shape: tuple[int, ...], which: str) -> Record:
+        from benchmarks.kernels import maker
+
+        dispatch.select("triton", device)
+        case = Case("group_norm_act", shape, PLAIN)
+        size = math.prod(shape) * 2
+        copies = max(
+            2, math.ceil(3 * torch.cuda.get_device_properties(device).L2_cache_size / size)
+        )
+        found: Record = {}
+        for name in ("ours", "torch"):
+            runs = []
+            for _ in range(copies):
+                runs.append(
+                    maker(which, *implementations(case, torch.bfloat16, device, False)[name])()
+                )
+            us = graph_us(runs)
+            found[f"{name}_us"] = us
+            found["share" if name == "ours" else f"{name}_share"] = (
+                case.passes[which] * size / us / (2 * size / copy_us(size, device))
+            )
+        return found
+
+    for which in ("forward", "backward"):
+        yield f"group_norm_act {which}", partial(measured, (128, 128, 32, 32), which)
+        yield f"group_norm_act {which}, 16x16", partial(measured, (128, 256, 16, 16), which)
+
+
+# against the peers, by their own benchmarks
+
+
+def rows_of(main: Callable[[Sequence[str]], None], *words: str) -> list[dict[str, str]]:
+    """What a benchmark writes as CSV."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        with redirect_stdout(io.StringIO()):
+            main([*words, "--csv", str(path)])
+        with open(path) as file:
+            return list(csv.DictReader(file))
+
+
+def against(rows: Sequence[dict[str, str]], over: Sequence[str]) -> Record:
+    """images/s of each, and ratio: ours over the fastest of diffusers' rows. over: how the columns
+    with our ratio begin."""
+    found: Record = {}
+    for row in rows:
+        name = f"{row['implementation']} {row.get('layout', '')}".strip()
+        name += " compiled" * (row.get("compiled") == "yes")
+        found[name] = row["images/s"] or row["median s"]
+    speeds = {
+        name: float(row["images/s"])
+        for name, row in zip(found, rows)
+        if row["images/s"].replace(".", "").isdigit()
+    }
+    best = {kind: [v for n, v in speeds.items() if n.startswith(kind)] for kind in over}
+    if all(best.values()):
+        found["ratio"] = max(best[over[0]]) / max(best[over[1]])
+    return found
+
+
+def training_speed(device: torch.device, *more: str) -> Iterator[Part]:
+    from benchmarks import unet
+
+    def measured(mode: str, batch: int) -> Record:
+        words = ["--mode", mode, "--batch", str(batch), "--pairs", "6", *more]
+        return against(rows_of(unet.main, *words), ("ours", "diffusers"))
+
+    for mode, batch in (("training", 128), ("training", 16), ("forward", 128)):
+        yield f"{mode} {batch}", partial(measured, mode, batch)
+
+
+def compiled_speed(device: torch.device) -> Iterator[Part]:
+    return training_speed(device, "--compile")
+
+
+def sampling_speed(device: torch.device) -> Iterator[Part]:
+    from benchmarks import sampling
+
+    def measured(batch: int) -> Record:
+        words = ["--sampler", "ddim", "--batch", str(batch)]
+        return against(rows_of(sampling.main, *words), ("ours with a graph", "diffusers"))
+
+    for batch in (16, 1):
+        yield f"ddim {batch}", partial(measured, batch)
+
+
+def tests(device: torch.device) -> Iterator[Part]:
+    def run() -> Record:
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]])[-1]
+        if done.returncode not in (0, 5):  # 5: there are none
+            raise ValueError(last)
+        return {"said": last}
+
+    yield "pytest -m gpu", run
+
+
+def counted(device: torch.device) -> Iterator[Part]:
+    """What a step asks of a GPU: see benchmarks.traffic."""
+    from benchmarks import traffic
+
+    def run(mode: str) -> Record:
+        model, asked = MODELS["cifar10"], traffic.Rates(3.0, 400.0, 8.0, 100.0)
+        found = traffic.candidate("ours", model)
+        total = traffic.measured(found, mode, model, 128, asked).total  # type: ignore[arg-type]
+        return {"launches": total.launches, "GB": total.bytes / 1e9, "GFLOP": total.flop / 1e9}
+
+    for mode in ("training", "sampling"):
+        yield mode, partial(run, mode)
+
+
+STEPS = [
+    Step("machine", "the device", 60, machine, everywhere=True),
+    Step("counted", "launches and bytes, without a GPU", 120, counted, everywhere=True),
+    Step("rates", "a copy and products of matrices", 60, rates),
+    Step("compile", "the kernels of the step, in parallel", 240, compiled),
+    Step("operators", "every operator against float64", 240, operators, everywhere=True),
+    Step("step", "one training step, Triton against torch", 60, network_step),
+    Step("graph", "sampling as one CUDA graph", 60, graph),
+    Step("profile", "a training step by the profiler", 60, profile),
+    Step("eager", "training and forward, beside diffusers", 180, training_speed),
+    Step("shares", "the norms' share of a copy's bandwidth", 60, shares),
+    Step("sampling", "sampling, beside diffusers", 120, sampling_speed),
+    Step("tests", "the tests that are marked gpu", 300, tests),
+    Step("compiled", "both by torch.compile", 480, compiled_speed),
+]
