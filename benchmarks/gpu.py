@@ -32,7 +32,7 @@ from runtime.environment import commit, device_name
 from runtime.log import table
 
 Record = dict[str, Any]
-RESULTS = "results.jsonl"
+MODULE, RESULTS = "benchmarks.gpu", "results.jsonl"
 LEAST = 10  # seconds that are worth starting a step for
 POISONED = 3  # exit code: the device is in no state to go on in this process
 
@@ -81,8 +81,9 @@ class Results:
         versions = {name: version(name) for name in PACKAGES}
         record = {"step": step, **values, **self.where, **machine, **versions}
         record["at"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        torn = self.path.exists() and not self.path.read_text().endswith("\n")
         with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write("\n" * torn + json.dumps(record) + "\n")
         return record
 
     def known(self, step: str) -> set[str]:
@@ -92,8 +93,9 @@ class Results:
         )
         return set(filter(None, ends))
 
-    def done(self) -> set[str]:
-        return {r["step"] for r in self.records() if r.get("state") == "done"}
+    def ended(self) -> set[str]:
+        """Steps that are done, or could not begin."""
+        return {r["step"] for r in self.records() if r["name"] is None}
 
     def interrupted(self, step: str) -> str | None:
         """The name of what was begun and did not end."""
@@ -136,47 +138,42 @@ def spoken(found: Record) -> str:
 
 
 def run_step(step: Step, results: Results, out: Path, deadline: float) -> None:
-    """In a process of its own, started again where the device was left in no state to go on."""
+    """In a process of its own. A part that ends or hangs it is noted as failed; called again, the
+    others go on."""
     limit = min(time.monotonic() + step.limit, deadline)
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--step", step.name]
-    command += ["--device", results.device.type]
-    code: int | None = POISONED
-    while code == POISONED:
-        process = subprocess.Popen(command, env=os.environ | step.environment)
-        try:
-            code = process.wait(max(0.0, limit - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            process.kill()
-            process.wait()
-    if code == 0:
-        results.add(step.name, name=None, state="done")
-    elif code is None and limit < deadline:
-        name = results.interrupted(step.name)
-        why = f"ran past the step's limit of {step.limit:.0f} s"
-        results.add(step.name, name=name, state="failed", why=why)
-        results.add(step.name, name=None, state="done")
-        print(f"  {name}: {why}", flush=True)
-    elif code:
-        name, why = results.interrupted(step.name), f"its process ended with {code}"
+    command = [sys.executable, "-m", MODULE, "--out", str(out), "--step", step.name]
+    process = subprocess.Popen(
+        [*command, "--device", results.device.type], env=os.environ | step.environment
+    )
+    try:
+        code = process.wait(max(0.0, limit - time.monotonic()))
+        why = f"its process ended with {code}"
+    except subprocess.TimeoutExpired:
+        if limit == deadline:
+            return  # of all steps together: the next call goes on
+        code, why = None, f"ran past the step's limit of {step.limit:.0f} s"
+    finally:
+        process.kill()
+        process.wait()
+    name = results.interrupted(step.name)
+    if name:
         results.add(step.name, name=name, state="failed", why=why)
         print(f"  {name}: {why}", flush=True)
-        if name is None:  # nothing was begun, so that nothing would be otherwise again
-            results.add(step.name, name=None, state="done")
+    elif code != POISONED:  # all its parts are there, or it could not even begin
+        results.add(step.name, name=None, state="done" if code == 0 else "failed", why=why)
 
 
 def run_all(steps: Sequence[Step], results: Results, out: Path, deadline: float) -> list[str]:
     """The names of those that are left."""
-    left = [step for step in steps if step.name not in results.done()]
-    while left and deadline - time.monotonic() > LEAST:
-        step = left[0]
+    for step in steps:
+        if step.name in results.ended():
+            continue
         print(f"{step.name}: {step.about}", flush=True)
-        before = len(results.records())
-        run_step(step, results, out, deadline)
-        if step.name in results.done() or len(results.records()) == before:
-            left.pop(0)
-    return [step.name for step in left]
+        while step.name not in results.ended():
+            if deadline - time.monotonic() < LEAST:
+                return [s.name for s in steps if s.name not in results.ended()]
+            run_step(step, results, out, deadline)
+    return []
 
 
 def promised(records: Sequence[Record]) -> list[list[str]]:
@@ -197,7 +194,7 @@ def promised(records: Sequence[Record]) -> list[list[str]]:
 def failures(records: Sequence[Record]) -> Iterator[str]:
     for r in records:
         if r.get("state") == "failed":
-            yield f"  {r['step']}, {r['name']}: {r['why']}"
+            yield f"  {r['step']}, {r['name'] or 'at its start'}: {r['why']}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

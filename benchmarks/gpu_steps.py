@@ -164,8 +164,10 @@ def compile_launches(capability: int, work: Work) -> int:
 def operators(device: torch.device) -> Iterator[Part]:
     """Each against float64: outputs and gradients, in both layouts; the same bits twice; nothing
     left unwritten."""
-    sizes = [(4, 16, 128, (128,)), (2, 96, 64, ())] if device.type == "cuda" else [(2, 4, 64, (64,))]
-    tokens = [(2, 64, 2, 64), (2, 100, 1, 40)] if device.type == "cuda" else [(1, 16, 1, 16)]
+    cuda = device.type == "cuda"
+    # batch, side, channels, channels of a skip; 96 x 96 pixels are norms in two stages
+    sizes = [(4, 16, 128, (128,)), (2, 96, 64, ())] if cuda else [(2, 4, 64, (64,))]
+    tokens = [(2, 64, 2, 64), (2, 100, 1, 40)] if cuda else [(1, 16, 1, 16)]
     for name, dtype in DTYPES.items():
         for batch, size, channels, skips in sizes:
             for work in workloads.norms(batch, size, channels, skips, dtype):
