@@ -3,13 +3,18 @@
 # make test    all tests but the slow ones; no network, no GPU. PART=transfer: those of one package
 # make docs    the table and the presets of docs/strategies.md, from the files in conf/transfer
 PYTHON ?= python3
+# make gpu     the first thing on a machine with a GPU: what works, how fast, what was promised; PYTHON=python3 OUT=gpu MINUTES=9
+# make gpu-wheels   what that needs on one without a network, beside torch, triton, numpy and Pillow (14 MB)
 TORCH ?= 2.13
 JOBS ?= 2
 PART ?=
 PY = .venv/bin/python
 INSTALLED = .venv/installed-torch-$(TORCH)
 DEV = $(INSTALLED)-dev
-.PHONY: demo report test test-slow docs install check clean
+OUT ?= gpu
+MINUTES ?= 9
+GPU_PYTHON ?= 3.12
+.PHONY: demo report test test-slow docs install check gpu gpu-wheels clean
 
 demo: $(INSTALLED)
 	$(PY) train.py +experiment=transfer_demo
@@ -29,6 +34,16 @@ test: $(DEV)
 
 test-slow: $(DEV)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS) tests/$(PART)
+
+gpu:  # by the machine's own Python, which has the torch of its driver
+	$(PYTHON) -m benchmarks.gpu --out $(OUT) --minutes $(MINUTES)
+
+gpu-wheels: $(INSTALLED)
+	$(PY) -m pip wheel -q --no-deps -w gpu-wheels $$(grep -o '^antlr4[^ ]*' requirements-gpu.txt)
+	grep -v '^antlr4' requirements-gpu.txt > gpu-wheels/requirements.txt
+	$(PY) -m pip download -q --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
+	    --platform manylinux_2_28_x86_64 -d gpu-wheels -r gpu-wheels/requirements.txt
+	@echo "gpu-wheels: on that machine, pip install --no-index --no-deps --find-links gpu-wheels -r requirements-gpu.txt"
 
 docs: $(INSTALLED)
 	$(PY) -m docs.make_strategies
