@@ -346,6 +346,24 @@ def shares(device: torch.device) -> Iterator[Part]:
         yield f"group_norm_act {which}, 16x16", partial(measured, (128, 256, 16, 16), which)
 
 
+def tuning(device: torch.device) -> Iterator[Part]:
+    """Tile sizes of the norms at the shapes that carry the bytes of the CIFAR-10 step, by time.
+    What is found is a line here and is not written into kernels/tuned: python -m kernels.tune
+    --write does that, in hours."""
+    from kernels import tune
+
+    def best(name: str, size: int, channels: int, skips: tuple[int, ...]) -> Record:
+        dispatch.select("triton", device)
+        works = list(workloads.norms(128, size, channels, skips, torch.bfloat16))[:1]
+        (shape,) = tune.shapes(name, works)
+        entry = {tuple(e["shape"].items()): e for e in tune.tuned(name, works, device)}[shape]
+        return {"shape": entry["shape"], "config": entry["config"], "ms": entry["rank"][0]}
+
+    for name in ("group_norm_forward", "group_norm_backward"):
+        for size, channels in ((32, 128), (16, 256)):
+            yield f"{name} {channels}x{size}x{size}", partial(best, name, size, channels, ())
+
+
 # against the peers, by their own benchmarks
 
 
@@ -441,6 +459,7 @@ STEPS = [
     Step("profile", "a training step by the profiler", 60, profile),
     Step("eager", "training and forward, beside diffusers", 180, training_speed),
     Step("shares", "the norms' share of a copy's bandwidth", 60, shares),
+    Step("tuning", "tile sizes where the bytes are", 120, tuning),
     Step("sampling", "sampling, beside diffusers", 120, sampling_speed),
     Step("tests", "the tests that are marked gpu", 300, tests),
     Step("compiled", "both by torch.compile", 480, compiled_speed),

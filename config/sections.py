@@ -74,6 +74,7 @@ class RunSettings(Settings):
         kid_images: images generated at each evaluation, for KID and rho (training.online_kid), 0
             for none.
         best_by: what the checkpoint that is kept as the best is lowest in.
+        deterministic: see runtime.device.repeat_bits.
     """
 
     device: str
@@ -90,6 +91,7 @@ class RunSettings(Settings):
     samples: int
     kid_images: int
     best_by: Literal["loss", "kid"]
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.kid_images != 0 and self.kid_images < FEWEST:

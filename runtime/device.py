@@ -2,10 +2,12 @@
 
 import contextlib
 import gc
+import os
 import re
 from pathlib import Path
 
 import torch
+import torch.utils.deterministic
 
 from runtime.errors import UserError
 
@@ -26,6 +28,20 @@ def pick_device(name: str) -> torch.device:
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # Triton starts kernels on the current one
     return device
+
+
+def repeat_bits(wanted: bool) -> None:
+    """Whether a GPU computes the same bits each time: operations that have several orders take one,
+    or raise RuntimeError where they have none. To be said before the first product of matrices.
+
+    Source:
+        PyTorch's notes on reproducibility.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    # nothing unwritten is read here
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def forget_peak(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from kernels import dispatch
 from models.layers import to_channels_last
 from runtime import checkpoint
 from runtime.checkpoint import MODEL, Checkpoint
-from runtime.device import forget_peak, pick_device
+from runtime.device import forget_peak, pick_device, repeat_bits
 from runtime.environment import describe, kept_precision
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically, write_csv
@@ -156,6 +156,7 @@ def open_trainer(
     Args:
         origin: the source's weights, where the run starts from them or its strategy asks them.
     """
+    repeat_bits(config.run.deterministic)
     device = pick_device(config.run.device)
     forget_peak(device)
     asked = config.train.precision

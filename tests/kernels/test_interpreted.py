@@ -1,5 +1,5 @@
-"""The Triton kernels under Triton's interpreter, tests/kernels/interpreted in processes of their
-own: the mode is the process's, set before triton is imported, and what is compiled ahead of time
+"""The Triton kernels under Triton's interpreter, and on a GPU where there is one:
+tests/kernels/interpreted in processes of their own, as the mode is the process's, set before triton is imported, and what is compiled ahead of time
 needs it unset. What is quick shares one process, whose start costs eight seconds."""
 
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers import ROOT
 
@@ -19,8 +20,8 @@ SLOW = [
 ]
 
 
-def passes(path: Path, marked: str) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+def passes(path: Path, marked: str, **environment: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {"TRITON_INTERPRET": "1"})
     command = [
         sys.executable,
         "-m",
@@ -47,3 +48,11 @@ def test_interpreted():
 @pytest.mark.parametrize("file", SLOW, ids=lambda file: file.stem)
 def test_interpreted_slow(file):
     passes(file, "slow")
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_on_a_gpu():
+    """The same cases, compiled; bf16 by a GPU's rounding."""
+    passes(INTERPRETED, "slow or not slow", KERNELS_ON_CUDA="1")

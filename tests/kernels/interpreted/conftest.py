@@ -1,11 +1,16 @@
-"""What is here runs through tests/kernels/test_interpreted.py, or by hand with
-TRITON_INTERPRET=1."""
+"""What is here runs through tests/kernels/test_interpreted.py, or by hand with TRITON_INTERPRET=1,
+and with KERNELS_ON_CUDA=1 on a GPU."""
 
 import os
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    collect_ignore_glob = ["test_*.py"]
-else:
+import torch
+
+if os.environ.get("KERNELS_ON_CUDA") == "1":
+    # what a test makes without a word is on the GPU, and so is what it draws
+    torch.set_default_device("cuda")
+    on_cpu = torch.Generator
+    torch.Generator = lambda device="cuda": on_cpu(device)
+elif os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter
 
     patched = set()
@@ -20,3 +25,5 @@ else:
         return self.rewrite()(*arguments, **options)
 
     interpreter.InterpretedFunction.__call__ = called
+else:
+    collect_ignore_glob = ["test_*.py"]

@@ -28,6 +28,8 @@ TOLERANCE = {
     torch.float16: (1e-3, 1.5e-3),
 }
 F32, BF16, F16 = TOLERANCE
+if torch.get_default_device().type == "cuda":  # twice torch's own error
+    TOLERANCE[BF16] = (6e-3, 1e-2)
 CASES = [  # B, T, heads, d, type: every pair of a value and a type, of a T and a d that is cheap
     (1, 1, 1, 16, F32),
     (2, 1, 4, 48, BF16),
@@ -208,7 +210,7 @@ def test_compiled_in_one_graph(monkeypatch):
 
 def test_autocast_gives_its_type():
     qkv, dout = inputs(2, 20, 2, 16, F32)
-    with torch.autocast("cpu", BF16):
+    with torch.autocast(torch.get_default_device().type, BF16):
         out, gradient = with_gradient(triton.attention, qkv, 2, dout)
         assert out.dtype == reference.attention(qkv, 2).dtype == BF16 and gradient.dtype == F32
         compiled = torch.compile(triton.attention, fullgraph=True, backend="aot_eager")(qkv, 2)

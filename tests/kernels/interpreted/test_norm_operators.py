@@ -102,7 +102,7 @@ def test_compiled_without_a_graph_break_it_is_what_it_is_eagerly(name):
 def test_bfloat16_stays_bfloat16_under_autocast(name):
     inputs = made(name, torch.bfloat16)
     outputs, gradients = norms.run(kernels, name, inputs, upstream, **OPTIONS)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         within, through = norms.run(kernels, name, inputs, upstream, **OPTIONS)
     for a, b in zip(outputs, within):
         assert b.dtype == torch.bfloat16 and torch.equal(a, b)

@@ -34,7 +34,7 @@ SIZE = (8, 4)
 def chosen():
     """Triton, as kernels=triton chooses it; the process's own choice comes back."""
     before = dispatch._chosen
-    dispatch.select("triton", torch.device("cpu"))
+    dispatch.select("triton", torch.get_default_device())
     yield
     dispatch._chosen = before
 
@@ -140,7 +140,7 @@ def test_a_training_step_is_the_references(kind, checkpointing, monkeypatch):
         "attention_backward_q_kernel": attentions,
         "attention_backward_kv_kernel": attentions,
     }
-    dispatch.select("reference", torch.device("cpu"))
+    dispatch.select("reference", torch.get_default_device())
     compared(ours, one_step(made))
 
 
@@ -158,7 +158,7 @@ def test_injected_parameters_of_a_convolution_whose_bias_is_left_to_the_norm():
             parameter.data.normal_(std=0.3, generator=draw)
         parameter.requires_grad_("lora" in name or name.endswith("bias"))
     ours = one_step(copy.deepcopy(made))
-    dispatch.select("reference", torch.device("cpu"))
+    dispatch.select("reference", torch.get_default_device())
     compared(ours, one_step(made))
 
 
