@@ -1,6 +1,7 @@
 """The Triton kernels under Triton's interpreter, and on a GPU where there is one:
-tests/kernels/interpreted in processes of their own, as the mode is the process's, set before triton is imported, and what is compiled ahead of time
-needs it unset. What is quick shares one process, whose start costs eight seconds."""
+tests/kernels/interpreted in processes of their own, as the mode is the process's, set before triton
+is imported, and what is compiled ahead of time needs it unset. What is quick shares one process,
+whose start costs eight seconds."""
 
 import os
 import subprocess
