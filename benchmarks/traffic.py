@@ -239,7 +239,7 @@ def on_cuda(fused: bool = True) -> Iterator[None]:
     """Fake tensors inside, for which torch and our dispatch choose as on a GPU: CUDA's autocast, a
     launch for many tensors, our kernels for norms (fused) and torch's for attention."""
     foreach = mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True)
-    ours = mock.patch.object(dispatch, "fused", lambda x: fused and x.ndim != 3)  # as qkv has
+    ours = mock.patch.object(dispatch, "fused", lambda device: fused)
     with FakeTensorMode(allow_non_fake_inputs=True), foreach, ours, CudaAutocast():
         yield
 
