@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -292,6 +293,8 @@ def measured(chosen: Candidate, mode: str, model: Model, batch: int, rates: Rate
     """One step, after one that allocates what an optimizer keeps."""
     prepare = {"training": training, "sampling": sampling}[mode]
     meter = Meter(rates)
+    # copying a network, as its average does, asks each tensor for its memory
+    warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
     with on_cuda():
         step = prepare(chosen, lambda: torch.autocast("cpu", torch.bfloat16))
         inputs = images(batch, model.size, torch.device("cpu"), chosen.layout)
