@@ -4,6 +4,7 @@ CSV."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import importlib
 import statistics
@@ -59,9 +60,9 @@ def numbers(text: str, cpu: Sequence[int], cuda: Sequence[int], device: torch.de
 
 def peer(package: str) -> ModuleType | None:
     """The package that is compared with, or None and a line that says so."""
-    try:
+    with contextlib.suppress(ImportError):  # a peer may do without
         import runtime.torchvision  # noqa: F401 - before any peer that imports torchvision
-
+    try:
         return importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         print(f"{package} is not installed here ({error}): its rows are left out.")
@@ -107,10 +108,10 @@ def _failure(run: Run, times: int) -> str:
     return why
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
-    return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
+    return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:600]
 
 
 def _wait(device: torch.device) -> None:

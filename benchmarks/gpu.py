@@ -13,27 +13,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import gpu_steps
-from benchmarks.common import PACKAGES, clocks, nvidia_smi, reason, version
+from benchmarks.common import PACKAGES, nvidia_smi, reason, version
 from benchmarks.gpu_steps import Step
 from runtime.environment import commit, device_name
 from runtime.log import table
 
 Record = dict[str, Any]
 MODULE, RESULTS = "benchmarks.gpu", "results.jsonl"
+MADE = ("runs", "cache", "generated", "wandb", "datasets", "gpu", "gpu-wheels")  # by commands
 LEAST = 10  # seconds that are worth starting a step for
+TRIES = 3  # calls that a part gets to end in
 POISONED = 3  # exit code: the device is in no state to go on in this process
 
 
@@ -57,13 +63,33 @@ PROMISES = (
 )
 
 
+@cache
+def code() -> str:
+    """A hash of the files that run: a commit does not tell two changed trees apart, and may be
+    unknown."""
+    root, told = Path(__file__).parent.parent, hashlib.sha256()
+    ours = [
+        p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "." and p.name not in MADE
+    ]
+    for path in (path for folder in ours for path in sorted(folder.rglob("*"))):
+        if path.suffix in (".py", ".json", ".yaml"):
+            told.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return told.hexdigest()[:12]
+
+
 class Results:
     """DIR/results.jsonl: what this commit has told on this device, and where more is added."""
 
     def __init__(self, out: Path, device: torch.device):
         out.mkdir(parents=True, exist_ok=True)
         self.path, self.device = out / RESULTS, device
-        self.where = {"device": device_name(device), "commit": commit() or "unknown"}
+        self.where = {
+            "device": device_name(device),
+            "commit": commit() or "unknown",
+            "code": code(),
+            "torch": torch.__version__,
+            **{name: version(name) for name in PACKAGES},
+        }
 
     def records(self) -> list[Record]:
         """A line that a kill has torn is left out."""
@@ -76,10 +102,10 @@ class Results:
         return found
 
     def add(self, step: str, **values: Any) -> Record:
-        (driver,) = nvidia_smi(self.device, "driver_version")
-        machine = {"driver": driver, "clocks": clocks(self.device), "torch": torch.__version__}
-        versions = {name: version(name) for name in PACKAGES}
-        record = {"step": step, **values, **self.where, **machine, **versions}
+        record = {"step": step, **values, **self.where}
+        if values["state"] != "begun":
+            driver, *now = nvidia_smi(self.device, "driver_version", "clocks.sm", "clocks.mem")
+            record |= {"driver": driver, "clocks": now}
         record["at"] = time.strftime("%Y-%m-%d %H:%M:%S")
         torn = self.path.exists() and not self.path.read_text().endswith("\n")
         with open(self.path, "a") as file:
@@ -102,6 +128,11 @@ class Results:
         begun = [r["name"] for r in self.records() if r["step"] == step and r["name"]]
         return begun[-1] if begun and begun[-1] not in self.known(step) else None
 
+    def tries(self, step: str, name: str) -> int:
+        """How often a part was begun."""
+        begun = (r for r in self.records() if r["state"] == "begun")
+        return sum((r["step"], r["name"]) == (step, name) for r in begun)
+
 
 # in the process of a step
 
@@ -115,10 +146,10 @@ def measure(step: Step, results: Results) -> int:
         began = time.monotonic()
         try:
             found = run()
-        except Exception as error:  # it is told, and the others go on
+        except (Exception, SystemExit) as error:  # it is told, and the others go on
             results.add(step.name, name=name, state="failed", why=reason(error))
             print(f"  {name}: {reason(error)}", flush=True)
-            if "CUDA error" in str(error):
+            if "CUDA error" in str(error) or not usable(results.device):
                 return POISONED
             continue
         seconds = time.monotonic() - began
@@ -127,11 +158,26 @@ def measure(step: Step, results: Results) -> int:
     return 0
 
 
+def usable(device: torch.device) -> bool:
+    """Whether the device still computes: after an illegal access it does nothing any more."""
+    try:
+        return device.type != "cuda" or torch.ones(8, device=device).sum().item() == 8
+    except Exception:
+        return False
+
+
 def spoken(found: Record) -> str:
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in found.items()
     )
+
+
+def die_with_parent() -> None:
+    """Where the process that was started is killed, the step's own does not go on beside the next
+    one's."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 # in the process that was started
@@ -143,23 +189,31 @@ def run_step(step: Step, results: Results, out: Path, deadline: float) -> None:
     limit = min(time.monotonic() + step.limit, deadline)
     command = [sys.executable, "-m", MODULE, "--out", str(out), "--step", step.name]
     process = subprocess.Popen(
-        [*command, "--device", results.device.type], env=os.environ | step.environment
+        [*command, "--device", str(results.device)],
+        env=os.environ | step.environment,
+        start_new_session=True,
     )
     try:
         code = process.wait(max(0.0, limit - time.monotonic()))
         why = f"its process ended with {code}"
     except subprocess.TimeoutExpired:
-        if limit == deadline:
-            return  # of all steps together: the next call goes on
+        if limit == deadline:  # of all steps together: the next call goes on
+            if (name := results.interrupted(step.name)) and results.tries(step.name, name) >= TRIES:
+                why = f"{TRIES} calls had no time for it: more --minutes"
+                results.add(step.name, name=name, state="failed", why=why)
+            return
         code, why = None, f"ran past the step's limit of {step.limit:.0f} s"
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
         process.wait()
     name = results.interrupted(step.name)
     if name:
         results.add(step.name, name=name, state="failed", why=why)
         print(f"  {name}: {why}", flush=True)
-    elif code != POISONED:  # all its parts are there, or it could not even begin
+    elif (
+        code != POISONED and step.name not in results.ended()
+    ):  # all its parts are there, or it could not even begin
         results.add(step.name, name=None, state="done" if code == 0 else "failed", why=why)
 
 
@@ -210,7 +264,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = gpu_steps.steps_on(device)
     if chosen.step:
         (step,) = (s for s in steps if s.name == chosen.step)
-        sys.exit(measure(step, results))
+        die_with_parent()
+        if device.index is not None:
+            torch.cuda.set_device(device)
+        try:
+            code = measure(step, results)
+        except Exception as error:  # before its first part
+            results.add(step.name, name=None, state="failed", why=reason(error))
+            raise
+        sys.exit(code)
     if device.type != "cuda":
         names = ", ".join(step.name for step in steps)
         print(f"No CUDA device here (torch {torch.__version__}): only {names} can run.")

@@ -154,7 +154,8 @@ def theirs(
         "diffusers channels_last": torch.channels_last,
     }.items():
         unet = in_diffusers(diffusers, model, denoiser.network)
-        unets[name] = unet.to(device, memory_format=layout).eval().requires_grad_(False)
+        # as its pipelines have it: autocast keeps the cast of a weight that needs a gradient
+        unets[name] = unet.to(device, memory_format=layout).eval()
     check_same_outputs(denoiser.network, unets["diffusers"], model.size, device)
     check_same_images(diffusers, denoiser, unets["diffusers"], model.size)
     return unets

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,9 +54,17 @@ def test_each_part_is_measured_or_told(first):
     assert "illegal memory access" in ends["poisons", "a"]["why"]
     assert ends["hangs", "a"]["why"] == "ran past the step's limit of 20 s"
     assert ends["dies", "a"]["why"] == "its process ended with 9"
-    assert "broken, at its start: its process ended with 1" in said
+    assert "broken, at its start: failed: ZeroDivisionError" in said
     for r in ends.values():
         assert {"device", "commit", "torch", "driver", "clocks", "at"} <= r.keys()
+
+
+def test_what_a_part_has_started_ends_with_it(first):
+    """Else it would run beside the next one, which is timed."""
+    out, _ = first
+    pid = int((out / "sleeping").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_it_ends_with_what_was_promised(first):
@@ -89,6 +99,31 @@ def test_what_a_kill_left_goes_on(tmp_path):
     run(tmp_path, "--step", "quick")
     found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     assert [r["name"] for r in found if r["state"] == "measured"] == ["a", "b"]
+
+
+def test_a_ratio_is_of_the_fastest_rows_however_their_speed_is_written():
+    rows = [
+        {"implementation": name, "layout": layout, "images/s": speed, "median s": ""}
+        for name, layout, speed in (
+            ("ours", "channels_last", "2.5e+04"),
+            ("diffusers", "NCHW", "4021"),
+            ("diffusers", "channels_last", "1.306e+04"),
+        )
+    ]
+    assert gpu_steps.against(rows, ("ours", "diffusers"))["ratio"] == pytest.approx(2.5 / 1.306)
+    rows[1:] = []
+    assert gpu_steps.against(rows, ("ours", "diffusers"))["no_ratio"] == "no rows of diffusers"
+
+
+def test_a_part_that_no_call_has_time_for_is_told_at_the_third(tmp_path, monkeypatch):
+    results = gpu.Results(tmp_path, torch.device("cpu"))
+    step = gpu_steps.Step("long", "", 100, lambda device: [])
+    for call in range(gpu.TRIES):
+        assert not results.known("long")
+        results.add("long", name="a", state="begun")
+        monkeypatch.setattr(gpu, "MODULE", "tests.helpers.stub_sleeps")
+        gpu.run_step(step, results, tmp_path, time.monotonic() + 0.1)
+    assert results.known("long") == {"a"}
 
 
 def test_another_commit_begins_anew(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """benchmarks.gpu with steps that are told what to do, for the tests of what it does about them."""
 
 import os
-import time
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_steps import Step
@@ -17,6 +19,13 @@ def raises(error):
         raise error
 
     return run
+
+
+def hangs():
+    """In a process of its own, whose number is told beside the results."""
+    sleeping = subprocess.Popen(["sleep", "100"])
+    (Path(sys.argv[sys.argv.index("--out") + 1]) / "sleeping").write_text(str(sleeping.pid))
+    sleeping.wait()
 
 
 def parts(found):
@@ -49,7 +58,7 @@ gpu_steps.STEPS[:] = [
             ]
         ),
     ),
-    Step("hangs", "past its limit", 20, parts([("a", partial(time.sleep, 60)), ("b", returns())])),
+    Step("hangs", "past its limit", 20, parts([("a", hangs), ("b", returns())])),
     Step("dies", "without a word", 60, parts([("a", partial(os._exit, 9)), ("b", returns())])),
     Step("broken", "before it begins", 60, lambda device: 1 / 0),
     Step(

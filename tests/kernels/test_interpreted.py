@@ -28,7 +28,7 @@ def passes(path: Path, marked: str, **environment: str) -> None:
         "-m",
         "pytest",
         "-q",
-        "-x",
+        "--maxfail=20",
         "-m",
         marked,
         "-p",

@@ -8,8 +8,14 @@ import torch
 if os.environ.get("KERNELS_ON_CUDA") == "1":
     # what a test makes without a word is on the GPU, and so is what it draws
     torch.set_default_device("cuda")
-    on_cpu = torch.Generator
-    torch.Generator = lambda device="cuda": on_cpu(device)
+
+    class OnCuda(torch.Generator):
+        def __new__(cls, device="cuda"):
+            return super().__new__(cls, device)
+
+    import torch._inductor.decomposition
+
+    torch.Generator = OnCuda
 elif os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter
 
