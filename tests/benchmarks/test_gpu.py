@@ -118,7 +118,7 @@ def test_a_ratio_is_of_the_fastest_rows_however_their_speed_is_written():
 def test_a_part_that_no_call_has_time_for_is_told_at_the_third(tmp_path, monkeypatch):
     results = gpu.Results(tmp_path, torch.device("cpu"))
     step = gpu_steps.Step("long", "", 100, lambda device: [])
-    for call in range(gpu.TRIES):
+    for _ in range(gpu.TRIES):
         assert not results.known("long")
         results.add("long", name="a", state="begun")
         monkeypatch.setattr(gpu, "MODULE", "tests.helpers.stub_sleeps")
