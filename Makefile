@@ -2,21 +2,20 @@
 # make report  the sweep of the demo, evaluated, as one page: runs/transfer_demo/report.html
 # make test    all tests but the slow ones; no network, no GPU. PART=transfer: those of one package
 # make docs    the table and the presets of docs/strategies.md, from the files in conf/transfer
-PYTHON ?= python3
 # make gpu     the first thing on a machine with a GPU: what works, how fast, what was promised; PYTHON=python3 OUT=gpu MINUTES=9
 # make gpu-wheels   what that needs on one without a network, beside torch, triton, numpy and Pillow (14 MB)
-TORCH ?= 2.13
+PYTHON ?= python3
+# the one that is installed, where one is
+TORCH ?= $(or $(patsubst .venv/torch-%,%,$(wildcard .venv/torch-*)),2.13)
 JOBS ?= 2
 PART ?=
 PY = .venv/bin/python
-INSTALLED = .venv/installed-torch-$(TORCH)
-DEV = $(INSTALLED)-dev
 OUT ?= gpu
 MINUTES ?= 9
 GPU_PYTHON ?= 3.12
 .PHONY: demo report test test-slow docs install check gpu gpu-wheels clean
 
-demo: $(INSTALLED)
+demo: .venv/installed
 	$(PY) train.py +experiment=transfer_demo
 	$(PY) train.py +experiment=transfer_demo transfer=scratch
 	@echo && echo "The source, faces:" && $(PY) report.py runs/pretrain_demo
@@ -24,47 +23,50 @@ demo: $(INSTALLED)
 	@$(PY) report.py runs/transfer_demo
 	@echo && echo "Next: make report compares six strategies, with evaluations and figures (10 to 15 minutes)."
 
-report: $(INSTALLED)
+report: .venv/installed
 	$(PY) train.py -m +experiment=transfer_demo +sweep=demo
 	$(PY) evaluate.py checkpoint=runs/transfer_demo n=500 sampler.steps=20
 	$(PY) report.py runs/transfer_demo
 
-test: $(DEV)
+test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not slow" -n $(JOBS) --dist worksteal tests/$(PART)
 
-test-slow: $(DEV)
+test-slow: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow -n $(JOBS) tests/$(PART)
 
 gpu:  # by the machine's own Python, which has the torch of its driver
 	$(PYTHON) -m benchmarks.gpu --out $(OUT) --minutes $(MINUTES)
 
-gpu-wheels: $(INSTALLED)
+gpu-wheels: .venv/installed
 	$(PY) -m pip wheel -q --no-deps -w gpu-wheels $$(grep -o '^antlr4[^ ]*' requirements-gpu.txt)
 	grep -v '^antlr4' requirements-gpu.txt > gpu-wheels/requirements.txt
 	$(PY) -m pip download -q --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
 	    --platform manylinux_2_28_x86_64 -d gpu-wheels -r gpu-wheels/requirements.txt
 	@echo "gpu-wheels: on that machine, pip install --no-index --no-deps --find-links gpu-wheels -r requirements-gpu.txt"
 
-docs: $(INSTALLED)
+docs: .venv/installed
 	$(PY) -m docs.make_strategies
 
-check: $(DEV)
+check: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-install: $(INSTALLED)
+install: .venv/installed
 
-$(INSTALLED): requirements.txt constraints/torch-$(TORCH).txt
-	$(PYTHON) -m venv .venv
+.venv/installed: requirements.txt constraints/torch-$(TORCH).txt .venv/torch-$(TORCH)
 	$(PY) -m pip install -q -r requirements.txt -c constraints/torch-$(TORCH).txt
-	rm -f .venv/installed*
+	touch $@
+
+.venv/torch-$(TORCH):  # another TORCH than before is installed over it
+	$(PYTHON) -m venv .venv
+	rm -f .venv/torch-*
 	touch $@
 
 constraints/torch-%.txt:
 	$(error TORCH=$* is not supported: $(patsubst constraints/torch-%.txt,%,$(wildcard constraints/torch-*.txt)) are)
 
-$(DEV): $(INSTALLED) requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt
 	$(PY) -m pip install -q -r requirements-dev.txt -c constraints/torch-$(TORCH).txt
 	touch $@
 
