@@ -218,18 +218,17 @@ def _check_choice(override: Override) -> None:
         if value not in known:
             own = " A folder for runs of your own is run.root=DIR." * (group == "experiment")
             raise UserError(f"{group}={value}: there is no such {group}; {near(value, known)}{own}")
+        try:
+            # each, as of a sweep only the first cell is composed here
+            OmegaConf.load(CONF / group / f"{value}.yaml")
+        except YAMLError as error:
+            raise UserError(f"{group}={value}: {error}") from error
     if override.is_add() != (group in ADDED):
         raise UserError(
             f"write +{group}={values[0]}, with a plus: {group} is added to the defaults."
             if group in ADDED
             else f"write {group}={values[0]}, without the plus: {group} is among the defaults."
         )
-    for value in values:
-        try:
-            # each, as of a sweep only the first cell is composed here
-            OmegaConf.load(CONF / group / f"{value}.yaml")
-        except YAMLError as error:
-            raise UserError(f"{group}={value}: {error}") from error
 
 
 def _check_key(override: Override, base: dict[str, Any]) -> None:

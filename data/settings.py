@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.file_cache import FileCache
+from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
-from data.sources.folder import Folder
 from runtime.config_schema import Settings, make
 from runtime.content import sha256_of
 
@@ -67,10 +67,11 @@ class DataSettings(Settings):
     def open_reader(self, cache: Path) -> ImageReader:
         """cache: a folder, in which it is kept what was found out about files."""
         reader = make(self.reader, "data", FileCache(cache / "memory"))
-        known = inspect.signature(Folder).parameters
-        own = {k: v for k, v in self.reader.keywords.items() if k not in known}
-        if own and isinstance(reader, Folder):  # of a subclass, which Folder knows nothing of
-            reader.fingerprint = sha256_of([reader.fingerprint, own])
+        kinds = type(reader).__mro__
+        if FolderReader in kinds:  # the class below it knows nothing of its subclasses' settings
+            known = inspect.signature(kinds[kinds.index(FolderReader) - 1]).parameters
+            if own := {k: v for k, v in self.reader.keywords.items() if k not in known}:
+                reader.fingerprint = sha256_of([reader.fingerprint, own])
         return reader
 
 

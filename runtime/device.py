@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import torch
-import torch.utils.deterministic
 
 from runtime.errors import UserError
 

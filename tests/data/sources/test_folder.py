@@ -504,6 +504,14 @@ class Scaled(Npy):
         self.white = white
 
 
+class Gamma(Scaled):
+    """And one more, of a subclass of that."""
+
+    def __init__(self, file_cache, path, white: float = 255.0, gamma: float = 1.0):
+        super().__init__(file_cache, path, white)
+        self.gamma = gamma
+
+
 def test_a_setting_of_ones_own_is_part_of_what_the_images_are(tmp_path):
     np.save(tmp_path / "0.npy", np.zeros((8, 8), np.uint8))
 
@@ -512,6 +520,8 @@ def test_a_setting_of_ones_own_is_part_of_what_the_images_are(tmp_path):
         return settings.open_reader(tmp_path / "cache").fingerprint
 
     assert len({fingerprint(Scaled, white=w) for w in (255.0, 100.0)}) == 2
+    both = [(255.0, 1.0), (100.0, 1.0), (255.0, 2.0)]
+    assert len({fingerprint(Gamma, white=w, gamma=g) for w, g in both}) == 3
     plain = Npy(FileCache(tmp_path / "cache/memory"), str(tmp_path), validation=0.2)
     assert fingerprint(Npy, validation=0.2) == plain.fingerprint  # as it was
 
