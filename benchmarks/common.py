@@ -26,6 +26,7 @@ Run = Callable[[], object]
 Timings = dict[str, list[float]]
 PACKAGES = ("triton", "diffusers", "denoising-diffusion-pytorch")
 CLOCKS = ("SM MHz", "memory MHz")
+WARM = 3  # calls before a graph is captured
 
 
 def arguments(
@@ -108,15 +109,42 @@ def _failure(run: Run, times: int) -> str:
     return why
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException, most: int = 160) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
-    return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:600]
+    return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:most]
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def graph_us(make: Callable[[], Sequence[Callable[[], object]]]) -> float:
+    """Microseconds of a call, the median over replays of a CUDA graph of all of them: without the
+    time of the host.
+
+    Args:
+        make: what to call, made on the stream of the graph, as autograd runs a backward on that of
+            its forward.
+    """
+    from triton.testing import do_bench
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls = make()
+        for _ in range(WARM):
+            for call in calls:
+                call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        kept = [call() for call in calls]  # else all write to one place, which stays in the L2
+    us = 1e3 * do_bench(graph.replay, return_mode="median") / len(calls)
+    del kept
+    return us
 
 
 def median_ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:

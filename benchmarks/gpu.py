@@ -114,10 +114,8 @@ class Results:
 
     def known(self, step: str) -> set[str]:
         """The names of a step's results that are there: measured, or failed."""
-        ends = (
-            r["name"] for r in self.records() if r["step"] == step and r.get("state") != "begun"
-        )
-        return set(filter(None, ends))
+        of_step = (r for r in self.records() if r["step"] == step and r["name"])
+        return {r["name"] for r in of_step if r["state"] != "begun"}
 
     def ended(self) -> set[str]:
         """Steps that are done, or could not begin."""
@@ -139,16 +137,18 @@ class Results:
 
 def measure(step: Step, results: Results) -> int:
     """Runs what a step still lacks. Returns the exit code."""
+    known = results.known(step.name)
     for name, run in step.parts(results.device):
-        if name in results.known(step.name):
+        if name in known:
             continue
         results.add(step.name, name=name, state="begun")
         began = time.monotonic()
         try:
             found = run()
         except (Exception, SystemExit) as error:  # it is told, and the others go on
-            results.add(step.name, name=name, state="failed", why=reason(error))
-            print(f"  {name}: {reason(error)}", flush=True)
+            why = reason(error, 600)
+            results.add(step.name, name=name, state="failed", why=why)
+            print(f"  {name}: {why}", flush=True)
             if "CUDA error" in str(error) or not usable(results.device):
                 return POISONED
             continue
@@ -211,9 +211,8 @@ def run_step(step: Step, results: Results, out: Path, deadline: float) -> None:
     if name:
         results.add(step.name, name=name, state="failed", why=why)
         print(f"  {name}: {why}", flush=True)
-    elif (
-        code != POISONED and step.name not in results.ended()
-    ):  # all its parts are there, or it could not even begin
+    elif code != POISONED and step.name not in results.ended():
+        # all its parts are there, or it could not even begin
         results.add(step.name, name=None, state="done" if code == 0 else "failed", why=why)
 
 
@@ -233,7 +232,7 @@ def run_all(steps: Sequence[Step], results: Results, out: Path, deadline: float)
 def promised(records: Sequence[Record]) -> list[list[str]]:
     """What was promised, what was measured, with which torch, and how far it falls short."""
     rows = [["promised", "at least", "measured", "torch", ""]]
-    measured = {(r["step"], r["name"]): r for r in records if r.get("state") == "measured"}
+    measured = {(r["step"], r["name"]): r for r in records if r["state"] == "measured"}
     for promise in PROMISES:
         record = measured.get((promise.step, promise.name), {})
         value = record.get(promise.key)
@@ -247,7 +246,7 @@ def promised(records: Sequence[Record]) -> list[list[str]]:
 
 def failures(records: Sequence[Record]) -> Iterator[str]:
     for r in records:
-        if r.get("state") == "failed":
+        if r["state"] == "failed":
             yield f"  {r['step']}, {r['name'] or 'at its start'}: {r['why']}"
 
 
@@ -270,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             code = measure(step, results)
         except Exception as error:  # before its first part
-            results.add(step.name, name=None, state="failed", why=reason(error))
+            results.add(step.name, name=None, state="failed", why=reason(error, 600))
             raise
         sys.exit(code)
     if device.type != "cuda":

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.common import WARM, graph_us
 from benchmarks.networks import MODELS, ours
 from diffusion.denoiser import Denoiser
 from diffusion.losses import simple_loss
@@ -34,7 +35,6 @@ from runtime.precision import arithmetic
 Record = dict[str, Any]
 Part = tuple[str, Callable[[], Record]]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WARM = 3  # calls before those that are timed
 # over torch's own error, or of the largest value where torch has none
 TWICE, LEAST_ERROR = 2.0, {"fp32": 1e-6, "bf16": 8e-3, "fp16": 1e-3}
 
@@ -113,46 +113,22 @@ def copy_us(size: int, device: torch.device) -> float:
 
 
 def rotated(size: int, device: torch.device) -> list[Tensor]:
-    """Tensors of so many bytes, together more than three times the L2 cache: each read is a cold
-    one."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    """As many tensors of so many bytes as make each read a cold one."""
     return [
         torch.empty(size // 2, dtype=torch.bfloat16, device=device).normal_()
-        for _ in range(max(2, math.ceil(3 * cache / size)))
+        for _ in range(turns(size, device))
     ]
 
 
-def graph_us(make: Callable[[], Sequence[Callable[[], object]]]) -> float:
-    """Microseconds of a call, the median over replays of a CUDA graph of all of them: without the
-    time of the host.
-
-    Args:
-        make: what to call, made on the stream of the graph, as autograd runs a backward on that of
-            its forward.
-    """
-    from triton.testing import do_bench
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        calls = make()
-        for _ in range(WARM):
-            for call in calls:
-                call()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        kept = [call() for call in calls]  # else all write to one place, which stays in the L2
-    us = 1e3 * do_bench(graph.replay, return_mode="median") / len(calls)
-    del kept
-    return us
+def turns(size: int, device: torch.device) -> int:
+    """How many of so many bytes are together more than three times the L2 cache."""
+    return max(2, math.ceil(3 * torch.cuda.get_device_properties(device).L2_cache_size / size))
 
 
 # the kernels
 
 
-def compiled(device: torch.device) -> Iterator[Part]:
+def compile_kernels(device: torch.device) -> Iterator[Part]:
     """All kernels at batch 128, on all cores: Triton then finds them in its cache."""
 
     def compile_all() -> Record:
@@ -239,45 +215,39 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 def poison(device: torch.device) -> None:
     """Memory that is given out next holds NaN, which what is not written shows."""
-    for size in (2**12, 2**16, 2**20, 2**24):
-        del_me = [torch.full((size,), math.nan, device=device) for _ in range(4)]
-        del del_me
+    sizes = 4 * [2**12, 2**16, 2**20, 2**24]
+    held = [torch.full((size,), math.nan, device=device) for size in sizes]
+    del held
 
 
 # the network
 
 
 def network_step(device: torch.device) -> Iterator[Part]:
-    """Loss and gradients of one training step, by Triton and by torch, in the same arithmetic."""
+    """Loss and gradients of one training step, by Triton and by torch, against torch in fp32."""
 
     def compare(dtype: torch.dtype) -> Record:
-        model, grads, losses = MODELS["cifar10"], {}, {}
         arithmetic("fp32", device)  # convolutions without TF32
         torch.manual_seed(0)
-        network = ours(model).to(device, memory_format=torch.channels_last).eval()
+        network = ours(MODELS["cifar10"]).to(device, memory_format=torch.channels_last).eval()
         denoiser = Denoiser(network, linear(), PredictNoise()).to(device)
         x0 = torch.rand(8, 3, 32, 32, device=device) * 2 - 1
         t, noise = torch.arange(1, 9, device=device) * 100, torch.randn_like(x0)
-        exact = "exact"
-        for kernels in (exact, "reference", "triton"):
-            dispatch.select("reference" if kernels == exact else kernels, device)
+
+        def step(kernels: dispatch.Kernels, kind: torch.dtype) -> tuple[float, list[Tensor]]:
+            dispatch.select(kernels, device)
             network.zero_grad()
-            kind = torch.float32 if kernels == exact else dtype
             with torch.autocast(device.type, kind, enabled=kind != torch.float32):
                 loss = simple_loss(denoiser.forward_pass(x0, t, noise)).mean()
             loss.backward()
-            losses[kernels] = loss.item()
-            grads[kernels] = [p.grad.clone() for p in network.parameters()]
-        off = {
-            kernels: max(map(distance, grads[kernels], [g.double() for g in grads[exact]]))
-            for kernels in ("reference", "triton")
-        }
-        return {
-            "loss_triton": losses["triton"],
-            "loss_torch": losses["reference"],
-            "gradients_off": off["triton"],
-            "torch_off": off["reference"],
-        }
+            return loss.item(), [p.grad.clone() for p in network.parameters()]
+
+        _, exact = step("reference", torch.float32)
+        found: Record = {}
+        for name, kernels in (("triton", "triton"), ("torch", "reference")):
+            found[f"loss_{name}"], gradients = step(kernels, dtype)
+            found[f"{name}_off"] = max(map(distance, gradients, [g.double() for g in exact]))
+        return found
 
     for name in ("fp32", "bf16"):
         yield name, partial(compare, DTYPES[name])
@@ -358,8 +328,7 @@ def shares(device: torch.device) -> Iterator[Part]:
         dispatch.select("triton", device)
         case = Case("group_norm_act", shape, PLAIN)
         size = math.prod(shape) * 2
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
-        copies = range(max(2, math.ceil(3 * cache / size)))
+        copies, copied = range(turns(size, device)), copy_us(size, device)
         found: Record = {}
         for name in ("ours", "torch"):
 
@@ -368,10 +337,8 @@ def shares(device: torch.device) -> Iterator[Part]:
                 return [maker(which, *way)() for way in ways]
 
             us = graph_us(runs)
-            found[f"{name}_us"] = us
-            found["share" if name == "ours" else f"{name}_share"] = (
-                case.passes[which] * size / us / (2 * size / copy_us(size, device))
-            )
+            share = case.passes[which] / 2 * copied / us  # a copy moves 2 U
+            found |= {f"{name}_us": us, "share" if name == "ours" else f"{name}_share": share}
         return found
 
     for which in ("forward", "backward"):
@@ -385,9 +352,9 @@ def tuning(device: torch.device) -> Iterator[Part]:
     --write does that, in hours."""
     from kernels import tune
 
-    def best(name: str, size: int, channels: int, skips: tuple[int, ...]) -> Record:
+    def best(name: str, size: int, channels: int) -> Record:
         dispatch.select("triton", device)
-        works = list(workloads.norms(128, size, channels, skips, torch.bfloat16))[:1]
+        works = [next(workloads.norms(128, size, channels, (), torch.bfloat16))]
         (shape,) = tune.shapes(name, works)
         found = tune.tuned(name, works, device, lambda run: graph_us(lambda: [run]) / 1e3)
         entry = {tuple(e["shape"].items()): e for e in found}[shape]
@@ -395,7 +362,7 @@ def tuning(device: torch.device) -> Iterator[Part]:
 
     for name in ("group_norm_forward", "group_norm_backward"):
         for size, channels in ((32, 128), (16, 256)):
-            yield f"{name} {channels}x{size}x{size}", partial(best, name, size, channels, ())
+            yield f"{name} {channels}x{size}x{size}", partial(best, name, size, channels)
 
 
 # against the peers, by their own benchmarks
@@ -411,24 +378,20 @@ def rows_of(main: Callable[[Sequence[str]], None], *words: str) -> list[dict[str
             return list(csv.DictReader(file))
 
 
-def against(rows: Sequence[dict[str, str]], over: Sequence[str]) -> Record:
-    """images/s of each, and ratio: ours over the fastest of diffusers' rows. over: how the columns
-    with our ratio begin."""
-    found: Record = {}
+def against(rows: Sequence[dict[str, str]], ours: str, theirs: str) -> Record:
+    """images/s of each row, and ratio: the fastest of those whose names begin as ours over the
+    fastest of theirs."""
+    found, speeds = {}, {}
     for row in rows:
         name = f"{row['implementation']} {row.get('layout', '')}".strip()
         name += " compiled" * (row.get("compiled") == "yes")
         found[name] = row["images/s"] or row["median s"]
-    speeds = {}
-    for name, row in zip(found, rows):
         with suppress(ValueError):  # "" where it did not run
             speeds[name] = float(row["images/s"])
-    best = {kind: [v for n, v in speeds.items() if n.startswith(kind)] for kind in over}
-    if all(best.values()):
-        found["ratio"] = max(best[over[0]]) / max(best[over[1]])
-    else:
-        found["no_ratio"] = "no rows of " + ", ".join(kind for kind, v in best.items() if not v)
-    return found
+    best = {kind: [v for n, v in speeds.items() if n.startswith(kind)] for kind in (ours, theirs)}
+    if missing := [kind for kind, values in best.items() if not values]:
+        return found | {"no_ratio": f"no rows of {', '.join(missing)}"}
+    return found | {"ratio": max(best[ours]) / max(best[theirs])}
 
 
 def training_speed(device: torch.device, *more: str) -> Iterator[Part]:
@@ -436,7 +399,7 @@ def training_speed(device: torch.device, *more: str) -> Iterator[Part]:
 
     def measured(mode: str, batch: int) -> Record:
         words = ["--mode", mode, "--batch", str(batch), "--pairs", "6", *more]
-        return against(rows_of(unet.main, *words), ("ours", "diffusers"))
+        return against(rows_of(unet.main, *words), "ours", "diffusers")
 
     for mode, batch in (("training", 128), ("training", 16), ("forward", 128)):
         yield f"{mode} {batch}", partial(measured, mode, batch)
@@ -451,7 +414,7 @@ def sampling_speed(device: torch.device) -> Iterator[Part]:
 
     def measured(batch: int) -> Record:
         words = ["--sampler", "ddim", "--batch", str(batch)]
-        return against(rows_of(sampling.main, *words), ("ours with a graph", "diffusers"))
+        return against(rows_of(sampling.main, *words), "ours with a graph", "diffusers")
 
     for batch in (16, 1):
         yield f"ddim {batch}", partial(measured, batch)
@@ -468,8 +431,7 @@ def tests(device: torch.device) -> Iterator[Part]:
         if done.returncode:
             told = [x for x in lines if x.startswith(("FAILED", "ERROR", "E  "))][:5]
             raise ValueError(" | ".join([*told, lines[-1]]))
-        last = lines[-1]
-        return {"said": last}
+        return {"said": lines[-1]}
 
     yield "pytest -m gpu", run
 
@@ -479,9 +441,9 @@ def counted(device: torch.device) -> Iterator[Part]:
     from benchmarks import traffic
 
     def run(mode: str) -> Record:
-        model, asked = MODELS["cifar10"], traffic.Rates(3.0, 400.0, 8.0, 100.0)
-        found = traffic.candidate("ours", model)
-        total = traffic.measured(found, mode, model, 128, asked).total  # type: ignore[arg-type]
+        found = traffic.candidate("ours", MODELS["cifar10"])
+        assert found
+        total = traffic.measured(found, mode, MODELS["cifar10"], 128, traffic.Rates()).total
         return {"launches": total.launches, "GB": total.bytes / 1e9, "GFLOP": total.flop / 1e9}
 
     for mode in ("training", "sampling"):
@@ -492,7 +454,7 @@ STEPS = [
     Step("machine", "the device", 60, machine, everywhere=True),
     Step("counted", "launches and bytes, without a GPU", 120, counted, everywhere=True),
     Step("rates", "a copy and products of matrices", 60, rates),
-    Step("compile", "the kernels of the step, in parallel", 240, compiled),
+    Step("compile", "the kernels, in parallel", 240, compile_kernels),
     Step("operators", "every operator against float64", 240, operators, everywhere=True),
     Step("step", "one training step, Triton against torch", 60, network_step),
     Step("graph", "sampling as one CUDA graph", 60, graph),

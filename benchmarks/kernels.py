@@ -28,7 +28,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor
 
-from benchmarks.common import CLOCKS, arguments, clocks, interleaved, reason, report
+from benchmarks.common import CLOCKS, arguments, clocks, graph_us, interleaved, reason, report
 from benchmarks.operations import Case, attention_cases, implementations, norm_cases
 from kernels import dispatch
 
@@ -217,29 +217,8 @@ def of_list(seconds: list[float]) -> Measured:
 
 def in_graph(made: Callable[[], Run]) -> float | None:
     """Microseconds of one call among CALLS in a CUDA graph; None where it cannot be captured."""
-    from triton.testing import do_bench
-
-    def captured():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run = made()
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(CALLS):
-                run()
-        return do_bench(graph.replay, quantiles=[0.5])
-
-    ms = attempt(captured)
-    return (
-        None
-        if isinstance(ms, str)
-        else 1e3 * (ms[0] if isinstance(ms, list | tuple) else ms) / CALLS
-    )
+    us = attempt(lambda: graph_us(lambda: [made()] * CALLS))
+    return None if isinstance(us, str) else us
 
 
 if __name__ == "__main__":

@@ -110,7 +110,6 @@ STRATEGIES = {  # each with settings that make it quick, or that no other run ha
 }
 STOPPED = {"diff_tuning": signal.SIGTERM, "gradual_unfreezing": signal.SIGKILL}
 LORA = "checkpoint=runs/transfer_demo/lora-seed1-*"
-APART = ("images=classes",)
 USES = {
     # of fewer than 50 some metrics are left out
     "evaluate": [
@@ -141,7 +140,7 @@ USES = {
     ],
     "evaluate, folders": [
         "evaluate.py",
-        APART[0],
+        "images=classes",
         "train=guided",
         "test=classes",
         "out=of_folder",
@@ -149,6 +148,8 @@ USES = {
     "export, folder": ["export.py", LORA, "out=exported"],
     "export, small": ["export.py", LORA, "out=exported.safetensors"],
 }
+# an export replaces nothing, and a folder of images is known by its path
+ONCE = ("evaluate, folders", "export, folder", "export, small")
 
 
 def commands(quick: bool) -> list[Command]:
@@ -427,19 +428,18 @@ def compare(base: str, here: Path, keep: Path, quick: bool) -> int:
     count = report(f"{base} and here", artefacts(before), artefacts(after))
     count += report(f"{base}: undisturbed, and stopped and continued", *continued(before))
     # what was done with BASE is known to be done, under the same names
-    # (but for an export, which replaces nothing, and a folder that is known by its path)
-    again = [c._replace(stop=None) for c in todo if not {"export.py", *APART} & {*c.words}]
+    again = [command._replace(stop=None) for command in todo if command.name not in ONCE]
     onto = keep / f"onto-{here.name}-{tag}"
-    codes = run_all(again, here, onto, "onto", before)
-    failed += [f"{name}, on its output" for name, code in codes.items() if code]
-    count += report(
-        f"{base}, and the same commands here on its output", *map(artefacts, (before, onto))
-    )
+    lost = [name for name, code in run_all(again, here, onto, "onto", before).items() if code]
+    title = f"{base}, and the same commands here on its output"
+    count += report(title, artefacts(before), artefacts(onto))
+    if lost:
+        print(f"\nfailed on the output of {base}: {', '.join(lost)}; see {onto / 'logs'}")
     if failed:
         print(f"\nfailed here, and not in {base}: {', '.join(failed)}; see {after / 'logs'}")
     else:
         count += report("here: undisturbed, and stopped and continued", *continued(after))
-    count += len(failed)
+    count += len(failed) + len(lost)
     print(f"\n{count} differ" if count else "\nall the same")
     return count
 

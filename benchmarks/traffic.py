@@ -19,7 +19,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -33,9 +33,15 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.common import arguments, peer, report
 from benchmarks.networks import MODELS, Model, diffusers_unet, settings
-from benchmarks.unet import Candidate, images, sampling, training
+from benchmarks.unet import (
+    Candidate,
+    as_diffusers,
+    as_ours,
+    images,
+    sampling,
+    training,
+)
 from diffusion.denoiser import Denoiser
-from diffusion.losses import simple_loss
 from diffusion.parameterization import PredictNoise
 from diffusion.schedule import linear
 from kernels import dispatch
@@ -43,6 +49,7 @@ from kernels.launch import Launch, watched
 from kernels.operators import NAMESPACE, RUNS
 from models.unet import UNet
 
+M = TypeVar("M", bound=nn.Module)
 ATEN = torch.ops.aten
 # of multi_tensor_apply, by how many lists an operation takes: tensors, blocks and values of a block
 TENSORS, BLOCKS, CHUNK = (110, 64, 48, 36, 30), 320, 65536
@@ -72,10 +79,10 @@ class Rates:
     """What a GPU and its host are taken to do. bandwidth in TB/s; flops in TFLOP/s; call and
     launch: microseconds of the host for an operation of torch and for a launch of Triton."""
 
-    bandwidth: float
-    flops: float
-    call: float
-    launch: float
+    bandwidth: float = 3.0
+    flops: float = 400.0
+    call: float = 8.0
+    launch: float = 100.0
 
 
 @dataclass
@@ -245,7 +252,7 @@ def on_cuda(fused: bool = True) -> Iterator[None]:
         yield
 
 
-def fake(network: nn.Module, layout: torch.memory_format, dtype: Any = torch.float32) -> nn.Module:
+def fake(network: M, layout: torch.memory_format, dtype: Any = torch.float32) -> M:
     """A network made under on_cuda, its weights in a layout and a type."""
     for module in network.modules():
         for name, p in module._parameters.items():
@@ -257,36 +264,16 @@ def fake(network: nn.Module, layout: torch.memory_format, dtype: Any = torch.flo
 
 
 def candidate(name: str, model: Model) -> Candidate | None:
-    """As benchmarks.unet has it, of a network without values."""
+    """That of benchmarks.unet, of a network without values."""
     if name == "ours":
         with on_cuda():
             network = fake(UNet(**settings(model)), torch.channels_last)
-        denoiser = Denoiser(network, linear(), PredictNoise())
-        return Candidate(
-            name,
-            False,
-            "channels_last",
-            network,
-            0.0,
-            lambda *batch: simple_loss(denoiser.forward_pass(*batch)).mean(),
-            lambda x: denoiser.outputs(x, 500)[0],
-        )
+        return as_ours(network, Denoiser(network, linear(), PredictNoise()))
     if not (diffusers := peer("diffusers")):
         return None
-    scheduler = diffusers.DDPMScheduler()
     with on_cuda():
         network = fake(diffusers_unet(diffusers, model), torch.contiguous_format)
-    return Candidate(
-        name,
-        False,
-        "NCHW",
-        network,
-        0.0,
-        lambda x0, t, noise: F.mse_loss(
-            network(scheduler.add_noise(x0, noise, t - 1), t - 1).sample.float(), noise
-        ),
-        lambda x: network(x, 499).sample,
-    )
+    return as_diffusers(diffusers, network, "NCHW")
 
 
 def measured(chosen: Candidate, mode: str, model: Model, batch: int, rates: Rates) -> Meter:
@@ -328,10 +315,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         model=tuple(MODELS),
         batch=128,
-        bandwidth=3.0,
-        tflops=400.0,
-        call_us=8.0,
-        launch_us=100.0,
+        bandwidth=Rates.bandwidth,
+        tflops=Rates.flops,
+        call_us=Rates.call,
+        launch_us=Rates.launch,
     )
     model = MODELS[chosen.model]
     rates = Rates(chosen.bandwidth, chosen.tflops, chosen.call_us, chosen.launch_us)

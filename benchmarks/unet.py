@@ -181,6 +181,13 @@ def of_ours(network: UNet, size: int, device: torch.device, compiled: bool) -> C
     flop = gflop(lambda x, t: network(x, t, {}), size)
     network.to(device, memory_format=torch.channels_last)
     denoiser = Denoiser(called(network, compiled), linear(), PredictNoise()).to(device)
+    return as_ours(network, denoiser, compiled, flop)
+
+
+def as_ours(
+    network: UNet, denoiser: Denoiser, compiled: bool = False, flop: float = 0.0
+) -> Candidate:
+    """Of a network that is placed, and the denoiser around it."""
     return Candidate(
         "ours",
         compiled,
@@ -196,10 +203,19 @@ def of_diffusers(
     diffusers: ModuleType, network: nn.Module, device: torch.device, layout: str, compiled: bool
 ) -> Candidate:
     flop = gflop(network, network.config.sample_size)
-    call, scheduler = (
-        called(network.to(device, memory_format=LAYOUTS[layout]), compiled),
-        diffusers.DDPMScheduler(),
-    )
+    network.to(device, memory_format=LAYOUTS[layout])
+    return as_diffusers(diffusers, network, layout, compiled, flop)
+
+
+def as_diffusers(
+    diffusers: ModuleType,
+    network: nn.Module,
+    layout: str,
+    compiled: bool = False,
+    flop: float = 0.0,
+) -> Candidate:
+    """Of a network that is placed."""
+    call, scheduler = called(network, compiled), diffusers.DDPMScheduler()
     return Candidate(
         "diffusers",
         compiled,

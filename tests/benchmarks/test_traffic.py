@@ -11,7 +11,7 @@ from benchmarks.traffic import Meter, Rates, candidate, measured, multi_tensor_l
 from models.layers import ResBlock, Sum
 from models.unet import UNet
 
-RATES = Rates(3.0, 400.0, 8.0, 100.0)
+RATES = Rates(bandwidth=3.0, flops=400.0)
 BF16 = torch.bfloat16
 
 
