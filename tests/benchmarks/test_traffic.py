@@ -127,7 +127,7 @@ def test_a_training_step_launches_and_moves_no_more_than_it_did():
     assert ours.kinds["matrix product"].calls == 107 and ours.kinds["cast"].calls <= 327
     assert ours.total.launches <= 1098 and ours.total.bytes <= 19.1e9
     forward = measured(candidate("ours", model), "sampling", model, 128, RATES).total
-    assert forward.launches <= 381 and forward.bytes <= 6.8e9
+    assert forward.launches <= 379 and forward.bytes <= 6.8e9
 
 
 def test_diffusers_moves_more():
