@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import runs
+
+
+def pytest_configure() -> None:
+    """No test sees a network, or what this user has fetched."""
+    nothing = tempfile.mkdtemp(prefix="nothing_fetched_")
+    atexit.register(shutil.rmtree, nothing, ignore_errors=True)
+    os.environ |= dict.fromkeys(("TORCH_HOME", "HF_HOME"), nothing)
+    os.environ |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
 def pytest_collection_finish() -> None:
