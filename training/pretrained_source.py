@@ -16,7 +16,12 @@ from training.config_checks import check_run_config
 from training.resume import is_finished
 from training.run_directory import name_run, open_images
 from training.start_from_source import check_fits, check_images_known
-from transfer.trained_weights import TrainedWeights, load_weights, of_checkpoint
+from transfer.trained_weights import (
+    TrainedWeights,
+    load_weights,
+    of_checkpoint,
+    published_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
     name = config.source.from_
     if name is None or not config.source.include:
         return None
-    if Path(name).expanduser().exists() or "/" in name:
+    if Path(name).expanduser().exists() or "/" in name or name in published_settings():
         weights = load_weights(name, otherwise=config)
         check_fits(config, weights.config)
         check_images_known(config, weights)
@@ -65,7 +70,8 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
     if name not in options("experiment"):
         raise UserError(
             f"source.from={name}: neither a folder or file here, nor a name on the Hugging Face "
-            f"Hub, which is OWNER/NAME, nor an experiment; {near(name, options('experiment'))}"
+            "Hub, which is OWNER/NAME, nor a published file, nor an experiment; "
+            f"{near(name, [*options('experiment'), *published_settings()])}"
         )
     return _run_of(name, config)
 

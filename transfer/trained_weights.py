@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import nn
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
 from models.formats.diffusers import INDEX, UNET, is_folder, read_folder
+from models.formats.hub import HUB_NAME, download
 from models.formats.misfit import Tensors
-from models.formats.published import HUB_NAME, download, open_file, tensors_of
+from models.formats.published import open_file, tensors_of
 from runtime import checkpoint
 from runtime.checkpoint import EMA, FILES, STATE, Checkpoint, Which
+from runtime.download import weights_named
 from runtime.errors import UserError, near
 from runtime.files import Damaged, put_aside, read_sealed, sha256, write_sealed
 from runtime.seeds import derive
@@ -79,8 +82,8 @@ def load_weights(
     source: str | None = None,
 ) -> TrainedWeights:
     """Opens a run or one of its checkpoints, a folder in diffusers' format, OWNER/NAME on the Hub,
-    one file of weights, or a file of a run's difference from its source. Tensors are read later, by
-    load.
+    one file of weights, which is fetched where conf/published.yaml knows its name and it is not
+    here, or a file of a run's difference from its source. Tensors are read later, by load.
 
     Args:
         stated: the settings of the network in a bare file, as the user states them.
@@ -89,7 +92,7 @@ def load_weights(
     Raises:
         UserError: where there is none, or it does not say what it is.
     """
-    path = Path(name).expanduser()
+    path = (name in published_settings() and weights_named(name)) or Path(name).expanduser()
     if said := said_of_difference(path):
         return open_difference(path, said, source)
     if path.is_file():
@@ -111,7 +114,7 @@ def load_weights(
         return of_published(path, *read_folder(path))
     raise UserError(
         f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face "
-        "Hub, which is OWNER/NAME."
+        f"Hub, which is OWNER/NAME. Published files: {near(name, published_settings())}"
     )
 
 
@@ -124,7 +127,7 @@ def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -
     """
     if trained_as is None and not overrides:
         return None
-    if not Path(name).expanduser().is_file():
+    if not Path(name).expanduser().is_file() and name not in published_settings():
         raise UserError(
             f"trained_as={trained_as}, overrides={list(overrides)}: these are for a bare file of "
             f"weights, and {name} is none: leave them out."
@@ -136,10 +139,17 @@ def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -
     return RunConfig(composed("train", [*experiment, *overrides]))
 
 
+@cache
+def published_settings() -> dict[str, list[str]]:
+    """Of each file that conf/published.yaml knows by its name, the settings that it has."""
+    known: Any = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))
+    return known
+
+
 def published_config(file: str) -> RunConfig | None:
     """The settings of a file that its publisher gave this name."""
-    known: Any = OmegaConf.to_container(OmegaConf.load(CONF / "published.yaml"))
-    return RunConfig(composed("train", known[file])) if file in known else None
+    settings = published_settings().get(file)
+    return RunConfig(composed("train", settings)) if settings else None
 
 
 def of_published(path: Path, sections: dict[str, Any], file: Path) -> TrainedWeights:
@@ -197,7 +207,9 @@ def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> Train
     Raises:
         UserError: where it is gone or is another one.
     """
-    where = elsewhere or origin["path"]
+    # what was downloaded may be elsewhere on this machine, or not yet here
+    moved = not Path(origin["path"]).exists()
+    where = elsewhere or (moved and downloaded_name(origin)) or origin["path"]
     try:
         found = load_weights(where, otherwise=config)
     except UserError as error:
@@ -216,6 +228,13 @@ def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> Train
             "version of this code did, and its start cannot be made again: train it anew."
         )
     return found
+
+
+def downloaded_name(origin: Origin) -> str | None:
+    """The name by which the source was downloaded; None where it was a path here."""
+    name = str(origin.get("from"))
+    is_name = name in published_settings() or HUB_NAME.fullmatch(name)
+    return name if is_name and not origin["path"].startswith(name) else None
 
 
 def left_without_classes(config: RunConfig, source: RunConfig) -> bool:

@@ -1,9 +1,7 @@
-"""Weights that others published: a folder in diffusers' format, a name on the Hugging Face Hub, or
-a bare file of weights."""
+"""Bare files of weights, whosever they are."""
 
 import logging
 import pickle
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,7 @@ import torch
 
 from models.formats.ddim import from_ddim, is_ddim, weights_of
 from models.formats.diffusers import (
-    INDEX,
     NO_NULL_CLASS,
-    SCHEDULER,
     UNET,
     WEIGHTS,
     from_diffusers,
@@ -29,7 +25,6 @@ from runtime.config_schema import build
 from runtime.content import differences
 from runtime.errors import UserError
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # of what OpenAI published, the one checkpoint in that order; no shape tells
 NEW_ATTENTION_ORDER = "64x64_diffusion.pt"
@@ -172,48 +167,3 @@ def read_weights(path: Path) -> Any:
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-# --- the Hugging Face Hub -------------------------------------------------------------------------
-
-BY_HAND = (
-    "Or download it on another machine (huggingface-cli download OWNER/NAME --local-dir DIR), "
-    "copy DIR here and give that folder instead of the name."
-)
-
-
-def download(name: str) -> Path:
-    """The folder of OWNER/NAME in the Hub's cache, with the configs and one file of weights,
-    downloaded where it is not there yet.
-
-    Raises:
-        UserError: where it cannot be had, with the way by hand.
-    """
-    try:
-        import huggingface_hub  # not needed otherwise
-    except ImportError:
-        raise UserError(
-            f"{name}: no such folder or file here, and a download from the Hugging Face Hub needs "
-            f"the package huggingface_hub: pip install huggingface_hub. {BY_HAND}"
-        ) from None
-    configs = [INDEX, UNET, SCHEDULER, f"unet/{UNET}", f"scheduler/{SCHEDULER}"]
-    log.info(
-        "%s: no folder here, so it is taken from the Hugging Face Hub (or from its cache)", name
-    )
-    try:
-        # .bin is code as well as weights, and only the second choice
-        for suffix in ("safetensors", "bin"):
-            files = [f"{folder}{WEIGHTS}.{suffix}" for folder in ("", "unet/")]
-            path = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*configs, *files]))
-            if any((path / file).is_file() for file in files):
-                break
-    except Exception as error:  # of the network and of the Hub, from several packages
-        reason = {
-            "RepositoryNotFoundError": "there is no such name, or it is private",
-            "GatedRepoError": "its owner has to grant access",
-        }
-        raise UserError(
-            f"{name}: no such folder or file here, and the download from the Hugging Face Hub "
-            f"failed: {reason.get(type(error).__name__, _line(error))}. {BY_HAND}"
-        ) from error
-    return path

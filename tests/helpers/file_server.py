@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = server.faults.get(path, Fault())
         wrong = with_body and before < fault.times
         if path not in server.files:
-            self._say(404, b"no\n", {})
+            self._say(404, b"no\n", {"X-Error-Code": "RepoNotFound"})  # as the Hub says it
         elif wrong and fault.status:
             self._say(fault.status, b"no\n", {})
         elif wrong and fault.page:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import huggingface_hub.errors
@@ -410,12 +409,6 @@ def test_the_hub_cannot_be_reached(monkeypatch, error, message):
     with pytest.raises(UserError, match=message) as told:
         load_weights("owner/name")
     assert "copy DIR here and give that folder" in str(told.value) and "\n" not in str(told.value)
-
-
-def test_the_hub_without_its_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="pip install huggingface_hub"):
-        load_weights("owner/name")
 
 
 # --- train.py and sample.py -----------------------------------------------------------------------
