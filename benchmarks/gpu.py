@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -23,21 +21,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import gpu_steps
-from benchmarks.common import PACKAGES, nvidia_smi, reason, version
+from benchmarks.common import reason
 from benchmarks.gpu_steps import Step
-from runtime.environment import commit, device_name
+from benchmarks.record import Record, Results
 from runtime.log import table
 
-Record = dict[str, Any]
-MODULE, RESULTS = "benchmarks.gpu", "results.jsonl"
-MADE = ("runs", "cache", "generated", "wandb", "datasets", "gpu", "gpu-wheels")  # by commands
+MODULE = "benchmarks.gpu"
 LEAST = 10  # seconds that are worth starting a step for
 TRIES = 3  # calls that a part gets to end in
 POISONED = 3  # exit code: the device is in no state to go on in this process
@@ -61,75 +55,6 @@ PROMISES = (
     Promise("training step, over diffusers compiled", "compiled", "training 128", "ratio", 1.15),
     Promise("sampling, over diffusers eager", "sampling", "ddim 16", "ratio", 3.0),
 )
-
-
-@cache
-def code() -> str:
-    """A hash of the files that run: a commit does not tell two changed trees apart, and may be
-    unknown."""
-    root, told = Path(__file__).parent.parent, hashlib.sha256()
-    ours = [
-        p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "." and p.name not in MADE
-    ]
-    for path in (path for folder in ours for path in sorted(folder.rglob("*"))):
-        if path.suffix in (".py", ".json", ".yaml"):
-            told.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return told.hexdigest()[:12]
-
-
-class Results:
-    """DIR/results.jsonl: what this commit has told on this device, and where more is added."""
-
-    def __init__(self, out: Path, device: torch.device):
-        out.mkdir(parents=True, exist_ok=True)
-        self.path, self.device = out / RESULTS, device
-        self.where = {
-            "device": device_name(device),
-            "commit": commit() or "unknown",
-            "code": code(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in PACKAGES},
-        }
-
-    def records(self) -> list[Record]:
-        """A line that a kill has torn is left out."""
-        found = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if self.where.items() <= record.items():
-                    found.append(record)
-        return found
-
-    def add(self, step: str, **values: Any) -> Record:
-        record = {"step": step, **values, **self.where}
-        if values["state"] != "begun":
-            driver, *now = nvidia_smi(self.device, "driver_version", "clocks.sm", "clocks.mem")
-            record |= {"driver": driver, "clocks": now}
-        record["at"] = time.strftime("%Y-%m-%d %H:%M:%S")
-        torn = self.path.exists() and not self.path.read_text().endswith("\n")
-        with open(self.path, "a") as file:
-            file.write("\n" * torn + json.dumps(record) + "\n")
-        return record
-
-    def known(self, step: str) -> set[str]:
-        """The names of a step's results that are there: measured, or failed."""
-        of_step = (r for r in self.records() if r["step"] == step and r["name"])
-        return {r["name"] for r in of_step if r["state"] != "begun"}
-
-    def ended(self) -> set[str]:
-        """Steps that are done, or could not begin."""
-        return {r["step"] for r in self.records() if r["name"] is None}
-
-    def interrupted(self, step: str) -> str | None:
-        """The name of what was begun and did not end."""
-        begun = [r["name"] for r in self.records() if r["step"] == step and r["name"]]
-        return begun[-1] if begun and begun[-1] not in self.known(step) else None
-
-    def tries(self, step: str, name: str) -> int:
-        """How often a part was begun."""
-        begun = (r for r in self.records() if r["state"] == "begun")
-        return sum((r["step"], r["name"]) == (step, name) for r in begun)
 
 
 # in the process of a step

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_steps
+from benchmarks import gpu, gpu_steps, record
 from tests.helpers import ROOT
 
 NAMES = ["quick", "fails", "poisons", "hangs", "dies", "broken", "shares"]
@@ -130,7 +130,7 @@ def test_another_commit_begins_anew(tmp_path, monkeypatch):
     results = gpu.Results(tmp_path, torch.device("cpu"))
     results.add("quick", name="a", state="measured", x=1.0)
     assert results.known("quick") == {"a"}
-    monkeypatch.setattr(gpu, "commit", lambda: "another")
+    monkeypatch.setattr(record, "commit", lambda: "another")
     assert not gpu.Results(tmp_path, torch.device("cpu")).known("quick")
 
 
