@@ -56,6 +56,12 @@ class PublishedFile:
     def host(self) -> str:
         return urlsplit(self.url).netloc
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Those that are published, by their kind."""
+        both = {"sha256": self.sha256, "md5": self.md5}
+        return {kind: checksum for kind, checksum in both.items() if checksum}
+
     def __str__(self) -> str:
         size = f"{megabytes(self.bytes)}, " if self.bytes else ""
         return f"{self.name} ({size}{self.url})"
@@ -69,8 +75,8 @@ class PublishedFile:
         size = path.stat().st_size
         if self.bytes not in (None, size):
             raise UserError(f"{path} has {size} bytes, and {self.name} has {self.bytes}.")
-        for kind, expected in (("sha256", self.sha256), ("md5", self.md5)):
-            if expected and (found := _digest(path, kind)) != expected:
+        for kind, expected in self.checksums.items():
+            if (found := _digest(path, kind)) != expected:
                 raise UserError(
                     f"{path}: its {kind} is {found}, and that of {self.name} {expected}."
                 )
@@ -108,8 +114,10 @@ def fetch(name: str, path: Path, instead: str = "") -> Path:
     if path.is_file():
         return path
     known = published()[name]
+    checksums = "".join(f" ({kind} {checksum})" for kind, checksum in known.checksums.items())
     by_hand = (
-        f"By hand: download {known.url} where there is a network, and put it at {path}. {instead}"
+        f"By hand: download {known.url}{checksums} where there is a network, and put it at "
+        f"{path}. {instead}"
     ).rstrip()
     part = path.with_name(f"{path.name}.part")
     try:
@@ -152,7 +160,7 @@ def _accept(known: PublishedFile, part: Path, path: Path) -> None:
             f"{error} What {known.host} sent is put aside as {aside.name}; the same command "
             "fetches it again."
         ) from error
-    if not (known.sha256 or known.md5):
+    if not known.checksums:
         log.warning(
             "%s: nobody has published its checksum, so only its size was compared with the "
             "server's. Its sha256 is %s",

@@ -136,7 +136,7 @@ def test_md5_serves_where_it_is_what_was_published(server, path, monkeypatch, tm
 
     row = table_row(server, AT, md5=hashlib.md5(DATA[1:]).hexdigest())
     publish(monkeypatch, tmp_path, {"weights.pt": {k: v for k, v in row.items() if k != "sha256"}})
-    with pytest.raises(UserError, match="md5 is"):
+    with pytest.raises(UserError, match=rf"md5 is.*By hand: .*{AT} \(md5 {row['md5']}\) where"):
         fetch("weights.pt", path)
 
 
@@ -168,8 +168,10 @@ def test_without_a_published_checksum_the_one_found_is_told(server, tmp_path, mo
 )
 def test_what_cannot_be_had_is_told_with_the_place_to_put_it(server, path, fault, message):
     server.faults[AT] = fault
+    sha256 = table_row(server, AT)["sha256"]
     where = re.escape(
-        f"By hand: download {server.url}{AT} where there is a network, and put it at {path}."
+        f"By hand: download {server.url}{AT} (sha256 {sha256}) where there is a network, and put "
+        f"it at {path}."
     )
     with pytest.raises(UserError, match=f"{message}.*{where}") as error:
         fetch("weights.pt", path)
@@ -188,7 +190,9 @@ def test_a_machine_without_a_network_is_told_at_once(path, monkeypatch, tmp_path
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/weights.pt"
     publish(monkeypatch, tmp_path, {"weights.pt": {"url": url, "licence": "MIT"}})
-    with pytest.raises(NoNetwork, match="no network: 127.0.0.1.*Connection refused.*put it at"):
+    with pytest.raises(
+        NoNetwork, match="no network: 127.0.0.1.*Connection refused.*weights.pt where.*put it at"
+    ):
         fetch("weights.pt", path, "Or do without.")
     assert not path.exists()
 
