@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metrics.features import Embedding, Features, in_colour, resized
 from metrics.features.weight_files import loading, tensors, weight_file
-from runtime.errors import UserError
+from runtime.errors import UserError, together
 from runtime.files import sha256
 from runtime.torchvision import torchvision
 
@@ -17,6 +17,7 @@ LAYERS = (1, 4, 7, 9, 11)  # of torchvision's AlexNet: after each of its ReLUs
 SMALLEST = 31  # of the sides that its poolings leave anything of
 # of the colours in -1..1 (Zhang et al. 2018, version 0.1)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+LINEAR = "lpips_alex_v0.1.pth"
 
 
 class Pixels(Features):
@@ -35,20 +36,15 @@ class Lpips(Features):
 
     LPIPS is the sum over layers l of the mean over places of w_l . (h_l(x) - h_l(y))^2, with h_l of
     length 1 at each place and w_l >= 0, so phi is sqrt(w_l / (H_l W_l)) h_l, all laid end to end:
-    31,872 values at 64x64. Images of two sizes do not compare. path: torchvision's AlexNet. size: a
-    side that images are scaled to first (bicubic); null leaves them as they are, which is LPIPS.
+    31,872 values at 64x64. Images of two sizes do not compare. path: torchvision's AlexNet, or its
+    file's name. size: a side that images are scaled to first (bicubic); null leaves them as they
+    are, which is LPIPS.
     """
 
     def __init__(self, path: str, size: int | None = None):
         if size is not None and size < SMALLEST:
             raise ValueError(f"size={size} must be null or at least {SMALLEST}.")
-        url = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
-        file = weight_file(
-            path,
-            "AlexNet",
-            f"get {url.rsplit('/', 1)[1]} of torchvision where there is a network ({url})",
-        )
-        linear = _linear_weights()
+        file, linear = together(lambda: weight_file(path, "AlexNet"), _linear_weights)
         name = f"LPIPS (AlexNet, v0.1{f', at {size}x{size}' if size else ''})"
         identity = {"kind": "lpips", "sha256": sha256(file), "linear": sha256(linear), "size": size}
         super().__init__(name, "LPIPS", identity)
@@ -89,11 +85,11 @@ class Lpips(Features):
 
 
 def _linear_weights() -> Path:
-    """The w_l, a small file in the package lpips. The package itself is not imported."""
-    found = importlib.util.find_spec("lpips")
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            "LPIPS needs the package lpips, whose wheel carries its linear weights: pip install "
-            "lpips"
-        )
-    return Path(found.submodule_search_locations[0]) / "weights/v0.1/alex.pth"
+    """The w_l, a small file that the package lpips carries, which is not imported; where it is not
+    installed, the same file is fetched."""
+    package = importlib.util.find_spec("lpips")
+    folders = package.submodule_search_locations if package else None
+    for folder in folders or ():
+        if (file := Path(folder) / "weights/v0.1/alex.pth").is_file():
+            return file
+    return weight_file(LINEAR, "LPIPS's linear layers")

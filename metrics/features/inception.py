@@ -14,29 +14,21 @@ class Inception(Features):
     logits without their bias for the Inception score: "2048" and "logits_unbiased" of
     torch-fidelity, to the bit. Images are scaled to 299 as TensorFlow 1 did.
 
-    path: torch-fidelity's weights-inception-2015-12-05-6726825d.pth.
+    path: torch-fidelity's weights-inception-2015-12-05-6726825d.pth, or that name.
     """
 
     def __init__(self, path: str):
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import (
-                URL_INCEPTION_V3,
-                FeatureExtractorInceptionV3,
-            )
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
             raise UserError(
                 "FID's features need the package torch-fidelity: pip install torch-fidelity"
             ) from None
-        name = URL_INCEPTION_V3.rsplit("/", 1)[1]
-        file = weight_file(
-            path,
-            "FID's Inception v3",
-            f"get {name} of torch-fidelity where there is a network ({URL_INCEPTION_V3})",
-        )
+        file = weight_file(path, "FID's Inception v3")
         tensors(file)  # refuses what would run code: torch-fidelity opens the file without asking
         identity = {"kind": "inception", "sha256": sha256(file)}
         super().__init__("Inception v3 (Heusel et al. 2017)", "Inception", identity, "FID")
-        with loading(file, f"FID's Inception v3, torch-fidelity's {name}"):
+        with loading(file, "FID's Inception v3, as torch-fidelity has it"):
             self.network = FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], str(file)
             )

@@ -98,9 +98,10 @@ class Timm(Features):
     """What timm's network gives without its classifier: the pooled map, or the class token of a
     vision transformer.
 
-    name: of timm, with its tag. path: its weights, as safetensors or .pth. size: the side of what
-    it sees, to which the whole picture is brought, antialiased; null is that of its training.
-    short: for headings. Colours and filter are those of the network's config.
+    name: of timm, with its tag. path: its weights, as safetensors or .pth, or a name in
+    conf/downloads.yaml. size: the side of what it sees, to which the whole picture is brought,
+    antialiased; null is that of its training. short: for headings. Colours and filter are those of
+    the network's config.
     """
 
     def __init__(self, name: str, path: str, size: int | None = None, short: str | None = None):
@@ -118,7 +119,7 @@ class Timm(Features):
             )
         config: Any = timm.models.get_pretrained_cfg(name)
         hub = config.hf_hub_id
-        download = f": huggingface-cli download {hub} model.safetensors" if hub else ""
+        download = f": hf download {hub} model.safetensors" if hub else ""
         file = weight_file(path, name, f"get them where there is a network{download}")
         size = config.input_size[-1] if size is None else size
         # a vision transformer has its size built in

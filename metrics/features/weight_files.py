@@ -7,24 +7,28 @@ from pathlib import Path
 from torch import Tensor
 
 from models.formats.published import read_weights
+from runtime.download import weights_named
 from runtime.errors import UserError
 
 
-def weight_file(path: str, what: str, source: str) -> Path:
-    """The file that path names.
+def weight_file(path: str, what: str, source: str = "without it they are fetched") -> Path:
+    """The file of weights that path names: a path, or a name in conf/downloads.yaml, which is
+    fetched where no such file is here.
 
     Args:
         what: whose weights these are.
-        source: where the file is to be had.
+        source: where else they are to be had.
     Raises:
-        UserError: where it is not there.
+        UserError: where the file is not there, or cannot be fetched.
     """
+    if fetched := weights_named(path):
+        return fetched
     file = Path(path).expanduser()
     if not file.is_file():
         found = "is a folder, and a file is needed" if file.is_dir() else "is not there"
         raise UserError(
-            f"the weights of {what}: {path} {found}. Nothing is downloaded here: {source}. Then "
-            "name the file by the setting path of these features, such as features.path=FILE."
+            f"the weights of {what}: {path} {found}. Name their file by the setting path of these "
+            f"features, such as features.path=FILE; {source}."
         )
     return file
 
@@ -48,5 +52,6 @@ def loading(file: Path, what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # of load_state_dict
         raise UserError(
-            f"{file} holds no weights of {what}. {' '.join(str(error).split())[:200]} ..."
+            f"{file} holds no weights of {what}: the setting path of these features has to name "
+            f"their file. {' '.join(str(error).split())[:200]} ..."
         ) from error

@@ -22,30 +22,19 @@ from metrics.features.inception import Inception
 from metrics.features.networks import Normalized, Timm, TorchScript
 from runtime.config_schema import build
 from runtime.errors import UserError
-from tests.helpers.features import drawn, node_of
+from tests.helpers.features import (
+    drawn,
+    node_of,
+    scaled,
+    write_alexnet,
+    write_dinov2,
+    write_inception,
+)
 
 import lpips as lpips_package  # isort: skip
 import timm  # isort: skip
-import torchvision  # isort: skip
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # isort: skip
 from torch_fidelity.utils import get_featuresdict_from_dataset  # isort: skip
-
-
-def scaled(network: nn.Module) -> dict[str, Tensor]:
-    """Random weights by which what goes through the network neither vanishes nor grows, nor is
-    normalised to what it was."""
-    random = torch.Generator().manual_seed(0)
-    state = network.state_dict()
-    for name, tensor in state.items():
-        if tensor.ndim > 1:
-            state[name] = (
-                torch.randn(tensor.shape, generator=random) * (2 / tensor[0].numel()) ** 0.5
-            )
-        elif tensor.is_floating_point():
-            state[name] = torch.rand(tensor.shape, generator=random) * 0.2 + (
-                0.9 if name.endswith(("running_var", "weight")) else -0.1
-            )
-    return state
 
 
 # --- Inception ------------------------------------------------------------------------------------
@@ -53,15 +42,7 @@ def scaled(network: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
-    class Unloaded(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state):
-            return None
-
-    folder = tmp_path_factory.mktemp("inception")
-    torch.save({}, folder / "empty.pth")
-    network = Unloaded("unloaded", ["2048"], str(folder / "empty.pth"))
-    torch.save(scaled(network), folder / "weights.pth")
-    return folder / "weights.pth"
+    return write_inception(tmp_path_factory.mktemp("inception") / "weights.pth")
 
 
 class Images(torch.utils.data.Dataset):
@@ -182,29 +163,62 @@ def test_positions_are_scaled_to_another_size_as_timm_scales_them(tmp_path):
         Timm(name, str(path), size=0)
 
 
-def test_dinov2_builds_from_its_config_and_metas_file(tmp_path):
-    node = node_of("dinov2")
-    with torch.device("meta"):
-        shapes = timm.create_model(node["name"], num_classes=0)
-    state, path = scaled(shapes), tmp_path / "dinov2_vits14_pretrain.pth"
-    assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)  # of 518x518, in patches of 14
-    torch.save(state | {"mask_token": torch.zeros(1, 384)}, path)
-    features = build(node | {"path": str(path), "size": 56}, ["metrics"], "features")
-    images = drawn(2, 56, 56, 1)
+@pytest.fixture(scope="module")
+def dinov2_file(tmp_path_factory):
+    return write_dinov2(tmp_path_factory.mktemp("dinov2") / "meta.pth")
+
+
+def dinov2(file, size: int) -> Timm:
+    return build(node_of("dinov2") | {"path": str(file), "size": size}, ["metrics"], "features")
+
+
+def normalised(images: np.ndarray) -> Tensor:
     imagenet = [
         torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     ]
+    return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - imagenet[0]) / imagenet[1]
+
+
+def test_metas_file_of_dinov2_is_timms_network_with_the_same_weights(dinov2_file):
+    """At the size of its training each tensor is taken as it is, but for the token of masked
+    patches, which timm's network lacks."""
+    state = torch.load(dinov2_file)
+    assert state.pop("mask_token").shape == (1, 384)
+    assert state["pos_embed"].shape == (1, 1 + 37 * 37, 384)
+    theirs = timm.create_model(node_of("dinov2")["name"], num_classes=0).eval()
+    theirs.load_state_dict(state)
+    images = drawn(2, 518, 518, 3)
     with torch.no_grad():
-        tokens = features.network.forward_features(
-            (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - imagenet[0]) / imagenet[1]
-        )
+        expected = theirs(normalised(images))
+    found = extract(dinov2(dinov2_file, 518), images).features
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4) and found.std(0).mean() > 1e-3
+
+
+def test_dinov2_builds_from_its_config_and_metas_file(dinov2_file):
+    features, images = dinov2(dinov2_file, 56), drawn(2, 56, 56, 1)
+    theirs = timm.create_model(
+        node_of("dinov2")["name"],
+        pretrained=True,
+        img_size=56,
+        pretrained_cfg_overlay={"file": str(dinov2_file)},
+    ).eval()
+    with torch.no_grad():
+        tokens = theirs.forward_features(normalised(images))
     found = extract(features, images).features
     # the class token
     assert torch.allclose(found, tokens[:, 0], rtol=1e-4, atol=1e-4) and found.std(0).mean() > 1e-3
     assert features.short == "DINOv2" and features.frechet == "Fréchet distance (DINOv2)"
     assert torch.equal(
-        features.network.blocks[11].mlp.fc2.weight, state["blocks.11.mlp.fc2.weight"]
+        features.network.blocks[11].mlp.fc2.weight,
+        torch.load(dinov2_file)["blocks.11.mlp.fc2.weight"],
     )
+
+
+def test_the_weights_of_another_network_say_which_setting_names_them(dinov2_file):
+    """As the small one's do where only the name was set."""
+    name = "vit_base_patch14_dinov2.lvd142m"
+    with pytest.raises(UserError, match=rf"holds no weights of {name}: the setting path of these"):
+        build(node_of("dinov2") | {"path": str(dinov2_file), "name": name}, ["metrics"], "features")
 
 
 def test_an_unknown_network_of_timm_is_refused_with_near_names(tmp_path):
@@ -215,20 +229,12 @@ def test_an_unknown_network_of_timm_is_refused_with_near_names(tmp_path):
             Timm(name, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "package, kind",
-    [
-        ("timm", lambda: Timm("resnet18.a1_in1k", "w")),
-        ("lpips", lambda: Lpips(__file__)),
-        ("torch_fidelity", lambda: Inception("w")),
-    ],
-)
-def test_a_missing_package_is_named_with_its_cure(monkeypatch, package, kind):
-    for name in [n for n in sys.modules if n.split(".")[0] == package]:
+def test_a_missing_package_is_named_with_its_cure(monkeypatch):
+    for name in [n for n in sys.modules if n.split(".")[0] == "torch_fidelity"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"pip install {package.replace('_', '-')}"):
-        kind()
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UserError, match="pip install torch-fidelity"):
+        Inception("w")
 
 
 # --- TorchScript ----------------------------------------------------------------------------------
@@ -317,17 +323,7 @@ def test_images_are_scaled_as_pillow_scales_them(resample, size):
 
 @pytest.fixture(scope="module")
 def alexnet_file(tmp_path_factory):
-    with torch.device("meta"):
-        network = torchvision.models.alexnet(weights=None).features
-    random = torch.Generator().manual_seed(0)
-    state = {
-        f"features.{name}": torch.randn(t.shape, generator=random)
-        * (2 / t[0].numel() if t.ndim > 1 else 0.01) ** 0.5
-        for name, t in network.state_dict().items()
-    }
-    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
-    torch.save(state | {"classifier.1.weight": torch.zeros(2, 3)}, path)
-    return path
+    return write_alexnet(tmp_path_factory.mktemp("alexnet") / "alexnet.pth")
 
 
 @pytest.fixture(scope="module")
