@@ -105,12 +105,8 @@ class Timm(Features):
     """
 
     def __init__(self, name: str, path: str, size: int | None = None, short: str | None = None):
-        try:
-            import timm  # many networks that nobody needs who has no weights
-        except ImportError:
-            raise UserError(
-                "features of timm's networks need the package timm: pip install timm"
-            ) from None
+        import timm  # takes a second, and no other features need it
+
         known = timm.list_pretrained()
         if name not in known:
             raise UserError(
