@@ -1,8 +1,9 @@
 # make demo    the main job on a bare machine: installs, pretrains on faces, transfers to stained tissue, says where the pictures are
 # make report  the sweep of the demo, evaluated, as one page: runs/transfer_demo/report.html
 # make test    all tests but the slow ones; no network, no GPU. PART=transfer: those of one package
-# make docs    the table and the presets of docs/strategies.md, from the files in conf/transfer
+# make docs    docs/strategies.md from the files in conf/transfer, docs/compatibility.md from the results of make contact
 # make gpu     the first thing on a machine with a GPU: what works, how fast, what was promised; PYTHON=python3 OUT=gpu MINUTES=9
+# make contact the first thing on a machine with a network: what the world has published, fetched, opened, tried; NAMES="cifar10 ..." CONTACT=contact
 # make gpu-wheels   what that needs on one without a network, beside torch, triton, numpy and Pillow (14 MB)
 PYTHON ?= python3
 # the one that is installed, where one is
@@ -13,7 +14,9 @@ PY = .venv/bin/python
 OUT ?= gpu
 MINUTES ?= 9
 GPU_PYTHON ?= 3.12
-.PHONY: demo report test test-slow docs install check gpu gpu-wheels clean
+CONTACT ?= contact
+NAMES ?=
+.PHONY: demo report test test-slow docs install check gpu gpu-wheels contact clean
 
 demo: .venv/installed
 	$(PY) train.py +experiment=transfer_demo
@@ -37,6 +40,10 @@ test-slow: .venv/installed-dev
 gpu:  # by the machine's own Python, which has the torch of its driver
 	$(PYTHON) -m benchmarks.gpu --out $(OUT) --minutes $(MINUTES)
 
+contact: .venv/installed
+	$(PY) -m pip install -q -r requirements-contact.txt
+	$(PY) -m benchmarks.contact --out $(CONTACT) $(NAMES)
+
 gpu-wheels: .venv/installed
 	$(PY) -m pip wheel -q --no-deps -w gpu-wheels $$(grep -o '^antlr4[^ ]*' requirements-gpu.txt)
 	grep -v '^antlr4' requirements-gpu.txt > gpu-wheels/requirements.txt
@@ -46,6 +53,7 @@ gpu-wheels: .venv/installed
 
 docs: .venv/installed
 	$(PY) -m docs.make_strategies
+	$(PY) -m docs.make_compatibility
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

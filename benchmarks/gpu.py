@@ -28,7 +28,7 @@ import torch
 from benchmarks import gpu_steps
 from benchmarks.common import reason
 from benchmarks.gpu_steps import Step
-from benchmarks.record import Record, Results
+from benchmarks.record import Record, Results, spoken
 from runtime.log import table
 
 MODULE = "benchmarks.gpu"
@@ -89,13 +89,6 @@ def usable(device: torch.device) -> bool:
         return device.type != "cuda" or torch.ones(8, device=device).sum().item() == 8
     except Exception:
         return False
-
-
-def spoken(found: Record) -> str:
-    return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in found.items()
-    )
 
 
 def die_with_parent() -> None:

@@ -88,3 +88,10 @@ class Results:
         """How often a part was begun."""
         begun = (r for r in self.records() if r["state"] == "begun")
         return sum((r["step"], r["name"]) == (step, name) for r in begun)
+
+
+def spoken(found: Record) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in found.items()
+    )

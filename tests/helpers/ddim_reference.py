@@ -1,5 +1,5 @@
-"""Ho et al. 2020's network as formulas on the names of DDIM's checkpoints (Song et al. 2021), written
-independently of models/."""
+"""Ho et al. 2020's network as formulas on the names of DDIM's checkpoints (Song et al. 2021),
+written independently of models/."""
 
 from __future__ import annotations
 

@@ -1,0 +1,422 @@
+"""The rows of benchmarks.contact: what each fetches, opens, compares and tries."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.common import version
+from benchmarks.record import Record
+from config.overrides import composed
+from data.dataset import open_dataset
+from data.pixels import to_uint8
+from diffusion.denoiser import Denoiser
+from diffusion.generate import SamplerSettings, generate
+from diffusion.samplers import ddim
+from diffusion.schedule import NoiseSchedule
+from diffusion.spacing import even_steps
+from metrics.features import Features, extract
+from models.formats.ddim import is_ddim, weights_of
+from models.formats.published import read_weights
+from runtime.config_schema import build
+from runtime.device import free_memory
+from runtime.download import published
+from runtime.errors import UserError
+from runtime.files import discard, sha256, write_atomically
+from runtime.image_grid import grid, png
+from runtime.seeds import derive
+from sampling import load
+from training.config_checks import check_run_config
+from training.pretrained_source import find_source
+from training.run_directory import open_images
+from transfer.trained_weights import TrainedWeights, published_settings
+
+IMAGES, COMPARED_STEPS = 8, 5  # images that are sampled; steps of those that are compared
+SAME = 0.5  # gray levels of 255 that two implementations may differ by in float32
+UNTRAINED = 0.5  # mean squared error of the noise that no trained network has; a constant 0 has 1
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # of scikit-image
+TRAIN = Path(__file__).parent.parent / "train.py"
+
+
+class Row(NamedTuple):
+    """One thing that is tried.
+
+    Args:
+        run: (row, device, out, steps) -> what was found, and pictures with what they show.
+        overrides: of train.py, or of evaluate.py for features.
+        batch: of the training.
+        counts: images of an official set, to train, validate and test.
+        again: (reader, number) -> that image [H, W, C] or [H, W], as another library reads it.
+    """
+
+    name: str
+    kind: str
+    about: str
+    run: Callable[[Row, torch.device, Path, int], Record]
+    overrides: Sequence[str] = ()
+    batch: int = 8
+    counts: Sequence[int] = ()
+    again: Callable[[Any, int], np.ndarray] | None = None
+
+    @property
+    def file(self) -> str:
+        return self.name.replace("/", "_")
+
+
+# weights
+
+
+def try_weights(row: Row, device: torch.device, out: Path, steps: int) -> Record:
+    """Opens, samples, compares with another implementation, asks about photographs, transfers."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = load(row.name, str(device))
+    found: Record = {"parameters": sum(p.numel() for p in model.denoiser.network.parameters())}
+    compare = against_diffusers if model.weights.path.is_dir() else against_formulas
+    peer, ours, theirs = compare(model.weights, model.denoiser, device)
+    apart = 255 / 2 * (ours.clamp(-1, 1) - theirs.clamp(-1, 1)).abs().max().item()
+    found |= {"compared_with": peer, "gray_levels_apart": apart}
+    began = time.monotonic()
+    images = model.sample(IMAGES, steps=steps)
+    found["ms_per_sampling_step"] = 1000 * (time.monotonic() - began) / steps
+    found["loss_on_photographs"] = loss_on_photographs(model.denoiser, images.shape[1:], device)
+    pictures = {
+        f"{row.file}.png": f"{IMAGES} images from fixed noise, DDIM, {steps} steps",
+        f"{row.file}_compared.png": f"in {COMPARED_STEPS} steps; below by {peer}, of the same noise",
+    }
+    show(out / f"{row.file}.png", to_uint8(images), IMAGES)
+    show(out / f"{row.file}_compared.png", to_uint8(torch.cat([ours, theirs])), IMAGES)
+    check_weights(row.name, found)
+    facts = about_file(row.name, model.weights)
+    del model
+    free_memory()
+    size = f"data.size={images.shape[-1]}"
+    target = [f"source.from={row.name}", "data=bundled_tissue", size, "data.upscale=true"]
+    found |= train([*row.overrides, *target], row, device, out, steps)
+    return {"found": found, "file": facts, "pictures": pictures}
+
+
+def check_weights(name: str, found: Record) -> None:
+    """Whether the two implementations agree, and the network is a trained one.
+
+    Raises:
+        UserError: where not.
+    """
+    apart, loss = found["gray_levels_apart"], found["loss_on_photographs"]
+    if not apart <= SAME:
+        raise UserError(
+            f"{name} opens, but {apart:.3g} gray levels of 255 lie between its images and those of "
+            f"{found['compared_with']} (at most {SAME})."
+        )
+    if not loss <= UNTRAINED:
+        raise UserError(
+            f"{name} opens, but its loss on photographs, {loss:.3g}, is that of no trained network "
+            f"(at most {UNTRAINED})."
+        )
+
+
+def about_file(name: str, weights: TrainedWeights) -> Record:
+    """What is known of the file that was opened."""
+    if weights.path.is_dir():  # the Hub's cache, whose folder is named by the commit
+        files = [p for p in weights.path.rglob("*") if p.suffix in (".safetensors", ".bin")]
+        return {
+            "bytes": sum(p.stat().st_size for p in files),
+            "sha256": weights.digests["ema"],
+            "commit": weights.path.name,
+        }
+    known = published()[name]
+    known.check(weights.path)
+    return {
+        "bytes": weights.path.stat().st_size,
+        "sha256": sha256(weights.path),
+        "compared_with_a_published_checksum": bool(known.sha256 or known.md5),
+    }
+
+
+def noises(shape: Sequence[int]) -> list[int]:
+    return [derive(0, "contact", k) for k in range(IMAGES)]
+
+
+def compared(denoiser: Denoiser, shape: tuple[int, int, int]) -> Tensor:
+    """Images of the same noise as another implementation's. [8, C, H, W] on the CPU."""
+    settings = SamplerSettings(ddim, leading, COMPARED_STEPS)
+    with torch.no_grad():
+        return generate(denoiser, denoiser.schedule, settings, shape, noises(shape)).cpu()
+
+
+def leading(schedule: NoiseSchedule, count: int) -> list[int]:
+    """diffusers' default: the lowest count of the even steps."""
+    return list(even_steps(schedule, count)[-count - 1 :])
+
+
+def against_diffusers(
+    weights: TrainedWeights, denoiser: Denoiser, device: torch.device
+) -> tuple[str, Tensor, Tensor]:
+    """Its pipeline of the same folder, from the same noise."""
+    import runtime.torchvision  # noqa: F401  before what imports torchvision
+
+    # isort: split
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+
+    theirs = DDPMPipeline.from_pretrained(str(weights.path))
+    scheduler = DDIMScheduler.from_config(theirs.scheduler.config)
+    pipeline = DDIMPipeline(theirs.unet.to(device), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    shape = weights.config.image_shape
+    random = [torch.Generator().manual_seed(seed) for seed in noises(shape)]
+    # the noise that goes with the clipped x0, as ours
+    options = {"use_clipped_model_output": True, "output_type": "np"}
+    made = pipeline(IMAGES, random, num_inference_steps=COMPARED_STEPS, **options).images
+    images = torch.from_numpy(np.asarray(made)).permute(0, 3, 1, 2) * 2 - 1
+    return f"diffusers {version('diffusers')}", compared(denoiser, shape), images
+
+
+class Formulas(nn.Module):
+    """A network of formulas on the names of a file, in the place of ours."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
+        return self.function(x, timestep)
+
+
+def against_formulas(
+    weights: TrainedWeights, denoiser: Denoiser, device: torch.device
+) -> tuple[str, Tensor, Tensor]:
+    """The published network, written again on the names of the file, on the CPU."""
+    from tests.helpers import adm_reference, ddim_reference
+
+    found, model = read_weights(weights.path), weights.config.raw["model"]
+    if is_ddim(found):
+        state = {name: tensor.float() for name, tensor in weights_of(found).items()}
+        function = partial(ddim_reference.reference, state, blocks=model["blocks"])
+    else:
+        keys = ("blocks", "heads", "head_channels", "timestep_scale", "groups")
+        settings = {key: model[key] for key in keys}
+        function = partial(adm_reference.unet, found, **settings)
+    theirs = weights.config.build_denoiser().requires_grad_(False)
+    theirs.network = Formulas(function)
+    shape = weights.config.image_shape
+    return "the published formulas", compared(denoiser, shape), compared(theirs, shape)
+
+
+def photographs(shape: Sequence[int]) -> Tensor:
+    """Eight crops of photographs in scikit-image's wheel, scaled: [8, C, H, W] in [-1, 1]."""
+    import skimage
+
+    folder, (_, height, width) = Path(skimage.__file__).parent / "data", shape
+    crops = []
+    for name in PHOTOGRAPHS:
+        whole = Image.open(folder / name).convert("RGB")
+        side = min(whole.size)
+        for left, upper in ((0, 0), (whole.width - side, whole.height - side)):
+            crop = whole.crop((left, upper, left + side, upper + side))
+            crops.append(np.asarray(crop.resize((width, height), Image.Resampling.LANCZOS)))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def loss_on_photographs(
+    denoiser: Denoiser, shape: Sequence[int], device: torch.device, count: int = 8
+) -> float:
+    """Mean squared error of the predicted noise over t from 0.3 T to T, where any photograph will
+    do: that of a trained network is a small part of the 1 of one that says nothing."""
+    x0, T = photographs(shape).to(device), denoiser.schedule.steps
+    random = torch.Generator().manual_seed(0)
+    errors = []
+    for t in torch.linspace(0.3 * T, T, count).long().tolist():
+        noise = torch.randn(x0.shape, generator=random).to(device)
+        predicted = denoiser(denoiser.schedule.add_noise(x0, noise, t), t).noise
+        errors.append((predicted - noise).square().mean().item())
+    return sum(errors) / count
+
+
+def train(
+    overrides: Sequence[str], row: Row, device: torch.device, out: Path, steps: int
+) -> Record:
+    """A few steps of train.py with these settings."""
+    directory = out / "runs" / row.file
+    discard(directory)
+    few = [
+        f"train.steps={steps}",
+        f"train.batch_size={row.batch}",
+        "train.warmup=0",
+        "run.log_every=1",
+    ]
+    few += [f"run.checkpoint_every={steps}", "run.held_out_draws=16", "run.samples=4"]
+    few += [f"run.directory={directory}", f"run.cache={out}/cache", f"run.device={device}"]
+    few += ["sampler.steps=4"]
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), *overrides, *few], capture_output=True, text=True
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise UserError(
+            f"train.py {' '.join(overrides)} ended with {done.returncode}: {' '.join(said)}"
+        )
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps_of = [r for r in rows if "images_per_second" in r]
+    speed = sorted(r["images_per_second"] for r in steps_of)[len(steps_of) // 2]
+    return {
+        "training_steps": steps,
+        "first_loss": steps_of[0]["loss"],
+        "last_loss": steps_of[-1]["loss"],
+        "ms_per_training_step": 1000 * row.batch / speed,
+        "batch": row.batch,
+    }
+
+
+# data sets
+
+
+def try_images(row: Row, device: torch.device, out: Path, steps: int) -> Record:
+    """Opens, counts, compares pixels with another way to read them, trains."""
+    config = check_run_config(composed("train", [*row.overrides, f"run.cache={out}/cache"]))
+    reader = open_images(config)
+    counts = [len(rows) for rows in reader.splits.values()]
+    if tuple(counts) != tuple(row.counts):
+        raise UserError(f"{row.name}: {counts} images, and the official set has {row.counts}.")
+    dataset = open_dataset(config.data, reader, 0, Path(config.run.cache))
+    some = np.random.default_rng(0).choice(len(dataset.images), 64, replace=False)
+    for item in some.tolist():
+        if not np.array_equal(dataset.images[item].squeeze(), row.again(reader, item).squeeze()):
+            raise UserError(f"{reader.item_name(item)} is read otherwise by another library.")
+    rows = dataset.splits["train"][np.linspace(0, counts[0] - 1, 16).astype(int)]
+    show(out / f"{row.file}.png", torch.from_numpy(dataset.images[rows]), 8)
+    found: Record = dict(zip(reader.splits, counts)) | {"classes": len(dataset.classes)}
+    found |= {"pixels_compared": len(some)}
+    found |= train(row.overrides, row, device, out, steps)
+    return {
+        "found": found,
+        "pictures": {f"{row.file}.png": "16 images to train on, spread over all"},
+    }
+
+
+def by_numpy(reader: Any, item: int) -> np.ndarray:
+    """Of MedMNIST: train, val and test one after the other."""
+    arrays = np.load(reader.path)
+    for images in (arrays[f"{split}_images"] for split in ("train", "val", "test")):
+        if item < len(images):
+            return images[item]
+        item -= len(images)
+    raise IndexError(item)
+
+
+def by_pillow(reader: Any, item: int) -> np.ndarray:
+    return np.asarray(Image.open(reader.files[item]))
+
+
+def by_bytes(reader: Any, item: int) -> np.ndarray:
+    """Of CIFAR-10: 10,000 records a file, a label and the planes R, G and B."""
+    start = item % 10_000 * 3073 + 1
+    planes = np.fromfile(reader.files[item // 10_000], np.uint8, 3072, offset=start)
+    return planes.reshape(3, 32, 32).transpose(1, 2, 0)
+
+
+# networks of features
+
+
+def try_features(row: Row, device: torch.device, out: Path, steps: int) -> Record:
+    """Opens, and maps photographs."""
+    config = composed("evaluate", list(row.overrides))
+    features: Features = build(config["features"], ["metrics"], "features")
+    images = to_uint8(photographs((3, 64, 64))).numpy()
+    values = extract(features, images, device=device).features
+    found = {"dimensions": values.shape[1], "sha256": features.identity["sha256"]}
+    return {"found": found, "pictures": {}}
+
+
+# experiments
+
+
+def try_experiment(row: Row, device: torch.device, out: Path, steps: int) -> Record:
+    """The first steps of a command that the README and conf/experiment name."""
+    config = check_run_config(composed("train", list(row.overrides)))
+    find_source(config)  # fetched here, where it is told when there is no network
+    open_images(config)
+    found = train(row.overrides, row, device, out, steps)
+    picture = f"{row.file}.png"
+    write_atomically(out / picture, (out / "runs" / row.file / "images.png").read_bytes())
+    return {"found": found, "pictures": {picture: "its training images, as the network sees them"}}
+
+
+def show(path: Path, images: Tensor, columns: int) -> None:
+    """images [N, H, W, C] uint8."""
+    write_atomically(path, png(grid(images.cpu().numpy(), columns)))
+
+
+HUB = "from the Hugging Face Hub"
+OPENAI = "OpenAI's file (Nichol and Dhariwal 2021)"
+
+
+def of_medmnist(name: str, channels: int, counts: Sequence[int]) -> Row:
+    chosen = ("data=medmnist", f"data.name={name}", f"data.channels={channels}")
+    about = f"MedMNIST's {name} at 64x64, from Zenodo"
+    return Row(f"{name}_64", "images", about, try_images, chosen, counts=counts, again=by_numpy)
+
+
+def of_openai(name: str) -> Row:
+    return Row(name, "weights", OPENAI, try_weights, published_settings()[name])
+
+
+def of_features(name: str) -> Row:
+    about = "a network that evaluate.py sees images with"
+    return Row(name, "features", about, try_features, (f"features={name}",))
+
+
+ROWS = (
+    Row("google/ddpm-cifar10-32", "weights", HUB, try_weights, ("model=ddpm_cifar10",)),
+    Row("google/ddpm-celebahq-256", "weights", HUB, try_weights, ("model=ddpm_256",), batch=2),
+    Row("google/ddpm-church-256", "weights", HUB, try_weights, ("model=ddpm_256",), batch=2),
+    of_openai("cifar10_uncond_50M_500K.pt"),
+    of_openai("imagenet64_uncond_100M_1500K.pt"),
+    Row(
+        "ddim_celeba64.pth",
+        "weights",
+        "DDIM's weights of CelebA (Song et al. 2021)",
+        try_weights,
+        ("model=ddpm_celeba64",),
+    ),
+    of_medmnist("pneumoniamnist", 1, (4708, 524, 624)),
+    of_medmnist("bloodmnist", 3, (11959, 1712, 3421)),
+    Row(
+        "cifar10",
+        "images",
+        "CIFAR-10, its binary version",
+        try_images,
+        ("data=cifar10",),
+        counts=(50_000, 5_000, 5_000),
+        again=by_bytes,
+    ),
+    Row(
+        "eurosat",
+        "images",
+        "EuroSAT in RGB (Helber et al. 2019)",
+        try_images,
+        ("data=eurosat",),
+        counts=(21_600, 2_700, 2_700),
+        again=by_pillow,
+    ),
+    of_features("inception"),
+    of_features("dinov2"),
+    of_features("lpips"),
+    Row(
+        "transfer_imagenet_to_medical",
+        "experiment",
+        "photographs to radiographs, both fetched",
+        try_experiment,
+        ("+experiment=transfer_imagenet_to_medical", "data.n_train=100"),
+    ),
+)
