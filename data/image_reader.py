@@ -7,6 +7,9 @@ from PIL import Image
 
 from data.splits import Splits
 
+# where images are missing, the last words of a message
+MEANWHILE = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
+
 
 class ImageReader:
     """Images that are decoded one by one, each in exactly one split. A subclass is built from a

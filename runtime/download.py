@@ -121,7 +121,7 @@ def fetch(name: str, path: Path, instead: str = "") -> Path:
     ).rstrip()
     part = path.with_name(f"{path.name}.part")
     try:
-        with _alone(path):
+        with alone(path):
             if path.is_file():  # another process was faster
                 return path
             log.info(
@@ -138,7 +138,8 @@ def fetch(name: str, path: Path, instead: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """While no other process makes path; the log says where one is waited for."""
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as held:
         try:

@@ -12,7 +12,7 @@ from PIL import Image
 from data.file_cache import FileCache
 from data.folder_layout import list_files
 from data.image_file import read_image_file
-from data.image_reader import ImageReader
+from data.image_reader import MEANWHILE, ImageReader
 from data.intensity import value_range
 from data.splits import SPLITS, Splits, items_by_split
 from runtime.content import sha256_of
@@ -26,7 +26,6 @@ LAST = {"train": 162_770, "validation": 182_637, "test": COUNT}
 FILE = re.compile(r"\d{6}\.(jpe?g|png)", re.IGNORECASE)
 PLACES = ("celeba/img_align_celeba", "img_align_celeba")  # torchvision's, the zip's own
 ARCHIVE = "img_align_celeba.zip"
-MEANWHILE = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
 
 
 class CelebA(ImageReader):

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from data.file_cache import FileCache
-from data.image_reader import ImageReader
+from data.image_reader import MEANWHILE, ImageReader
 from data.recent import Recent
+from data.unpack import unpack
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -26,10 +27,19 @@ PICKLES = {  # md5, as the authors' page and torchvision have them
 BATCHES = list(PICKLES)
 URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 BINARY, PYTHON = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
+ARCHIVES = {  # the folder inside, and the end of its batches' names
+    BINARY: ("cifar-10-batches-bin", ".bin"),
+    PYTHON: ("cifar-10-batches-py", ""),
+}
+INSTEAD = (
+    "For a folder of images (DIR/train/airplane/*.png ...): data=folder data.path=DIR "
+    f"data.size=32. {MEANWHILE}"
+)
 
 
 class Cifar10(ImageReader):
-    """The 60,000 images of cifar-10-batches-bin or cifar-10-batches-py, in path or one level below.
+    """The 60,000 images of cifar-10-batches-bin or cifar-10-batches-py, in path or one level below;
+    out of an archive in path where neither is there, which is fetched where none is.
 
     The 50,000 training images stay whole, as in the papers; of the official test set the images at
     even places are for validation, those at odd places for test. The fingerprint is of the images
@@ -40,7 +50,9 @@ class Cifar10(ImageReader):
     classes = CLASSES
 
     def __init__(self, file_cache: FileCache, path: str):
-        self.files = _find_batches(Path(path).expanduser(), path)
+        root = Path(path).expanduser()
+        root = root.parent if root.name in ARCHIVES else root
+        self.files = _find_batches(root) or _unpack_batches(root)
         known = file_cache.look_up(
             self.files, "CIFAR-10: sha256 of the records and labels, 1", _summarize_batch
         )
@@ -119,9 +131,10 @@ def _summarize_batch(file: Path) -> dict[str, str]:
     }
 
 
-def _find_batches(root: Path, given: str) -> list[Path]:
-    """The six batches, from one folder; the binary version where both are there."""
-    below = sorted(p for p in root.glob("*") if p.is_dir())
+def _find_batches(root: Path) -> list[Path]:
+    """The six batches, from one folder; the binary version where both are there. Empty where none
+    is."""
+    below = sorted(p for p in root.glob("[!.]*") if p.is_dir())
     for suffix in (".bin", ""):
         for folder in [root, *below]:
             files = [folder / f"{name}{suffix}" for name in BATCHES]
@@ -133,17 +146,12 @@ def _find_batches(root: Path, given: str) -> list[Path]:
                     f"{folder}: {', '.join(missing)} missing, the rest of CIFAR-10 is there. "
                     f"Unpack the archive again, or download it again from {URL}."
                 )
-    archives = (root, root / BINARY, root / PYTHON)
-    if archive := next((path for path in archives if path.is_file()), None):
-        raise UserError(
-            f"data.path={given}: {archive} is not unpacked. Run: tar xzf {archive} -C "
-            f"{archive.parent}   and set data.path={archive.parent}."
-        )
-    state = "CIFAR-10 is not there" if root.is_dir() else "there is no such folder"
-    raise UserError(
-        f"data.path={given}: {state} (looked for cifar-10-batches-bin and cifar-10-batches-py). "
-        f"Download {BINARY} (162 MB) from {URL} and unpack it: mkdir -p {given}; tar xzf {BINARY} "
-        f"-C {given}. For a folder of images (DIR/train/airplane/*.png ...): data=folder "
-        "data.path=DIR data.size=32. Meanwhile, with no download: python train.py "
-        "+experiment=transfer_demo"
-    )
+    return []
+
+
+def _unpack_batches(root: Path) -> list[Path]:
+    name = next((name for name in ARCHIVES if (root / name).is_file()), BINARY)
+    inside, end = ARCHIVES[name]
+    members = {f"{inside}/{batch}{end}": f"{batch}{end}" for batch in BATCHES}
+    unpack(root / name, root / inside, members.get, len(members), INSTEAD)
+    return [root / inside / file for file in members.values()]

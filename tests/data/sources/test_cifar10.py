@@ -4,9 +4,14 @@ not the authors'."""
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import pickle
+import shutil
+import signal
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +19,14 @@ import pytest
 
 import data.sources.cifar10
 from data.file_cache import Changed, FileCache
-from data.sources.cifar10 import CLASSES, PICKLES, Cifar10
+from data.sources.cifar10 import BINARY, CLASSES, PICKLES, PYTHON, Cifar10
+from runtime import download
 from runtime.errors import UserError
+from tests.helpers.file_server import Fault, publish, serving, table_row
 
 SPLITS = ("train", "validation", "test")
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+AT = "/theirs.tar.gz"
 N = 20  # images of a batch here, 10,000 in the real ones
 
 
@@ -204,26 +212,20 @@ def test_torchvision_reads_the_same(made, tmp_path, memory, monkeypatch):
 
 def test_a_missing_set_says_what_to_get_where_and_what_to_run_meanwhile(tmp_path, memory):
     (tmp_path / "empty").mkdir()
-    for name, state in (("absent", "no such folder"), ("empty", "CIFAR-10 is not there")):
+    for name in ("absent", "empty"):
         message = refused(memory, tmp_path / name)
         for part in (
-            state,
-            f"data.path={tmp_path / name}",
-            "https://www.cs.toronto.edu/~kriz/cifar.html",
-            "cifar-10-binary.tar.gz",
-            f"-C {tmp_path / name}",
+            "cifar-10-binary.tar.gz: no network: www.cs.toronto.edu does not answer",
+            "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz (sha256 "
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd) where there is a "
+            f"network, and put it at {tmp_path / name}/cifar-10-binary.tar.gz.",
             "data=folder",
-            "python train.py +experiment=transfer_demo",
+            "Meanwhile, with no download: python train.py +experiment=transfer_demo",
         ):
             assert part in message, part
-
-
-@pytest.mark.parametrize("name", ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"])
-def test_an_archive_that_is_not_unpacked_is_seen(tmp_path, memory, name):
-    with tarfile.open(tmp_path / name, "w:gz"):
-        pass
-    for path in (tmp_path, tmp_path / name):
-        assert f"tar xzf {tmp_path / name} -C {tmp_path}" in refused(memory, path)
+        assert [p.suffix for p in (tmp_path / name).iterdir()] == [".lock"] * 2
+    (tmp_path / "file").write_text("")
+    assert "cannot be written (File exists)" in refused(memory, tmp_path / "file")
 
 
 def test_a_batch_that_is_missing_or_cut_short_is_named(made, tmp_path, memory):
@@ -241,3 +243,184 @@ def test_a_batch_that_is_missing_or_cut_short_is_named(made, tmp_path, memory):
     )
     short.unlink()
     assert "data_batch_5.bin missing" in refused(memory, tmp_path / "bin")
+
+
+# Fetched and unpacked
+
+
+def packed(path: Path, folder: Path, before: Sequence[tarfile.TarInfo] = ()) -> bytes:
+    """A .tar.gz of a folder's files beside others, as the authors': FOLDER/NAME; before them empty
+    ones, or links."""
+    (folder / "readme.html").write_text("of the authors")
+    with tarfile.open(path, "w:gz") as tar:
+        for member in before:
+            tar.addfile(member)
+        tar.add(folder, folder.name)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def server(made, tmp_path, monkeypatch):
+    """It has an archive of the binary version of what was made."""
+    data = packed(tmp_path / "theirs.tar.gz", tmp_path / "bin/cifar-10-batches-bin")
+    with serving({AT: data}) as running:
+        publish(monkeypatch, tmp_path, {BINARY: table_row(running, AT)})
+        yield running
+
+
+def assert_made(source: Cifar10, made: tuple[np.ndarray, np.ndarray]) -> None:
+    assert all(np.array_equal(source.read_image(k), image) for k, image in enumerate(made[0]))
+    assert list(source.labels) == made[1].tolist()
+
+
+def seen(folder: Path) -> list[str]:
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix != ".lock"
+    )
+
+
+def batches_in(folder: str, end: str = "") -> list[str]:
+    return [folder, *(f"{folder}/{name}{end}" for name in BATCHES)]
+
+
+def test_a_missing_set_is_fetched_and_unpacked_and_its_archive_removed(
+    made, tmp_path, memory, server, capsys, caplog
+):
+    caplog.set_level("INFO")
+    for _ in range(2):
+        assert_made(Cifar10(memory, str(tmp_path / "new")), made)
+    assert len(server.asked) == 1 and f"{BINARY}: 100%" in capsys.readouterr().err
+    assert "unpacking" in caplog.text
+    assert seen(tmp_path / "new") == batches_in("cifar-10-batches-bin", ".bin")
+
+
+def test_an_archive_that_is_cut_is_gone_on_with(made, tmp_path, memory, server):
+    server.faults[AT] = Fault(cut=100_000, times=1)
+    assert_made(Cifar10(memory, str(tmp_path / "new")), made)
+    assert [asked for _, _, asked in server.asked] == [None, "bytes=100000-"]
+
+
+def test_an_archive_of_another_checksum_is_put_aside(made, tmp_path, memory, server):
+    right, root = server.files[AT], tmp_path / "new"
+    server.files[AT] = right[:-1] + bytes([right[-1] ^ 1])
+    message = refused(memory, root)
+    assert "its sha256 is" in message and f"put aside as {BINARY}.wrong" in message
+    assert [name for name in seen(root) if name[0] != "."] == [f"{BINARY}.wrong"]
+    server.files[AT] = right
+    assert_made(Cifar10(memory, str(root)), made)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("version", ["bin", "py"])
+def test_an_archive_that_lies_there_is_unpacked_and_kept(
+    made, tmp_path, memory, server, version, named
+):
+    """data.path may be the archive."""
+    archive = tmp_path / "own" / (BINARY if version == "bin" else PYTHON)
+    archive.parent.mkdir()
+    shutil.copy(tmp_path / "theirs.tar.gz", archive)
+    if version == "py":
+        packed(archive, tmp_path / "py/cifar-10-batches-py")
+    for _ in range(2):
+        assert_made(Cifar10(memory, str(archive if named else archive.parent)), made)
+    end = ".bin" if version == "bin" else ""
+    folder = batches_in(f"cifar-10-batches-{version}", end)
+    assert seen(archive.parent) == sorted([archive.name, *folder]) and not server.asked
+
+
+@pytest.mark.parametrize("version", ["bin", "py"])
+def test_a_damaged_archive_is_one_message(made, tmp_path, memory, server, version):
+    archive = tmp_path / "own" / (BINARY if version == "bin" else PYTHON)
+    archive.parent.mkdir()
+    folder = next((tmp_path / version).iterdir())
+    whole = packed(archive, folder)
+    (folder / f"data_batch_4{'.bin' if version == 'bin' else ''}").unlink()
+    lacking = packed(archive, folder)
+    for content in (whole[: len(whole) // 2], b"", b"<html>", lacking):
+        archive.write_bytes(content)
+        message = refused(memory, archive.parent)
+        assert str(archive) in message
+        assert "Remove it, and the same command fetches the official one." in message
+        assert seen(archive.parent) == [archive.name]
+    assert version == "bin" or "5 of the 6 files that belong in it" in message
+    archive.unlink()
+    assert_made(Cifar10(memory, str(archive.parent)), made)
+
+
+def test_a_hostile_archive_writes_nothing_but_the_batches(made, tmp_path, memory):
+    """Names that lead elsewhere, also by way of a link, and links in the places of a batch and of
+    the folder."""
+    inside, archive, outside = (
+        "cifar-10-batches-py",
+        tmp_path / "own" / PYTHON,
+        tmp_path / "outside",
+    )
+    for folder in (archive.parent, outside):
+        folder.mkdir()
+    (outside / "kept").write_text("kept")
+    names = ("../x", "../../x", f"{outside}/x", "x", f"{inside}/../../x", f"{inside}/linked/x")
+    names += (f"{inside}/data_batch_6", f"{inside}/test_batch/x", f"./{inside}/x")
+    hostile = [tarfile.TarInfo(name) for name in names]
+    for name, kind, to in (
+        (inside, tarfile.SYMTYPE, outside),
+        (f"{inside}/linked", tarfile.SYMTYPE, outside),
+        (f"{inside}/data_batch_1", tarfile.SYMTYPE, outside / "kept"),
+        (f"{inside}/data_batch_2", tarfile.LNKTYPE, outside / "kept"),
+        (f"{inside}/data_batch_3", tarfile.FIFOTYPE, ""),
+    ):
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = kind, str(to)
+        hostile = [link, *hostile]
+    packed(archive, tmp_path / "py" / inside, hostile)
+    before = seen(tmp_path)
+    assert_made(Cifar10(memory, str(archive.parent)), made)
+    remembered = {name for name in seen(tmp_path) if name.startswith(f"{memory.folder.name}/")}
+    unpacked = {f"own/{name}" for name in batches_in(inside)}
+    assert set(seen(tmp_path)) == {*before, *unpacked, *remembered}
+    assert (outside / "kept").read_text() == "kept"
+    assert not any(p.is_symlink() for p in archive.parent.rglob("*"))
+
+
+def _open(path: Path, table: Path, killed: bool) -> None:
+    """In a process of its own, which may be killed when all is unpacked and not yet renamed."""
+    download.TABLE, data.sources.cifar10.IMAGES = table, N
+    if killed:
+        rename = os.replace
+
+        def replace(source, target) -> None:
+            if Path(target).name == "cifar-10-batches-bin":
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = replace
+    Cifar10(FileCache(path.with_name("memory")), str(path))
+
+
+def processes(n: int, *arguments) -> list[int]:
+    """Their exit codes."""
+    context = multiprocessing.get_context("spawn")
+    at_once = [context.Process(target=_open, args=arguments) for _ in range(n)]
+    for process in at_once:
+        process.start()
+    for process in at_once:
+        process.join()
+    return [process.exitcode for process in at_once]
+
+
+def test_one_that_is_killed_before_the_folder_has_its_name(made, tmp_path, memory, server):
+    root = tmp_path / "new"
+    assert processes(1, root, download.TABLE, True) == [-signal.SIGKILL]
+    aside = ".cifar-10-batches-bin.unpacking"
+    assert seen(root) == sorted([*batches_in(aside, ".bin"), BINARY])
+    (root / aside / "test_batch.bin").rename(root / aside / "stray.bin")  # a part is no set
+    assert_made(Cifar10(memory, str(root)), made)
+    assert seen(root) == sorted([*batches_in("cifar-10-batches-bin", ".bin"), BINARY])
+    assert len(server.asked) == 1
+
+
+def test_cells_of_a_sweep_fetch_and_unpack_it_once(made, tmp_path, memory, server):
+    server.faults[AT] = Fault(rate=1_000_000)
+    assert processes(3, tmp_path / "new", download.TABLE, False) == [0, 0, 0]
+    assert len(server.asked) == 1
+    assert_made(Cifar10(memory, str(tmp_path / "new")), made)
+    assert seen(tmp_path / "new") == batches_in("cifar-10-batches-bin", ".bin")
