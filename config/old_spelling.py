@@ -29,6 +29,7 @@ RENAMED = {  # _target_: of then, and of now
     "data.nifti.Nifti": "data.sources.nifti.Nifti",
     "data.npz.Npz": "data.sources.npz.Npz",
 }
+GONE = re.compile(r"[+~]*data\.(source\.)?download\b")  # of MedMNIST
 KEYS = {"size": "file_size"}  # inside data.source, of then, and in data, of now
 THEN = {new: old for old, new in (RENAMED | KEYS).items()}
 
@@ -37,12 +38,11 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
     """A config, or some sections of one, in the spelling of now."""
     config = _with_targets(config, RENAMED)
     data, source = config.get("data"), config.get("source")
-    if isinstance(data, dict) and isinstance(data.get("source"), dict):
-        reader = {KEYS.get(key, key): value for key, value in data["source"].items()}
-        reader.pop("_partial_", None)
-        config["data"] = {key: data[key] for key in data if key != "source"} | reader
+    if isinstance(data, dict):
+        config["data"] = _translate_data(data)
     if isinstance(source, dict) and isinstance(source.get("overrides"), list):
-        config["source"] = source | {"overrides": [_translate_line(o) for o in source["overrides"]]}
+        lines = [_translate_line(line) for line in source["overrides"] if not GONE.match(line)]
+        config["source"] = source | {"overrides": lines}
     return config
 
 
@@ -62,6 +62,8 @@ def refuse_old_override(line: str) -> None:
     Raises:
         UserError: with the new spelling.
     """
+    if GONE.match(line):
+        raise UserError(_gone(line))
     if (new := re.sub(r"^(metrics=.*)\bfloors\b", r"\1baselines", line)) != line:
         raise UserError(f"{line}: this is written {new} now.")
     if (new := _translate_line(line)) != line:
@@ -75,11 +77,27 @@ def refuse_old_config(config: dict[str, Any]) -> None:
     """The same of a composed config: what is old in it stands in a YAML of the user's."""
     then, now = (dict(leaves(c)) for c in (config, translate(config)))
     if old := [key for key, value in then.items() if key not in now or now[key] != value]:
+        if gone := next(filter(GONE.match, old), None):
+            raise UserError(_gone(f"{gone}={then[gone]}"))
         new = [key for key in dict.fromkeys(map(_translate_line, old)) if key in now]
         raise UserError(
             f"{', '.join(f'{key}={then[key]}' for key in old)}: this is written "
             f"{', '.join(f'{key}={now[key]}' for key in new)} now."
         )
+
+
+def _gone(line: str) -> str:
+    return f"{line}: leave it out, as MedMNIST is fetched without it now where it is missing."
+
+
+def _translate_data(data: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(data.get("source"), dict):
+        reader = {KEYS.get(key, key): value for key, value in data["source"].items()}
+        reader.pop("_partial_", None)
+        data = {key: data[key] for key in data if key != "source"} | reader
+    if data.get("_target_") == "data.sources.medmnist.MedMnist":
+        data = {key: value for key, value in data.items() if key != "download"}
+    return data
 
 
 def _translate_line(line: str) -> str:

@@ -3,11 +3,14 @@ beside new ones; a user who writes as then is told how it is written now."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from config.identity import identity
 from config.old_spelling import RENAMED, as_then, refuse_old_config, translate
@@ -137,6 +140,101 @@ def test_the_old_spelling_on_a_command_line_is_refused_with_the_new_one(line, ne
         with pytest.raises(UserError) as raised:
             refuse("train", ["data=folder", line])
         assert str(raised.value).startswith(f"{line}: this is written {new} now.")
+
+
+# data.download of MedMNIST, which is fetched without it now
+
+
+@pytest.fixture
+def medmnist(tmp_path) -> list[str]:
+    """The command of a run on a file in the form of breastmnist.npz."""
+    arrays = {}
+    for split, n in (("train", 8), ("val", 4), ("test", 4)):
+        pixels = np.arange(n * 784, dtype=np.uint8).reshape(n, 28, 28) // np.uint8(n)
+        arrays |= {f"{split}_images": pixels, f"{split}_labels": np.arange(n)[:, None] % 2}
+    np.savez(tmp_path / "breastmnist.npz", **arrays)
+    of_it = ["data.name=breastmnist", "data.file_size=28", f"data.root={tmp_path}"]
+    others = [line for line in SETTINGS if not line.startswith(("data=", "data.validation"))]
+    return ["data=medmnist", *of_it, *others]
+
+
+def add_download(directory: Path, value: bool) -> None:
+    """To the config that a run saved, where it stood."""
+    saved = yaml.safe_load((directory / "config.yaml").read_text())
+    saved["data"]["download"] = value
+    (directory / "config.yaml").write_text(yaml.safe_dump(saved))
+    for path in directory.glob("checkpoints/step_*/state.json"):
+        state = json.loads(path.read_text())
+        state["config"]["data"]["download"] = value
+        del state[checkpoint.OWN]
+        digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(state | {checkpoint.OWN: digest}, indent=1))
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_run_with_download_in_its_config_opens_and_goes_on_under_its_name(
+    tmp_path, medmnist, value
+):
+    def train(*settings: str) -> str:
+        code, said = runs.train(tmp_path, [*medmnist, *settings], tiny=())
+        assert code == 0, said
+        return said
+
+    train("train.steps=2")
+    directory = runs.directory_of(tmp_path)
+    add_download(directory, value)
+    read = read_result(directory).settings()
+    assert "data.download" not in read and read["data.name"] == "breastmnist"
+    config = load_weights(str(directory)).config
+    assert "download" not in config.data.reader.keywords
+    found = TrainedRun(checkpoint.find(directory), "ema", (), None, tmp_path / "cache")
+    assert len(found.images[0].images) == 16
+    assert f"finished: {directory} has 2 steps" in train("train.steps=2")
+    assert f"resuming at step 2: {directory}" in train("train.steps=4")
+    assert runs.directory_of(tmp_path) == directory and runs.steps_of(directory) == [2, 4]
+
+
+@pytest.mark.parametrize("target", ["data.medmnist.MedMnist", "data.sources.medmnist.MedMnist"])
+def test_download_was_no_part_of_a_name(target):
+    """Neither beside the other settings nor inside data.source, as it was before; a setting of that
+    name in a reader of one's own stays."""
+    now = composed("train", ["data=medmnist"])
+    reader = {"_target_": target, "name": "pneumoniamnist", "root": "datasets/medmnist"}
+    own = {key: now["data"][key] for key in OWN_KEYS}
+    beside = own | reader | {"file_size": 64, "classes": None, "download": True}
+    inside = own | {"source": reader | {"size": 64, "classes": None, "download": True}}
+    for data in (beside, inside):
+        then = RunConfig.of_saved(now | {"data": data})
+        assert then.raw["data"] == now["data"]
+        assert identity(then, "images") == identity(RunConfig(now), "images")
+    mine = {"data": {"_target_": "data.sources.mine.Mine", "download": True}}
+    assert translate(mine) == mine
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["data.download=true", "+data.download=false", "~data.download", "data.source.download=1"],
+)
+def test_download_on_a_command_line_is_refused(line):
+    for refuse in (check_overrides, composed):
+        with pytest.raises(UserError) as raised:
+            refuse("train", ["data=medmnist", line])
+        assert str(raised.value) == (
+            f"{line}: leave it out, as MedMNIST is fetched without it now where it is missing."
+        )
+
+
+def test_download_in_a_yaml_or_among_the_sources_overrides_is_refused():
+    now = composed("train", ["data=medmnist"])
+    with pytest.raises(
+        UserError, match=r"^data.download=True: leave it out, as MedMNIST is fetched"
+    ):
+        refuse_old_config(now | {"data": now["data"] | {"download": True}})
+    lines = ["data=medmnist", "data.download=true"]
+    source = now["source"] | {"overrides": lines}
+    with pytest.raises(UserError, match=r"written source.overrides=\['data=medmnist'\] now"):
+        refuse_old_config(now | {"source": source})
+    assert translate({"source": source})["source"]["overrides"] == ["data=medmnist"]
 
 
 def test_baselines_were_floors():

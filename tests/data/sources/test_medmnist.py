@@ -4,28 +4,27 @@ none is."""
 from __future__ import annotations
 
 import logging
-import re
 import shutil
-import sys
 import tempfile
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import data.sources.medmnist
 from data.dataset import open_dataset
 from data.file_cache import FileCache
 from data.settings import DataSettings
-from data.sources.medmnist import SETS, SIZES, MedMnist
+from data.sources.medmnist import SETS, SIZES, MedMnist, file_name
+from runtime.download import published
 from runtime.errors import UserError
 from tests.helpers import SHARED
+from tests.helpers.file_server import Fault, publish, serving, table_row
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SPLITS = ("train", "validation", "test")
 URL = "https://zenodo.org/records/10519652/files/{}?download=1"
+AT = "/theirs.npz"
 
 
 def make(
@@ -93,9 +92,8 @@ def test_the_twelve_sets():
     assert SIZES == (28, 64, 128, 224)
 
 
-def test_names_of_the_classes_come_from_the_option_alone(tmp_path, monkeypatch):
+def test_names_of_the_classes_come_from_the_option_alone(tmp_path):
     make(tmp_path / "breastmnist.npz", 28, 28)
-    monkeypatch.setitem(sys.modules, "medmnist", None)  # as where it is not installed
     source = MedMnist(MEMORY, "breastmnist", 28, str(tmp_path), classes=["malignant", "normal"])
     assert source.classes == ["malignant", "normal"] and source.labels[:3] == [0, 0, 1]
 
@@ -136,17 +134,19 @@ def test_a_missing_file_says_where_it_comes_from_where_it_goes_and_what_to_run_m
     message = refused(tmp_path, size=64)
     file = tmp_path / "pneumoniamnist_64.npz"
     for part in (
-        f"{file} is not there",
-        f"{URL.format(file.name)} to {file}",
-        "pip install medmnist",
-        "data.download=true",
-        "python train.py +experiment=transfer_demo",
+        "pneumoniamnist_64.npz: no network: zenodo.org does not answer",
+        f"download {URL.format(file.name)} (md5 8f4eceb4ccffa70c672198ea285246c6) where there is a "
+        f"network, and put it at {file}.",
+        "Meanwhile, with no download: python train.py +experiment=transfer_demo",
     ):
         assert part in message, part
-    assert "data.upscale" not in message
+    assert "data.upscale" not in message and "is there" not in message
+    assert not file.exists()
     make(tmp_path / "pneumoniamnist.npz", 28, 28)
     message = refused(tmp_path, size=64)
     assert "data.file_size=28" in message and "data.upscale=true" in message
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(tmp_path / "file")
 
 
 def test_a_file_of_another_size_or_form_under_the_name_is_refused(tmp_path):
@@ -159,82 +159,53 @@ def test_a_file_of_another_size_or_form_under_the_name_is_refused(tmp_path):
     assert "volumes" in refused(tmp_path, "breastmnist")
 
 
-# Downloads
+# Fetched
 
 
-def package(**classes) -> types.ModuleType:
-    module = types.ModuleType("medmnist")
-    vars(module).update(classes)
-    return module
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """It has a file in the form of pneumoniamnist_64.npz."""
+    make(tmp_path / "theirs/pneumoniamnist_64.npz", 64, 64)
+    with serving({AT: (tmp_path / "theirs/pneumoniamnist_64.npz").read_bytes()}) as running:
+        publish(monkeypatch, tmp_path, {"pneumoniamnist_64.npz": table_row(running, AT)})
+        yield running
 
 
-def test_a_download_goes_through_the_package_and_only_where_a_file_is_missing(
-    tmp_path, monkeypatch
-):
-    calls = []
+def assert_theirs(source: MedMnist, folder: Path) -> None:
+    arrays = np.load(folder / "theirs/pneumoniamnist_64.npz")
+    written = np.concatenate([arrays[f"{split}_images"] for split in ("train", "val", "test")])
+    assert all(np.array_equal(source.read_image(k), image) for k, image in enumerate(written))
+    assert len(source) == len(written) == 11
 
-    class PneumoniaMNIST:  # the signature of medmnist 3.0.2
-        def __init__(
-            self,
-            split,
-            transform=None,
-            target_transform=None,
-            download=False,
-            as_rgb=False,
-            root=None,
-            size=None,
-            mmap_mode=None,
-        ):
-            assert split in ("train", "val", "test") and download
-            calls.append(size)
-            make(
-                Path(root) / (f"pneumoniamnist_{size}.npz" if size != 28 else "pneumoniamnist.npz"),
-                size,
-                size,
-            )
 
-    monkeypatch.setitem(sys.modules, "medmnist", package(PneumoniaMNIST=PneumoniaMNIST))
+def test_a_missing_file_is_fetched_once(tmp_path, server, capsys):
     root = tmp_path / "new/folder"
-    for size in (28, 64, 64):
-        assert MedMnist(MEMORY, "pneumoniamnist", size, str(root), download=True).read_image(
-            0
-        ).size == (size, size)
-    assert calls == [28, 64]
-    assert sorted(p.name for p in root.iterdir() if not p.name.endswith(".lock")) == [
-        "pneumoniamnist.npz",
-        "pneumoniamnist_64.npz",
-    ]
+    for _ in range(2):
+        assert_theirs(MedMnist(MEMORY, "pneumoniamnist", 64, str(root)), tmp_path)
+    assert len(server.asked) == 1 and "pneumoniamnist_64.npz: 100%" in capsys.readouterr().err
+    assert [p.name for p in root.iterdir() if p.suffix != ".lock"] == ["pneumoniamnist_64.npz"]
 
 
-def test_a_download_that_fails_is_one_message_and_leaves_nothing(tmp_path, monkeypatch):
-    class PneumoniaMNIST:
-        def __init__(self, split, download, root, size):
-            (Path(root) / "pneumoniamnist.npz").write_bytes(b"half of it")
-            raise RuntimeError(
-                "\n   Automatic download failed! ...\n  1. [Optional] Check your network connection"
-            )
-
-    monkeypatch.setitem(sys.modules, "medmnist", package(PneumoniaMNIST=PneumoniaMNIST))
-    message = refused(tmp_path, download=True)
-    for part in (
-        "no network",
-        URL.format("pneumoniamnist.npz"),
-        str(tmp_path / "pneumoniamnist.npz"),
-        "transfer_demo",
-    ):
-        assert part in message
-    assert [p.name for p in tmp_path.iterdir()] == [".pneumoniamnist.npz.lock"]
-    (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(tmp_path / "file", download=True)
-    monkeypatch.setitem(sys.modules, "medmnist", None)
-    assert re.search(
-        "needs the medmnist package.*pip install medmnist", refused(tmp_path, download=True)
-    )
+def test_a_file_that_is_cut_is_gone_on_with(tmp_path, server):
+    server.faults[AT] = Fault(cut=20_000, times=1)
+    assert_theirs(MedMnist(MEMORY, "pneumoniamnist", 64, str(tmp_path / "new")), tmp_path)
+    assert [asked for _, _, asked in server.asked] == [None, "bytes=20000-"]
 
 
-def test_nothing_but_a_download_imports_the_package():
-    source = Path(data.sources.medmnist.__file__).read_text()
-    assert "import medmnist" not in source and source.count('import_module("medmnist")') == 1
+def test_a_file_of_another_checksum_is_put_aside(tmp_path, server):
+    right = server.files[AT]
+    server.files[AT] = right[:-1] + bytes([right[-1] ^ 1])
+    message, root = refused(tmp_path / "new", size=64), tmp_path / "new"
+    assert "its sha256 is" in message and "put aside as pneumoniamnist_64.npz.wrong" in message
+    assert (root / "pneumoniamnist_64.npz.wrong").read_bytes() == server.files[AT]
+    server.files[AT] = right
+    assert_theirs(MedMnist(MEMORY, "pneumoniamnist", 64, str(root)), tmp_path)
+
+
+def test_every_set_and_size_has_its_published_file():
+    files = {file_name(name, size) for name in SETS for size in SIZES}
+    assert files == {name for name in published() if name.endswith(".npz")} and len(files) == 48
+    assert all(published()[file].url == URL.format(file) for file in files)
 
 
 # The real file
