@@ -70,7 +70,8 @@ class DataSettings(Settings):
         kinds = type(reader).__mro__
         if FolderReader in kinds:  # the class below it knows nothing of its subclasses' settings
             known = inspect.signature(kinds[kinds.index(FolderReader) - 1]).parameters
-            if own := {k: v for k, v in self.reader.keywords.items() if k not in known}:
+            others = {*known, "root"}  # which is where they lie, as path is
+            if own := {k: v for k, v in self.reader.keywords.items() if k not in others}:
                 reader.fingerprint = sha256_of([reader.fingerprint, own])
         return reader
 

@@ -546,7 +546,7 @@ def test_a_range_without_an_end_is_refused(tmp_path):
 # The configs of the sources that need files
 
 
-@pytest.mark.parametrize("name", ["celeba", "cifar10", "npz", "medmnist"])
+@pytest.mark.parametrize("name", ["celeba", "cifar10", "eurosat", "npz", "medmnist"])
 def test_a_config_opens_with_a_command_and_has_every_option(name, tmp_path, monkeypatch):
     command = (
         (CONF / f"data/{name}.yaml")
