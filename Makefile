@@ -41,7 +41,7 @@ gpu:  # by the machine's own Python, which has the torch of its driver
 	$(PYTHON) -m benchmarks.gpu --out $(OUT) --minutes $(MINUTES)
 
 contact: .venv/installed
-	$(PY) -m pip install -q -r requirements-contact.txt
+	$(PY) -m pip install -q -r requirements-contact.txt -c constraints/torch-$(TORCH).txt
 	$(PY) -m benchmarks.contact --out $(CONTACT) $(NAMES)
 
 gpu-wheels: .venv/installed
@@ -74,7 +74,7 @@ install: .venv/installed
 constraints/torch-%.txt:
 	$(error TORCH=$* is not supported: $(patsubst constraints/torch-%.txt,%,$(wildcard constraints/torch-*.txt)) are)
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-contact.txt
 	$(PY) -m pip install -q -r requirements-dev.txt -c constraints/torch-$(TORCH).txt
 	touch $@
 
