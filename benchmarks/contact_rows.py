@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from benchmarks.common import version
 from benchmarks.record import Record
@@ -25,7 +26,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings, generate
 from diffusion.samplers import ddim
 from diffusion.schedule import NoiseSchedule
-from diffusion.spacing import even_steps
+from diffusion.spacing import even_steps, log_snr_steps
 from metrics.features import Features, extract
 from models.formats.ddim import is_ddim, weights_of
 from models.formats.published import read_weights
@@ -36,7 +37,7 @@ from runtime.errors import UserError
 from runtime.files import discard, sha256, write_atomically
 from runtime.image_grid import grid, png
 from runtime.seeds import derive
-from sampling import load
+from sampling.pipeline import Pipeline, SampleRequest, load
 from training.config_checks import check_run_config
 from training.pretrained_source import find_source
 from training.run_directory import open_images
@@ -57,6 +58,7 @@ class Row(NamedTuple):
         overrides: of train.py, or of evaluate.py for features.
         batch: of the training.
         counts: images of an official set, to train, validate and test.
+        archive: that images are unpacked from.
         again: (reader, number) -> that image [H, W, C] or [H, W], as another library reads it.
     """
 
@@ -67,6 +69,7 @@ class Row(NamedTuple):
     overrides: Sequence[str] = ()
     batch: int = 8
     counts: Sequence[int] = ()
+    archive: str = ""
     again: Callable[[Any, int], np.ndarray] | None = None
 
     @property
@@ -87,7 +90,7 @@ def try_weights(row: Row, device: torch.device, out: Path, steps: int) -> Record
     apart = 255 / 2 * (ours.clamp(-1, 1) - theirs.clamp(-1, 1)).abs().max().item()
     found |= {"compared_with": peer, "gray_levels_apart": apart}
     began = time.monotonic()
-    images = model.sample(IMAGES, steps=steps)
+    images = sampled(model, steps)
     found["ms_per_sampling_step"] = 1000 * (time.monotonic() - began) / steps
     found["loss_on_photographs"] = loss_on_photographs(model.denoiser, images.shape[1:], device)
     pictures = {
@@ -104,6 +107,15 @@ def try_weights(row: Row, device: torch.device, out: Path, steps: int) -> Record
     target = [f"source.from={row.name}", "data=bundled_tissue", size, "data.upscale=true"]
     found |= train([*row.overrides, *target], row, device, out, steps)
     return {"found": found, "file": facts, "pictures": pictures}
+
+
+def sampled(model: Pipeline, steps: int) -> Tensor:
+    """Images of fixed noise: [8, C, H, W] in about [-1, 1], on the CPU."""
+    settings = SamplerSettings(ddim, log_snr_steps, steps)
+    request = SampleRequest(settings, IMAGES, seed=0, batch_size=IMAGES)
+    with tqdm(total=steps, desc="sampling", unit="step", delay=2) as bar:
+        made = model.batches(request, range(IMAGES), lambda *_: bar.update())
+        return torch.cat([x0.cpu() for _, x0 in made])
 
 
 def check_weights(name: str, found: Record) -> None:
@@ -149,9 +161,11 @@ def noises(shape: Sequence[int]) -> list[int]:
 
 def compared(denoiser: Denoiser, shape: tuple[int, int, int]) -> Tensor:
     """Images of the same noise as another implementation's. [8, C, H, W] on the CPU."""
-    settings = SamplerSettings(ddim, leading, COMPARED_STEPS)
-    with torch.no_grad():
-        return generate(denoiser, denoiser.schedule, settings, shape, noises(shape)).cpu()
+    settings, seeds = SamplerSettings(ddim, leading, COMPARED_STEPS), noises(shape)
+    with torch.no_grad(), tqdm(total=COMPARED_STEPS, desc="comparing", unit="step", delay=2) as bar:
+        return generate(
+            denoiser, denoiser.schedule, settings, shape, seeds, lambda *_: bar.update()
+        ).cpu()
 
 
 def leading(schedule: NoiseSchedule, count: int) -> list[int]:
@@ -258,14 +272,14 @@ def train(
     few += [f"run.checkpoint_every={steps}", "run.held_out_draws=16", "run.samples=4"]
     few += [f"run.directory={directory}", f"run.cache={out}/cache", f"run.device={device}"]
     few += ["sampler.steps=4"]
-    done = subprocess.run(
-        [sys.executable, str(TRAIN), *overrides, *few], capture_output=True, text=True
-    )
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise UserError(
-            f"train.py {' '.join(overrides)} ended with {done.returncode}: {' '.join(said)}"
-        )
+    output = out / f"{row.file}.log"
+    print(f"training {steps} steps; what train.py says is in {output}", flush=True)
+    with open(output, "w") as file:
+        command = [sys.executable, str(TRAIN), *overrides, *few]
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        said = output.read_text().strip().splitlines()[-1:]
+        raise UserError(f"train.py {' '.join(overrides)} ended with {code}: {' '.join(said)}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     steps_of = [r for r in rows if "images_per_second" in r]
     speed = sorted(r["images_per_second"] for r in steps_of)[len(steps_of) // 2]
@@ -398,6 +412,7 @@ ROWS = (
         try_images,
         ("data=cifar10",),
         counts=(50_000, 5_000, 5_000),
+        archive="cifar-10-binary.tar.gz",
         again=by_bytes,
     ),
     Row(
@@ -407,6 +422,7 @@ ROWS = (
         try_images,
         ("data=eurosat",),
         counts=(21_600, 2_700, 2_700),
+        archive="EuroSAT.zip",
         again=by_pillow,
     ),
     of_features("inception"),
