@@ -21,8 +21,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import contact_rows
 from benchmarks.common import reason
-from benchmarks.contact_rows import ROWS, Row
+from benchmarks.contact_row import Row
 from benchmarks.record import Record, Results, spoken
 from runtime.device import pick_device
 from runtime.download import NoNetwork
@@ -30,7 +31,7 @@ from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import log_to_terminal, table
 
-PAGE = "page.html"
+MODULE, PAGE = "benchmarks.contact", "page.html"
 STYLE = "body{font:15px sans-serif;margin:2em;max-width:60em} img{image-rendering:pixelated}"
 
 
@@ -52,7 +53,7 @@ def run(row: Row, results: Results, out: Path, steps: int) -> int:
 def run_apart(row: Row, results: Results, out: Path, steps: int) -> None:
     """One row, in a process of its own, which may end as it likes."""
     before = len(results.records())
-    command = [sys.executable, "-m", "benchmarks.contact", row.name, "--in-this-process"]
+    command = [sys.executable, "-m", MODULE, row.name, "--in-this-process"]
     command += ["--out", str(out), "--steps", str(steps), "--device", str(results.device)]
     code = subprocess.run(command).returncode
     if len(results.records()) == before:
@@ -76,7 +77,7 @@ def page(records: dict[str, Record], results: Results, out: Path) -> str:
     where = ", ".join(f"{key} {value}" for key, value in results.where.items() if value)
     parts = [f"<!doctype html><meta charset=utf-8><title>contact</title><style>{STYLE}</style>"]
     parts.append(f"<h1>What the world has published, tried</h1><p>{html.escape(where)}</p>")
-    for row in ROWS:
+    for row in contact_rows.ROWS:
         record = records.get(row.name)
         state = record["state"] if record else "not tried"
         parts.append(f"<h2>{html.escape(row.name)}: {state}</h2><p>{html.escape(row.about)}</p>")
@@ -93,11 +94,11 @@ def chosen_rows(names: Sequence[str]) -> list[Row]:
     Raises:
         UserError: for a name that is none, with the near ones.
     """
-    known = {row.name: row for row in ROWS}
+    known = {row.name: row for row in contact_rows.ROWS}
     for name in names:
         if name not in known:
             raise UserError(f"{name}: no such row; {near(name, known)}")
-    return [known[name] for name in names] or list(ROWS)
+    return [known[name] for name in names] or list(contact_rows.ROWS)
 
 
 @one_message

@@ -7,26 +7,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contact_rows import ROWS, Row
+from benchmarks.contact_row import Row
+from benchmarks.contact_rows import ROWS
 from runtime.download import published
 
 PAGE = Path(__file__).with_name("compatibility.md")
 RESULTS = Path(__file__).parent.parent / "benchmarks/results"
 HEAD = """# What of the world this code was seen to open
 
-Made by `make docs` from the results of `make contact` (`benchmarks/results/contact_*.jsonl`): a machine with a network, and a GPU or not,
-fetches each, opens it, compares it in the same process, and trains a few steps. A row is "not yet seen" until such a result is kept here: copy
+Made by `make docs` from the results of `make contact` (`benchmarks/results/contact_*.jsonl`): a
+machine with a network, and a GPU or not, fetches each, opens it, compares it in the same process,
+and trains a few steps. A row is "not yet seen" until such a result is kept: copy
 `contact/results.jsonl` to `benchmarks/results/contact_NAME.jsonl`, and `make docs`.
 
-Of weights: eight images of the same noise as those of diffusers, or of the published formulas, differ by at most so many gray levels of 255; the
-loss is the mean squared error of the predicted noise on eight photographs over t from 0.3 T to T (a network that says nothing has 1). Of sets of
+Of weights: eight images of the same noise as those of diffusers, or of the published formulas,
+differ by at most so many gray levels of 255; the loss is the mean squared error of the predicted
+noise on eight photographs over t from 0.3 T to T (a network that says nothing has 1). Of sets of
 images: their official counts, and the pixels of 64 of them as another library reads them.
 
 | | what | licence | state | found |
 |---|---|---|---|---|
 """
 TAIL = """
-{seen} of {all} are seen. Of others by the same publishers, and of files that nobody has published a checksum of, see [pretrained.md](pretrained.md).
+{seen} of {all} are seen. Other files by the same publishers: [pretrained.md](pretrained.md).
 """
 LICENCES = {"google/": "Apache-2.0", "pneumoniamnist": "CC BY 4.0", "bloodmnist": "CC BY 4.0"}
 FILES = {  # of rows that are not called as their file

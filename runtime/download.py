@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,7 +81,6 @@ class PublishedFile:
                 )
 
 
-@cache
 def published() -> dict[str, PublishedFile]:
     """All of conf/downloads.yaml, by name."""
     import yaml  # comes with omegaconf; benchmarks run without either

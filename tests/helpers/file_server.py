@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -154,6 +153,5 @@ def publish(monkeypatch, folder: Path, rows: dict[str, dict[str, object]]) -> No
     table = folder / "downloads.yaml"
     table.write_text(yaml.safe_dump(real | rows))
     monkeypatch.setattr(download, "TABLE", table)
-    monkeypatch.setattr(download, "published", cache(download.published.__wrapped__))
     monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))

@@ -1,0 +1,229 @@
+"""Published weights and networks of features: opened, and compared with another implementation in
+the same process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.common import version
+from benchmarks.contact_row import Row, show, train
+from benchmarks.record import Record
+from config.overrides import composed
+from data.pixels import to_uint8
+from diffusion.denoiser import Denoiser
+from diffusion.generate import SamplerSettings, generate
+from diffusion.samplers import ddim
+from diffusion.schedule import NoiseSchedule
+from diffusion.spacing import even_steps, log_snr_steps
+from metrics.features import Features, extract
+from models.formats.ddim import is_ddim, weights_of
+from models.formats.published import read_weights
+from runtime.config_schema import build
+from runtime.device import free_memory
+from runtime.download import published
+from runtime.errors import UserError
+from runtime.files import sha256
+from runtime.seeds import derive
+from sampling.pipeline import Pipeline, SampleRequest, load
+from transfer.trained_weights import TrainedWeights
+
+IMAGES, COMPARED_STEPS = 8, 5  # images that are sampled; steps of those that are compared
+SAME = 0.5  # gray levels of 255 that two implementations may differ by in float32
+UNTRAINED = 0.5  # mean squared error of the noise that no trained network has; a constant 0 has 1
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # of scikit-image
+
+
+def try_weights(row: Row, device: torch.device, out: Path, steps: int) -> Record:
+    """Opens, samples, compares with another implementation, asks about photographs, transfers."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = load(row.name, str(device))
+    found: Record = {"parameters": sum(p.numel() for p in model.denoiser.network.parameters())}
+    compare = against_diffusers if model.weights.path.is_dir() else against_formulas
+    peer, ours, theirs = compare(model.weights, model.denoiser, device)
+    apart = 255 / 2 * (ours.clamp(-1, 1) - theirs.clamp(-1, 1)).abs().max().item()
+    found |= {"compared_with": peer, "gray_levels_apart": apart}
+    began = time.monotonic()
+    images = sampled(model, steps)
+    found["ms_per_sampling_step"] = 1000 * (time.monotonic() - began) / steps
+    found["loss_on_photographs"] = loss_on_photographs(model.denoiser, images.shape[1:], device)
+    below = f"{COMPARED_STEPS} steps; below by {peer}, of the same noise"
+    made = f"{IMAGES} images from fixed noise, DDIM, {steps} steps"
+    pictures = {f"{row.file}.png": made, f"{row.file}_compared.png": below}
+    show(out / f"{row.file}.png", to_uint8(images), IMAGES)
+    show(out / f"{row.file}_compared.png", to_uint8(torch.cat([ours, theirs])), IMAGES)
+    check_weights(row.name, found)
+    facts = about_file(row.name, model.weights)
+    del model
+    free_memory()
+    size = f"data.size={images.shape[-1]}"
+    target = [f"source.from={row.name}", "data=bundled_tissue", size, "data.upscale=true"]
+    found |= train([*row.overrides, *target], row, device, out, steps)
+    return {"found": found, "file": facts, "pictures": pictures}
+
+
+def sampled(model: Pipeline, steps: int) -> Tensor:
+    """Images of fixed noise: [8, C, H, W] in about [-1, 1], on the CPU."""
+    settings = SamplerSettings(ddim, log_snr_steps, steps)
+    request = SampleRequest(settings, IMAGES, seed=0, batch_size=IMAGES)
+    with tqdm(total=steps, desc="sampling", unit="step", delay=2) as bar:
+        made = model.batches(request, range(IMAGES), lambda *_: bar.update())
+        return torch.cat([x0.cpu() for _, x0 in made])
+
+
+def check_weights(name: str, found: Record) -> None:
+    """Whether the two implementations agree, and the network is a trained one.
+
+    Raises:
+        UserError: where not.
+    """
+    apart, loss = found["gray_levels_apart"], found["loss_on_photographs"]
+    if not apart <= SAME:
+        raise UserError(
+            f"{name} opens, but {apart:.3g} gray levels of 255 lie between its images and those of "
+            f"{found['compared_with']} (at most {SAME})."
+        )
+    if not loss <= UNTRAINED:
+        raise UserError(
+            f"{name} opens, but its loss on photographs, {loss:.3g}, is that of no trained network "
+            f"(at most {UNTRAINED})."
+        )
+
+
+def about_file(name: str, weights: TrainedWeights) -> Record:
+    """What is known of the file that was opened."""
+    if weights.path.is_dir():  # the Hub's cache, whose folder is named by the commit
+        files = [p for p in weights.path.rglob("*") if p.suffix in (".safetensors", ".bin")]
+        return {
+            "bytes": sum(p.stat().st_size for p in files),
+            "sha256": weights.digests["ema"],
+            "commit": weights.path.name,
+        }
+    known = published()[name]
+    known.check(weights.path)
+    return {
+        "bytes": weights.path.stat().st_size,
+        "sha256": sha256(weights.path),
+        "compared_with_a_published_checksum": bool(known.sha256 or known.md5),
+    }
+
+
+def noises(shape: Sequence[int]) -> list[int]:
+    return [derive(0, "contact", k) for k in range(IMAGES)]
+
+
+def compared(denoiser: Denoiser, shape: tuple[int, int, int]) -> Tensor:
+    """Images of the same noise as another implementation's. [8, C, H, W] on the CPU."""
+    settings, seeds = SamplerSettings(ddim, leading, COMPARED_STEPS), noises(shape)
+    with torch.no_grad(), tqdm(total=COMPARED_STEPS, desc="comparing", unit="step", delay=2) as bar:
+        return generate(
+            denoiser, denoiser.schedule, settings, shape, seeds, lambda *_: bar.update()
+        ).cpu()
+
+
+def leading(schedule: NoiseSchedule, count: int) -> list[int]:
+    """diffusers' default: the lowest count of the even steps."""
+    return list(even_steps(schedule, count)[-count - 1 :])
+
+
+def against_diffusers(
+    weights: TrainedWeights, denoiser: Denoiser, device: torch.device
+) -> tuple[str, Tensor, Tensor]:
+    """Its pipeline of the same folder, from the same noise."""
+    import runtime.torchvision  # noqa: F401  before what imports torchvision
+
+    # isort: split
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+
+    theirs = DDPMPipeline.from_pretrained(str(weights.path))
+    scheduler = DDIMScheduler.from_config(theirs.scheduler.config)
+    pipeline = DDIMPipeline(theirs.unet.to(device), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    shape = weights.config.image_shape
+    random = [torch.Generator().manual_seed(seed) for seed in noises(shape)]
+    # the noise that goes with the clipped x0, as ours
+    options = {"use_clipped_model_output": True, "output_type": "np"}
+    made = pipeline(IMAGES, random, num_inference_steps=COMPARED_STEPS, **options).images
+    images = torch.from_numpy(np.asarray(made)).permute(0, 3, 1, 2) * 2 - 1
+    return f"diffusers {version('diffusers')}", compared(denoiser, shape), images
+
+
+class Formulas(nn.Module):
+    """A network of formulas on the names of a file, in the place of ours."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
+        return self.function(x, timestep)
+
+
+def against_formulas(
+    weights: TrainedWeights, denoiser: Denoiser, device: torch.device
+) -> tuple[str, Tensor, Tensor]:
+    """The published network, written again on the names of the file, on the CPU."""
+    from tests.helpers import adm_reference, ddim_reference
+
+    found, model = read_weights(weights.path), weights.config.raw["model"]
+    if is_ddim(found):
+        state = {name: tensor.float() for name, tensor in weights_of(found).items()}
+        function = partial(ddim_reference.reference, state, blocks=model["blocks"])
+    else:
+        keys = ("blocks", "heads", "head_channels", "timestep_scale", "groups")
+        settings = {key: model[key] for key in keys}
+        function = partial(adm_reference.unet, found, **settings)
+    theirs = weights.config.build_denoiser().requires_grad_(False)
+    theirs.network = Formulas(function)
+    shape = weights.config.image_shape
+    return "the published formulas", compared(denoiser, shape), compared(theirs, shape)
+
+
+def photographs(shape: Sequence[int]) -> Tensor:
+    """Eight crops of photographs in scikit-image's wheel, scaled: [8, C, H, W] in [-1, 1]."""
+    import skimage
+
+    folder, (_, height, width) = Path(skimage.__file__).parent / "data", shape
+    crops = []
+    for name in PHOTOGRAPHS:
+        whole = Image.open(folder / name).convert("RGB")
+        side = min(whole.size)
+        for left, upper in ((0, 0), (whole.width - side, whole.height - side)):
+            crop = whole.crop((left, upper, left + side, upper + side))
+            crops.append(np.asarray(crop.resize((width, height), Image.Resampling.LANCZOS)))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def loss_on_photographs(
+    denoiser: Denoiser, shape: Sequence[int], device: torch.device, count: int = 8
+) -> float:
+    """Mean squared error of the predicted noise over t from 0.3 T to T, where any photograph will
+    do: that of a trained network is a small part of the 1 of one that says nothing."""
+    x0, T = photographs(shape).to(device), denoiser.schedule.steps
+    random = torch.Generator().manual_seed(0)
+    errors = []
+    for t in torch.linspace(0.3 * T, T, count).long().tolist():
+        noise = torch.randn(x0.shape, generator=random).to(device)
+        predicted = denoiser(denoiser.schedule.add_noise(x0, noise, t), t).noise
+        errors.append((predicted - noise).square().mean().item())
+    return sum(errors) / count
+
+
+def try_features(row: Row, device: torch.device, out: Path, steps: int) -> Record:
+    """Opens, and maps photographs."""
+    config = composed("evaluate", list(row.overrides))
+    features: Features = build(config["features"], ["metrics"], "features")
+    images = to_uint8(photographs((3, 64, 64))).numpy()
+    values = extract(features, images, device=device).features
+    found = {"dimensions": values.shape[1], "sha256": features.identity["sha256"]}
+    return {"found": found, "pictures": {}}
