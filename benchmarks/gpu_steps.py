@@ -318,8 +318,8 @@ def profile(device: torch.device) -> Iterator[Part]:
 
 
 def shares(device: torch.device) -> Iterator[Part]:
-    """Bytes a second of our kernels over those of a copy, cold caches, in a graph; beside
-    torch's."""
+    """Bytes a second of our kernels over those of a copy, cold caches, in a graph; beside torch's
+    and, where it is installed, apex's."""
     from benchmarks.operations import PLAIN, Case, implementations
 
     def measured(shape: tuple[int, ...], which: str) -> Record:
@@ -330,7 +330,8 @@ def shares(device: torch.device) -> Iterator[Part]:
         size = math.prod(shape) * 2
         copies, copied = range(turns(size, device)), copy_us(size, device)
         found: Record = {}
-        for name in ("ours", "torch"):
+        there = implementations(case, torch.bfloat16, device, False)
+        for name in (name for name in ("ours", "torch", "apex") if name in there):
 
             def runs(name: str = name) -> list[Callable[[], object]]:
                 ways = (implementations(case, torch.bfloat16, device, False)[name] for _ in copies)

@@ -133,7 +133,18 @@ def of_norm(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, I
     elif device.type == "cpu" and kind == "group_norm_act" and not case.variant:
         module = nn.Sequential(nn.GroupNorm(GROUPS, C, EPS), nn.SiLU())
         found["torch modules"] = partial(with_weights, module), inputs()
+    if kind == "group_norm_act" and not case.variant and (module := apex(C, device)):
+        found["apex"] = partial(with_weights, module), inputs()
     return found
+
+
+def apex(channels: int, device: torch.device) -> nn.Module | None:
+    """NVIDIA's group norm and SiLU in one kernel for channels_last, where it is installed."""
+    try:
+        from apex.contrib.group_norm import GroupNorm
+    except ImportError:  # the package, or the extension that it was to be built with
+        return None
+    return nn.Sequential(GroupNorm(GROUPS, channels, EPS, device=device, act="silu"))
 
 
 def norm(

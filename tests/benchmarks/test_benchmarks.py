@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -218,6 +219,28 @@ def test_the_implementations_compute_the_same(case):
                 both = (a != 0) & (b != 0)
                 assert both.any()
                 torch.testing.assert_close(a[both], b[both], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_apex_is_timed_where_it_is_installed(monkeypatch):
+    """By its documented interface, which nothing here can run: a stand-in on the CPU."""
+    case = operations.Case("group_norm_act", (2, 64, 4, 4), operations.PLAIN)
+    assert "apex" not in operations.implementations(case, torch.float32, CPU, False)
+
+    class GroupNorm(torch.nn.GroupNorm):
+        def __init__(self, num_groups, num_channels, eps, device, act):
+            super().__init__(num_groups, num_channels, eps, device=device)
+            assert act == "silu"
+
+        def forward(self, x):
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            return torch.nn.functional.silu(super().forward(x))
+
+    for name in ("apex", "apex.contrib", "apex.contrib.group_norm"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["apex.contrib.group_norm"].GroupNorm = GroupNorm
+    found = operations.implementations(case, torch.float32, CPU, False)
+    ours, theirs = (found[name][0](*found[name][1]) for name in ("ours", "apex"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_that_says_something_else_is_not_timed():
