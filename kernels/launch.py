@@ -13,6 +13,24 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def repair_interpreter() -> None:
+    """Triton 3.6's interpreter takes int() of arrays of one value, and numpy 2.5 has none of it."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+        tensor.__bool__ = lambda self: self.handle.data.size > 1 or bool(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:
+    repair_interpreter()
+
+
 def next_power_of_2(n: int) -> int:
     """Triton's, without the microseconds that its own takes to ask whether a kernel calls it."""
     return 1 << (n - 1).bit_length()
