@@ -28,6 +28,7 @@ class Row(NamedTuple):
         run: (row, device, out, steps) -> what was found, and pictures with what they show.
         overrides: of train.py, or of evaluate.py for features.
         batch: of the training.
+        formulas: what the paper of a file of weights says and no shape of it shows.
         counts: images of an official set, to train, validate and test.
         archive: that images are unpacked from.
         again: (reader, number) -> that image [H, W, C] or [H, W], as another library reads it.
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     run: Callable[[Row, torch.device, Path, int], Record]
     overrides: Sequence[str] = ()
     batch: int = 8
+    formulas: dict[str, Any] = {}
     counts: Sequence[int] = ()
     archive: str = ""
     again: Callable[[Any, int], np.ndarray] | None = None

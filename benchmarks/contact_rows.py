@@ -20,7 +20,10 @@ def of_medmnist(name: str, channels: int, counts: Sequence[int]) -> Row:
 
 
 def of_openai(name: str) -> Row:
-    return Row(name, "weights", OPENAI, try_weights, published_settings()[name])
+    """By their flags four heads, and 4000 timesteps that are scaled to 0..1000."""
+    said = {"blocks": 3, "heads": 4, "timestep_scale": 0.25}
+    chosen = published_settings()[name]
+    return Row(name, "weights", OPENAI, try_weights, chosen, formulas=said)
 
 
 def of_features(name: str) -> Row:
@@ -40,6 +43,7 @@ ROWS = (
         "DDIM's weights of CelebA (Song et al. 2021)",
         try_weights,
         ("model=ddpm_celeba64",),
+        formulas={"blocks": 2},
     ),
     of_medmnist("pneumoniamnist", 1, (4708, 524, 624)),
     of_medmnist("bloodmnist", 3, (11959, 1712, 3421)),

@@ -40,6 +40,7 @@ from transfer.trained_weights import TrainedWeights
 IMAGES, COMPARED_STEPS = 8, 5  # images that are sampled; steps of those that are compared
 SAME = 0.5  # gray levels of 255 that two implementations may differ by in float32
 UNTRAINED = 0.5  # mean squared error of the noise that no trained network has; a constant 0 has 1
+SEEDS = [derive(0, "contact", k) for k in range(IMAGES)]  # of the noise of those
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # of scikit-image
 
 
@@ -48,14 +49,18 @@ def try_weights(row: Row, device: torch.device, out: Path, steps: int) -> Record
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = load(row.name, str(device))
     found: Record = {"parameters": sum(p.numel() for p in model.denoiser.network.parameters())}
-    compare = against_diffusers if model.weights.path.is_dir() else against_formulas
-    peer, ours, theirs = compare(model.weights, model.denoiser, device)
+    if model.weights.path.is_dir():
+        peer, ours, theirs = against_diffusers(model.weights, model.denoiser, device)
+    else:
+        peer, ours, theirs = against_formulas(model.weights, model.denoiser, row.formulas)
     apart = 255 / 2 * (ours.clamp(-1, 1) - theirs.clamp(-1, 1)).abs().max().item()
     found |= {"compared_with": peer, "gray_levels_apart": apart}
     began = time.monotonic()
     images = sampled(model, steps)
     found["ms_per_sampling_step"] = 1000 * (time.monotonic() - began) / steps
-    found["loss_on_photographs"] = loss_on_photographs(model.denoiser, images.shape[1:], device)
+    for told, of in ((1.0, ""), (0.7, "_told_0.7_t"), (1.4, "_told_1.4_t")):
+        loss = loss_on_photographs(model.denoiser, images.shape[1:], device, told)
+        found[f"loss_on_photographs{of}"] = loss
     below = f"{COMPARED_STEPS} steps; below by {peer}, of the same noise"
     made = f"{IMAGES} images from fixed noise, DDIM, {steps} steps"
     pictures = {f"{row.file}.png": made, f"{row.file}_compared.png": below}
@@ -102,31 +107,24 @@ def check_weights(name: str, found: Record) -> None:
 def about_file(name: str, weights: TrainedWeights) -> Record:
     """What is known of the file that was opened."""
     if weights.path.is_dir():  # the Hub's cache, whose folder is named by the commit
-        files = [p for p in weights.path.rglob("*") if p.suffix in (".safetensors", ".bin")]
-        return {
-            "bytes": sum(p.stat().st_size for p in files),
-            "sha256": weights.digests["ema"],
-            "commit": weights.path.name,
-        }
+        files = [p for end in ("safetensors", "bin") for p in weights.path.rglob(f"*.{end}")]
+        about = {"bytes": files[0].stat().st_size, "sha256": weights.digests["ema"]}
+        return about | {"commit": weights.path.name}
     known = published()[name]
     known.check(weights.path)
     return {
         "bytes": weights.path.stat().st_size,
         "sha256": sha256(weights.path),
-        "compared_with_a_published_checksum": bool(known.sha256 or known.md5),
+        "compared_with_a_published_checksum": bool(known.checksums),
     }
-
-
-def noises(shape: Sequence[int]) -> list[int]:
-    return [derive(0, "contact", k) for k in range(IMAGES)]
 
 
 def compared(denoiser: Denoiser, shape: tuple[int, int, int]) -> Tensor:
     """Images of the same noise as another implementation's. [8, C, H, W] on the CPU."""
-    settings, seeds = SamplerSettings(ddim, leading, COMPARED_STEPS), noises(shape)
+    settings = SamplerSettings(ddim, leading, COMPARED_STEPS)
     with torch.no_grad(), tqdm(total=COMPARED_STEPS, desc="comparing", unit="step", delay=2) as bar:
         return generate(
-            denoiser, denoiser.schedule, settings, shape, seeds, lambda *_: bar.update()
+            denoiser, denoiser.schedule, settings, shape, SEEDS, lambda *_: bar.update()
         ).cpu()
 
 
@@ -149,7 +147,7 @@ def against_diffusers(
     pipeline = DDIMPipeline(theirs.unet.to(device), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     shape = weights.config.image_shape
-    random = [torch.Generator().manual_seed(seed) for seed in noises(shape)]
+    random = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     # the noise that goes with the clipped x0, as ours
     options = {"use_clipped_model_output": True, "output_type": "np"}
     made = pipeline(IMAGES, random, num_inference_steps=COMPARED_STEPS, **options).images
@@ -169,18 +167,16 @@ class Formulas(nn.Module):
 
 
 def against_formulas(
-    weights: TrainedWeights, denoiser: Denoiser, device: torch.device
+    weights: TrainedWeights, denoiser: Denoiser, settings: dict[str, Any]
 ) -> tuple[str, Tensor, Tensor]:
-    """The published network, written again on the names of the file, on the CPU."""
+    """The published network, written again on the names of the file, on the CPU. settings: what its
+    paper says of it and no shape shows; ours come from conf/model."""
     from tests.helpers import adm_reference, ddim_reference
 
-    found, model = read_weights(weights.path), weights.config.raw["model"]
+    found = read_weights(weights.path)
     if is_ddim(found):
-        state = {name: tensor.float() for name, tensor in weights_of(found).items()}
-        function = partial(ddim_reference.reference, state, blocks=model["blocks"])
+        function = partial(ddim_reference.reference, weights_of(found), **settings)
     else:
-        keys = ("blocks", "heads", "head_channels", "timestep_scale", "groups")
-        settings = {key: model[key] for key in keys}
         function = partial(adm_reference.unet, found, **settings)
     theirs = weights.config.build_denoiser().requires_grad_(False)
     theirs.network = Formulas(function)
@@ -205,16 +201,20 @@ def photographs(shape: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def loss_on_photographs(
-    denoiser: Denoiser, shape: Sequence[int], device: torch.device, count: int = 8
+    denoiser: Denoiser, shape: Sequence[int], device: torch.device, told: float, count: int = 8
 ) -> float:
-    """Mean squared error of the predicted noise over t from 0.3 T to T, where any photograph will
-    do: that of a trained network is a small part of the 1 of one that says nothing."""
+    """Mean squared error of the predicted noise over t from 0.3 T to 0.7 T, where any photograph
+    will do: that of a trained network is a small part of the 1 of one that says nothing. Told
+    another t than the noise is of, told * t, it should be worse: where it is not, its schedule or
+    its timesteps are not ours."""
     x0, T = photographs(shape).to(device), denoiser.schedule.steps
     random = torch.Generator().manual_seed(0)
     errors = []
-    for t in torch.linspace(0.3 * T, T, count).long().tolist():
+    for t in torch.linspace(0.3 * T, 0.7 * T, count).long().tolist():
         noise = torch.randn(x0.shape, generator=random).to(device)
-        predicted = denoiser(denoiser.schedule.add_noise(x0, noise, t), t).noise
+        x_t = denoiser.schedule.add_noise(x0, noise, t)
+        said, _ = denoiser.outputs(x_t, round(told * t))
+        _, predicted = denoiser.parameterization.decode(denoiser.schedule, said, x_t, t)
         errors.append((predicted - noise).square().mean().item())
     return sum(errors) / count
 

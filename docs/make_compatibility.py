@@ -22,8 +22,9 @@ and trains a few steps. A row is "not yet seen" until such a result is kept: cop
 
 Of weights: eight images of the same noise as those of diffusers, or of the published formulas,
 differ by at most so many gray levels of 255; the loss is the mean squared error of the predicted
-noise on eight photographs over t from 0.3 T to T (a network that says nothing has 1). Of sets of
-images: their official counts, and the pixels of 64 of them as another library reads them.
+noise on eight photographs over t from 0.3 T to 0.7 T (a network that says nothing has 1), then that
+of the same network told 0.7 t and 1.4 t, which is larger where schedule and timesteps are its own.
+Of sets of images: their official counts, and the pixels of 64 of them as another library reads them.
 
 | | what | licence | state | found |
 |---|---|---|---|---|
@@ -65,7 +66,9 @@ def found(record: dict[str, Any]) -> str:
     if "gray_levels_apart" in values:
         apart = f"{values['gray_levels_apart']:.2g}"
         parts.append(f"{apart} gray levels to {values['compared_with']}")
-        parts.append(f"loss {values['loss_on_photographs']:.2g}")
+        loss = "loss_on_photographs"
+        losses = (values[f"{loss}{told}"] for told in ("", "_told_0.7_t", "_told_1.4_t"))
+        parts.append("loss {:.2g}, {:.2g}, {:.2g}".format(*losses))
         parts.append(f"sha256 {record['file']['sha256'][:16]}")
     if "pixels_compared" in values:
         counts = [str(values[split]) for split in ("train", "validation", "test")]

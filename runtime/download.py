@@ -198,6 +198,7 @@ def _receive(known: PublishedFile, part: Path) -> None:
     with _answer(known, part, begin) as answer:
         if answer.status == 200:
             begin = 0  # all of it, from its first byte: it has changed, or ranges are not served
+            part.unlink(missing_ok=True)  # before it says to be the beginning of this version
             write_atomically(_validator(part), answer.headers.get("ETag", ""))
         length = answer.headers.get("Content-Length")
         total = known.bytes if length is None else begin + int(length)

@@ -16,6 +16,8 @@ import torch
 from benchmarks import contact_images, contact_weights
 from benchmarks.contact_row import Row
 from benchmarks.contact_rows import ROWS
+from config.overrides import composed
+from config.run_config import RunConfig
 from docs import make_compatibility
 from models.formats.ddim import to_ddim
 from models.formats.openai import to_openai
@@ -116,7 +118,10 @@ def tried(tmp_path, monkeypatch):
             publish(monkeypatch, tmp_path, {"small.pt": table_row(server, "/small.pt")})
             known = published_settings() | {"small.pt": overrides}
             monkeypatch.setattr(trained_weights, "published_settings", lambda: known)
-            row = Row("small.pt", "weights", "", contact_weights.try_weights)
+            said = {"blocks": 1}
+            if overrides[: len(ADM)] == ADM:
+                said |= {"heads": 4, "timestep_scale": 0.25, "groups": 8}
+            row = Row("small.pt", "weights", "", contact_weights.try_weights, formulas=said)
             return row.run(row, CPU, tmp_path, 2)
 
     return tried
@@ -139,21 +144,37 @@ def test_a_file_of_ddims_with_its_average_is_seen(tried):
     assert tried([other, {}, 1, 2, theirs], UNET)["found"]["gray_levels_apart"] < 0.01
 
 
-def test_a_network_that_is_read_otherwise_than_it_was_trained_is_told(tried):
-    """With another number of heads than the file was trained with, which no shape shows, ours still
-    says the same as formulas that were told so: the formulas have to be told of the file's own."""
+@pytest.mark.parametrize("changed", ["model.heads=1", "model.timestep_scale=1.0"])
+def test_a_network_that_is_read_otherwise_than_it_was_trained_is_told(tried, changed):
+    """What no shape of a file shows: conf/model says one thing, the paper another."""
     network = world.network_of(ADM)
-    state = to_openai(network.state_dict(), network)
+    with pytest.raises(UserError, match=r"opens, but [\d.]+ gray levels of 255 lie between"):
+        tried(to_openai(network.state_dict(), network), [*ADM, changed])
+
+
+@pytest.mark.parametrize("wrong", [[], ["schedule=linear"], ["model.timestep_scale=0.5"]])
+def test_a_network_that_is_told_another_t_is_worse_where_its_schedule_is_ours(wrong):
+    """With a network that knows the noise's size by t alone: x_t / sigma, of images that are 0."""
+    config = RunConfig(composed("train", [*ADM, *wrong]))
+    right = RunConfig(composed("train", ADM)).schedule
+
+    class Knows(torch.nn.Module):
+        def forward(self, x, timestep, condition):
+            # timesteps as its training counted them, by its scale
+            t = timestep * config.raw["model"]["timestep_scale"] / 0.25 + 1
+            sigma = right.alpha_sigma(t.round().long().clamp(1, 4000))[1].float()
+            said = x / sigma[:, None, None, None]
+            return torch.cat([said, said], 1)
+
+    denoiser = config.build_denoiser()
+    denoiser.network = Knows()
     with pytest.MonkeyPatch.context() as patched:
-        formulas = contact_weights.against_formulas
-
-        def of_other_heads(weights, denoiser, device):
-            weights.config.raw["model"]["heads"] = 1
-            return formulas(weights, denoiser, device)
-
-        patched.setattr(contact_weights, "against_formulas", of_other_heads)
-        with pytest.raises(UserError, match=r"opens, but [\d.]+ gray levels of 255 lie between"):
-            tried(state, ADM)
+        patched.setattr(contact_weights, "photographs", lambda shape: torch.zeros(8, *shape))
+        own, less, more = (
+            contact_weights.loss_on_photographs(denoiser, (3, 16, 16), CPU, told)
+            for told in (1.0, 0.7, 1.4)
+        )
+    assert (own < min(less, more)) == (not wrong), (own, less, more)
 
 
 def test_weights_that_nobody_trained_are_told(tried):
@@ -229,6 +250,7 @@ def test_a_result_that_is_kept_is_a_row_that_is_seen(tmp_path, monkeypatch):
     }
     found = {"gray_levels_apart": 0.0012, "compared_with": "diffusers 0.42.1"}
     found |= {"loss_on_photographs": 0.0234, "ms_per_training_step": 12.34, "batch": 8}
+    found |= {"loss_on_photographs_told_0.7_t": 0.05, "loss_on_photographs_told_1.4_t": 0.06}
     later = record | {"state": "seen", "found": found, "file": {"sha256": "0123456789abcdef" * 4}}
     later |= {"at": "2026-12-02 10:00:00"}
     waits = record | {"state": "waits", "at": "2026-12-03 10:00:00"}
@@ -238,7 +260,7 @@ def test_a_result_that_is_kept_is_a_row_that_is_seen(tmp_path, monkeypatch):
     row = (
         "| seen, 2026-12-02, A GPU, torch 2.13, abcdefg | 0.0012 gray levels to diffusers 0.42.1; "
     )
-    row += "loss 0.023; sha256 0123456789abcdef; 12 ms a training step of 8 |"
+    row += "loss 0.023, 0.05, 0.06; sha256 0123456789abcdef; 12 ms a training step of 8 |"
     assert row in make_compatibility.page() and "1 of 14 are seen" in make_compatibility.page()
 
 
