@@ -26,10 +26,10 @@ from benchmarks.common import reason
 from benchmarks.contact_row import Row
 from benchmarks.record import Record, Results, spoken
 from runtime.device import pick_device
-from runtime.download import NoNetwork
 from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically
 from runtime.log import log_to_terminal, table
+from runtime.receive import NoNetwork
 
 MODULE, PAGE = "benchmarks.contact", "page.html"
 STYLE = "body{font:15px sans-serif;margin:2em;max-width:60em} img{image-rendering:pixelated}"

@@ -24,7 +24,7 @@ Of weights: eight images of the same noise as those of diffusers, or of the publ
 differ by at most so many gray levels of 255; the loss is the mean squared error of the predicted
 noise on eight photographs over t from 0.3 T to 0.7 T (a network that says nothing has 1), then that
 of the same network told 0.7 t and 1.4 t, which is larger where schedule and timesteps are its own.
-Of sets of images: their official counts, and the pixels of 64 of them as another library reads them.
+Of sets of images: their official counts, and the pixels of 64 of them as they stand in the file.
 
 | | what | licence | state | found |
 |---|---|---|---|---|

@@ -20,6 +20,7 @@ from transfer.trained_weights import (
     TrainedWeights,
     load_weights,
     of_checkpoint,
+    published_config,
     published_settings,
 )
 
@@ -62,6 +63,8 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
     if name is None or not config.source.include:
         return None
     if Path(name).expanduser().exists() or "/" in name or name in published_settings():
+        if not Path(name).is_file() and (known := published_config(name)):
+            check_fits(config, known)  # before it is fetched
         weights = load_weights(name, otherwise=config)
         check_fits(config, weights.config)
         check_images_known(config, weights)

@@ -92,7 +92,10 @@ def load_weights(
     Raises:
         UserError: where there is none, or it does not say what it is.
     """
-    path = (name in published_settings() and weights_named(name)) or Path(name).expanduser()
+    fetched = weights_named(name) if name in published_settings() else None
+    if fetched is not None:
+        return _of_fetched(name, fetched, stated)
+    path = Path(name).expanduser()
     if said := said_of_difference(path):
         return open_difference(path, said, source)
     if path.is_file():
@@ -113,9 +116,20 @@ def load_weights(
         path = download(name)
         return of_published(path, *read_folder(path))
     raise UserError(
-        f"{name}: no checkpoint there: no such folder or file, and no name on the Hugging Face "
-        f"Hub, which is OWNER/NAME. Published files: {near(name, published_settings())}"
+        f"{name}: no checkpoint there: no such folder or file, no name on the Hugging Face Hub, "
+        f"which is OWNER/NAME, and no published file; {near(name, published_settings())}"
     )
+
+
+def _of_fetched(name: str, path: Path, stated: RunConfig | None) -> TrainedWeights:
+    """A published file in torch's folder, which nobody's checksum may have been there to check."""
+    config = stated or published_config(name)
+    try:
+        return of_published(path, open_file(path, config.raw if config else None), path)
+    except UserError as error:
+        raise UserError(
+            f"{error} It was fetched: remove it, and the same command fetches it again."
+        ) from error
 
 
 def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -> RunConfig | None:

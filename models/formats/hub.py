@@ -9,12 +9,13 @@ import huggingface_hub
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from models.formats.diffusers import INDEX, SCHEDULER, UNET, WEIGHTS
-from runtime.download import NoNetwork
 from runtime.errors import UserError
 from runtime.files import sha256
+from runtime.receive import NoNetwork
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")  # by which the Hub's cache names a large file
+CLIENTS = ("httpx", "httpx2", "requests", "urllib3")  # of its library, by version
 CONFIGS = (INDEX, UNET, SCHEDULER, f"unet/{UNET}", f"scheduler/{SCHEDULER}")
 REASONS = {
     "RepositoryNotFoundError": "there is no such name, or it is private",
@@ -39,7 +40,7 @@ def download(name: str) -> Path:
     log.info(
         "%s: no folder here, so it is taken from the Hugging Face Hub (or from its cache)", name
     )
-    for client in ("httpx", "httpx2"):  # a line for each request
+    for client in CLIENTS:  # which tell of each request
         logging.getLogger(client).setLevel(logging.WARNING)
     # .bin is code as well as weights, and only the second choice
     for suffix in ("safetensors", "bin"):
@@ -58,12 +59,20 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
     except Exception as error:  # of the network and of the Hub, from several packages
         said = (str(error).splitlines() or [""])[0].rstrip(".")
         reason = REASONS.get(type(error).__name__, said or type(error).__name__)
-        silent = isinstance(error, OSError | LocalEntryNotFoundError | OfflineModeIsEnabled)
-        refused = getattr(error, "response", None) is not None
-        raise (NoNetwork if silent and not refused else UserError)(
+        raise (NoNetwork if _is_silence(error) else UserError)(
             f"{name}: no such folder or file here, and the download from the Hugging Face Hub "
             f"failed: {reason}. {BY_HAND}"
         ) from error
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether nothing answered, or no more: not an answer of the Hub's, nor a fault of the disk."""
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return True
+    if getattr(error, "response", None) is not None:
+        return False
+    of_client = type(error).__module__.split(".")[0] in CLIENTS
+    return of_client or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _check(file: Path, name: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from runtime import download
+from runtime import download, receive
 from tests.helpers import ROOT
 
 
@@ -30,6 +30,8 @@ class Fault:
         ranges: whether the server knows Range.
         rate: bytes a second.
         page: a web page in place of the file.
+        say: header lines in place of the right ones; None leaves one out.
+        short: bytes of a range that is asked for, which then is all that the answer says to be.
     """
 
     cut: int | None = None
@@ -38,6 +40,8 @@ class Fault:
     ranges: bool = True
     rate: float | None = None
     page: bool = False
+    say: dict[str, str | None] = field(default_factory=dict)
+    short: int | None = None
 
 
 @dataclass
@@ -94,9 +98,14 @@ class _Handler(BaseHTTPRequestHandler):
             if begin >= len(data):
                 return self._say(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        self._head(206 if begin else 200, headers | {"Content-Length": str(len(data) - begin)})
+        end = len(data) if cut is None else begin + cut
+        if begin and fault.short:
+            end = begin + fault.short
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        length = (end if begin and fault.short else len(data)) - begin
+        headers |= {"Content-Length": str(length), **fault.say}
+        self._head(206 if begin else 200, {k: v for k, v in headers.items() if v is not None})
         if with_body:
-            end = len(data) if cut is None else begin + cut
             self._send(path, data[begin:end], fault.rate)
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
@@ -153,5 +162,5 @@ def publish(monkeypatch, folder: Path, rows: dict[str, dict[str, object]]) -> No
     table = folder / "downloads.yaml"
     table.write_text(yaml.safe_dump(real | rows))
     monkeypatch.setattr(download, "TABLE", table)
-    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(receive, "PAUSE", 0.0)
     monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))

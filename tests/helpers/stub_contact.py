@@ -4,8 +4,8 @@ import os
 
 from benchmarks import contact, contact_rows
 from benchmarks.contact_row import Row
-from runtime.download import NoNetwork
 from runtime.errors import UserError
+from runtime.receive import NoNetwork
 
 
 def seen(row, device, out, steps):

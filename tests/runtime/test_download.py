@@ -3,18 +3,22 @@ refuses."""
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import random
 import re
 import socket
+import ssl
+import urllib.error
 from pathlib import Path
 
 import pytest
 import yaml
 
-from runtime import download
-from runtime.download import NoNetwork, fetch, published
+from runtime import download, receive
+from runtime.download import fetch, published
 from runtime.errors import UserError
+from runtime.receive import NoNetwork
 from tests.helpers import ROOT
 from tests.helpers.file_server import Fault, publish, serving, table_row
 
@@ -63,7 +67,7 @@ def test_one_that_brings_nothing_is_given_up_and_the_next_start_goes_on(server, 
     server.faults[AT] = Fault(cut=0)
     with pytest.raises(NoNetwork, match="stopped answering"):
         fetch("weights.pt", path)
-    assert len(server.asked) == download.TRIES
+    assert len(server.asked) == receive.TRIES
     fetched.write_bytes(DATA[:500_000])
     with pytest.raises(NoNetwork, match="0.50 MB of it are kept, and the same command goes on"):
         fetch("weights.pt", path)
@@ -77,7 +81,7 @@ def test_a_start_of_another_time_is_gone_on_with(server, path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(download.time, "sleep", killed)
+        patched.setattr(receive.time, "sleep", killed)
         server.faults[AT] = Fault(cut=1_234_567, times=1)
         with pytest.raises(KeyboardInterrupt):
             fetch("weights.pt", path)
@@ -90,7 +94,7 @@ def test_a_file_that_changed_in_between_is_fetched_from_its_first_byte(server, p
     """Half of one version and half of another would have the right size and a wrong checksum."""
     path.parent.mkdir()
     path.with_name("weights.pt.part").write_bytes(b"x" * 1000)
-    path.with_name(".weights.pt.part.etag").write_text('"of another version"')
+    path.with_name(".weights.pt.part.version").write_text('"of another version"')
     fetch("weights.pt", path)
     assert path.read_bytes() == DATA
 
@@ -101,12 +105,119 @@ def test_a_server_without_ranges_is_asked_for_all_of_it_again(server, path):
     assert path.read_bytes() == DATA
 
 
-@pytest.mark.parametrize("there", [len(DATA), len(DATA) + 5])
-def test_more_than_the_file_has_is_no_beginning_of_it(server, path, there):
+def test_more_than_the_file_has_is_no_beginning_of_it(server, path):
     path.parent.mkdir()
-    path.with_name("weights.pt.part").write_bytes(b"x" * there)
+    path.with_name("weights.pt.part").write_bytes(b"x" * (len(DATA) + 5))
     fetch("weights.pt", path)
     assert path.read_bytes() == DATA
+
+
+def test_one_that_was_killed_at_its_end_is_not_fetched_again(server, path):
+    """While its checksum was computed, which takes seconds of gigabytes."""
+    path.parent.mkdir()
+    path.with_name("weights.pt.part").write_bytes(DATA)
+    fetch("weights.pt", path)
+    assert path.read_bytes() == DATA and not server.asked
+
+
+# --- files that nobody has published a size or a checksum of --------------------------------------
+
+
+@pytest.fixture
+def unknown(server, tmp_path, monkeypatch) -> Path:
+    publish(monkeypatch, tmp_path, {"weights.pt": {"url": server.url + AT, "licence": "MIT"}})
+    return tmp_path / "weights.pt"
+
+
+def test_without_a_published_checksum_the_one_found_is_told(server, unknown, caplog):
+    server.faults[AT] = Fault(cut=10, times=1)
+    fetch("weights.pt", unknown)
+    assert unknown.read_bytes() == DATA and asked(server) == [None, "bytes=10-"]
+    assert table_row(server, AT)["sha256"] in caplog.text
+
+
+def test_two_versions_are_never_mixed(server, unknown, monkeypatch):
+    """Cut, and changed before it is asked again: by the version that the server names."""
+    server.faults[AT] = Fault(cut=1000, times=1)
+    other = bytes(reversed(DATA))
+
+    def changed(_):
+        server.files[AT] = other
+
+    monkeypatch.setattr(receive.time, "sleep", changed)
+    fetch("weights.pt", unknown)
+    assert unknown.read_bytes() == other
+
+
+def test_a_beginning_of_unknown_version_is_not_gone_on_with(server, unknown):
+    unknown.with_name("weights.pt.part").write_bytes(b"x" * 1000)
+    fetch("weights.pt", unknown)
+    assert unknown.read_bytes() == DATA and asked(server) == [None]
+
+
+def test_another_version_in_answer_to_a_range_is_seen(server, unknown):
+    """A server that does not know If-Range."""
+    unknown.with_name("weights.pt.part").write_bytes(b"x" * 1000)
+    unknown.with_name(".weights.pt.part.version").write_text('"of another version"')
+    server.headers[AT] = {"ETag": '"now"'}
+
+    class Deaf(str):
+        def __eq__(self, other):
+            return True
+
+        __hash__ = str.__hash__
+
+    server.headers[AT]["ETag"] = Deaf('"now"')
+    fetch("weights.pt", unknown)
+    assert unknown.read_bytes() == DATA and asked(server) == ["bytes=1000-", None]
+
+
+def test_a_weak_tag_is_no_name_of_a_version_and_a_date_is(server, unknown):
+    """If-Range with a weak tag never holds (RFC 9110, 13.1.5)."""
+    date = "Wed, 21 Oct 2020 07:28:00 GMT"
+    server.faults[AT] = Fault(cut=1000, times=1, say={"ETag": 'W/"a"', "Last-Modified": date})
+    server.headers[AT] = {"ETag": date}  # what the server holds If-Range against
+    fetch("weights.pt", unknown)
+    assert unknown.read_bytes() == DATA and asked(server) == [None, "bytes=1000-"]
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        {"Content-Length": None},
+        {"Content-Length": "abc"},
+        {"Content-Encoding": "gzip"},
+        {"Content-Type": "application/json"},
+    ],
+)
+def test_what_could_be_a_part_or_another_thing_is_refused(server, unknown, say):
+    server.faults[AT] = Fault(say=say, cut=100_000)
+    with pytest.raises(UserError, match="does not say how long|in place of the file"):
+        fetch("weights.pt", unknown)
+    assert not unknown.exists()
+
+
+def test_an_empty_answer_is_no_file(server, unknown):
+    server.files[AT] = b""
+    with pytest.raises(UserError, match="does not say how long"):
+        fetch("weights.pt", unknown)
+    assert not unknown.exists()
+
+
+def test_a_range_shorter_than_asked_for_is_gone_on_with(server, path):
+    server.faults[AT] = Fault(cut=1_000_000, times=1, short=700_000)
+    fetch("weights.pt", path)
+    assert path.read_bytes() == DATA
+    assert asked(server) == [None, "bytes=1000000-", "bytes=1700000-", "bytes=2400000-"]
+
+
+@pytest.mark.parametrize("extent", [None, "bytes 5-9/10", "bytes */10", "nonsense"])
+def test_a_range_that_was_not_asked_for_is_not_taken(server, path, extent):
+    path.parent.mkdir()
+    path.with_name("weights.pt.part").write_bytes(DATA[:1000])
+    server.faults[AT] = Fault(say={"Content-Range": extent})
+    fetch("weights.pt", path)
+    assert path.read_bytes() == DATA and asked(server) == ["bytes=1000-", None]
 
 
 def test_a_wrong_checksum_is_refused_and_put_aside(server, path):
@@ -150,20 +261,12 @@ def test_a_file_of_another_size_is_refused_before_it_is_fetched(server, path):
     assert server.sent[AT] < len(DATA)
 
 
-def test_without_a_published_checksum_the_one_found_is_told(server, tmp_path, monkeypatch, caplog):
-    publish(monkeypatch, tmp_path, {"weights.pt": {"url": server.url + AT, "licence": "MIT"}})
-    server.faults[AT] = Fault(cut=10, times=1)
-    fetch("weights.pt", tmp_path / "weights.pt")
-    assert (tmp_path / "weights.pt").read_bytes() == DATA
-    assert table_row(server, AT)["sha256"] in caplog.text
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         (Fault(status=404), "answers 404"),
         (Fault(status=403), "answers 403"),
-        (Fault(page=True), "a web page in place of the file"),
+        (Fault(page=True), "sent text/html in place of the file"),
     ],
 )
 def test_what_cannot_be_had_is_told_with_the_place_to_put_it(server, path, fault, message):
@@ -199,10 +302,55 @@ def test_a_machine_without_a_network_is_told_at_once(path, monkeypatch, tmp_path
 
 def test_a_server_that_goes_silent_is_given_up(server, path, monkeypatch):
     server.faults[AT] = Fault(rate=40.0, cut=20)  # two bytes each 0.05 s, then silence is a cut
-    monkeypatch.setattr(download, "TIMEOUT", 0.02)
-    monkeypatch.setattr(download, "TRIES", 2)
+    monkeypatch.setattr(receive, "TIMEOUT", 0.02)
+    monkeypatch.setattr(receive, "TRIES", 2)
     with pytest.raises(NoNetwork, match="stopped answering"):
         fetch("weights.pt", path)
+
+
+def test_a_certificate_is_distrusted_and_a_handshake_that_breaks_is_tried_again(path, monkeypatch):
+    tries = []
+
+    def refused(*_, **__):
+        tries.append(1)
+        raise urllib.error.URLError(error)
+
+    monkeypatch.setattr(receive.urllib.request, "urlopen", refused)
+    error = ssl.SSLCertVerificationError("self-signed certificate")
+    with pytest.raises(UserError, match="cannot be trusted"):
+        fetch("weights.pt", path)
+    assert len(tries) == 1
+    error = ssl.SSLEOFError("EOF occurred in violation of protocol")
+    with pytest.raises(NoNetwork, match="stopped answering"):
+        fetch("weights.pt", path)
+    assert len(tries) == 1 + receive.TRIES
+
+
+def test_a_full_disk_is_told(path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(receive.os, "fsync", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        fetch("weights.pt", path)
+    assert not path.exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_with_another(server, tmp_path, monkeypatch):
+    publish(monkeypatch, tmp_path, {"weights.pt": table_row(server, AT)})
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot be written.*TORCH_HOME=DIR is another place"):
+        download.weights_named("weights.pt")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints/weights.pt").mkdir(parents=True)
+    with pytest.raises(UserError, match="is there and is no file"):
+        download.weights_named("weights.pt")
+    assert not server.asked
+
+
+def test_a_data_set_is_no_file_of_weights():
+    assert download.weights_named("EuroSAT.zip") is None
 
 
 def _fetch_in(path: Path, table: Path) -> None:

@@ -23,8 +23,9 @@ from config.run_config import RunConfig
 from models.formats import hub
 from models.formats.ddim import to_ddim
 from models.formats.openai import to_openai
-from runtime.download import NoNetwork, published
+from runtime.download import published
 from runtime.errors import UserError
+from runtime.receive import NoNetwork
 from tests.helpers import ROOT, runs
 from tests.helpers.file_server import Fault, publish, serving, table_row
 from tests.helpers.hub_server import COMMIT, add_repository
@@ -134,6 +135,30 @@ def test_a_name_that_is_nearly_one(monkeypatch, tmp_path):
         find_source(check_run_config(config))
 
 
+def test_a_fetched_file_that_is_damaged_says_how_it_is_fetched_again(server, monkeypatch, tmp_path):
+    made = network(ADM)
+    file = publish_small(server, monkeypatch, tmp_path, to_openai(made.state_dict(), made), ADM)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(server.files[AT][:1000])
+    with pytest.raises(UserError, match=rf"{file}: .*remove it, and the same command fetches"):
+        load_weights("small.pt")
+    file.unlink()
+    assert load_weights("small.pt").path == file
+
+
+def test_a_source_that_does_not_fit_is_told_before_it_is_fetched(server, monkeypatch, tmp_path):
+    made = network(ADM)
+    publish_small(server, monkeypatch, tmp_path, to_openai(made.state_dict(), made), ADM)
+    monkeypatch.setattr(
+        "training.pretrained_source.published_config",
+        lambda name: RunConfig(composed("train", ADM)) if name == "small.pt" else None,
+    )
+    config = composed("train", ["+experiment=transfer_demo", "source.from=small.pt"])
+    with pytest.raises(UserError, match="model"):
+        find_source(check_run_config(config))
+    assert not server.asked
+
+
 def test_a_run_finds_its_downloaded_source_again_on_another_machine(server, monkeypatch, tmp_path):
     made = network(ADM)
     file = publish_small(server, monkeypatch, tmp_path, to_openai(made.state_dict(), made), ADM)
@@ -209,6 +234,32 @@ def test_what_does_not_have_the_hubs_sha256_is_put_aside(on_the_hub, server, tmp
     assert load_weights("google/ddpm-small").digests["ema"] == json.loads(
         server.headers[at]["ETag"]
     )
+
+
+def of_client(package: str) -> type[Exception]:
+    """An error of the network, which is of whatever package the Hub's library uses."""
+    return type("ReadTimeout", (Exception,), {"__module__": f"{package}._exceptions"})
+
+
+@pytest.mark.parametrize(
+    ("error", "silence"),
+    [
+        (of_client("httpx")("slow"), True),
+        (of_client("requests")("peer closed connection"), True),
+        (ConnectionResetError("reset"), True),
+        (NotADirectoryError(20, "Not a directory"), False),
+        (OSError(28, "No space left on device"), False),
+        (PermissionError(13, "Permission denied"), False),
+    ],
+)
+def test_a_network_that_is_gone_and_a_disk_that_is_full_are_two_things(monkeypatch, error, silence):
+    def snapshot_download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match=re.escape(str(error.args[-1]))) as told:
+        hub.download("google/ddpm-small")
+    assert isinstance(told.value, NoNetwork) == silence
 
 
 def test_no_such_name_and_no_network_are_two_things(on_the_hub, monkeypatch):
