@@ -1,4 +1,4 @@
-"""Published images: opened, counted, and compared with what another library reads; and the
+"""Published images: opened, counted, and compared with what stands in their files; and the
 experiments that start from what is published."""
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from training.run_directory import open_images
 
 def try_images(row: Row, device: torch.device, out: Path, steps: int) -> Record:
     """Opens, counts, compares pixels with another way to read them, trains."""
-    config = check_run_config(composed("train", [*row.overrides, f"run.cache={out}/cache"]))
+    overrides = [line.format(out=out) for line in row.overrides]
+    config = check_run_config(composed("train", [*overrides, f"run.cache={out}/cache"]))
     reader = open_images(config)
     counts = [len(rows) for rows in reader.splits.values()]
     if tuple(counts) != tuple(row.counts):
@@ -33,13 +34,15 @@ def try_images(row: Row, device: torch.device, out: Path, steps: int) -> Record:
     dataset = open_dataset(config.data, reader, 0, Path(config.run.cache))
     some = np.random.default_rng(0).choice(len(dataset.images), 64, replace=False)
     for item in some.tolist():
-        if not np.array_equal(dataset.images[item].squeeze(), row.again(reader, item).squeeze()):
-            raise UserError(f"{reader.item_name(item)} is read otherwise by another library.")
+        image, label = row.again(reader, item)
+        same = np.array_equal(dataset.images[item].squeeze(), image.squeeze())
+        if not same or dataset.labels[item] != label:
+            raise UserError(f"{reader.item_name(item)} is read otherwise than it stands there.")
     rows = dataset.splits["train"][np.linspace(0, counts[0] - 1, 16).astype(int)]
     show(out / f"{row.file}.png", torch.from_numpy(dataset.images[rows]), 8)
     found: Record = dict(zip(reader.splits, counts)) | {"classes": len(dataset.classes)}
     found |= {"pixels_compared": len(some)}
-    found |= train(row.overrides, row, device, out, steps)
+    found |= train(overrides, row, device, out, steps)
     pictures = {f"{row.file}.png": "16 images to train on, spread over all"}
     return {"found": found, "file": about_images(row, reader), "pictures": pictures}
 
@@ -53,32 +56,37 @@ def about_images(row: Row, reader: Any) -> Record:
     return {"bytes": known.bytes, "sha256": known.sha256}
 
 
-def by_numpy(reader: Any, item: int) -> np.ndarray:
-    """Of MedMNIST: train, val and test one after the other."""
+def by_numpy(reader: Any, item: int) -> tuple[np.ndarray, int]:
+    """Image and label of MedMNIST: train, val and test one after the other."""
     arrays = np.load(reader.path)
-    for images in (arrays[f"{split}_images"] for split in ("train", "val", "test")):
+    for split in ("train", "val", "test"):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if item < len(images):
-            return images[item]
+            return images[item], int(labels[item].item())
         item -= len(images)
     raise IndexError(item)
 
 
-def by_pillow(reader: Any, item: int) -> np.ndarray:
-    return np.asarray(Image.open(reader.files[item]))
+def by_pillow(reader: Any, item: int) -> tuple[np.ndarray, int]:
+    """Of a folder of classes: the place of the name of the file's among them."""
+    file = reader.files[item]
+    classes = sorted(path.name for path in file.parent.parent.iterdir() if path.is_dir())
+    return np.asarray(Image.open(file)), classes.index(file.parent.name)
 
 
-def by_bytes(reader: Any, item: int) -> np.ndarray:
+def by_bytes(reader: Any, item: int) -> tuple[np.ndarray, int]:
     """Of CIFAR-10: 10,000 records a file, a label and the planes R, G and B."""
-    start = item % 10_000 * 3073 + 1
-    planes = np.fromfile(reader.files[item // 10_000], np.uint8, 3072, offset=start)
-    return planes.reshape(3, 32, 32).transpose(1, 2, 0)
+    start = item % 10_000 * 3073
+    record = np.fromfile(reader.files[item // 10_000], np.uint8, 3073, offset=start)
+    return record[1:].reshape(3, 32, 32).transpose(1, 2, 0), int(record[0])
 
 
 def try_experiment(row: Row, device: torch.device, out: Path, steps: int) -> Record:
     """The first steps of a command that the README and conf/experiment name."""
     config = check_run_config(composed("train", list(row.overrides)))
-    find_source(config)  # fetched here, where it is told when there is no network
-    open_images(config)
+    source, reader = find_source(config), open_images(config)
+    for file in (source.weights.path, reader.path):
+        published()[file.name].check(file)
     found = train(row.overrides, row, device, out, steps)
     picture = f"{row.file}.png"
     write_atomically(out / picture, (out / "runs" / row.file / "images.png").read_bytes())

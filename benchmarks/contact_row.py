@@ -26,12 +26,12 @@ class Row(NamedTuple):
 
     Args:
         run: (row, device, out, steps) -> what was found, and pictures with what they show.
-        overrides: of train.py, or of evaluate.py for features.
+        overrides: of train.py, or of evaluate.py for features; {out} is the folder of results.
         batch: of the training.
-        formulas: what the paper of a file of weights says and no shape of it shows.
+        formulas: of a file of weights, against_formulas' network, alpha_bar and settings.
         counts: images of an official set, to train, validate and test.
         archive: that images are unpacked from.
-        again: (reader, number) -> that image [H, W, C] or [H, W], as another library reads it.
+        again: (reader, number) -> that image [H, W, C] or [H, W] and its label, by another route.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     formulas: dict[str, Any] = {}
     counts: Sequence[int] = ()
     archive: str = ""
-    again: Callable[[Any, int], np.ndarray] | None = None
+    again: Callable[[Any, int], tuple[np.ndarray, int]] | None = None
 
     @property
     def file(self) -> str:
@@ -78,6 +78,7 @@ def train(
         said = output.read_text().strip().splitlines()[-1:]
         raise UserError(f"train.py {' '.join(overrides)} ended with {code}: {' '.join(said)}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    discard(directory / "checkpoints")  # gigabytes
     steps_of = [r for r in rows if "images_per_second" in r]
     speed = sorted(r["images_per_second"] for r in steps_of)[len(steps_of) // 2]
     return {

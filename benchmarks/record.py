@@ -17,8 +17,9 @@ from runtime.environment import commit, device_name
 
 Record = dict[str, Any]
 RESULTS = "results.jsonl"
-# by commands
-MADE = ("runs", "cache", "generated", "wandb", "datasets", "gpu", "gpu-wheels", "contact")
+# what runs: other folders may be of results, which grow meanwhile
+OURS = "benchmarks conf config data diffusion evaluation kernels metrics models reporting runtime"
+OURS += " sampling tests training transfer"
 
 
 @cache
@@ -26,10 +27,7 @@ def code() -> str:
     """A hash of the files that run: a commit does not tell two changed trees apart, and may be
     unknown."""
     root, told = Path(__file__).parent.parent, hashlib.sha256()
-    ours = [
-        p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "." and p.name not in MADE
-    ]
-    for path in (path for folder in ours for path in sorted(folder.rglob("*"))):
+    for path in (path for name in OURS.split() for path in sorted((root / name).rglob("*"))):
         if path.suffix in (".py", ".json", ".yaml"):
             told.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return told.hexdigest()[:12]
@@ -49,6 +47,10 @@ class Results:
             **{name: version(name) for name in PACKAGES},
         }
 
+    def lines(self) -> int:
+        """How many there are, of whatever code."""
+        return len(self.path.read_text().splitlines()) if self.path.exists() else 0
+
     def records(self) -> list[Record]:
         """A line that a kill has torn is left out."""
         found = []
@@ -64,7 +66,7 @@ class Results:
         if values["state"] != "begun":
             driver, *now = nvidia_smi(self.device, "driver_version", "clocks.sm", "clocks.mem")
             record |= {"driver": driver, "clocks": now}
-        record["at"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        record["at"] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())  # UTC
         torn = self.path.exists() and not self.path.read_text().endswith("\n")
         with open(self.path, "a") as file:
             file.write("\n" * torn + json.dumps(record) + "\n")

@@ -43,7 +43,9 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
             failures[item] = UserError(f"cannot be read ({type(error).__name__}: {error})")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in tqdm(range(0, count, AT_A_TIME), said, unit=f"x{AT_A_TIME}", delay=2):
+        for start in tqdm(
+            range(0, count, AT_A_TIME), said, unit=" images", unit_scale=AT_A_TIME, delay=2
+        ):
             list(pool.map(attempt, range(count)[start : start + AT_A_TIME]))
     return failures
 

@@ -3,6 +3,7 @@ benchmarks/results/contact_*.jsonl: python -m docs.make_compatibility"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from runtime.download import published
 
 PAGE = Path(__file__).with_name("compatibility.md")
 RESULTS = Path(__file__).parent.parent / "benchmarks/results"
-HEAD = """# What of the world this code was seen to open
+HEAD = """# Which published files this code has opened
 
 Made by `make docs` from the results of `make contact` (`benchmarks/results/contact_*.jsonl`): a
 machine with a network, and a GPU or not, fetches each, opens it, compares it in the same process,
@@ -21,10 +22,11 @@ and trains a few steps. A row is "not yet seen" until such a result is kept: cop
 `contact/results.jsonl` to `benchmarks/results/contact_NAME.jsonl`, and `make docs`.
 
 Of weights: eight images of the same noise as those of diffusers, or of the published formulas,
-differ by at most so many gray levels of 255; the loss is the mean squared error of the predicted
-noise on eight photographs over t from 0.3 T to 0.7 T (a network that says nothing has 1), then that
-of the same network told 0.7 t and 1.4 t, which is larger where schedule and timesteps are its own.
-Of sets of images: their official counts, and the pixels of 64 of them as they stand in the file.
+differ by at most so many gray levels of 255. The losses are mean squared errors of the predicted
+noise on eight photographs over t from 0.05 T to 0.7 T: of the network; of the same network told
+0.7 t and 1.4 t, larger where schedule and timesteps are those that it was trained with; and of the
+best guess from one pixel alone, which no trained network is as bad as. Of sets of images: their
+official counts, and pixels and label of 64 images as they stand in the file. Times are UTC.
 
 | | what | licence | state | found |
 |---|---|---|---|---|
@@ -32,7 +34,12 @@ Of sets of images: their official counts, and the pixels of 64 of them as they s
 TAIL = """
 {seen} of {all} are seen. Other files by the same publishers: [pretrained.md](pretrained.md).
 """
-LICENCES = {"google/": "Apache-2.0", "pneumoniamnist": "CC BY 4.0", "bloodmnist": "CC BY 4.0"}
+LICENCES = {
+    "transfer_imagenet": "MIT; CC BY 4.0",
+    "google/": "Apache-2.0",
+    "pneumoniamnist": "CC BY 4.0",
+    "bloodmnist": "CC BY 4.0",
+}
 FILES = {  # of rows that are not called as their file
     "cifar10": "cifar-10-binary.tar.gz",
     "eurosat": "EuroSAT.zip",
@@ -45,7 +52,10 @@ FILES = {  # of rows that are not called as their file
 def kept() -> dict[str, dict[str, Any]]:
     """The newest result of each row, among all that are kept."""
     files = sorted(RESULTS.glob("contact_*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = []
+    for line in (line for file in files for line in file.read_text().splitlines()):
+        with contextlib.suppress(ValueError):  # what a kill has torn
+            lines.append(json.loads(line))
     lines = [r for r in lines if r["step"] == "contact" and r["state"] in ("seen", "failed")]
     return {r["name"]: r for r in sorted(lines, key=lambda r: r["at"])}
 
@@ -60,21 +70,20 @@ def licence(row: Row) -> str:
 def found(record: dict[str, Any]) -> str:
     """What a result says, short."""
     if record["state"] == "failed":
-        return str(record["why"])
+        return " ".join(str(record["why"]).split()).replace("|", "\\|")
     values = record["found"]
     parts = []
     if "gray_levels_apart" in values:
         apart = f"{values['gray_levels_apart']:.2g}"
         parts.append(f"{apart} gray levels to {values['compared_with']}")
-        loss = "loss_on_photographs"
-        losses = (values[f"{loss}{told}"] for told in ("", "_told_0.7_t", "_told_1.4_t"))
-        parts.append("loss {:.2g}, {:.2g}, {:.2g}".format(*losses))
+        losses = [values[f"loss{of}"] for of in ("", "_told_0.7_t", "_told_1.4_t", "_of_a_pixel")]
+        parts.append("losses {:.2g}, {:.2g}, {:.2g}, {:.2g}".format(*losses))
         parts.append(f"sha256 {record['file']['sha256'][:16]}")
     if "pixels_compared" in values:
         counts = [str(values[split]) for split in ("train", "validation", "test")]
         parts.append(f"{' + '.join(counts)} images, {values['pixels_compared']} compared")
     if "dimensions" in values:
-        parts.append(f"{values['dimensions']} features, sha256 {values['sha256'][:16]}")
+        parts.append(f"{values['dimensions']} features, sha256 {record['file']['sha256'][:16]}")
     if "ms_per_training_step" in values:
         step = f"{values['ms_per_training_step']:.0f} ms a training step of {values['batch']}"
         parts.append(step)
@@ -98,3 +107,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    print(f"{PAGE}: {page().splitlines()[-1]}")

@@ -31,6 +31,7 @@ class PublishedFile:
     bytes: int | None = None
     sha256: str | None = None
     md5: str | None = None
+    mb: int | None = None  # about, where its bytes are not known
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -39,8 +40,13 @@ class PublishedFile:
         return {kind: checksum for kind, checksum in both.items() if checksum}
 
     def __str__(self) -> str:
-        size = f"{megabytes(self.bytes)}, " if self.bytes else ""
-        return f"{self.name} ({size}{self.url})"
+        return f"{self.name} ({self.size}{self.url})"
+
+    @property
+    def size(self) -> str:
+        if self.bytes:
+            return f"{megabytes(self.bytes)}, "
+        return f"about {self.mb} MB, " if self.mb else ""
 
     def check(self, path: Path) -> None:
         """Compares the size and the checksum of a file with what is published.
@@ -66,15 +72,29 @@ def published() -> dict[str, PublishedFile]:
     return {name: PublishedFile(name, **row) for name, row in rows.items()}
 
 
-def weights_named(name: str) -> Path | None:
+def weights_named(name: str, instead: str = "") -> Path | None:
     """The file of published weights that a name in conf/downloads.yaml means, in torch's folder and
-    fetched where it is not there. None for any other name, and for one of a file that is here."""
+    fetched where it is not there. None for any other name, and for one of a file that is here.
+
+    Args:
+        instead: what else the user can do where it cannot be had.
+    Raises:
+        NoNetwork, UserError: as fetch; or where what is there is not the published file.
+    """
     if Path(name).suffix not in WEIGHTS or name not in published() or Path(name).is_file():
         return None
     import torch.hub  # the table alone is read without torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    return fetch(name, path, "TORCH_HOME=DIR is another place for it.")
+    if path.is_file():
+        try:
+            published()[name].check(path)
+        except UserError as error:
+            raise UserError(
+                f"{error} Remove it, and the same command fetches it; or give its path, and it is "
+                "taken as it is."
+            ) from error
+    return fetch(name, path, f"TORCH_HOME=DIR is another place for it. {instead}")
 
 
 def fetch(name: str, path: Path, instead: str = "") -> Path:
@@ -90,9 +110,10 @@ def fetch(name: str, path: Path, instead: str = "") -> Path:
     if path.is_file():
         return path
     known = published()[name]
-    checksums = "".join(f" ({kind} {checksum})" for kind, checksum in known.checksums.items())
+    checksums = ", ".join(f"{kind} {checksum}" for kind, checksum in known.checksums.items())
+    about = f" ({about})" if (about := f"{known.size}{checksums}".strip(", ")) else ""
     by_hand = (
-        f"By hand: download {known.url}{checksums} where there is a network, and put it at "
+        f"By hand: download {known.url}{about} where there is a network, and put it at "
         f"{path}. {instead}"
     ).rstrip()
     part = path.with_name(f"{path.name}.part")
@@ -106,7 +127,11 @@ def fetch(name: str, path: Path, instead: str = "") -> Path:
             log.info(
                 "%s is not there, so it is fetched: %s; licence: %s", path, known, known.licence
             )
-            receive(wanted)
+            try:
+                receive(wanted)
+            except KeyboardInterrupt:
+                log.info("%s: what came is kept, and the same command goes on", name)
+                raise
             _accept(known, wanted, path)
     except UserError as error:
         raise type(error)(f"{error} {by_hand}") from error

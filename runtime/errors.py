@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
-USER_ERROR = 2  # exit code
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 # of a folder to write to, most often
 NOT_OURS = (
     errno.EACCES,
@@ -39,16 +39,18 @@ def near(name: str, known: Iterable[str]) -> str:
 def together(*steps: Callable[[], Any]) -> list[Any]:
     """What the steps return, or one UserError with the messages of all that fail: what is missing
     is missing at once. A Misfit ends it: the steps after it are not taken."""
-    results, messages = [], []
+    results, errors = [], list[UserError]()
     for step in steps:
         try:
             results.append(step())
         except Misfit:
             raise
         except UserError as error:
-            messages.append(str(error))
-    if messages:
-        raise UserError("\n\nand ".join(messages))
+            errors.append(error)
+    if errors:
+        kinds = {type(error) for error in errors}
+        kind = kinds.pop() if len(kinds) == 1 else UserError
+        raise kind("\n\nand ".join(map(str, errors)))
     return results
 
 
@@ -78,6 +80,9 @@ def one_message(main: Callable) -> Callable:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
         except (UserError, OSError) as error:
             message = message_of(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -92,7 +92,8 @@ def load_weights(
     Raises:
         UserError: where there is none, or it does not say what it is.
     """
-    fetched = weights_named(name) if name in published_settings() else None
+    meanwhile = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
+    fetched = weights_named(name, meanwhile) if name in published_settings() else None
     if fetched is not None:
         return _of_fetched(name, fetched, stated)
     path = Path(name).expanduser()

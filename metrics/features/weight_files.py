@@ -21,7 +21,7 @@ def weight_file(path: str, what: str, source: str = "without it they are fetched
     Raises:
         UserError: where the file is not there, or cannot be fetched.
     """
-    if fetched := weights_named(path):
+    if fetched := weights_named(path, "features=random needs no file."):
         return fetched
     file = Path(path).expanduser()
     if not file.is_file():

@@ -21,10 +21,6 @@ REASONS = {
     "RepositoryNotFoundError": "there is no such name, or it is private",
     "GatedRepoError": "its owner has to grant access",
 }
-BY_HAND = (
-    "Or download it on another machine (hf download OWNER/NAME --local-dir DIR), copy DIR here and "
-    "give that folder instead of the name."
-)
 log = logging.getLogger(__name__)
 
 
@@ -57,11 +53,14 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # of the network and of the Hub, from several packages
-        said = (str(error).splitlines() or [""])[0].rstrip(".")
+        said = (str(error).splitlines() or [""])[0].rstrip(".").removeprefix("Got: ")
         reason = REASONS.get(type(error).__name__, said or type(error).__name__)
-        raise (NoNetwork if _is_silence(error) else UserError)(
+        kind = NoNetwork if _is_silence(error) else UserError
+        raise kind(
             f"{name}: no such folder or file here, and the download from the Hugging Face Hub "
-            f"failed: {reason}. {BY_HAND}"
+            f"failed: {'no network: ' if kind is NoNetwork else ''}{reason}. By hand: hf download "
+            f"{name} --local-dir DIR where there is a network, copy DIR here, and give that folder "
+            "in place of the name."
         ) from error
 
 

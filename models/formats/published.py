@@ -148,9 +148,13 @@ def read_weights(path: Path) -> Any:
             path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
+        with open(path, "rb") as file:
+            begins = file.read(1)
+        if begins == b"<":
+            raise UserError("a web page, and no file of weights: download it again.") from error
         raise UserError(
-            "refused: it holds more than tensors, which could run any code on opening "
-            f"({_line(error)}). If you trust it, save its state dict alone as safetensors."
+            "refused: it holds more than tensors, which could run any code on opening, or it is no "
+            "file of weights. If you trust it, save its state dict alone as safetensors."
         ) from error
     except Exception as error:  # a damaged file ends in whatever error its bytes lead to
         raise UserError(

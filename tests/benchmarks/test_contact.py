@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import contact_images, contact_weights
+import runtime.torchvision  # noqa: F401  before anything that imports torchvision
+
+# isort: split
+from diffusers import DDIMScheduler, DDPMPipeline
+
+from benchmarks import contact_formulas, contact_images, contact_weights
+from benchmarks.contact_formulas import cosine, linear
 from benchmarks.contact_row import Row
 from benchmarks.contact_rows import ROWS
 from config.overrides import composed
@@ -22,7 +28,8 @@ from docs import make_compatibility
 from models.formats.ddim import to_ddim
 from models.formats.openai import to_openai
 from runtime.errors import UserError
-from tests.helpers import ROOT, world
+from tests.helpers import ROOT, adm_reference, ddim_reference, world
+from tests.helpers.features import write_alexnet
 from tests.helpers.file_server import Fault, publish, serving, table_row
 from tests.helpers.hub_server import COMMIT
 from transfer import trained_weights
@@ -80,9 +87,12 @@ def test_the_page_has_all_rows_and_their_pictures(first):
 
 def test_what_is_seen_is_not_tried_again(first):
     out, _ = first
-    call(out, "seen", "waits")
+    call(out, "seen", "waits", "--steps", "7")
     names = [r["name"] for r in lines(out)]
     assert names.count("seen") == 1 and names.count("waits") == 2
+    call(out, "seen", "breaks", "--steps", "8")  # which is another thing
+    names = [r["name"] for r in lines(out)]
+    assert names.count("seen") == 2 and names.count("breaks") == 2
 
 
 def test_an_unknown_name_is_one_message_with_the_near_ones(tmp_path):
@@ -118,8 +128,9 @@ def tried(tmp_path, monkeypatch):
             publish(monkeypatch, tmp_path, {"small.pt": table_row(server, "/small.pt")})
             known = published_settings() | {"small.pt": overrides}
             monkeypatch.setattr(trained_weights, "published_settings", lambda: known)
-            said = {"blocks": 1}
+            said = {"network": ddim_reference.reference, "alpha_bar": linear(), "blocks": 1}
             if overrides[: len(ADM)] == ADM:
+                said = {"network": adm_reference.unet, "alpha_bar": cosine(), "blocks": 1}
                 said |= {"heads": 4, "timestep_scale": 0.25, "groups": 8}
             row = Row("small.pt", "weights", "", contact_weights.try_weights, formulas=said)
             return row.run(row, CPU, tmp_path, 2)
@@ -131,7 +142,7 @@ def test_a_trained_file_is_seen(tried, tmp_path):
     network = world.network_of(ADM)
     found = tried(to_openai(network.state_dict(), network), ADM)
     values = found["found"]
-    assert values["gray_levels_apart"] < 0.01 and values["loss_on_photographs"] < 0.4
+    assert values["gray_levels_apart"] < 0.01 and values["loss"] < values["loss_of_a_pixel"]
     assert values["compared_with"] == "the published formulas"
     assert found["file"]["compared_with_a_published_checksum"]
     assert all((tmp_path / name).is_file() for name in found["pictures"])
@@ -144,12 +155,66 @@ def test_a_file_of_ddims_with_its_average_is_seen(tried):
     assert tried([other, {}, 1, 2, theirs], UNET)["found"]["gray_levels_apart"] < 0.01
 
 
-@pytest.mark.parametrize("changed", ["model.heads=1", "model.timestep_scale=1.0"])
+CHANGED = ["model.heads=1", "model.timestep_scale=1.0", "schedule=linear", "schedule.steps=1000"]
+
+
+@pytest.mark.parametrize("changed", CHANGED)
 def test_a_network_that_is_read_otherwise_than_it_was_trained_is_told(tried, changed):
-    """What no shape of a file shows: conf/model says one thing, the paper another."""
+    """What no shape of a file shows: conf/ says one thing, the paper another."""
     network = world.network_of(ADM)
     with pytest.raises(UserError, match=r"opens, but [\d.]+ gray levels of 255 lie between"):
         tried(to_openai(network.state_dict(), network), [*ADM, changed])
+
+
+def test_the_average_of_ddims_file_is_told_from_its_last_iterate(tried, monkeypatch):
+    from models.formats import ddim
+
+    one, other = world.network_of(UNET), world.network_of(UNET)
+    with torch.no_grad():
+        other.conv_out.weight *= 1.5
+    file = [to_ddim(network.state_dict()) for network in (other, one)]
+    swapped = ddim.weights_of
+    monkeypatch.setattr(ddim, "weights_of", lambda found, ema=True: swapped(found, not ema))
+    with pytest.raises(UserError, match=r"opens, but [\d.]+ gray levels of 255 lie between"):
+        tried([file[0], {}, 1, 2, file[1]], UNET)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_one_that_only_says_what_it_sees_is_no_trained_network(schedule):
+    class Echo(torch.nn.Module):
+        def forward(self, x, timestep, condition):
+            return torch.cat([x, x], 1)
+
+    denoiser = RunConfig(composed("train", [*ADM, f"schedule={schedule}"])).build_denoiser()
+    denoiser.network = Echo()
+    found = contact_weights.losses_on_photographs(denoiser, (3, 32, 32), CPU)
+    assert found["loss"] > found["loss_of_a_pixel"]
+
+
+def test_the_error_of_a_pixel_alone_is_the_least_of_all_linear_guesses():
+    """By least squares on drawn pixels, not by its formula."""
+    random = np.random.default_rng(0)
+    x0, noise = random.normal(0, 0.6, 200_000), random.normal(0, 1, 200_000)
+    x_t = 0.8**0.5 * x0 + 0.2**0.5 * noise
+    c = (x_t @ noise) / (x_t @ x_t)
+    least = np.mean((c * x_t - noise) ** 2)
+    assert contact_formulas.error_of_a_pixel_alone(0.8, 0.36) == pytest.approx(least, rel=0.02)
+
+
+def test_the_formulas_ddim_is_diffusers():
+    """And so is their schedule, in float64's rounding."""
+    scheduler = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=True)
+    scheduler.set_timesteps(5)
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), linear(), rtol=1e-5, atol=1e-7)
+    wave = lambda x, k: torch.sin(3 * x) * (1 + k[0] / 500)  # noqa: E731
+    x = torch.stack(
+        [torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+    )
+    for k in scheduler.timesteps:
+        said = wave(x, k.expand(2))
+        x = scheduler.step(said, k, x, use_clipped_model_output=True).prev_sample
+    ours = contact_formulas.ddim_images(wave, linear(), (3, 4, 4), [1, 2], 5, lambda: None)
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [[], ["schedule=linear"], ["model.timestep_scale=0.5"]])
@@ -170,10 +235,8 @@ def test_a_network_that_is_told_another_t_is_worse_where_its_schedule_is_ours(wr
     denoiser.network = Knows()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(contact_weights, "photographs", lambda shape: torch.zeros(8, *shape))
-        own, less, more = (
-            contact_weights.loss_on_photographs(denoiser, (3, 16, 16), CPU, told)
-            for told in (1.0, 0.7, 1.4)
-        )
+        found = contact_weights.losses_on_photographs(denoiser, (3, 16, 16), CPU)
+    own, less, more, _ = found.values()
     assert (own < min(less, more)) == (not wrong), (own, less, more)
 
 
@@ -227,9 +290,61 @@ def test_another_number_of_images_is_told(pneumonia, tmp_path):
 
 
 def test_pixels_that_another_library_reads_otherwise_are_told(pneumonia, tmp_path):
-    mirrored = lambda reader, item: np.fliplr(contact_images.by_numpy(reader, item))  # noqa: E731
-    row = images_row(counts=(40, 20, 30), again=mirrored)
-    with pytest.raises(UserError, match="is read otherwise by another library"):
+    def mirrored(reader, item):
+        image, label = contact_images.by_numpy(reader, item)
+        return np.fliplr(image), label
+
+    def relabelled(reader, item):
+        image, label = contact_images.by_numpy(reader, item)
+        return image, 1 - label
+
+    for again in (mirrored, relabelled):
+        row = images_row(counts=(40, 20, 30), again=again)
+        with pytest.raises(UserError, match="is read otherwise than it stands there"):
+            row.run(row, CPU, tmp_path, 2)
+
+
+def test_a_file_of_images_that_is_not_the_published_one_is_told(pneumonia, tmp_path):
+    file = tmp_path / "datasets/medmnist/pneumoniamnist_64.npz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(world.medmnist((40, 20, 30), 1, 2, seed=1))
+    row = images_row(counts=(40, 20, 30))
+    with pytest.raises(UserError, match="its sha256 is"):
+        row.run(row, CPU, tmp_path, 2)
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def test_features_of_another_file_than_the_published_are_told(tmp_path, monkeypatch):
+    (row,) = (row for row in ROWS if row.name == "lpips")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    file.parent.mkdir(parents=True)
+    write_alexnet(file)
+    with pytest.raises(UserError, match=r"has \d+ bytes, and alexnet-owt-7be5be79.pth has 24"):
+        row.run(row, CPU, tmp_path, 2)
+
+
+def test_a_folder_of_the_hub_that_diffusers_reads_otherwise_is_told(tmp_path, monkeypatch):
+    """Ours of one set of weights, theirs of another."""
+    from benchmarks.networks import Model
+
+    monkeypatch.setattr(contact_weights, "train", lambda *_: {"training_steps": 0})
+    folder = world.hub_folder(tmp_path / "one", Model("demo", 32, 0))
+    row = Row(str(folder), "weights", "", contact_weights.try_weights)
+    row = type("Named", (Row,), {"file": "named"})(*row)
+    assert row.run(row, CPU, tmp_path, 2)["found"]["gray_levels_apart"] < 0.1
+    theirs = DDPMPipeline.from_pretrained
+
+    def changed(path):
+        pipeline = theirs(path)
+        with torch.no_grad():
+            pipeline.unet.conv_out.weight[:] *= 1.05
+        return pipeline
+
+    monkeypatch.setattr(DDPMPipeline, "from_pretrained", changed)
+    with pytest.raises(UserError, match=r"opens, but [\d.]+ gray levels of 255 lie between"):
         row.run(row, CPU, tmp_path, 2)
 
 
@@ -249,18 +364,20 @@ def test_a_result_that_is_kept_is_a_row_that_is_seen(tmp_path, monkeypatch):
         "commit": "abcdefgh",
     }
     found = {"gray_levels_apart": 0.0012, "compared_with": "diffusers 0.42.1"}
-    found |= {"loss_on_photographs": 0.0234, "ms_per_training_step": 12.34, "batch": 8}
-    found |= {"loss_on_photographs_told_0.7_t": 0.05, "loss_on_photographs_told_1.4_t": 0.06}
+    found |= {"loss": 0.0234, "loss_told_0.7_t": 0.05, "loss_told_1.4_t": 0.06}
+    found |= {"loss_of_a_pixel": 0.3, "ms_per_training_step": 12.34, "batch": 8}
     later = record | {"state": "seen", "found": found, "file": {"sha256": "0123456789abcdef" * 4}}
     later |= {"at": "2026-12-02 10:00:00"}
     waits = record | {"state": "waits", "at": "2026-12-03 10:00:00"}
-    text = "\n".join(map(json.dumps, (later, record, waits)))
+    wrong = record | {"name": "lpips", "why": "a | b\nand c"}
+    text = "\n".join(map(json.dumps, (later, record, waits, wrong))) + '\n{"step": "con'
     (tmp_path / "contact_a.jsonl").write_text(text)
     monkeypatch.setattr(make_compatibility, "RESULTS", tmp_path)
     row = (
         "| seen, 2026-12-02, A GPU, torch 2.13, abcdefg | 0.0012 gray levels to diffusers 0.42.1; "
     )
-    row += "loss 0.023, 0.05, 0.06; sha256 0123456789abcdef; 12 ms a training step of 8 |"
+    row += "losses 0.023, 0.05, 0.06, 0.3; sha256 0123456789abcdef; 12 ms a training step of 8 |"
+    assert "| a \\| b and c |" in make_compatibility.page()
     assert row in make_compatibility.page() and "1 of 14 are seen" in make_compatibility.page()
 
 
@@ -288,7 +405,7 @@ def test_every_row_at_its_full_size_on_a_machine_with_nothing(tmp_path):
         states = {r["name"]: r["state"] for r in lines(place[0] / "contact")}
         assert done.returncode == 1, done.stderr
         assert states == {row.name: "seen" for row in ROWS} | {"eurosat": "failed"}, done.stdout
-        assert (place[0] / "datasets/eurosat/EuroSAT.zip.wrong").is_file()
+        assert (place[0] / "contact/datasets/eurosat/EuroSAT.zip.wrong").is_file()
         server.files["/EuroSAT.zip"] = whole
         done = world.on(place, *command)
         assert done.returncode == 0, done.stdout

@@ -3,7 +3,7 @@ weights and images of ours, on a server of this machine; and a copy of this proj
 conf/downloads.yaml names that server.
 
 The weights are random, but for a way from the input to the output: the networks say that the noise
-is what they see, so that their loss is far below that of one that knows nothing.
+is what they see of fine structure, so that they know it better than one pixel alone tells.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ SHARE = 0.05  # of what random layers add to the way from the input to the outpu
 
 @torch.no_grad()
 def says_what_it_sees(network) -> Any:
-    """Random weights in all layers, and a way past them: the input, each colour as
-    [x, -x, x, -x] in a group of channels of its own, goes by the longest skip connection to the
-    last norm, and silu(x) - silu(-x) = x."""
+    """Random weights in all layers, and a way past them: the input less the mean of its neighbours,
+    each colour as [x, -x, x, -x] in a group of channels of its own, goes by the longest skip
+    connection to the last norm, and silu(x) - silu(-x) = x."""
     randomize(network)
     last = network.up[0].block[-1]
     width = network.conv_in.out_channels
@@ -74,7 +74,8 @@ def says_what_it_sees(network) -> Any:
     network.conv_in.weight[:ours] = 0
     for colour in range(3):
         rows = slice(colour * group, (colour + 1) * group)
-        network.conv_in.weight[rows, colour, 1, 1] = signs
+        network.conv_in.weight[rows, colour] = signs[:, None, None] / -9
+        network.conv_in.weight[rows, colour, 1, 1] += signs
     network.conv_in.bias[:ours] = 0
     for layer in (last.conv2, last.shortcut):
         layer.weight[:ours] *= SHARE
@@ -144,8 +145,10 @@ def smooth(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
     )
 
 
-def medmnist(counts: tuple[int, int, int], channels: int, classes: int, size: int = 64) -> bytes:
-    arrays, random = {}, np.random.default_rng(0)
+def medmnist(
+    counts: tuple[int, int, int], channels: int, classes: int, size: int = 64, seed: int = 0
+) -> bytes:
+    arrays, random = {}, np.random.default_rng(seed)
     for split, count in zip(("train", "val", "test"), counts, strict=True):
         some = smooth(min(count, 200), size, channels, seed=count)
         images = some[random.integers(0, len(some), count)]

@@ -266,7 +266,7 @@ def test_what_is_none(run, folder, tmp_path, monkeypatch):
     for name, message in [
         (
             "nothing",
-            "no such folder or file, no name on the Hugging Face Hub, which is OWNER/NAME, and no pub",
+            "no such folder or file, no name on the Hugging Face Hub, which is OWNER/NAME, and no",
         ),
         ("run/misspelt", "no such folder or file"),
         ("/no/such/run", "no such folder"),
