@@ -29,7 +29,8 @@ RENAMED = {  # _target_: of then, and of now
     "data.nifti.Nifti": "data.sources.nifti.Nifti",
     "data.npz.Npz": "data.sources.npz.Npz",
 }
-GONE = re.compile(r"[+~]*data\.(source\.)?download\b")  # of MedMNIST
+MEDMNIST = "data.sources.medmnist.MedMnist"
+GONE = re.compile(r"[+~]*data\.(source\.)?download\b")  # where the reader is MEDMNIST
 KEYS = {"size": "file_size"}  # inside data.source, of then, and in data, of now
 THEN = {new: old for old, new in (RENAMED | KEYS).items()}
 
@@ -41,8 +42,7 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict):
         config["data"] = _translate_data(data)
     if isinstance(source, dict) and isinstance(source.get("overrides"), list):
-        lines = [_translate_line(line) for line in source["overrides"] if not GONE.match(line)]
-        config["source"] = source | {"overrides": lines}
+        config["source"] = source | {"overrides": list(map(_translate_line, source["overrides"]))}
     return config
 
 
@@ -56,14 +56,17 @@ def as_then(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def refuse_old_override(line: str) -> None:
-    """Checks one line of a command.
+def refuse_old_override(line: str, reader: Any = None) -> None:
+    """Checks one line of a command. reader: the target of section data; where it is not known yet,
+    None, what may be GONE passes.
 
     Raises:
         UserError: with the new spelling.
     """
-    if GONE.match(line):
-        raise UserError(_gone(line))
+    if GONE.match(line) and reader in (None, MEDMNIST):
+        if reader:
+            raise UserError(_gone(line))
+        return
     if (new := re.sub(r"^(metrics=.*)\bfloors\b", r"\1baselines", line)) != line:
         raise UserError(f"{line}: this is written {new} now.")
     if (new := _translate_line(line)) != line:
@@ -77,8 +80,9 @@ def refuse_old_config(config: dict[str, Any]) -> None:
     """The same of a composed config: what is old in it stands in a YAML of the user's."""
     then, now = (dict(leaves(c)) for c in (config, translate(config)))
     if old := [key for key, value in then.items() if key not in now or now[key] != value]:
-        if gone := next(filter(GONE.match, old), None):
-            raise UserError(_gone(f"{gone}={then[gone]}"))
+        for key in old:
+            if GONE.match(key) and _translate_line(key) not in now:
+                raise UserError(_gone(f"{key}={then[key]}"))
         new = [key for key in dict.fromkeys(map(_translate_line, old)) if key in now]
         raise UserError(
             f"{', '.join(f'{key}={then[key]}' for key in old)}: this is written "
@@ -95,7 +99,7 @@ def _translate_data(data: dict[str, Any]) -> dict[str, Any]:
         reader = {KEYS.get(key, key): value for key, value in data["source"].items()}
         reader.pop("_partial_", None)
         data = {key: data[key] for key in data if key != "source"} | reader
-    if data.get("_target_") == "data.sources.medmnist.MedMnist":
+    if data.get("_target_") == MEDMNIST:
         data = {key: value for key, value in data.items() if key != "download"}
     return data
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from config.old_spelling import refuse_old_config, refuse_old_override
+from config.old_spelling import GONE, MEDMNIST, refuse_old_config, refuse_old_override
 from runtime.errors import UserError, near, one_message
 from runtime.hydra_private import parse_command_line, parse_overrides, set_values, split_cells
 from runtime.log import log_to_terminal
@@ -49,11 +49,30 @@ def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     values = [o for o in ours if _is_value(o, known)]
     chosen = tuple(str(o.input_line) for o in ours if o not in values)
     config = copy.deepcopy(_composed_keys(CONF, config_name, chosen, False))
+    _refuse_gone(ours, config)
     try:
         set_values(values, config)
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     return resolved(config)
+
+
+def composed_of_then(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The same of lines that are part of a run's name: what is GONE stays in them, unheard."""
+    kept = [line for line in overrides if not GONE.match(line)]
+    config = composed(config_name, kept)
+    if len(kept) == len(overrides) or config["data"]["_target_"] == MEDMNIST:
+        return config
+    return composed(config_name, overrides)
+
+
+def _refuse_gone(overrides: Sequence[Override], chosen: Any) -> None:
+    """By the reader that is chosen, or that they set."""
+    reader = (chosen.get("data") or {}).get("_target_")
+    reader = {o.key_or_group: o.value() for o in overrides}.get("data._target_", reader)
+    for override in overrides:
+        if GONE.match(line := str(override.input_line)):
+            refuse_old_override(line, reader)
 
 
 def _is_value(override: Override, known: Sequence[str]) -> bool:
@@ -92,12 +111,13 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     cells = split_cells(chosen) if keys else []
     for cell in cells:
         base = composed_keys(config_name, cell)
-        for override in keys:
-            try:
+        try:
+            _refuse_gone(keys, base)
+            for override in keys:
                 _check_key(override, base)
-            except UserError as error:
-                of_cell = f" (with {' '.join(cell)})" if len(cells) > 1 else ""
-                raise UserError(f"{error}{of_cell}") from error
+        except UserError as error:
+            of_cell = f" (with {' '.join(cell)})" if len(cells) > 1 else ""
+            raise UserError(f"{error}{of_cell}") from error
     _check_flags(config_name, arguments, ours)
 
 

@@ -75,7 +75,7 @@ class TrainedRun:
     def data(self) -> DataSettings:
         images = tuple(f"data.{key}=" for key in reader_keys(self.config.raw["data"]))
         for line in self.overrides:
-            refuse_old_override(line)
+            refuse_old_override(line, self.config.raw["data"]["_target_"])
             if not line.startswith(images):
                 raise UserError(f"overrides={line}: they are of the run's images, such as {MOVED}.")
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config.identity import digest
-from config.overrides import composed, options
+from config.overrides import composed_of_then, options
 from config.run_config import RunConfig
 from runtime import checkpoint
 from runtime.errors import UserError, near
@@ -80,7 +80,7 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
 
 
 def _run_of(experiment: str, config: RunConfig) -> PretrainedSource:
-    raw = composed("train", [f"+experiment={experiment}", *config.source.overrides])
+    raw = composed_of_then("train", [f"+experiment={experiment}", *config.source.overrides])
     raw["run"] |= {
         key: config.raw["run"][key] for key in ("root", "cache", "device", "kernels", "compile")
     }

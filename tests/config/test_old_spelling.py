@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from runtime import checkpoint
 from runtime.config_schema import resolve
 from runtime.errors import UserError
 from tests.helpers import FILES, runs
+from training.pretrained_source import PretrainedSource, find_source
 from training.result import read_result
 from transfer.trained_weights import load_weights
 
@@ -224,17 +226,89 @@ def test_download_on_a_command_line_is_refused(line):
         )
 
 
-def test_download_in_a_yaml_or_among_the_sources_overrides_is_refused():
+def test_download_in_a_yaml_is_refused():
     now = composed("train", ["data=medmnist"])
     with pytest.raises(
         UserError, match=r"^data.download=True: leave it out, as MedMNIST is fetched"
     ):
         refuse_old_config(now | {"data": now["data"] | {"download": True}})
-    lines = ["data=medmnist", "data.download=true"]
-    source = now["source"] | {"overrides": lines}
-    with pytest.raises(UserError, match=r"written source.overrides=\['data=medmnist'\] now"):
-        refuse_old_config(now | {"source": source})
-    assert translate({"source": source})["source"]["overrides"] == ["data=medmnist"]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["+experiment=transfer_imagenet_to_medical"],
+        ["data=folder", "data._target_=data.sources.medmnist.MedMnist", "data.path=X"],
+    ],
+)
+@pytest.mark.parametrize(
+    "line", ["data.download=true", "+data.download=1", "data.source.download=1"]
+)
+def test_whose_download_it_is_does_not_hang_on_the_choice(choice, line):
+    for refuse in (check_overrides, composed):
+        with pytest.raises(UserError, match=re.escape(f"{line}: leave it out, as MedMNIST")):
+            refuse("train", [*choice, line])
+
+
+MINE = "data._target_=data.sources.mine.Mine"  # a reader of one's own
+
+
+@pytest.mark.parametrize("choice", [["data=folder", "data.path=X"], ["data=medmnist"]])
+def test_a_setting_of_ones_own_may_be_called_download(choice):
+    lines = [*choice, MINE, "+data.download=true"]
+    check_overrides("train", lines)
+    config = composed("train", lines)
+    assert config["data"]["download"] is True and translate(config) == config
+    inside = {"source": {"_target_": "data.sources.mine.Mine", "download": True}}
+    with pytest.raises(UserError, match=r"source.download=True: this is written .*data.download"):
+        refuse_old_config({"data": inside})
+    for line, said in (
+        ("data.download=true", "data.download: there is no such setting"),
+        ("data.source.download=1", "data.source.download=1: this is written data.download=1 now."),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_overrides("train", [*choice, MINE, line])
+
+
+def test_download_in_a_sweep_is_refused_where_it_is_medmnists():
+    with pytest.raises(UserError, match=r"as MedMNIST is fetched .*\(with data=medmnist\)"):
+        check_overrides("train", ["-m", "data=folder,medmnist", "+data.download=true"])
+
+
+@pytest.mark.parametrize("gone", ["data.download=true", "+data.download=false", "~data.download"])
+def test_a_run_goes_on_that_is_named_with_download_among_its_sources_overrides(
+    tmp_path, medmnist, gone
+):
+    """The line stays what it was in the run's name, and the source is the one without it."""
+
+    def found(*more: str) -> tuple[RunConfig, PretrainedSource | None]:
+        lines = json.dumps([*medmnist, *more])
+        target = ["+experiment=transfer_demo", f"source.overrides={lines}"]
+        target += [line for line in medmnist if line.startswith("model.")]
+        folders = [f"run.root={tmp_path}/runs", f"run.cache={tmp_path}/cache"]
+        config = RunConfig(composed("train", [*target, *folders]))
+        return config, find_source(config)
+
+    (_, plain), (config, source) = found(), found(gone)
+    assert plain and source and source.identity == plain.identity
+    assert source.config == plain.config and source.directory == plain.directory
+    of_then = gone.replace("data.", "data.source.")
+    assert identity(config, "images")["source"]["overrides"][-1] == of_then
+    saved = RunConfig.of_saved(config.raw)
+    assert saved == config and identity(saved, "images") == identity(config, "images")
+
+
+def test_download_among_the_overrides_of_a_source_of_ones_own_is_its_own(monkeypatch):
+    def check(raw: dict) -> None:
+        raise KeyError(raw["data"]["download"])
+
+    monkeypatch.setattr("training.pretrained_source.check_run_config", check)
+    lines = '["data=folder","data.path=X","+data.download=true"]'
+    config = RunConfig(
+        composed("train", ["+experiment=transfer_demo", f"source.overrides={lines}"])
+    )
+    with pytest.raises(KeyError, match="True"):
+        find_source(config)
 
 
 def test_baselines_were_floors():
