@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ class FolderReader(ImageReader):
             is nobody's stands for itself.
         settings: what else changes pixels.
     """
+
+    places: Collection[str] = ()  # settings of a subclass that say where it lies, not what it is
 
     def __init__(
         self,

@@ -67,10 +67,10 @@ class DataSettings(Settings):
     def open_reader(self, cache: Path) -> ImageReader:
         """cache: a folder, in which it is kept what was found out about files."""
         reader = make(self.reader, "data", FileCache(cache / "memory"))
-        kinds = type(reader).__mro__
-        if FolderReader in kinds:  # the class below it knows nothing of its subclasses' settings
+        if isinstance(reader, FolderReader):
+            kinds = type(reader).__mro__  # the class below it knows nothing of its subclasses' own
             known = inspect.signature(kinds[kinds.index(FolderReader) - 1]).parameters
-            others = {*known, "root"}  # which is where they lie, as path is
+            others = {*known, *reader.places}
             if own := {k: v for k, v in self.reader.keywords.items() if k not in others}:
                 reader.fingerprint = sha256_of([reader.fingerprint, own])
         return reader

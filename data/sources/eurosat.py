@@ -42,6 +42,8 @@ class EuroSat(Folder):
         test: as validation.
     """
 
+    places = ("root",)
+
     def __init__(
         self, file_cache: FileCache, root: str, validation: float = 0.1, test: float = 0.1
     ):

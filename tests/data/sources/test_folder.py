@@ -27,6 +27,7 @@ from data.memory_map import open_memory_map
 from data.settings import OWN_KEYS, DataSettings
 from data.sources.folder import Folder
 from runtime.config_schema import resolve
+from runtime.content import sha256_of
 from runtime.errors import UserError
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))
@@ -524,6 +525,34 @@ def test_a_setting_of_ones_own_is_part_of_what_the_images_are(tmp_path):
     assert len({fingerprint(Gamma, white=w, gamma=g) for w, g in both}) == 3
     plain = Npy(FileCache(tmp_path / "cache/memory"), str(tmp_path), validation=0.2)
     assert fingerprint(Npy, validation=0.2) == plain.fingerprint  # as it was
+
+
+class Below(Npy):
+    """With a setting of its own that is called as EuroSat's place is."""
+
+    def __init__(self, file_cache, path, root: str):
+        super().__init__(file_cache, f"{path}/{root}", 0, 0)
+
+
+class Placed(Below):
+    places = ("root",)
+
+
+def test_a_setting_is_a_place_where_the_class_says_so(tmp_path):
+    """Of any other the fingerprint is as it was before EuroSat came, and readers keep it."""
+    for root in "ab":
+        (tmp_path / root).mkdir()
+        np.save(tmp_path / root / "0.npy", np.zeros((8, 8), np.uint8))
+
+    def fingerprints(kind) -> list[str]:
+        readers = [partial(kind, path=str(tmp_path), root=root) for root in "ab"]
+        opened = [DataSettings(r, 8, 1, False).open_reader(tmp_path / "cache") for r in readers]
+        return [reader.fingerprint for reader in opened]
+
+    plain = Below(FileCache(tmp_path / "memory"), str(tmp_path), "a").fingerprint
+    assert fingerprints(Below) == [sha256_of([plain, {"root": root}]) for root in "ab"]
+    [first, second] = fingerprints(Placed)
+    assert first == second == Placed(FileCache(tmp_path / "memory"), str(tmp_path), "a").fingerprint
 
 
 class Stretched(Npy):
