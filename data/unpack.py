@@ -14,7 +14,7 @@ from typing import IO
 
 from runtime import download
 from runtime.errors import UserError
-from runtime.files import discard, raise_if_full, sync_directory
+from runtime.files import discard, raise_if_full, remove_directory, sync_directory
 
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 AGAIN = "Remove it, and the same command fetches the official one."
@@ -25,11 +25,13 @@ def unpack(
     archive: Path, folder: Path, place: Callable[[str], str | None], count: int, instead: str
 ) -> None:
     """Makes folder of an archive, once for all processes that want it. An archive that is not there
-    is fetched and, when it is unpacked, removed; one that was there is the user's and stays.
+    is fetched and, when it is unpacked, removed; one that was there is the user's and stays, and so
+    does what lies in folder beside files that count.
 
     Args:
         place: by the name of a file in the archive, where below folder it goes, and None for one
-            that does not count: nothing is written where an archive says.
+            that does not count: nothing is written where an archive says. In the archive, too, what
+            counts lies below a folder of folder's name.
         count: files that count.
         instead: see runtime.download.fetch.
     Raises:
@@ -38,7 +40,7 @@ def unpack(
     """
     try:
         with download.alone(folder):
-            if not any(folder.glob("*")):  # else another process was faster
+            if not _is_made(folder, place):  # else another process was faster
                 fetched = _bring(archive, instead)
                 _make(folder, archive, place, count)
                 if fetched:
@@ -49,6 +51,12 @@ def unpack(
             f"{folder} cannot be written ({error.strerror or error}): name another folder than "
             f"{folder.parent}."
         ) from error
+
+
+def _is_made(folder: Path, place: Callable[[str], str | None]) -> bool:
+    """Whether a file that counts is there. All are, then: folder gets its name with all of them."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return any(place(path.relative_to(folder.parent).as_posix()) for path in files)
 
 
 def _bring(archive: Path, instead: str) -> bool:
@@ -75,7 +83,11 @@ def _make(folder: Path, archive: Path, place: Callable[[str], str | None], count
                 f"{archive} holds {written:,} of the {count:,} files that belong in it: it is "
                 f"another archive. {AGAIN}"
             )
+        if emptied := folder.is_dir():  # but for what does not count
+            shutil.copytree(folder, aside, ignore_dangling_symlinks=True, dirs_exist_ok=True)
         os.sync()  # once for all: thousands of small files, each by itself, take minutes
+        if emptied:
+            remove_directory(folder)
         os.replace(aside, folder)
         sync_directory(folder.parent)
     except DAMAGE as error:

@@ -144,7 +144,7 @@ def _find_batches(root: Path) -> list[Path]:
             if len(missing) < len(files):
                 raise UserError(
                     f"{folder}: {', '.join(missing)} missing, the rest of CIFAR-10 is there. "
-                    f"Unpack the archive again, or download it again from {URL}."
+                    f"Remove the other batches from {folder}, and they are made again."
                 )
     return []
 

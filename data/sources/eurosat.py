@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 from data.file_cache import FileCache
+from data.image_file import SUFFIXES
 from data.image_reader import MEANWHILE
 from data.sources.folder import Folder
 from data.unpack import unpack
+from runtime.errors import UserError
 
 log = logging.getLogger("data")
 
@@ -48,7 +50,11 @@ class EuroSat(Folder):
         self, file_cache: FileCache, root: str, validation: float = 0.1, test: float = 0.1
     ):
         folder = _find_classes(Path(root).expanduser())
-        super().__init__(file_cache, str(folder), validation, test)
+        again = f"remove the classes from {folder}, and data.root={root} is made again"
+        try:
+            super().__init__(file_cache, str(folder), validation, test)
+        except UserError as error:  # in the settings of any folder
+            raise UserError(f"{error} Or {again}.") from error
         found = Counter(self.classes[label] for label in self.labels)
         if found != Counter(COUNTS):
             others = [
@@ -57,18 +63,20 @@ class EuroSat(Folder):
                 if found[name] != COUNTS.get(name, 0)
             ]
             log.warning(
-                "%s: %s images, and EuroSAT has %s: %s",
+                "%s: %s images, and EuroSAT has %s: %s; %s",
                 folder,
                 f"{len(self):,}",
                 f"{sum(COUNTS.values()):,}",
                 ", ".join(others),
+                again,
             )
 
 
 def _find_classes(root: Path) -> Path:
     """The folder of the class folders: one that is there is taken as it is."""
     for place in PLACES:
-        if any(any((root / place / name).glob("*")) for name in COUNTS):
+        files = (file for name in COUNTS for file in (root / place / name).rglob("[!.]*"))
+        if any(file.suffix.lower() in SUFFIXES for file in files):
             return root / place
     unpack(root / ARCHIVE, root / INSIDE, _place, sum(COUNTS.values()), MEANWHILE)
     return root / INSIDE

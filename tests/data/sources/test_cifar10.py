@@ -242,7 +242,9 @@ def test_a_batch_that_is_missing_or_cut_short_is_named(made, tmp_path, memory):
         memory, tmp_path / "bin"
     )
     short.unlink()
-    assert "data_batch_5.bin missing" in refused(memory, tmp_path / "bin")
+    message = refused(memory, tmp_path / "bin")
+    assert "data_batch_5.bin missing" in message
+    assert f"Remove the other batches from {folder}, and they are made again." in message
 
 
 # Fetched and unpacked
@@ -292,6 +294,20 @@ def test_a_missing_set_is_fetched_and_unpacked_and_its_archive_removed(
     assert len(server.asked) == 1 and f"{BINARY}: 100%" in capsys.readouterr().err
     assert "unpacking" in caplog.text
     assert seen(tmp_path / "new") == batches_in("cifar-10-batches-bin", ".bin")
+
+
+@pytest.mark.parametrize("left", [(), ("readme.html",), ("empty/", ".DS_Store")])
+def test_a_folder_that_was_emptied_is_made_again(made, tmp_path, memory, server, left):
+    """What still lies in it stays."""
+    inside = tmp_path / "new/cifar-10-batches-bin"
+    inside.mkdir(parents=True)
+    for name in left:
+        (inside / name).mkdir() if name[-1] == "/" else (inside / name).write_text("kept")
+    for _ in range(2):
+        assert_made(Cifar10(memory, str(tmp_path / "new")), made)
+    kept = [f"{inside.name}/{name.rstrip('/')}" for name in left]
+    assert seen(tmp_path / "new") == sorted([*kept, *batches_in(inside.name, ".bin")])
+    assert len(server.asked) == 1
 
 
 def test_an_archive_that_is_cut_is_gone_on_with(made, tmp_path, memory, server):

@@ -180,8 +180,32 @@ def test_another_number_of_images_and_a_missing_class_are_told(tmp_path, memory,
     [line] = [record.getMessage() for record in caplog.records]
     assert line == (
         f"{tmp_path}/2750: 32 images, and EuroSAT has 40: Forest 19 of 20, Lake 3 of 0, "
-        "River 0 of 10"
+        f"River 0 of 10; remove the classes from {tmp_path}/2750, and data.root={tmp_path} is made "
+        "again"
     )
+
+
+@pytest.mark.parametrize("left", ["2750/Forest/.DS_Store", "2750/notes.txt", "Forest/notes.txt"])
+@pytest.mark.parametrize("place", ["2750", "EuroSAT_RGB", ""])
+def test_a_folder_that_was_emptied_is_made_again(tmp_path, memory, server, place, left):
+    """What still lies in it stays."""
+    (tmp_path / place / "Forest").mkdir(parents=True)
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("kept")
+    for _ in range(2):
+        assert_written(EuroSat(memory, str(tmp_path)))
+    assert seen(tmp_path) == {"downloads.yaml", left, *UNPACKED} and len(server.asked) == 1
+
+
+def test_what_cannot_be_split_names_the_folder_to_remove(tmp_path, memory):
+    """In EuroSAT's own settings."""
+    folder = write(tmp_path / "2750")
+    for k in range(2, 11):
+        (folder / f"River/River_{k}.jpg").unlink()
+    message = refused(memory, tmp_path)
+    assert "class River has a single image" in message
+    again = f" Or remove the classes from {folder}, and data.root={tmp_path} is made again."
+    assert message.endswith(again)
 
 
 def test_splits_are_drawn_class_by_class(tmp_path, memory):
