@@ -41,7 +41,7 @@ gpu:  # by the machine's own Python, which has the torch of its driver
 	$(PYTHON) -m benchmarks.gpu --out $(OUT) --minutes $(MINUTES)
 
 contact: .venv/installed
-	$(PY) -m pip install -q -r requirements-contact.txt -c constraints/torch-$(TORCH).txt
+	@$(PY) -m pip install -q -r requirements-contact.txt -c constraints/torch-$(TORCH).txt || echo "the rows that are compared with diffusers wait for it"
 	$(PY) -m benchmarks.contact --out $(CONTACT) $(NAMES)
 
 gpu-wheels: .venv/installed

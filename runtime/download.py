@@ -58,7 +58,7 @@ class PublishedFile:
         if self.bytes not in (None, size):
             raise UserError(f"{path} has {size} bytes, and {self.name} has {self.bytes}.")
         for kind, expected in self.checksums.items():
-            if (found := _digest(path, kind)) != expected:
+            if (found := digest(path, kind)) != expected:
                 raise UserError(
                     f"{path}: its {kind} is {found}, and that of {self.name} {expected}."
                 )
@@ -172,16 +172,17 @@ def _accept(known: PublishedFile, received: Download, path: Path) -> None:
             "%s: nobody has published its checksum, so only its size was compared, with what the "
             "server says. Its sha256 is %s",
             known.name,
-            _digest(part, "sha256"),
+            digest(part, "sha256"),
         )
     os.replace(part, path)
     received.validator.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
-def _digest(path: Path, kind: str) -> str:
+def digest(path: Path, kind: str) -> str:
+    """The sha256 or md5 of a file."""
     with open(path, "rb") as file:
-        digest = hashlib.new(kind, usedforsecurity=False)
+        of_all = hashlib.new(kind, usedforsecurity=False)
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            of_all.update(block)
+    return of_all.hexdigest()

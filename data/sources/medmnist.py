@@ -10,7 +10,7 @@ from data.image_reader import MEANWHILE
 from data.sources.npz import Npz
 from data.sources.npz_content import list_headers
 from data.splits import SPLITS
-from runtime.download import fetch, published
+from runtime.download import PublishedFile, digest, fetch, published
 from runtime.errors import UserError, near
 
 log = logging.getLogger("data")
@@ -73,7 +73,7 @@ class MedMnist(Npz):
             raise UserError(
                 f"{path} is not {name} at {file_size}x{file_size}: it holds "
                 f"{list_headers(self.headers)}. Put the official file there "
-                f"({published()[path.name].url}), or read this one as it is: data=npz "
+                f"({_known(path).url}), or read this one as it is: data=npz "
                 f"data.path={path}."
             )
         counts = tuple(self.counts.values())
@@ -85,6 +85,21 @@ class MedMnist(Npz):
                 *counts,
                 *SETS[name],
             )
+        elif (found := file_cache.look_up([path], "md5, 1", _md5)[0]) != _known(path).md5:
+            log.warning(
+                "%s: its md5 is %s, and that of the official file %s; it is taken as it is",
+                path,
+                found,
+                _known(path).md5,
+            )
+
+
+def _known(path: Path) -> PublishedFile:
+    return published()[path.name]
+
+
+def _md5(path: Path) -> str:
+    return digest(path, "md5")
 
 
 def file_name(name: str, size: int) -> str:

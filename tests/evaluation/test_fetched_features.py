@@ -90,6 +90,11 @@ def test_weights_that_cannot_be_had_are_told_before_any_work(run):
     before, known = snapshot(run), published()[NAME]
     done = runs.command("evaluate.py", *arguments(run, 4))
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    for word in (known.url, f"(sha256 {known.sha256})", "put it at /", f"hub/checkpoints/{NAME}."):
+    for word in (
+        known.url,
+        f"(96 MB, sha256 {known.sha256})",
+        "put it at /",
+        f"hub/checkpoints/{NAME}.",
+    ):
         assert word in done.stderr
     assert snapshot(run) == before

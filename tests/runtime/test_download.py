@@ -247,7 +247,9 @@ def test_md5_serves_where_it_is_what_was_published(server, path, monkeypatch, tm
 
     row = table_row(server, AT, md5=hashlib.md5(DATA[1:]).hexdigest())
     publish(monkeypatch, tmp_path, {"weights.pt": {k: v for k, v in row.items() if k != "sha256"}})
-    with pytest.raises(UserError, match=rf"md5 is.*By hand: .*{AT} \(md5 {row['md5']}\) where"):
+    with pytest.raises(
+        UserError, match=rf"md5 is.*By hand: .*{AT} \(3.00 MB, md5 {row['md5']}\) where"
+    ):
         fetch("weights.pt", path)
 
 
@@ -273,8 +275,8 @@ def test_what_cannot_be_had_is_told_with_the_place_to_put_it(server, path, fault
     server.faults[AT] = fault
     sha256 = table_row(server, AT)["sha256"]
     where = re.escape(
-        f"By hand: download {server.url}{AT} (sha256 {sha256}) where there is a network, and put "
-        f"it at {path}."
+        f"By hand: download {server.url}{AT} (3.00 MB, sha256 {sha256}) where there is a network, "
+        f"and put it at {path}."
     )
     with pytest.raises(UserError, match=f"{message}.*{where}") as error:
         fetch("weights.pt", path)

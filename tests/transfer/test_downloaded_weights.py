@@ -140,7 +140,16 @@ def test_a_fetched_file_that_is_damaged_says_how_it_is_fetched_again(server, mon
     file = publish_small(server, monkeypatch, tmp_path, to_openai(made.state_dict(), made), ADM)
     file.parent.mkdir(parents=True)
     file.write_bytes(server.files[AT][:1000])
+    with pytest.raises(
+        UserError, match=rf"{file} has 1000 bytes.*Remove it, and the same command fetches"
+    ):
+        load_weights("small.pt")
+    row = {"url": server.url + AT, "licence": "MIT"}  # nor does anybody know its size or checksum
+    publish(monkeypatch, tmp_path, {"small.pt": row})
     with pytest.raises(UserError, match=rf"{file}: .*remove it, and the same command fetches"):
+        load_weights("small.pt")
+    file.write_text("<html>quota</html>")
+    with pytest.raises(UserError, match="a web page, and no file of weights.*remove it, and the"):
         load_weights("small.pt")
     file.unlink()
     assert load_weights("small.pt").path == file
@@ -268,5 +277,7 @@ def test_no_such_name_and_no_network_are_two_things(on_the_hub, monkeypatch):
         load_weights("google/ddpm-smal")
     assert not isinstance(error.value, NoNetwork)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(NoNetwork, match=r"failed: .*\. Or download it.*hf download"):
+    with pytest.raises(
+        NoNetwork, match=r"failed: no network: .*hf download google/ddpm-other --local"
+    ):
         hub.download("google/ddpm-other")

@@ -395,7 +395,7 @@ class RepositoryNotFoundError(Exception):
         (RepositoryNotFoundError("404 Client Error"), "there is no such name, or it is private"),
         (
             ConnectionError("cannot reach huggingface.co\nmore"),
-            "cannot reach huggingface.co. Or download",
+            "no network: cannot reach huggingface.co. By hand: hf download",
         ),
         (huggingface_hub.errors.LocalEntryNotFoundError("not in the cache"), "not in the cache"),
         (huggingface_hub.errors.OfflineModeIsEnabled("HF_HUB_OFFLINE"), "HF_HUB_OFFLINE"),
@@ -408,7 +408,7 @@ def test_the_hub_cannot_be_reached(monkeypatch, error, message):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(UserError, match=message) as told:
         load_weights("owner/name")
-    assert "copy DIR here and give that folder" in str(told.value) and "\n" not in str(told.value)
+    assert "copy DIR here, and give that folder" in str(told.value) and "\n" not in str(told.value)
 
 
 # --- train.py and sample.py -----------------------------------------------------------------------

@@ -3,6 +3,7 @@ none is."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -108,12 +109,19 @@ def test_labels_of_chestmnist_are_no_classes(tmp_path, caplog):
     )
 
 
-def test_a_file_with_other_counts_than_the_official_one_is_remarked_on(tmp_path, caplog):
+def test_a_file_that_is_not_the_official_one_is_remarked_on(tmp_path, caplog, monkeypatch):
+    """By its counts; where they are right, by its md5."""
     make(tmp_path / "pneumoniamnist.npz", 28, 28)
     MedMnist(MEMORY, "pneumoniamnist", 28, str(tmp_path))
     assert "6, 2 and 3 images" in caplog.text and "4708, 524 and 624" in caplog.text
     caplog.clear()
     make(tmp_path / "breastmnist.npz", 28, 28, counts=(546, 78, 156))
+    MedMnist(MEMORY, "breastmnist", 28, str(tmp_path))
+    md5 = hashlib.md5((tmp_path / "breastmnist.npz").read_bytes()).hexdigest()
+    assert f"its md5 is {md5}, and that of the official file 7506" in caplog.text
+    caplog.clear()
+    row = {"url": "http://127.0.0.1", "licence": "MIT", "md5": md5}
+    publish(monkeypatch, tmp_path, {"breastmnist.npz": row})
     MedMnist(MEMORY, "breastmnist", 28, str(tmp_path))
     assert not caplog.text
 

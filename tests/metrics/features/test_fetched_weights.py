@@ -98,7 +98,7 @@ def test_without_a_network_one_message_has_url_checksum_and_place(tmp_path, monk
         features(name)
     for known in (download.published()[each] for each in names_of(name)):
         by_hand = re.escape(
-            f"By hand: download {known.url} (sha256 {known.sha256}) where there is a network, and "
-            f"put it at {tmp_path}/hub/checkpoints/{known.name}."
+            f"By hand: download {known.url} ({known.size}sha256 {known.sha256}) where there is a "
+            f"network, and put it at {tmp_path}/hub/checkpoints/{known.name}."
         )
         assert re.search(f"no network: {urlsplit(known.url).netloc} .*{by_hand}", str(error.value))
