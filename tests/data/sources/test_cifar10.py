@@ -216,7 +216,7 @@ def test_a_missing_set_says_what_to_get_where_and_what_to_run_meanwhile(tmp_path
         message = refused(memory, tmp_path / name)
         for part in (
             "cifar-10-binary.tar.gz: no network: www.cs.toronto.edu does not answer",
-            "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz (sha256 "
+            "download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz (170 MB, sha256 "
             "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd) where there is a "
             f"network, and put it at {tmp_path / name}/cifar-10-binary.tar.gz.",
             "data=folder",
