@@ -42,8 +42,10 @@ from runtime.seeds import derive
 from sampling.pipeline import Pipeline, SampleRequest, load
 from transfer.trained_weights import TrainedWeights
 
-IMAGES, COMPARED_STEPS = 8, 5  # images that are sampled; steps of those that are compared
+IMAGES, COMPARED_STEPS = 8, 3  # images that are sampled; steps of those that are compared
 SAME = 0.5  # gray levels of 255 that two implementations may differ by in float32
+SHARES = (0.05, 0.1, 0.2, 0.35, 0.6)  # of T, the t of the losses
+CLEARLY = 0.9  # of the loss of a pixel alone, by which one that says what it sees has 1.03 and more
 SEEDS = [derive(0, "contact", k) for k in range(IMAGES)]  # of the noise of those
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")  # of scikit-image
 
@@ -101,7 +103,7 @@ def check_weights(name: str, found: Record) -> None:
             f"{name} opens, but {apart:.3g} gray levels of 255 lie between its images and those of "
             f"{found['compared_with']} (at most {SAME})."
         )
-    if not loss <= alone:
+    if not loss <= CLEARLY * alone:
         raise UserError(
             f"{name} opens, but its loss on photographs, {loss:.3g}, is that of no trained "
             f"network: one pixel alone tells the noise to {alone:.3g}."
@@ -146,10 +148,11 @@ def against_diffusers(
     # isort: split
     try:
         from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "diffusers":
+            raise
         raise NoNetwork(
-            f"diffusers is compared with, and is not here ({error}): pip install -r "
-            "requirements-contact.txt"
+            "diffusers is compared with, and is not here: pip install -r requirements-contact.txt"
         ) from error
     theirs = DDPMPipeline.from_pretrained(str(weights.path))
     scheduler = DDIMScheduler.from_config(theirs.scheduler.config)
@@ -185,7 +188,7 @@ def against_formulas(
 
 
 def photographs(shape: Sequence[int]) -> Tensor:
-    """Eight crops of photographs in scikit-image's wheel, scaled: [8, C, H, W] in [-1, 1]."""
+    """Four photographs in scikit-image's wheel, their middle, scaled: [4, 3, H, W] in [-1, 1]."""
     import skimage
 
     folder, (_, height, width) = Path(skimage.__file__).parent / "data", shape
@@ -193,32 +196,30 @@ def photographs(shape: Sequence[int]) -> Tensor:
     for name in PHOTOGRAPHS:
         whole = Image.open(folder / name).convert("RGB")
         side = min(whole.size)
-        for left, upper in ((0, 0), (whole.width - side, whole.height - side)):
-            crop = whole.crop((left, upper, left + side, upper + side))
-            crops.append(np.asarray(crop.resize((width, height), Image.Resampling.LANCZOS)))
+        left, upper = (whole.width - side) // 2, (whole.height - side) // 2
+        crop = whole.crop((left, upper, left + side, upper + side))
+        crops.append(np.asarray(crop.resize((width, height), Image.Resampling.LANCZOS)))
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
-def losses_on_photographs(
-    denoiser: Denoiser, shape: Sequence[int], device: torch.device, count: int = 8
-) -> Record:
-    """Mean squared errors of the predicted noise over t from 0.05 T to 0.7 T: of the network; told
+def losses_on_photographs(denoiser: Denoiser, shape: Sequence[int], device: torch.device) -> Record:
+    """Mean squared errors of the predicted noise, the mean over SHARES of T: of the network; told
     another t than the noise is of, where it should be worse, unless schedule or timesteps are not
     those that it was trained with; and of the best guess from one pixel alone."""
     x0, schedule = photographs(shape).to(device), denoiser.schedule
     random, variance = torch.Generator().manual_seed(0), x0.square().mean().item()
     told = {"loss": 1.0, "loss_told_0.7_t": 0.7, "loss_told_1.4_t": 1.4}
     errors: Record = dict.fromkeys([*told, "loss_of_a_pixel"], 0.0)
-    for t in torch.linspace(0.05 * schedule.steps, 0.7 * schedule.steps, count).long().tolist():
+    for t in (round(share * schedule.steps) for share in SHARES):
         noise = torch.randn(x0.shape, generator=random).to(device)
         x_t = schedule.add_noise(x0, noise, t)
         for name, times in told.items():
             said, _ = denoiser.outputs(x_t, round(times * t))
             _, predicted = denoiser.parameterization.decode(schedule, said, x_t, t)
-            errors[name] += (predicted - noise).square().mean().item() / count
+            errors[name] += (predicted - noise).square().mean().item() / len(SHARES)
         alone = error_of_a_pixel_alone(schedule.alpha_bar[t].item(), variance)
-        errors["loss_of_a_pixel"] += alone / count
+        errors["loss_of_a_pixel"] += alone / len(SHARES)
     return errors
 
 

@@ -14,7 +14,7 @@ from typing import IO
 
 from runtime import download
 from runtime.errors import UserError
-from runtime.files import discard, raise_if_full, remove_directory, sync_directory
+from runtime.files import discard, raise_if_full, sync_directory
 
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 AGAIN = "Remove it, and the same command fetches the official one."
@@ -25,8 +25,8 @@ def unpack(
     archive: Path, folder: Path, place: Callable[[str], str | None], count: int, instead: str
 ) -> None:
     """Makes folder of an archive, once for all processes that want it. An archive that is not there
-    is fetched and, when it is unpacked, removed; one that was there is the user's and stays, and so
-    does what lies in folder beside files that count.
+    is fetched and, when it is unpacked, removed; one that was there is the user's and stays. A
+    folder without any file that counts is put aside.
 
     Args:
         place: by the name of a file in the archive, where below folder it goes, and None for one
@@ -83,11 +83,11 @@ def _make(folder: Path, archive: Path, place: Callable[[str], str | None], count
                 f"{archive} holds {written:,} of the {count:,} files that belong in it: it is "
                 f"another archive. {AGAIN}"
             )
-        if emptied := folder.is_dir():  # but for what does not count
-            shutil.copytree(folder, aside, ignore_dangling_symlinks=True, dirs_exist_ok=True)
         os.sync()  # once for all: thousands of small files, each by itself, take minutes
-        if emptied:
-            remove_directory(folder)
+        if folder.is_dir() and any(folder.iterdir()):  # of nothing that counts
+            before = folder.with_name(f"{folder.name}.before_{os.getpid()}")
+            os.replace(folder, before)
+            log.warning("%s: what was there is put aside as %s", folder, before.name)
         os.replace(aside, folder)
         sync_directory(folder.parent)
     except DAMAGE as error:

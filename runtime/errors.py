@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+USER_ERROR = 2  # exit code
 # of a folder to write to, most often
 NOT_OURS = (
     errno.EACCES,
@@ -80,9 +80,6 @@ def one_message(main: Callable) -> Callable:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            sys.exit(INTERRUPTED)
         except (UserError, OSError) as error:
             message = message_of(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

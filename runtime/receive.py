@@ -170,10 +170,8 @@ def _extent(file: Download, answer: http.client.HTTPResponse, begin: int) -> tup
     version = date if tag.startswith("W/") or not tag else tag
     if answer.status == 206:
         total = _continued(file, answer, begin, version)
-    else:  # all of it, from its first byte: it has changed, or ranges are not served
-        begin, total = 0, _number(answer.headers.get("Content-Length")) or file.size
-        file.forget()
-        write_atomically(file.validator, version)
+    else:
+        total = _number(answer.headers.get("Content-Length")) or file.size
     if file.size not in (None, total):
         raise UserError(
             f"{file.name}: {file.host} has {total} bytes under that name, and the published file "
@@ -184,6 +182,10 @@ def _extent(file: Download, answer: http.client.HTTPResponse, begin: int) -> tup
             f"{file.name}: {file.host} does not say how long it is, and nobody has published that, "
             "so that a part of it could not be told from all."
         )
+    if answer.status == 200:  # from its first byte: it has changed, or ranges are not served
+        begin = 0
+        file.forget()
+        write_atomically(file.validator, version)
     return begin, total
 
 
@@ -192,7 +194,8 @@ def _continued(
 ) -> int | None:
     """The length that an answer to a Range says, which has to be the rest of the same version."""
     extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    same = version == file.version or not file.version
+    # what was asked for with If-Range need not be named again
+    same = version in ("", file.version) or not file.version
     if not extent or int(extent[1]) != begin or not same:
         file.forget()
         raise _Cut("it sent another part than was asked for")

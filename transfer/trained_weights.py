@@ -125,12 +125,13 @@ def load_weights(
 def _of_fetched(name: str, path: Path, stated: RunConfig | None) -> TrainedWeights:
     """A published file in torch's folder, which nobody's checksum may have been there to check."""
     config = stated or published_config(name)
+    if config:
+        config.shape_network()  # what is wrong with the settings is no fault of the file
     try:
-        return of_published(path, open_file(path, config.raw if config else None), path)
+        sections = open_file(path, config.raw if config else None)
     except UserError as error:
-        raise UserError(
-            f"{error} It was fetched: remove it, and the same command fetches it again."
-        ) from error
+        raise UserError(f"{error} Remove it, and the same command fetches it.") from error
+    return of_published(path, sections, path)
 
 
 def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -> RunConfig | None:

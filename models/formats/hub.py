@@ -12,6 +12,7 @@ from models.formats.diffusers import INDEX, SCHEDULER, UNET, WEIGHTS
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.receive import NoNetwork
+from runtime.signals import Preempted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")  # by which the Hub's cache names a large file
@@ -52,6 +53,8 @@ def download(name: str) -> Path:
 def _snapshot(name: str, patterns: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Preempted:
+        raise
     except Exception as error:  # of the network and of the Hub, from several packages
         said = (str(error).splitlines() or [""])[0].rstrip(".").removeprefix("Got: ")
         reason = REASONS.get(type(error).__name__, said or type(error).__name__)
@@ -66,10 +69,11 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
 
 def _is_silence(error: Exception) -> bool:
     """Whether nothing answered, or no more: not an answer of the Hub's, nor a fault of the disk."""
+    answered = (getattr(each, "response", None) for each in (error, error.__cause__))
+    if any(answer is not None for answer in answered):
+        return False
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return True
-    if getattr(error, "response", None) is not None:
-        return False
     of_client = type(error).__module__.split(".")[0] in CLIENTS
     return of_client or isinstance(error, ConnectionError | TimeoutError)
 

@@ -24,6 +24,7 @@ from runtime.checkpoint import EMA, MODEL, STATE
 from runtime.config_schema import build
 from runtime.content import differences
 from runtime.errors import UserError
+from runtime.signals import Preempted
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # of what OpenAI published, the one checkpoint in that order; no shape tells
@@ -156,6 +157,8 @@ def read_weights(path: Path) -> Any:
             "refused: it holds more than tensors, which could run any code on opening, or it is no "
             "file of weights. If you trust it, save its state dict alone as safetensors."
         ) from error
+    except Preempted:
+        raise
     except Exception as error:  # a damaged file ends in whatever error its bytes lead to
         raise UserError(
             f"damaged, or no file of weights: {_line(error)}. Copy or download it again."

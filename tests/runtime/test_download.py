@@ -204,6 +204,32 @@ def test_an_empty_answer_is_no_file(server, unknown):
     assert not unknown.exists()
 
 
+def test_a_version_that_a_range_does_not_name_again_is_the_same(server, unknown):
+    """RFC 9110, 15.3.7: what was asked for with If-Range need not be repeated."""
+    date = "Wed, 21 Oct 2020 07:28:00 GMT"
+    server.headers[AT] = {"ETag": date}  # what the server holds If-Range against
+    server.faults[AT] = Fault(cut=1000, times=1, say={"ETag": None, "Last-Modified": date})
+
+    def silent(_):
+        server.faults[AT] = Fault(say={"ETag": None})
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(receive.time, "sleep", silent)
+        fetch("weights.pt", unknown)
+    assert unknown.read_bytes() == DATA and asked(server) == [None, "bytes=1000-"]
+
+
+def test_an_answer_that_is_refused_costs_nothing_of_what_was_there(server, path):
+    part = path.with_name("weights.pt.part")
+    part.parent.mkdir()
+    part.write_bytes(DATA[:1000])
+    server.files[AT] = b"quota is used up"
+    server.faults[AT] = Fault(ranges=False)
+    with pytest.raises(UserError, match="it is another one"):
+        fetch("weights.pt", path)
+    assert part.read_bytes() == DATA[:1000]
+
+
 def test_a_range_shorter_than_asked_for_is_gone_on_with(server, path):
     server.faults[AT] = Fault(cut=1_000_000, times=1, short=700_000)
     fetch("weights.pt", path)

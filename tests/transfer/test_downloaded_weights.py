@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 from pathlib import Path
 
 import huggingface_hub
@@ -23,9 +24,11 @@ from config.run_config import RunConfig
 from models.formats import hub
 from models.formats.ddim import to_ddim
 from models.formats.openai import to_openai
+from models.formats.published import read_weights
 from runtime.download import published
 from runtime.errors import UserError
 from runtime.receive import NoNetwork
+from runtime.signals import Preempted
 from tests.helpers import ROOT, runs
 from tests.helpers.file_server import Fault, publish, serving, table_row
 from tests.helpers.hub_server import COMMIT, add_repository
@@ -146,13 +149,17 @@ def test_a_fetched_file_that_is_damaged_says_how_it_is_fetched_again(server, mon
         load_weights("small.pt")
     row = {"url": server.url + AT, "licence": "MIT"}  # nor does anybody know its size or checksum
     publish(monkeypatch, tmp_path, {"small.pt": row})
-    with pytest.raises(UserError, match=rf"{file}: .*remove it, and the same command fetches"):
+    with pytest.raises(UserError, match=rf"{file}: .*Remove it, and the same command fetches"):
         load_weights("small.pt")
     file.write_text("<html>quota</html>")
-    with pytest.raises(UserError, match="a web page, and no file of weights.*remove it, and the"):
+    with pytest.raises(UserError, match="a web page, and no file of weights.*Remove it, and the"):
         load_weights("small.pt")
     file.unlink()
     assert load_weights("small.pt").path == file
+    stated = stated_config("small.pt", None, [*ADM, "model.groups=7"])
+    with pytest.raises(UserError) as error:  # of the settings, and not of the file
+        load_weights("small.pt", stated=stated)
+    assert "Remove it" not in str(error.value)
 
 
 def test_a_source_that_does_not_fit_is_told_before_it_is_fetched(server, monkeypatch, tmp_path):
@@ -250,6 +257,13 @@ def of_client(package: str) -> type[Exception]:
     return type("ReadTimeout", (Exception,), {"__module__": f"{package}._exceptions"})
 
 
+def wrapped(error: Exception, **of_cause: object) -> Exception:
+    """As the Hub's library does with what it was answered."""
+    error.__cause__ = Exception()
+    vars(error.__cause__).update(of_cause)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "silence"),
     [
@@ -259,6 +273,11 @@ def of_client(package: str) -> type[Exception]:
         (NotADirectoryError(20, "Not a directory"), False),
         (OSError(28, "No space left on device"), False),
         (PermissionError(13, "Permission denied"), False),
+        (
+            wrapped(huggingface_hub.errors.LocalEntryNotFoundError("403 Forbidden"), response=403),
+            False,
+        ),
+        (wrapped(huggingface_hub.errors.LocalEntryNotFoundError("no answer")), True),
     ],
 )
 def test_a_network_that_is_gone_and_a_disk_that_is_full_are_two_things(monkeypatch, error, silence):
@@ -281,3 +300,13 @@ def test_no_such_name_and_no_network_are_two_things(on_the_hub, monkeypatch):
         NoNetwork, match=r"failed: no network: .*hf download google/ddpm-other --local"
     ):
         hub.download("google/ddpm-other")
+
+
+def test_a_signal_while_weights_are_read_is_no_damage(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise Preempted(signal.SIGTERM)
+
+    torch.save({}, tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "load", stopped)
+    with pytest.raises(Preempted):
+        read_weights(tmp_path / "weights.pt")

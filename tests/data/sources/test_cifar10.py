@@ -296,17 +296,25 @@ def test_a_missing_set_is_fetched_and_unpacked_and_its_archive_removed(
     assert seen(tmp_path / "new") == batches_in("cifar-10-batches-bin", ".bin")
 
 
-@pytest.mark.parametrize("left", [(), ("readme.html",), ("empty/", ".DS_Store")])
+@pytest.mark.parametrize("left", [(), ("readme.html",), ("empty/", ".DS_Store"), ("link@",)])
 def test_a_folder_that_was_emptied_is_made_again(made, tmp_path, memory, server, left):
-    """What still lies in it stays."""
+    """What still lies in it is put aside, as it is: a link that leads nowhere now is one of it."""
     inside = tmp_path / "new/cifar-10-batches-bin"
     inside.mkdir(parents=True)
     for name in left:
-        (inside / name).mkdir() if name[-1] == "/" else (inside / name).write_text("kept")
+        if name[-1] == "/":
+            (inside / name).mkdir()
+        elif name[-1] == "@":
+            (inside / name).symlink_to("/not/mounted")
+        else:
+            (inside / name).write_text("kept")
     for _ in range(2):
         assert_made(Cifar10(memory, str(tmp_path / "new")), made)
-    kept = [f"{inside.name}/{name.rstrip('/')}" for name in left]
-    assert seen(tmp_path / "new") == sorted([*kept, *batches_in(inside.name, ".bin")])
+    aside = list((tmp_path / "new").glob(f"{inside.name}.before_*"))
+    kept = {path.name for each in aside for path in each.iterdir()}
+    assert len(aside) == bool(left) and kept == {name.rstrip("/") for name in left}
+    here = {path.name for path in inside.iterdir()}
+    assert here == {Path(name).name for name in batches_in(inside.name, ".bin")} - {inside.name}
     assert len(server.asked) == 1
 
 
