@@ -139,13 +139,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         print(f"[{k} of {len(rows)}] {row.name}: {row.about}", flush=True)
         run_apart(row, results, chosen.out, chosen.steps)
-        record = newest(results, chosen.steps).get(
-            row.name, {"state": "lost"}
-        )  # of code that changed meanwhile
+        records = newest(results, chosen.steps)
+        lost = {"state": "lost"}  # its line is of code that changed meanwhile
+        record = records.get(row.name, lost)
         print(f"  {record['state']}: {summary(record)}", flush=True)
-        write_atomically(
-            chosen.out / PAGE, page(newest(results, chosen.steps), results, chosen.out)
-        )
+        write_atomically(chosen.out / PAGE, page(records, results, chosen.out))
     report(rows, newest(results, chosen.steps), results, chosen.out)
 
 

@@ -3,6 +3,7 @@ experiments that start from what is published."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,19 @@ def about_images(row: Row, reader: Any) -> Record:
 
 def by_numpy(reader: Any, item: int) -> tuple[np.ndarray, int]:
     """Image and label of MedMNIST: train, val and test one after the other."""
-    arrays = np.load(reader.path)
+    arrays = _arrays(reader.path.resolve())
     for split in ("train", "val", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if item < len(images):
             return images[item], int(labels[item].item())
         item -= len(images)
     raise IndexError(item)
+
+
+@cache
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All of a file at once: numpy reads a whole array each time that one is asked for."""
+    return dict(np.load(path))
 
 
 def by_pillow(reader: Any, item: int) -> tuple[np.ndarray, int]:

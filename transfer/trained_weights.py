@@ -17,6 +17,7 @@ from torch import nn
 
 from config.overrides import CONF, composed, options
 from config.run_config import RunConfig
+from data.image_reader import MEANWHILE
 from models.formats.diffusers import INDEX, UNET, is_folder, read_folder
 from models.formats.hub import HUB_NAME, download
 from models.formats.misfit import Tensors
@@ -92,8 +93,7 @@ def load_weights(
     Raises:
         UserError: where there is none, or it does not say what it is.
     """
-    meanwhile = "Meanwhile, with no download: python train.py +experiment=transfer_demo"
-    fetched = weights_named(name, meanwhile) if name in published_settings() else None
+    fetched = weights_named(name, MEANWHILE) if name in published_settings() else None
     if fetched is not None:
         return _of_fetched(name, fetched, stated)
     path = Path(name).expanduser()
