@@ -1,5 +1,6 @@
 """Many images decoded on threads, and which of them could not be."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from data.file_cache import Changed
+from data.library_warnings import heard
 from runtime.errors import UserError
 
 AT_A_TIME = 256  # images that are given to the threads
@@ -15,12 +17,18 @@ SHOWN = 20  # images that a message names
 # what a library raises for the content of a file; anything else is an error of the code
 IN_A_FILE = (OSError, ValueError, LookupError, EOFError, TypeError)
 
+log = logging.getLogger("data")
 
-def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int, UserError]:
-    """Calls decode(0) .. decode(count - 1), nearly in this order.
+
+def decode_all(
+    decode: Callable[[int], None], count: int, said: str, name_of: Callable[[int], object]
+) -> dict[int, UserError]:
+    """Calls decode(0) .. decode(count - 1), nearly in this order. What libraries warn of is logged,
+    once, with the first image that it is of.
 
     Args:
         said: beside the progress.
+        name_of: how a message calls an image.
 
     Returns:
         Which of them could not be read, and why.
@@ -32,7 +40,8 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
 
     def attempt(item: int) -> None:
         try:
-            decode(item)
+            with warned.of(item):
+                decode(item)
         except Changed:
             raise
         except UserError as error:
@@ -42,11 +51,13 @@ def decode_all(decode: Callable[[int], None], count: int, said: str) -> dict[int
                 raise
             failures[item] = UserError(f"cannot be read ({type(error).__name__}: {error})")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with heard() as warned, ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in tqdm(
             range(0, count, AT_A_TIME), said, unit=" images", unit_scale=AT_A_TIME, delay=2
         ):
             list(pool.map(attempt, range(count)[start : start + AT_A_TIME]))
+    for line in warned.lines(name_of, failures):
+        log.warning(line)
     return failures
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from data.library_warnings import heard
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, read_sealed, sha256, write_sealed
 
@@ -72,7 +73,8 @@ class FileCache:
         known = self._read_store(store)
         missing = [k for k, name in enumerate(names) if known.get(name, [None])[0] != stamps[k]]
         started, kept, fresh = time.time(), time.monotonic(), {}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # what libraries warn of is told of the image, when it is decoded
+        with heard(), ThreadPoolExecutor(os.cpu_count()) as pool:
             computed = pool.map(lambda k: _opened(compute, paths[k]), missing)
             shown = tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2)
             for k, value in zip(missing, shown):

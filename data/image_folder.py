@@ -10,6 +10,7 @@ from data.decoding import decode_all, list_broken
 from data.folder_layout import list_folder, none_found
 from data.image_file import SUFFIXES, read_image_file
 from data.intensity import value_range
+from data.library_warnings import heard
 from data.resize import to_array
 from runtime.errors import UserError
 
@@ -61,7 +62,7 @@ def open_images(
             coloured.append(k)
         images[k] = to_array(image, (H, W), images.shape[-1], upscale=True)
 
-    failures = decode_all(decode, len(files), f"reading {folder}")
+    failures = decode_all(decode, len(files), f"reading {folder}", files.__getitem__)
     if failures:
         heading = f"{folder}: {len(failures)} of {len(files)} images cannot be used"
         raise UserError(list_broken(failures, files.__getitem__, heading))
@@ -92,7 +93,8 @@ def by_number(name: str) -> list[tuple[int, str]]:
 
 def _size_of(path: Path) -> tuple[int, int]:
     try:
-        image = read_image_file(path, value_range)
+        with heard():  # it is told when all are read
+            image = read_image_file(path, value_range)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return image.height, image.width

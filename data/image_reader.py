@@ -22,6 +22,7 @@ class ImageReader:
         splits: item numbers by split.
         classes: names of the labels, empty where there are none.
         labels: one an item, all 0 without classes.
+        levels: how to choose which values are black and white, for messages, where one can.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ImageReader:
     splits: Splits
     classes: Sequence[str] = []
     labels: Sequence[int]
+    levels: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,7 +3,7 @@
 import logging
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,8 @@ def open_memory_map(
         skip_broken).
 
     Raises:
-        UserError: where images cannot be used, without skip_broken.
+        UserError: where images cannot be used, without skip_broken, and where all those to train on
+            are of one colour.
         Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
     """
     key = sha256_of([DECODER, reader.fingerprint, *settings.resizing])[:16]
@@ -62,7 +63,12 @@ def open_memory_map(
             f"{_listed(reader, broken, 'left out')}\n(remembered in {path.with_suffix('.json')}; "
             "delete it to try these again)"
         )
-    return np.load(path, mmap_mode="r"), broken
+    images = np.load(path, mmap_mode="r")
+    if "one colour" not in about:  # of an earlier version
+        about["one colour"] = _of_one_colour(images, broken)
+    if about["one colour"]:
+        _tell_of_one_colour(reader, about["one colour"], broken)
+    return images, broken
 
 
 def _read_record(
@@ -139,7 +145,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
     try:
         images = _reserve(aside, shape)
         with recorded() as said:
-            failures = decode_all(decode, len(reader), f"decoding {reader.name}")
+            failures = decode_all(decode, len(reader), f"decoding {reader.name}", reader.item_name)
         images.flush()
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
@@ -150,6 +156,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
             "source": reader.name,
             "shape": shape,
             "broken": {item: str(failures[item]) for item in sorted(failures)},
+            "one colour": _of_one_colour(images, failures),
             "said": [record.getMessage() for record in said if record.name == log.name],
             "bytes": aside.stat().st_size,
             "crc32": _checksums(aside, whole_stamp(aside)),
@@ -163,6 +170,29 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
     finally:
         aside.unlink(missing_ok=True)
     return about
+
+
+def _of_one_colour(images: np.ndarray, broken: Collection[int]) -> list[int]:
+    """Which images have no information."""
+    return [
+        k for k in range(len(images)) if k not in broken and (images[k] == images[k, 0, 0]).all()
+    ]
+
+
+def _tell_of_one_colour(reader: ImageReader, items: list[int], broken: Collection[int]) -> None:
+    """Raises UserError where nothing else is left to train on."""
+    way_out = f", or choose what is black and white: {reader.levels}" if reader.levels else ""
+    if set(reader.splits["train"]) <= {*items, *broken}:
+        raise UserError(
+            f"{reader.name}: all images to train on are of one colour, for one "
+            f"{reader.item_name(items[0])}: there is nothing to learn from. They may be "
+            "transparent all over (which is shown white), or have their values elsewhere. Mend "
+            f"them{way_out}."
+        )
+    log.warning(
+        f"{reader.name}: {len(items)} of {len(reader)} images are of one colour, for one "
+        f"{reader.item_name(items[0])}; they are trained on as they are. Remove them{way_out}."
+    )
 
 
 def _unusable(reader: ImageReader, failures: Mapping[int, UserError]) -> UserError:

@@ -1,0 +1,85 @@
+"""What libraries warn of while they read files: caught, and said once, with a file."""
+
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# those who log; pydicom gives to warnings, too, what it logs
+LIBRARIES = ("PIL", "nibabel.global", "tifffile")
+OF_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)  # no user's matter
+
+
+class Heard:
+    """Warnings, and the items that they are of. Two that differ in their numbers alone are one."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}  # by the text without its numbers
+        self._items: dict[str, set[int]] = {}
+        self._thread = threading.local()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, item: int) -> Iterator[None]:
+        """What this thread hears inside is of this item."""
+        self._thread.item = item
+        try:
+            yield
+        finally:
+            del self._thread.item
+
+    def add(self, text: str) -> None:
+        text = " ".join(text.split())
+        key = re.sub(r"\d+", "0", text)
+        with self._lock:
+            if hasattr(self._thread, "item"):
+                self._texts.setdefault(key, text)
+                self._items.setdefault(key, set()).add(self._thread.item)
+
+    def lines(self, name_of: Callable[[int], object], failed: Collection[int]) -> Iterator[str]:
+        """Each warning, with the first item that it is of and how many others; not of items that
+        failed, which say so themselves."""
+        for key, text in self._texts.items():
+            if items := sorted(self._items[key].difference(failed)):
+                more = f" (and {len(items) - 1} other images)" if len(items) > 1 else ""
+                yield f"{name_of(items[0])}{more}: {text}"
+
+
+class _Ear(logging.Handler):
+    """Gives what a library logs to who hears."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[Heard] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for each in self.heard[-1:]:
+            each.add(record.getMessage())
+
+
+_ear = _Ear()
+
+
+@contextmanager
+def heard() -> Iterator[Heard]:
+    """What libraries warn of inside, on any thread, in place of it being printed."""
+    found = Heard()
+
+    def show(message: Any, *place: Any, **more: Any) -> None:
+        found.add(str(message))
+
+    for library in map(logging.getLogger, LIBRARIES):  # some add a handler when they are imported
+        library.handlers[:], library.propagate = [_ear], False
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for category in OF_CODE:
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = show
+        _ear.heard.append(found)
+        try:
+            yield found
+        finally:
+            _ear.heard.remove(found)
