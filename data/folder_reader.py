@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.common_range import find_common_range, of_cache
 from data.file_cache import FileCache
 from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
-from data.intensity import LowHigh, Range, join_ranges
-from data.recent import Recent
+from data.intensity import LowHigh, Range
 from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -138,27 +138,36 @@ class FolderReader(ImageReader):
                 f"{self.item_name(one)} and {self.item_name(other)}"
             )
 
-    def measured_range(self, what: str, range_of_file: Callable[[Path], Any], said: str) -> Range:
-        """The range that holds those of the training files, or of all files where none of these has
-        one; measured when a thread first asks for it: where no image needs it, none is read for it.
+    def measure_range(
+        self, what: str, ranges_of_file: Callable[[Path], Any], said: str, mixed: str = ""
+    ) -> Range:
+        """One range for all images that need one, see data.common_range; called by a subclass when
+        its splits are known. It is part of the fingerprint where it leaves out files.
 
         Args:
-            what: names what range_of_file computes, see FileCache.look_up.
-            said: to the log, with low, high and n, of how many files it is.
+            what: names what ranges_of_file computes, see FileCache.look_up.
+            ranges_of_file: an OwnRange for each image that needs one; None of a broken file.
+            said: to the log, with low, high and n, of how many files it is; behind "; " stand the
+                settings that choose another.
+            mixed: to the log where only some files need one, with n of them and one, the number of
+                the others and another.
         """
+        way_out, files = said.partition("; ")[2], list(dict.fromkeys(self.files))
+        known = dict(zip(files, self.file_cache.look_up(files, what, ranges_of_file)))
+        if not (measured := of_cache(known)):
+            return lambda values: _no_range(way_out)
+        trained = {self.files[item] for item in self.splits["train"]}
+        found = find_common_range(self.name, measured, trained, way_out)
+        log.info(f"{self.name}: {said.format(low=found.low, high=found.high, n=found.n)}")
+        if mixed and (others := [path for path, ranges in known.items() if ranges == []]):
+            counts = {"n": len(measured), "one": next(iter(measured))}
+            others_counts = {"others": len(others), "another": others[0]}
+            log.warning(f"{self.name}: {mixed.format(**counts, **others_counts)}")
+        low_high = found.low, found.high
+        if low_high != found.plain:
+            self.fingerprint = sha256_of([self.fingerprint, "range", low_high])
+        return lambda values: low_high
 
-        def ranges_of(files: Iterable[Path]) -> list[Any]:
-            once = list(dict.fromkeys(files))
-            return [each for each in self.file_cache.look_up(once, what, range_of_file) if each]
 
-        def measure(key: None) -> LowHigh:
-            trained = ranges_of(self.files[item] for item in self.splits["train"])
-            if not (ranges := trained or ranges_of(self.files)):
-                way_out = said.partition("; ")[2]
-                raise UserError(f"no file has a range that could be measured: {way_out}")
-            low, high = join_ranges(ranges)
-            log.info(f"{self.name}: {said.format(low=low, high=high, n=len(ranges))}")
-            return low, high
-
-        measured = Recent(measure)
-        return lambda values: measured(None)
+def _no_range(way_out: str) -> LowHigh:
+    raise UserError(f"no file has a range that could be measured: {way_out}")

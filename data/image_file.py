@@ -7,7 +7,6 @@ header and read by pypng, tifffile or here; their values then become levels by a
 
 import contextlib
 import io
-import logging
 import math
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ import png
 import tifffile
 from PIL import Image
 
+from data.common_range import OwnRange
 from data.decoding import told_as
 from data.intensity import Range, to_levels, value_range
 from runtime.errors import UserError
@@ -38,6 +38,8 @@ SUFFIXES = {
 }
 # kind, width, height, white
 PNM_HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)*(\d+)")
+EIGHT_BITS = (b"\xff\xd8", b"BM", b"GI", b"RI")  # how JPEG, BMP, GIF and WebP begin
+PNG = b"\x89PNG"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MINISWHITE = tifffile.PHOTOMETRIC.MINISWHITE
 CHANNELS: dict[object, int] = {
@@ -55,8 +57,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
 class DeepImage(NamedTuple):
@@ -104,16 +104,19 @@ def read_image_file(file: Path | bytes, range_of: Range) -> Image.Image:
     return found.to_image(range_of) if isinstance(found, DeepImage) else found
 
 
-def measure_deep_range(path: Path) -> list[float] | None:
+def measure_deep_range(path: Path) -> list[OwnRange] | None:
     """For FileCache, the range of one image: [] of one of 8 bits, None where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            # JPEG, BMP, GIF: 8 bits, and there are many of them
-            eight_bits = file.read(2) in (b"\xff\xd8", b"BM", b"GI")
+            start = file.read(25)
+        # most are, and there are many of them
+        eight_bits = start[:2] in EIGHT_BITS or (start.startswith(PNG) and start[24:] <= b"\x08")
         found = None if eight_bits else _read(path)
     except (UserError, OSError):
         return None
-    return list(value_range(found.visible)) if isinstance(found, DeepImage) else []
+    if not isinstance(found, DeepImage):
+        return []
+    return [OwnRange(*value_range(found.visible), found.values.dtype.name)]
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

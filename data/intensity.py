@@ -11,6 +11,8 @@ from runtime.errors import UserError
 LowHigh = tuple[float, float]  # the values that are shown black and white
 Range = Callable[[np.ndarray], LowHigh]  # of an image; value_range is one
 TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not darken all the rest
+REACH = 2.5  # typical ranges that others may reach beyond it
+OUTER = 3  # interquartile ranges between a quartile and its outer fence
 DRAWN = 1 << 20  # values that a quantile is taken from, where there are more
 
 
@@ -55,10 +57,28 @@ def value_range(values: np.ndarray) -> LowHigh:
     return float(low), float(high)
 
 
-def join_ranges(ranges: Iterable[Sequence[float]]) -> LowHigh:
-    """The range that holds all of these, one at least: the least low and the greatest high."""
+def hull(ranges: Iterable[Sequence[float]]) -> LowHigh:
+    """The range that holds all of these, one at least."""
     lows, highs = zip(*ranges)
     return float(min(lows)), float(max(highs))
+
+
+def fences(ranges: Sequence[LowHigh]) -> LowHigh:
+    """Beyond these a range lies far from the others: metal in one file, or one file of 16 bits
+    among those of 12, must not darken the rest.
+
+    They are Tukey's outer fences, and no nearer than what would leave a typical range less than two
+    sevenths of the levels.
+
+    Source: Tukey 1977, Exploratory Data Analysis.
+    """
+    low, high = np.median(ranges, axis=0)
+    # the quartiles that are values of files: of three files, too, one must not decide
+    low_1, high_1 = np.quantile(ranges, 0.25, axis=0, method="higher")
+    low_3, high_3 = np.quantile(ranges, 0.75, axis=0, method="lower")
+    lowest = min(low - REACH * (high - low), low_1 - OUTER * (low_3 - low_1))
+    highest = max(high + REACH * (high - low), high_3 + OUTER * (high_3 - high_1))
+    return float(lowest), float(highest)
 
 
 def check_range(low_high: Sequence[float]) -> LowHigh:

@@ -15,6 +15,11 @@ MEASURED = (
     "in images of more than 8 bits {low:g} is black and {high:g} white, measured over the {n} of "
     "them to train on; data.range=[LOW,HIGH] sets it, data.range=image takes each image's own"
 )
+MIXED = (
+    "{n} images of more than 8 bits, such as {one}, are stretched by their own range, and the "
+    "{others} of 8 bits, such as {another}, are taken as they are; save all in one depth where "
+    "that is not meant"
+)
 
 
 class Folder(FolderReader):
@@ -31,6 +36,7 @@ class Folder(FolderReader):
             Files of 8 bits are never stretched.
     """
 
+    levels = "data.range=[LOW,HIGH], or image, for files of more than 8 bits"
     suffixes: Collection[str] = SUFFIXES  # of the files that count
 
     def __init__(
@@ -43,15 +49,17 @@ class Folder(FolderReader):
         classes: bool = True,
         range_: Sequence[float] | Literal["image"] | None = None,
     ):
-        self.range: Range = value_range
-        if range_ is None:
-            self.range = self.measured_range("range of an image, 1", measure_deep_range, MEASURED)
-        elif range_ != "image":
-            given = check_range(range_)
-            self.range = lambda values: given
+        given = None if range_ is None or range_ == "image" else check_range(range_)
         root, files = find_files(path, "images", self.suffixes)
         frames = dict.fromkeys(files, (0,))
         super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
+        self.range: Range = value_range
+        if range_ is None:
+            self.range = self.measure_range(
+                "range of an image, 2", measure_deep_range, MEASURED, MIXED
+            )
+        elif given:
+            self.range = lambda values: given
 
     def read_image(self, item: int) -> Image.Image:
         return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from data.intensity import check_range, join_ranges, to_levels, value_range
+from data.intensity import check_range, fences, hull, to_levels, value_range
 from data.recent import Recent
 from runtime.errors import UserError
 
@@ -73,8 +73,17 @@ def test_a_range_of_many_values_is_near_that_of_all_and_always_the_same():
     np.testing.assert_allclose(value_range(values), np.quantile(values, [0.001, 0.999]), atol=0.05)
 
 
-def test_ranges_are_joined():
-    assert join_ranges([(3, 5), (-1, 4), (0, 9.5)]) == (-1, 9.5)
+def test_the_hull_of_ranges():
+    assert hull([(3, 5), (-1, 4), (0, 9.5)]) == (-1, 9.5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 40])
+def test_one_range_is_beyond_the_fences_and_half_of_them_are_not(n):
+    """12 bits, and one or half of 16."""
+    assert fences([(0, 4095)] * n + [(0, 65535)])[1] == pytest.approx(3.5 * 4095)
+    assert fences([(0, 4095)] * n + [(0, 65535)] * n)[1] > 65535
+    lowest, highest = fences([(k, 1000 + 100 * k) for k in range(n)])  # which differ as scans do
+    assert lowest < 0 and highest > 1000 + 100 * n
 
 
 def test_a_range_is_measured_once_and_only_when_it_is_needed():

@@ -181,24 +181,17 @@ def test_what_was_found_out_before_the_hash_is_of_the_same_content(
         opened(FileCache(tmp_path / "memory"), str(tmp_path / "images"))
 
 
-def test_a_range_is_measured_on_what_is_decoded(tmp_path, monkeypatch):
-    """It is measured when the first image has been read already."""
-    files = deep(tmp_path / "images", 0)
-    source, look_up = (
-        Folder(FileCache(tmp_path / "memory"), str(tmp_path / "images")),
-        FileCache.look_up,
-    )
+def test_a_range_is_measured_on_what_was_hashed(tmp_path, monkeypatch):
+    files, look_up = deep(tmp_path / "images", 0), FileCache.look_up
 
     def replaced(memory, paths, what, compute):
-        Image.fromarray(np.full((12, 12), 60_000, np.uint16)).save(files[0])
+        if what.startswith("range"):
+            Image.fromarray(np.full((12, 12), 60_000, np.uint16)).save(files[0])
         return look_up(memory, paths, what, compute)
 
-    source.file_cache.look_up = replaced.__get__(source.file_cache)
-    source.splits["train"] = list(range(8))
-    monkeypatch.setattr(data.memory_map.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(FileCache, "look_up", replaced)
     with pytest.raises(Changed, match=str(files[0])):
-        open_memory_map(source, SETTINGS[0], tmp_path / "cache")
-    assert not kept(tmp_path / "cache")
+        Folder(FileCache(tmp_path / "memory"), str(tmp_path / "images"))
 
 
 @pytest.mark.parametrize("source", [Faces, Tissue])

@@ -397,7 +397,7 @@ def test_a_map_with_gaps_is_not_used_by_a_run_that_wants_none(tmp_path):
     with pytest.raises(UserError, match="3 of 20 images"):
         open_dataset(settings(), source, 0, tmp_path / "cache")
     # what it takes to read them was installed
-    source.read_image = lambda item: Image.new("L", (8, 8), item)
+    source.read_image = lambda item: Image.linear_gradient("L").resize((8, 8))
     assert len(open_dataset(settings(), source, 0, tmp_path / "cache").splits["train"]) == len(
         source.splits["train"]
     )

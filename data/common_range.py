@@ -1,0 +1,115 @@
+"""One range of values for all files of a set, which none of them decides alone."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.intensity import LowHigh, fences, hull
+from runtime.errors import UserError
+
+DIM = 8  # a file that fills less than an eighth of the range has less than 32 levels
+log = logging.getLogger("data")
+
+
+class OwnRange(NamedTuple):
+    """Of one image of a file.
+
+    Attributes:
+        kind: the type that its numbers are stored in, such as uint16.
+    """
+
+    low: float
+    high: float
+    kind: str
+
+    @property
+    def floats(self) -> bool:
+        return self.kind.startswith("float")
+
+
+class CommonRange(NamedTuple):
+    """
+    Attributes:
+        n: of how many files it is.
+        plain: the range that holds those of all these files, near or far.
+    """
+
+    low: float
+    high: float
+    n: int
+    plain: LowHigh
+
+
+Measured = Mapping[Path, Sequence[OwnRange]]  # of each file its images
+
+
+def of_cache(measured: Mapping[Path, Any]) -> Measured:
+    """From what FileCache remembers; without the files that have no range."""
+    return {
+        path: [OwnRange(*each) for each in ranges] for path, ranges in measured.items() if ranges
+    }
+
+
+def find_common_range(
+    name: str, measured: Measured, trained: Collection[Path], way_out: str
+) -> CommonRange:
+    """
+    Args:
+        name: of the set, for messages.
+        measured: one file at least.
+        trained: the files that count for it; where none of them is measured, all do.
+        way_out: the settings that choose a range, for messages.
+
+    Raises:
+        UserError: for integers beside floats.
+    """
+    _check_kinds(name, measured, way_out)
+    counted = [path for path in measured if path in trained] or list(measured)
+    ranges = [(each.low, each.high) for path in counted for each in measured[path]]
+    wide = [each for each in ranges if each[0] < each[1]] or ranges  # not those of one value
+    lowest, highest = fences(wide)
+    near = [each for each in wide if lowest <= each[0] and each[1] <= highest]
+    found = CommonRange(*hull(near or wide), len(counted), hull(ranges))
+    _warn_of_far(name, measured, found, (lowest, highest), way_out)
+    return found
+
+
+def _check_kinds(name: str, measured: Measured, way_out: str) -> None:
+    """Floats may be of any unit, such as shares of 1, where integers are counts."""
+    firsts: dict[bool, tuple[Path, str]] = {}
+    for path, ranges in measured.items():
+        firsts.setdefault(ranges[0].floats, (path, ranges[0].kind))
+    if len(firsts) > 1:
+        floats = [path for path, ranges in measured.items() if ranges[0].floats]
+        (integer, kind), (float_, float_kind) = firsts[False], firsts[True]
+        raise UserError(
+            f"{name}: {len(measured) - len(floats)} files hold integers, such as {integer} "
+            f"({kind}), and {len(floats)} floats, such as {float_} ({float_kind}), so they have no "
+            f"range in common. Save them in one type, or take one out; {way_out}."
+        )
+
+
+def _warn_of_far(
+    name: str, measured: Measured, found: CommonRange, fences: LowHigh, way_out: str
+) -> None:
+    shown, eighth = f"{found.low:g} .. {found.high:g}", (found.high - found.low) / DIM
+    far, dim = {}, {}
+    for path, ranges in measured.items():
+        low, high = hull((each.low, each.high) for each in ranges)
+        if low < fences[0] or fences[1] < high:
+            far[path] = f"{path} ({low:g} .. {high:g})"
+        if high - low < eighth:
+            dim[path] = f"{path} ({low:g} .. {high:g})"
+    if far:
+        log.warning(
+            f"{name}: the values of {len(far)} of {len(measured)} files lie far from those of the "
+            f"others, for one {next(iter(far.values()))}. They do not count for the range {shown} "
+            f"and are cut off there. Take them out, or choose: {way_out}."
+        )
+    if len(dim) > len(measured) / 4:
+        log.warning(
+            f"{name}: {len(dim)} of {len(measured)} files fill less than an eighth of the range "
+            f"{shown}, so they have little contrast, for one {next(iter(dim.values()))}. Choose: "
+            f"{way_out}."
+        )
