@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,23 @@ def find_files(
         )
         log.info(f"{path}: left out {left}: {count_suffixes(others)}")
     return root, files
+
+
+def tell_of_odd(path: str, odd: Mapping[Path, Sequence[str]]) -> None:
+    """A warning of each thing that is odd in files, with their count and one of them. What differs
+    in its numbers alone is one thing.
+
+    Args:
+        odd: of each file.
+    """
+    found: dict[str, list[str]] = {}
+    for file, texts in odd.items():
+        for text in texts:
+            found.setdefault(re.sub(r"\d+", "0", text), []).append(f"{file}: {text}")
+    for files in found.values():
+        log.warning(
+            f"{path}: {len(files)} of {len(odd)} files have an odd header, for one {files[0]}"
+        )
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
@@ -11,23 +12,30 @@ from typing import Any
 import numpy as np
 import pydicom
 from PIL import Image
-from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.misc import is_dicom
-from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.pixels import apply_modality_lut, get_decoder
 from pydicom.uid import UID
 
+from data.common_range import OwnRange
 from data.decoding import told_as
 from data.file_cache import FileCache
-from data.folder_layout import count_names, find_files
+from data.folder_layout import count_names, find_files, tell_of_odd
 from data.folder_reader import FolderReader
-from data.intensity import join_ranges, to_levels, value_range
-from data.sources.dicom_windows import apply_own_window, apply_palette, apply_window, first
+from data.intensity import to_levels, value_range
+from data.sources.dicom_header import (
+    Header,
+    decoding_options,
+    is_dicom,
+    kind_of,
+    mend,
+    open_header,
+    read_header,
+    used_bits,
+)
+from data.sources.dicom_windows import apply_palette, apply_window, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
-SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they say so at byte 128
-TAGS = ["SOPClassUID", "PatientID", "StudyInstanceUID", "Rows", "Columns", "NumberOfFrames"]
+SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they begin as one
 BROKEN: dict[str, Any] = {"frames": 1, "patient": None}  # one frame, which fails where it is read
 MEASURED_FRAMES = 16  # of a file, for its range
 PALETTE = "PALETTE COLOR"
@@ -36,8 +44,6 @@ MEASURED = (
     "to train on; data.window=[CENTER,WIDTH] sets another"
 )
 
-# a bad name or date is not ours to complain about
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
 log = logging.getLogger("data")
 
@@ -58,6 +64,8 @@ class Dicom(FolderReader):
             measured over the training files.
     """
 
+    levels = "data.window=[CENTER,WIDTH]"
+
     def __init__(
         self,
         file_cache: FileCache,
@@ -76,51 +84,64 @@ class Dicom(FolderReader):
                 "width above 0."
             )
         self.window = window
-        self.range = self.measured_range("range of a DICOM file, 1", measure_file_range, MEASURED)
         root, files = find_files(
             path,
             "DICOM files",
             SUFFIXES,
-            lambda files: compress(files, file_cache.look_up(files, "DICM at 128, 1", is_dicom)),
-            " or DICM at byte 128 of the file",
+            lambda files: compress(files, file_cache.look_up(files, "DICOM, 2", is_dicom)),
+            " or DICM at byte 128 of the file; gunzip unpacks .gz",
         )
-        known = file_cache.look_up(files, "DICOM header, 2", read_header)
+        known = file_cache.look_up(files, "DICOM header, 3", summarize)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         kept = {p: about for p, about in headers.items() if "frames" in about}
-        if without := [p for p in files if p not in kept]:
-            kinds = count_names(headers[p]["without pixels"] for p in without)
-            log.info(
-                f"{path}: left out {len(without)} DICOM files without pixels: {kinds}; for one "
-                f"{without[0]}"
-            )
-        if not kept:
-            raise UserError(f"data.path={path}: none of its {len(files)} DICOM files has pixels.")
+        _tell_of_left_out(path, headers)
+        _tell_of_kinds(path, kept)
+        tell_of_odd(path, {p: about.get("odd", []) for p, about in kept.items()})
         frames = {p: range(about["frames"]) for p, about in kept.items()}
         patients = {p: about["patient"] for p, about in kept.items()}
         super().__init__(
             file_cache, root, frames, patients, validation, test, patient, classes, [window]
         )
+        if window is None:
+            self.range = self.measure_range("range of a DICOM file, 2", measure_ranges, MEASURED)
+        otherwise = {what for about in kept.values() for what in about.get("otherwise", [])}
+        if any(
+            self._shows_padding(about["padding"]) for about in kept.values() if about.get("padding")
+        ):
+            otherwise.add("padding")
+        if window is not None:
+            otherwise.discard("window")
+        if otherwise:
+            self.fingerprint = sha256_of([self.fingerprint, sorted(otherwise)])
+
+    def _shows_padding(self, padding: dict[str, Any]) -> bool:
+        """Whether it would not be black, were it a value as any other: so it was, once."""
+        values, levels = np.array([padding["values"]]), padding["own window"]
+        if self.window:
+            levels = np.asarray(apply_window(values, self.window[0], self.window[1])).max()
+        elif levels is None:
+            levels = np.asarray(to_levels(values, *self.range(values))).max()
+        return bool(padding["inverted"] or levels > 0)
 
     def read_image(self, item: int) -> Image.Image:
         path, frame = self.items[item]
         with self.file_cache.unchanged(path), told_as("DICOM"):
-            try:
-                about = read_frame_header(path, frame)
-            except InvalidDicomError as error:
-                raise UserError("no DICOM file: it has no DICM at byte 128") from error
-            values = read_pixels(path, frame, about)
-            photometric = about.PhotometricInterpretation
-            if values.ndim == 3:
-                white = 255 if photometric == PALETTE else 2**about.BitsStored - 1
-                return to_levels(values, 0, white)
-            values = apply_modality_lut(values, about)
-            image = (
-                apply_window(values, self.window[0], self.window[1])
-                if self.window
-                else apply_own_window(values, about) or to_levels(values, *self.range(values))
-            )
-            inverted = photometric == "MONOCHROME1"
-            return Image.fromarray(255 - np.asarray(image)) if inverted else image
+            header = read_header(path, frame)
+            stored, padded = read_pixels(path, frame, header)
+            about = header.about
+            if stored.ndim == 3:
+                white = (
+                    255 if about.PhotometricInterpretation == PALETTE else 2**about.BitsStored - 1
+                )
+                return to_levels(stored, 0, white)
+            values, own = apply_modality_lut(stored, about), own_window(about)
+            if self.window:
+                image = apply_window(values, self.window[0], self.window[1])
+            else:
+                image = own(values) if own else to_levels(values, *self.range(values))
+            levels = np.asarray(image)
+            levels = 255 - levels if about.PhotometricInterpretation == "MONOCHROME1" else levels
+            return Image.fromarray(np.where(padded, np.float32(0), levels))
 
     def item_name(self, item: int) -> str:
         path, frame = self.items[item]
@@ -128,56 +149,103 @@ class Dicom(FolderReader):
         return f"{path}, frame {frame + 1}" if several else str(path)
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
+def _tell_of_left_out(path: str, headers: dict[Path, dict[str, Any]]) -> None:
+    """Raises UserError where nothing is kept."""
+    out = {p: about["left out"] for p, about in headers.items() if "left out" in about}
+    kinds = count_names(out.values())
+    if len(out) == len(headers):
+        raise UserError(
+            f"data.path={path}: none of its {len(headers)} DICOM files is an image: {kinds}."
+        )
+    if out:
+        log.info(
+            f"{path}: left out {len(out)} DICOM files that are no images: {kinds}; for one "
+            f"{next(iter(out))}"
+        )
+
+
+def _tell_of_kinds(path: str, kept: dict[Path, dict[str, Any]]) -> None:
+    """A few scouts or captured screens among many images are trained on as these are."""
+    kinds = Counter(about["kind"] for about in kept.values() if "kind" in about)
+    rare, n = min(kinds.items(), key=lambda each: each[1], default=("", 0))
+    if len(kinds) > 1 and n < kinds.total() / 10:
+        one = next(p for p, about in kept.items() if about.get("kind") == rare)
+        log.warning(
+            f"{path}: images of several kinds: {count_names(kinds.elements())}; for one of the "
+            f"last {one}. Move out what is no picture of the set."
+        )
+
+
+def summarize(path: Path) -> dict[str, Any] | None:
     """What a start needs of a file, for FileCache: how many frames and, as a hash, whose. None of a
     broken file: the next start tries again."""
     try:
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-        if "Rows" not in found or "Columns" not in found:  # reports, presentation states, DICOMDIR
-            kind = found.file_meta.get("MediaStorageSOPClassUID", UID("")).name
-            return {"without pixels": kind or "no image"}
-        patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "").strip()
-        return {
-            "frames": int(found.get("NumberOfFrames") or 1),
-            "patient": sha256_of([patient])[:16] if patient else None,
+        about, pixels = open_header(path)
+        kind, picture = kind_of(about)
+        if not picture or (pixels is None and "Rows" not in about):
+            return {"left out": kind if not picture else f"{kind} without pixels"}
+        patient = str(about.get("PatientID") or about.get("StudyInstanceUID") or "").strip()
+        owner = {"patient": sha256_of([patient])[:16] if patient else None, "kind": kind}
+        if pixels is None:
+            return BROKEN | owner
+        header = mend(about, pixels)
+        return owner | {
+            "frames": int(header.about.NumberOfFrames),
+            "padding": header.padding and _summarize_padding(header, header.padding),
+            "odd": header.odd,
+            "otherwise": header.otherwise,
         }
     except Exception:  # told when it is read
         return None
 
 
-def read_frame_header(path: Path, frame: int) -> Dataset:
-    """All but the pixels; what an enhanced object says of this frame, or of all frames, stands at
-    the top level."""
-    about = pydicom.dcmread(path, stop_before_pixels=True)
-    groups = [
-        *(about.get("SharedFunctionalGroupsSequence") or [])[:1],
-        *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1],
-    ]
-    for group in groups:
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for inside in (group.get(name) or [])[:1]:
-                about.update(inside)
-    return about
+def _summarize_padding(header: Header, padding: tuple[float, float]) -> dict[str, Any]:
+    about, own = header.about, own_window(header.about)
+    values = apply_modality_lut(np.array([padding]), about)
+    return {
+        "values": values[0].tolist(),
+        "own window": float(np.asarray(own(values)).max()) if own else None,
+        "inverted": about.PhotometricInterpretation == "MONOCHROME1",
+    }
 
 
-def read_pixels(path: Path, frame: int, about: Dataset) -> np.ndarray:
+def read_pixels(path: Path, frame: int, header: Header) -> tuple[np.ndarray, np.ndarray]:
     """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to
-    RGB.
+    RGB; and which of them stand for no value.
 
     Raises:
-        UserError: where a decoder lacks.
+        UserError: where a decoder lacks, or pixels.
     """
-    syntax = about.file_meta.TransferSyntaxUID
+    about, pixels, syntax = header.about, header.pixels, header.syntax
+    needed = math.ceil((frame + 1) * header.frame_bytes)
+    if not pixels.items and pixels.length < needed:
+        raise UserError(f"cut short: {pixels.length} bytes of pixels, and {needed} are needed")
     try:
-        try:  # of a path only this frame is read
-            values = pixel_array(pydicom.dcmread(path) if syntax.is_deflated else path, index=frame)
-        except Exception:  # some that are not quite by the standard can be read as a whole
-            values = pixel_array(pydicom.dcmread(path), index=frame)
-    except Exception as error:
-        if not syntax.is_encapsulated or isinstance(error, AttributeError):  # no pixels at all
-            raise
-        raise _not_decoded(syntax, error) from error
-    return apply_palette(values, about) if about.PhotometricInterpretation == PALETTE else values
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(f"encoded as {syntax.name}: save its frames as images") from None
+    gray = about.SamplesPerPixel == 1 and not pixels.items
+    with open(path, "rb") as file:
+        source: Any = file
+        if pixels.at is None:
+            source = pydicom.dcmread(file)[pixels.keyword].value
+        else:
+            file.seek(pixels.at)
+        options = decoding_options(header) | ({"correct_unused_bits": False} if gray else {})
+        try:
+            raw, _ = decoder.as_array(source, index=frame, **options)
+        except Exception as error:
+            raise (_not_decoded(syntax, error) if pixels.items else error) from error
+    stored = used_bits(raw, header) if gray else raw
+    if about.PhotometricInterpretation == PALETTE:
+        return apply_palette(stored, about), np.zeros(stored.shape, bool)
+    return stored, _inside(raw, header.padding) | _inside(stored, header.padding)
+
+
+def _inside(values: np.ndarray, low_high: tuple[float, float] | None) -> np.ndarray:
+    if low_high is None:
+        return np.zeros(values.shape, bool)
+    return (low_high[0] <= values) & (values <= low_high[1])
 
 
 def _not_decoded(syntax: UID, error: Exception) -> Exception:
@@ -198,29 +266,21 @@ def _not_decoded(syntax: UID, error: Exception) -> Exception:
     )
 
 
-def measure_file_range(path: Path) -> list[float] | None:
-    """The range of a file for FileCache: empty where it says itself how it is shown, None where it
-    cannot be read."""
+def measure_ranges(path: Path) -> list[OwnRange] | None:
+    """The ranges of some frames of a file for FileCache: empty where it says itself how it is
+    shown, None where it cannot be read."""
     try:
-        frames, ranges = int(read_frame_header(path, 0).get("NumberOfFrames") or 1), []
+        frames, ranges = int(read_header(path).about.NumberOfFrames), []
         for frame in sorted({k * frames // MEASURED_FRAMES for k in range(MEASURED_FRAMES)}):
-            about = read_frame_header(path, frame)
-            stored = read_pixels(path, frame, about)
-            if stored.ndim == 3:  # colours
+            header = read_header(path, frame)
+            about = header.about
+            if about.SamplesPerPixel > 1 or about.PhotometricInterpretation == PALETTE:
                 return []
+            if own_window(about):
+                return []
+            stored, padded = read_pixels(path, frame, header)
             values = apply_modality_lut(stored, about)
-            if apply_own_window(values, about) is not None:
-                return []
-            ranges.append(value_range(values[_inside(stored, about)]))
-        return list(join_ranges(ranges))
+            ranges.append(OwnRange(*value_range(values[~padded]), stored.dtype.name))
+        return ranges
     except Exception:  # told when it is read
         return None
-
-
-def _inside(stored: np.ndarray, about: Dataset) -> np.ndarray:
-    """Which pixels are not what lies outside of the scanner's circle."""
-    padding, limit = first(about, "PixelPaddingValue"), first(about, "PixelPaddingRangeLimit")
-    if padding is None:
-        return np.ones(stored.shape, bool)
-    low, high = sorted((padding, padding if limit is None else limit))
-    return (stored < low) | (stored > high)

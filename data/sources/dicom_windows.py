@@ -1,12 +1,11 @@
 """From stored values of DICOM to gray levels and colours: windows and lookup tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_windowing
 
 from data.intensity import to_levels
@@ -56,28 +55,20 @@ def apply_window(
     return to_levels(apply_windowing(values, target), 0, 255)
 
 
-def apply_own_window(values: np.ndarray, about: Dataset) -> Image.Image | None:
-    """By the first VOI LUT or window of the file; files of 8 bits that have none are not stretched.
-    None where the file does not say."""
+def own_window(about: Dataset) -> Callable[[np.ndarray], Image.Image] | None:
+    """From black to white by the first VOI LUT or window of the file; files of 8 bits that have
+    none are not stretched. None where the file does not say. about: mended."""
     if tables := about.get("VOILUTSequence"):
-        descriptor = tables[0].LUTDescriptor
-        table = apply_table(values, tables[0].LUTData, descriptor, about)
-        return to_levels(table, 0, 2 ** descriptor[2] - 1)
-    center, width = first(about, "WindowCenter"), first(about, "WindowWidth")
-    if center is not None and width:
-        return apply_window(values, center, width, about.get("VOILUTFunction") or "LINEAR")
+        data, descriptor = tables[0].LUTData, tables[0].LUTDescriptor
+        white = 2 ** descriptor[2] - 1
+        return lambda values: to_levels(apply_table(values, data, descriptor, about), 0, white)
+    if "WindowWidth" in about:
+        center, width = float(about.WindowCenter), float(about.WindowWidth)
+        return lambda values: apply_window(values, center, width, about.VOILUTFunction)
     as_stored = (
-        about.get("BitsStored") == 8
-        and not about.get("PixelRepresentation")
+        about.BitsStored == 8
+        and not about.PixelRepresentation
         and "ModalityLUTSequence" not in about
-        and (first(about, "RescaleSlope") or 1) == 1
-        and not first(about, "RescaleIntercept")
+        and (about.get("RescaleSlope", 1), about.get("RescaleIntercept", 0)) == (1, 0)
     )
-    return to_levels(values, 0, 255) if as_stored else None
-
-
-def first(about: Dataset, tag: str) -> float | None:
-    value = about.get(tag)
-    if isinstance(value, MultiValue | list):
-        value = next(iter(value), None)
-    return None if value in (None, "") else float(value)
+    return (lambda values: to_levels(values, 0, 255)) if as_stored else None

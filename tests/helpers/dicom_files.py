@@ -9,6 +9,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
 
+def linear(values: np.ndarray, center: float, width: float) -> np.ndarray:
+    """PS3.3 C.11.2.1.2.1, as it is written there: a window in levels 0..255."""
+    x = values.astype(np.float64)
+    y = ((x - (center - 0.5)) / (width - 1) + 0.5) * 255
+    return np.where(
+        x <= center - 0.5 - (width - 1) / 2, 0, np.where(x > center - 0.5 + (width - 1) / 2, 255, y)
+    )
+
+
 def dataset(kind=CTImageStorage, syntax=ExplicitVRLittleEndian, **tags) -> Dataset:
     found = Dataset()
     found.file_meta = FileMetaDataset()

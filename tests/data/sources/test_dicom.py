@@ -33,7 +33,7 @@ from data.file_cache import FileCache
 from data.settings import DataSettings
 from data.sources.dicom import Dicom
 from runtime.errors import UserError
-from tests.helpers.dicom_files import dataset, save, write
+from tests.helpers.dicom_files import dataset, linear, save, write
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))
 SHAPE = H, W = 20, 30
@@ -54,15 +54,6 @@ def gray_of(folder: Path, item: int = 0, **settings) -> np.ndarray:
     image = image_of(folder, item, **settings)
     assert image.mode == "F"
     return np.asarray(image)
-
-
-def linear(values: np.ndarray, center: float, width: float) -> np.ndarray:
-    """PS3.3 C.11.2.1.2.1, as it is written there."""
-    x = values.astype(np.float64)
-    y = ((x - (center - 0.5)) / (width - 1) + 0.5) * 255
-    return np.where(
-        x <= center - 0.5 - (width - 1) / 2, 0, np.where(x > center - 0.5 + (width - 1) / 2, 255, y)
-    )
 
 
 def between(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -405,7 +396,7 @@ def test_files_without_pixels_are_counted_and_named(tmp_path, caplog):
     save(tmp_path / "state.dcm", dataset(GrayscaleSoftcopyPresentationStateStorage))
     save(tmp_path / "DICOMDIR", dataset(MediaStorageDirectoryStorage))
     assert len(Dicom(MEMORY, str(tmp_path), validation=0, test=0)) == 1
-    [line] = [record.message for record in caplog.records if "without pixels" in record.message]
+    [line] = [record.message for record in caplog.records if "no images" in record.message]
     assert (
         "3 DICOM files" in line
         and "Basic Text SR Storage 1" in line
@@ -413,7 +404,7 @@ def test_files_without_pixels_are_counted_and_named(tmp_path, caplog):
         and "DICOMDIR" in line
     )
     (tmp_path / "x.dcm").unlink()
-    with pytest.raises(UserError, match="none of its 3 DICOM files has pixels"):
+    with pytest.raises(UserError, match="none of its 3 DICOM files is an image"):
         Dicom(MEMORY, str(tmp_path))
 
 
@@ -439,8 +430,8 @@ def test_broken_files_are_listed(tmp_path):
         open_dataset(settings, source, 0, tmp_path / "cache")
     for name in (
         "text.dcm: no DICOM file",
-        "short.dcm: cannot be read",
-        "stripped.dcm: cannot be read",
+        "short.dcm: cut short: 1000 bytes of pixels, and 1200 are needed",
+        "stripped.dcm: it has no pixels",
     ):
         assert name in str(raised.value)
     assert "good" not in str(raised.value)

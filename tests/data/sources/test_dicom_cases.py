@@ -1,0 +1,581 @@
+"""DICOM files as people have met them: tags that are empty, half there or outside of the standard,
+values that stand for none, and files that are no pictures. Pixels by the formulas of the
+standard."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    MPEG4HP41,
+    EncapsulatedPDFStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    MRImageStorage,
+    ParametricMapStorage,
+    RTDoseStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import DataSettings
+from data.sources.dicom import Dicom
+from runtime.content import sha256_of
+from runtime.errors import UserError
+from tests.helpers.dicom_files import linear, write
+
+SHAPE = H, W = 20, 30
+
+
+def hounsfield(seed: int = 0, shape=SHAPE) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def opened(folder: Path = tmp_path, **settings) -> Dicom:
+        shares = {"validation": 0, "test": 0}
+        return Dicom(FileCache(tmp_path / ".memory"), str(folder), **(shares | settings))
+
+    return opened
+
+
+@pytest.fixture
+def gray(opened):
+    return lambda item=0, **settings: np.asarray(opened(**settings).read_image(item))
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255
+
+
+def edit(path: Path, change, **how) -> Path:
+    """Writes a file again as change leaves it, without a look at the standard."""
+    found = pydicom.dcmread(path)
+    change(found)
+    how = how or {"implicit_vr": False, "little_endian": True}
+    found.save_as(path, enforce_file_format=False, **how)
+    return path
+
+
+WINDOW = {"WindowCenter": 40, "WindowWidth": 400}
+
+
+# How a file begins, and how it is encoded
+
+
+@pytest.mark.parametrize("implicit, little", [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("name", ["x.dcm", "IM0001", "scan.jpg"])
+def test_a_file_without_preamble_and_meta_is_read(tmp_path, gray, implicit, little, name):
+    stored = hounsfield()
+    syntax = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    path = write(tmp_path / "x.dcm", stored, syntax=syntax, **WINDOW)
+    found = pydicom.dcmread(path)
+    del found.file_meta, found.preamble
+    path.unlink()
+    found.save_as(
+        tmp_path / name, implicit_vr=implicit, little_endian=little, enforce_file_format=False
+    )
+    same(gray(), linear(stored, 40, 400))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_file_that_does_not_say_how_it_is_encoded_shows_it(tmp_path, gray, syntax):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored, syntax=syntax, **WINDOW)
+    little = syntax == ExplicitVRLittleEndian
+    edit(
+        path,
+        lambda found: found.file_meta.__delattr__("TransferSyntaxUID"),
+        implicit_vr=False,
+        little_endian=little,
+    )
+    same(gray(), linear(stored, 40, 400))
+
+
+def test_compressed_pixels_need_a_syntax(tmp_path, gray):
+    stored = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, np.ones((16, 16), np.uint8))
+    path = write(tmp_path / "x.dcm", stored)
+    Image.fromarray(stored).save(tmp_path / "jpeg", "JPEG", quality=95)
+
+    def compress(found):
+        found.PixelData = encapsulate([(tmp_path / "jpeg").read_bytes()])
+        found["PixelData"].is_undefined_length = True
+        del found.file_meta.TransferSyntaxUID
+
+    edit(path, compress)
+    with pytest.raises(UserError, match="compressed, and it does not say how"):
+        gray()
+    edit(path, lambda found: setattr(found.file_meta, "TransferSyntaxUID", JPEGBaseline8Bit))
+    assert np.abs(gray() - stored).mean() < 2
+
+
+def test_a_video_is_named(tmp_path, gray):
+    path = write(tmp_path / "x.dcm", hounsfield(), **WINDOW)
+
+    def film(found):
+        found.PixelData = encapsulate([b"\0\0\0\1 never looked at"])
+        found["PixelData"].is_undefined_length = True
+        found.file_meta.TransferSyntaxUID = MPEG4HP41
+
+    edit(path, film)
+    with pytest.raises(UserError, match="MPEG-4.*save its frames as images"):
+        gray()
+
+
+def test_a_syntax_of_another_encoding_than_the_files_is_passed_over(tmp_path, gray):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored, syntax=ImplicitVRLittleEndian, **WINDOW)
+    data = path.read_bytes()
+    assert data.count(b"1.2.840.10008.1.2\0") == 1
+    path.write_bytes(data.replace(b"1.2.840.10008.1.2\0", b"1.2.840.10008.1.9\0"))
+    same(gray(), linear(stored, 40, 400))
+
+
+# Tags that are empty, half there, or outside of the standard
+
+
+@pytest.mark.parametrize(
+    "slope, intercept, expected",
+    [
+        (None, None, (1, 0)),
+        ("", "", (1, 0)),
+        (None, -1024, (1, -1024)),
+        (2, None, (2, 0)),
+        (2, "", (2, 0)),
+        ("0", -1024, (1, -1024)),
+        ("1,5", "0", (1.5, 0)),
+        ("NaN", "abc", (1, 0)),
+    ],
+)
+def test_rescale(tmp_path, gray, slope, intercept, expected):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored, **WINDOW)
+
+    def rescale(found):
+        for tag, value in ((0x00281053, slope), (0x00281052, intercept)):
+            found.add_new(tag, "LO" if isinstance(value, str) else "DS", value)
+
+    edit(path, rescale)
+    same(gray(), linear(stored * float(expected[0]) + expected[1], 40, 400))
+
+
+@pytest.mark.parametrize(
+    "center, width, expected",
+    [
+        (["", 600], ["", 1500], (600, 1500)),
+        ([40, 600], [0, 1500], (600, 1500)),
+        ([40, 600], [-1, 1500], (600, 1500)),
+        ([40, 600], [400], (40, 400)),
+        (["40", "x"], ["400", "y"], (40, 400)),
+    ],
+)
+def test_the_first_window_that_is_one_counts(tmp_path, gray, center, width, expected):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored)
+
+    def window(found):
+        found.add_new(0x00281050, "LO", list(map(str, center)))
+        found.add_new(0x00281051, "LO", list(map(str, width)))
+        found.VOILUTFunction = "linear "
+
+    edit(path, window)
+    same(gray(), linear(stored, *expected))
+
+
+@pytest.mark.parametrize("width", [0, -400, "NaN", "", "wide", None])
+@pytest.mark.parametrize("center", [40, None])
+def test_a_window_that_is_none_leaves_a_measured_range(tmp_path, gray, caplog, center, width):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored)
+
+    def window(found):
+        found.add_new(0x00281050, "LO" if isinstance(center, str) else "DS", center)
+        found.add_new(0x00281051, "LO" if isinstance(width, str) else "DS", width)
+
+    edit(path, window)
+    same(gray(), stretched(stored, *np.quantile(stored, [0.001, 0.999])))
+    said = [
+        record.message for record in caplog.records if "WindowWidth is below 0" in record.message
+    ]
+    assert len(said) == (width == -400) and all("x.dcm" in text for text in said)
+
+
+def empty_table() -> Dataset:
+    item = Dataset()
+    item.add_new(0x00283002, "SS", None)
+    item.add_new(0x00283006, "OW", None)
+    return item
+
+
+@pytest.mark.parametrize("name", ["VOILUTSequence", "ModalityLUTSequence"])
+@pytest.mark.parametrize("items", [[], [Dataset()], [empty_table()], [empty_table()] * 2])
+def test_tables_that_are_empty_are_absent(tmp_path, gray, name, items):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored, **WINDOW)
+    edit(path, lambda found: setattr(found, name, Sequence(items)))
+    same(gray(), linear(stored, 40, 400))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["PhotometricInterpretation"],
+        ["SamplesPerPixel"],
+        ["PixelRepresentation"],
+        ["BitsStored", "HighBit"],
+        ["BitsAllocated"],
+        ["BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel", "PhotometricInterpretation"],
+    ],
+)
+@pytest.mark.parametrize("empty", [False, True])
+def test_tags_of_the_pixels_that_are_missing_or_empty(tmp_path, gray, missing, empty):
+    stored = hounsfield().astype(np.uint16) % 4000
+    path = write(tmp_path / "x.dcm", stored, WindowCenter=2000, WindowWidth=4000)
+
+    def strip(found):
+        for name in missing:
+            if empty:
+                found[name].value = None
+            else:
+                delattr(found, name)
+
+    edit(path, strip)
+    same(gray(), linear(stored, 2000, 4000))
+
+
+@pytest.mark.parametrize(
+    "missing", ["SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"]
+)
+def test_tags_of_colours_that_are_missing(tmp_path, opened, missing):
+    stored = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    edit(write(tmp_path / "x.dcm", stored), lambda found: delattr(found, missing))
+    assert np.array_equal(np.asarray(opened().read_image(0)), stored)
+
+
+def test_a_photometric_interpretation_that_is_none_here(tmp_path, gray):
+    edit(
+        write(tmp_path / "x.dcm", hounsfield(), **WINDOW),
+        lambda found: setattr(found, "PhotometricInterpretation", "HSV"),
+    )
+    with pytest.raises(UserError, match="PhotometricInterpretation=HSV.*save it as gray or RGB"):
+        gray()
+
+
+def test_small_letters_turn_black_and_white_too(tmp_path, gray):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored, **WINDOW)
+    data = path.read_bytes()
+    path.write_bytes(
+        data.replace(b"MONOCHROME2 ", b"monochrome1 ").replace(b"MONOCHROME2", b"monochrome1")
+    )
+    same(gray(), 255 - linear(stored, 40, 400))
+
+
+@pytest.mark.parametrize("bits", [17, 32, 0])
+def test_more_bits_stored_than_there_are(tmp_path, gray, caplog, bits):
+    stored = hounsfield()
+    path = write(tmp_path / "x.dcm", stored, **WINDOW)
+    edit(path, lambda found: setattr(found, "BitsStored", bits))
+    same(gray(), linear(stored, 40, 400))
+    assert ("BitsStored" in caplog.text) == (bits > 0)
+
+
+@pytest.mark.parametrize("kind, bits", [(np.uint16, 12), (np.int16, 12), (np.uint16, 10)])
+def test_values_in_the_high_bits(tmp_path, gray, kind, bits):
+    low = -(2 ** (bits - 1)) if kind is np.int16 else 0
+    values = np.random.default_rng(0).integers(low, low + 2**bits, SHAPE).astype(kind)
+    shifted = (values.astype(np.int64) << (16 - bits)).astype(kind)
+    write(tmp_path / "x.dcm", shifted, bits, HighBit=15, WindowCenter=300, WindowWidth=700)
+    same(gray(), linear(values, 300, 700))
+
+
+def test_a_high_bit_that_is_wrong_shifts_nothing(tmp_path, gray):
+    values = np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
+    write(tmp_path / "x.dcm", values, 12, HighBit=15, WindowCenter=300, WindowWidth=700)
+    same(gray(), linear(values, 300, 700))
+
+
+def test_overlays_in_unused_bits_are_cut_off(tmp_path, gray):
+    values = np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
+    overlay = values | np.uint16(0x8000)
+    write(tmp_path / "x.dcm", overlay, 12, WindowCenter=300, WindowWidth=700)
+    same(gray(), linear(values, 300, 700))
+
+
+@pytest.mark.parametrize("frames", ["", "0", "1A", None])
+def test_how_many_frames_the_length_says(tmp_path, opened, caplog, frames):
+    stored = hounsfield(shape=(3, *SHAPE))
+    path = write(tmp_path / "x.dcm", stored, NumberOfFrames=3, **WINDOW)
+
+    def without(found):
+        del found.NumberOfFrames
+        if frames is not None:
+            found.add_new(0x00280008, "LO", frames)
+
+    edit(path, without)
+    source = opened()
+    assert len(source) == 3 and "there are pixels for 3" in caplog.text
+    for frame in range(3):
+        same(np.asarray(source.read_image(frame)), linear(stored[frame], 40, 400))
+
+
+def test_frames_that_the_header_does_not_tell_of_are_told(tmp_path, opened, caplog):
+    path = write(tmp_path / "x.dcm", hounsfield(shape=(3, *SHAPE)), NumberOfFrames=3, **WINDOW)
+    edit(path, lambda found: setattr(found, "NumberOfFrames", 1))
+    assert len(opened()) == 1
+    assert "NumberOfFrames is 1, and there are pixels for 3" in caplog.text
+
+
+def test_pixels_that_are_cut_short_leave_the_frames_before_them(tmp_path, opened):
+    stored = hounsfield(shape=(3, *SHAPE))
+    path = write(tmp_path / "x.dcm", stored, NumberOfFrames=3, **WINDOW)
+    path.write_bytes(path.read_bytes()[:-10])
+    source = opened()
+    same(np.asarray(source.read_image(1)), linear(stored[1], 40, 400))
+    with pytest.raises(UserError, match="cut short: 3590 bytes of pixels, and 3600 are needed"):
+        source.read_image(2)
+
+
+@pytest.mark.parametrize("name", ["Rows", "Columns"])
+def test_a_size_that_is_missing_is_named(tmp_path, opened, name):
+    for k in range(2):
+        write(tmp_path / f"{k}.dcm", hounsfield(k), **WINDOW)
+    edit(tmp_path / "0.dcm", lambda found: delattr(found, name))
+    source = opened()
+    assert len(source) == 2
+    with pytest.raises(UserError, match="no Rows or no Columns"):
+        source.read_image(0)
+
+
+def test_frames_of_ybr_422_that_are_not_subsampled(tmp_path, opened):
+    stored = np.random.default_rng(0).integers(100, 156, (*SHAPE, 3)).astype(np.uint8)
+    write(tmp_path / "x.dcm", stored, PhotometricInterpretation="YBR_FULL_422")
+    y, _, cr = (stored[..., k].astype(float) for k in range(3))
+    red = y + 1.402 * (cr - 128)
+    assert np.abs(np.asarray(opened().read_image(0))[..., 0] - red).max() <= 1
+
+
+# Values that stand for none
+
+
+PADDINGS = [
+    ("SS", -2000, None),
+    ("US", 63536, None),
+    ("LO", "-2000", None),
+    ("OW", (63536).to_bytes(2, "little"), None),
+    ("SS", -2000, ("SS", -1500)),
+    ("US", 63536, ("US", 64036)),
+    ("SS", -1500, ("SS", -2000)),
+]
+
+
+@pytest.mark.parametrize("vr, padding, limit", PADDINGS)
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, WINDOW])
+def test_padding_of_any_sign_is_black_and_counts_for_no_range(
+    tmp_path, gray, vr, padding, limit, kind, photometric, window
+):
+    values = hounsfield(shape=(40, 50)) + (3000 if kind is np.uint16 else 0)
+    values[:8] = -2000
+    if limit:
+        values[4:8] = -1700  # between the two
+        values[0] = -1500
+    stored = values.astype(np.int16).view(kind)
+    path = write(tmp_path / "x.dcm", stored, PhotometricInterpretation=photometric, **window)
+
+    def pad(found):
+        found.add_new(0x00280120, vr, padding)
+        if limit:
+            found.add_new(0x00280121, *limit)
+
+    edit(path, pad)
+    inside = values[8:].astype(float)
+    expected = (
+        linear(inside, 40, 400)
+        if window
+        else stretched(inside, *np.quantile(inside, [0.001, 0.999]))
+    )
+    found = gray()
+    assert not found[:8].any()
+    same(found[8:], 255 - expected if photometric == "MONOCHROME1" else expected)
+
+
+def write_floats(path: Path, values: np.ndarray, padding: float | None = None) -> Path:
+    found = pydicom.dcmread(write(path, values.astype(np.float32).view(np.uint32)))
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(found, name)
+    found.SOPClassUID = found.file_meta.MediaStorageSOPClassUID = ParametricMapStorage
+    found.FloatPixelData = values.astype("<f4").tobytes()
+    if padding is not None:
+        found.FloatPixelPaddingValue = padding
+    found.save_as(path)
+    return path
+
+
+def test_floats_and_their_padding(tmp_path, gray):
+    values = np.random.default_rng(0).uniform(1e-3, 2e-3, (40, 50)).astype(np.float32)
+    values[:4], values[4] = -1, np.nan
+    write_floats(tmp_path / "x.dcm", values, -1)
+    inside = values[5:].astype(float)
+    found = gray()
+    assert not found[:5].any()
+    same(found[5:], stretched(inside, *np.quantile(inside, [0.001, 0.999])))
+
+
+# What is no picture
+
+
+def test_what_is_no_picture_by_its_class_is_left_out_and_counted(tmp_path, opened, caplog):
+    caplog.set_level(logging.INFO)
+    for k in range(5):
+        write(tmp_path / f"{k}.dcm", hounsfield(k))
+    dose = np.random.default_rng(9).integers(0, 2**32 - 1, (2, *SHAPE), dtype=np.uint32)
+    mask = np.ones((2, *SHAPE), np.uint8)
+    for name, values, kind in (
+        ("dose", dose, RTDoseStorage),
+        ("seg", mask, SegmentationStorage),
+        ("pdf", mask, EncapsulatedPDFStorage),
+    ):
+        path = write(tmp_path / f"{name}.dcm", values, NumberOfFrames=2)
+        edit(path, lambda found, kind=kind: setattr(found, "SOPClassUID", kind))
+    nameless = write(tmp_path / "nameless.dcm", mask, NumberOfFrames=2, Modality="SEG")
+
+    def forget(found):
+        del found.SOPClassUID, found.file_meta.MediaStorageSOPClassUID
+
+    edit(nameless, forget)
+    source = opened()
+    assert [path.stem for path in source.files] == list("01234")
+    [line] = [r.message for r in caplog.records if "no images" in r.message]
+    for text in ("left out 4", "RT Dose Storage 1", "Segmentation Storage 1", "SEG 1"):
+        assert text in line
+    values = np.stack([hounsfield(k) for k in range(5)]).astype(float)
+    low = min(np.quantile(v, 0.001) for v in values)
+    high = max(np.quantile(v, 0.999) for v in values)
+    same(np.asarray(source.read_image(3)), stretched(values[3], low, high))
+
+
+def test_nothing_but_such_files_is_refused(tmp_path, opened):
+    path = write(tmp_path / "x.dcm", np.ones((2, *SHAPE), np.uint8), NumberOfFrames=2)
+    edit(path, lambda found: setattr(found, "SOPClassUID", SegmentationStorage))
+    with pytest.raises(UserError, match="none of its 1 DICOM files is an image: Segmentation"):
+        opened()
+
+
+@pytest.mark.parametrize("screen", [{"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, None])
+def test_scouts_and_screens_among_many_images_are_named(tmp_path, opened, caplog, screen):
+    for k in range(11):
+        write(tmp_path / f"{k:02}.dcm", hounsfield(k), **WINDOW)
+    path = write(tmp_path / "scout.dcm", hounsfield(99), **WINDOW, **(screen or {}))
+    if not screen:
+        edit(path, lambda found: setattr(found, "SOPClassUID", SecondaryCaptureImageStorage))
+    assert len(opened()) == 12
+    [line] = [record.message for record in caplog.records]
+    kind = "CT Image Storage, LOCALIZER 1" if screen else "Secondary Capture Image Storage 1"
+    assert kind in line and "CT Image Storage 11" in line and "scout.dcm" in line
+
+
+def test_one_kind_and_two_halves_are_not_remarked_on(tmp_path, opened, caplog):
+    for k in range(6):
+        path = write(tmp_path / f"{k}.dcm", hounsfield(k), **WINDOW)
+        if k % 2:
+            edit(path, lambda found: setattr(found, "SOPClassUID", MRImageStorage))
+    opened()
+    assert not caplog.records
+
+
+# One range for all
+
+
+def test_metal_in_one_file_does_not_decide_the_range_of_all(tmp_path, opened, caplog):
+    values = [hounsfield(k) for k in range(6)]
+    values[0][:2, :4] = 30000
+    for k, each in enumerate(values):
+        write(tmp_path / f"p{k}.dcm", each)
+    source = opened()
+    low = min(np.quantile(v, 0.001) for v in values[1:])
+    high = max(np.quantile(v, 0.999) for v in values[1:])
+    for k, each in enumerate(values):
+        same(np.asarray(source.read_image(k)), stretched(each, low, high))
+    [line] = [record.message for record in caplog.records]
+    assert "1 of 6 files" in line and "p0.dcm" in line and "data.window=[CENTER,WIDTH]" in line
+
+
+def test_metal_in_one_frame_does_not_either(tmp_path, opened, caplog):
+    values = hounsfield(shape=(6, *SHAPE))
+    values[2, :2, :4] = 30000
+    write(tmp_path / "x.dcm", values, NumberOfFrames=6)
+    source = opened()
+    rest = np.delete(values, 2, 0)
+    low = min(np.quantile(v, 0.001) for v in rest)
+    high = max(np.quantile(v, 0.999) for v in rest)
+    same(np.asarray(source.read_image(5)), stretched(values[5], low, high))
+    assert "x.dcm" in caplog.text
+
+
+def test_integers_and_floats_have_no_range_in_common(tmp_path, opened):
+    for k in range(3):
+        write(tmp_path / f"{k}.dcm", hounsfield(k))
+    write_floats(tmp_path / "float.dcm", np.random.default_rng(0).random(SHAPE))
+    with pytest.raises(
+        UserError,
+        match=r"3 files hold integers, such as .*0.dcm \(int16\), and 1 floats.*float.dcm",
+    ):
+        opened()
+    assert len(opened(window=[40, 400])) == 4
+
+
+# What nothing can be learned from
+
+
+def test_a_window_that_misses_all_images_is_refused(tmp_path, opened):
+    for k in range(4):
+        write(
+            tmp_path / f"{k}.dcm",
+            hounsfield(k) + np.int16(20000),
+            WindowCenter=128,
+            WindowWidth=256,
+        )
+    settings = DataSettings(Dicom, 16, 1, False)
+    with pytest.raises(UserError, match=r"of one colour.*0.dcm.*data.window=\[CENTER,WIDTH\]"):
+        open_dataset(settings, opened(), 0, tmp_path / "cache")
+    measured = opened(window=[20250, 2500])
+    assert open_dataset(settings, measured, 0, tmp_path / "cache").images.std() > 30
+
+
+# Names of runs
+
+
+def test_the_fingerprint_is_as_it_was_where_the_pixels_are(tmp_path, opened):
+    """A plain file; one whose padding was black already; one whose rescale is read otherwise."""
+    plain = write(tmp_path / "x.dcm", hounsfield(), **WINDOW)
+
+    def then() -> str:
+        digest = FileCache(tmp_path / ".other").sha256([plain])[0]
+        return sha256_of(["dicom", 2, 0, 0, None, False, None, [("x.dcm", digest)]])
+
+    assert opened().fingerprint == then()
+    write(plain, hounsfield(), **WINDOW, PixelPaddingValue=-2000)
+    assert opened().fingerprint == then()
+    write(plain, hounsfield(), **WINDOW, PixelPaddingValue=1000)
+    assert opened().fingerprint != then()
+    write(plain, hounsfield(), **WINDOW, RescaleIntercept=-1024)
+    assert opened().fingerprint != then()
