@@ -1,7 +1,6 @@
 """Slices of NIfTI volumes, shown as a radiologist expects them."""
 
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +12,18 @@ from PIL import Image
 
 from data.decoding import told_as
 from data.file_cache import FileCache
-from data.folder_layout import find_files
+from data.folder_layout import find_files, tell_of_odd
 from data.folder_reader import FolderReader
 from data.intensity import check_range, to_levels, value_range
 from data.recent import Recent
+from data.sources.nifti_file import open_volume
 from runtime.errors import UserError
 
 SUFFIXES = (".nii", ".nii.gz")
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of axes to the right, to the front and up
 # one slice, which fails where it is read
 BROKEN: dict[str, Any] = {"slices": [0], "depth": 1, "range": [0, 0]}
+OTHERS = "; nibabel.save(nibabel.load(FILE), NII_GZ) turns .img, .mgz, .mnc and others into them"
 KEPT = 3  # volumes in memory while slices are decoded in their order
 
 _at_once = threading.Semaphore(4)  # volumes that are decoded at the same time: they are large
@@ -51,6 +52,8 @@ class Nifti(FolderReader):
         classes: the first level of folders are classes, and not patients.
     """
 
+    levels = "data.range=[LOW,HIGH]"
+
     def __init__(
         self,
         file_cache: FileCache,
@@ -66,11 +69,12 @@ class Nifti(FolderReader):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         across = AXES[axis]
-        root, files = find_files(path, "NIfTI files", SUFFIXES)
+        root, files = find_files(path, "NIfTI files", SUFFIXES, known_by=OTHERS)
         known = file_cache.look_up(
-            files, f"NIfTI volume across {axis}, 2", lambda file: summarize_volume(file, across)
+            files, f"NIfTI volume across {axis}, 3", lambda file: summarize_volume(file, across)
         )
         volumes = {file: about or BROKEN for file, about in zip(files, known)}
+        tell_of_odd(path, {file: about.get("odd", []) for file, about in volumes.items()})
         self.ranges = {file: about["range"] for file, about in volumes.items()}
         if range_ is not None:
             self.ranges = dict.fromkeys(files, check_range(range_))
@@ -115,17 +119,9 @@ def load_volume(path: Path, axis: int) -> np.ndarray:
         UserError: for a broken file, colours and a series of volumes.
     """
     with _at_once:
-        image: Any = nibabel.load(path)
-        shape = image.shape
-        if image.get_data_dtype().names:
-            raise UserError("voxels of colours: save it as gray")
-        if math.prod(shape[3:]) > 1:
-            raise UserError(
-                f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save each of "
-                "its volumes as a file of its own, in one folder for each patient"
-            )
+        image, _ = open_volume(path)
         volume = image.get_fdata(dtype=np.float32, caching="unchanged")
-        volume = volume.reshape((*shape, 1, 1)[:3])
+        volume = volume.reshape((*image.shape, 1, 1)[:3])
         volume = nibabel.apply_orientation(volume, nibabel.io_orientation(image.affine))
     return np.moveaxis(volume, axis, 0)
 
@@ -135,6 +131,8 @@ def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
     range. None of a broken file, or where memory was short: the next start tries again."""
     try:
         volume = load_volume(path, axis)
+        with told_as("NIfTI"):
+            _, odd = open_volume(path)
     except UserError:
         return None
     flat = volume.reshape(len(volume), -1)
@@ -144,4 +142,5 @@ def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
         "slices": np.flatnonzero(low < high).tolist(),
         "depth": len(volume),
         "range": list(value_range(volume)),
+        "odd": odd,
     }
