@@ -10,12 +10,14 @@ from PIL import Image
 
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
-from data.intensity import LowHigh, check_range, to_levels, value_range
+from data.intensity import LowHigh, check_range, fences, to_levels, value_range
 from data.recent import Recent
+from data.sources.npz_axes import check_axes
 from data.sources.npz_content import (
     check_images,
     choose_keys,
     list_headers,
+    of_array,
     read_array,
     read_headers,
     read_labels,
@@ -27,6 +29,9 @@ from runtime.errors import UserError
 
 log = logging.getLogger("data")
 
+DRAWN_IMAGES = (
+    1024  # whose ranges are compared, where there are more; one of more is 0.1 % of pixels
+)
 USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges in which images are kept
 
 
@@ -47,6 +52,8 @@ class Npz(ImageReader):
             and the log tells them.
         classes: names of the labels 0, 1, ..., null for the numbers.
     """
+
+    levels = "data.range=[LOW,HIGH]"
 
     def __init__(
         self,
@@ -76,6 +83,7 @@ class Npz(ImageReader):
                 f"{self.path}: {list_headers(chosen)}: of different types, so perhaps in "
                 "different ranges. Save them in one type."
             )
+        check_axes(file_cache, self.path, self.headers, self.keys)
         self.counts = {split: chosen[key].shape[0] for split, (key, _) in self.keys.items()}
         self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
         self.places = [(split, k) for split, count in self.counts.items() for k in range(count)]
@@ -83,11 +91,14 @@ class Npz(ImageReader):
         self.splits = complete_splits(given, self.labels, range(len(self)), validation, test)
         self._arrays = Recent(self._load, 2)  # one ends where the next begins
         self._measured = Recent(self._measure)
+        self.far = self._find_far()
         digest = file_cache.sha256([self.path])[0]
         # not the names of the classes, which change no number
         self.fingerprint = sha256_of(
             ["npz", 1, digest, sorted(self.keys.items()), validation, test, self.range, self.labels]
         )
+        if self.far:
+            self.fingerprint = sha256_of([self.fingerprint, "far", self.far])
 
     def read_image(self, item: int) -> Image.Image:
         split, k = self.places[item]
@@ -95,19 +106,40 @@ class Npz(ImageReader):
         low_high = self.range or self._measured("train")
         if low_high is None:
             return Image.fromarray(image)
-        if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise UserError(
-                "holds NaN or infinite values: replace them before saving, by numpy.nan_to_num "
-                "for example"
-            )
         return to_levels(image, *low_high)
 
     def _load(self, split: str) -> np.ndarray:
+        key = self.keys[split][0]
         with self.file_cache.unchanged(self.path):
-            return read_array(self.path, self.keys[split][0])
+            array = read_array(self.path, key)
+        void = without_numbers(array)
+        if len(void):
+            log.warning(
+                f"{self.path}: {len(void)} of the {len(array)} images of {key} hold NaN or "
+                f"infinite values, for one {key}[{void[0]}]; NaN is black, and these values count "
+                "for no range"
+            )
+        return array
+
+    def _find_far(self) -> list[int]:
+        """Which of the images to train on, if their range is to be measured, lie far from the
+        others."""
+        key = self.keys["train"][0]
+        if self.range or self.headers[key].dtype == np.uint8:
+            return []
+        what = f"far images of {key}, 1"
+        far = self.file_cache.look_up([self.path], what, of_array(key, far_images))[0] or []
+        if far:
+            log.warning(
+                f"{self.path}: the values of {len(far)} of {self.counts['train']} images lie far "
+                f"from those of the others, for one {key}[{far[0]}]. They do not count for the "
+                "range and are cut off there; data.range=[LOW,HIGH] sets another"
+            )
+        return far
 
     def _measure(self, split: str) -> LowHigh | None:
-        array, rows = self._arrays(split), self.splits[split]  # some of the array's may be held out
+        array = self._arrays(split)
+        rows = np.setdiff1d(self.splits[split], self.far)  # some of the array's may be held out
         trained = array if len(rows) == len(array) else array[rows]
         return measured_range(trained, f"{self.path}: {self.keys[split][0]}")
 
@@ -117,6 +149,24 @@ class Npz(ImageReader):
     def item_name(self, item: int) -> str:
         split, k = self.places[item]
         return f"{self.path}: {self.keys[split][0]}[{k}]"
+
+
+def without_numbers(images: np.ndarray) -> np.ndarray:
+    """Which images hold values that are not finite."""
+    if images.dtype.kind != "f":
+        return np.array([], int)
+    return np.flatnonzero([not np.isfinite(image).all() for image in images])
+
+
+def far_images(images: np.ndarray) -> list[int]:
+    """Of so many images as are drawn, always the same, those whose range lies far from those of the
+    others."""
+    rows = np.arange(len(images))
+    if len(rows) > DRAWN_IMAGES:
+        rows = np.sort(np.random.default_rng(0).choice(rows, DRAWN_IMAGES, replace=False))
+    ranges = [value_range(images[row]) for row in rows]
+    lowest, highest = fences([each for each in ranges if each[0] < each[1]] or ranges)
+    return [int(k) for k, (low, high) in zip(rows, ranges) if low < lowest or highest < high]
 
 
 def measured_range(images: np.ndarray, where: str) -> LowHigh | None:

@@ -4,7 +4,7 @@ labels, and in which layout."""
 import logging
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -120,6 +120,19 @@ def read_array(path: Path, key: str) -> np.ndarray:
         ) from error
 
 
+def of_array(key: str, compute: Callable[[np.ndarray], Any]) -> Callable[[Path], Any]:
+    """For FileCache, what compute says of an array; None of a damaged one, which is told when it is
+    read."""
+
+    def of_file(path: Path) -> Any:
+        try:
+            return compute(read_array(path, key))
+        except UserError:
+            return None
+
+    return of_file
+
+
 def choose_keys(
     headers: dict[str, Header], images: str | None, labels: str | None, path: Path
 ) -> Keys:
@@ -209,6 +222,11 @@ def _why_no_images(shape: tuple[int, ...]) -> str:
         return (
             "this is perhaps one image [H, W, channels]; save images as [N, H, W] or [N, H, W, 3]"
         )
+    if len(shape) == 4 and (shape[2] in (1, 3) or shape[0] in (1, 3)):
+        order, axes = (
+            ("[H, W, C, N]", (3, 0, 1, 2)) if shape[2] in (1, 3) else ("[C, H, W, N]", (3, 1, 2, 0))
+        )
+        return f"this is perhaps {order}; save images.transpose{axes}, which is [N, H, W, C]"
     if len(shape) == 4 and 4 in (shape[1], shape[3]):
         return (
             "images of four channels; save three of them, such as images[..., :3], as [N, H, W, 3]"
@@ -246,8 +264,8 @@ def read_labels(
         if headers[label].shape[:1] != headers[image].shape[:1]:
             raise UserError(
                 f"{path}: {image} is {headers[image]} and {label} {headers[label]}: not one label "
-                f"an image. Where {label} is something else, data.images={image} alone reads the "
-                "images without it."
+                f"an image. {_moved(headers[image], headers[label])}Where {label} is something "
+                f"else, data.images={image} alone reads the images without it."
             )
         if headers[label].dtype.hasobject:
             raise UserError(
@@ -268,6 +286,13 @@ def read_labels(
         if labelled:
             log.info(f"{path}: no classes: {why}")
         return [], [0] * sum(headers[image].shape[0] for image, _ in keys.values())
+
+
+def _moved(images: Header, labels: Header) -> str:
+    """The cure where the labels count another axis than the first."""
+    if labels.shape[:1] == images.shape[-1:]:
+        return "Images are [N, H, W, ...]: save them as numpy.moveaxis(images, -1, 0). "
+    return ""
 
 
 def _one_an_image(labels: np.ndarray) -> np.ndarray:

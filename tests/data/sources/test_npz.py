@@ -313,14 +313,6 @@ def test_bytes_that_are_all_dark_are_remarked_on(tmp_path, caplog):
     assert pixels(opened(tmp_path / "images.npz", range_=[0, 1]), 0).max() == 255
 
 
-def test_nan_is_named_image_by_image(tmp_path):
-    images = (BYTES / 255).astype(np.float32)
-    images[4, 2, 2], images[9, 0, 0] = np.nan, np.inf
-    source = opened(save(tmp_path, images=images))
-    with pytest.raises(UserError, match=r"(?s)2 of 20.*images\[4\].*NaN.*images\[9\]"):
-        open_dataset(DataSettings(Npz, 8, 1, False), source, 0, tmp_path / "cache")
-
-
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_images_of_one_value_are_refused(tmp_path, value, monkeypatch):
     calls, real = [], data.sources.npz.measured_range

@@ -1,0 +1,149 @@
+"""Arrays as people have saved them: axes in another order, values that are no numbers, and images
+far from all others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.settings import DataSettings
+from data.sources.npz import Npz
+from runtime.content import sha256_of
+from runtime.errors import UserError
+
+RANDOM = np.random.default_rng(0)
+
+
+def smooth(n: int, height: int, width: int) -> np.ndarray:
+    """Images that have nothing in common, of pixels that depend on each other. [N, H, W]"""
+    y, x = np.mgrid[0:height, 0:width]
+    phase = RANDOM.uniform(0, 6, (n, 2))
+    waves = [np.sin(y / 4 + a) + np.sin(x / 5 + b) for a, b in phase]
+    return (63 * (np.stack(waves) + 2)).astype(np.uint8)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def opened(**content) -> Npz:
+        settings = {"validation": 0, "test": 0} | content.pop("settings", {})
+        np.savez(tmp_path / "x.npz", **content)
+        return Npz(FileCache(tmp_path / ".memory"), str(tmp_path / "x.npz"), **settings)
+
+    return opened
+
+
+def read(source: Npz) -> np.ndarray:
+    return np.stack([np.asarray(source.read_image(k)) for k in range(len(source))])
+
+
+# Axes
+
+
+@pytest.mark.parametrize("n, height, width", [(40, 24, 24), (40, 24, 30), (24, 30, 40)])
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_images_along_the_third_axis_are_told(opened, n, height, width, colour, kind):
+    images = smooth(n, height, width).astype(kind)
+    moved = images.transpose(1, 2, 0)
+    if colour:
+        moved = np.repeat(moved[..., None], 3, 3)
+    with pytest.raises(UserError) as raised:
+        opened(images=moved)
+    order, axis = ("[H, W, N, 3]", 2) if colour else ("[H, W, N]", -1)
+    assert f"looks like {order}" in str(raised.value)
+    assert f"numpy.moveaxis(images, {axis}, 0)" in str(raised.value)
+    found = read(opened(images=np.moveaxis(moved, axis, 0), settings={"range_": [0, 255]}))
+    assert np.abs((found[..., 0] if colour else found) - images).max() <= 0.51
+
+
+def test_noise_is_told_by_two_equal_sides_in_front(opened):
+    noise = RANDOM.integers(0, 256, (24, 24, 40)).astype(np.uint8)
+    with pytest.raises(
+        UserError, match=r"images is \[24, 24, 40\] uint8, and looks like \[H, W, N\]"
+    ):
+        opened(images=noise)
+    assert np.array_equal(read(opened(images=np.moveaxis(noise, -1, 0))), noise.transpose(2, 0, 1))
+    # what the message says of an array whose first axis does count images
+    assert np.array_equal(read(opened(images=noise[..., None])), noise)
+    assert np.array_equal(read(opened(images=noise, labels=np.arange(24) % 2)), noise)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        smooth(24, 24, 40),  # as many images as rows
+        RANDOM.integers(0, 256, (24, 30, 40)).astype(np.uint8),
+        RANDOM.integers(0, 256, (24, 24, 24)).astype(np.uint8),
+        np.sort(smooth(40, 24, 30), axis=0),  # frames of a film: alike in all directions
+        np.zeros((5, 8, 9), np.uint8),
+    ],
+)
+def test_other_arrays_are_taken_as_they_are(opened, images):
+    assert np.array_equal(read(opened(images=images)), images)
+
+
+@pytest.mark.parametrize(
+    "shape, order, cure",
+    [
+        ((24, 30, 3, 40), "[H, W, C, N]", "images.transpose(3, 0, 1, 2)"),
+        ((24, 24, 1, 40), "[H, W, C, N]", "images.transpose(3, 0, 1, 2)"),
+        ((3, 24, 30, 40), "[C, H, W, N]", "images.transpose(3, 1, 2, 0)"),
+    ],
+)
+def test_images_along_the_fourth_axis_are_told(opened, shape, order, cure):
+    with pytest.raises(UserError) as raised:
+        opened(images=np.zeros(shape, np.uint8))
+    assert order in str(raised.value) and cure in str(raised.value)
+
+
+def test_labels_that_count_the_last_axis_tell_it(opened):
+    with pytest.raises(UserError, match=r"save them as numpy.moveaxis\(images, -1, 0\)"):
+        opened(images=smooth(40, 24, 30).transpose(1, 2, 0), labels=np.arange(40) % 2)
+
+
+# Values
+
+
+def test_what_is_no_number_is_black_counts_for_no_range_and_is_told(opened, tmp_path, caplog):
+    images = RANDOM.uniform(200, 300, (20, 8, 9)).astype(np.float32)
+    images[4, 2, 2], images[9, 0, 0], images[9, 0, 1] = np.nan, np.inf, -np.inf
+    source = opened(images=images)
+    found = open_dataset(DataSettings(Npz, [8, 9], 1, False), source, 0, tmp_path / "cache")
+    finite = images[np.isfinite(images)]
+    low, high = finite.min(), finite.max()
+    with np.errstate(invalid="ignore"):
+        expected = np.clip((images - low) / (high - low) * 255, 0, 255)
+    expected[4, 2, 2] = 0
+    assert np.abs(found.images[..., 0] - expected).max() <= 0.51
+    [line] = [r.message for r in caplog.records if "NaN" in r.message]
+    assert "2 of the 20 images of images" in line and "images[4]" in line
+
+
+@pytest.mark.parametrize("n", [3, 6, 60])
+def test_one_image_does_not_decide_the_range_of_all(opened, caplog, n):
+    images = RANDOM.integers(0, 4096, (n, 30, 31)).astype(np.uint16)
+    images[1] = RANDOM.integers(0, 65536, (30, 31))
+    source = opened(images=images)
+    rest = np.delete(images, 1, 0).astype(float)
+    low, high = rest.min(), rest.max()
+    np.testing.assert_allclose(
+        read(source), np.clip((images - low) / (high - low), 0, 1) * 255, atol=1e-3
+    )
+    [line] = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert f"1 of {n} images lie far" in line and "images[1]" in line and "data.range" in line
+
+
+def test_the_fingerprint_is_as_it_was_where_no_image_is_far(opened, tmp_path):
+    def then(path: Path) -> str:
+        digest = FileCache(tmp_path / ".other").sha256([path])[0]
+        keys = [("train", ("images", None))]
+        return sha256_of(["npz", 1, digest, keys, 0, 0, None, [0] * 5])
+
+    images = RANDOM.integers(0, 4096, (5, 30, 31)).astype(np.uint16)
+    assert opened(images=images).fingerprint == then(tmp_path / "x.npz")
+    images[1, :3] = 65535
+    assert opened(images=images).fingerprint != then(tmp_path / "x.npz")
