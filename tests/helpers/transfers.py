@@ -111,9 +111,13 @@ def denoiser_of(config: RunConfig, tensors: dict[str, Tensor]) -> Denoiser:
 
 
 def folders(root: Path, classes: dict[str, Callable[[int], Image.Image]], n: int = 8) -> Path:
-    """A folder of images for each class. classes: name -> (its k-th image)."""
+    """A folder of images for each class. classes: name -> (its k-th image), with a black corner
+    where it is of one colour: a run of nothing else is refused."""
     for name, image in classes.items():
         (root / name).mkdir(parents=True)
         for k in range(n):
-            image(k).save(root / name / f"{k}.png")
+            picture = image(k).copy()
+            if len(picture.getcolors(1 << 20)) == 1:
+                picture.paste("black", (0, 0, 1, 1))
+            picture.save(root / name / f"{k}.png")
     return root

@@ -321,12 +321,14 @@ runpy.run_path("train.py", run_name="__main__")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two classes of plain color, not square."""
+    """Two classes of plain color but for a corner, not square."""
     root = tmp_path_factory.mktemp("images")
     for name, color in {"bright": (220, 200, 180), "dark": (30, 20, 10)}.items():
         (root / name).mkdir()
         for k in range(12):
-            Image.new("RGB", (12, 8), tuple(c + k for c in color)).save(root / name / f"{k}.png")
+            image = Image.new("RGB", (12, 8), tuple(c + k for c in color))
+            image.putpixel((0, 0), (0, 0, 0))
+            image.save(root / name / f"{k}.png")
     return root
 
 
