@@ -74,7 +74,7 @@ def heard() -> Iterator[Heard]:
     for library in map(logging.getLogger, LIBRARIES):  # some add a handler when they are imported
         library.handlers[:], library.propagate = [_ear], False
     with warnings.catch_warnings():
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", append=True)  # but what is ignored on purpose
         for category in OF_CODE:
             warnings.simplefilter("ignore", category)
         warnings.showwarning = show
