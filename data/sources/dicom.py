@@ -158,9 +158,12 @@ def _tell_of_left_out(path: str, headers: dict[Path, dict[str, Any]]) -> None:
             f"data.path={path}: none of its {len(headers)} DICOM files is an image: {kinds}."
         )
     if out:
-        log.info(
+        # a picture without pixels may be a file that was cut
+        level = logging.WARNING if "without pixels" in kinds else logging.INFO
+        log.log(
+            level,
             f"{path}: left out {len(out)} DICOM files that are no images: {kinds}; for one "
-            f"{next(iter(out))}"
+            f"{next(iter(out))}",
         )
 
 

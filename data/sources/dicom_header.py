@@ -128,7 +128,7 @@ def kind_of(about: Dataset) -> tuple[str, bool]:
     or a private one."""
     of_meta = about.file_meta.get("MediaStorageSOPClassUID")
     uid = UID(str(about.get("SOPClassUID") or of_meta or "").strip("\0 "))
-    if not uid:
+    if not uid.is_valid:  # or missing
         modality = str(about.get("Modality") or "").strip().upper()
         return modality or "no SOP class", modality not in NO_PICTURES
     types = [name for name in _values(about, "ImageType") if name in SIDE_PICTURES]

@@ -473,6 +473,16 @@ def test_what_is_no_picture_by_its_class_is_left_out_and_counted(tmp_path, opene
     same(np.asarray(source.read_image(3)), stretched(values[3], low, high))
 
 
+def test_a_picture_that_was_cut_before_its_pixels_is_warned_of(tmp_path, opened, caplog):
+    for k in range(3):
+        write(tmp_path / f"{k}.dcm", hounsfield(k), **WINDOW)
+    data = (tmp_path / "2.dcm").read_bytes()
+    (tmp_path / "2.dcm").write_bytes(data[: data.index(b"\x28\0\x10\0US")])  # before Rows
+    assert len(opened()) == 2
+    [line] = [record.message for record in caplog.records]
+    assert "left out 1" in line and "CT Image Storage without pixels 1" in line and "2.dcm" in line
+
+
 def test_nothing_but_such_files_is_refused(tmp_path, opened):
     path = write(tmp_path / "x.dcm", np.ones((2, *SHAPE), np.uint8), NumberOfFrames=2)
     edit(path, lambda found: setattr(found, "SOPClassUID", SegmentationStorage))
