@@ -21,16 +21,8 @@ from data.file_cache import FileCache
 from data.folder_layout import count_names, find_files, tell_of_odd
 from data.folder_reader import FolderReader
 from data.intensity import to_levels, value_range
-from data.sources.dicom_header import (
-    Header,
-    decoding_options,
-    is_dicom,
-    kind_of,
-    mend,
-    open_header,
-    read_header,
-    used_bits,
-)
+from data.sources.dicom_file import is_dicom, kind_of, open_header
+from data.sources.dicom_header import Header, decoding_options, mend, read_header, used_bits
 from data.sources.dicom_windows import apply_palette, apply_window, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError

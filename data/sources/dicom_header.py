@@ -1,57 +1,23 @@
 """A DICOM header as the standard means it: what is empty is absent, and what is missing, half there
 or outside of the standard is mended or refused, before anything else reads it."""
 
-import math
-import os
-import struct
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
-from pydicom.uid import ExplicitVRLittleEndian as LittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from data.sources.dicom_file import Pixels, open_header
+from data.sources.dicom_values import number, numbers, values, whole
 from runtime.errors import UserError
 
-PIXELS = {0x10: "PixelData", 0x08: "FloatPixelData", 0x09: "DoubleFloatPixelData"}  # of 7FE0
 FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}  # bits
 GRAY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-OTHER_PICTURES = ("Enhanced US Volume Storage", "Parametric Map Storage")
-NO_PICTURES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "PR", "KO", "SR", "REG", "ECG")
-# values of ImageType: scouts, parts of a slide and screens, beside the pictures of a set
-SIDE_PICTURES = ("LOCALIZER", "LABEL", "OVERVIEW", "THUMBNAIL", "SCREEN SAVE")
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-# the first elements of a file without preamble: group 2, or 8 up to SOPClassUID and its time
-FIRST = [b"\2\0\0\0", b"\2\0\1\0"] + [
-    struct.pack(order, 8, element)
-    for order in ("<HH", ">HH")
-    for element in (0, 1, 5, 8, 0x12, 0x13, 0x14, 0x16, 0x18)
-]
-
-# a bad name or date is not ours to complain about
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-
-
-class Pixels(NamedTuple):
-    """The element that holds the pixels.
-
-    Attributes:
-        at: byte of the file at which its value begins; None where the file is deflated as a whole.
-        length: in bytes, of those that are there.
-        items: whether they are compressed, in items.
-    """
-
-    keyword: str
-    vr: str
-    at: int | None
-    length: int
-    items: bool = False
 
 
 class Header(NamedTuple):
@@ -72,69 +38,6 @@ class Header(NamedTuple):
     padding: tuple[float, float] | None
     odd: list[str]
     otherwise: list[str]
-
-
-def is_dicom(path: Path) -> bool:
-    """By its first bytes: DICM behind a preamble, or an element of the first groups."""
-    with open(path, "rb") as file:
-        start = file.read(132)
-    if start[128:] == b"DICM":
-        return True
-    if start[:4] not in FIRST or len(start) < 132:
-        return False
-    explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return explicit or struct.unpack("<I" if start[0] else ">I", start[4:8])[0] < 1024
-
-
-def open_header(path: Path, frame: int = 0) -> tuple[Dataset, Pixels | None]:
-    """All but the pixels, as the file has it, and where these are, if they are there. What an
-    enhanced object says of this frame, or of all frames, stands at the top level."""
-    if not is_dicom(path):
-        raise UserError("no DICOM file: it has no DICM at byte 128")
-    with open(path, "rb") as file:
-        about = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-        pixels = _find_pixels(file, about)
-    groups = [
-        *(about.get("SharedFunctionalGroupsSequence") or [])[:1],
-        *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1],
-    ]
-    for group in groups:
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for inside in (group.get(name) or [])[:1]:
-                about.update(inside)
-    return about, pixels
-
-
-def _find_pixels(file: BinaryIO, about: Dataset) -> Pixels | None:
-    """The element at which the reading of a header stopped."""
-    if about.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        whole = pydicom.dcmread(file.name)
-        found = next((name for name in PIXELS.values() if name in whole), None)
-        return Pixels(found, whole[found].VR, None, len(whole[found].value)) if found else None
-    order, head = "<>"[not about.original_encoding[1]], file.read(12)
-    if len(head) < 12 or head[:2] != struct.pack(f"{order}H", 0x7FE0):
-        return None
-    keyword, vr = PIXELS[struct.unpack(f"{order}H", head[2:4])[0]], head[4:6].decode("latin-1")
-    if vr not in ("OB", "OW", "OF", "OD", "UN"):  # implicit, whatever the file says
-        vr, head = "OW", head[:8]
-        file.seek(-4, os.SEEK_CUR)
-    at, length = file.tell(), struct.unpack(f"{order}I", head[-4:])[0]
-    items = file.read(4) == b"\xfe\xff\x00\xe0"
-    return Pixels(keyword, vr, at, min(length, os.fstat(file.fileno()).st_size - at), items)
-
-
-def kind_of(about: Dataset) -> tuple[str, bool]:
-    """What a file is, and whether that is a picture: its SOP class is one of images by the standard
-    or a private one."""
-    of_meta = about.file_meta.get("MediaStorageSOPClassUID")
-    uid = UID(str(about.get("SOPClassUID") or of_meta or "").strip("\0 "))
-    if not uid.is_valid:  # or missing
-        modality = str(about.get("Modality") or "").strip().upper()
-        return modality or "no SOP class", modality not in NO_PICTURES
-    types = [name for name in _values(about, "ImageType") if name in SIDE_PICTURES]
-    unknown = uid.name == str(uid)
-    picture = unknown or "Image Storage" in uid.name or uid.name in OTHER_PICTURES
-    return ", ".join([uid.name, *types]), picture
 
 
 def read_header(path: Path, frame: int = 0) -> Header:
@@ -204,7 +107,7 @@ def _syntax(about: Dataset, pixels: Pixels) -> UID:
     if pixels.at is None:
         return said
     if not pixels.items:
-        return LittleEndian if about.original_encoding[1] else ExplicitVRBigEndian
+        return ExplicitVRLittleEndian if about.original_encoding[1] else ExplicitVRBigEndian
     if not said.is_transfer_syntax or not said.is_compressed:
         raise UserError(
             "its pixels are compressed, and it does not say how: TransferSyntaxUID is "
@@ -214,11 +117,11 @@ def _syntax(about: Dataset, pixels: Pixels) -> UID:
 
 
 def _mend_colours(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
-    said = str(next(iter(_values(about, "PhotometricInterpretation")), ""))
+    said = str(next(iter(values(about, "PhotometricInterpretation")), ""))
     given = said.strip("\0 ").upper()
     if given != said:
         otherwise.append("photometric")
-    samples = _whole(about, "SamplesPerPixel")
+    samples = whole(about, "SamplesPerPixel")
     kind = given or ("RGB" if samples == 3 else "MONOCHROME2")
     if kind not in (*GRAY, *COLOURS) or samples not in (None, 1, 3):
         raise UserError(
@@ -229,15 +132,15 @@ def _mend_colours(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
     if kind != given:
         odd.append(f"PhotometricInterpretation is {given or 'missing'}, taken as {kind}")
     about.PhotometricInterpretation, about.SamplesPerPixel = kind, 3 if kind in COLOURS else 1
-    about.PlanarConfiguration = 1 if _whole(about, "PlanarConfiguration") == 1 else 0
+    about.PlanarConfiguration = 1 if whole(about, "PlanarConfiguration") == 1 else 0
 
 
 def _mend_bits(about: Dataset, pixels: Pixels, odd: list[str], otherwise: list[str]) -> None:
-    about.Rows, about.Columns = _whole(about, "Rows") or 0, _whole(about, "Columns") or 0
+    about.Rows, about.Columns = whole(about, "Rows") or 0, whole(about, "Columns") or 0
     if min(about.Rows, about.Columns) < 1:
         raise UserError("its header has no Rows or no Columns")
-    stored = _whole(about, "BitsStored") or 0
-    allocated = FLOATS.get(pixels.keyword) or _whole(about, "BitsAllocated") or -(-stored // 8) * 8
+    stored = whole(about, "BitsStored") or 0
+    allocated = FLOATS.get(pixels.keyword) or whole(about, "BitsAllocated") or -(-stored // 8) * 8
     if not allocated and not pixels.items:
         allocated = 8 * pixels.length // (about.Rows * about.Columns * about.SamplesPerPixel)
     if allocated not in (1, 8, 16, 32, 64):
@@ -247,18 +150,18 @@ def _mend_bits(about: Dataset, pixels: Pixels, odd: list[str], otherwise: list[s
             odd.append(f"BitsStored is {stored} of {allocated} bits that are allocated")
         stored = allocated
     about.BitsAllocated, about.BitsStored = allocated, stored
-    high = _whole(about, "HighBit")
+    high = whole(about, "HighBit")
     about.HighBit = high if high is not None and stored <= high < allocated else stored - 1
     if about.HighBit >= stored and not pixels.items:
         otherwise.append("HighBit")
-    about.PixelRepresentation = 1 if _whole(about, "PixelRepresentation") == 1 else 0
+    about.PixelRepresentation = 1 if whole(about, "PixelRepresentation") == 1 else 0
 
 
 def _mend_frames(about: Dataset, pixels: Pixels, odd: list[str], otherwise: list[str]) -> float:
     """Where the file does not say how many frames it has, its length does. Returns the bytes of a
     frame."""
     pixels_of_frame = about.Rows * about.Columns * about.SamplesPerPixel
-    size, frames = pixels_of_frame * about.BitsAllocated / 8, _whole(about, "NumberOfFrames") or 0
+    size, frames = pixels_of_frame * about.BitsAllocated / 8, whole(about, "NumberOfFrames") or 0
     if about.PhotometricInterpretation == "YBR_FULL_422" and not pixels.items:
         if pixels.length >= size * max(frames, 1):  # not subsampled, after all
             about.PhotometricInterpretation = "YBR_FULL"
@@ -289,7 +192,7 @@ def _mend_tables(about: Dataset) -> None:
 
 
 def _mend_rescale(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
-    slope, intercept = (_number(about, f"Rescale{name}") for name in ("Slope", "Intercept"))
+    slope, intercept = (number(about, f"Rescale{name}") for name in ("Slope", "Intercept"))
     for name in ("RescaleSlope", "RescaleIntercept"):
         if name in about:
             del about[name]
@@ -303,7 +206,7 @@ def _mend_rescale(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
 
 
 def _is_table(item: Dataset) -> bool:
-    descriptor = _numbers(item, "LUTDescriptor")
+    descriptor = numbers(item, "LUTDescriptor")
     data = item.get("LUTData")
     known = len(descriptor) == 3 and None not in descriptor and 1 <= (descriptor[2] or 0) <= 16
     return known and data is not None and len(data) > 0
@@ -311,7 +214,7 @@ def _is_table(item: Dataset) -> bool:
 
 def _mend_window(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
     """Keeps the first window that is one."""
-    centers, widths = _numbers(about, "WindowCenter"), _numbers(about, "WindowWidth")
+    centers, widths = numbers(about, "WindowCenter"), numbers(about, "WindowWidth")
     pairs = list(zip(centers, widths))
     usable = [
         k for k, (center, width) in enumerate(pairs) if center is not None and (width or 0) > 0
@@ -332,7 +235,7 @@ def _mend_window(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
 def _padding(about: Dataset, pixels: Pixels, otherwise: list[str]) -> tuple[float, float] | None:
     """What stands for no value, whatever the sign and type that it is given in."""
     prefix = pixels.keyword.removesuffix("PixelData")
-    given = [_number(about, prefix + tag) for tag in PADDING]
+    given = [number(about, prefix + tag) for tag in PADDING]
     if about.SamplesPerPixel > 1 or given[0] is None:
         return None
     found = [each for each in given if each is not None]
@@ -343,43 +246,3 @@ def _padding(about: Dataset, pixels: Pixels, otherwise: list[str]) -> tuple[floa
     if found[0] != given[0] or prefix:
         otherwise.append("padding")
     return min(found), max(found)
-
-
-# Values, one or several, that may be empty, cut or no numbers
-
-
-def _values(about: Dataset, tag: str) -> list[Any]:
-    if tag not in about:
-        return []
-    try:
-        value = about[tag].value
-    except Exception:  # a text that is not of the type of its tag
-        value = about.get_item(tag).value
-    if isinstance(value, bytes):
-        if about.get_item(tag).VR in ("OB", "OW", "UN"):
-            return [int.from_bytes(value, "little" if about.original_encoding[1] else "big")]
-        value = value.decode("latin-1").split("\\")
-    several = isinstance(value, (list, tuple, MultiValue))
-    return list(value) if several else [] if value is None else [value]
-
-
-def _numbers(about: Dataset, tag: str) -> list[float | None]:
-    """None in the place of each that is empty, no number, or not finite."""
-
-    def number(value: Any) -> float | None:
-        try:
-            found = float(str(value).strip("\0 ").replace(",", "."))
-        except ValueError:
-            return None
-        return found if math.isfinite(found) else None
-
-    return [number(value) for value in _values(about, tag)]
-
-
-def _number(about: Dataset, tag: str) -> float | None:
-    return next(iter(_numbers(about, tag)), None)
-
-
-def _whole(about: Dataset, tag: str) -> int | None:
-    found = _number(about, tag)
-    return None if found is None else int(found)

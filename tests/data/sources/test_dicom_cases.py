@@ -139,6 +139,7 @@ def test_a_video_is_named(tmp_path, gray):
         gray()
 
 
+@pytest.mark.filterwarnings("ignore:Expected explicit VR")
 def test_a_syntax_of_another_encoding_than_the_files_is_passed_over(tmp_path, gray):
     stored = hounsfield()
     path = write(tmp_path / "x.dcm", stored, syntax=ImplicitVRLittleEndian, **WINDOW)
@@ -388,8 +389,7 @@ PADDINGS = [
 
 @pytest.mark.parametrize("vr, padding, limit", PADDINGS)
 @pytest.mark.parametrize("kind", [np.int16, np.uint16])
-@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-@pytest.mark.parametrize("window", [{}, WINDOW])
+@pytest.mark.parametrize("photometric, window", [("MONOCHROME1", WINDOW), ("MONOCHROME2", {})])
 def test_padding_of_any_sign_is_black_and_counts_for_no_range(
     tmp_path, gray, vr, padding, limit, kind, photometric, window
 ):
