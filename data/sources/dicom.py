@@ -1,5 +1,6 @@
 """DICOM files, shown as a viewer shows them."""
 
+import contextlib
 import logging
 import math
 import re
@@ -109,11 +110,12 @@ class Dicom(FolderReader):
     def _shows_padding(self, padding: dict[str, Any]) -> bool:
         """Whether it would not be black, were it a value as any other: so it was, once."""
         values, levels = np.array([padding["values"]]), padding["own window"]
-        if self.window:
-            levels = np.asarray(apply_window(values, self.window[0], self.window[1])).max()
-        elif levels is None:
-            levels = np.asarray(to_levels(values, *self.range(values))).max()
-        return bool(padding["inverted"] or levels > 0)
+        with contextlib.suppress(UserError):  # where no range could be measured
+            if self.window:
+                levels = np.asarray(apply_window(values, self.window[0], self.window[1])).max()
+            elif levels is None:
+                levels = np.asarray(to_levels(values, *self.range(values))).max()
+        return bool(padding["inverted"] or (levels or 0) > 0)
 
     def read_image(self, item: int) -> Image.Image:
         path, frame = self.items[item]

@@ -168,15 +168,16 @@ def _mend_frames(about: Dataset, pixels: Pixels, odd: list[str], otherwise: list
             otherwise.append("YBR_FULL")
         else:
             size = size * 2 / 3
-    held = 1 if pixels.items else max(int(pixels.length // size), 1)
-    if frames < 1:
-        if held > 1:
-            odd.append(f"NumberOfFrames is missing, and there are pixels for {held}")
-            otherwise.append("NumberOfFrames")
-        frames = held
-    elif held > frames and about.BitsAllocated > 1:
-        odd.append(f"NumberOfFrames is {frames}, and there are pixels for {held}")
-    about.NumberOfFrames = frames
+    if pixels.items:  # of 8 bytes at least
+        about.NumberOfFrames = min(max(frames, 1), pixels.length // 8 + 1)
+        return size
+    held = int(pixels.length // size)
+    if frames < 1 and held > 1:
+        otherwise.append("NumberOfFrames")
+    if not (0 < frames <= held <= frames + (about.BitsAllocated == 1)) and max(held, frames) > 1:
+        odd.append(f"NumberOfFrames is {frames or 'missing'}, and there are pixels for {held}")
+    # the first that is missing says so for all of them
+    about.NumberOfFrames = min(frames, held + 1) if frames > 0 else max(held, 1)
     return size
 
 

@@ -23,6 +23,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     MRImageStorage,
     ParametricMapStorage,
+    RLELossless,
     RTDoseStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
@@ -352,6 +353,31 @@ def test_pixels_that_are_cut_short_leave_the_frames_before_them(tmp_path, opened
     same(np.asarray(source.read_image(1)), linear(stored[1], 40, 400))
     with pytest.raises(UserError, match="cut short: 3590 bytes of pixels, and 3600 are needed"):
         source.read_image(2)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_number_of_frames_beyond_all_size(tmp_path, opened, caplog, compressed):
+    """One image says so, and not two thousand million of them."""
+    path = write(tmp_path / "x.dcm", hounsfield(shape=(2, *SHAPE)), NumberOfFrames=2, **WINDOW)
+    if compressed:
+        found = pydicom.dcmread(path)
+        found.compress(RLELossless)
+        found.save_as(path)
+    edit(path, lambda found: setattr(found, "NumberOfFrames", 2**31 - 1))
+    source = opened()
+    same(np.asarray(source.read_image(1)), linear(hounsfield(shape=(2, *SHAPE))[1], 40, 400))
+    assert len(source) < 1000
+    with pytest.raises(UserError):
+        source.read_image(2)
+    if not compressed:
+        assert len(source) == 3 and "there are pixels for 2" in caplog.text
+
+
+def test_a_file_without_window_that_is_cut_short_is_listed(tmp_path, opened):
+    path = write(tmp_path / "x.dcm", hounsfield(), PixelPaddingValue=-2000)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="cut short: 1190 bytes"):
+        opened().read_image(0)
 
 
 @pytest.mark.parametrize("name", ["Rows", "Columns"])
