@@ -23,8 +23,9 @@ NUMBERS = (
 )
 # section: keys that came after runs had names, and their defaults, which are no part of a name
 LATER: dict[str, dict[str, Any]] = {
-    "data": {"subset_seed": None},
+    "data": {"subset_seed": None, "fit": "crop", "bands": None},
 }
+PICTURES = ("shown",)  # keys of section data that are about pictures alone
 
 
 def identity(config: RunConfig, images: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def identity(config: RunConfig, images: str) -> dict[str, Any]:
     their path. The number of steps does not count, so that a larger one continues a run."""
     chosen = as_then({section: config.raw[section] for section in NUMBERS})
     reader = reader_keys(config.raw["data"])
-    chosen["data"] = _without(chosen["data"], "_target_", *reader) | {"images": images}
+    chosen["data"] = _without(chosen["data"], "_target_", *reader, *PICTURES) | {"images": images}
     chosen["train"] = _without(chosen["train"], "steps")
     chosen["source"] = _without(chosen["source"], "train")
     for section, defaults in LATER.items():

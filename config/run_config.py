@@ -4,7 +4,7 @@ inside a checkpoint is foreign input."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -118,6 +118,11 @@ class RunConfig:
                 "as sample_size."
             )
         return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+    @property
+    def shown(self) -> Sequence[int] | None:
+        """The channels that pictures show, counted from 1; None: see data.pixels.to_picture."""
+        return self.raw["data"].get("shown")
 
     def build_network(self) -> UNet:
         """Its output channels follow from those of the image and from whether the variance is

@@ -65,14 +65,46 @@ def find_common_range(
         UserError: for integers beside floats.
     """
     _check_kinds(name, measured, way_out)
+    found, limits = _common_range(measured, trained)
+    shown = f"{found.low:g} .. {found.high:g}"
+    _warn_of_far(name, measured, _far_files(measured, limits), shown, way_out)
+    _warn_of_dim(name, measured, found, way_out)
+    return found
+
+
+def find_ranges_of_bands(
+    name: str, measured: Measured, trained: Collection[Path], way_out: str
+) -> list[CommonRange]:
+    """As find_common_range, of files whose images are bands, as many in each, each of which has a
+    range of its own. Little contrast in some is in the nature of bands."""
+    _check_kinds(name, measured, way_out)
+    bands = range(len(next(iter(measured.values()))))
+    each_band = [{path: [ranges[k]] for path, ranges in measured.items()} for k in bands]
+    found = [_common_range(band, trained) for band in each_band]
+    far: dict[Path, LowHigh] = {}
+    for band, (_, limits) in zip(each_band, found):
+        far |= _far_files(band, limits)
+    _warn_of_far(name, measured, far, "of a band", way_out)
+    return [common for common, _ in found]
+
+
+def _common_range(measured: Measured, trained: Collection[Path]) -> tuple[CommonRange, LowHigh]:
+    """And beyond which values a file lies far."""
     counted = [path for path in measured if path in trained] or list(measured)
     ranges = [(each.low, each.high) for path in counted for each in measured[path]]
     wide = [each for each in ranges if each[0] < each[1]] or ranges  # not those of one value
     lowest, highest = fences(wide)
     near = [each for each in wide if lowest <= each[0] and each[1] <= highest]
-    found = CommonRange(*hull(near or wide), len(counted), hull(ranges))
-    _warn_of_far(name, measured, found, (lowest, highest), way_out)
-    return found
+    return CommonRange(*hull(near or wide), len(counted), hull(ranges)), (lowest, highest)
+
+
+def _far_files(measured: Measured, limits: LowHigh) -> dict[Path, LowHigh]:
+    hulls = {path: _hull(ranges) for path, ranges in measured.items()}
+    return {p: (a, b) for p, (a, b) in hulls.items() if a < limits[0] or limits[1] < b}
+
+
+def _hull(ranges: Sequence[OwnRange]) -> LowHigh:
+    return hull((each.low, each.high) for each in ranges)
 
 
 def _check_kinds(name: str, measured: Measured, way_out: str) -> None:
@@ -91,25 +123,25 @@ def _check_kinds(name: str, measured: Measured, way_out: str) -> None:
 
 
 def _warn_of_far(
-    name: str, measured: Measured, found: CommonRange, fences: LowHigh, way_out: str
+    name: str, measured: Measured, far: Mapping[Path, LowHigh], shown: str, way_out: str
 ) -> None:
-    shown, eighth = f"{found.low:g} .. {found.high:g}", (found.high - found.low) / DIM
-    far, dim = {}, {}
-    for path, ranges in measured.items():
-        low, high = hull((each.low, each.high) for each in ranges)
-        if low < fences[0] or fences[1] < high:
-            far[path] = f"{path} ({low:g} .. {high:g})"
-        if high - low < eighth:
-            dim[path] = f"{path} ({low:g} .. {high:g})"
+    """shown: the range."""
     if far:
+        path, (low, high) = next(iter(far.items()))
         log.warning(
             f"{name}: the values of {len(far)} of {len(measured)} files lie far from those of the "
-            f"others, for one {next(iter(far.values()))}. They do not count for the range {shown} "
-            f"and are cut off there. Take them out, or choose: {way_out}."
+            f"others, for one {path} ({low:g} .. {high:g}). They do not count for the range "
+            f"{shown} and are cut off there. Take them out, or choose: {way_out}."
         )
+
+
+def _warn_of_dim(name: str, measured: Measured, found: CommonRange, way_out: str) -> None:
+    eighth = (found.high - found.low) / DIM
+    hulls = {path: _hull(ranges) for path, ranges in measured.items()}
+    dim = [f"{p} ({low:g} .. {high:g})" for p, (low, high) in hulls.items() if high - low < eighth]
     if len(dim) > len(measured) / 4:
         log.warning(
             f"{name}: {len(dim)} of {len(measured)} files fill less than an eighth of the range "
-            f"{shown}, so they have little contrast, for one {next(iter(dim.values()))}. Choose: "
-            f"{way_out}."
+            f"{found.low:g} .. {found.high:g}, so they have little contrast, for one {dim[0]}. "
+            f"Choose: {way_out}."
         )

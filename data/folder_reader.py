@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.common_range import find_common_range, of_cache
+from data.common_range import CommonRange, find_common_range, find_ranges_of_bands, of_cache
+from data.deep_image import Ranges
 from data.file_cache import FileCache
 from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
@@ -138,9 +139,7 @@ class FolderReader(ImageReader):
                 f"{self.item_name(one)} and {self.item_name(other)}"
             )
 
-    def measure_range(
-        self, what: str, ranges_of_file: Callable[[Path], Any], said: str, mixed: str = ""
-    ) -> Range:
+    def measure_range(self, what: str, ranges_of_file: Callable[[Path], Any], said: str) -> Range:
         """One range for all images that need one, see data.common_range; called by a subclass when
         its splits are known. It is part of the fingerprint where it leaves out files.
 
@@ -149,24 +148,64 @@ class FolderReader(ImageReader):
             ranges_of_file: an OwnRange for each image that needs one; None of a broken file.
             said: to the log, with low, high and n, of how many files it is; behind "; " stand the
                 settings that choose another.
+        """
+        way_out = said.partition("; ")[2]
+        if not (measured := of_cache(self._look_up(what, ranges_of_file))):
+            return lambda values: _no_range(way_out)
+        found = find_common_range(self.name, measured, self._trained, way_out)
+        log.info(f"{self.name}: {said.format(low=found.low, high=found.high, n=found.n)}")
+        self._count_range([found])
+        return lambda values: (found.low, found.high)
+
+    def measure_ranges(
+        self, what: str, ranges_of_file: Callable[[Path], Any], said: str, mixed: str
+    ) -> Ranges:
+        """As measure_range, a range for each band; images of so many bands have ranges of their
+        own.
+
+        Args:
+            ranges_of_file: an OwnRange for each band of the image, one of gray or colour; none
+                where its values are levels.
             mixed: to the log where only some files need one, with n of them and one, the number of
                 the others and another.
         """
-        way_out, files = said.partition("; ")[2], list(dict.fromkeys(self.files))
-        known = dict(zip(files, self.file_cache.look_up(files, what, ranges_of_file)))
-        if not (measured := of_cache(known)):
-            return lambda values: _no_range(way_out)
-        trained = {self.files[item] for item in self.splits["train"]}
-        found = find_common_range(self.name, measured, trained, way_out)
-        log.info(f"{self.name}: {said.format(low=found.low, high=found.high, n=found.n)}")
-        if mixed and (others := [path for path, ranges in known.items() if ranges == []]):
+        way_out, known = said.partition("; ")[2], self._look_up(what, ranges_of_file)
+        measured = of_cache(known)
+        if measured and (others := [path for path, ranges in known.items() if ranges == []]):
             counts = {"n": len(measured), "one": next(iter(measured))}
             others_counts = {"others": len(others), "another": others[0]}
             log.warning(f"{self.name}: {mixed.format(**counts, **others_counts)}")
-        low_high = found.low, found.high
-        if low_high != found.plain:
-            self.fingerprint = sha256_of([self.fingerprint, "range", low_high])
-        return lambda values: low_high
+        joined: dict[int, list[LowHigh]] = {}
+        for bands in sorted(set(map(len, measured.values()))):
+            same = {path: ranges for path, ranges in measured.items() if len(ranges) == bands}
+            if bands == 1:
+                found = [find_common_range(self.name, same, self._trained, way_out)]
+                told = said.format(low=found[0].low, high=found[0].high, n=found[0].n)
+            else:
+                found = find_ranges_of_bands(self.name, same, self._trained, way_out)
+                listed = ", ".join(f"{each.low:g} .. {each.high:g}" for each in found)
+                told = (
+                    f"each of the {bands} bands from black to white by a range of its own, "
+                    f"{listed}, measured over the {found[0].n} images to train on; {way_out}"
+                )
+            log.info(f"{self.name}: {told}")
+            self._count_range(found)
+            joined[bands] = [(each.low, each.high) for each in found]
+        return lambda parts: joined.get(len(parts)) or [_no_range(way_out)]
+
+    def _look_up(self, what: str, ranges_of_file: Callable[[Path], Any]) -> dict[Path, Any]:
+        files = list(dict.fromkeys(self.files))
+        return dict(zip(files, self.file_cache.look_up(files, what, ranges_of_file)))
+
+    @property
+    def _trained(self) -> set[Path]:
+        return {self.files[item] for item in self.splits["train"]}
+
+    def _count_range(self, found: Sequence[CommonRange]) -> None:
+        """A range that leaves out files is part of what the images are."""
+        if any((each.low, each.high) != each.plain for each in found):
+            limits = [limit for each in found for limit in (each.low, each.high)]
+            self.fingerprint = sha256_of([self.fingerprint, "range", limits])
 
 
 def _no_range(way_out: str) -> LowHigh:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from data.decoding import decode_all, list_broken
 from data.folder_layout import list_folder, none_found
 from data.image_file import SUFFIXES, read_image_file
-from data.intensity import value_range
+from data.intensity import Levels
 from data.library_warnings import heard
-from data.resize import to_array
+from data.resize import height_width, to_array
 from runtime.errors import UserError
 
 SHEETS = {"grid.png", "strip.png"}  # of sample.py, beside its numbered images and none of them
@@ -31,8 +32,8 @@ def open_images(
     Args:
         size: [height, width], to which images are scaled and cut as those of data/ are; None: as
             they are, all alike.
-        channels: 1 (colour becomes luma) or 3 (gray is repeated); None: 3 where any image has
-            colour.
+        channels: 1 (colour becomes luma), 3 (gray is repeated), or as many as there are; None: 3
+            where any image has colour, and of bands as many as the first image has.
         say: told where images were scaled.
 
     Returns:
@@ -43,22 +44,25 @@ def open_images(
             is given.
     """
     files = _files(folder)
-    H, W = size or _size_of(files[0])
-    images = np.empty((len(files), H, W, channels or 3), np.uint8)
+    first = _first(files[0])
+    H, W = size or height_width(first)
+    bands = first.shape[2] if isinstance(first, np.ndarray) else 3
+    images = np.empty((len(files), H, W, channels or bands), np.uint8)
     coloured: list[int] = []
     scaled: list[int] = []
 
     def decode(k: int) -> None:
-        image = read_image_file(files[k], value_range)
-        if (image.height, image.width) != (H, W):
+        image = read_image_file(files[k])
+        height, width = height_width(image)
+        if (height, width) != (H, W):
             if not size:
                 raise UserError(
-                    f"{image.height} high and {image.width} wide, and {files[0]} is {H} high and "
+                    f"{height} high and {width} wide, and {files[0]} is {H} high and "
                     f"{W} wide. Images of several sizes need one to be scaled to: "
                     "size=[HEIGHT,WIDTH]"
                 )
             scaled.append(k)
-        if image.mode not in GRAY:
+        if not isinstance(image, Image.Image) or image.mode not in GRAY:
             coloured.append(k)
         images[k] = to_array(image, (H, W), images.shape[-1], upscale=True)
 
@@ -91,10 +95,9 @@ def by_number(name: str) -> list[tuple[int, str]]:
     ]
 
 
-def _size_of(path: Path) -> tuple[int, int]:
+def _first(path: Path) -> Levels:
     try:
         with heard():  # it is told when all are read
-            image = read_image_file(path, value_range)
+            return read_image_file(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return image.height, image.width

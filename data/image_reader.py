@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from data.intensity import Levels
 from data.splits import Splits
 
 # where images are missing, the last words of a message
@@ -36,7 +35,7 @@ class ImageReader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read_image(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Levels:
         """Called from several threads at once, item after item.
 
         Raises:

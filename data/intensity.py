@@ -8,12 +8,22 @@ from PIL import Image
 
 from runtime.errors import UserError
 
+# a picture, gray or in colour, or bands: [H, W, C], 0..255
+Levels = Image.Image | np.ndarray
 LowHigh = tuple[float, float]  # the values that are shown black and white
 Range = Callable[[np.ndarray], LowHigh]  # of an image; value_range is one
 TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not darken all the rest
 REACH = 2.5  # typical ranges that others may reach beyond it
 OUTER = 3  # interquartile ranges between a quartile and its outer fence
 DRAWN = 1 << 20  # values that a quantile is taken from, where there are more
+
+
+def of_bytes(pixels: np.ndarray) -> Levels:
+    """[H, W, C] uint8, which are levels already: gray, colour or bands."""
+    channels = pixels.shape[-1]
+    if channels not in (1, 3):
+        return pixels
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
 def to_levels(values: np.ndarray, low: float, high: float) -> Image.Image:

@@ -14,7 +14,7 @@ import numpy as np
 from data.decoding import decode_all, list_broken
 from data.file_cache import whole_stamp
 from data.image_reader import ImageReader
-from data.resize import TooSmall, to_array
+from data.resize import Unfit, to_array
 from data.settings import DataSettings
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -29,7 +29,7 @@ from runtime.files import (
 )
 from runtime.log import recorded
 
-DECODER = 3  # raise when to_array changes what it makes of a file
+DECODER = 4  # raise when to_array, or a reader, changes what it makes of a file
 BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
 
 log = logging.getLogger("data")
@@ -196,12 +196,9 @@ def _tell_of_one_colour(reader: ImageReader, items: list[int], broken: Collectio
 
 
 def _unusable(reader: ImageReader, failures: Mapping[int, UserError]) -> UserError:
+    cures = dict.fromkeys(error.cure for error in failures.values() if isinstance(error, Unfit))
     cure = "\nMend or remove them, or leave them out with data.skip_broken=true."
-    if any(isinstance(error, TooSmall) for error in failures.values()):
-        cure += (
-            " What is too small is enlarged with data.upscale=true; or choose a smaller data.size."
-        )
-    return UserError(_listed(reader, failures, "cannot be used") + cure)
+    return UserError(" ".join([_listed(reader, failures, "cannot be used") + cure, *cures]))
 
 
 def _listed(reader: ImageReader, broken: Mapping[int, object], verdict: str) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.file_cache import FileCache
 from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
+from data.pixels import check_shown
 from runtime.config_schema import Settings, make
 from runtime.content import sha256_of
 
@@ -21,13 +22,18 @@ class DataSettings(Settings):
     Attributes:
         reader: of the images, bound to its own settings.
         size: [height, width] or one number for both.
-        channels: 1 (colour becomes luma, ITU-R 601) or 3 (gray is repeated).
+        channels: 1 (colour becomes luma, ITU-R 601), 3 (gray is repeated), or as many as the images
+            have.
         flip: mirror at random while training; off where left and right differ, as in radiographs.
         n_train: train on so many images; null for all.
         subset_seed: draws them; null is the run's seed, so that each seed of a run sees others.
         upscale: enlarge images that are smaller than size.
         resample: the filter that scales, antialiased in each case.
         skip_broken: leave out what is broken, foreign or too small, instead of stopping.
+        fit: crop fills the size and cuts off what is beside it; pad keeps all, with black around.
+        bands: the channels of a file that are taken, in this order, counted from 1 as GDAL counts.
+        shown: the channels that pictures and image features show, of these, counted from 1: three
+            or one; null for the first three (data.pixels.to_picture).
     """
 
     reader: partial[ImageReader]
@@ -39,10 +45,12 @@ class DataSettings(Settings):
     upscale: bool = False
     resample: Literal["lanczos", "bicubic", "hamming", "bilinear", "box"] = "lanczos"
     skip_broken: bool = False
+    fit: Literal["crop", "pad"] = "crop"
+    bands: Sequence[int] | None = None
+    shown: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, not {self.channels}.")
+        self._check_channels()
         sides = 2 if isinstance(self.size, int) else len(self.size)
         if sides != 2 or min(self.height_width) < 1:
             raise ValueError(
@@ -54,15 +62,31 @@ class DataSettings(Settings):
                 "null: set n_train too, or leave subset_seed at null."
             )
 
+    def _check_channels(self) -> None:
+        if self.channels < 1:
+            raise ValueError(f"channels must be at least 1, not {self.channels}.")
+        if self.bands is not None:
+            if not self.bands or min(self.bands) < 1:
+                raise ValueError(f"bands={list(self.bands)}: the first band is 1, as GDAL counts.")
+            if len(self.bands) not in (self.channels, 1 if self.channels == 3 else self.channels):
+                raise ValueError(
+                    f"bands={list(self.bands)} are {len(self.bands)} and channels={self.channels}: "
+                    f"set data.channels={len(self.bands)}."
+                )
+        check_shown(self.shown, self.channels)
+
     @property
     def height_width(self) -> tuple[int, int]:
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return height, width
 
     @property
-    def resizing(self) -> tuple[tuple[int, int], int, bool, str]:
-        """What data.resize.to_array takes beside an image."""
-        return self.height_width, self.channels, self.upscale, self.resample
+    def resizing(self) -> tuple[Any, ...]:
+        """What data.resize.to_array takes beside an image, without what came later and is at its
+        default: memory maps are named by it."""
+        first = (self.height_width, self.channels, self.upscale, self.resample)
+        later = (self.fit, self.bands)
+        return first if later == ("crop", None) else first + later
 
     def open_reader(self, cache: Path) -> ImageReader:
         """cache: a folder, in which it is kept what was found out about files."""

@@ -1,6 +1,7 @@
 """The generated images that are most like copies, each beside its training image: what a number
 about copies looks like."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from data.pixels import to_picture
 from evaluation.protocol import ReferenceImages
 from metrics.memorization import nearest
 from runtime.files import write_atomically, write_json
@@ -18,7 +20,12 @@ SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet
 
 
 def write_closest(
-    folder: Path, generated: np.ndarray, pixels: Tensor, reference: ReferenceImages, train: Tensor
+    folder: Path,
+    generated: np.ndarray,
+    pixels: Tensor,
+    reference: ReferenceImages,
+    train: Tensor,
+    view: Callable[[np.ndarray], np.ndarray] = to_picture,
 ) -> None:
     """closest.png, pairs of a generated image (left) and the training image nearest to it, and
     closest.json. First those that are so much nearer to it than to the next, d1 / d2, as by
@@ -28,6 +35,7 @@ def write_closest(
         generated: [N, H, W, C] uint8.
         pixels: [N, D], the same in [0, 1].
         train: [M, D], the training images in [0, 1].
+        view: [H, W, C] -> [H, W, 1 or 3], what the pictures show.
     The distance is the root of the mean squared difference of two pixels, of [0, 1].
     """
     near = nearest(pixels, train, min(2, len(train)))
@@ -48,7 +56,8 @@ def write_closest(
     for pair in pairs:
         ratio = "" if pair["ratio"] is None else f", d1/d2 {pair['ratio']:.2f}"
         text = f"d1 {pair['distance']:.3f}{ratio}"
-        shown.append((generated[pair["generated"]], reference.images[pair["train"]], text))
+        left, right = generated[pair["generated"]], reference.images[pair["train"]]
+        shown.append((view(left), view(right), text))
     write_atomically(folder / "closest.png", png(sheet(shown)))
 
 

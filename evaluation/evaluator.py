@@ -5,8 +5,9 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from config.old_spelling import as_then
 from data.image_folder import open_images
+from data.pixels import to_picture
 from diffusion.generate import as_made
 from evaluation.closest_pairs import write_closest
 from evaluation.image_features import FeatureExtractor, ImageFeatures
@@ -23,6 +25,7 @@ from evaluation.network_metrics import NetworkMetrics
 from evaluation.protocol import (
     ReferenceImages,
     evaluation_folder,
+    features_see,
     lacks_source,
     protocol_of,
     read_evaluation,
@@ -90,7 +93,8 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
     reference = reference_images(dataset.images, dataset.splits, about)
     select = found.path.name if (path / STATE).is_file() else settings.select
     sampler = as_then(as_made(sampler, settings.sampler, run.config.schedule))
-    protocol = protocol_of(settings, reference, sampler, select)
+    shown = features_see(dataset.images.shape[-1], settings.shown or run.config.shown)
+    protocol = protocol_of(settings, reference, sampler, select, shown)
     folder = evaluation_folder(settings, run.directory, protocol)
     sha256 = run.trained.digests[run.which]
     with locked(folder / ".lock", f"{folder} is being written by another process."):
@@ -104,7 +108,7 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
         if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
-        evaluator = RunEvaluator(settings, folder, reference, run, sampler)
+        evaluator = RunEvaluator(settings, folder, reference, shown, run, sampler)
         checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
         record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
         evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
@@ -121,22 +125,25 @@ def evaluate_folder(settings: EvaluateSettings) -> Path:
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     reference = reference_images(images, splits, [digest])
-    protocol = protocol_of(settings, reference, {}, settings.select)
+    shown = features_see(channels, settings.shown)
+    protocol = protocol_of(settings, reference, {}, settings.select, shown)
     folder = evaluation_folder(settings, Path(), protocol)
     with locked(folder / ".lock", f"{folder} is being written by another process."):
         read_evaluation(folder, protocol, None)
-        evaluator = ImageEvaluator(settings, folder, reference)
+        evaluator = ImageEvaluator(settings, folder, reference, shown)
         evaluator.write({"protocol": protocol, **evaluator.evaluate()})
     return folder
 
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Of images in a folder. out: gets the evaluation and the closest pairs."""
+    """Of images in a folder. out: gets the evaluation and the closest pairs. shown: see
+    features_see."""
 
     settings: EvaluateSettings
     out: Path
     reference: ReferenceImages
+    shown: Sequence[int] | None
     notes: Notes = field(default_factory=Notes, init=False)
 
     @cached_property
@@ -147,7 +154,12 @@ class ImageEvaluator:
     def extractor(self) -> FeatureExtractor:
         settings, cache = self.settings, Path(self.settings.cache).expanduser()
         return FeatureExtractor(
-            settings.features, settings.perceptual, self.device, settings.batch_size, cache
+            settings.features,
+            settings.perceptual,
+            self.device,
+            settings.batch_size,
+            cache,
+            self.shown,
         )
 
     def evaluate(self) -> Record:
@@ -184,7 +196,8 @@ class ImageEvaluator:
             noise = noise_images(len(images), images.shape[1:])
             others = {"noise": extractor.extract(noise, "noise"), **others}
             record["baselines"] = compare_baselines(train, test, others, frechet)
-        write_closest(self.out, images, generated.pixels, reference, train.pixels)
+        view = partial(to_picture, shown=self.shown)
+        write_closest(self.out, images, generated.pixels, reference, train.pixels, view)
         return record, generated
 
     def write(self, record: Record) -> None:

@@ -1,7 +1,9 @@
 """Sets of images as the features that an evaluation measures in see them."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.pixels import to_picture
 from evaluation.protocol import ReferenceImages
 from metrics.features import Embedding, Features, extract
 from metrics.features.distances import Pixels
@@ -30,13 +33,15 @@ class ImageFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """cache: of features that other evaluations need too."""
+    """cache: of features that other evaluations need too. shown: the channels of the images that
+    features see, where they are not gray or colour as they are; pixels are all of them."""
 
     features: Features
     perceptual: Features
     device: torch.device
     batch_size: int
     cache: Path
+    shown: Sequence[int] | None = None
 
     def extract(self, images: np.ndarray, what: str) -> ImageFeatures:
         """Of images [N, H, W, C] uint8. what: they are, for the progress bar."""
@@ -55,7 +60,8 @@ class FeatureExtractor:
         )
 
     def _cached(self, kind: Features, reference: ReferenceImages, split: str) -> Tensor:
-        key = sha256_of([kind.identity, reference.digests[split]])[:16]
+        seen = [list(self.shown)] if self.shown else []
+        key = sha256_of([kind.identity, reference.digests[split], *seen])[:16]
         path = self.cache / "features" / f"{key}.npy"
         with locked(path.with_suffix(".lock")):
             if read_checked(path) is not None:
@@ -71,7 +77,8 @@ class FeatureExtractor:
         self, kind: Features, images: np.ndarray, rows: np.ndarray | None, what: str
     ) -> Embedding:
         desc = f"{kind.short} features of {what}"
-        return extract(kind, images, rows, self.batch_size, desc, self.device)
+        view = partial(to_picture, shown=self.shown)
+        return extract(kind, images, rows, self.batch_size, desc, self.device, view)
 
     @property
     def names(self) -> dict[str, Any]:

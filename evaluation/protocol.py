@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.pixels import check_shown, shown_by_default
 from evaluation.settings import EvaluateSettings
 from evaluation.trained_run import TrainedRun
 from metrics.estimate import EVALUATION, GRID, VERSION, Record, as_now
@@ -52,9 +53,13 @@ def reference_images(
 
 
 def protocol_of(
-    settings: EvaluateSettings, reference: ReferenceImages, sampler: Record, select: str
+    settings: EvaluateSettings,
+    reference: ReferenceImages,
+    sampler: Record,
+    select: str,
+    shown: Sequence[int] | None = None,
 ) -> Record:
-    """select: best, last, or the step that was asked for."""
+    """select: best, last, or the step that was asked for. shown: see features_see."""
     common = {
         # by the name of then: evaluations of then are of the same protocol
         "metrics": ["floors" if m == "baselines" else m for m in settings.wanted],
@@ -62,6 +67,7 @@ def protocol_of(
         "test": reference.digests.get("test"),
         "features": settings.features.identity,
         "perceptual": settings.perceptual.identity,
+        **({"shown": shown} if shown else {}),
     }
     if settings.images:
         return {"images": str(Path(settings.images).expanduser().resolve()), **common}
@@ -74,6 +80,21 @@ def protocol_of(
         "held_out_grid": GRID,
         "bound": [settings.bound_images, settings.bound_steps],
     }
+
+
+def features_see(channels: int, shown: Sequence[int] | None) -> Sequence[int] | None:
+    """The channels of an image, counted from 1, that image features see. None: gray or colour as
+    they are, as in evaluations of before.
+
+    Raises:
+        UserError: where the images have no such channels.
+    """
+    try:
+        check_shown(shown, channels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    seen = list(shown or shown_by_default(channels))
+    return None if seen == list(range(1, channels + 1)) else seen
 
 
 def evaluation_folder(settings: EvaluateSettings, run: Path, protocol: Record) -> Path:

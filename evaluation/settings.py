@@ -46,6 +46,7 @@ class EvaluateSettings(Settings):
     device: str
     precision: Precision
     kernels: Kernels
+    shown: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()

@@ -99,7 +99,8 @@ class TrainedRun:
             raise UserError(
                 f"the images of {self.directory}: {error}\nWhere they are: {MOVED}"
             ) from error
-        shape = [data.height_width, data.channels, data.resample, data.upscale]
+        later = data.resizing[4:]  # fit and bands, where they are not at their defaults
+        shape = [data.height_width, data.channels, data.resample, data.upscale, *later]
         return dataset, [reader.fingerprint, *shape]
 
     def _check_same(self, fingerprint: str) -> None:

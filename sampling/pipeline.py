@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from data.pixels import to_uint8
+from data.pixels import to_picture, to_uint8
 from diffusion.denoiser import Condition, Denoise, Denoiser
 from diffusion.generate import SamplerSettings, generate, steps_of, warn_of_start
 from diffusion.guidance import guide
@@ -105,12 +106,13 @@ def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) ->
 @dataclass(frozen=True)
 class Pipeline:
     """A trained model that is sampled from. source: where what it was trained from is, if that
-    moved."""
+    moved. shown: the channels that pictures show, counted from 1; None: those of its config."""
 
     weights: TrainedWeights
     device: torch.device
     which: Which = "ema"
     source: str | None = None
+    shown: Sequence[int] | None = None
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -194,11 +196,15 @@ class Pipeline:
         request = SampleRequest(settings, n, seed, batch_size, label, guidance, reference)
         return torch.cat([x0.cpu() for _, x0 in self.batches(request, range(n))])
 
-    @staticmethod
-    def to_pil(images: Tensor) -> list[Image.Image]:
+    def view(self, images: np.ndarray) -> np.ndarray:
+        """[..., C] -> [..., 1 or 3], the channels that pictures show."""
+        return to_picture(images, self.shown or self.weights.config.shown)
+
+    def to_pil(self, images: Tensor) -> list[Image.Image]:
         """[n, C, H, W] in about [-1, 1] -> pictures of 8 bits."""
-        pixels = to_uint8(images).squeeze(-1)  # gray is [n, H, W]
-        return [Image.fromarray(image) for image in pixels.cpu().numpy()]
+        pixels = self.view(to_uint8(images).cpu().numpy())
+        gray = pixels.shape[-1] == 1  # [n, H, W], as Pillow has it
+        return [Image.fromarray(image) for image in (pixels[..., 0] if gray else pixels)]
 
 
 def load(

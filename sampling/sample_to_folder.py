@@ -2,16 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from config.old_spelling import as_then
 from config.sections import Precision
+from data.pixels import check_shown
 from diffusion.generate import as_made
 from models.formats.published import SECTIONS
 from runtime.checkpoint import Which
 from runtime.config_schema import Settings
+from runtime.errors import UserError
 from sampling.pipeline import SampleRequest, load
 from sampling.write_images import claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights
@@ -33,6 +35,7 @@ class SampleSettings(SampleRequest, Settings):
     strip: int
     device: str
     precision: Precision
+    shown: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch_size < 1 or self.strip < 1:
@@ -67,6 +70,11 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
         settings.overrides,
     )
     found, config = model.weights, model.weights.config
+    try:
+        check_shown(settings.shown, config.image_shape[0])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    model = replace(model, shown=settings.shown)
     out = Path(settings.out) if settings.out else default_out(found, settings)
     what = {
         "weights": found.digests[settings.weights],

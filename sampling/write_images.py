@@ -1,17 +1,20 @@
 """A folder of images that a denoiser makes: those that are missing in it can be made at any
 time."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from data.image_file import read_image_file
 from data.pixels import to_uint8
+from data.resize import in_bands
 from diffusion.generate import steps_of
 from runtime.content import differences
 from runtime.errors import UserError
@@ -30,7 +33,9 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
     Returns:
         How many were made.
     """
-    missing = [k for k in range(request.n) if not (out / image_name(k)).exists()]
+    channels = model.weights.config.image_shape[0]
+    files = [out / image_name(k, channels) for k in range(request.n)]
+    missing = [k for k, file in enumerate(files) if not file.exists()]
     steps = steps_of(model.denoiser.schedule, request.sampler)[:-1]
     evenly = np.linspace(0, len(steps) - 1, frames).round().astype(int)
     picked = {steps[i] for i in evenly}
@@ -45,24 +50,43 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
         for numbers, x0 in model.batches(request, missing, on_step):
             pixels = to_uint8(x0).cpu()
             for k, image in zip(numbers, pixels.numpy(), strict=True):
-                write_atomically(out / image_name(k), png(image))
+                write_atomically(files[k], lossless(image))
             if 0 in numbers:  # a row for each image, from noise at the left to the image
                 rows = torch.stack([*strip, pixels[:8]], dim=1)
-                sheet = grid(rows.flatten(0, 1).numpy(), columns=rows.shape[1])
+                sheet = grid(model.view(rows.flatten(0, 1).numpy()), columns=rows.shape[1])
                 write_atomically(out / "strip.png", png(sheet))
-    shown = np.stack([read_image(out / image_name(k)) for k in range(min(request.n, 256))])
-    write_atomically(out / "grid.png", png(grid(shown)))
+    shown = np.stack(list(map(read_image, files[:256])))
+    write_atomically(out / "grid.png", png(grid(model.view(shown))))
     return len(missing)
 
 
-def image_name(k: int) -> str:
-    return f"{k:06d}.png"
+def image_name(k: int, channels: int) -> str:
+    """A TIFF has any number of channels; a PNG is known by everyone."""
+    return f"{k:06d}.{'png' if channels in (1, 3) else 'tif'}"
+
+
+def lossless(pixels: np.ndarray) -> bytes:
+    """[H, W, C] uint8 as the file of image_name."""
+    if (channels := pixels.shape[-1]) in (1, 3):
+        return png(pixels)
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        pixels,
+        photometric="minisblack",
+        planarconfig="contig",
+        extrasamples=["unspecified"] * (channels - 1),
+        compression="zlib",
+        metadata=None,
+    )
+    return buffer.getvalue()
 
 
 def read_image(path: Path) -> np.ndarray:
+    """[H, W, C] uint8 of a file of lossless."""
     try:
-        return np.atleast_3d(np.asarray(Image.open(path)))
-    except (OSError, SyntaxError) as error:  # Pillow's, of what is no image and of half of one
+        return in_bands(read_image_file(path)).astype(np.uint8)
+    except UserError as error:
         raise UserError(
             f"{path} is damaged ({error}): delete it, and the same command makes it again."
         ) from error
@@ -76,7 +100,8 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     """
     path = out / SETTINGS
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.glob("[0-9]*.png")):  # not where a command failed before its first image
+    # not where a command failed before its first image
+    if any(out.glob("[0-9]*.png")) or any(out.glob("[0-9]*.tif")):
         unknown = f"{out} holds images of unknown origin: give these their own out=DIR."
         if not path.exists():
             raise UserError(unknown)

@@ -20,7 +20,7 @@ from config.run_config import RunConfig
 from config.sections import TransferSettings
 from data.batches import Batch, Batches
 from data.dataset import Dataset
-from data.pixels import to_uint8, to_x0
+from data.pixels import to_picture, to_uint8, to_x0
 from diffusion.denoiser import Denoiser
 from diffusion.generate import generate
 from diffusion.guidance import drop_labels
@@ -123,7 +123,12 @@ class Trainer:
         if count := self.run.kid_images:
             batch_size = self.config.train.batch_size
             self.light = LightSet(
-                self.dataset, count, batch_size, self.device, on_batch=self.stop.check
+                self.dataset,
+                count,
+                batch_size,
+                self.device,
+                on_batch=self.stop.check,
+                shown=self.config.shown,
             )
 
     # one step
@@ -361,12 +366,12 @@ class Trainer:
             )
 
     def _sample(self):
-        """A grid [H, W, C] uint8 from noise that is the same at every step and in every run;
+        """A grid [H, W, 1 or 3] uint8 from noise that is the same at every step and in every run;
         classes in turn."""
         n = self.run.samples
         label = torch.arange(n, device=self.device) % (self.denoiser.network.classes or 1)
         x0 = self._generate([derive("grid", k) for k in range(n)], label)
-        return grid(to_uint8(x0).cpu().numpy())
+        return grid(to_picture(to_uint8(x0).cpu().numpy(), self.config.shown))
 
     # keeping
 

@@ -4,7 +4,7 @@ the training images, as it trains."""
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.dataset import Dataset
-from data.pixels import to_uint8
+from data.pixels import to_picture, to_uint8
 from data.splits import spread
 from metrics.features import Features, extract
 from metrics.features.random import RandomConvolutional
@@ -47,6 +47,7 @@ class LightSet:
         count: images to generate.
         batch_size: the most at a time.
         on_batch: called before each batch; it may raise, to stop.
+        shown: the channels that the features see (data.pixels.to_picture).
     Raises:
         UserError: where there are no validation images to compare with.
     """
@@ -57,6 +58,7 @@ class LightSet:
     device: torch.device
     features: Features = field(default_factory=RandomConvolutional)
     on_batch: Callable[[], object] = lambda: None
+    shown: Sequence[int] | None = None
 
     def __post_init__(self):
         if (found := len(self.dataset.splits["validation"])) < 2:
@@ -116,4 +118,5 @@ class LightSet:
 
     def _features(self, images: np.ndarray, rows: np.ndarray | None, which: str) -> Tensor:
         desc = f"features of {which} images"
-        return extract(self.features, images, rows, BATCH, desc, self.device).features
+        view = partial(to_picture, shown=self.shown)
+        return extract(self.features, images, rows, BATCH, desc, self.device, view).features

@@ -13,6 +13,7 @@ from config.run_config import RunConfig
 from data.batches import Batches
 from data.dataset import Dataset, open_dataset
 from data.image_reader import ImageReader
+from data.pixels import to_picture
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.generate import warn_of_start
@@ -164,7 +165,7 @@ def open_trainer(
     autocast = arithmetic(precision, device)
     dispatch.select(config.run.kernels, device)
     dataset = open_dataset(config.data, images, config.seed, Path(config.run.cache))
-    show_images(dataset, config.run.samples, directory / "images.png")
+    show_images(dataset, config.run.samples, directory / "images.png", config.shown)
     tell_classes(dataset, config.classes)
     classes = saved.classes if saved else class_names(config, dataset.classes, origin)
     dataset = replace(dataset, classes=classes)
@@ -231,10 +232,12 @@ def start_denoiser(
     return denoiser
 
 
-def show_images(dataset: Dataset, count: int, path: Path) -> None:
+def show_images(
+    dataset: Dataset, count: int, path: Path, shown: Sequence[int] | None = None
+) -> None:
     """A sheet of training images as the network will see them: where a wrong window, orientation or
     crop is noticed."""
     if not path.exists():
         rows = spread(dataset.splits["train"], count, dataset.labels)
-        write_atomically(path, png(grid(dataset.images[rows])))
+        write_atomically(path, png(grid(to_picture(dataset.images[rows], shown))))
         log.info(f"training images as the network sees them: {path}")

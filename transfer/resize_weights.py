@@ -35,33 +35,32 @@ class Resized(NamedTuple):
 
 
 def resize_input_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
-    """conv_in [O, I, k, k] for images of n_target channels in place of n_source.
+    """conv_in [O, I, k, k] for images of n_target channels in place of n_source: each channel gets
+    the sum over the source's, divided by n_target (the mean times n_source / n_target).
 
-    To gray: the sum over the inputs. On a gray image this is the source's response to the image as
-    RGB. It is not on noise: the source saw n_source independent noises, whose responses add up in
-    squares, and the sum sees one, of up to sqrt(n_source) times their standard deviation (n_source
-    times the variance). Else target channel j gets the weights of channel j mod n_source, times
-    n_source / n_target. Equal channels give the source's response where n_target is a multiple of
-    n_source; else (3 -> 4, 4 -> 3) some of its channels weigh more than others. Of more channels
-    than the source has, some have the same weights, so that the network sees only their sum until
-    it trains.
+    Equal channels get the source's response to such an image of its own, which is gray, whatever
+    the two numbers are. Noise does not: independent noises add up in squares, so for weights that
+    are equal over the channels its response has n_source / n_target times the source's variance:
+    three times from RGB to gray, about a quarter of it from RGB to 13 bands. The channels begin
+    with the same weights, as nothing says which of them is red; so the network sees only their mean
+    until it trains.
     """
     n_source, n_target, _ = ends
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
         return None
+    value = (source.sum(1, keepdim=True) * (1 / n_target)).expand(-1, n_target, -1, -1)
     if n_target == 1:
-        return Resized(source.sum(1, keepdim=True), f"summed over {n_source} input channels", False)
-    index = torch.arange(n_target) % n_source
-    return Resized(
-        source[:, index] * (n_source / n_target),
-        f"input channels repeated {n_source} -> {n_target}, times {n_source}/{n_target}",
-        n_target > n_source,
-    )
+        how = f"summed over {n_source} input channels"
+    elif n_source == 1:
+        how = f"input channels repeated 1 -> {n_target}, times 1/{n_target}"
+    else:
+        how = f"the sum over {n_source} input channels, times 1/{n_target}, for each of {n_target}"
+    return Resized(value.contiguous(), how, n_target > 1)
 
 
 def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:
     """conv_out (weight and bias) for images of another number of channels, n_source -> n_target:
-    the mean for gray, repeated rows for more. Its second half is about the variance, where that is
+    each gets the mean over the source's. Its second half is about the variance, where that is
     learned: one that is new starts at zero, in the middle of Nichol and Dhariwal's range; one that
     the target does not learn is left out."""
     n_source, n_target, _ = ends
@@ -69,20 +68,22 @@ def resize_output_channels(source: Tensor, target: Tensor, ends: Ends) -> Resize
         return None
     halves = source.unflatten(0, (-1, n_source))  # [1 or 2, n_source, ...]
     known, wanted, how = len(halves), len(target) // n_target, []
-    if n_target == 1 < n_source:
+    if n_target != n_source:
         halves = halves.mean(1, keepdim=True)
-        how.append(f"mean over {n_source} output channels")
-    elif n_target != n_source:
-        halves = halves[:, torch.arange(n_target) % n_source]
-        how.append(f"output channels repeated {n_source} -> {n_target}")
+        halves = halves.expand(-1, n_target, *halves.shape[2:])
+        if n_source == 1:
+            how.append(f"output channels repeated 1 -> {n_target}")
+        else:
+            each = f", for each of {n_target}" if n_target > 1 else ""
+            how.append(f"mean over {n_source} output channels{each}")
     if wanted > known:
         halves = torch.cat([halves, torch.zeros_like(halves)])
         how.append("the variance's half starts at zero")
     elif wanted < known:
         halves = halves[:wanted]
         how.append("the variance's half left out")
-    alike = n_target > n_source or wanted > known
-    return Resized(halves.flatten(0, 1), ", ".join(how), alike)
+    alike = (n_target != n_source and n_target > 1) or wanted > known
+    return Resized(halves.flatten(0, 1).contiguous(), ", ".join(how), alike)
 
 
 def resize_class_table(source: Tensor, target: Tensor, ends: Ends) -> Resized | None:

@@ -16,8 +16,10 @@ from config.old_spelling import as_then
 from config.sections import TransferSettings
 from data.dataset import Dataset, open_dataset
 from data.image_reader import ImageReader
+from data.intensity import Levels, of_bytes
 from data.memory_map import open_memory_map
 from data.pixels import to_uint8
+from data.resize import in_bands
 from data.settings import DataSettings
 from data.splits import draw_subset
 from diffusion.generate import SamplerSettings, generate, steps_of
@@ -61,8 +63,8 @@ def real(start: Start, *, n: int | None = None) -> Dataset:
 
 
 def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Dataset:
-    """The images of a source in its own splits, with the size and channels of a target's data, and
-    the source's labels.
+    """The images of a source in its own splits, with the size and channels of a target's data (see
+    with_channels), and the source's labels.
 
     Raises:
         UserError: where they are gone, and for published weights, which do not say their images.
@@ -82,12 +84,45 @@ def own_images(trained: TrainedWeights, data: DataSettings, cache: Path) -> Data
     at_target = replace(
         own,
         size=data.size,
-        channels=data.channels,
         resample=data.resample,
         upscale=own.upscale or any(target > source for target, source in sizes),
     )
-    pixels, _ = open_memory_map(images, at_target, cache)
+    pixels = with_channels(images, at_target, data.channels, cache)
     return replace(opened, images=pixels)
+
+
+def with_channels(
+    images: ImageReader, settings: DataSettings, channels: int, cache: Path
+) -> np.ndarray:
+    """[N, H, W, channels] uint8. Of gray and colour what data.resize makes; where either has other
+    channels, and not as many, each is the gray of the image, which is how a source's weights are
+    fitted to them (transfer.resize_weights): luma, or the mean over bands."""
+    settings = replace(settings, shown=None)
+    picture = settings.channels in (1, 3) and settings.bands is None
+    if settings.channels == channels or (picture and channels in (1, 3)):
+        pixels, _ = open_memory_map(images, replace(settings, channels=channels), cache)
+        return pixels
+    if not picture:
+        images, settings = MeanOfBands(images, settings), replace(settings, bands=None)
+    pixels, _ = open_memory_map(images, replace(settings, channels=1), cache)
+    return np.broadcast_to(pixels, (*pixels.shape[:3], channels))
+
+
+class MeanOfBands(ImageReader):
+    """The images of another reader in gray."""
+
+    def __init__(self, images: ImageReader, settings: DataSettings):
+        self.images, self.bands, self.name = images, settings.bands, images.name
+        self.labels, self.splits, self.classes = images.labels, images.splits, images.classes
+        self.fingerprint = sha256_of([images.fingerprint, "mean of bands", settings.bands])
+
+    def read_image(self, item: int) -> Image.Image:
+        values = in_bands(self.images.read_image(item))
+        taken = [band - 1 for band in self.bands or range(1, values.shape[2] + 1)]
+        return Image.fromarray(values[..., taken].mean(-1, dtype=np.float32))
+
+    def item_name(self, item: int) -> str:
+        return self.images.item_name(item)
 
 
 def check_known(source: TrainedWeights) -> None:
@@ -137,8 +172,11 @@ def generated(start: Start, *, n: int, steps: int, batch_size: int) -> Dataset:
             f"batch_size={batch_size} must be at least 1."
         )
     images = SelfMade(start, n, steps, batch_size)
-    data = replace(start.data, upscale=True, skip_broken=False)
-    pixels, _ = open_memory_map(images, data, start.cache)
+    own = start.trained.config.image_shape[0]
+    data = replace(
+        start.data, channels=own, bands=None, shown=None, upscale=True, skip_broken=False
+    )
+    pixels = with_channels(images, data, start.data.channels, start.cache)
     labels = start.labels_of(np.asarray(images.labels, dtype=np.int64))
     return Dataset(pixels, labels, {"train": np.arange(n)}, images.classes)
 
@@ -174,9 +212,8 @@ class SelfMade(ImageReader):
         self.images = images[:n]
         self.labels = [k % max(1, config.classes) for k in range(n)]
 
-    def read_image(self, item: int) -> Image.Image:
-        pixels = self.images[item]
-        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    def read_image(self, item: int) -> Levels:
+        return of_bytes(self.images[item])
 
 
 def _kept(folder: Path) -> list[np.ndarray]:

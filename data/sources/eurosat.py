@@ -1,13 +1,13 @@
-"""EuroSAT (Helber et al. 2019): patches of Sentinel-2's images, 64x64 in colour, in ten classes of
-land use and land cover."""
+"""EuroSAT (Helber et al. 2019): patches of Sentinel-2's images, 64x64 in colour or in 13 bands, in
+ten classes of land use and land cover."""
 
 import logging
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from data.file_cache import FileCache
-from data.image_file import SUFFIXES
 from data.image_reader import MEANWHILE
 from data.sources.folder import Folder
 from data.unpack import unpack
@@ -27,9 +27,6 @@ COUNTS = {  # the images of each class
     "River": 2500,
     "SeaLake": 3000,
 }
-ARCHIVE, INSIDE = "EuroSAT.zip", "2750"
-PLACES = (INSIDE, "EuroSAT_RGB", "")  # of the class folders; the second is a later archive's
-FILE = re.compile(rf"{INSIDE}/((?:{'|'.join(COUNTS)})/\w+\.jpg)")
 
 
 class EuroSat(Folder):
@@ -45,11 +42,17 @@ class EuroSat(Folder):
     """
 
     places = ("root",)
+    archive, inside = "EuroSAT.zip", "2750"
+    others: Collection[str] = (
+        "EuroSAT_RGB",
+        "",
+    )  # of the class folders; the first of a later archive
+    packed = "jpg"
 
     def __init__(
         self, file_cache: FileCache, root: str, validation: float = 0.1, test: float = 0.1
     ):
-        folder = _find_classes(Path(root).expanduser())
+        folder = self._find_classes(Path(root).expanduser())
         again = f"remove the classes from {folder}, and data.root={root} is made again"
         try:
             super().__init__(file_cache, str(folder), validation, test)
@@ -71,17 +74,27 @@ class EuroSat(Folder):
                 again,
             )
 
+    def _find_classes(self, root: Path) -> Path:
+        """The folder of the class folders: one that is there is taken as it is."""
+        for place in (self.inside, *self.others):
+            files = (file for name in COUNTS for file in (root / place / name).rglob("[!.]*"))
+            if any(file.suffix.lower() in self.suffixes for file in files):
+                return root / place
+        inside, count = root / self.inside, sum(COUNTS.values())
+        unpack(root / self.archive, inside, self._place, count, MEANWHILE)
+        return inside
 
-def _find_classes(root: Path) -> Path:
-    """The folder of the class folders: one that is there is taken as it is."""
-    for place in PLACES:
-        files = (file for name in COUNTS for file in (root / place / name).rglob("[!.]*"))
-        if any(file.suffix.lower() in SUFFIXES for file in files):
-            return root / place
-    unpack(root / ARCHIVE, root / INSIDE, _place, sum(COUNTS.values()), MEANWHILE)
-    return root / INSIDE
+    def _place(self, name: str) -> str | None:
+        pattern = rf"{self.inside}/((?:{'|'.join(COUNTS)})/\w+\.{self.packed})"
+        found = re.fullmatch(pattern, name)
+        return found and found[1]
 
 
-def _place(name: str) -> str | None:
-    found = FILE.fullmatch(name)
-    return found and found[1]
+class EuroSatBands(EuroSat):
+    """The same patches in 13 bands of 16 bits, of EuroSAT_MS.zip: B01 to B09, B10, B11, B12 and, as
+    the last, B8A. The colours red, green and blue are bands 4, 3 and 2."""
+
+    suffixes = (".tif",)
+    archive, inside = "EuroSAT_MS.zip", "EuroSAT_MS"
+    others = ("ds/images/remote_sensing/otherDatasets/sentinel_2/tif", "")  # of EuroSATallBands.zip
+    packed = "tif"

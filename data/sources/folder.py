@@ -3,13 +3,14 @@
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from PIL import Image
+import numpy as np
 
+from data.deep_image import Ranges, own_ranges
 from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
-from data.image_file import SUFFIXES, measure_deep_range, read_image_file
-from data.intensity import Range, check_range, value_range
+from data.image_file import SUFFIXES, measure_deep_ranges, read_image_file
+from data.intensity import Levels, LowHigh, check_range
 
 MEASURED = (
     "in images of more than 8 bits {low:g} is black and {high:g} white, measured over the {n} of "
@@ -32,8 +33,8 @@ class Folder(FolderReader):
             that it matches) is the patient; null: each image is its own.
         classes: the first level of folders are classes.
         range: what is black and what is white in files of more than 8 bits: [low, high]; "image"
-            for each image's own range; null for one that is measured over the training images.
-            Files of 8 bits are never stretched.
+            for each image's own range; null for one that is measured over the training images, of
+            bands for each band. Files of 8 bits are never stretched.
     """
 
     levels = "data.range=[LOW,HIGH], or image, for files of more than 8 bits"
@@ -53,13 +54,17 @@ class Folder(FolderReader):
         root, files = find_files(path, "images", self.suffixes)
         frames = dict.fromkeys(files, (0,))
         super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
-        self.range: Range = value_range
+        self.ranges: Ranges = own_ranges
         if range_ is None:
-            self.range = self.measure_range(
-                "range of an image, 2", measure_deep_range, MEASURED, MIXED
+            self.ranges = self.measure_ranges(
+                "range of an image, 3", measure_deep_ranges, MEASURED, MIXED
             )
         elif given:
-            self.range = lambda values: given
+            self.ranges = lambda parts: [given] * len(parts)
 
-    def read_image(self, item: int) -> Image.Image:
-        return read_image_file(self.file_cache.read_bytes(self.files[item]), self.range)
+    def range(self, values: np.ndarray) -> LowHigh:
+        """Of an image of one range, for readers of one's own."""
+        return self.ranges([values])[0]
+
+    def read_image(self, item: int) -> Levels:
+        return read_image_file(self.file_cache.read_bytes(self.files[item]), self.ranges)

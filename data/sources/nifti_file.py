@@ -14,12 +14,13 @@ from runtime.errors import UserError
 
 GZIP = b"\x1f\x8b"
 KINDS = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the first number of a file
+MOST_CHANNELS = 64  # more are perhaps a series of times
 FORMS = ("sform", "qform")  # how a volume lies, the first that says so
 
 
 def open_volume(path: Path) -> tuple[Any, list[str]]:
-    """The image of nibabel, of three dimensions or such as are one deep, and what was mended in
-    its header.
+    """The image of nibabel, of three dimensions or of channels in a fourth, others being one deep,
+    and what was mended in its header.
 
     Raises:
         UserError: for what is no volume of real numbers.
@@ -91,7 +92,8 @@ def _check_volume(image: Any) -> None:
         raise UserError(
             "complex numbers: save the magnitude, numpy.abs(numpy.asarray(image.dataobj))"
         )
-    if math.prod(shape[3:]) > 1:
+    channels = math.prod(shape[3:])
+    if channels > MOST_CHANNELS or channels not in (1, *shape[3:]):
         raise UserError(
             f"{len(shape)} dimensions {list(shape)}: a series and not a volume. Save each of "
             "its volumes as a file of its own, in one folder for each patient"

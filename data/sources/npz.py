@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from data.deep_image import DeepImage
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
-from data.intensity import LowHigh, check_range, fences, to_levels, value_range
+from data.intensity import Levels, LowHigh, check_range, fences, of_bytes, value_range
 from data.recent import Recent
 from data.sources.npz_axes import check_axes
 from data.sources.npz_content import (
+    channels_last,
     check_images,
     choose_keys,
+    count_channels,
     list_headers,
     of_array,
     read_array,
     read_headers,
     read_labels,
-    to_gray_or_rgb,
 )
 from data.splits import complete_splits, items_by_split
 from runtime.content import sha256_of
@@ -39,8 +40,8 @@ class Npz(ImageReader):
     """An .npz file. Its headers and labels are read at once, an array of images when the first of
     them is asked for.
 
-    Arrays of images are [N, H, W], [N, H, W, 1 or 3] or [N, 1 or 3, H, W]. Bytes are taken as they
-    are; other numbers by `range`.
+    Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W]. Bytes are taken as they are; other
+    numbers by `range`.
 
     Args:
         validation: the share of the training images to draw where the file has no such split, class
@@ -49,7 +50,7 @@ class Npz(ImageReader):
         images: key of the array of images, null for the usual ones.
         labels: key of the array of labels, as images.
         range: the values that become black and white; null measures them over the training images,
-            and the log tells them.
+            of other channels than gray and colour each by itself, and the log tells them.
         classes: names of the labels 0, 1, ..., null for the numbers.
     """
 
@@ -83,6 +84,8 @@ class Npz(ImageReader):
                 f"{self.path}: {list_headers(chosen)}: of different types, so perhaps in "
                 "different ranges. Save them in one type."
             )
+        if (channels := count_channels(chosen[self.keys["train"][0]].shape)) not in (1, 3):
+            log.info(f"{self.path}: images of {channels} channels; volumes are saved as slices")
         check_axes(file_cache, self.path, self.headers, self.keys)
         self.counts = {split: chosen[key].shape[0] for split, (key, _) in self.keys.items()}
         self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
@@ -100,13 +103,14 @@ class Npz(ImageReader):
         if self.far:
             self.fingerprint = sha256_of([self.fingerprint, "far", self.far])
 
-    def read_image(self, item: int) -> Image.Image:
+    def read_image(self, item: int) -> Levels:
         split, k = self.places[item]
-        image = to_gray_or_rgb(self._arrays(split)[k])
-        low_high = self.range or self._measured("train")
-        if low_high is None:
-            return Image.fromarray(image)
-        return to_levels(image, *low_high)
+        image = channels_last(self._arrays(split)[k][None])[0]
+        ranges = [self.range] * image.shape[2] if self.range else self._measured("train")
+        if ranges is None:
+            return of_bytes(image)
+        bands = image.shape[2] not in (1, 3)
+        return DeepImage(image, bands).to_levels(lambda parts: ranges[: len(parts)])
 
     def _load(self, split: str) -> np.ndarray:
         key = self.keys[split][0]
@@ -137,11 +141,17 @@ class Npz(ImageReader):
             )
         return far
 
-    def _measure(self, split: str) -> LowHigh | None:
+    def _measure(self, split: str) -> Sequence[LowHigh] | None:
+        """One range, or one for each band; None for bytes."""
         array = self._arrays(split)
         rows = np.setdiff1d(self.splits[split], self.far)  # some of the array's may be held out
         trained = array if len(rows) == len(array) else array[rows]
-        return measured_range(trained, f"{self.path}: {self.keys[split][0]}")
+        trained, where = channels_last(trained), f"{self.path}: {self.keys[split][0]}"
+        parts = {where: trained}
+        if (channels := trained.shape[-1]) not in (1, 3):
+            parts = {f"{where}, channel {k + 1}": trained[..., k] for k in range(channels)}
+        found = [measured_range(part, which) for which, part in parts.items()]
+        return [each for each in found if each] or None
 
     def release(self) -> None:
         self._arrays.clear()

@@ -179,15 +179,39 @@ def list_headers(headers: dict[str, Header]) -> str:
 # One array of images
 
 
-def to_gray_or_rgb(image: np.ndarray) -> np.ndarray:
-    """[H, W], [H, W, 1 or 3] or [1 or 3, H, W] as [H, W] or [H, W, 3]."""
-    if image.ndim == 3 and image.shape[2] not in (1, 3):
-        image = image.transpose(1, 2, 0)
-    return image[..., 0] if image.shape[2:] == (1,) else image
+MOST_CHANNELS = 64  # more are perhaps the rows of a small image
+
+
+def channels_axis(shape: Sequence[int]) -> int | None:
+    """Which axis of an image of three axes is that of its channels, 0 or 2; None where none or both
+    may be: 1 or 3 is gray or colour, and others are fewer than rows and columns, or beside as many
+    columns as rows."""
+    first, middle, last = shape
+    usual = [axis for axis in (0, 2) if shape[axis] in (1, 3)]
+    square = {0: middle == last != first, 2: first == middle != last}
+    fewer = {0: first < min(middle, last), 2: last < min(first, middle)}
+    likely = [
+        axis for axis in (0, 2) if shape[axis] <= MOST_CHANNELS and (square[axis] or fewer[axis])
+    ]
+    found = usual or likely
+    return found[0] if len(found) == 1 else None
+
+
+def count_channels(shape: Sequence[int]) -> int:
+    """Of an array of images."""
+    axis = channels_axis(shape[1:]) if len(shape) == 4 else None
+    return 1 if axis is None else shape[1 + axis]
+
+
+def channels_last(images: np.ndarray) -> np.ndarray:
+    """[N, H, W], or with its channels behind N or at the end, as [N, H, W, C]."""
+    if images.ndim == 3:
+        return images[..., None]
+    return np.moveaxis(images, 1, -1) if channels_axis(images.shape[1:]) == 0 else images
 
 
 def check_images(header: Header, where: str) -> None:
-    """Whether rows of the array are images, as to_gray_or_rgb takes them.
+    """Whether rows of the array are images, as channels_last takes them.
 
     Raises:
         UserError: for what is no array of images, or could be two.
@@ -207,13 +231,14 @@ def check_images(header: Header, where: str) -> None:
         raise UserError(f"{where} is {header}: there are no images in it.")
     if len(shape) == 3 and shape[2] not in (1, 3, 4):
         return
-    if len(shape) != 4 or not {shape[1], shape[3]} & {1, 3}:
-        raise UserError(f"{where} is {header}: {_why_no_images(shape)}.")
-    if {shape[1], shape[3]} <= {1, 3}:
+    if len(shape) == 4 and channels_axis(shape[1:]) is not None:
+        return
+    if len(shape) == 4 and {shape[1], shape[3]} <= {1, 3}:
         raise UserError(
             f"{where} is {header}: which number is the channels. Save it in another size or as "
             "[N, H, W]."
         )
+    raise UserError(f"{where} is {header}: {_why_no_images(shape)}.")
 
 
 def _why_no_images(shape: tuple[int, ...]) -> str:
@@ -227,12 +252,6 @@ def _why_no_images(shape: tuple[int, ...]) -> str:
             ("[H, W, C, N]", (3, 0, 1, 2)) if shape[2] in (1, 3) else ("[C, H, W, N]", (3, 1, 2, 0))
         )
         return f"this is perhaps {order}; save images.transpose{axes}, which is [N, H, W, C]"
-    if len(shape) == 4 and 4 in (shape[1], shape[3]):
-        return (
-            "images of four channels; save three of them, such as images[..., :3], as [N, H, W, 3]"
-        )
-    if len(shape) == 4 and 2 in (shape[1], shape[3]):
-        return "images of two channels; save one of them as [N, H, W]"
     if len(shape) in (4, 5):
         return (
             "volumes [N, D, H, W], and this code learns images of two dimensions; save slices as "

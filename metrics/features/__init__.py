@@ -2,7 +2,7 @@
 metric sees matrices only."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -49,19 +49,21 @@ def extract(
     batch_size: int = 64,
     desc: str = "features",
     device: torch.device | str = "cpu",
+    view: Callable[[np.ndarray], np.ndarray] = lambda images: images,
 ) -> Embedding:
     """Computed on device in fp32, returned on the CPU, in the order of rows.
 
     Args:
         images: [N, H, W, C] uint8, such as a memory map.
         rows: those that are wanted; None: all.
+        view: [B, H, W, C] -> what the features take of it, such as data.pixels.to_picture.
     Raises:
         UserError: where features come out as NaN or infinity.
     """
     images = np.asarray(images)  # what is a memory map stays one
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(
-            f"{desc}: images must be [N, H, W, 1 or 3] of uint8, not {list(images.shape)} of "
+            f"{desc}: images must be [N, H, W, C] of uint8, not {list(images.shape)} of "
             f"{images.dtype}."
         )
     rows = np.arange(len(images)) if rows is None else np.asarray(rows)
@@ -72,7 +74,7 @@ def extract(
         for start in tqdm(
             range(0, len(rows), batch_size), desc=desc, unit="batch", delay=2, leave=False
         ):
-            batch = np.ascontiguousarray(images[rows[start : start + batch_size]])
+            batch = np.ascontiguousarray(view(images[rows[start : start + batch_size]]))
             embedding = features(torch.from_numpy(batch).to(device))
             parts.append([each.float().cpu() for each in embedding if each is not None])
     whole = [torch.cat(each) for each in zip(*parts, strict=True)]
@@ -104,6 +106,8 @@ def _in_full_precision(device: torch.device) -> Iterator[None]:
 
 def in_colour(images: Tensor) -> Tensor:
     """[B, H, W, 1 or 3] -> [B, 3, H, W], gray repeated."""
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be [N, H, W, 1 or 3], not {list(images.shape)}.")
     return images.expand(-1, -1, -1, 3).permute(0, 3, 1, 2)
 
 

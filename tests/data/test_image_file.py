@@ -476,7 +476,7 @@ def test_a_range_is_remembered(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     Image.fromarray(values).save(tmp_path / "x/x.png")
     first = np.asarray(Folder(memory, str(tmp_path / "x")).read_image(0))
-    monkeypatch.setattr("data.image_file.value_range", None)  # not to be called again
+    monkeypatch.setattr("data.deep_image.value_range", None)  # not to be called again
     assert np.array_equal(np.asarray(Folder(memory, str(tmp_path / "x")).read_image(0)), first)
 
 

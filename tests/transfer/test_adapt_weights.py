@@ -133,15 +133,19 @@ def test_of_gray_from_color_noise_gets_another_response():
         )
 
 
-@pytest.mark.parametrize(("n_source", "n_target"), [(1, 3), (3, 6), (2, 4), (3, 4), (4, 3), (2, 3)])
-def test_equal_channels_give_the_sources_response_where_the_numbers_divide(n_source, n_target):
+CHANNELS = [(1, 3), (3, 6), (2, 4), (3, 4), (4, 3), (2, 3), (3, 13), (13, 1), (13, 4), (3, 1)]
+
+
+@pytest.mark.parametrize(("n_source", "n_target"), CHANNELS)
+def test_equal_channels_give_the_sources_response(n_source, n_target):
     weight = torch.randn(
         4, n_source, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
     value, _, alike = resize_input_channels(
         weight, torch.empty(4, n_target, 3, 3), Ends(n_source, n_target)
     )
-    assert torch.allclose(value.sum(1), weight.sum(1)) == (n_target % n_source == 0)
+    assert torch.allclose(value.sum(1), weight.sum(1)) and value.shape[1] == n_target
+    assert torch.allclose(value[:, 0], weight.mean(1) * n_source / n_target)
     columns = [column.flatten().tolist() for column in value.unbind(1)]
     assert alike == any(a == b for a, b in combinations(columns, 2))
 

@@ -270,7 +270,8 @@ def test_broken_files_are_listed(tmp_path):
     (tmp_path / "x/text.nii").write_bytes(b"not NIfTI")
     (tmp_path / "x/empty.nii.gz").write_bytes(b"")
     nibabel.save(
-        nibabel.Nifti1Image(np.zeros((4, 4, 4, 5), np.int16), np.eye(4)), tmp_path / "x/series.nii"
+        nibabel.Nifti1Image(np.stack([body(k)[:4, :4, :1] for k in range(5)], -1), np.eye(4)),
+        tmp_path / "x/series.nii",
     )
     colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "x/colours.nii")
@@ -281,7 +282,7 @@ def test_broken_files_are_listed(tmp_path):
         "short.nii.gz, slice 0: cannot be read",
         "text.nii",
         "empty.nii.gz",
-        "series.nii, slice 0: 4 dimensions [4, 4, 4, 5]",
+        "series.nii, slice 0: 5 channels, and data.channels=1",
         "colours.nii, slice 0: voxels of colours",
     ):
         assert text in str(raised.value)

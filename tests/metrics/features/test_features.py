@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from config.overrides import options
+from data.pixels import to_picture
 from metrics.features import Embedding, extract
 from metrics.features.distances import Pixels
 from metrics.features.random import CHANNELS, RandomConvolutional
@@ -98,8 +99,7 @@ def test_extract_counts_the_images_whose_features_are_not_finite():
     [
         (np.zeros((2, 4, 4, 3), np.float32), "uint8"),
         (np.zeros((2, 4, 4, 3), np.int64), "uint8"),
-        (np.zeros((2, 4, 4), np.uint8), r"\[N, H, W, 1 or 3\]"),
-        (np.zeros((2, 3, 4, 4), np.uint8), r"\[N, H, W, 1 or 3\]"),
+        (np.zeros((2, 4, 4), np.uint8), r"\[N, H, W, C\]"),
         (np.zeros((0, 4, 4, 3), np.uint8), "no images"),
     ],
 )
@@ -108,8 +108,19 @@ def test_what_is_no_array_of_images_is_refused(images, message):
         extract(Numbers(), images)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_features_see_gray_or_colour_or_the_channels_that_are_shown(channels):
+    images = drawn(5, 8, 8, channels)
+    with pytest.raises(ValueError, match=r"\[N, H, W, 1 or 3\], not \[5, 8, 8, " + str(channels)):
+        extract(RandomConvolutional(), images)
+    some = [2, 1, 2] if channels == 2 else [4, 1, 3]
+    seen = extract(RandomConvolutional(), images, view=lambda x: to_picture(x, some)).features
+    chosen = np.stack([images[..., k - 1] for k in some], -1)
+    assert torch.equal(seen, extract(RandomConvolutional(), chosen).features)
+
+
 def test_pixels_are_themselves():
-    for channels in (1, 3):
+    for channels in (1, 3, 13):
         images = drawn(3, 5, 4, channels)
         assert np.array_equal(
             extract(Pixels(), images).features.numpy(),
