@@ -65,6 +65,22 @@ def test_gray_to_rgb_is_exact_for_an_image_of_equal_channels():
     )
 
 
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_rgb_to_bands_is_exact_for_an_image_of_equal_channels(channels):
+    """Each channel's output is the mean over the source's on the same image as RGB; and back."""
+    source, target = unet(), unet(in_channels=channels, out_channels=channels, seed=1)
+    status = fitted(source, target)
+    assert status["conv_in.weight"] == status["conv_out.bias"] == "resized"
+    gray = source(X.expand(-1, 3, -1, -1), T, {}).mean(1, keepdim=True)
+    ours = target(X.expand(-1, channels, -1, -1), T, {})
+    torch.testing.assert_close(ours, gray.expand(-1, channels, -1, -1), rtol=1e-5, atol=1e-5)
+    back = unet(seed=2)
+    fitted(target, back)
+    torch.testing.assert_close(
+        back(X.expand(-1, 3, -1, -1), T, {}), gray.expand(-1, 3, -1, -1), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_another_resolution_changes_no_tensor():
     """Attention belongs to a level, not to a pixel count."""
     source, target = unet(), unet(seed=1)

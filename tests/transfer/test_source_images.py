@@ -268,6 +268,27 @@ def test_gray_becomes_three_equal_channels(tmp_path):
     np.testing.assert_array_equal(rgb.images, np.repeat(gray.images, 3, -1))
 
 
+def test_other_channels_are_the_gray_of_the_source(folder, tmp_path):
+    """Where the target has bands, each is the luma of colour; where the source has them, gray is
+    their mean."""
+    source = trained(of_folder(folder))
+    start = begun(tmp_path, ["data.channels=5"], source)
+    ours, theirs = real(start), own_images(source, tmp_path)
+    images = source.config.data.open_reader(tmp_path)
+    for row in ours.splits["train"]:
+        luma = to_array(images.read_image(row), (8, 8), 1, True)
+        np.testing.assert_array_equal(ours.images[row], np.repeat(luma, 5, -1))
+    assert ours.images.shape[-1] == 5 and len(ours.splits["train"]) == len(theirs.splits["train"])
+
+    bands = trained(["data.channels=5"])
+    made = generated(begun(tmp_path, ["data.channels=5"], bands), n=2, steps=2, batch_size=2).images
+    for channels in (1, 3, 4):
+        start = begun(tmp_path, [f"data.channels={channels}"], bands)
+        other = generated(start, n=2, steps=2, batch_size=2).images
+        mean = made.mean(-1, keepdims=True)
+        assert other.shape[-1] == channels and np.abs(other - mean).max() <= 0.51
+
+
 def test_generated_images_are_made_once_and_added_to(tmp_path, monkeypatch):
     source, made = trained(), []
     start, generate = begun(tmp_path, source=source), source_images.generate

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import data.sources.eurosat
 from data.file_cache import FileCache
+from data.memory_map import open_memory_map
 from data.settings import DataSettings
-from data.sources.eurosat import COUNTS, EuroSat
+from data.sources.eurosat import COUNTS, EuroSat, EuroSatBands
 from runtime import download
 from runtime.errors import UserError
 from tests.helpers.file_server import Fault, publish, serving, table_row
@@ -122,6 +124,41 @@ def test_it_is_fetched_and_unpacked_and_its_archive_removed(
         assert_written(EuroSat(memory, str(tmp_path / "new")))
     assert len(server.asked) == 1 and f"{ZIP}: 100%" in capsys.readouterr().err
     assert seen(tmp_path / "new") == UNPACKED and not caplog.records
+
+
+def bands_of(name: str, k: int) -> np.ndarray:
+    """Of image k of a class, [64, 64, 13]: each band of one value."""
+    values = np.zeros((64, 64, 13), np.uint16)
+    return values + (1000 * sorted(FEW).index(name) + 40 * k + 7 * np.arange(13)).astype(np.uint16)
+
+
+def test_the_13_bands_come_from_their_own_archive(tmp_path, memory, monkeypatch):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        for name, count in FEW.items():
+            for k in range(count):
+                file = io.BytesIO()
+                tifffile.imwrite(
+                    file, bands_of(name, k), photometric="minisblack", planarconfig="contig"
+                )
+                opened.writestr(f"EuroSAT_MS/{name}/{name}_{k + 1}.tif", file.getvalue())
+    write(tmp_path / "new/2750")  # in colour, which is another set
+    with serving({AT: buffer.getvalue()}) as running:
+        publish(monkeypatch, tmp_path, {"EuroSAT_MS.zip": table_row(running, AT)})
+        source = EuroSatBands(memory, str(tmp_path / "new"))
+    assert len(source) == 40 and source.classes == sorted(FEW)
+    assert {path.suffix for path in source.files} == {".tif"}
+    settings = DataSettings(EuroSatBands, 8, 13, True)
+    images = open_memory_map(source, settings, tmp_path / "cache")[0]
+    train = source.splits["train"]
+    first = [
+        int(bands_of(p.parent.name, int(p.stem.split("_")[1]) - 1)[0, 0, 0]) for p in source.files
+    ]
+    low, high = min(first[i] for i in train), max(first[i] for i in train)
+    for item, value in enumerate(first):
+        expected = np.clip((value - low) / (high - low), 0, 1) * 255
+        assert np.abs(images[item] - expected).max() <= 0.51
+    assert source.fingerprint != EuroSat(memory, str(tmp_path / "new")).fingerprint
 
 
 def test_an_archive_that_is_cut_is_gone_on_with(tmp_path, memory, server):
