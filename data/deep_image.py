@@ -62,7 +62,7 @@ class DeepImage(NamedTuple):
         return [self.values if self.alpha is None else self.values[self.alpha[..., 0] > 0]]
 
     def to_levels(self, ranges: Ranges) -> Levels:
-        """Upright; gray and colour laid on white."""
+        """Upright."""
         found = [BYTES] * len(self.parts) if self.eight_bits else ranges(self.parts)
         if self.inverted:
             found = [(high, low) for low, high in found]
@@ -75,7 +75,8 @@ class DeepImage(NamedTuple):
         image = to_levels(self.values, *found[0])
         if self.alpha is not None:
             levels = np.asarray(image).reshape(self.values.shape)
-            image = to_levels(levels * self.alpha + 255 * (1 - self.alpha), 0, 255)
+            both = np.concatenate([levels, 255 * self.alpha], -1)
+            image = Image.fromarray(both.round().astype(np.uint8))
         return turned(image, self.orientation)
 
 

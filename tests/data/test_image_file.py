@@ -376,11 +376,12 @@ def test_colour_of_16_bits_is_not_cut_to_8(tmp_path, name, writer):
     ],
 )
 def test_colour_of_16_bits_with_alpha_lies_on_white(tmp_path, name, writer):
+    """Of levels and opacity that were rounded to 8 bits, and their sum once more."""
     values = colours(shape=(*SHAPE, 4), high=65536, kind=np.uint16)
     writer(tmp_path / name, values)
     alpha = values[..., 3:] / 65535
     expected = levels(values[..., :3], 0, 65535) * alpha + 255 * (1 - alpha)
-    assert np.abs(pixels(tmp_path, range_=[0, 65535]) - expected).max() <= 1.01
+    assert np.abs(pixels(tmp_path, range_=[0, 65535]) - expected).max() <= 1.5
 
 
 def test_gray_of_16_bits_with_alpha_lies_on_white(tmp_path):
@@ -392,7 +393,7 @@ def test_gray_of_16_bits_with_alpha_lies_on_white(tmp_path):
             gray_of(tmp_path, range_=[0, 65535])
             - (levels(values[..., 0], 0, 65535) * alpha + 255 * (1 - alpha))
         ).max()
-        <= 0.51
+        <= 1.5
     )
 
 

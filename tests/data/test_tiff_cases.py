@@ -132,6 +132,17 @@ def test_opacity_is_laid_on_white_or_a_channel_that_is_asked_for(tmp_path, name)
     assert np.array_equal(to_array(image, SHAPE, 3, False, bands=[3, 2, 1]), rgba[..., 2::-1])
 
 
+def test_opacity_of_16_bits_is_a_channel_that_is_asked_for():
+    """As programs write it that take near infrared for opacity."""
+    values = random(*SHAPE, 4, high=65536, kind=np.uint16)
+    data = tiff(values, photometric="rgb", extrasamples=["unassalpha"], planarconfig="contig")
+    image = read_image_file(data, lambda parts: [(0, 65535)])
+    assert np.abs(to_array(image, SHAPE, 4, False) - linear(values, 0, 65535)).max() <= 0.51
+    alpha = values[..., 3:] / 65535
+    on_white = linear(values[..., :3], 0, 65535) * alpha + 255 * (1 - alpha)
+    assert np.abs(to_array(image, SHAPE, 3, False) - on_white).max() <= 1.5
+
+
 # Stacks
 
 
