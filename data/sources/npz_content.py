@@ -231,7 +231,8 @@ def check_images(header: Header, where: str) -> None:
         raise UserError(f"{where} is {header}: there are no images in it.")
     if len(shape) == 3 and shape[2] not in (1, 3, 4):
         return
-    if len(shape) == 4 and channels_axis(shape[1:]) is not None:
+    known = len(shape) == 4 and channels_axis(shape[1:]) is not None
+    if known and (count_channels(shape) in (1, 3) or shape[0] not in (1, 3)):  # or [C, H, W, N]
         return
     if len(shape) == 4 and {shape[1], shape[3]} <= {1, 3}:
         raise UserError(

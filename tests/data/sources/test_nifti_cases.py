@@ -162,7 +162,7 @@ def test_complex_numbers_are_refused(tmp_path, caplog):
         open_memory_map(source, DataSettings(Nifti, 8, 1, False), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("shape", [(12, 14, 5, 3), (12, 14, 1, 3), (12, 14, 5, 1, 2)])
+@pytest.mark.parametrize("shape", [(12, 14, 5, 65), (12, 14, 1, 65), (12, 14, 5, 2, 2)])
 def test_series_are_refused_with_their_shape(tmp_path, slices, shape):
     store(tmp_path / "x.nii", np.zeros(shape, np.int16))
     with pytest.raises(UserError, match="dimensions .* a series and not a volume"):
