@@ -432,6 +432,31 @@ def test_bands_and_other_channels_are_refused_with_both_cures(thirteen, tmp_path
     assert "counted from 1" in message
 
 
+def test_a_file_that_lies_far_is_named_once_for_all_of_its_bands(thirteen, tmp_path, caplog):
+    folder, values = thirteen
+    (folder / "5.tif").write_bytes(tiff(values[5] * 40, planarconfig="contig"))
+    found = opened(folder, tmp_path / "cache", 13)
+    limits = np.quantile(values[:5].reshape(5, -1, 13), [0.001, 0.999], axis=1)
+    low, high = limits[0].min(0), limits[1].max(0)
+    assert np.array_equal(found[:5], np.round(linear(values[:5], low, high)).astype(np.uint8))
+    [line] = [r.getMessage() for r in caplog.records if "lie far" in r.getMessage()]
+    assert "1 of 6 files" in line and "5.tif" in line and "data.range=[LOW,HIGH]" in line
+
+
+def test_files_with_and_without_a_declaration_of_no_value_are_of_one_type(tmp_path):
+    """The declared value becomes NaN, which only floats have."""
+    (tmp_path / "x").mkdir()
+    values = 500 + random(6, 40, 60, high=500, kind=np.uint16)
+    values[0, :3] = 0
+    for k in range(6):
+        data = with_nodata(values[k], "0") if k == 0 else tiff(values[k])
+        (tmp_path / f"x/{k}.tif").write_bytes(data)
+    found = opened(tmp_path / "x", tmp_path / "cache", 1, (40, 60))
+    limits = [np.quantile(each[each > 0], [0.001, 0.999]) for each in values]
+    low, high = min(a for a, _ in limits), max(b for _, b in limits)
+    assert np.abs(found[..., 0] - np.where(values, linear(values, low, high), 0)).max() <= 0.51
+
+
 def test_a_band_that_is_not_there_is_named(thirteen, tmp_path):
     with pytest.raises(UserError, match=r"13 channels, and data.bands=\[14, 1, 2\] has others"):
         opened(thirteen[0], tmp_path / "cache", 3, bands=[14, 1, 2])
