@@ -466,7 +466,7 @@ def test_validation_images_in_place_of_a_test_are_said(transfers, tmp_path):
         images, {"train": np.arange(10), "validation": np.arange(10, 20), "test": np.arange(0)}, []
     )
     given = settings(transfers, metrics=["quality"], cache=str(tmp_path))
-    judge = evaluator.ImageEvaluator(given, tmp_path, reference)
+    judge = evaluator.ImageEvaluator(given, tmp_path, reference, None)
     judge.compare(tmp_path, images[:2], {})
     assert any(
         "no test split" in note and "by which the checkpoint was chosen" in note
