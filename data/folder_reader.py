@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from data.common_range import CommonRange, find_common_range, find_ranges_of_bands, of_cache
 from data.deep_image import Ranges
 from data.file_cache import FileCache
-from data.folder_layout import find_patients, splits_and_classes
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, Range
+from data.patient_names import find_patients
+from data.split_folders import splits_and_classes
 from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
