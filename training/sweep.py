@@ -27,6 +27,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
 from config.overrides import CONF, composed, composed_keys, is_multirun, task_overrides
+from runtime.as_typed import hydra_quoted
 from runtime.content import sha256_of
 from runtime.device import free_memory
 from runtime.errors import UserError, message_of
@@ -112,8 +113,8 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     sweep, elsewhere = plan(config_name, argv[1:])
     # -m may come after them
     last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)
-    folder = str(sweep.folder).replace("\\", "\\\\").replace("'", "\\'")  # by Hydra's grammar
-    argv.insert(last + 1, f"hydra.sweep.dir='{folder}'")  # how cells find it
+    # how cells find it
+    argv.insert(last + 1, f"hydra.sweep.dir={hydra_quoted(str(sweep.folder))}")
     # of jobs
     here, before = str(CONF.parent), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{before}" if before else here
