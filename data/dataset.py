@@ -1,5 +1,6 @@
 """The images of a run: decoded, without what cannot be used, and the subset that it trains on."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.settings import DataSettings
-from data.splits import draw_subset
+from data.splits import SPLITS, draw_subset
 from runtime.errors import UserError
 
 log = logging.getLogger("data")
@@ -43,7 +44,7 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     Raises:
         UserError: where no image is left to train on, or fewer than settings.n_train.
     """
-    _check_subset(settings, len(reader.splits["train"]), reader)  # before hours of decoding
+    check_subset(settings, len(reader.splits["train"]), reader)  # before hours of decoding
     images, broken = open_memory_map(reader, settings, cache)
     splits = {
         split: np.setdiff1d(np.asarray(rows, dtype=np.int64), list(broken))
@@ -53,7 +54,7 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     if not len(train):
         why = f"; {len(broken)} cannot be used." if broken else "."
         raise UserError(f"{reader.name}: no image is left to train on{why}")
-    _check_subset(settings, len(train), reader)
+    check_subset(settings, len(train), reader)
     if settings.n_train is not None:
         draw = seed if settings.subset_seed is None else settings.subset_seed
         train = draw_subset(train, settings.n_train, draw, "n_train")
@@ -64,8 +65,19 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     return Dataset(images, labels, splits | {"train": train}, reader.classes)
 
 
-def _check_subset(settings: DataSettings, images: int, reader: ImageReader) -> None:
-    if settings.n_train is not None and not 1 <= settings.n_train <= images:
-        raise UserError(
-            f"data.n_train={settings.n_train}: {reader.name} has {images} training images."
-        )
+def check_subset(settings: DataSettings, images: int, reader: ImageReader) -> None:
+    """Raises UserError where data.n_train of so many images cannot be drawn."""
+    n = settings.n_train
+    if n is None or 1 <= n <= images:
+        return
+    others = [
+        f"{len(reader.splits[split])} are for {split}"
+        for split in SPLITS[1:]
+        if reader.splits[split]
+    ]
+    left = f" ({len(reader)} in all; {' and '.join(others)})" if others else ""
+    cure = f"set data.n_train={images} or less, or null for all"
+    drawn = "validation" in inspect.signature(settings.reader).parameters
+    if drawn and others and images < n <= len(reader):
+        cure += "; data.validation=0 data.test=0 leaves all that is not in folders of its own"
+    raise UserError(f"data.n_train={n}: {reader.name} has {images} training images{left}: {cure}.")

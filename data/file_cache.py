@@ -2,10 +2,12 @@
 again to be named; and that what is decoded of a file later is what was hashed."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -45,6 +47,7 @@ class FileCache:
         self._stores_of_sha256: set[Path] = set()
         self._stamps: dict[Path, Stamp] = {}  # of the content that something was told of
         self._hashed: dict[Path, tuple[int, ...]] = {}  # when they were found to have their sha256
+        self._closed: dict[Path, str] = {}  # why the system does not give them out
 
     def look_up(
         self, paths: Sequence[Path], what: str, compute: Callable[[Path], Any]
@@ -55,8 +58,9 @@ class FileCache:
             what: names what compute computes, version included.
             compute: returns what JSON holds. None is not remembered: the next start tries again.
 
+        Returns:
+            None of a file that the system does not give out; read_bytes and unchanged say why.
         Raises:
-            UserError: where the system does not give a file out.
             Changed: where one changes while it is read, or has changed since an earlier value of it
                 was told.
         """
@@ -68,17 +72,20 @@ class FileCache:
         store = self.folder / f"{key}.json"
         if compute is sha256:
             self._stores_of_sha256.add(store)
-        stamps = [_opened(_stamp, path) for path in real]
+        for path in paths:
+            self._closed.pop(path, None)
+        stamps = [self._of_open(path, _stamp) for path in paths]
         names = [path[len(root) :].lstrip("/") for path in real]
         known = self._read_store(store)
-        missing = [k for k, name in enumerate(names) if known.get(name, [None])[0] != stamps[k]]
+        opened = [k for k, stamp in enumerate(stamps) if stamp]
+        missing = [k for k in opened if known.get(names[k], [None])[0] != stamps[k]]
         started, kept, fresh = time.time(), time.monotonic(), {}
         # what libraries warn of is told of the image, when it is decoded
         with heard(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            computed = pool.map(lambda k: _opened(compute, paths[k]), missing)
+            computed = pool.map(lambda k: self._of_open(paths[k], compute), missing)
             shown = tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2)
             for k, value in zip(missing, shown):
-                if _opened(_stamp, real[k]) != stamps[k]:
+                if self._of_open(paths[k], _stamp) != stamps[k]:
                     raise Changed(f"{paths[k]} changed while it was read. {AGAIN}")
                 fresh[names[k]] = [stamps[k], value]
                 # an interrupted start goes on from there
@@ -87,21 +94,45 @@ class FileCache:
                     kept = time.monotonic()
         if missing:
             self._add(store, fresh, started)
-        self._check_same(paths, stamps)
+        self._check_same([(paths[k], stamps[k]) for k in opened])
         known |= fresh
-        return [known[name][1] for name in names]
+        return [known[name][1] if stamp else None for name, stamp in zip(names, stamps)]
+
+    def digests(self, paths: Sequence[Path]) -> list[str | None]:
+        """The sha256 of each; None of one that the system does not give out."""
+        found = self.look_up(paths, "sha256", sha256)
+        self._sha256.update({path: digest for path, digest in zip(paths, found) if digest})
+        return found
 
     def sha256(self, paths: Sequence[Path]) -> list[str]:
-        digests = self.look_up(paths, "sha256", sha256)
-        self._sha256.update(zip(paths, digests))
+        """Raises UserError, which names them all, where the system does not give some out."""
+        digests = [digest for digest in self.digests(paths) if digest]
+        if closed := [f"{p}: {self._closed[p]}" for p in paths if p in self._closed]:
+            raise UserError("\n".join(closed) + ". Mend it, or remove it.")
         return digests
+
+    def _of_open(self, path: Path, compute: Callable[[Path], T]) -> T | None:
+        """compute(path). None where the system does not give the file out, as for want of a
+        permission or of a link's target, which is noted."""
+        try:
+            return compute(path)
+        except OSError as error:
+            link = f", a link to {os.readlink(path)}" if path.is_symlink() else ""
+            self._closed[path] = f"cannot be opened ({error.strerror or error}{link})"
+            return None
+
+    def _check_open(self, path: Path) -> None:
+        if path in self._closed:
+            raise UserError(self._closed[path])
 
     def read_bytes(self, path: Path) -> bytes:
         """The bytes that have the sha256 that was told.
 
         Raises:
+            UserError: where the system has not given them out.
             Changed: where there are others, or none any more.
         """
+        self._check_open(path)
         data = _opened_again(Path.read_bytes, path)
         if hashlib.sha256(data).hexdigest() != self._sha256[path]:
             raise self._changed(path)
@@ -114,8 +145,10 @@ class FileCache:
         equal before and after.
 
         Raises:
+            UserError: where the system has not given it out.
             Changed: where it is not, also in place of what is raised inside.
         """
+        self._check_open(path)
         before = _opened_again(whole_stamp, path)
         try:
             yield
@@ -132,10 +165,10 @@ class FileCache:
         """This file is about to be read by its own reader: what is told of it later has to be of
         the same content."""
         with contextlib.suppress(OSError):  # that reader says so
-            self._check_same([path], [_stamp(path)])
+            self._check_same([(path, _stamp(path))])
 
-    def _check_same(self, paths: Sequence[Path], stamps: Sequence[Stamp]) -> None:
-        for path, stamp in zip(paths, stamps):
+    def _check_same(self, stamps: Iterable[tuple[Path, Any]]) -> None:
+        for path, stamp in stamps:
             if self._stamps.setdefault(path, stamp) != stamp:
                 raise self._changed(path)
 
@@ -176,18 +209,6 @@ def _resolved(paths: Sequence[Path]) -> list[str]:
     return [os.path.realpath(path) if os.path.islink(path) else path for path in found]
 
 
-def _opened(compute: Callable[[Any], T], path: str | Path) -> T:
-    """compute(path), with a message where the system does not give the file out: no permission, or
-    a link to nothing."""
-    try:
-        return compute(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be opened ({error.strerror or error}). Mend it, or remove it from "
-            "the folder."
-        ) from error
-
-
 def _opened_again(compute: Callable[[Path], T], path: Path) -> T:
     """compute(path) of a file that was hashed before."""
     try:
@@ -199,12 +220,14 @@ def _opened_again(compute: Callable[[Path], T], path: Path) -> T:
         ) from error
 
 
-def _stamp(path: str | Path) -> Stamp:
-    stat = os.stat(path)
-    return [stat.st_size, max(stat.st_mtime_ns, stat.st_ctime_ns)]
+def _stamp(path: Path) -> Stamp:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # a pipe, which would never end
+        raise OSError(errno.EINVAL, "no regular file")
+    return [found.st_size, max(found.st_mtime_ns, found.st_ctime_ns)]
 
 
 def whole_stamp(path: Path) -> tuple[int, ...]:
     """Other numbers than before where the file is another, or was written to."""
-    stat = os.stat(path)
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

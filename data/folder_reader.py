@@ -11,8 +11,9 @@ from data.deep_image import Ranges
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, Range
-from data.patient_names import find_patients
-from data.split_folders import splits_and_classes
+from data.mask_names import tell_masks
+from data.patient_names import find_patients, tell_patients
+from data.split_folders import Given, splits_and_classes
 from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -27,15 +28,18 @@ class FolderReader(ImageReader):
     """Files in a folder, at any depth, each of one or more frames: the items are (file, frame). Its
     subclasses know what is in a file.
 
-    Subfolders found train, val (valid, validation) and test are the splits; what is missing of
-    validation and test is drawn from train, by the shares given, in each class alike. With classes,
-    the first level of folders below that gives them. A patient is never drawn into two splits.
+    Subfolders train, val (valid, validation, dev) and test are the splits, or those that `splits`
+    names; what is missing of validation and test is drawn from train, by the shares given, in each
+    class alike. With classes, the first level of folders below that gives them. A patient is never
+    drawn into two splits.
 
     Args:
         frames: by file, which frames it has.
         patients: by file, whose it is where the regular expression `patient` is null; a file that
             is nobody's stands for itself.
         settings: what else changes pixels.
+        splits: the folder, or a list of folders, of each split, below root: {"train": "imagesTr"};
+            * stands for a folder that is then a class. {} for no splits; null: by their names.
     """
 
     places: Collection[str] = ()  # settings of a subclass that say where it lies, not what it is
@@ -51,19 +55,23 @@ class FolderReader(ImageReader):
         patient: str | None,
         classes: bool,
         settings: Sequence[Any],
+        splits: Given = None,
     ):
         check_shares(validation, test)
         kind = type(self).__name__.lower()
         self.root, self.name, self.file_cache = root, f"{kind} {root}", file_cache
         files = list(frames)
         names = [p.relative_to(root).as_posix() for p in files]
+        if masks := tell_masks(root, names):
+            log.warning(masks)
         whose = find_patients(patient, names) if patient is not None else map(patients.get, files)
         owners = [None if owner is None else f"patient {owner}" for owner in whose]
-        splits, class_names = splits_and_classes(root, names, classes)
+        found, class_names = splits_and_classes(root, names, classes, splits)
         self.classes = sorted(set(class_names)) if classes and all(class_names) else []
-        hashes = file_cache.sha256(files)
+        hashes = file_cache.digests(files)
         self.fingerprint = sha256_of(
             [kind, 2, validation, test, patient, classes, *settings, list(zip(names, hashes))]
+            + [splits] * (splits is not None)
         )
         self.items = [(p, frame) for p in files for frame in frames[p]]
 
@@ -75,9 +83,11 @@ class FolderReader(ImageReader):
         self.labels = of_items(label.get(name, 0) for name in class_names)
         groups = of_items(owner or name for owner, name in zip(owners, names))
         shares = {"validation": validation, "test": test}
-        self.splits = self._split(of_items(splits), groups, shares)
+        self.splits = self._split(of_items(found), groups, shares)
         self._warn_of_shared("patients", of_items(owners))
         self._warn_of_shared("files of the same content", of_items(hashes))
+        if patient is None:
+            self._warn_of_patients(of_items(names), of_items(owners))
 
     def _split(
         self, given: Sequence[str | None], groups: Sequence[str], shares: dict[str, float]
@@ -139,6 +149,14 @@ class FolderReader(ImageReader):
                 "will look better than they are; for one: "
                 f"{self.item_name(one)} and {self.item_name(other)}"
             )
+
+    def _warn_of_patients(self, names: Sequence[str], owners: Sequence[str | None]) -> None:
+        """Those that only names show."""
+        split_of = {item: split for split in SPLITS for item in self.splits[split]}
+        firsts = {names[item]: item for item, owner in enumerate(owners) if owner is None}
+        told = [split_of[item] for item in firsts.values()]
+        if torn := tell_patients([*firsts], told, self.classes):
+            log.warning(f"{self.name}: {torn}")
 
     def measure_range(self, what: str, ranges_of_file: Callable[[Path], Any], said: str) -> Range:
         """One range for all images that need one, see data.common_range; called by a subclass when

@@ -5,7 +5,6 @@ header and read by pypng, tifffile (data.tiff_file) or here; their values then b
 range (data.intensity).
 """
 
-import io
 import math
 import re
 from pathlib import Path
@@ -17,24 +16,11 @@ from PIL import Image
 from data.common_range import OwnRange
 from data.decoding import told_as
 from data.deep_image import ORIENTATION, DeepImage, Ranges, own_ranges, turned
+from data.image_formats import open_image
 from data.intensity import Levels
 from data.tiff_file import TIFF, read_tiff, several
 from runtime.errors import UserError
 
-SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".pgm",
-    ".ppm",
-    ".pnm",
-    ".pbm",
-}
 # kind, width, height, white
 PNM_HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)*(\d+)")
 EIGHT_BITS = (b"\xff\xd8", b"BM", b"GI", b"RI")  # how JPEG, BMP, GIF and WebP begin
@@ -83,7 +69,7 @@ def _read(file: Path | bytes) -> Image.Image | DeepImage:
 
 
 def _read_by_pillow(data: bytes) -> Image.Image | DeepImage:
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # of a camera; its first picture is the photograph
             raise several(pages)

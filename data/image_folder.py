@@ -9,7 +9,8 @@ from PIL import Image
 
 from data.decoding import decode_all, list_broken
 from data.folder_layout import list_folder, none_found
-from data.image_file import SUFFIXES, read_image_file
+from data.image_file import read_image_file
+from data.image_formats import SUFFIXES, looks_like_image
 from data.intensity import Levels
 from data.library_warnings import heard
 from data.resize import height_width, to_array
@@ -81,7 +82,8 @@ def _files(folder: str | Path) -> list[Path]:
     files = [
         path
         for path in found
-        if path.suffix.lower() in SUFFIXES and not (path.name in SHEETS and path.parent in numbered)
+        if (path.suffix.lower() in SUFFIXES or looks_like_image(path))
+        and not (path.name in SHEETS and path.parent in numbered)
     ]
     if not files:
         raise none_found(str(folder), "images", SUFFIXES, found)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data.as_decoded import AsDecoded
 from data.decoding import decode_all, list_broken
 from data.file_cache import whole_stamp
 from data.image_reader import ImageReader
@@ -137,15 +138,20 @@ def _checksums(path: Path, stamp: tuple[int, ...]) -> list[int]:
 def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
     """Builds the map and its record, all or nothing."""
     shape = (len(reader), *settings.height_width, settings.channels)
+    seen = AsDecoded(len(reader))
     aside = path.with_suffix(".partial")
 
     def decode(item: int) -> None:
-        images[item] = to_array(reader.read_image(item), *settings.resizing)
+        image = reader.read_image(item)
+        seen.note(item, image)
+        images[item] = to_array(image, *settings.resizing)
 
     try:
         images = _reserve(aside, shape)
         with recorded() as said:
             failures = decode_all(decode, len(reader), f"decoding {reader.name}", reader.item_name)
+            if not failures or settings.skip_broken:
+                seen.tell(reader, settings.height_width, settings.fit)
         images.flush()
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())

@@ -1,10 +1,33 @@
 """Whose image a file is, by its name."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from runtime.as_typed import as_typed
 from runtime.errors import UserError
+
+# words that a patient's number follows
+PATIENTS = "patient|subject|participant|person|subj|sub|pat|pt|case|lidc-idri"
+SCANS = "volume|vol|scan|study|exam|slide|wsi|video|acquisition"
+CONTRASTS = (
+    "flair|t1|t1ce|t1c|t1n|t1gd|t1w|t1post|t2|t2w|t2f|t2star|pd|pdw|dwi|adc|swi|asl|dce|cbf|cbv|"
+    "bold|tof|ct|pet|mr|seg|mask|label"
+)
+PARTS = "slice|slc|frame|tile|patch|crop|z"
+KINDS = {  # what files are of a patient: words, and how a path names the patient by them
+    "images": (PATIENTS, r"(?<![a-z])(?:{words})[ _-]*\d+"),
+    "images of TCGA": ("tcga", r"{words}[-_]\w\w[-_]\w{{4}}"),
+    "contrasts": (CONTRASTS, r"[^/]+(?=[/_-](?:{words})\.[^/]*$)"),
+    "channels": ("000", r"[^/]+(?=_{words}\d\.[^/]*$)"),  # of nnU-Net
+    "slices or parts": (PARTS, r"[^/]+?(?=[/ _-]+(?:{words})[ _-]*\d+[^/]*$)"),
+    "numbered slices": ("", r"[^/]+(?=/\d+-\d+\.\w+$)"),  # of the Cancer Imaging Archive
+    "images of one scan": (SCANS, r"(?<![a-z])(?:{words})[ _-]*\d+"),
+    "images of P1, P2 and so on": ("p", r"(?<![a-z]){words}\d+(?=[_-])"),
+}
+IN_FOLDERS = ("slices or parts", "numbered slices")  # which may also be classes
+SHARE = 0.2  # of the files, that are of patients with several: fewer are an accident
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
@@ -28,3 +51,50 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
             "data.path, and its first group names the patient."
         )
     return found
+
+
+def tell_patients(
+    names: Sequence[str], split_of: Sequence[str], classes: Collection[str]
+) -> str | None:
+    """A warning where names show several files of one patient, some of which are in two splits;
+    with the regular expression for data.patient."""
+    folders = {name.lower() for name in classes}
+    for kind, (words, form) in KINDS.items():
+        pattern = form.format(words=words)
+        found = [re.search(pattern, name, re.IGNORECASE) for name in names]
+        patients = [match and match[0].lower() for match in found]
+        sizes = Counter(filter(None, patients))
+        several = sum(n for n in sizes.values() if n > 1)
+        are_classes = sizes.keys() <= folders
+        if len(sizes) < 2 or several < SHARE * len(names) or (are_classes and kind in IN_FOLDERS):
+            continue
+        if torn := _torn(names, patients, split_of):
+            used = "|".join(w for w in words.split("|") if _uses(form.format(words=w), names))
+            pattern = _fallback(form.format(words=used), all(found))
+            return (
+                f"{kind} of one patient, by their names, are in more than one split: {len(torn)} "
+                f"of {len(sizes)} patients, so held-out numbers will look better than they are; "
+                f"for one: {torn[0][0]} and {torn[0][1]}. {as_typed('data.patient', pattern)}"
+                f"{' data.classes=false' * are_classes} keeps patients whole"
+            )
+    return None
+
+
+def _torn(
+    names: Sequence[str], patients: Sequence[str | None], split_of: Sequence[str]
+) -> list[list[str]]:
+    """Of each patient with files in several splits, one in each of these."""
+    firsts: dict[str, dict[str, str]] = {}
+    for name, patient, split in zip(names, patients, split_of):
+        if patient:
+            firsts.setdefault(patient, {}).setdefault(split, name)
+    return [list(by.values()) for by in firsts.values() if len(by) > 1]
+
+
+def _uses(pattern: str, names: Sequence[str]) -> bool:
+    return any(re.search(pattern, name, re.IGNORECASE) for name in names)
+
+
+def _fallback(pattern: str, all_match: bool) -> str:
+    """The first group is the patient; a file without one stands for itself."""
+    return f"(?i)({pattern})" if all_match else f"(?i)({pattern}|^(?!.*(?:{pattern})).*)"

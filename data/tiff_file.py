@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from data.deep_image import ORIENTATION, DeepImage, turned
+from data.image_formats import LARGEST, too_large
 from runtime.errors import UserError
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -130,12 +131,8 @@ def _read_page(
         except Exception:
             if not known:
                 raise
-    # Pillow's limit; a broken header can say anything
-    if _area(page) > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise UserError(
-            f"{page.imagelength} high and {page.imagewidth} wide: too large, or the header is "
-            "broken"
-        )
+    if _area(page) > LARGEST:
+        raise too_large(f"{page.imagelength} high and {page.imagewidth} wide")
     if not known:
         more = f" and {len(extras)} more channels" if extras else ""
         raise UserError(

@@ -55,7 +55,7 @@ class CelebA(ImageReader):
         self.splits = split_by_number(self.numbers)
         _tell_of_parts(self.numbers, self.splits, root)
         _check_size(self.files[0])
-        numbered = list(zip(self.numbers, file_cache.sha256(self.files)))
+        numbered = list(zip(self.numbers, file_cache.digests(self.files)))
         self.fingerprint = sha256_of(["CelebA", 1, self.crop, numbered])
 
     def read_image(self, item: int) -> Image.Image:

@@ -56,6 +56,7 @@ class Cifar10(ImageReader):
         known = file_cache.look_up(
             self.files, "CIFAR-10: sha256 of the records and labels, 1", _summarize_batch
         )
+        file_cache.sha256(self.files)  # refuses what cannot be opened
         self.fingerprint = sha256_of(["CIFAR-10", 1, [batch["sha256"] for batch in known]])
         self.labels = [int(digit) for batch in known for digit in batch["labels"]]
         n, n_train = len(self.labels), 5 * IMAGES
@@ -64,7 +65,6 @@ class Cifar10(ImageReader):
             "validation": range(n_train, n, 2),
             "test": range(n_train + 1, n, 2),
         }
-        file_cache.sha256(self.files)
 
         def load(file: Path) -> np.ndarray:
             with file_cache.unchanged(file):

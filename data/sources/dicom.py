@@ -55,6 +55,8 @@ class Dicom(FolderReader):
         window: [center, width] in units of the modality, such as HU, by DICOM's linear function;
             null takes the first VOI LUT or window of each file, and where none is, a range that is
             measured over the training files.
+        include, exclude: globs on a file's path below the folder, see Folder.
+        splits: which folders they are, see FolderReader.
     """
 
     levels = "data.window=[CENTER,WIDTH]"
@@ -68,6 +70,9 @@ class Dicom(FolderReader):
         patient: str | None = None,
         classes: bool = False,
         window: Sequence[float] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        splits: dict[str, Any] | None = None,
     ):
         if window is not None and not (
             len(window) == 2 and all(map(math.isfinite, window)) and window[1] > 0
@@ -83,6 +88,8 @@ class Dicom(FolderReader):
             SUFFIXES,
             lambda files: compress(files, file_cache.look_up(files, "DICOM, 2", is_dicom)),
             " or DICM at byte 128 of the file; gunzip unpacks .gz",
+            include,
+            exclude,
         )
         known = file_cache.look_up(files, "DICOM header, 3", summarize)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
@@ -93,7 +100,8 @@ class Dicom(FolderReader):
         frames = {p: range(about["frames"]) for p, about in kept.items()}
         patients = {p: about["patient"] for p, about in kept.items()}
         super().__init__(
-            file_cache, root, frames, patients, validation, test, patient, classes, [window]
+            *(file_cache, root, frames, patients, validation, test, patient, classes),
+            *([window], splits),
         )
         if window is None:
             self.range = self.measure_range("range of a DICOM file, 2", measure_ranges, MEASURED)

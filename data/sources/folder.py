@@ -1,7 +1,9 @@
 """Any folder of ordinary images."""
 
-from collections.abc import Collection, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -9,7 +11,8 @@ from data.deep_image import Ranges, own_ranges
 from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
-from data.image_file import SUFFIXES, measure_deep_ranges, read_image_file
+from data.image_file import measure_deep_ranges, read_image_file
+from data.image_formats import SUFFIXES, looks_like_image
 from data.intensity import Levels, LowHigh, check_range
 
 MEASURED = (
@@ -35,6 +38,10 @@ class Folder(FolderReader):
         range: what is black and what is white in files of more than 8 bits: [low, high]; "image"
             for each image's own range; null for one that is measured over the training images, of
             bands for each band. Files of 8 bits are never stretched.
+        include: a glob, or a list of globs, on a file's path below the folder (`*` crosses
+            slashes): others are left out; null for all.
+        exclude: as include, of what is left out, such as masks.
+        splits: which folders they are, see FolderReader.
     """
 
     levels = "data.range=[LOW,HIGH], or image, for files of more than 8 bits"
@@ -49,11 +56,23 @@ class Folder(FolderReader):
         patient: str | None = None,
         classes: bool = True,
         range_: Sequence[float] | Literal["image"] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        splits: dict[str, Any] | None = None,
     ):
         given = None if range_ is None or range_ == "image" else check_range(range_)
-        root, files = find_files(path, "images", self.suffixes)
+        root, files = find_files(
+            path,
+            "images",
+            self.suffixes,
+            lambda unnamed: self._recognized(file_cache, unnamed),
+            include=include,
+            exclude=exclude,
+        )
         frames = dict.fromkeys(files, (0,))
-        super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, [range_])
+        super().__init__(
+            file_cache, root, frames, {}, validation, test, patient, classes, [range_], splits
+        )
         self.ranges: Ranges = own_ranges
         if range_ is None:
             self.ranges = self.measure_ranges(
@@ -61,6 +80,14 @@ class Folder(FolderReader):
             )
         elif given:
             self.ranges = lambda parts: [given] * len(parts)
+
+    def _recognized(self, file_cache: FileCache, unnamed: Sequence[Path]) -> Iterable[Path]:
+        """Of files without such a suffix, those that are images by their first bytes; none for a
+        subclass that has suffixes of its own."""
+        if self.suffixes is not SUFFIXES:
+            return ()
+        known = file_cache.look_up(unnamed, "image by its first bytes, 1", looks_like_image)
+        return compress(unnamed, known)
 
     def range(self, values: np.ndarray) -> LowHigh:
         """Of an image of one range, for readers of one's own."""

@@ -54,6 +54,8 @@ class Nifti(FolderReader):
         classes: the first level of folders are classes, and not patients.
         contrasts: words in the names of files that differ in nothing else, such as [t1,t2,flair]:
             together they are one image, its channels in this order. Other files are left out.
+        include, exclude: globs on a file's path below the folder, see Folder.
+        splits: which folders they are, see FolderReader.
     """
 
     levels = "data.range=[LOW,HIGH]"
@@ -70,11 +72,16 @@ class Nifti(FolderReader):
         patient: str | None = None,
         classes: bool = False,
         contrasts: Sequence[str] | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        splits: dict[str, Any] | None = None,
     ):
         if every < 1:
             raise UserError(f"data.every={every}: every n-th slice is taken, and n is at least 1.")
         across = AXES[axis]
-        root, files = find_files(path, "NIfTI files", SUFFIXES, known_by=OTHERS)
+        root, files = find_files(
+            path, "NIfTI files", SUFFIXES, known_by=OTHERS, include=include, exclude=exclude
+        )
         self.parts: dict[Path, list[Path | None]] = {file: [file] for file in files}
         if contrasts is not None:
             self.parts = group_by_contrast(root, files, contrasts)
@@ -100,8 +107,10 @@ class Nifti(FolderReader):
         settings: list[Any] = [axis, every, range_]
         if contrasts is not None:
             names = [file.relative_to(root).as_posix() for file in files]
-            settings += [list(contrasts), names, file_cache.sha256(files)]
-        super().__init__(file_cache, root, frames, {}, validation, test, patient, classes, settings)
+            settings += [list(contrasts), names, file_cache.digests(files)]
+        super().__init__(
+            file_cache, root, frames, {}, validation, test, patient, classes, settings, splits
+        )
 
     def _summaries(
         self, file_cache: FileCache, path: str, files: Sequence[Path], axis: str

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.dataset import open_dataset
 from data.file_cache import FileCache
-from data.image_file import SUFFIXES
+from data.image_formats import SUFFIXES
 from data.resize import to_array
 from data.settings import DataSettings
 from data.sources.folder import Folder

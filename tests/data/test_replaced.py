@@ -171,10 +171,10 @@ def test_what_was_found_out_before_the_hash_is_of_the_same_content(
 ):
     """Slices and ranges, frames and patients, labels."""
     make(tmp_path / "images", 0)
-    hashed = FileCache.sha256
+    hashed = FileCache.digests
     monkeypatch.setattr(
         FileCache,
-        "sha256",
+        "digests",
         lambda memory, paths: (make(tmp_path / "images", 1), hashed(memory, paths))[1],
     )
     with pytest.raises(Changed, match="images/"):

@@ -232,13 +232,6 @@ def test_every_option_stands_in_its_yaml_with_its_default(name):
     }
 
 
-def test_a_link_to_nothing_is_one_message(tmp_path):
-    write(tmp_path, [f"{k}.png" for k in range(5)])
-    os.symlink(tmp_path / "never/fetched.png", tmp_path / "link.png")
-    with pytest.raises(UserError, match=r"fetched.png: cannot be opened \(No such file"):
-        folder(tmp_path)
-
-
 def test_names_in_no_encoding(tmp_path, caplog):
     caplog.set_level("CRITICAL")  # pytest-xdist cannot send such names to its other process
     write(tmp_path / os.fsdecode(b"caf\xe9"), ["a.png", os.fsdecode(b"\xff.png")])

@@ -1,0 +1,443 @@
+"""Folders as people have them: masks beside images, splits and suffixes in other spellings, several
+images of a patient, links to nothing; each read rightly, refused, or told with its cure."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import tempfile
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from config.overrides import CONF
+from data.dataset import open_dataset
+from data.file_cache import FileCache
+from data.folder_layout import reader_for
+from data.memory_map import open_memory_map
+from data.settings import DataSettings
+from data.sources.folder import Folder
+from data.sources.nifti import Nifti
+from runtime.errors import UserError
+from runtime.hydra_private import parse_overrides
+
+MEMORY = FileCache(Path(tempfile.mkdtemp()))
+SPLITS = ("train", "validation", "test")
+EIGHT = DataSettings(Folder, 8, 1, False)
+
+
+@pytest.fixture(autouse=True)
+def _all_is_heard(caplog):
+    caplog.set_level(logging.INFO)
+
+
+def noise(seed: int, shape: tuple[int, ...] = (24, 24)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def mask(seed: int, size: int = 24) -> np.ndarray:
+    y, x = np.mgrid[:size, :size]
+    return (((y - size // 2) ** 2 + (x - 8 - seed % 5) ** 2 < (size // 4) ** 2) * 255).astype(
+        np.uint8
+    )
+
+
+def write(root: Path, *names: str, of=noise) -> Path:
+    for k, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(of(k + len(name))).save(root / name)
+    return root
+
+
+def opened(root: Path, **settings) -> Folder:
+    return Folder(MEMORY, str(root), **settings)
+
+
+def split_of(source) -> dict[str, str]:
+    return {
+        source.files[item].relative_to(source.root).as_posix(): split
+        for split in SPLITS
+        for item in source.splits[split]
+    }
+
+
+def pasted(text: str) -> dict[str, object]:
+    """The settings data.KEY=VALUE that a message names, as a shell and Hydra take them."""
+    words = shlex.split(text.replace("; ", " ").replace(", which", " "))
+    found = parse_overrides([w for w in words if re.match(r"data\.\w+=", w)], CONF)
+    return {o.key_or_group.removeprefix("data."): o.value() for o in found}
+
+
+def warned(caplog, words: str) -> str:
+    [line] = [r.getMessage() for r in caplog.records if words in r.getMessage()]
+    return line
+
+
+def refused(root: Path, **settings) -> str:
+    with pytest.raises(UserError) as error:
+        opened(root, **settings)
+    return str(error.value)
+
+
+# Masks and label maps
+
+BY_NAME = {  # files, how many are no images, the glob
+    "busi": (
+        [
+            f"{c}/{c} ({k}){m}.png"
+            for c in ("benign", "malignant")
+            for k in "12"
+            for m in ("", "_mask")
+        ],
+        4,
+        "*_mask*",
+    ),
+    "folders": (["images/0.png", "images/1.png", "masks/0.png", "masks/1.png"], 2, "masks/*"),
+    "deep": (["x_seg/images/0.png", "x_seg/labels/0.png"], 1, "*/labels/*"),
+    "camel": (["imagesTr/a.png", "labelsTr/a.png"], 1, "labelsTr/*"),
+    "isic": (["ISIC_01.jpg", "ISIC_02.jpg", "ISIC_01_Segmentation.png"], 1, "*_Segmentation*"),
+    "two words": (["Original/1.png", "Ground Truth/1.png"], 1, "Ground Truth/*"),
+    "gt": (["Images/1.png", "GT/1.png"], 1, "GT/*"),
+    "two kinds": (
+        ["a/1.png", "a/1_mask.png", "annotations/1.png"],
+        2,
+        ["*_mask*", "annotations/*"],
+    ),
+    "thumbnails": (["a.jpg", "a.thumbnail.jpg"], 1, "*.thumbnail*"),
+}
+
+
+@pytest.mark.parametrize("names, count, glob", BY_NAME.values(), ids=BY_NAME)
+def test_masks_that_names_tell_are_warned_of_with_the_setting(tmp_path, caplog, names, count, glob):
+    write(tmp_path, *names)
+    opened(tmp_path, validation=0, test=0, splits={})
+    line = warned(caplog, "masks, label maps or thumbnails by their names")
+    assert f"{count} of {len(names)} files" in line
+    found = pasted(line)
+    assert found == {"exclude": glob}
+    caplog.clear()
+    kept = opened(tmp_path, validation=0, test=0, splits={}, **found)
+    assert len(kept) == len(names) - count and f"leave out {count} files" in caplog.text
+    assert "by their names" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["with_mask/1.png", "without_mask/1.png"],
+        ["label_0/1.png", "label_1/1.png", "label_1/2.png"],
+        ["Ford GT Coupe 2006/1.png", "Ferrari 458/1.png"],
+        ["masked ball/1.png", "segway/1.png", "labelled/1.png"],
+        ["images/1.png", "images/2.png"],
+    ],
+)
+def test_names_that_only_sound_like_masks_are_not_warned_of(tmp_path, caplog, names):
+    opened(write(tmp_path, *names), validation=0, test=0)
+    assert "by their names" not in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("masks", [1, 5])
+def test_masks_that_pixels_tell_are_warned_of(tmp_path, caplog, suffix, masks):
+    write(tmp_path, *(f"{k}.png" for k in range(30)))
+    for k in range(masks):
+        Image.fromarray(mask(k, 48)).save(tmp_path / f"{k}_1stHO.{suffix}")
+    source = opened(tmp_path, validation=0, test=0)
+    open_memory_map(source, EIGHT, tmp_path / "cache")
+    line = warned(caplog, "few grey levels")
+    assert f"{masks} of {30 + masks} files" in line and "0_1stHO" in line
+    kept = opened(tmp_path, validation=0, test=0, **pasted(line))
+    assert len(kept) == 30
+
+
+def test_images_that_are_alike_in_their_levels_are_no_masks(tmp_path, caplog):
+    """Drawings alone; photographs beside some that are dark, or have a wide margin."""
+    write(tmp_path / "drawings", *(f"{k}.png" for k in range(9)), of=mask)
+    photographs = [noise(k) for k in range(9)]
+    photographs[0] //= 4
+    photographs[1][:18] = 0
+    for k, image in enumerate(photographs):
+        write(tmp_path / "photographs", f"{k}.png", of=lambda _, image=image: image)
+    for name in ("drawings", "photographs"):
+        open_memory_map(opened(tmp_path / name, validation=0, test=0), EIGHT, tmp_path / "cache")
+    assert "grey levels" not in caplog.text
+
+
+def test_label_maps_of_volumes_are_warned_of(tmp_path, caplog):
+    for k in range(3):
+        for name, voxels in (
+            ("imagesTr", noise(k, (12, 12, 2))),
+            ("labelsTr", mask(k)[::2, ::2, None]),
+        ):
+            (tmp_path / name).mkdir(exist_ok=True)
+            image = nibabel.Nifti1Image(np.broadcast_to(voxels, (12, 12, 2)).copy(), np.eye(4))
+            nibabel.save(image, tmp_path / name / f"c{k}{'_0000' * (name == 'imagesTr')}.nii.gz")
+    Nifti(MEMORY, str(tmp_path), validation=0, test=0)
+    line = warned(caplog, "by their names")
+    assert "3 of 6 files" in line and pasted(line) == {"exclude": "labelsTr/*"}
+    assert "imagesTr, labelsTr: taken for the folder train" in caplog.text
+    kept = Nifti(MEMORY, str(tmp_path), validation=0, test=0, exclude="labelsTr/*")
+    assert {p.parent.name for p in kept.files} == {"imagesTr"}
+
+
+def test_folders_of_servers_and_archives_are_left_out(tmp_path):
+    own = ["a/1.png", "a/2.png"]
+    others = ["a/@eaDir/1.png", "__MACOSX/a/1.png", ".thumbnails/1.png", "#recycle/3.png"]
+    write(tmp_path, *own, *others)
+    (tmp_path / "a/Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(40))
+    assert [*split_of(opened(tmp_path, validation=0, test=0))] == own
+
+
+# include and exclude
+
+
+def test_globs_choose_files_by_their_paths(tmp_path):
+    write(tmp_path, "a/1.png", "a/2.png", "b/1.png", "b/x [1].png")
+
+    def kept(**settings) -> list[str]:
+        return [*split_of(opened(tmp_path, validation=0, test=0, **settings))]
+
+    assert kept(include="a/*") == ["a/1.png", "a/2.png"]
+    assert kept(include=["*/1.png", "*/2.png"], exclude="b/*") == ["a/1.png", "a/2.png"]
+    assert kept(exclude="*[[]1]*") == ["a/1.png", "a/2.png", "b/1.png"]
+    by_hand = opened(write(tmp_path / "hand", "a/1.png", "a/2.png"), validation=0, test=0)
+    assert opened(tmp_path, include="a/*", validation=0, test=0).fingerprint == by_hand.fingerprint
+
+
+def test_globs_that_match_nothing_or_leave_nothing(tmp_path, caplog):
+    write(tmp_path, "a/1.png", "a/2.png")
+    assert "data.include='b/*' matches none of the 2 files" in refused(tmp_path, include="b/*")
+    assert "leave none of its 2 files" in refused(tmp_path, exclude="*")
+    opened(tmp_path, exclude="*_msk*")
+    assert "data.exclude='*_msk*' matches none of the 2 files" in caplog.text
+
+
+# Splits in other spellings
+
+SPELLED = {
+    ("train_images", "test_images"): {"train": "train_images", "test": "test_images"},
+    ("imagesTr", "imagesTs"): {"train": "imagesTr", "test": "imagesTs"},
+    ("Training Set", "TestSet"): {"train": "Training Set", "test": "TestSet"},
+    ("trainset", "valid", "testset"): {
+        "train": "trainset",
+        "validation": "valid",
+        "test": "testset",
+    },
+    ("train2017", "val2017"): {"train": "train2017", "validation": "val2017"},
+    ("trainA", "trainB", "testA"): {"train": ["trainA", "trainB"], "test": "testA"},
+    ("lungs_train", "lungs_test"): {"train": "lungs_train", "test": "lungs_test"},
+    ("cat/train", "cat/test", "dog/train", "dog/test"): {"train": "*/train", "test": "*/test"},
+}
+
+
+@pytest.mark.parametrize("folders, splits", SPELLED.items(), ids=map("+".join, SPELLED))
+def test_splits_in_another_spelling_are_asked_about(tmp_path, folders, splits):
+    write(tmp_path, *(f"{folder}/{k}.png" for folder in folders for k in range(3)))
+    message = refused(tmp_path)
+    assert "look like splits in another spelling" in message and "for classes" in message
+    head, none = message.split("; data.splits='{}'")
+    assert pasted(head.replace(" says so", "")) == {"splits": splits} and none
+    source = opened(tmp_path, splits=splits)
+    found = split_of(source)
+    for split, named in splits.items():
+        named = [named] if isinstance(named, str) else named
+        inside = {n for n, s in found.items() if s == split}
+        asked = {n for n in found for each in named if Path(n).parent.match(each)}
+        assert asked >= inside if split == "train" else asked == inside
+    assert list(source.classes) == (["cat", "dog"] if "cat/train" in folders else [])
+    assert opened(tmp_path, splits={}, validation=0, test=0).classes == sorted(
+        {f.split("/")[0] for f in folders}
+    )
+
+
+def test_label_maps_beside_the_images_of_splits_are_named_too(tmp_path):
+    write(
+        tmp_path, *(f"{f}/{k}.png" for f in ("imagesTr", "imagesTs", "labelsTr") for k in range(3))
+    )
+    message = refused(tmp_path)
+    found = pasted(message.partition("; data.splits='{}'")[0].replace(" leaves", " "))
+    assert found == {"splits": {"train": "imagesTr", "test": "imagesTs"}, "exclude": "labelsTr/*"}
+    source = opened(tmp_path, **found)
+    assert {p.parent.name for p in source.files} == {"imagesTr", "imagesTs"}
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("test", "rest"),
+        ("test_tube", "train_station"),
+        ("trains", "cars"),
+        ("tr", "te", "en"),
+        ("cat", "dog"),
+    ],
+)
+def test_classes_that_sound_like_splits_stay_classes(tmp_path, folders):
+    write(tmp_path, *(f"{folder}/{k}.png" for folder in folders for k in range(3)))
+    assert opened(tmp_path, validation=0, test=0).classes == sorted(folders)
+
+
+def test_a_class_called_train_has_its_way_out(tmp_path):
+    write(tmp_path, *(f"{folder}/{k}.png" for folder in ("train", "plane") for k in range(3)))
+    message = refused(tmp_path)
+    assert "data.exclude='plane/*'" in message and "data.splits='{}'" in message
+    assert opened(tmp_path, splits={}).classes == ["plane", "train"]
+
+
+def test_dev_is_validation_and_folders_without_train_are_asked_about(tmp_path):
+    write(tmp_path, *(f"{folder}/{k}.png" for folder in ("train", "dev") for k in range(3)))
+    assert split_of(opened(tmp_path, test=0))["dev/0.png"] == "validation"
+    write(tmp_path / "x", *(f"{folder}/{k}.png" for folder in ("val", "test") for k in range(3)))
+    assert "none of them is to train on" in refused(tmp_path / "x")
+
+
+def test_splits_that_are_given_wrongly(tmp_path):
+    write(tmp_path, "a/1.png", "b/1.png")
+    assert "there is no split trian" in refused(tmp_path, splits={"trian": "a"})
+    assert "no folder to train on" in refused(tmp_path, splits={"test": "a"})
+    assert "1 images lie beside" in refused(tmp_path, splits={"train": "a"})
+
+
+# Several images of one patient
+
+PATIENTS = {  # names, how many patients
+    "brats": (
+        [
+            f"BraTS20_Training_{k:03d}_{c}.png"
+            for k in range(9)
+            for c in ("flair", "t1", "t1ce", "t2")
+        ],
+        9,
+    ),
+    "nnunet": ([f"la_{k:03d}_000{c}.png" for k in range(9) for c in range(2)], 9),
+    "slices": ([f"patient{p}_slice_{k:03d}.png" for p in range(5) for k in range(6)], 5),
+    "lidc": ([f"LIDC-IDRI-{p:04d}/1-{k:03d}.png" for p in range(5) for k in range(6)], 5),
+    "tcia": ([f"all/R{p}/1-{k:03d}.png" for p in range(5) for k in range(6)], 5),
+    "bids": (
+        [f"sub-{p:02d}/anat/sub-{p:02d}_{c}.png" for p in range(9) for c in ("T1w", "T2w")],
+        9,
+    ),
+    "volumes": ([f"volume-{p}_z{k}.png" for p in range(5) for k in range(6)], 5),
+    "some": (
+        [f"sick/person{p}_bacteria_{k}.png" for p in range(5) for k in range(5)]
+        + [f"well/IM-{k:04d}.png" for k in range(25)],
+        30,
+    ),
+}
+
+
+@pytest.mark.parametrize("names, patients", PATIENTS.values(), ids=PATIENTS)
+def test_patients_that_names_show_are_warned_of_with_the_expression(
+    tmp_path, caplog, names, patients
+):
+    write(tmp_path, *names, of=lambda k: noise(k, (8, 8)))
+    opened(tmp_path, validation=0.2, test=0.2)
+    line = warned(caplog, "of one patient, by their names")
+    found = pasted(line)
+    caplog.clear()
+    source = opened(tmp_path, validation=0.2, test=0.2, **found)
+    assert "of one patient" not in caplog.text
+    groups = {}
+    for name, split in split_of(source).items():
+        patient = re.search(str(found["patient"]), name)[1]
+        groups.setdefault(patient, set()).add(split)
+    assert len(groups) == patients and all(len(splits) == 1 for splits in groups.values())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{c}/{c} ({k}).png" for c in ("benign", "malignant") for k in range(12)],
+        [f"{c}/frame_{k}.png" for c in ("cat", "dog") for k in range(12)],
+        [f"n0144076{c}/n0144076{c}_{k}.png" for c in range(3) for k in range(12)],
+        [f"case_{k:04d}.png" for k in range(24)],
+        [f"ISIC_{k:07d}.png" for k in range(24)],
+    ],
+    ids=["numbers", "frames of a class", "imagenet", "one each", "isic"],
+)
+def test_images_that_are_numbered_are_no_patients(tmp_path, caplog, names):
+    opened(write(tmp_path, *names, of=lambda k: noise(k, (8, 8))), validation=0.2, test=0.2)
+    assert "of one patient" not in caplog.text
+
+
+def test_patients_in_given_splits_are_warned_of_only_where_they_are_torn(tmp_path, caplog):
+    names = [f"{split}/patient{p}_{k}.png" for p, split in enumerate(SPLITS * 2) for k in range(3)]
+    opened(write(tmp_path, *names))
+    assert "of one patient" not in caplog.text
+    write(tmp_path, "test/patient0_9.png")
+    opened(tmp_path)
+    assert "1 of 6 patients" in warned(caplog, "of one patient, by their names")
+
+
+# Links to nothing
+
+
+def test_links_to_nothing_are_all_named_and_left_out_where_asked(tmp_path):
+    write(tmp_path / "images", *(f"{k}.png" for k in range(6)))
+    for k in (8, 9):
+        os.symlink(f"/nowhere/{k}.png", tmp_path / f"images/{k}.png")
+    settings = DataSettings(Folder, 8, 1, False, skip_broken=True)
+    with pytest.raises(UserError, match="2 of 8 images") as error:
+        open_dataset(EIGHT, opened(tmp_path / "images"), 0, tmp_path / "cache")
+    for k in (8, 9):
+        assert (
+            f"{k}.png: cannot be opened (No such file or directory, a link to /nowhere/{k}.png)"
+            in str(error.value)
+        )
+    data = open_dataset(settings, opened(tmp_path / "images"), 0, tmp_path / "cache")
+    assert sorted(np.concatenate(list(data.splits.values()))) == list(range(6))
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    write(tmp_path, "0.png", "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    os.mkfifo(tmp_path / "pipe")
+    source = opened(tmp_path, validation=0, test=0)
+    with pytest.raises(UserError, match="no regular file"):
+        source.read_image(2)
+    assert len(source) == 3
+
+
+# What is said of scaling, and which reader is meant
+
+
+def test_scaling_and_the_centre_crop_are_in_the_log(tmp_path, caplog):
+    for k, shape in enumerate([(24, 24), (24, 48), (8, 8)]):
+        write(tmp_path, f"{k}.png", of=lambda _, shape=shape: noise(0, shape))
+    open_memory_map(opened(tmp_path, validation=0, test=0), EIGHT, tmp_path / "cache")
+    line = warned(caplog, "are scaled")
+    assert "2 of 3 images are scaled to 8x8" in line and "from 24x24 to 24x48" in line
+    assert "cuts off 25% of their area, at most 50%, and data.fit=pad keeps it" in line
+    padded = DataSettings(Folder, 8, 1, False, fit="pad")
+    caplog.clear()
+    open_memory_map(
+        opened(tmp_path, validation=0, test=0, exclude="0.png"), padded, tmp_path / "cache"
+    )
+    assert "50% of the picture, at most 50%, is black around" in warned(caplog, "are scaled")
+    caplog.clear()
+    same = DataSettings(Folder, (24, 48), 1, False, skip_broken=True)
+    open_memory_map(
+        opened(tmp_path, validation=0, test=0, include="1.png"), same, tmp_path / "cache"
+    )
+    assert "scaled" not in caplog.text
+
+
+def test_the_reader_that_is_meant(tmp_path):
+    for reader, suffix in (
+        ("dicom", "dcm"),
+        ("nifti", "nii.gz"),
+        ("npz", "npz"),
+        ("folder", "jpg"),
+    ):
+        (tmp_path / reader / "below").mkdir(parents=True)
+        for k in range(3):
+            (tmp_path / reader / "below" / f"{k}.{suffix}").touch()
+        assert reader_for(str(tmp_path / reader)) == reader
+        if reader != "folder":
+            assert f"data={reader} reads such files" in refused(tmp_path / reader)
+    assert reader_for(str(tmp_path / "npz/below/0.npz")) == "npz"
+    assert reader_for(str(tmp_path / "absent")) == "folder"
