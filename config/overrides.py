@@ -2,6 +2,8 @@
 misspelt."""
 
 import copy
+import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -20,12 +22,50 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from config.old_spelling import GONE, MEDMNIST, refuse_old_config, refuse_old_override
+from data.folder_layout import reader_for
+from runtime.as_typed import PLAIN, hydra_quoted
 from runtime.errors import UserError, near, one_message
 from runtime.hydra_private import parse_command_line, parse_overrides, set_values, split_cells
 from runtime.log import log_to_terminal
 
+# the last word of keys that hold paths, and of those in whose place nothing else can stand
+PATHS = {"path", "root", "from", "checkpoint", "source", "images", "train", "test"}
+PLACES = {"path", "root", "out", "directory", "cache"}
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = ("experiment", "sweep")  # groups that are not among the defaults
+
+
+def with_paths_as_given(arguments: Sequence[str]) -> list[str]:
+    """A command line in which Hydra takes paths as they are: what names something that exists, and
+    in the place of a path what Hydra's grammar makes nothing of."""
+    return [_path_as_given(argument) for argument in arguments]
+
+
+def _path_as_given(argument: str) -> str:
+    key, equals, text = argument.partition("=")
+    word = key.rpartition(".")[2].lstrip("+")
+    if not equals or word not in PATHS | PLACES or PLAIN.fullmatch(text) or text in ("", "null"):
+        return argument
+    home = os.path.expanduser(text)
+    if found := next(filter(_exists, (text, home)), None):
+        return f"{key}={hydra_quoted(found)}"
+    return f"{key}={hydra_quoted(home)}" if word in PLACES and _is_no_text(argument) else argument
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a zero byte in it
+        return False
+
+
+def _is_no_text(argument: str) -> bool:
+    """Whether it breaks Hydra's grammar, or is a number by it."""
+    try:
+        [override] = parse_overrides([argument], CONF)
+    except HydraException:
+        return True
+    return not override.is_sweep_override() and isinstance(override.value(), int | float)
 
 
 def options(group: str) -> list[str]:
@@ -151,6 +191,7 @@ def run_script(name: str, main: Callable[[dict[str, Any]], object]) -> None:
         log_to_terminal()
         main(resolved(config))
 
+    sys.argv[1:] = with_paths_as_given(sys.argv[1:])
     check_overrides(name, sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
 
@@ -188,7 +229,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
     for line in overrides:
         refuse_old_override(line)
     try:
-        return parse_overrides(overrides, CONF)
+        return parse_overrides(with_paths_as_given(overrides), CONF)
     except HydraException as error:
         raise UserError(
             f"{error}\nOverrides look like train.steps=1000 or +experiment=transfer_demo; quote "
@@ -273,9 +314,17 @@ def _check_key(override: Override, base: dict[str, Any]) -> None:
         elif part in node:
             node = node[part]
         else:
-            here = f"{above}.".removeprefix(".")
-            known = [f"{here}{k}" for k in node] + [f"+{g}" for g in ADDED if not above]
-            message = f"{key}: there is no such setting; {near(here + part, known)}"
-            if "_target_" in node:
-                message += f" (+{key}= sets what {node['_target_']} has a default for)"
-            raise UserError(message)
+            raise _no_such_setting(override, above, part, node)
+
+
+def _no_such_setting(override: Override, above: str, part: str, node: dict[str, Any]) -> UserError:
+    key, here = override.key_or_group, f"{above}.".removeprefix(".")
+    if key == "data.path":  # of images that lie in no path
+        path = str(override.value())
+        given = f"data.path={shlex.quote(path)}"
+        return UserError(f"{given}: data={reader_for(path)} {given} is meant, by what is there.")
+    known = [f"{here}{k}" for k in node] + [f"+{g}" for g in ADDED if not above]
+    message = f"{key}: there is no such setting; {near(here + part, known)}"
+    if "_target_" in node:
+        message += f" (+{key}= sets what {node['_target_']} has a default for)"
+    return UserError(message)
