@@ -35,7 +35,7 @@ from training.loop import Stream, Trainer, streams_of
 from training.optimizer import build_optimizer
 from training.pretrained_source import PretrainedSource, find_source
 from training.resume import is_finished, restore
-from training.run_directory import claim, name_run, open_images
+from training.run_directory import claimed, name_run, open_images
 from training.start_from_source import (
     facts,
     start_from,
@@ -83,8 +83,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         f"{directory} is being trained by another process: wait for it, or give this run its own "
         "run.directory."
     )
-    with locked(directory / ".lock", None if wait else busy):
-        claim(directory, who)
+    with locked(directory / ".lock", None if wait else busy), claimed(directory, who):
         for folder in (directory, directory / "checkpoints", directory / "samples"):
             remove_leftovers(folder)
         saved = checkpoint.latest(directory / "checkpoints")

@@ -1,12 +1,14 @@
 """A run's identity and the directory that follows from it: runs/EXPERIMENT/STRATEGY-seedS-HASH."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.identity import digest, identity
 from config.run_config import RunConfig
+from data.dataset import check_subset
 from data.image_reader import ImageReader
 from runtime.content import differences
 from runtime.errors import UserError
@@ -23,11 +25,24 @@ if TYPE_CHECKING:
     from training.pretrained_source import PretrainedSource
 
 IDENTITY = "identity.json"
+METRICS = "metrics.jsonl"  # from the first step on
+# what is written before it
+OF_A_START = (
+    IDENTITY,
+    "config.yaml",
+    "environment.json",
+    "images.png",
+    "log.txt",
+    "plan.csv",
+    "source.json",
+)
 
 
 def open_images(config: RunConfig) -> ImageReader:
     """Those that a run is trained on, not decoded yet."""
-    return config.data.open_reader(Path(config.run.cache))
+    images = config.data.open_reader(Path(config.run.cache))
+    check_subset(config.data, len(images.splits["train"]), images)
+    return images
 
 
 def name_run(
@@ -62,6 +77,20 @@ def changed_since(config: RunConfig, table: Sequence[Fit]) -> list[str]:
         "weight decay leaves scales alone": scales and weight_decay(config) > 0,
     }
     return [what for what, does in applies.items() if does]
+
+
+@contextlib.contextmanager
+def claimed(directory: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """The directory is this run's while inside, see claim; and it is no run's any more where the
+    start is refused before the first step."""
+    claim(directory, identity)
+    try:
+        yield
+    except Exception:
+        if not any(directory.glob("checkpoints/step_*")) and not (directory / METRICS).exists():
+            for name in OF_A_START:
+                (directory / name).unlink(missing_ok=True)
+        raise
 
 
 def claim(directory: Path, identity: dict[str, Any]) -> None:
