@@ -83,14 +83,20 @@ def _check_finite(numbers: Sequence[int], x0: Tensor) -> None:
         )
 
 
-def class_labels(label: Label, classes: Sequence[str], images: Sequence[int]) -> Tensor | None:
-    """[B] the class of each image, or None for the null class."""
+def class_labels(
+    label: Label, classes: Sequence[str], images: Sequence[int], untold: Sequence[str] = ()
+) -> Tensor | None:
+    """[B] the class of each image, or None for the null class. untold: the classes of the images of
+    a model that was trained without them."""
     if label is None:
         return None
     if not classes:
+        those = (
+            f"those of its images, {', '.join(untold[:12])}" if untold else "those of its images"
+        )
         raise UserError(
-            f"label={label}: this model has no classes; one that was trained with "
-            "model.classes=auto has those of its images."
+            f"label={label}: this model has no classes, as its model.classes is 0; one that was "
+            f"trained with model.classes=auto has {those}."
         )
     if label == "all":
         label = range(len(classes))
@@ -161,7 +167,7 @@ class Pipeline:
             ready = {each: _readied(each, steps) for each in {denoiser, reference}}
             for start in range(0, len(numbers), request.batch_size):
                 batch = numbers[start : start + request.batch_size]
-                labels = class_labels(request.label, self.classes, batch)
+                labels = class_labels(request.label, self.classes, batch, self.weights.classes)
                 denoise = ready[denoiser](None if labels is None else {"label": labels.to(device)})
                 if request.guidance != 1:  # the reference is given no label
                     denoise = guide(denoise, ready[reference](None), request.guidance)

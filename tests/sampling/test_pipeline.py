@@ -11,6 +11,7 @@ from PIL import Image
 
 from runtime.errors import UserError
 from sampling import load
+from sampling.pipeline import class_labels
 from tests.helpers import runs
 
 
@@ -43,6 +44,13 @@ def test_an_image_does_not_depend_on_how_many_are_made(run_directory):
     torch.testing.assert_close(
         model.sample(3, steps=2, batch_size=2)[:1], model.sample(1, steps=2), rtol=0, atol=1e-5
     )
+
+
+def test_a_label_of_a_model_that_was_not_told_its_classes_names_them():
+    with pytest.raises(UserError) as error:
+        class_labels("cat", [], [0], untold=["cat", "dog"])
+    assert "label=cat: this model has no classes, as its model.classes is 0" in str(error.value)
+    assert "trained with model.classes=auto has those of its images, cat, dog." in str(error.value)
 
 
 def test_mistakes_are_one_message(run_directory):
