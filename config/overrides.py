@@ -33,6 +33,10 @@ PATHS = {"path", "root", "from", "checkpoint", "source", "images", "train", "tes
 PLACES = {"path", "root", "out", "directory", "cache"}
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = ("experiment", "sweep")  # groups that are not among the defaults
+# flip: "${images_are:data.sources.celeba.CelebA}" of an experiment holds for these images alone
+OmegaConf.register_new_resolver(
+    "images_are", lambda reader, _root_: _root_.data._target_ == reader, replace=True
+)
 
 
 def with_paths_as_given(arguments: Sequence[str]) -> list[str]:

@@ -24,7 +24,8 @@ class DataSettings(Settings):
         size: [height, width] or one number for both.
         channels: 1 (colour becomes luma, ITU-R 601), 3 (gray is repeated), or as many as the images
             have.
-        flip: mirror at random while training; off where left and right differ, as in radiographs.
+        flip: mirror half of the images while training, at random, where left and right do not
+            matter; never in radiographs.
         n_train: train on so many images; null for all.
         subset_seed: draws them; null is the run's seed, so that each seed of a run sees others.
         upscale: enlarge images that are smaller than size.

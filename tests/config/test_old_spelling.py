@@ -36,6 +36,7 @@ SETTINGS = [
     "data.validation=0.2",
     "data.size=8",
     "data.channels=1",
+    "data.flip=true",
     "model.classes=auto",
     "model.channels=4",
     "model.multipliers=[1]",

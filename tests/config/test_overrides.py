@@ -496,7 +496,7 @@ def test_identity_is_what_changes_the_numbers():
         "train.precision=bf16",
         "train.accumulation=2",
         "source.include=[up.*]",
-        "data.flip=false",
+        "data.flip=true",
     ]
     for override in different:
         assert identity(RunConfig(composed("train", [override])), "images") != base, override
