@@ -36,6 +36,8 @@ def identity(config: RunConfig, images: str) -> dict[str, Any]:
     chosen["data"] = _without(chosen["data"], "_target_", *reader, *PICTURES) | {"images": images}
     chosen["train"] = _without(chosen["train"], "steps")
     chosen["source"] = _without(chosen["source"], "train")
+    if config.augmentation.on:
+        chosen["augmentation"] = config.augmentation.counted()
     for section, defaults in LATER.items():
         at_default = [key for key, value in defaults.items() if chosen[section].get(key) == value]
         chosen[section] = _without(chosen[section], *at_default)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from config.old_spelling import translate
 from config.sections import RunSettings, SourceSettings, TrainSettings, TransferSettings
+from data.augmentation import TOLD, Augmentation
 from data.settings import OWN_KEYS, DataSettings
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings
@@ -41,7 +42,7 @@ NODES = {
     "optimizer": ["torch.optim"],
 }
 READERS = ["data.sources"]  # what defines the target of section data
-SETTINGS = ("data", "train", "transfer", "source", "sampler", "run", "wandb")
+SETTINGS = ("data", "augmentation", "train", "transfer", "source", "sampler", "run", "wandb")
 # what stands beside the sections
 VALUES = {
     "experiment": str,
@@ -178,6 +179,11 @@ class RunConfig:
         check_arguments(DataSettings, own, [], "data", ["reader"])
         return make(DataSettings, "data", bind(node, READERS, "data", ["file_cache"]), **own)
 
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """Of the training images; off in a config of before there was any."""
+        return parse(Augmentation, self.raw.get("augmentation", {}), (), "augmentation")
+
     train = _settings("train", TrainSettings)
     transfer = _settings("transfer", TransferSettings, "transfer", "diffusion")
     source = _settings("source", SourceSettings, "transfer")
@@ -198,10 +204,21 @@ class RunConfig:
 
     @property
     def completed(self) -> RunConfig:
-        """A strategy without rules trains nothing, so its run has no steps."""
-        if self.raw["transfer"]["rules"]:
-            return self
-        return self.with_sections(train=self.raw["train"] | {"steps": 0})
+        """A strategy without rules trains nothing, so its run has no steps. A network is told of
+        augmentations where there are any."""
+        sections = {}
+        if not self.raw["transfer"]["rules"]:
+            sections["train"] = self.raw["train"] | {"steps": 0}
+        if self.augmentation.on:
+            sections["model"] = self.raw["model"] | {"augmentations": TOLD}
+        return self.with_sections(**sections) if sections else self
+
+    @property
+    def untold(self) -> RunConfig:
+        """With a network that is told of no augmentation: the same function, where images are as
+        they are."""
+        model = {k: v for k, v in self.raw["model"].items() if k != "augmentations"}
+        return self.with_sections(model=model)
 
     def with_classes(self, new: int, kept: int = 0) -> RunConfig:
         """classes=auto and count=auto as numbers: new classes of the images, then those kept of the

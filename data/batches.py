@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.augmentation import draw_flips
+from data.augmentation import OFF, Augmentation, augment, draw_flips, told
 from data.dataset import Dataset
+from data.pixels import to_x0
 from runtime.seeds import generator
 
 
@@ -20,6 +21,7 @@ class Batch(NamedTuple):
     images: Tensor  # [B, H, W, C] uint8
     label: Tensor  # [B] int64
     flip: Tensor  # [B] bool
+    drawn: Tensor  # [B, 11], see Augmentation.draw; [B, 0] without augmentation
 
 
 class Batches:
@@ -29,9 +31,17 @@ class Batches:
     smaller than a batch.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, flip: bool, seed: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        flip: bool,
+        seed: int,
+        augmentation: Augmentation = OFF,
+    ):
         self.dataset, self.rows = dataset, dataset.splits["train"]
         self.batch_size, self.flip, self.seed = batch_size, flip, seed
+        self.augmentation = augmentation
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
@@ -49,7 +59,18 @@ class Batches:
         rows = self.indices(k)
         images, labels = self.dataset.images[rows], self.dataset.labels[rows]
         flip = draw_flips(self.batch_size, self.seed, k) & self.flip
-        return Batch(torch.from_numpy(images), torch.from_numpy(labels), flip)
+        drawn = torch.empty(self.batch_size, 0)
+        if self.augmentation.on:
+            drawn = self.augmentation.draw(self.batch_size, self.seed, k)
+        return Batch(torch.from_numpy(images), torch.from_numpy(labels), flip, drawn)
+
+    def as_trained_on(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch of these, on its device -> x0 [B, C, H, W], and what the network is told of what
+        was done to it."""
+        x0 = to_x0(batch.images, batch.flip if self.flip else None)
+        if not self.augmentation.on:
+            return x0, {}
+        return augment(x0, batch.drawn), {"augmentation": told(batch.drawn)}
 
     def prefetched(
         self, start: int, stop: int, pin: bool = False, depth: int = 4

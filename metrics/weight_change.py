@@ -10,6 +10,7 @@ from runtime.errors import UserError
 
 ORDER = (
     "conv_in",
+    "augmentation_embedding",
     "time_mlp",
     "class_embedding",
     "down",

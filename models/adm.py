@@ -52,6 +52,7 @@ class ADMUNet(UNet):
         heads: of every attention, or instead head_channels.
         head_channels: the width of one head.
         classes: as in UNet, with a null class that theirs do not have.
+        augmentations: as in UNet.
         scale_shift: adaptive norms; without, the time is added before the norm.
         resample_blocks: residual blocks that halve and double the size in place of convolutions.
         timestep_scale: 1000 / T where the timesteps were rescaled to 0..1000, which
@@ -79,6 +80,7 @@ class ADMUNet(UNet):
         resample_blocks: bool = False,
         timestep_scale: float = 1.0,
         gradient_checkpointing: bool = False,
+        augmentations: int = 0,
     ):
         if (heads is None) == (head_channels is None):
             raise ValueError(
@@ -102,6 +104,7 @@ class ADMUNet(UNet):
             groups,
             classes,
             gradient_checkpointing,
+            augmentations,
         )
         self.reset_parameters()
 

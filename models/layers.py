@@ -73,6 +73,21 @@ class Conv2d(Filled, nn.Conv2d):
         return self._conv_forward(x, self.weight, self.bias if biased else None)
 
 
+class AugmentationEmbedding(Linear):
+    """What was done to an image, added to the embedding of the timestep. It has no bias and starts
+    at zero: nothing done adds nothing.
+
+    Source:
+        Karras et al. 2022 (EDM), appendix F.2.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 class Sum(NamedTuple):
     """x + branch + bias, not added up yet: a fused norm does that on its way. bias: [C]."""
 

@@ -14,6 +14,7 @@ from models.layers import (
     NEAR_ZERO,
     NORM_EPS,
     Attention,
+    AugmentationEmbedding,
     JoiningNorm,
     Resample,
     ResBlock,
@@ -53,6 +54,8 @@ class UNet(nn.Module):
         heads: of attention.
         classes: number of labels, 0 for none; label `classes` is the null class, and what a missing
             condition means.
+        augmentations: numbers that tell what was done to an image (data.augmentation), 0 for none;
+            zeros, and what a missing condition means, are an image as it is.
     Raises:
         ValueError: where the settings cannot go together.
     Source:
@@ -77,6 +80,7 @@ class UNet(nn.Module):
         groups: int = 32,
         classes: int = 0,
         gradient_checkpointing: bool = False,
+        augmentations: int = 0,
     ):
         super().__init__()
         self.channels, self.classes, self.dropout = channels, classes, dropout
@@ -91,6 +95,9 @@ class UNet(nn.Module):
         )
         if classes:
             self.class_embedding = nn.Embedding(classes + 1, 4 * channels)
+        self.augmentation_embedding = (
+            AugmentationEmbedding(augmentations, channels) if augmentations else None
+        )
         width = self.first_width(widths)
         self.conv_in = conv(in_channels, width, 3)
         skips, self.down = [width], nn.ModuleList()
@@ -185,9 +192,12 @@ class UNet(nn.Module):
             )
 
     def time_terms(self, timestep: Tensor, condition: dict[str, Tensor]) -> list[Tensor]:
-        """What the timestep and the class add in each residual block: [B, TIME_WIDTHS * C] each, in
-        the order in which the blocks run."""
-        time = self.time_mlp(self.embed_timestep(timestep).to(self.conv_in.weight.dtype))
+        """What the timestep, the augmentation and the class add in each residual block: [B,
+        TIME_WIDTHS * C] each, in the order in which the blocks run."""
+        time = self.embed_timestep(timestep).to(self.conv_in.weight.dtype)
+        if self.augmentation_embedding is not None and "augmentation" in condition:
+            time = time + self.augmentation_embedding(condition["augmentation"].to(time.dtype))
+        time = self.time_mlp(time)
         if self.classes:
             label = condition.get("label")
             if label is None:

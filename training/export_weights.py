@@ -71,7 +71,7 @@ def export_pipeline(found: TrainedWeights, out: Path, weights: Which = "ema") ->
     Raises:
         UserError: where diffusers has no such network or scheduler, or out holds something else.
     """
-    config = found.config
+    config = found.config.untold
     # refused before anything is read or written
     unet, scheduler = unet_config(config), scheduler_config(config)
     state = to_diffusers(found.load(weights), config.shape_network())

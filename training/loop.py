@@ -20,7 +20,7 @@ from config.run_config import RunConfig
 from config.sections import TransferSettings
 from data.batches import Batch, Batches
 from data.dataset import Dataset
-from data.pixels import to_picture, to_uint8, to_x0
+from data.pixels import to_picture, to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.generate import generate
 from diffusion.guidance import drop_labels
@@ -170,11 +170,12 @@ class Trainer:
             The loss, a scalar.
         """
         seed, device = stream.batches.seed, self.device
-        images, label, flip = (x.to(device, non_blocking=True) for x in batch)
-        x0 = to_x0(images, flip if stream.batches.flip else None)
+        batch = Batch(*(x.to(device, non_blocking=True) for x in batch))
+        x0, told = stream.batches.as_trained_on(batch)
         t, weight = stream.timesteps.draw(len(x0), generator(seed, "t", k, device=device))
         random = generator(seed, "noise", k, device=device)
-        noise = torch.randn(images.shape, generator=random, device=device).permute(0, 3, 1, 2)
+        noise = torch.randn(batch.images.shape, generator=random, device=device)
+        noise, label = noise.permute(0, 3, 1, 2), batch.label
         if classes := self.denoiser.network.classes:
             random = generator(seed, "label", k, device=device)
             label = drop_labels(label, classes, self.config.train.label_dropout, random)
@@ -186,7 +187,7 @@ class Trainer:
             part = slice(first, first + micro)
             torch.manual_seed(derive(seed, "dropout", k, m))
             with self.autocast():
-                condition = {"label": label[part]}
+                condition = {name: v[part] for name, v in {"label": label, **told}.items()}
                 chosen = choose(self.denoiser, x0[part], t[part], noise[part], condition)
                 step = self.denoiser.forward_pass(x0[part], t[part], chosen, condition)
                 loss = stream.loss(step)

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from config.identity import NUMBERS, digest
 from config.old_spelling import translate
 from config.overrides import CONF
+from config.run_config import RunConfig
 from runtime.content import canonical, leaves
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
@@ -73,7 +74,12 @@ class Result:
         subset."""
         sections = [s for s in NUMBERS if s != "seed"]
         found = leaves(canonical({s: self.config[s] for s in sections if s in self.config}))
-        return {path: value for path, value in found if path != "data.subset_seed"}
+        settings = {path: value for path, value in found if path != "data.subset_seed"}
+        # one text of a dozen numbers; it follows from it whether the network is told
+        settings.pop("model.augmentations", None)
+        if "model" not in self.config:  # a baseline, which was not trained
+            return settings
+        return settings | {"augmentation": RunConfig(self.config).augmentation.described()}
 
     def cells(self) -> dict[str, str]:
         """Column -> text, of the table of a sweep."""

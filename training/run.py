@@ -13,7 +13,7 @@ from config.run_config import RunConfig
 from data.batches import Batches
 from data.dataset import Dataset, open_dataset
 from data.image_reader import ImageReader
-from data.pixels import to_picture
+from data.pixels import to_picture, to_uint8
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from diffusion.generate import warn_of_start
@@ -178,7 +178,10 @@ def open_trainer(
     start = None
     if origin and config.transfer.needs_source:
         start = start_of(config, origin, denoiser, dataset, directory)
-    batches = Batches(dataset, config.train.batch_size, config.data.flip, config.seed)
+    batches = Batches(
+        dataset, config.train.batch_size, config.data.flip, config.seed, config.augmentation
+    )
+    tell_augmentation(batches, config.run.samples, directory / "augmented.png", config.shown)
     plain = Stream(batches, config.build_timesteps().to(device), config.loss)
     trainer = Trainer(
         denoiser,
@@ -240,3 +243,22 @@ def show_images(
         rows = spread(dataset.splits["train"], count, dataset.labels)
         write_atomically(path, png(grid(to_picture(dataset.images[rows], shown))))
         log.info(f"training images as the network sees them: {path}")
+
+
+def tell_augmentation(
+    batches: Batches, count: int, path: Path, shown: Sequence[int] | None = None
+) -> None:
+    """Logs what is done to training images at random, where anything is, and keeps a sheet of
+    those that the network is told of. shown: see data.pixels.to_picture."""
+    done = ["half of them mirrored (data.flip=true)"] if batches.flip else []
+    if batches.augmentation.on:
+        done.append(
+            f"{batches.augmentation.described()}; the network is told, so that samples are of "
+            f"images as they are: {path}"
+        )
+        if not path.exists():
+            x0, _ = batches.as_trained_on(batches.batch(0))
+            pictures = to_picture(to_uint8(x0[:count]).numpy(), shown)
+            write_atomically(path, png(grid(pictures)))
+    if done:
+        log.info(f"training images are augmented: {'; '.join(done)}")

@@ -20,7 +20,7 @@ from transfer.adapters import inject
 from transfer.class_names import warn_of_renamed_classes
 from transfer.context import Start
 from transfer.freezing_and_rates import ParameterPlan, own_word, rules_for_alike, rules_of
-from transfer.resize_weights import TABLE
+from transfer.resize_weights import AUGMENTATION, TABLE
 from transfer.source_images import check_known, images_of, real
 from transfer.trained_weights import (
     TrainedWeights,
@@ -37,12 +37,14 @@ FREE = (
     "in_channels",
     "out_channels",
     "classes",
+    "augmentations",
     "dropout",
     "gradient_checkpointing",
 )
 # What is so as long as a parameter that begins alike does not train.
 ALIKE = {
     TABLE: "its labels do nothing",
+    AUGMENTATION: "the network is not told of augmentations, so that its samples show them",
     "conv_in.weight": "the network does not see the channels apart",
     "conv_out.weight": "new outputs cannot tell anything apart",
 }
@@ -244,7 +246,8 @@ def tell_of_start(plan: ParameterPlan, config: RunConfig, directory: Path) -> No
     meant. What begins alike trains from the first step on, also where a rule for more than it alone
     freezes it; or it is told what it cannot do where it does not train."""
     table, trains = fit_table(directory), plan.trains()
-    drawn = [row.name for row in table if row.status in ("new", "drawn") and row.how != AT_ZERO]
+    started = [row for row in table if row.how not in AT_ZERO.values()]
+    drawn = [row.name for row in started if row.status in ("new", "drawn")]
     if stuck := [name for name in (drawn if table else plan.plain) if name not in trains]:
         some = ", ".join(stuck[:4]) + (", ..." if len(stuck) > 4 else "")
         log.warning(

@@ -14,7 +14,7 @@ from models.formats.misfit import Tensors
 from runtime.errors import UserError
 from runtime.seeds import generator
 from transfer.glob_matches import checked_matches
-from transfer.resize_weights import RESIZE, TABLE, Ends
+from transfer.resize_weights import AUGMENTATION, RESIZE, TABLE, Ends
 
 
 def values(source: Tensor, generator: torch.Generator) -> Tensor:
@@ -42,7 +42,12 @@ def draws(settings: SourceSettings) -> bool:
 
 
 TIME_BIAS = "time_mlp.2.bias"  # of what a row of the class table is added to
-AT_ZERO = "the source has no classes: zero, so that the network starts as the source"
+# what starts at zero, so that the network starts as the source
+AT_ZERO = {
+    TABLE: "the source has no classes: zero, so that the network starts as the source",
+    AUGMENTATION: "the source was told of no augmentation: zero, so that the network starts as the "
+    "source",
+}
 
 
 def depth_of(name: str, levels: int) -> int:
@@ -57,6 +62,7 @@ def depth_of(name: str, levels: int) -> int:
 
 
 DRAWN = "at random, by source.copy"
+DROPPED = {AUGMENTATION: "images here are as they are, of which it says nothing"}
 COPIED = ("loaded", "resized")
 USUAL = (*COPIED, "new", "dropped")  # which the log counts also where there is none
 
@@ -106,7 +112,7 @@ def fit(
     ends = Ends(source[first].shape[1], target[first].shape[1], kept)
     for name, tensor in target.items():
         if name in left_out:
-            value, row = tensor, Fit(name, "new", left_out[name])
+            value, row = _own(name, tensor, left_out[name])
         else:
             value, row = _fit_one(name, source.get(name), tensor, ends)
         if draw and row.status in COPIED:
@@ -121,7 +127,7 @@ def fit(
             how = "the target has no classes: its null row is added to time_mlp.2.bias"
             rows.append(Fit(TABLE, "folded", how))
         elif name not in target:
-            rows.append(Fit(name, "dropped", "the target has no such tensor"))
+            rows.append(Fit(name, "dropped", DROPPED.get(name, "the target has no such tensor")))
     return state, rows
 
 
@@ -158,17 +164,24 @@ def _check_some_fit(wanted: Sequence[Fit], target: Tensors) -> None:
 def _fit_one(name: str, source: Tensor | None, target: Tensor, ends: Ends) -> tuple[Tensor, Fit]:
     """The source's tensor in the target's shape, or else the target's own; what became of it."""
     if source is None and name == TABLE:
-        return torch.zeros_like(target), Fit(name, "new", AT_ZERO, alike=True)
+        return torch.zeros_like(target), Fit(name, "new", AT_ZERO[name], alike=True)
     if source is None:
-        return target, Fit(name, "new", "the source has no such tensor")
+        return _own(name, target, "the source has no such tensor")
     if source.shape == target.shape:
         return source, Fit(name, "loaded", "")
     shapes = f"{list(source.shape)} -> {list(target.shape)}"
     known = name in RESIZE and source.ndim == target.ndim
     resized = RESIZE[name](source, target, ends) if known else None
     if resized is None:
-        return target, Fit(name, "new", f"shapes differ: {shapes}")
+        return _own(name, target, f"shapes differ: {shapes}")
     return resized.value, Fit(name, "resized", f"{resized.how}, {shapes}", resized.alike)
+
+
+def _own(name: str, target: Tensor, how: str) -> tuple[Tensor, Fit]:
+    """The target's tensor as it was made, which of AUGMENTATION is zero."""
+    if name == AUGMENTATION:
+        return target, Fit(name, "new", AT_ZERO[name], alike=True)
+    return target, Fit(name, "new", how)
 
 
 def summary(rows: Sequence[Fit]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 TABLE = "class_embedding.weight"
+AUGMENTATION = "augmentation_embedding.weight"
 
 
 class Ends(NamedTuple):

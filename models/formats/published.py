@@ -111,6 +111,11 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
     table = state.get("label_emb.weight", state.get("class_embedding.weight", ()))
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         return config  # no network, which is said where it is converted
+    # of the target, where nobody states the settings
+    own = {key: value for key, value in config["model"].items() if key != "augmentations"}
+    config = config | {"model": own}
+    if (told := state.get("augmentation_embedding.weight")) is not None:
+        own = own | {"augmentations": told.shape[1]}
     channels = first.shape[1]
     has_null = not is_openai(state) and not is_diffusers(state)
     classes = max(0, len(table) - has_null)
@@ -122,7 +127,7 @@ def with_ends(found: Any, config: dict[str, Any], path: Path) -> dict[str, Any]:
         kind = "FixedLarge" if learned else "LearnedRange"
         variance = {"_target_": f"diffusion.variance.{kind}"}
     adapted = config | {
-        "model": config["model"] | {"in_channels": channels, "classes": classes},
+        "model": own | {"in_channels": channels, "classes": classes},
         "variance": variance,
         "data": config["data"] | {"channels": channels},
     }

@@ -4,15 +4,17 @@ formats."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from models.adm import ADMUNet
 from models.layers import Attention, Sum, output_of, timestep_embedding
 from models.unet import UNet
-from tests.helpers.networks import GOLDEN, batch, configured, gradients
+from tests.helpers.networks import GOLDEN, batch, configured, gradients, randomize
 
 NAMES = {
     "ddpm_cifar10": [
@@ -346,3 +348,32 @@ def test_starts_as_nearly_zero():
     )
     h = torch.randn(2, 64, 4, 4)
     torch.testing.assert_close(network.mid.attention[0](Sum(h)).total(), h, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("adm", [False, True])
+def test_told_of_augmentations(adm):
+    """Of nothing done, to the bit what the network without the map is, whatever the map; other
+    weights are drawn as without it; what is told changes its own image only."""
+    kinds = {True: partial(ADMUNet, heads=1), False: UNet}
+    size = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,)}
+    networks = []
+    for augmentations in (0, 12):
+        torch.manual_seed(0)
+        networks.append(kinds[adm](**size, groups=4, augmentations=augmentations).eval())
+    plain, told = networks
+    own = told.state_dict()
+    table = own.pop("augmentation_embedding.weight")
+    assert table.shape == (16, 12) and not table.any()
+    assert all(torch.equal(w, own[name]) for name, w in plain.state_dict().items())
+    randomize(told)
+    plain.load_state_dict({n: w for n, w in told.state_dict().items() if n in own})
+    assert told.augmentation_embedding.weight.any()
+    (x, timestep), zeros = batch(count=3), torch.zeros(3, 12)
+    expected = plain(x, timestep, {})
+    assert torch.equal(told(x, timestep, {}), expected)
+    assert torch.equal(told(x, timestep, {"augmentation": zeros}), expected)
+    zeros[1, 4] = 0.5
+    assert torch.equal(plain(x, timestep, {"augmentation": zeros}), expected)
+    found = told(x, timestep, {"augmentation": zeros})
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+    assert (found[1] - expected[1]).abs().max() > 1e-3

@@ -71,6 +71,7 @@ RUNS = {
         ADM,
         ["schedule=scaled_linear", "variance=learned_range", "loss=hybrid"],
     ),
+    "told of augmentations": ([*UNET, "+model.augmentations=12"], []),
     "heads": ([*UNET, "model.heads=4", "model.attention_levels=[]"], []),
 }
 
@@ -112,7 +113,9 @@ def test_ddpm_pipeline_samples_as_we_do(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["noise, linear", "learned range, scaled linear", "heads"])
+@pytest.mark.parametrize(
+    "name", ["noise, linear", "learned range, scaled linear", "heads", "told of augmentations"]
+)
 def test_the_network_in_float64(name, tmp_path, monkeypatch):
     embed_as_diffusers(monkeypatch)
     model, rest = RUNS[name]

@@ -1,6 +1,6 @@
-"""What begins alike, as zeros or as copies: rows of a class table and channels that the source does
-not know. In every preset that trains they train, so that labels and channels are told apart; what
-does not train says so."""
+"""What begins alike, as zeros or as copies: rows of a class table, channels and augmentations that
+the source does not know. In every preset that trains they train, so that labels and channels are
+told apart; what does not train says so."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from transfer.adapters import inject
 from transfer.context import Start
 from transfer.freezing_and_rates import ParameterPlan, rules_of
 from transfer.merge_adapters import merged
-from transfer.resize_weights import TABLE
+from transfer.resize_weights import AUGMENTATION, TABLE
 from transfer.trained_weights import fitted, load_weights, write_origin
 
 TINY = (
@@ -111,10 +111,10 @@ def plain(choices: tuple[str, ...]) -> dict[str, Any]:
 
 
 @lru_cache
-def source(classes: int, channels: int = 1) -> Any:
+def source(classes: int, channels: int = 1, *more: str) -> Any:
     """Random weights, none near zero, of a network for gray images with so many classes."""
     return source_with(
-        [*TINY, f"data.channels={channels}", f"model.classes={classes}"],
+        [*TINY, f"data.channels={channels}", f"model.classes={classes}", *more],
         classes=[f"old {k}" for k in range(classes)],
     )
 
@@ -160,7 +160,8 @@ class Begun:
             6,
             cache,
         )
-        plain = Stream(Batches(colored(), 6, False, 0), Uniform(20), simple_loss)
+        batches = Batches(colored(), 6, False, 0, self.config.augmentation)
+        plain = Stream(batches, Uniform(20), simple_loss)
         self.streams = streams_of(strategy, start, plain)
 
     def after(self, steps: int) -> Denoiser:
@@ -315,6 +316,68 @@ def test_a_variance_that_is_new_trains():
             "conv_out.weight": 1.0,
             "conv_out.bias": 1.0,
         }
+
+
+# what trains all of a network from the start, and so what is new in it
+WHOLE = ["scratch", "full", "l2_sp", "ewc", "feature_distillation", "pairwise_similarity",
+         "dreambooth", "diff_tuning", "freeze_encoder", "freeze_decoder"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_augmentations_that_the_source_was_not_told_of_get_a_rule(name):
+    of_the_map = added(name, "augmentation=edm", theirs=(3, 3)).get(AUGMENTATION)
+    assert of_the_map == (None if name in WHOLE else 1.0)
+    told = source(3, 3, "+model.augmentations=12").config
+    config = config_of(name, "augmentation=edm").with_classes(3)
+    if name != "scratch":  # the source's own
+        (row,) = [r for r in planned_fit(config, told) if r.name == AUGMENTATION]
+        assert row.status == "loaded" and not row.alike
+
+
+TERMS = [
+    "lora",
+    "svdiff",
+    "ewc",
+    "feature_distillation",
+    "pairwise_similarity",
+    "dreambooth",
+    "ant",
+]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_network_learns_of_augmentations_beside_every_term(tmp_path, name):
+    """The source, which answers in some of them, was told of none."""
+    settings = ["augmentation=edm", "augmentation.probability=0.9", "train.steps=100"]
+    denoiser = Begun(config_of(name, *settings), source(2), tmp_path).after(2)
+    assert denoiser.network.augmentation_embedding.weight[:, :9].any(0).all()
+    assert not denoiser.network.augmentation_embedding.weight[:, 9:].any()  # not of edm
+
+
+@pytest.mark.parametrize("left_out", [["source.depth=1"], ["source.include=['*.bias','conv*']"]])
+def test_what_is_told_begins_at_zero_also_where_it_is_left_out(left_out):
+    config = config_of("lora", "augmentation=edm", *left_out).with_classes(3)
+    for theirs in ([], ["+model.augmentations=12"]):
+        table = {row.name: row for row in planned_fit(config, source(3, 3, *theirs).config)}
+        loaded = bool(theirs) and left_out == ["source.depth=1"]  # it is before the first level
+        assert table[AUGMENTATION].alike is not loaded
+        assert (table[AUGMENTATION].status == "loaded") is loaded
+
+
+def test_a_source_that_was_told_of_augmentations_goes_without():
+    """And is what it was, where images are as they are."""
+    told = source(0, 3, "+model.augmentations=12")
+    config = config_of("full", "model.classes=0")
+    state, table = fitted(config, config.build_network(), told)
+    (row,) = [row for row in table if row.name == AUGMENTATION]
+    assert row == (AUGMENTATION, "dropped", "images here are as they are, of which it says nothing",
+                   False)  # fmt: skip
+    network, theirs = config.build_network().eval(), told.config.build_network().eval()
+    network.load_state_dict(state)
+    theirs.load_state_dict(told.load("ema"))
+    assert torch.equal(network(X, T, {}), theirs(X, T, {"augmentation": torch.zeros(2, 12)}))
+    zeros = torch.zeros(2, 12).index_fill(1, torch.tensor([3]), 0.5)
+    assert not torch.equal(network(X, T, {}), theirs(X, T, {"augmentation": zeros}))
 
 
 def test_a_new_row_begins_at_the_rate_of_what_trains_fastest_if_that_is_low():

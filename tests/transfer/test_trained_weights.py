@@ -128,6 +128,19 @@ def test_a_bare_file_of_ours(tmp_path, suffix):
         ).load("ema")
 
 
+@pytest.mark.parametrize("told", [0, 12])
+def test_a_bare_file_shows_whether_it_was_told_of_augmentations(tmp_path, caplog, told):
+    """Whatever the target, whose settings it is read with."""
+    _, made = network([*UNET, f"+model.augmentations={told}"])
+    safetensors.torch.save_file(made.state_dict(), tmp_path / "weights.safetensors")
+    for target in ([], ["augmentation=edm"]):
+        otherwise = RunConfig(composed("train", [*UNET, *target])).completed
+        found = load_weights(str(tmp_path / "weights.safetensors"), otherwise=otherwise)
+        assert same(found.load("ema"), made.state_dict())
+        assert found.config.raw["model"].get("augmentations", 0) == told
+    assert bool(caplog.records) == bool(told)
+
+
 @pytest.mark.parametrize(("name", "new_order"), [("mine.pt", False), ("64x64_diffusion.pt", True)])
 def test_openai(tmp_path, caplog, name, new_order):
     _, made = network([*ADM, "model.classes=3"])
