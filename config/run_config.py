@@ -204,14 +204,13 @@ class RunConfig:
 
     @property
     def completed(self) -> RunConfig:
-        """A strategy without rules trains nothing, so its run has no steps. A network is told of
-        augmentations where there are any."""
-        sections = {}
+        """A strategy without rules trains nothing, so its run has no steps, and nothing is done to
+        images. Where anything is, the network is told."""
         if not self.raw["transfer"]["rules"]:
-            sections["train"] = self.raw["train"] | {"steps": 0}
-        if self.augmentation.on:
-            sections["model"] = self.raw["model"] | {"augmentations": TOLD}
-        return self.with_sections(**sections) if sections else self
+            return self.with_sections(train=self.raw["train"] | {"steps": 0}, augmentation={})
+        if not self.augmentation.on:
+            return self
+        return self.with_sections(model=self.raw["model"] | {"augmentations": TOLD})
 
     @property
     def untold(self) -> RunConfig:

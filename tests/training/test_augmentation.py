@@ -182,6 +182,8 @@ def test_a_name_counts_what_is_on():
     ]
     assert len({plain, *others}) == 6
     assert name("augmentation.rotation=10") == name("augmentation.rotation=10.0")
+    untrained = ["transfer=zero_shot", "source.from=x"]
+    assert name(*untrained, "augmentation=edm") == name(*untrained)
 
 
 def test_a_report_names_it_in_one_setting(tmp_path):
