@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -101,6 +102,18 @@ def eurosat(root: Path) -> list[str]:
     return [f"data.root={files(root, names, 'jpeg')}"]
 
 
+def eurosat_bands(root: Path) -> list[str]:
+    data.sources.eurosat.COUNTS = {"Forest": 10, "River": 10}
+    for k in range(20):
+        folder = root / ("Forest", "River")[k % 2]
+        folder.mkdir(exist_ok=True)
+        bands = np.stack([image(k % 10).astype(np.uint16) * (b + 1) + k for b in range(13)], -1)
+        tifffile.imwrite(
+            folder / f"{k}.tif", bands, photometric="minisblack", planarconfig="contig"
+        )
+    return [f"data.root={root}"]
+
+
 def bundled(root: Path) -> list[str]:
     return []
 
@@ -114,6 +127,7 @@ MAKE: dict[str, Callable[[Path], list[str]]] = {
     "celeba": celeba,
     "cifar10": cifar10,
     "eurosat": eurosat,
+    "eurosat_bands": eurosat_bands,
     "bundled_faces": bundled,
     "bundled_tissue": bundled,
 }
