@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from data.library_warnings import heard
+from data.threads import threads
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, read_sealed, sha256, write_sealed
 
@@ -81,7 +81,7 @@ class FileCache:
         missing = [k for k in opened if known.get(names[k], [None])[0] != stamps[k]]
         started, kept, fresh = time.time(), time.monotonic(), {}
         # what libraries warn of is told of the image, when it is decoded
-        with heard(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with heard(), threads() as pool:
             computed = pool.map(lambda k: self._of_open(paths[k], compute), missing)
             shown = tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2)
             for k, value in zip(missing, shown):
