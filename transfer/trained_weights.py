@@ -103,7 +103,8 @@ def load_weights(
         return open_difference(path, said, source)
     if path.is_file():
         config = stated or published_config(path.name) or otherwise
-        return of_published(path, open_file(path, config.raw if config else None), path)
+        sections = open_file(path, config.raw if config else None)
+        return of_published(path, sections, dict.fromkeys(FILES, path))
     if path.is_dir():
         if is_folder(path):
             return of_published(path, *read_folder(path))
@@ -133,7 +134,7 @@ def _of_fetched(name: str, path: Path, stated: RunConfig | None) -> TrainedWeigh
         sections = open_file(path, config.raw if config else None)
     except UserError as error:
         raise UserError(f"{error} Remove it, and the same command fetches it.") from error
-    return of_published(path, sections, path)
+    return of_published(path, sections, dict.fromkeys(FILES, path))
 
 
 def stated_config(name: str, trained_as: str | None, overrides: Sequence[str]) -> RunConfig | None:
@@ -170,20 +171,18 @@ def published_config(file: str) -> RunConfig | None:
     return RunConfig(composed("train", settings)) if settings else None
 
 
-def of_published(path: Path, sections: dict[str, Any], file: Path) -> TrainedWeights:
-    """file: where the tensors are, the path itself for a bare one."""
+def of_published(path: Path, sections: dict[str, Any], files: dict[Which, Path]) -> TrainedWeights:
+    """files: where the tensors of either set are."""
     config = RunConfig(sections)
     config.shape_network()  # what is wrong with it shows here, before anything large is read
-    digest = sha256(file)
-    # a bare file may hold the average beside it
-    digests: dict[Which, str] = {
-        "model": f"{digest}, model" if file == path else digest,
-        "ema": digest,
-    }
+    digest_of = {file: sha256(file) for file in set(files.values())}
+    digests = {which: digest_of[file] for which, file in files.items()}
+    if path.is_file():  # which may hold the average beside the last iterate
+        digests["model"] += ", model"
     classes = [str(k) for k in range(config.classes)]
 
     def read(which: Which) -> Tensors:
-        return tensors_of(file, config.shape_network(), average=which == "ema")
+        return tensors_of(files[which], config.shape_network(), average=which == "ema")
 
     return TrainedWeights(path, config, classes, None, digests, read)
 

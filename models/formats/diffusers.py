@@ -2,8 +2,9 @@
 as ours, and the weights under the names of our networks, both ways. diffusers itself is not needed.
 
 A folder is a pipeline (model_index.json, unet/, scheduler/), the older flat layout of
-google/ddpm-*, or a UNet alone. Its JSON is foreign input: every key of the UNet's config either
-means exactly one of our networks or is refused by name.
+google/ddpm-*, a UNet alone, or a checkpoint-N of their training scripts (unet/, and its average in
+unet_ema/), whose scheduler is in the pipeline around it. Its JSON is foreign input: every key of
+the UNet's config either means exactly one of our networks or is refused by name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from models.formats.diffusers_scheduler import HO, Node, read_scheduler
 from models.formats.misfit import State, Tensors, check_same, whole
 from models.unet import UNet
+from runtime.checkpoint import Which
 from runtime.config_schema import make, parse
 from runtime.errors import UserError
 from runtime.files import read_json
@@ -31,6 +33,17 @@ INDEX, UNET, SCHEDULER, WEIGHTS = (
     "scheduler_config.json",
     "diffusion_pytorch_model",
 )
+AVERAGE = "unet_ema"
+# what EMAModel.save_pretrained writes of itself among the network's arguments
+OF_AVERAGE = {
+    "decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
+}
 NO_NULL_CLASS = (
     "%s: the network never saw a null class, which is the mean of its classes here: sample it "
     "with label=..."
@@ -42,26 +55,54 @@ log = logging.getLogger(__name__)
 
 
 def is_folder(path: Path) -> bool:
-    return any((path / name).is_file() for name in (INDEX, f"unet/{UNET}", UNET))
+    names = (INDEX, f"unet/{UNET}", f"{AVERAGE}/{UNET}", UNET)
+    return any((path / name).is_file() for name in names)
 
 
-def read_folder(path: Path) -> tuple[dict[str, Any], Path]:
-    """The sections of our config that a folder says, and its file of weights.
+def read_folder(path: Path) -> tuple[dict[str, Any], dict[Which, Path]]:
+    """The sections of our config that a folder says, and its files of weights.
 
     Returns:
-        model, schedule, parameterization, variance, and of data the size and channels.
+        model, schedule, parameterization, variance, and of data the size and channels; the average
+        and the last iterate, which are the same file where it has one.
     Raises:
         UserError: where it is not exactly a network and a schedule of ours.
     """
-    if (path / INDEX).is_file():
-        _check_components(path / INDEX)
-    folder = path / "unet" if (path / "unet" / UNET).is_file() else path
+    pipeline = _pipeline_around(path)
+    if (pipeline / INDEX).is_file():
+        _check_components(pipeline / INDEX)
+    folders = _unet_folders(path)
+    folder = folders["ema"]
     unet = _unet_config(folder)
-    sections = _scheduler_sections(path, folder)
+    sections = _scheduler_sections(path, pipeline)
     sections = make(_network_sections, str(folder / UNET), unet, sections["variance"]) | sections
     if sections["model"]["classes"]:
         log.warning(NO_NULL_CLASS, path)
-    return sections, _weights_file(folder)
+    return sections, {which: _weights_file(folder) for which, folder in folders.items()}
+
+
+def _pipeline_around(path: Path) -> Path:
+    """The pipeline that a folder is, or is a part of: PIPELINE/unet, PIPELINE/checkpoint-N,
+    PIPELINE/checkpoint-N/unet_ema."""
+    places = [path, *path.absolute().parents[:2]]
+    return next((place for place in places if (place / INDEX).is_file()), path)
+
+
+def _unet_folders(path: Path) -> dict[Which, Path]:
+    """The UNet's folder, and where a training script kept both, that of the average for
+    weights=ema."""
+    average, unet = (
+        folder if (folder / UNET).is_file() else None for folder in (path / AVERAGE, path / "unet")
+    )
+    if average and unet:
+        log.info("%s: weights=ema is its %s, weights=model its unet", path, AVERAGE)
+    elif path.name.startswith("checkpoint-") and (average or unet):
+        log.warning(
+            "%s: no %s there, so that weights=%s is its %s too",
+            path,
+            *(("unet", "model", AVERAGE) if average else (AVERAGE, "ema", "unet")),
+        )
+    return {"ema": average or unet or path, "model": unet or average or path}
 
 
 def _network_sections(unet: UNet2DConfig, variance: Node) -> dict[str, Any]:
@@ -81,9 +122,10 @@ def _network_sections(unet: UNet2DConfig, variance: Node) -> dict[str, Any]:
     return {"model": model_node(unet), "data": {"size": size, "channels": unet.in_channels}}
 
 
-def _scheduler_sections(path: Path, unet: Path) -> dict[str, Node]:
-    """Of the scheduler beside the UNet's folder, or Ho's where there is none."""
-    for folder in (path, path / "scheduler", unet.parent / "scheduler"):
+def _scheduler_sections(path: Path, pipeline: Path) -> dict[str, Node]:
+    """Of the scheduler of the pipeline, or of what is beside a UNet alone; Ho's where there is
+    none."""
+    for folder in (path, pipeline / "scheduler", path.parent / "scheduler"):
         if (file := folder / SCHEDULER).is_file():
             return read_scheduler(_json(file), str(file))
     log.warning(
@@ -128,7 +170,11 @@ def _unet_config(folder: Path) -> UNet2DConfig:
             f"{path}: _class_name={name}: only UNet2DModel, the unconditional UNet, can be read "
             "here."
         )
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    config = {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in OF_AVERAGE
+    }
     return parse(UNet2DConfig, config, [], str(path))
 
 
