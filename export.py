@@ -10,7 +10,7 @@ from config.overrides import run_script
 from runtime.checkpoint import Which
 from runtime.config_schema import Settings, parse
 from runtime.errors import UserError
-from training.export_weights import export_difference, export_pipeline
+from training.export_weights import export_difference, export_pipeline, for_label
 from transfer.trained_weights import load_weights, stated_config
 
 
@@ -24,6 +24,7 @@ class ExportSettings(Settings):
     trained_as: str | None
     overrides: Sequence[str]
     source: str | None
+    label: int | str | None
 
 
 def main(config: dict[str, Any]) -> None:
@@ -32,7 +33,12 @@ def main(config: dict[str, Any]) -> None:
     if out.suffix != ".safetensors":
         stated = stated_config(name, settings.trained_as, settings.overrides)
         weights = load_weights(name, stated=stated, source=settings.source)
-        export_pipeline(weights, out, settings.weights)
+        export_pipeline(for_label(weights, settings.label), out, settings.weights)
+    elif settings.label is not None:
+        raise UserError(
+            f"label={settings.label}: a small file keeps the classes of a run: leave label= out, "
+            "or give out= a folder."
+        )
     elif settings.weights == "ema":
         export_difference(name, out)
     else:

@@ -40,7 +40,7 @@ from evaluation.suite import (
     measure_memorization,
     noise_images,
 )
-from evaluation.trained_run import NULL_CLASS, TrainedRun, image_classes
+from evaluation.trained_run import TrainedRun, image_classes
 from metrics.estimate import EVALUATION, VERSION, Record
 from runtime.checkpoint import STATE, find
 from runtime.content import sha256_of
@@ -49,7 +49,7 @@ from runtime.environment import machine
 from runtime.errors import UserError
 from runtime.files import locked, write_sealed
 from runtime.wandb_copy import WandbCopy
-from sampling.pipeline import Pipeline, SampleRequest
+from sampling.pipeline import NULL_CLASS, Pipeline, SampleRequest
 from sampling.write_images import claim_folder, write_missing
 from training.best_checkpoint import find_best_checkpoint
 from training.result import read_result

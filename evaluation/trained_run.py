@@ -23,6 +23,7 @@ from runtime.checkpoint import Checkpoint, Which
 from runtime.errors import UserError
 from runtime.files import read_json
 from runtime.seeds import generator
+from sampling.pipeline import NULL_CLASS
 from training.run_directory import IDENTITY
 from transfer.source_images import own_images
 from transfer.trained_weights import (
@@ -34,7 +35,6 @@ from transfer.trained_weights import (
     start_of,
 )
 
-NULL_CLASS = "null_class"
 # images of the source: so few are not measured on while it has others, and no more than so many
 ENOUGH, MOST = 100, 2000
 MOVED = "'overrides=[\"data.path=DIR\"]'"

@@ -37,6 +37,7 @@ from transfer.trained_weights import (
     stated_config,
 )
 
+NULL_CLASS = "null_class"
 Label = int | str | Sequence[int] | None
 Reference = Literal["null_class", "source"]
 OnStep = Callable[[Sequence[int], Tensor, int], object]  # (image numbers, predicted x0, t)
@@ -101,12 +102,17 @@ def class_labels(
     if label == "all":
         label = range(len(classes))
     if isinstance(label, int | str):
-        if str(label) in classes:
-            label = classes.index(str(label))
-        elif not isinstance(label, int) or not 0 <= label < len(classes):
-            raise UserError(f"label={label}: no such class; {near(str(label), [*classes, 'all'])}")
-        label = [label]
+        label = [class_number(label, classes, "all")]
     return torch.tensor([label[k % len(label)] for k in images])
+
+
+def class_number(label: int | str, classes: Sequence[str], *others: str) -> int:
+    """A class by its name or number. others: what may be given in place of one."""
+    if str(label) in classes:
+        return classes.index(str(label))
+    if not isinstance(label, int) or not 0 <= label < len(classes):
+        raise UserError(f"label={label}: no such class; {near(str(label), [*classes, *others])}")
+    return label
 
 
 @dataclass(frozen=True)

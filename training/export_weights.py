@@ -3,7 +3,7 @@ file on top of the source that a run started from."""
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,8 +35,10 @@ from runtime.checkpoint import Which, find
 from runtime.config_schema import build
 from runtime.errors import UserError
 from runtime.files import write_atomically, write_directory
+from sampling.pipeline import NULL_CLASS, class_number
 from training.config_checks import check_network
 from training.start_from_source import to_store
+from transfer.adapt_weights import without_classes
 from transfer.trained_weights import TrainedWeights, difference, origin_of
 
 log = logging.getLogger("export")
@@ -87,10 +89,54 @@ def export_pipeline(found: TrainedWeights, out: Path, weights: Which = "ema") ->
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             refuse_to_overwrite(out)
         write_directory(out, contents)
-    log.info(
-        f"{found.path} -> {out}. To sample from it:\n  from diffusers import DDPMPipeline\n  "
-        f'pipeline = DDPMPipeline.from_pretrained("{out}")\n  pipeline(num_inference_steps='
-        f'{config.schedule.steps}).images[0].save("image.png")'
+    how = how_to(config, out)
+    log.info(f"{found.path} -> {out}. To sample from it, in all steps or in few:\n{how}")
+
+
+# In few steps DDPMScheduler leaves speckles; DDIMScheduler takes no learned variance.
+HOW_TO = """\
+  from diffusers import DDPMPipeline, {scheduler}
+  pipeline = DDPMPipeline.from_pretrained("{out}")
+  pipeline(num_inference_steps={steps}).images[0].save("image.png")
+  settings = dict(pipeline.scheduler.config, timestep_spacing="trailing")
+  pipeline.scheduler = {scheduler}.from_config(settings)
+  pipeline(num_inference_steps={few}).images[0].save("image.png")"""
+
+
+def how_to(config: RunConfig, out: Path) -> str:
+    learned = config.variance.outputs == 2
+    return HOW_TO.format(
+        scheduler="DPMSolverMultistepScheduler" if learned else "DDIMScheduler",
+        out=out,
+        steps=config.schedule.steps,
+        few=min(50, config.schedule.steps),
+    )
+
+
+def for_label(found: TrainedWeights, label: int | str | None) -> TrainedWeights:
+    """The network without classes, as diffusers' pipelines have them, that answers as this one does
+    to one label.
+
+    Raises:
+        UserError: where there is no such class, or none is chosen of those that there are.
+    """
+    config, classes = found.config, found.classes
+    if not config.classes and label is None:
+        return found
+    if not config.classes:
+        raise UserError(f"label={label}: this model has no classes: leave label= out.")
+    if label is None:
+        some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+        refuse(
+            f"model.classes={config.classes}",
+            "DDPMPipeline passes no labels to the network. For one class give label=NAME, one of "
+            f"{some}; for none label={NULL_CLASS}.",
+        )
+    row = -1 if label == NULL_CLASS else class_number(label, classes, NULL_CLASS)
+    return replace(
+        found,
+        config=config.with_sections(model=config.raw["model"] | {"classes": 0}),
+        load=lambda which: without_classes(found.load(which), row),
     )
 
 
@@ -173,12 +219,7 @@ def unet_config(config: RunConfig) -> dict[str, Any]:
 
 def check_network_fits(network: UNet, first_width: int) -> None:
     """Refuses what only our networks can be."""
-    if network.classes:
-        refuse(
-            f"model.classes={network.classes}",
-            "DDPMPipeline passes no labels to the network. Sample with sample.py label=..., or "
-            "fine-tune it without classes (source.from=RUN model.classes=0) and export that.",
-        )
+    assert not network.classes, "see for_label"
     if (scale := getattr(network, "timestep_scale", 1)) != 1:
         refuse(
             f"model.timestep_scale={scale}",

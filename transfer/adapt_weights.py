@@ -104,9 +104,7 @@ def fit(
     draw = settings.copy if draws(settings) else None
     folds = {TABLE, TIME_BIAS} <= source.keys() and TABLE not in target and not draw
     if folds:
-        # a network without classes that answers as this one does to the null class: UNet adds a row
-        # of the table to what embeds time
-        source = source | {TIME_BIAS: source[TIME_BIAS] + source[TABLE][-1]}
+        source = source | without_classes(source)
     state, rows = {}, []
     first = "conv_in.weight"
     ends = Ends(source[first].shape[1], target[first].shape[1], kept)
@@ -129,6 +127,13 @@ def fit(
         elif name not in target:
             rows.append(Fit(name, "dropped", DROPPED.get(name, "the target has no such tensor")))
     return state, rows
+
+
+def without_classes(state: Tensors, row: int = -1) -> Tensors:
+    """The network without classes that answers as this one does to the class of a row of its table,
+    the null class for -1: UNet adds the row to what embeds time."""
+    rest = {name: tensor for name, tensor in state.items() if name != TABLE}
+    return rest | {TIME_BIAS: state[TIME_BIAS] + state[TABLE][row]}
 
 
 def planned_fit(config: RunConfig, source: RunConfig) -> list[Fit]:

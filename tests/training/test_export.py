@@ -76,7 +76,7 @@ RUNS = {
 }
 
 
-def run_of(directory: Path, overrides) -> Path:
+def run_of(directory: Path, overrides, classes=()) -> Path:
     """A run with random weights, the average's other than the model's: as good as a trained one
     here."""
     config = composed("train", overrides)
@@ -85,7 +85,12 @@ def run_of(directory: Path, overrides) -> Path:
     average = {name: tensor + 0.01 for name, tensor in network.state_dict().items()}
     checkpoint.save(
         Checkpoint(
-            directory / "checkpoints/step_7", 7, config, [], {}, Progress(validation_loss=1.0)
+            directory / "checkpoints/step_7",
+            7,
+            config,
+            list(classes),
+            {},
+            Progress(validation_loss=1.0),
         ),
         network.state_dict(),
         average,
@@ -127,6 +132,76 @@ def test_the_network_in_float64(name, tmp_path, monkeypatch):
         worst = difference(ours(x, t, {}), theirs(x, t).sample)
     print(f"\n{name}, float64: {worst:.1e}")
     assert worst < 1e-12
+
+
+LABELS = ["cat", "dog", "eel"]
+
+
+@pytest.mark.parametrize("model", [UNET, ADM], ids=["unet", "adm"])
+@pytest.mark.parametrize(("label", "row"), [("eel", 2), (1, 1), ("null_class", 3)])
+def test_one_class_is_a_network_without_classes(model, label, row, tmp_path, monkeypatch):
+    """diffusers' network, which is told no label, answers as ours does to that one; in float64 to
+    its rounding, of which the sum of bias and row in float32 is a part."""
+    embed_as_diffusers(monkeypatch)
+    run = run_of(tmp_path / "run", [*model, "model.classes=3"], LABELS)
+    one = script.for_label(load_weights(str(run)), label)
+    script.export_pipeline(one, tmp_path / "out")
+    theirs = DDPMPipeline.from_pretrained(str(tmp_path / "out")).unet
+    ours = opened(run)[0].network
+    x, t = torch.randn(2, 3, 16, 8), torch.tensor([3, 900])
+    assert ours.class_embedding.weight[row].abs().max() > 0.1
+    with torch.no_grad():
+        asked = ours(x, t, {"label": torch.full((2,), row)})
+        assert difference(asked, theirs(x, t).sample) < 1e-5
+        assert difference(asked, ours(x, t, {"label": torch.full((2,), (row + 1) % 4)})) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "message"),
+    [
+        (
+            3,
+            None,
+            "diffusers has nothing for model.classes=3: DDPMPipeline passes no labels to the "
+            "network. For one class give label=NAME, one of cat, dog, eel; for none "
+            "label=null_class.",
+        ),
+        (3, "dgo", "label=dgo: no such class; did you mean dog?"),
+        (3, 3, "label=3: no such class; known: cat, dog, eel, null_class."),
+        (3, "all", None),
+        (0, "cat", "label=cat: this model has no classes: leave label= out."),
+    ],
+)
+def test_which_class_is_exported(classes, label, message, tmp_path):
+    run = run_of(tmp_path / "run", [*UNET, f"model.classes={classes}"], LABELS)
+    with pytest.raises(UserError) as raised:
+        script.for_label(load_weights(str(run)), label)
+    assert message is None or str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scheduler"),
+    [
+        ([*UNET, "schedule.steps=200"], "DDIMScheduler"),
+        (
+            [*ADM, "schedule.steps=200", "variance=learned_range", "loss=hybrid"],
+            "DPMSolverMultistepScheduler",
+        ),
+    ],
+)
+def test_what_it_says_of_few_steps_runs(overrides, scheduler, tmp_path):
+    """As it is printed: 50 steps, evenly from T on, with a scheduler that takes this network."""
+    run = run_of(tmp_path / "run", overrides)
+    found = load_weights(str(run))
+    script.export_pipeline(found, tmp_path / "out")
+    lines = script.how_to(found.config, tmp_path / "out").splitlines()
+    code = [line.strip() for line in lines if "num_inference_steps=200" not in line]
+    assert len(code) == len(lines) - 1
+    made = {}
+    exec("\n".join(code).replace('"image.png"', f'"{tmp_path}/image.png"'), made)
+    assert type(made["pipeline"].scheduler).__name__ == scheduler
+    steps = made["pipeline"].scheduler.timesteps.tolist()
+    assert steps == list(range(199, -1, -4)) and (tmp_path / "image.png").exists()
 
 
 def test_zero_terminal_snr(tmp_path):
@@ -251,7 +326,6 @@ def test_schedules_have_their_name_only_where_they_are_the_same():
             [*UNET, "variance=learned", "loss=bound"],
             r"variance Learned.*not for its log.*learned_range",
         ),
-        ([*UNET, "model.classes=3"], r"model.classes=3.*no labels.*sample.py"),
         (
             [*UNET, "model.heads=2", "model.attention_levels=[0]"],
             r"model.heads=2.*\[8, 16\] wide.*head_channels",
@@ -293,7 +367,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path, monkeypatch):
 
 
 def test_the_command_line(tmp_path):
-    """The three lines that it prints, run as they are; what it refuses is one message."""
+    """The lines that it prints, run as they are; what it refuses is one message."""
     run = run_of(tmp_path / "run", [*UNET, "schedule.steps=3", "sampler.steps=3"])
 
     def command(*arguments):
@@ -304,7 +378,7 @@ def test_the_command_line(tmp_path):
     code = "\n".join(
         line.strip() for line in (done.stdout + done.stderr).splitlines() if line.startswith("  ")
     )
-    assert code.count("\n") == 2
+    assert code.count("\n") == 5
     exec(code.replace('"image.png"', f'"{tmp_path}/image.png"'), {})
     assert (tmp_path / "image.png").exists()
     assert (
@@ -319,6 +393,10 @@ def test_the_command_line(tmp_path):
     assert wrong.returncode == 2 and wrong.stderr.startswith(
         "error: weights=model: a small file has the average"
     ), wrong.stderr
+    wrong = command(f"checkpoint={run}", f"out={tmp_path}/small.safetensors", "label=cat")
+    assert wrong.returncode == 2 and wrong.stderr.startswith(
+        "error: label=cat: a small file keeps the classes"
+    ), wrong.stderr
 
 
 def test_nothing_of_diffusers_is_imported():
@@ -327,10 +405,12 @@ def test_nothing_of_diffusers_is_imported():
 
 
 def test_every_published_model_is_written_or_refused_by_name():
-    """What of conf/model diffusers can hold, told without memory for the network."""
+    """What of conf/model diffusers can hold, for one of its classes where it has some, told without
+    memory for the network."""
     found = {}
     for name in sorted(p.stem for p in (ROOT / "conf/model").glob("*.yaml")):
-        config = RunConfig(composed("train", [f"model={name}", "data.channels=3", "data.size=64"]))
+        images = ["data.channels=3", "data.size=64", "model.classes=0"]
+        config = RunConfig(composed("train", [f"model={name}", *images]))
         try:
             script.unet_config(config)
             found[name] = "written"
@@ -346,12 +426,15 @@ def test_every_published_model_is_written_or_refused_by_name():
         "ddpm_celeba64",
         "ddpm_256",
         "adm_lsun256",
+        "adm_imagenet256",
         "adm_imagenet256_uncond",
         "improved_lsun256",
     }
-    assert {what for name, what in found.items() if name not in written} == {
-        "model.classes",
+    refused = {what for name, what in found.items() if name not in written}
+    assert refused == {
         "model.timestep_scale",
+        "model.heads",  # adm_imagenet128
+        "a first level of width 128 beside model.channels",  # adm_imagenet512
     }
 
 
