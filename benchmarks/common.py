@@ -20,6 +20,7 @@ import torch
 
 from runtime.device import free_memory, pick_device
 from runtime.environment import commit, device_name
+from runtime.errors import UserError
 from runtime.log import table
 
 Run = Callable[[], object]
@@ -48,7 +49,10 @@ def arguments(
         parser.add_argument(f"--{name.replace('_', '-')}", **how)
     chosen = parser.parse_args(argv)
     torch.set_num_threads(chosen.threads)
-    chosen.device = pick_device(chosen.device)
+    try:
+        chosen.device = pick_device(chosen.device)
+    except UserError as error:
+        parser.error(str(error))
     return chosen
 
 

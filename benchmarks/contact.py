@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contact", description=__doc__)
     parser.add_argument("names", nargs="*", help="of the rows; all where none is given")
     parser.add_argument("--out", type=Path, default=Path("contact"))
-    parser.add_argument("--device", default="auto", help="cuda, or cpu")
+    parser.add_argument("--device", default="auto", help="auto, cuda, or cpu")
     parser.add_argument("--steps", type=int, default=20, help="of sampling and of training")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)

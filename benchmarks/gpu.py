@@ -29,6 +29,8 @@ from benchmarks import gpu_steps
 from benchmarks.common import reason
 from benchmarks.gpu_steps import Step
 from benchmarks.record import Record, Results, spoken
+from runtime.device import named_device
+from runtime.errors import UserError
 from runtime.log import table
 
 MODULE = "benchmarks.gpu"
@@ -175,8 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="cuda, or cpu for what runs there")
     parser.add_argument("--step", help="this step alone, in this process")
     chosen = parser.parse_args(argv)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(kind if chosen.device == "auto" else chosen.device)
+    try:
+        device = named_device(chosen.device)
+    except UserError as error:
+        parser.error(str(error))
     results = Results(chosen.out, device)
     steps = gpu_steps.steps_on(device)
     if chosen.step:

@@ -24,6 +24,7 @@ from yaml import YAMLError
 from config.old_spelling import GONE, MEDMNIST, refuse_old_config, refuse_old_override
 from data.folder_layout import reader_for
 from runtime.as_typed import PLAIN, hydra_quoted
+from runtime.content import canonical
 from runtime.errors import UserError, near, one_message
 from runtime.hydra_private import parse_command_line, parse_overrides, set_values, split_cells
 from runtime.log import log_to_terminal
@@ -129,7 +130,8 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """As plain dicts and lists, every interpolation and ??? filled in or refused."""
+    """As plain dicts and lists, every interpolation and ??? filled in or refused; 1e4 is 10000, and
+    so a whole number."""
     try:
         found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -137,7 +139,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(str(error).strip().replace("\n", "; ")) from error
     refuse_old_config(found)
-    return found
+    return canonical(found)
 
 
 def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
@@ -287,8 +289,11 @@ def _check_choice(override: Override) -> None:
     values, known = _values(override), options(group)
     for value in values:
         if value not in known:
-            own = " A folder for runs of your own is run.root=DIR." * (group == "experiment")
-            raise UserError(f"{group}={value}: there is no such {group}; {near(value, known)}{own}")
+            own = f" A name of your own for the folder of runs is run.experiment={value}."
+            raise UserError(
+                f"{group}={value}: there is no such {group}; {near(value, known)}"
+                + own * (group == "experiment")
+            )
         try:
             # each, as of a sweep only the first cell is composed here
             OmegaConf.load(CONF / group / f"{value}.yaml")

@@ -164,7 +164,8 @@ class RunConfig:
 
     @property
     def experiment(self) -> str:
-        return self.raw["experiment"]
+        """The folder of its runs below run.root."""
+        return self.run.experiment or self.raw["experiment"]
 
     @property
     def seed(self) -> int:

@@ -60,10 +60,11 @@ class RunSettings(Settings):
     """Where a run happens and what it tells; none of it changes the weights, but for rounding.
 
     Args:
-        device: auto, cpu, cuda, cuda:1.
+        device: see runtime.device.pick_device.
         kernels: see kernels.dispatch.select.
         compile: torch.compile of the network that trains.
         root: runs go to root/EXPERIMENT/NAME.
+        experiment: in place of the experiment's name.
         directory: where the run goes in place of that.
         cache: of decoded images.
         log_every, sample_every, checkpoint_every: in steps; evaluation and samples also come at the
@@ -81,7 +82,7 @@ class RunSettings(Settings):
         restart: begin again where there are checkpoints and all are damaged, which are put aside.
     """
 
-    device: str
+    device: str | int
     kernels: Kernels
     compile: bool
     root: str
@@ -98,10 +99,16 @@ class RunSettings(Settings):
     deterministic: bool = False
     hours: float | None = None
     restart: bool = False
+    experiment: str | None = None
 
     def __post_init__(self) -> None:
         if self.hours is not None and self.hours <= 0:
             raise ValueError("hours must be above 0, or null for no limit.")
+        if self.experiment is not None and (not self.experiment or "/" in self.experiment):
+            raise ValueError(
+                f"experiment={self.experiment!r} is the name of one folder below run.root: it must "
+                "have letters, and no slash."
+            )
         if self.kid_images != 0 and self.kid_images < FEWEST:
             raise ValueError(
                 f"kid_images={self.kid_images} is too few for a KID: 0 for none, or at least "
@@ -171,8 +178,8 @@ class RuleSettings(Settings):
 
     pattern: str
     learning_rate_scale: float = 1.0
-    from_: int | str = 0
-    until: int | str | None = None
+    from_: float | str = 0
+    until: float | str | None = None
     optional: bool = False
 
 

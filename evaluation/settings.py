@@ -43,7 +43,7 @@ class EvaluateSettings(Settings):
     out: str | None
     cache: str
     batch_size: int
-    device: str
+    device: str | int
     precision: Precision
     kernels: Kernels
     shown: Sequence[int] | None = None

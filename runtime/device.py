@@ -10,19 +10,31 @@ import torch
 
 from runtime.errors import UserError
 
+KNOWN = re.compile(r"cpu|cuda(:\d+)?")
 
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA where there is one, else the CPU."""
+
+def named_device(name: str | int) -> torch.device:
+    """auto: CUDA where there is one, else the CPU. A number is that of a CUDA device. The device
+    itself is not touched."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = f"cuda:{name}" if str(name).isdecimal() else str(name)
+    if not KNOWN.fullmatch(kind):
+        raise UserError(
+            f"device={name}: known are auto, cpu, cuda, and of several GPUs cuda:1 or 1."
+        )
+    return torch.device(kind)
+
+
+def pick_device(name: str | int) -> torch.device:
+    """The device of that name, which answers."""
+    device = named_device(name)
     try:
-        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"device={name}: not usable here ({reason}). auto takes what is there: "
-            "run.device=auto of train.py, device=auto of sample.py."
+            f"device={name}: not usable here ({reason}). device=auto takes what is there."
         ) from error
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)  # Triton starts kernels on the current one

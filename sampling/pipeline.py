@@ -221,7 +221,7 @@ class Pipeline:
 
 def load(
     name: str,
-    device: str = "auto",
+    device: str | int = "auto",
     weights: Which = "ema",
     source: str | None = None,
     trained_as: str | None = None,
@@ -231,7 +231,7 @@ def load(
     a published file, or a file of a run's difference from its source.
 
     Args:
-        device: auto, cpu, cuda, cuda:1.
+        device: auto, cpu, cuda, cuda:1 or 1.
         weights: the running average (EMA), or "model", the last iterate.
         source: where the source of a run or of a difference is, if it was moved.
         trained_as, overrides: of a bare file of weights, the experiment whose settings it has, and

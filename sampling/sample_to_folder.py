@@ -33,7 +33,7 @@ class SampleSettings(SampleRequest, Settings):
     source: str | None
     weights: Which
     strip: int
-    device: str
+    device: str | int
     precision: Precision
     shown: Sequence[int] | None = None
 

@@ -28,6 +28,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
 from config.overrides import CONF, composed, composed_keys, is_multirun, task_overrides
+from config.run_config import RunConfig
 from runtime.as_typed import hydra_quoted
 from runtime.content import sha256_of
 from runtime.device import free_memory
@@ -222,7 +223,7 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     name = next(
         (o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid"
     )
-    below = Path(first["run"]["root"], first["experiment"], "sweeps")
+    below = Path(first["run"]["root"], RunConfig(first).experiment, "sweeps")
     folder = below / f"{name}-{sha256_of(cells)[:8]}"
     names = [" ".join(cell) or name for cell in split_cells(axes)]
     return Sweep(folder, names), launcher != "basic"

@@ -44,13 +44,15 @@ def rule_at(rule: RuleSettings, steps: int) -> Rule:
     """In a run of so many steps."""
     where = f"transfer.rules, pattern {rule.pattern}"
 
-    def step_of(moment: int | str) -> int:
-        if not isinstance(moment, str):
+    def step_of(moment: float | str) -> int:
+        if isinstance(moment, int):
             return moment
-        share = re.fullmatch(r"(\d+(?:\.\d+)?)%", moment)
+        share = re.fullmatch(r"(\d+(?:\.\d+)?)%", str(moment))
         if not share or float(share[1]) > 100:
+            part = f"{100 * moment:g}%" if isinstance(moment, float) and 0 < moment < 1 else "30%"
             raise UserError(
-                f"{where}: {moment} is neither a step nor a share of the run, such as 30%."
+                f"{where}: {moment} is neither a step, which is a whole number, nor a share of the "
+                f"run, which is written {part}."
             )
         return round(steps * float(share[1]) / 100)
 

@@ -191,7 +191,19 @@ def test_a_learned_variance_needs_a_loss_that_teaches_it(arguments, names):
         ("transfer=freeze_encodr", "freeze_encoder"),
         ("+experiment=transfer_dmo", "transfer_demo"),
         ("experiment=transfer_demo", "+experiment=transfer_demo"),
-        ("experiment=mine", "A folder for runs of your own is run.root=DIR."),
+        ("experiment=mine", "for the folder of runs is run.experiment=mine."),
+        ("+experiment=mine", "for the folder of runs is run.experiment=mine."),
+        ("run.experiment=a/b", "experiment='a/b' is the name of one folder below run.root"),
+        ("train.steps=1.5e0", "train.steps=1.5 is not a whole number."),
+        (
+            "transfer.rules=[{pattern: 'up.*', from: 0.6}]",
+            "pattern up.*: 0.6 is neither a step, which is a whole number, nor a share of the run, "
+            "which is written 60%.",
+        ),
+        (
+            "transfer.rules=[{pattern: 'decoder.*'}]",
+            "decoder.* matches no parameter; here that is up.*.",
+        ),
         (
             "sampler=heun sampler.function.churn=0.5",
             "(+sampler.function.churn= sets what diffusion.samplers.heun has a default for)",

@@ -85,10 +85,17 @@ def test_a_share_of_the_run_is_a_step(moment, step):
     assert rule_at(RuleSettings("*", from_=moment), 200).from_ == step
 
 
-@pytest.mark.parametrize("moment", ["30", "-3%", "101%", "half", "%"])
-def test_what_is_neither_a_step_nor_a_share(moment):
-    with pytest.raises(UserError, match="neither a step nor a share of the run, such as 30%"):
+@pytest.mark.parametrize(
+    ("moment", "share"),
+    [("30", 30), ("-3%", 30), ("101%", 30), ("half", 30), ("%", 30), (0.6, 60), (1.5, 30)],
+)
+def test_what_is_neither_a_step_nor_a_share(moment, share):
+    with pytest.raises(UserError) as raised:
         rule_at(RuleSettings("up.*", until=moment), 200)
+    assert str(raised.value) == (
+        f"transfer.rules, pattern up.*: {moment} is neither a step, which is a whole number, nor a "
+        f"share of the run, which is written {share}%."
+    )
 
 
 def test_an_optional_pattern_may_match_nothing():
