@@ -44,7 +44,7 @@ def open_images(
         UserError: where there are no images, where any is broken, and where sizes differ and none
             is given.
     """
-    files = _files(folder)
+    files = image_files(folder)
     first = _first(files[0])
     H, W = size or height_width(first)
     bands = first.shape[2] if isinstance(first, np.ndarray) else 3
@@ -76,9 +76,10 @@ def open_images(
     return images if channels or coloured else images[..., :1].copy()
 
 
-def _files(folder: str | Path) -> list[Path]:
+def image_files(folder: str | Path) -> list[Path]:
+    """Those of open_images, in their order."""
     root, found = list_folder(folder, str(folder))
-    numbered = {path.parent for path in found if path.stem.isdecimal()}
+    numbered = {path.parent for path in found if re.fullmatch(r"\d+(_.+)?", path.stem)}
     files = [
         path
         for path in found

@@ -27,9 +27,10 @@ def write_closest(
     train: Tensor,
     view: Callable[[np.ndarray], np.ndarray] = to_picture,
 ) -> None:
-    """closest.png, pairs of a generated image (left) and the training image nearest to it, and
-    closest.json. First those that are so much nearer to it than to the next, d1 / d2, as by
-    distance alone flat images come first, which are near to all (Carlini et al. 2023).
+    """closest.png, pairs of a generated image (left) and the training image nearest to it, with the
+    name of its file, and closest.json. First those that are so much nearer to it than to the next,
+    d1 / d2, as by distance alone flat images come first, which are near to all (Carlini et al.
+    2023).
 
     Args:
         generated: [N, H, W, C] uint8.
@@ -51,11 +52,14 @@ def write_closest(
         for k, (first, *others) in enumerate(near.distances.tolist())
     ]
     pairs = sorted(pairs, key=lambda pair: (pair["ratio"] or 0.0, pair["distance"]))[:PAIRS]
+    for pair in pairs:
+        pair["train_name"] = reference.name_of(pair["train"])
     write_json(folder / "closest.json", pairs)
     shown = []
     for pair in pairs:
         ratio = "" if pair["ratio"] is None else f", d1/d2 {pair['ratio']:.2f}"
-        text = f"d1 {pair['distance']:.3f}{ratio}"
+        name = pair["train_name"].rsplit("/", 1)[-1]
+        text = f"d1 {pair['distance']:.3f}{ratio}\n{name:.34}"
         left, right = generated[pair["generated"]], reference.images[pair["train"]]
         shown.append((view(left), view(right), text))
     write_atomically(folder / "closest.png", png(sheet(shown)))
@@ -64,7 +68,7 @@ def write_closest(
 def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
     """(left, right, what stands below), [H, W, C] uint8 each -> one picture [H, W, 3]."""
     columns, lines = min(COLUMNS, len(pairs)), -(-len(pairs) // COLUMNS)
-    height, width = SIDE + TEXT + GAP, 2 * SIDE + 2 * GAP
+    height, width = SIDE + 2 * TEXT + GAP, 2 * SIDE + 2 * GAP
     picture = Image.new("RGB", (GAP + columns * width, GAP + lines * height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=TEXT - 4)
     for n, (left, right, text) in enumerate(pairs):

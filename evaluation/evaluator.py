@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
 from config.old_spelling import as_then
-from data.image_folder import open_images
+from data.image_folder import image_files, open_images
 from data.pixels import to_picture
 from diffusion.generate import as_made
 from evaluation.closest_pairs import write_closest
@@ -92,7 +92,8 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
     cache = Path(settings.cache).expanduser()
     run = TrainedRun(found, settings.weights, settings.overrides, settings.source, cache)
     dataset, about = run.images
-    reference = reference_images(dataset.images, dataset.splits, about)
+    names = run.reader.item_name
+    reference = reference_images(dataset.images, dataset.splits, about, names)
     select = found.path.name if (path / STATE).is_file() else settings.select
     sampler = as_then(as_made(sampler, settings.sampler, run.config.schedule))
     shown = features_see(dataset.images.shape[-1], settings.shown or run.config.shown)
@@ -130,11 +131,13 @@ def evaluate_folder(settings: EvaluateSettings) -> Path:
     assert settings.images and settings.train
     generated = open_images(settings.images)
     _, *size, channels = generated.shape
-    parts = [open_images(name, size, channels) for name in (settings.train, settings.test) if name]
+    folders = [name for name in (settings.train, settings.test) if name]
+    parts = [open_images(name, size, channels) for name in folders]
+    files = [str(file) for name in folders for file in image_files(name)]
     images, first = np.concatenate(parts), len(parts[0])
     splits = {"train": np.arange(first), "test": np.arange(first, len(images))}
     digest = hashlib.sha256(images.tobytes()).hexdigest()
-    reference = reference_images(images, splits, [digest])
+    reference = reference_images(images, splits, [digest], files.__getitem__)
     shown = features_see(channels, settings.shown)
     protocol = protocol_of(settings, reference, {}, settings.select, shown)
     folder = evaluation_folder(settings, Path(), protocol)

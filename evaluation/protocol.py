@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,15 @@ class ReferenceImages:
     """The images [*, H, W, C] uint8 that generated ones are compared with.
 
     rows: of "train", and of "test" where something was held out. held_out: the split that stands
-    for the test, or None. digests: of what decides the pixels, by "train" and "test".
+    for the test, or None. digests: of what decides the pixels, by "train" and "test". name_of: row
+    -> what it is called, a file most often.
     """
 
     images: np.ndarray
     rows: dict[str, np.ndarray]
     held_out: str | None
     digests: dict[str, str]
+    name_of: Callable[[int], str]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -40,7 +42,10 @@ class ReferenceImages:
 
 
 def reference_images(
-    images: np.ndarray, splits: dict[str, np.ndarray], about: Sequence[Any]
+    images: np.ndarray,
+    splits: dict[str, np.ndarray],
+    about: Sequence[Any],
+    name_of: Callable[[int], str] = str,
 ) -> ReferenceImages:
     """Held out are the test images, or else the validation images. about: what decides the pixels
     of images."""
@@ -49,7 +54,7 @@ def reference_images(
     if held_out:
         rows["test"] = splits[held_out]
     digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
-    return ReferenceImages(images, rows, held_out, digests)
+    return ReferenceImages(images, rows, held_out, digests, name_of)
 
 
 def protocol_of(

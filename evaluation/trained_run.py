@@ -16,6 +16,7 @@ from torch import Tensor
 from config.old_spelling import refuse_old_override
 from config.run_config import RunConfig, reader_keys
 from data.dataset import Dataset, open_dataset
+from data.image_reader import ImageReader
 from data.settings import DataSettings
 from data.splits import spread
 from diffusion.denoiser import Denoiser
@@ -88,11 +89,15 @@ class TrainedRun:
         return self.config.with_sections(data=merged["data"]).data
 
     @cached_property
+    def reader(self) -> ImageReader:
+        return self.data.open_reader(self.cache)
+
+    @cached_property
     def images(self) -> tuple[Dataset, list[Any]]:
         """What the run was trained on and what was held out, and what decides their pixels."""
         data = self.data
         try:
-            reader = data.open_reader(self.cache)
+            reader = self.reader
             self._check_same(reader.fingerprint)
             dataset = open_dataset(data, reader, self.config.seed, self.cache)
         except UserError as error:

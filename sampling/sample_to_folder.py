@@ -15,7 +15,7 @@ from runtime.checkpoint import Which
 from runtime.config_schema import Settings
 from runtime.errors import UserError
 from sampling.pipeline import SampleRequest, load
-from sampling.write_images import claim_folder, write_missing
+from sampling.write_images import as_name, claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights
 
 log = logging.getLogger("sample")
@@ -101,7 +101,19 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
 
 def default_out(found: TrainedWeights, settings: SampleSettings) -> Path:
     """Inside the run; of what is no run of ours, which may be a cache that others read, beside the
-    others' images here."""
+    others' images here. Other settings that a reader of docs tries one after the other are in its
+    name: step_300_seed0_label-all_guidance-2."""
+    parts = [f"seed{settings.seed}"]
+    if settings.weights != "ema":
+        parts.append(settings.weights)
+    if settings.label is not None:
+        parts.append(f"label-{as_name(settings.label)}")
+    if settings.guidance != 1:
+        parts.append(f"guidance-{settings.guidance:g}")
+    if settings.reference == "source":
+        parts.append("source")
     if found.step is None:
-        return Path("generated") / f"{Path(settings.checkpoint).resolve().name}_seed{settings.seed}"
-    return found.path.parent.parent / "generated" / f"step_{found.step}_seed{settings.seed}"
+        parts.insert(0, Path(settings.checkpoint).resolve().name)
+        return Path("generated", "_".join(parts))
+    parts.insert(0, f"step_{found.step}")
+    return found.path.parent.parent / "generated" / "_".join(parts)

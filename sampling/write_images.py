@@ -2,6 +2,7 @@
 time."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from diffusion.generate import steps_of
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import read_json, write_atomically, write_json
-from runtime.image_grid import grid, png
+from runtime.image_grid import captioned_grid, grid, png
 from sampling.pipeline import Pipeline, SampleRequest
 
 SETTINGS = "sampling.json"
+SHOWN = 256  # images in the grid
 
 
 def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: int = 8) -> int:
@@ -35,6 +37,10 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
     """
     channels = model.weights.config.image_shape[0]
     files = [out / image_name(k, channels) for k in range(request.n)]
+    names = []
+    if request.label == "all":
+        names = [model.classes[k % len(model.classes)] for k in range(request.n)]
+        files = list(map(with_class, files, names))
     missing = [k for k, file in enumerate(files) if not file.exists()]
     steps = steps_of(model.denoiser.schedule, request.sampler)[:-1]
     evenly = np.linspace(0, len(steps) - 1, frames).round().astype(int)
@@ -55,8 +61,9 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
                 rows = torch.stack([*strip, pixels[:8]], dim=1)
                 sheet = grid(model.view(rows.flatten(0, 1).numpy()), columns=rows.shape[1])
                 write_atomically(out / "strip.png", png(sheet))
-    shown = np.stack(list(map(read_image, files[:256])))
-    write_atomically(out / "grid.png", png(grid(model.view(shown))))
+    shown = model.view(np.stack(list(map(read_image, files[:SHOWN]))))
+    sheet = captioned_grid(shown, names[:SHOWN]) if names else grid(shown)
+    write_atomically(out / "grid.png", png(sheet))
     return len(missing)
 
 
@@ -80,6 +87,16 @@ def lossless(pixels: np.ndarray) -> bytes:
         metadata=None,
     )
     return buffer.getvalue()
+
+
+def with_class(file: Path, name: str) -> Path:
+    """The file of an image of this class. One that an earlier version named without it stays."""
+    return file if file.exists() else file.with_stem(f"{file.stem}_{as_name(name)}")
+
+
+def as_name(text: object) -> str:
+    """What may stand in the name of a file."""
+    return re.sub(r"[^\w.-]+", "-", str(text))[:60]
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -294,8 +294,12 @@ class Trainer:
         try:
             self.stop.check("evaluation")
             with self.limit.measured("evaluation"):
-                values = self._evaluate()
-                picture = self._sample() if self._is_due(self.run.sample_every) else None
+                with self._said("validating"):
+                    values = self._evaluate()
+                picture = None
+                if self._is_due(self.run.sample_every):
+                    with self._said("sampling"):
+                        picture = self._sample()
         except Preempted:
             self._save(self._reached({}, pending=True))
             raise
@@ -306,6 +310,14 @@ class Trainer:
         reached = self._reached(values)
         write_sealed(self.directory / RESULT, self._result(reached), indent=1)
         self._save(reached)
+
+    @contextlib.contextmanager
+    def _said(self, doing: str) -> Iterator[None]:
+        """In the bar, which stands still meanwhile."""
+        before = str(self.bar.postfix or "")
+        self.bar.set_postfix_str(doing)
+        yield
+        self.bar.set_postfix_str(before)
 
     def _result(self, reached: Checkpoint) -> dict[str, Any]:
         """What the run came to so far, for report.py.
@@ -404,7 +416,7 @@ class Trainer:
     def _save(self, reached: Checkpoint) -> None:
         self._check_finite()
         self.log.sync()
-        with self.limit.measured("saving"):
+        with self.limit.measured("saving"), self._said("saving"):
             checkpoint.save(
                 reached,
                 dict(parameters(self.denoiser.network)),

@@ -8,19 +8,27 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from config.overrides import composed
 from config.run_config import RunConfig
+from data.image_folder import open_images
+from diffusion.generate import SamplerSettings
 from diffusion.image_noise import NoisePerImage
+from diffusion.samplers import ddim
+from diffusion.spacing import log_snr_steps
 from runtime import checkpoint
 from runtime.checkpoint import Checkpoint, Progress
 from runtime.seeds import derive
+from sampling.pipeline import SampleRequest
+from sampling.write_images import write_missing
 from tests.helpers import ROOT
+from transfer.trained_weights import TrainedWeights
 
 TINY = [
     "model.channels=8",
@@ -169,6 +177,38 @@ def test_classes_and_guidance(run_directory, tmp_path):
     )
     for a, b in [("null", "dog"), ("dog", "cat"), ("dog", "two")]:
         assert np.abs(made[a][0] - made[b][0]).max() > 1, (a, b)
+
+
+def test_classes_in_turn_are_in_the_names_of_the_files_and_in_the_grid(tmp_path):
+    """Below each image stands its class, as the font draws it; an image that an earlier version
+    named without its class is not made again."""
+    config = composed("train", [*TINY, "model.classes=3"])
+    network = RunConfig(config).build_network()
+    classes = ["cat", "d/o g", "eel"]
+    weights = TrainedWeights(tmp_path, RunConfig(config), classes, 7, {}, lambda _: None)
+    model = SimpleNamespace(
+        weights=weights,
+        classes=classes,
+        denoiser=RunConfig(config).build_denoiser(),
+        batches=lambda request, numbers, on_step: [
+            (numbers, torch.zeros(len(numbers), 3, 8, 12)) for _ in numbers[:1]
+        ],
+    )
+    Image.new("RGB", (12, 8)).save(tmp_path / "000002.png")
+    request = SampleRequest(SamplerSettings(ddim, log_snr_steps, 2), 4, label="all")
+    assert network.classes == 3 and write_missing(tmp_path, request, model) == 3
+    assert [p.name for p in sorted(tmp_path.glob("[0-9]*.png"))] == [
+        "000000_cat.png",
+        "000001_d-o-g.png",
+        "000002.png",
+        "000003_cat.png",
+    ]
+    sheet = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    tile, below = 64, 14  # 8 pixels, 8 times as large; the text
+    text = Image.new("L", (96, below), 255)
+    ImageDraw.Draw(text).text((1, 0), "cat", 0, ImageFont.load_default(size=11))
+    assert np.array_equal(sheet[1 + tile : 1 + tile + below, 1:97], np.asarray(text))
+    assert len(open_images(tmp_path)) == 4  # the sheets are none of them
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def killed_and_resumed(root: Path, arguments, at: str) -> Path:
     return runs.finish(root, arguments)
 
 
+def test_the_bar_says_what_is_done_while_it_stands_still(undisturbed):
+    said = (undisturbed().parents[2] / "output.txt").read_text()
+    assert all(f", {doing}]" in said for doing in ("validating", "sampling", "saving"))
+    assert re.search(r"12/12 .*, loss 0\.\d{4}, \d+ images/s\]\s*$", said.split("finished")[0])
+
+
 @pytest.mark.parametrize("operation, when", MOMENTS)
 def test_killed(undisturbed, tmp_path, operation, when):
     expected = undisturbed()

@@ -541,6 +541,23 @@ def test_sample_makes_the_pipelines_images(tmp_path):
     assert np.abs(ours - theirs).max() < 0.51 and ours.std() > 10
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({}, "step_7_seed3"),
+        ({"label": "all", "guidance": 2.0}, "step_7_seed3_label-all_guidance-2"),
+        ({"label": "a/b c"}, "step_7_seed3_label-a-b-c"),
+        ({"guidance": 1.5, "reference": "source"}, "step_7_seed3_guidance-1.5_source"),
+        ({"weights": "model"}, "step_7_seed3_model"),
+    ],
+)
+def test_label_and_guidance_are_in_the_name_of_the_folder(run, asked, name):
+    """So that a command that adds them is not refused for what is there."""
+    given = {"sampler": None, "seed": 3, "checkpoint": str(run), **asked}
+    settings = sample.SampleSettings(**defaults("sample") | given)
+    assert sample.default_out(load_weights(str(run)), settings) == run / "generated" / name
+
+
 def test_where_images_of_a_folder_go(run, folder):
     """Not into the folder, which may be the Hub's cache."""
     settings = sample.SampleSettings(
