@@ -161,6 +161,11 @@ class SourceSettings(Settings):
     def used(self) -> bool:
         return self.from_ is not None and len(self.include) > 0
 
+    @property
+    def whole(self) -> bool:
+        """Whether all is to be copied, and not a part that somebody chose."""
+        return list(self.include) == ["*"] and self.depth is None
+
 
 @dataclass(frozen=True)
 class RuleSettings(Settings):

@@ -9,6 +9,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from config.overrides import CONF, options
 from config.run_config import RunConfig
 from data.dataset import Dataset
 from diffusion.denoiser import Denoiser
@@ -42,6 +45,17 @@ FREE = (
     "dropout",
     "gradient_checkpointing",
 )
+# With another of these the same weights compute something else, whether or not they fit.
+MEANING = {
+    "_target_",
+    "heads",
+    "head_channels",
+    "groups",
+    "scale_shift",
+    "resample_blocks",
+    "timestep_scale",
+}
+LEAST = 0.5  # of a network's values that a whole source is to give
 # What is so as long as a parameter that begins alike does not train.
 ALIKE = {
     TABLE: "its labels do nothing",
@@ -125,9 +139,12 @@ def other_settings(config: RunConfig, theirs: RunConfig) -> list[str]:
     ours, models = config.raw["model"], theirs.raw["model"]
     return [
         f"model.{key}={_short(ours.get(key))} -> {_short(models.get(key))}"
-        for key in ours | models
-        if key not in FREE and ours.get(key) != models.get(key)
+        for key in _other_keys(ours, models)
     ]
+
+
+def _other_keys(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [key for key in ours | theirs if key not in FREE and ours.get(key) != theirs.get(key)]
 
 
 def _short(value: Any) -> str:
@@ -135,20 +152,59 @@ def _short(value: Any) -> str:
 
 
 def check_fits(config: RunConfig, theirs: RunConfig) -> None:
-    """Fits the weights of a source with that config without memory: that none fits shows before
-    data is read. The classes that both have count later.
+    """Fits the weights of a source with that config without memory: that it is another network
+    shows before data is read. The classes that both have count later.
 
     Raises:
-        Misfit: where none fits.
+        Misfit: where none fits, or so few that the source is hardly one, or they would compute
+            something else; unless somebody chose the part that is copied.
     """
     ours, source = (
         c.with_sections(model=c.raw["model"] | {"classes": 1}) if c.classes else c
         for c in (config, theirs)
     )
     try:
-        planned_fit(ours, source)
+        table = planned_fit(ours, source)
     except UserError as error:
         raise Misfit(f"{error}\n{other_network(config, theirs)}".strip()) from error
+    if config.source.whole and (why := _what_is_lost(ours, source, table)):
+        raise Misfit(
+            f"source.from={config.source.from_}: {why}. (Here -> source: "
+            f"{'; '.join(other_settings(config, theirs))}.) Take the source's network, "
+            f"{model_named(theirs)}; or choose the part of it that is to be copied, with "
+            "source.include=[...] or source.depth=N."
+        )
+
+
+def _what_is_lost(ours: RunConfig, theirs: RunConfig, table: Sequence[Fit]) -> str | None:
+    """Why a source is hardly one; None where it is, as where levels were added to it."""
+    here, there = ours.raw["model"], theirs.raw["model"]
+    other = set(_other_keys(here, there))
+    if other & MEANING:
+        return "its network is another, in which the same weights compute something else"
+    sizes = {name: tensor.numel() for name, tensor in ours.shape_network().state_dict().items()}
+    new = sum(sizes.get(row.name, 0) for row in table if row.status == "new")
+    share = 1 - new / sum(sizes.values())
+    common = min(len(here["multipliers"]), len(there["multipliers"]))
+    more_levels = other <= {"multipliers", "attention_levels"} and (
+        here["multipliers"][:common] == there["multipliers"][:common]
+    )
+    if share >= LEAST or more_levels:
+        return None
+    return (
+        f"its network is another, and only {share:.0%} of the values here would come from it, "
+        "while the rest begins at random"
+    )
+
+
+def model_named(theirs: RunConfig) -> str:
+    """model=NAME, where conf/model has this network, or else all of its settings."""
+    model = theirs.raw["model"]
+    for name in options("model"):
+        known = yaml.safe_load((CONF / f"model/{name}.yaml").read_text())
+        if not _other_keys(known, model):
+            return f"model={name}"
+    return " ".join(f"model.{k}={_short(v)}" for k, v in model.items() if k not in FREE)
 
 
 def with_alike_trained(config: RunConfig, table: Sequence[Fit]) -> RunConfig:

@@ -457,9 +457,9 @@ def test_a_bare_file_is_a_source_with_the_targets_settings(folder, tmp_path):
 
 def test_other_settings_of_the_source_are_told(folder, tmp_path):
     code, text = runs.train(
-        tmp_path / "some", [*TARGET, f"source.from={folder}", "model.multipliers=[1,3]"]
+        tmp_path / "some", [*TARGET, f"source.from={folder}", "model.multipliers=[1,2,2]"]
     )
-    assert code == 0 and "(here -> source): model.multipliers=[1,3] -> [1,2]" in text, text
+    assert code == 0 and "(here -> source): model.multipliers=[1,2,2] -> [1,2]" in text, text
     code, text = runs.train(
         tmp_path / "none",
         [*TARGET, f"source.from={folder}", "model.channels=16", "source.include=['down.*']"],
