@@ -19,8 +19,7 @@ NAMES ?=
 .PHONY: demo report test test-slow docs install check gpu gpu-wheels contact clean
 
 demo: .venv/installed
-	$(PY) train.py +experiment=transfer_demo
-	$(PY) train.py +experiment=transfer_demo transfer=scratch
+	$(PY) train.py -m +experiment=transfer_demo +sweep=demo transfer=full,scratch
 	@echo && echo "The source, faces:" && $(PY) report.py runs/pretrain_demo
 	@echo && echo "The target, stained tissue, from the faces (full) and from a random start (scratch), at equal steps:"
 	@$(PY) report.py runs/transfer_demo

@@ -12,6 +12,7 @@ from reporting.page import FIGURES, LEGEND, Report
 from reporting.report_pictures import side_by_side
 from reporting.runs import read_runs
 from reporting.table import OF_IMAGES
+from runtime.checkpoint import told_below
 from runtime.errors import UserError, near, one_message
 from runtime.files import write_atomically, write_csv
 from runtime.log import table
@@ -33,7 +34,8 @@ def main(arguments: list[str]) -> None:
     report = Report(folder, read_runs(folder))
     if not report.runs:
         raise UserError(
-            f"{folder}: no runs in it. Give the folder of an experiment, runs/EXPERIMENT."
+            f"{folder}: no runs in it. {told_below(folder)}Give the folder of an experiment, "
+            "runs/EXPERIMENT."
         )
     text = printed(report)
     print(text)

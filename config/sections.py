@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.dispatch import Kernels
 from runtime.checkpoint import Which
 from runtime.config_schema import Settings
+from runtime.device import named_device
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 FEWEST = 10  # images that a KID is computed of
@@ -104,6 +105,7 @@ class RunSettings(Settings):
     def __post_init__(self) -> None:
         if self.hours is not None and self.hours <= 0:
             raise ValueError("hours must be above 0, or null for no limit.")
+        named_device(self.device)  # a name that is none is told before anything is read
         if self.experiment is not None and (not self.experiment or "/" in self.experiment):
             raise ValueError(
                 f"experiment={self.experiment!r} is the name of one folder below run.root: it must "

@@ -23,6 +23,7 @@ MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimize
 Which = Literal["ema", "model"]  # of the two sets of weights, as settings say it
 FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}
 OWN = "sha256 of the rest"  # in state.json
+LISTED = 8  # names in a message
 log = logging.getLogger(__name__)
 
 
@@ -173,9 +174,24 @@ def find(path: str | Path, rank: Rank = lambda checkpoints: []) -> Checkpoint:
     if found := first_whole(in_order.values()):
         return found
     raise UserError(
-        f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME) or one of "
-        "its checkpoints/step_N."
+        f"{path}: no checkpoint there. {told_below(path)}Give a run directory "
+        "(runs/EXPERIMENT/NAME) or one of its checkpoints/step_N."
     )
+
+
+def told_below(path: Path) -> str:
+    """What is in a folder that is too high: the runs of an experiment, the experiments of
+    run.root, or what diffusers' training scripts leave; "" where there is none of these."""
+    kinds = {
+        "runs": ("*/checkpoints", 1),
+        "experiments": ("*/*/checkpoints", 2),
+        "diffusers' checkpoints": ("checkpoint-*/unet*", 1),
+    }
+    for kind, (pattern, up) in kinds.items():
+        if found := sorted({str(p.parents[up - 1]) for p in path.glob(pattern)}):
+            more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+            return f"There are {kind} in it: {', '.join(found[:LISTED])}{more}. "
+    return ""
 
 
 def save(

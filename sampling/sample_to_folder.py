@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.old_spelling import as_then
+from config.overrides import composed
 from config.sections import Precision
 from data.pixels import check_shown
 from diffusion.generate import as_made
@@ -75,7 +76,7 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
     except ValueError as error:
         raise UserError(str(error)) from error
     model = replace(model, shown=settings.shown)
-    out = Path(settings.out) if settings.out else default_out(found, settings)
+    out = Path(settings.out) if settings.out else default_out(found, settings, sampler_config)
     what = {
         "weights": found.digests[settings.weights],
         "seed": settings.seed,
@@ -99,10 +100,12 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
     return out
 
 
-def default_out(found: TrainedWeights, settings: SampleSettings) -> Path:
+def default_out(
+    found: TrainedWeights, settings: SampleSettings, sampler_config: dict[str, Any]
+) -> Path:
     """Inside the run; of what is no run of ours, which may be a cache that others read, beside the
-    others' images here. Other settings that a reader of docs tries one after the other are in its
-    name: step_300_seed0_label-all_guidance-2."""
+    others' images here. What a reader of docs tries one after the other is in its name:
+    step_300_seed0_label-all_guidance-2, step_300_seed0_ancestral-1000."""
     parts = [f"seed{settings.seed}"]
     if settings.weights != "ema":
         parts.append(settings.weights)
@@ -112,6 +115,9 @@ def default_out(found: TrainedWeights, settings: SampleSettings) -> Path:
         parts.append(f"guidance-{settings.guidance:g}")
     if settings.reference == "source":
         parts.append("source")
+    if sampler_config != composed("sample", ["checkpoint=any"])["sampler"]:
+        function = sampler_config["function"]["_target_"].rpartition(".")[2]
+        parts.append(f"{function}-{sampler_config['steps']}")
     if found.step is None:
         parts.insert(0, Path(settings.checkpoint).resolve().name)
         return Path("generated", "_".join(parts))

@@ -110,9 +110,9 @@ def load_weights(
             return of_published(path, *read_folder(path))
         if not (path / STATE).is_file() and not (path / "checkpoints").is_dir():
             raise UserError(
-                f"{path}: no checkpoint there. Give a run directory (runs/EXPERIMENT/NAME), one "
-                f"of its checkpoints/step_N, a folder in diffusers' format (with {INDEX} or "
-                f"{UNET}), or a file of weights."
+                f"{path}: no checkpoint there. {checkpoint.told_below(path)}Give a run directory "
+                "(runs/EXPERIMENT/NAME), one of its checkpoints/step_N, a folder in diffusers' "
+                f"format (with {INDEX} or {UNET}), or a file of weights."
             )
         return of_checkpoint(checkpoint.find(path))
     # runs/NAME misspelt is no name on the Hub

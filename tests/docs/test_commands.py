@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ import yaml
 
 from config.overrides import check_overrides, composed, options
 from config.run_config import RunConfig
+from runtime.config_schema import parse
 from runtime.errors import UserError
+from sampling.sample_to_folder import SampleSettings, default_out
 from tests.helpers import ROOT
 from training import run
 from training.config_checks import check_run_config
@@ -86,6 +90,21 @@ def test_there_are_commands():
 @pytest.mark.parametrize(("script", "arguments"), commands())
 def test_the_command_line_is_understood(script, arguments):
     check_overrides(script, shlex.split(arguments))
+
+
+def test_commands_of_sample_can_be_given_one_after_the_other():
+    """Those of the same weights go into one folder only where they make the same images."""
+    made: dict[tuple[str, str], tuple] = {}
+    found = SimpleNamespace(step=7, path=Path("RUN/checkpoints/step_7"))
+    told = [arguments for script, arguments in commands() if script == "sample"]
+    assert len(told) > 6
+    for arguments in told:
+        config = composed("sample", shlex.split(arguments))
+        del config["spacing"]
+        asked = parse(SampleSettings, config, ["diffusion"], "")
+        place = (asked.checkpoint, asked.out or str(default_out(found, asked, config["sampler"])))
+        made_by = (config["sampler"], asked.label, asked.guidance, asked.reference, asked.seed)
+        assert made.setdefault(place, made_by) == made_by, arguments
 
 
 @pytest.mark.parametrize(

@@ -545,6 +545,7 @@ def test_sample_makes_the_pipelines_images(tmp_path):
     ("asked", "name"),
     [
         ({}, "step_7_seed3"),
+        ({"sampler": "ancestral"}, "step_7_seed3_ancestral-1000"),
         ({"label": "all", "guidance": 2.0}, "step_7_seed3_label-all_guidance-2"),
         ({"label": "a/b c"}, "step_7_seed3_label-a-b-c"),
         ({"guidance": 1.5, "reference": "source"}, "step_7_seed3_guidance-1.5_source"),
@@ -553,9 +554,11 @@ def test_sample_makes_the_pipelines_images(tmp_path):
 )
 def test_label_and_guidance_are_in_the_name_of_the_folder(run, asked, name):
     """So that a command that adds them is not refused for what is there."""
-    given = {"sampler": None, "seed": 3, "checkpoint": str(run), **asked}
+    sampler = composed("sample", ["checkpoint=x", f"sampler={asked.get('sampler', 'ddim')}"])
+    given = {"seed": 3, "checkpoint": str(run), **asked, "sampler": None}
     settings = sample.SampleSettings(**defaults("sample") | given)
-    assert sample.default_out(load_weights(str(run)), settings) == run / "generated" / name
+    out = sample.default_out(load_weights(str(run)), settings, sampler["sampler"])
+    assert out == run / "generated" / name
 
 
 def test_where_images_of_a_folder_go(run, folder):
@@ -563,9 +566,8 @@ def test_where_images_of_a_folder_go(run, folder):
     settings = sample.SampleSettings(
         **defaults("sample") | {"sampler": None, "seed": 3, "checkpoint": str(folder)}
     )
-    assert sample.default_out(load_weights(str(folder)), settings) == Path("generated/folder_seed3")
-    assert (
-        sample.default_out(load_weights(str(run)), settings) == run / "generated" / "step_7_seed3"
-    )
+    sampler = composed("sample", ["checkpoint=x"])["sampler"]
+    out = sample.default_out(load_weights(str(folder)), settings, sampler)
+    assert out == Path("generated/folder_seed3")
     with pytest.raises(UserError, match="sample_size"):
         _ = RunConfig({"data": {"size": None, "channels": 3}}).image_shape
