@@ -38,6 +38,7 @@ from tests.helpers.trajectories import (
     our_trajectory,
     their_trajectory,
 )
+from transfer.adapters import inject, parameters
 from transfer.trained_weights import DIFFERENCE, load_weights, said_of_difference
 
 UNET = [
@@ -154,6 +155,41 @@ def test_one_class_is_a_network_without_classes(model, label, row, tmp_path, mon
         asked = ours(x, t, {"label": torch.full((2,), row)})
         assert difference(asked, theirs(x, t).sample) < 1e-5
         assert difference(asked, ours(x, t, {"label": torch.full((2,), (row + 1) % 4)})) > 1e-3
+
+
+def test_textual_inversion_is_exported(tmp_path, monkeypatch):
+    """Its new row stands in a parameter of its own, beside a table whose first row is unused."""
+    embed_as_diffusers(monkeypatch)
+    config = composed(
+        "train", [*UNET, "transfer=textual_inversion", "source.from=x", "model.classes=3"]
+    )
+    config["transfer"]["inject"][0]["count"] = 1
+    network = RunConfig(config).build_denoiser().network
+    randomize(network)
+    inject(network, RunConfig(config).transfer.inject)
+    tensors = dict(parameters(network))
+    tensors["class_embedding.weight.rows.new"] = torch.randn(1, 64)
+    progress = Progress(validation_loss=1.0)
+    reached = Checkpoint(
+        tmp_path / "run/checkpoints/step_7",
+        7,
+        config,
+        ["new", "source/0", "source/1"],
+        {},
+        progress,
+    )
+    checkpoint.save(reached, tensors, tensors, {})
+    one = script.for_label(load_weights(str(tmp_path / "run")), "new")
+    script.export_pipeline(one, tmp_path / "out")
+    theirs = DDPMPipeline.from_pretrained(str(tmp_path / "out")).unet
+    with torch.no_grad():
+        row = tensors["class_embedding.weight.rows.new"][0]
+        bias = tensors["time_mlp.2.bias"] + row
+        assert torch.equal(theirs.time_embedding.linear_2.bias, bias)
+        ours = opened(tmp_path / "run")[0].network
+        x, t = torch.randn(2, 3, 16, 8), torch.tensor([3, 900])
+        asked = ours(x, t, {"label": torch.zeros(2, dtype=torch.long)})
+        assert difference(asked, theirs(x, t).sample) < 1e-5
 
 
 @pytest.mark.parametrize(
