@@ -190,6 +190,7 @@ def test_classes_in_turn_are_in_the_names_of_the_files_and_in_the_grid(tmp_path)
         weights=weights,
         classes=classes,
         denoiser=RunConfig(config).build_denoiser(),
+        view=lambda images: images,
         batches=lambda request, numbers, on_step: [
             (numbers, torch.zeros(len(numbers), 3, 8, 12)) for _ in numbers[:1]
         ],
