@@ -3,7 +3,8 @@
 from typing import Any
 
 from config.old_spelling import as_then
-from config.run_config import RunConfig, reader_keys
+from config.run_config import RunConfig
+from data.settings import reader_keys
 from runtime.content import sha256_of
 
 NUMBERS = (

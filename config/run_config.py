@@ -3,7 +3,6 @@ inside a checkpoint is foreign input."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from torch import Tensor
 from config.old_spelling import translate
 from config.sections import RunSettings, SourceSettings, TrainSettings, TransferSettings
 from data.augmentation import TOLD, Augmentation
-from data.settings import OWN_KEYS, DataSettings
+from data.settings import READERS, DataSettings, parse_data
 from diffusion.denoiser import Denoiser
 from diffusion.generate import SamplerSettings
 from diffusion.losses import Loss
@@ -26,10 +25,10 @@ from diffusion.timesteps import Timesteps
 from diffusion.variance import Variance
 from models.layers import to_channels_last
 from models.unet import UNet
-from runtime.config_schema import bind, build, check_arguments, make, parse, resolve
+from runtime.config_schema import bind, build, make, parse, resolve
 from runtime.content import canonical
 from runtime.environment import folder_of
-from runtime.errors import UserError, near
+from runtime.errors import UserError
 from runtime.places import find_again
 from runtime.wandb_copy import WandbSettings
 
@@ -44,7 +43,6 @@ NODES = {
     "timesteps": ["diffusion"],
     "optimizer": ["torch.optim"],
 }
-READERS = ["data.sources"]  # what defines the target of section data
 PLACES = ("path", "root")  # how its settings are called that say where the images are
 SETTINGS = ("data", "augmentation", "train", "transfer", "source", "sampler", "run", "wandb")
 # what stands beside the sections
@@ -173,16 +171,7 @@ class RunConfig:
 
     @cached_property
     def data(self) -> DataSettings:
-        """The keys of DataSettings, and beside them those of what reads the images."""
-        section = self.raw["data"]
-        known = OWN_KEYS | reader_keys(section)
-        for key in section:
-            if key not in known | {"_target_"}:
-                raise UserError(f"data.{key}: no such setting; {near(key, known)}")
-        node = dict(section)
-        own = {key: node.pop(key) for key in section if key in OWN_KEYS}
-        check_arguments(DataSettings, own, [], "data", ["reader"])
-        return make(DataSettings, "data", bind(node, READERS, "data", ["file_cache"]), **own)
+        return parse_data(self.raw["data"])
 
     @cached_property
     def augmentation(self) -> Augmentation:
@@ -264,12 +253,6 @@ class RunConfig:
 
 def _filled(node: Any, key: str, number: int) -> Any:
     return node | {key: number} if isinstance(node, dict) and node.get(key) == "auto" else node
-
-
-def reader_keys(data: dict[str, Any]) -> set[str]:
-    """The settings, in section data, of what reads the images."""
-    target = resolve(data.get("_target_"), READERS, "data")
-    return {name.rstrip("_") for name in inspect.signature(target).parameters} - {"file_cache"}
 
 
 def found_images(data: dict[str, Any], run: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Section data of a config."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,11 @@ from data.file_cache import FileCache
 from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
 from data.pixels import check_shown
-from runtime.config_schema import Settings, make
+from runtime.config_schema import Settings, bind, check_arguments, make, resolve
 from runtime.content import sha256_of
+from runtime.errors import UserError, near
+
+READERS = ["data.sources"]  # what defines the target of section data
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,22 @@ class DataSettings(Settings):
 
 
 OWN_KEYS = {field.name for field in fields(DataSettings)} - {"reader"}  # of section data
+
+
+def reader_keys(section: Mapping[str, Any]) -> set[str]:
+    """The settings, in section data, of what reads the images."""
+    target = resolve(section.get("_target_"), READERS, "data")
+    return {name.rstrip("_") for name in inspect.signature(target).parameters} - {"file_cache"}
+
+
+def parse_data(section: Mapping[str, Any]) -> DataSettings:
+    """Section data of a config: the keys of DataSettings, and beside them those of what reads the
+    images. Raises UserError at the first that is wrong."""
+    known = OWN_KEYS | reader_keys(section)
+    for key in section:
+        if key not in known | {"_target_"}:
+            raise UserError(f"data.{key}: no such setting; {near(key, known)}")
+    own = {key: section[key] for key in section if key in OWN_KEYS}
+    check_arguments(DataSettings, own, [], "data", ["reader"])
+    node = {key: section[key] for key in section if key not in OWN_KEYS}
+    return make(DataSettings, "data", bind(node, READERS, "data", ["file_cache"]), **own)

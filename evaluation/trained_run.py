@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from config.old_spelling import refuse_old_override
-from config.run_config import RunConfig, reader_keys
+from config.run_config import RunConfig
 from data.dataset import Dataset, open_dataset
 from data.image_reader import ImageReader
-from data.settings import DataSettings
+from data.settings import DataSettings, reader_keys
 from data.splits import spread
 from diffusion.denoiser import Denoiser
 from runtime.checkpoint import Checkpoint, Which

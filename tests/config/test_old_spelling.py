@@ -16,8 +16,8 @@ import yaml
 from config.identity import identity
 from config.old_spelling import RENAMED, as_then, refuse_old_config, translate
 from config.overrides import CONF, check_overrides, composed
-from config.run_config import READERS, RunConfig, reader_keys
-from data.settings import OWN_KEYS
+from config.run_config import RunConfig
+from data.settings import OWN_KEYS, READERS, reader_keys
 from evaluation.trained_run import TrainedRun
 from reporting.page import Report
 from reporting.runs import read_runs

@@ -19,12 +19,11 @@ import yaml
 from PIL import Image
 
 from config.overrides import CONF
-from config.run_config import READERS
 from data.dataset import open_dataset
 from data.file_cache import FileCache
 from data.intensity import to_levels
 from data.memory_map import open_memory_map
-from data.settings import OWN_KEYS, DataSettings
+from data.settings import OWN_KEYS, READERS, DataSettings
 from data.sources.folder import Folder
 from runtime.config_schema import resolve
 from runtime.content import sha256_of

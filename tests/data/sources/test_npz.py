@@ -14,10 +14,10 @@ import pytest
 import data.sources.npz
 import data.sources.npz_content
 from config.overrides import CONF, check_overrides, composed
-from config.run_config import RunConfig, reader_keys
+from config.run_config import RunConfig
 from data.dataset import open_dataset
 from data.file_cache import FileCache
-from data.settings import OWN_KEYS, DataSettings
+from data.settings import OWN_KEYS, DataSettings, reader_keys
 from data.sources.npz import Npz
 from runtime.errors import UserError
 from training.config_checks import check_run_config
