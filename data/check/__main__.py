@@ -1,0 +1,82 @@
+"""What a folder, or an .npz, of images holds. Every file is opened, nothing is trained.
+
+python -m data.check PATH [data=dicom] [data.KEY=VALUE ...] [out=DIR]
+
+Tells how many images of which kinds, sizes, splits, classes and patients there are, and what is
+suspicious, with its cure. The settings are those of train.py. DIR (data_check/NAME) gets sheet.png,
+images as the network will see them, suspicious.png, those that are suspicious, and images.csv, a
+row for each image. Exit code 0: nothing is suspicious; 1: something is; 2: a mistake.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.check.attributes import describe_files
+from data.check.look import look_at, look_at_all
+from data.check.report import summary, write_files
+from data.check.section import read_section
+from data.check.suspicious import find_suspicious
+from data.decoding import IN_A_FILE
+from data.image_reader import ImageReader
+from data.settings import parse_data
+from data.splits import spread
+from runtime.errors import UserError, one_message
+from runtime.log import log_to_terminal, recorded
+
+TRIED = 48  # images that are read to tell how long all will take
+PATIENCE = 2.0  # seconds that this may take
+LONG = 10.0  # seconds, from which on it is told
+
+log = logging.getLogger("data")
+
+
+@one_message
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    log_to_terminal()
+    out, section = read_section(arguments)
+    with tempfile.TemporaryDirectory() as cache, recorded() as said:
+        data = parse_data(section)
+        reader = data.open_reader(Path(cache))
+        tell_time(reader)
+        looks = look_at_all(reader)
+        attributes = describe_files(reader)
+        found = find_suspicious(looks, attributes, reader.splits, data.height_width)
+    warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
+    written = write_files(out, reader, looks, data, found)
+    print(summary(reader, looks, attributes, found, warned))
+    print("\nWritten:", *written)
+    return 1 if found or warned else 0
+
+
+def tell_time(reader: ImageReader) -> None:
+    """Says how long reading all images will take, where that is long, from some of them."""
+    started, tried = time.monotonic(), 0
+    for item in spread(np.arange(len(reader)), TRIED).tolist():
+        with contextlib.suppress(UserError, *IN_A_FILE):  # told when all are read
+            look_at(reader.read_image(item))
+        tried += 1
+        if time.monotonic() - started > PATIENCE:
+            break
+    files = len(set(reader.files)) or len(reader)  # of a volume the next slice costs less
+    seconds = (time.monotonic() - started) / tried * files / (os.cpu_count() or 1)
+    if seconds > LONG:
+        log.info(f"{reader.name}: reading {len(reader)} images takes about {_duration(seconds)}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

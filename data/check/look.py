@@ -1,0 +1,87 @@
+"""One look at each image of a data set: what is told of it, and a thumbnail to compare it by."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from data.decoding import decode_all
+from data.image_reader import ImageReader
+from data.resize import to_array
+from runtime.errors import UserError
+
+SIDE = 16  # of a thumbnail, in pixels
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What was seen of each image; 0 where it cannot be read.
+
+    Attributes:
+        size: [N, 2] height and width, in pixels.
+        uniform: [N] bool, all its pixels are the same.
+        colour: [N] bool, some pixels are not gray.
+        levels: [N] how many of the 256 levels of gray it has.
+        mean: [N] of its levels, 0 to 255.
+        deviation: [N] the standard deviation of its levels.
+        thumbnails: [N, SIDE * SIDE] its gray, centred and of norm 1, or 0 without contrast.
+        failures: by item, why it cannot be read.
+    """
+
+    size: np.ndarray
+    uniform: np.ndarray
+    colour: np.ndarray
+    levels: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    thumbnails: np.ndarray
+    failures: dict[int, UserError]
+
+    @property
+    def readable(self) -> np.ndarray:
+        """[N] bool."""
+        return self.size[:, 0] > 0
+
+
+def look_at_all(reader: ImageReader) -> Looks:
+    n = len(reader)
+    seen = {
+        "size": np.zeros((n, 2), np.int64),
+        "uniform": np.zeros(n, bool),
+        "colour": np.zeros(n, bool),
+        "levels": np.zeros(n, np.int64),
+        "mean": np.zeros(n),
+        "deviation": np.zeros(n),
+        "thumbnails": np.zeros((n, SIDE * SIDE), np.float32),
+    }
+
+    def look(item: int) -> None:
+        for key, value in look_at(reader.read_image(item)).items():
+            seen[key][item] = value
+
+    return Looks(**seen, failures=decode_all(look, n, f"reading {reader.name}"))
+
+
+def look_at(image: Image.Image) -> dict[str, object]:
+    """Of one image, what Looks has of each."""
+    whole = image.height, image.width
+    pixels = Image.fromarray(to_array(image, whole, 3, upscale=False))
+    histogram = np.asarray(pixels.convert("L").histogram())
+    levels = np.arange(256)
+    mean = float(histogram @ levels / histogram.sum())
+    small = to_array(pixels, (SIDE, SIDE), 1, upscale=True, resample="box")
+    centred = small.ravel() - small.mean(dtype=np.float32)
+    return {
+        "size": whole,
+        "uniform": len(pixels.getcolors(1) or ()) == 1,
+        "colour": _is_coloured(pixels),
+        "levels": np.count_nonzero(histogram),
+        "mean": mean,
+        "deviation": float(histogram @ (levels - mean) ** 2 / histogram.sum()) ** 0.5,
+        "thumbnails": centred / max(float(np.linalg.norm(centred)), 1.0),
+    }
+
+
+def _is_coloured(pixels: Image.Image) -> bool:
+    red, green, blue = (channel.tobytes() for channel in pixels.split())
+    return not red == green == blue

@@ -1,0 +1,111 @@
+"""What data.check tells: one screen, two pictures and a table."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.check.look import Looks
+from data.check.suspicious import Finding
+from data.image_reader import ImageReader
+from data.resize import to_array
+from data.settings import DataSettings
+from data.splits import spread
+from runtime.errors import UserError
+from runtime.files import write_atomically
+from runtime.image_grid import grid, png
+
+SHOWN = 64  # images on a sheet
+NAMED = 6  # values of an attribute
+
+
+def summary(
+    reader: ImageReader,
+    looks: Looks,
+    attributes: Mapping[str, Sequence[str]],
+    found: Sequence[Finding],
+    warned: Sequence[str],
+) -> str:
+    """What there is, and what is suspicious."""
+    readable = looks.readable
+    sizes = [f"{height}x{width}" for height, width in looks.size[readable]]
+    colours = np.where(looks.colour, "in colour", "gray")[readable].tolist()
+    low, high = np.quantile(looks.mean[readable], (0.05, 0.95))
+    told = {
+        "images": f"{len(reader)} in {len(set(reader.files)) or 1} files",
+        **{name: _counted(values) for name, values in attributes.items()},
+        "size": _counted(sizes),
+        "colours": _counted(colours),
+        "brightness": f"mean {looks.mean[readable].mean():.0f} of 255 (90% of them {low:.0f} to "
+        f"{high:.0f}), {np.median(looks.levels[readable]):.0f} levels of gray",
+        "splits": ", ".join(f"{split} {len(items)}" for split, items in reader.splits.items()),
+        "classes": _counted([reader.classes[k] for k in reader.labels]) if reader.classes else "-",
+    }
+    lines = [f"{name:<12} {text}" for name, text in told.items()]
+    suspicious = [*warned, *(_line(reader, each) for each in found)]
+    lines += ["", "Nothing is suspicious."] if not suspicious else ["", "Suspicious:"]
+    return "\n".join([*lines, *(f"{k}. {text}" for k, text in enumerate(suspicious, 1))])
+
+
+def _counted(values: Iterable[str]) -> str:
+    counts = Counter(values).most_common()
+    shown = ", ".join(f"{value or 'none'} {n}" for value, n in counts[:NAMED])
+    return shown + (f", and {len(counts) - NAMED} more" if len(counts) > NAMED else "")
+
+
+def _line(reader: ImageReader, finding: Finding) -> str:
+    names = " and ".join(map(reader.item_name, finding.cases[0]))
+    count = len(finding.cases)
+    some = f"{count} images" if count > 1 else "1 image"
+    example = f"for one {names}" if count > 1 else names
+    return f"{some}: {finding.said}; {example}" + (f". {finding.cure}" if finding.cure else "")
+
+
+def write_files(
+    out: Path, reader: ImageReader, looks: Looks, data: DataSettings, found: Sequence[Finding]
+) -> list[Path]:
+    """sheet.png and images.csv, and where something is suspicious suspicious.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    usual = spread(np.flatnonzero(looks.readable), SHOWN, np.asarray(reader.labels))
+    odd = dict.fromkeys(item for finding in found for case in finding.cases for item in case)
+    sheets = {"sheet.png": usual.tolist(), "suspicious.png": list(odd)[:SHOWN]}
+    written = []
+    for name, items in sheets.items():
+        if shown := _as_seen(reader, data, items):
+            write_atomically(out / name, png(grid(np.stack(shown))))
+            written.append(out / name)
+    write_atomically(out / "images.csv", _table(reader, looks, found))
+    return [*written, out / "images.csv"]
+
+
+def _as_seen(reader: ImageReader, data: DataSettings, items: Sequence[int]) -> list[np.ndarray]:
+    """As the network will see them, but what is too small is enlarged."""
+    size, channels, _, *others = data.resizing
+    shown = []
+    for item in items:
+        try:
+            image = reader.read_image(item)
+        except UserError:
+            continue
+        shown.append(to_array(image, size, channels, True, *others))
+    return shown
+
+
+def _table(reader: ImageReader, looks: Looks, found: Sequence[Finding]) -> str:
+    remarks: dict[int, list[str]] = {}
+    for finding in found:
+        for case in finding.cases:
+            for item in case:
+                remarks.setdefault(item, []).append(finding.said)
+    split_of = {item: split for split, items in reader.splits.items() for item in items}
+    table = io.StringIO()
+    rows = csv.writer(table)
+    rows.writerow(["image", "split", "class", "height", "width", "levels", "mean", "suspicious"])
+    for item, (height, width) in enumerate(looks.size.tolist()):
+        label = reader.classes[reader.labels[item]] if reader.classes else ""
+        about = looks.levels[item], round(looks.mean[item], 1), "; ".join(remarks.get(item, []))
+        rows.writerow([reader.item_name(item), split_of.get(item), label, height, width, *about])
+    return table.getvalue()

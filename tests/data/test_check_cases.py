@@ -1,0 +1,158 @@
+"""python -m data.check: a clean folder is told to be clean, one odd file among many is named."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from data.check.__main__ import main
+
+MANY = 120
+
+
+def smooth(k: int, side: int = 64, channels: int = 1) -> Image.Image:
+    """Gray or colour that varies as a photograph's does: a random field of few waves, and noise."""
+    rng = np.random.default_rng(k)
+    y, x = np.mgrid[:side, :side] / side
+    waves = rng.uniform(-9, 9, (6, 2, channels)), rng.uniform(0, 6.3, (6, channels))
+    field = sum(
+        np.sin(x[..., None] * u + y[..., None] * v + phase) for (u, v), phase in zip(*waves)
+    )
+    values = 128 + rng.uniform(18, 26) * field + rng.normal(0, 4, (side, side, channels))
+    pixels = values.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def radiograph(k: int, side: int = 64) -> Image.Image:
+    """All alike: a bright body on black, as aligned sets have it."""
+    rng = np.random.default_rng(k)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    body = np.exp(-((x / rng.uniform(0.5, 0.6)) ** 2) - (y / rng.uniform(0.7, 0.8)) ** 4)
+    lungs = sum(np.exp(-(((x - s) / 0.2) ** 2) - (y / 0.4) ** 2) for s in (-0.3, 0.3))
+    values = 220 * body - 120 * lungs * rng.uniform(0.8, 1.1)
+    values = values + 1.5 * (np.asarray(smooth(k, side)) - 128.0) * body
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def clean_folder(root: Path, make=smooth, count: int = MANY, suffix: str = "jpg") -> Path:
+    for k in range(count):
+        place = root / ("a", "b")[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        make(k).save(place / f"{k:03d}.{suffix}", **({"quality": 92} if suffix == "jpg" else {}))
+    return root
+
+
+def checked(root: Path, *settings: str, capsys) -> tuple[int, str]:
+    code = main([str(root), "data.channels=1", f"out={root.parent / 'out'}", *settings])
+    return code, capsys.readouterr().out
+
+
+def mask() -> Image.Image:
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[20:40, 10:50] = 255
+    return Image.fromarray(pixels)
+
+
+PLANTED = {
+    "mask": (lambda path: mask().save(path.with_suffix(".png")), "at most 2 levels of gray"),
+    "another format": (lambda path: smooth(999).save(path.with_suffix(".png")), "format: PNG 1"),
+    "another size": (lambda path: smooth(999, 96).save(path), "size: 96x96 1"),
+    "in colour": (lambda path: smooth(999, channels=3).save(path), "colours: in colour 1"),
+    "one colour": (lambda path: Image.new("L", (64, 64), 90).save(path), "without information"),
+    "too small": (lambda path: smooth(999, 20).save(path), "smaller than data.size=[64, 64]"),
+    "cut short": (
+        lambda path: path.write_bytes((path.parent / path.name).read_bytes()[:300]),
+        "cannot be read",
+    ),
+    "dark": (lambda path: smooth(999).point(lambda v: v // 40).save(path), "mean brightness"),
+    "no image": (lambda path: path.write_text("<html>sign in</html>"), "cannot be read"),
+}
+
+
+def test_a_clean_folder_is_clean(tmp_path, capsys):
+    for k, make in enumerate((smooth, radiograph, lambda k: smooth(k, 48 + k % 7, 3))):
+        root = clean_folder(tmp_path / f"{k}/images", make)
+        code, told = checked(root, f"data.size={(64, 64, 32)[k]}", capsys=capsys)
+        assert code == 0 and "Nothing is suspicious." in told, told
+        assert f"{MANY} in {MANY} files" in told and "a 60, b 60" in told
+    assert {path.name for path in (root.parent / "out").iterdir()} == {"sheet.png", "images.csv"}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_one_odd_file_is_named(kind, tmp_path, capsys):
+    root = clean_folder(tmp_path / "images")
+    plant, expected = PLANTED[kind]
+    path = root / "b/047.jpg"
+    plant(path)
+    if not path.exists() or path.with_suffix(".png").exists():
+        path.unlink(missing_ok=True)
+    code, told = checked(root, capsys=capsys)
+    assert code == 1 and expected in told and "b/047." in told, told
+    with open(tmp_path / "out/images.csv") as table:
+        remarks = {row["image"]: row["suspicious"] for row in csv.DictReader(table)}
+    assert {Path(name).stem for name, remark in remarks.items() if remark} == {"047"}
+
+
+def test_a_negative_is_found_among_radiographs(tmp_path, capsys):
+    root = clean_folder(tmp_path / "images", radiograph)
+    ImageOps.invert(radiograph(5)).save(root / "a/010.jpg", quality=92)
+    code, told = checked(root, capsys=capsys)
+    assert code == 1 and "inverted?; " in told and "a/010.jpg" in told, told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image, path: image.save(path, quality=60),
+        lambda image, path: image.resize((96, 96), Image.Resampling.BICUBIC).save(path),
+        lambda image, path: image.point(lambda v: 20 + v * 3 // 4).save(path),
+    ],
+)
+def test_copies_across_splits_are_found(change, tmp_path, capsys):
+    for split, first in (("train", 0), ("test", 500)):
+        for k in range(40):
+            (tmp_path / "images" / split).mkdir(parents=True, exist_ok=True)
+            smooth(first + k).save(tmp_path / f"images/{split}/{k:03d}.jpg", quality=92)
+    change(smooth(17), tmp_path / "images/test/021.jpg")
+    code, told = checked(tmp_path / "images", "data.classes=false", capsys=capsys)
+    assert code == 1 and "1 image: nearly the same as an image of another split" in told, told
+    assert "test/021.jpg and " in told and "train/017.jpg" in told
+
+
+def test_settings_are_those_of_training(tmp_path, capsys):
+    root = clean_folder(tmp_path / "images", count=12)
+    with pytest.raises(SystemExit) as stop:
+        main([str(root), "data.sise=32"])
+    assert stop.value.code == 2 and "data.sise: no such setting; did you mean size" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        main([str(root), "size=32"])
+    assert "size=32: not a setting of images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "gone")])
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_one_odd_file_among_ten_thousand(tmp_path, capsys):
+    root = clean_folder(tmp_path / "images", lambda k: smooth(k, 256), 10_000)
+    code, told = checked(root, capsys=capsys)
+    assert code == 0 and "Nothing is suspicious." in told, told
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        kind = list(PLANTED)[trial % len(PLANTED)]
+        k = int(rng.integers(10_000))
+        path = root / ("a", "b")[k % 2] / f"{k:03d}.jpg"
+        kept = path.read_bytes()
+        plant, expected = PLANTED[kind]
+        plant(path)
+        if path.with_suffix(".png").exists():
+            path.unlink()
+        code, told = checked(root, capsys=capsys)
+        assert code == 1 and expected in told and f"/{k:03d}." in told, (kind, told)
+        path.with_suffix(".png").unlink(missing_ok=True)
+        path.write_bytes(kept)
