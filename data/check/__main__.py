@@ -49,9 +49,9 @@ def main(arguments: Sequence[str]) -> int:
         data = parse_data(section)
         reader = data.open_reader(Path(cache))
         tell_time(reader)
-        looks = look_at_all(reader)
+        looks = look_at_all(reader, data)
         attributes = describe_files(reader)
-        found = find_suspicious(looks, attributes, reader.splits, data.height_width)
+        found = find_suspicious(looks, attributes, reader.splits)
     warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
     written = write_files(out, reader, looks, data, found)
     print(summary(reader, looks, attributes, found, warned))

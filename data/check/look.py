@@ -7,7 +7,9 @@ from PIL import Image
 
 from data.decoding import decode_all
 from data.image_reader import ImageReader
-from data.resize import to_array
+from data.intensity import Levels
+from data.resize import height_width, to_array
+from data.settings import DataSettings
 from runtime.errors import UserError
 
 SIDE = 16  # of a thumbnail, in pixels
@@ -25,7 +27,7 @@ class Looks:
         mean: [N] of its levels, 0 to 255.
         deviation: [N] the standard deviation of its levels.
         thumbnails: [N, SIDE * SIDE] its gray, centred and of norm 1, or 0 without contrast.
-        failures: by item, why it cannot be read.
+        failures: by item, why it cannot be read, or not be used as the settings ask.
     """
 
     size: np.ndarray
@@ -43,7 +45,8 @@ class Looks:
         return self.size[:, 0] > 0
 
 
-def look_at_all(reader: ImageReader) -> Looks:
+def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
+    """Reads all images, and makes of each what a run with these settings would."""
     n = len(reader)
     seen = {
         "size": np.zeros((n, 2), np.int64),
@@ -56,15 +59,20 @@ def look_at_all(reader: ImageReader) -> Looks:
     }
 
     def look(item: int) -> None:
-        for key, value in look_at(reader.read_image(item)).items():
+        image = reader.read_image(item)
+        for key, value in look_at(image).items():
             seen[key][item] = value
+        to_array(image, *settings.resizing)
 
-    return Looks(**seen, failures=decode_all(look, n, f"reading {reader.name}"))
+    failures = decode_all(look, n, f"reading {reader.name}", reader.item_name)
+    return Looks(**seen, failures=failures)
 
 
-def look_at(image: Image.Image) -> dict[str, object]:
+def look_at(image: Levels) -> dict[str, object]:
     """Of one image, what Looks has of each."""
-    whole = image.height, image.width
+    whole = height_width(image)
+    if isinstance(image, np.ndarray):  # of bands their mean
+        image = Image.fromarray(image.mean(-1, dtype=np.float32))
     pixels = Image.fromarray(to_array(image, whole, 3, upscale=False))
     histogram = np.asarray(pixels.convert("L").histogram())
     levels = np.arange(256)

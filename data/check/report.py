@@ -1,5 +1,6 @@
 """What data.check tells: one screen, two pictures and a table."""
 
+import contextlib
 import csv
 import io
 from collections import Counter
@@ -11,6 +12,7 @@ import numpy as np
 from data.check.look import Looks
 from data.check.suspicious import Finding
 from data.image_reader import ImageReader
+from data.pixels import to_picture
 from data.resize import to_array
 from data.settings import DataSettings
 from data.splits import spread
@@ -61,7 +63,7 @@ def _line(reader: ImageReader, finding: Finding) -> str:
     count = len(finding.cases)
     some = f"{count} images" if count > 1 else "1 image"
     example = f"for one {names}" if count > 1 else names
-    return f"{some}: {finding.said}; {example}" + (f". {finding.cure}" if finding.cure else "")
+    return f"{some}: {finding.said}; {example}" + (f". {finding.cure}" if finding.cure else ".")
 
 
 def write_files(
@@ -84,14 +86,11 @@ def write_files(
 def _as_seen(reader: ImageReader, data: DataSettings, items: Sequence[int]) -> list[np.ndarray]:
     """As the network will see them, but what is too small is enlarged."""
     size, channels, _, *others = data.resizing
-    shown = []
+    seen = []
     for item in items:
-        try:
-            image = reader.read_image(item)
-        except UserError:
-            continue
-        shown.append(to_array(image, size, channels, True, *others))
-    return shown
+        with contextlib.suppress(UserError):  # told already
+            seen.append(to_array(reader.read_image(item), size, channels, True, *others))
+    return [to_picture(image, data.shown) for image in seen]
 
 
 def _table(reader: ImageReader, looks: Looks, found: Sequence[Finding]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.check.alike import copies_across, nearest
 from data.check.look import Looks
+from data.resize import Unfit
 
 FEW = 5  # images, of which none can be called rare
 RARE = 0.05  # what fewer images than this share are is not what the set is made of
@@ -38,13 +39,11 @@ def find_suspicious(
     looks: Looks,
     attributes: Mapping[str, Sequence[str]],
     splits: Mapping[str, Sequence[int]],
-    size: tuple[int, int],
 ) -> list[Finding]:
     """All findings; those of the very same images are one.
 
     Args:
         attributes: of the files, by name, each one an item.
-        size: height and width that the network will see.
     """
     texts: dict[str, Sequence[str] | np.ndarray] = {
         **attributes,
@@ -52,11 +51,10 @@ def find_suspicious(
         "colours": np.where(looks.colour, "in colour", "gray"),
     }
     found = [
-        *_broken(looks),
+        *_refused(looks),
         *_without_information(looks),
         *_few_levels(looks),
         *(each for name, values in texts.items() for each in _rare(name, values, looks)),
-        *_too_small(looks, size),
         *_far("shape (height : width)", looks.size[:, 0] / looks.size[:, 1].clip(1), looks),
         *_far("mean brightness", looks.mean, looks),
         *_far("contrast (standard deviation)", looks.deviation, looks),
@@ -80,14 +78,15 @@ def _cases(items: np.ndarray) -> list[tuple[int, ...]]:
     return [(item,) for item in np.flatnonzero(items).tolist()]
 
 
-def _broken(looks: Looks) -> Iterator[Finding]:
-    if failures := looks.failures:
-        why = Counter(str(error) for error in failures.values()).most_common(1)[0][0]
-        yield Finding(
-            f"cannot be read: {why}",
-            [(item,) for item in sorted(failures)],
-            "data.skip_broken=true leaves them out",
-        )
+def _refused(looks: Looks) -> Iterator[Finding]:
+    """What a run would refuse, by the reason."""
+    by_kind: dict[type, list[int]] = {}
+    for item, error in sorted(looks.failures.items()):
+        by_kind.setdefault(type(error), []).append(item)
+    for items in by_kind.values():
+        error = looks.failures[items[0]]
+        cure = error.cure if isinstance(error, Unfit) else "data.skip_broken=true leaves them out."
+        yield Finding(f"refused: {error}", [(item,) for item in items], cure)
 
 
 def _without_information(looks: Looks) -> Iterator[Finding]:
@@ -113,16 +112,6 @@ def _rare(name: str, values: Sequence[str] | np.ndarray, looks: Looks) -> Iterat
     rare = ", ".join(f"{value or 'none'} {n}" for value, n in counts[1:5])
     cases = _cases(looks.readable & (values != usual))
     yield Finding(f"{name}: {rare}; all others are {usual or 'without'}", cases)
-
-
-def _too_small(looks: Looks, size: tuple[int, int]) -> Iterator[Finding]:
-    if cases := _cases(looks.readable & (looks.size < size).any(1)):
-        height, width = looks.size[looks.readable].min(0)
-        yield Finding(
-            f"smaller than data.size=[{size[0]}, {size[1]}]",
-            cases,
-            f"data.upscale=true enlarges them, data.size={min(height, width)} needs none",
-        )
 
 
 def _far(name: str, values: np.ndarray, looks: Looks) -> Iterator[Finding]:
@@ -153,5 +142,5 @@ def _copies(looks: Looks, splits: Mapping[str, Sequence[int]]) -> Iterator[Findi
             "nearly the same as an image of another split, so held-out numbers will look better "
             "than they are",
             pairs,
-            "data.patient=REGEX keeps together what belongs together; or make the splits yourself",
+            "data.patient=REGEX keeps together what belongs together; or make the splits yourself.",
         )

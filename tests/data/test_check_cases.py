@@ -61,7 +61,7 @@ PLANTED = {
     "another size": (lambda path: smooth(999, 96).save(path), "size: 96x96 1"),
     "in colour": (lambda path: smooth(999, channels=3).save(path), "colours: in colour 1"),
     "one colour": (lambda path: Image.new("L", (64, 64), 90).save(path), "without information"),
-    "too small": (lambda path: smooth(999, 20).save(path), "smaller than data.size=[64, 64]"),
+    "too small": (lambda path: smooth(999, 20).save(path), "smaller than data.size=[64, 64]; "),
     "cut short": (
         lambda path: path.write_bytes((path.parent / path.name).read_bytes()[:300]),
         "cannot be read",
