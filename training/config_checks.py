@@ -32,9 +32,6 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
     _check_sections(raw)
     asked = RunConfig(raw)
     config = asked.with_classes(1)  # how many there are is not known yet
-    for key, kind in VALUES.items():
-        if not fits(raw[key], kind):
-            raise UserError(f"{key}={raw[key]!r} is not {describe(kind)}.")
     for section in SECTIONS:
         if section not in ("timesteps", "optimizer"):
             getattr(config, section)
@@ -65,6 +62,11 @@ def _check_sections(raw: dict[str, Any]) -> None:
                 f"{section}={raw.get(section)} is not a mapping. What a file in conf/{section} "
                 "says stands below its keys."
             )
+    for key, kind in VALUES.items():
+        if key not in raw:
+            raise UserError(f"{key} must be set.")
+        if not fits(raw[key], kind):
+            raise UserError(f"{key}={raw[key]!r} is not {describe(kind)}.")
 
 
 def _check_loss(config: RunConfig) -> None:
