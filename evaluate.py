@@ -1,7 +1,6 @@
 """How good, how new and how forgetful a run is: python evaluate.py --help"""
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.settings import EvaluateSettings
 from runtime.config_schema import parse
 from runtime.errors import UserError, message_of
-from runtime.signals import PREEMPTED
 
 log = logging.getLogger("evaluate")
 
@@ -45,11 +43,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run_script("evaluate", main)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the images that were made stay, and the same command continues",
-            file=sys.stderr,
-        )
-        sys.exit(PREEMPTED)
+    run_script("evaluate", main)

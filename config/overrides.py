@@ -125,6 +125,12 @@ def _check_flags(config_name: str, arguments: Sequence[str], ours: Sequence[Over
     """Raises UserError for several values without -m, and for a flag that Hydra would end with a
     traceback for."""
     asked = parse_command_line(arguments)
+    for override in parsed(asked.overrides):
+        if override.key_or_group == "hydra.job.chdir" and override.value() is not False:
+            raise UserError(
+                f"{override.input_line}: paths are of the folder where the command is given, so "
+                "it is not left: leave hydra.job.chdir out. Where runs go is run.root=DIR."
+            )
     if asked.resolve and not (asked.cfg or asked.help):
         raise UserError(
             "--resolve belongs to --cfg: --cfg job --resolve shows the config with every "

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -26,8 +27,10 @@ from models.layers import to_channels_last
 from models.unet import UNet
 from runtime.config_schema import bind, build, check_arguments, make, parse, resolve
 from runtime.content import canonical
+from runtime.environment import folder_of
 from runtime.errors import UserError, near
-from runtime.log import WandbSettings
+from runtime.places import find_again
+from runtime.wandb_copy import WandbSettings
 
 T = TypeVar("T")
 # sections that are nodes, and the packages that define their targets
@@ -41,6 +44,7 @@ NODES = {
     "optimizer": ["torch.optim"],
 }
 READERS = ["data.sources"]  # what defines the target of section data
+PLACES = ("path", "root")  # how its settings are called that say where the images are
 SETTINGS = ("data", "train", "transfer", "source", "sampler", "run", "wandb")
 # what stands beside the sections
 VALUES = {
@@ -249,3 +253,13 @@ def reader_keys(data: dict[str, Any]) -> set[str]:
     """The settings, in section data, of what reads the images."""
     target = resolve(data.get("_target_"), READERS, "data")
     return {name.rstrip("_") for name in inspect.signature(target).parameters} - {"file_cache"}
+
+
+def found_images(data: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Section data of a run, its images found from any working directory."""
+    if "_target_" not in data:
+        return data
+    target = resolve(data["_target_"], READERS, "data")
+    places = {*PLACES, *getattr(target, "places", ())}
+    given = {key: data[key] for key in places if isinstance(data.get(key), str)}
+    return data | {key: find_again(path, run, folder_of(run)) for key, path in given.items()}

@@ -75,6 +75,10 @@ class RunSettings(Settings):
             for none.
         best_by: what the checkpoint that is kept as the best is lowest in.
         deterministic: see runtime.device.repeat_bits.
+        hours: what the process may take, from its start on, several runs of a sweep together: it
+            saves in time and ends as one that was preempted, so that the same command goes on;
+            null for no limit.
+        restart: begin again where there are checkpoints and all are damaged, which are put aside.
     """
 
     device: str
@@ -92,8 +96,12 @@ class RunSettings(Settings):
     kid_images: int
     best_by: Literal["loss", "kid"]
     deterministic: bool = False
+    hours: float | None = None
+    restart: bool = False
 
     def __post_init__(self) -> None:
+        if self.hours is not None and self.hours <= 0:
+            raise ValueError("hours must be above 0, or null for no limit.")
         if self.kid_images != 0 and self.kid_images < FEWEST:
             raise ValueError(
                 f"kid_images={self.kid_images} is too few for a KID: 0 for none, or at least "

@@ -1,15 +1,14 @@
 """Many images decoded on threads, and which of them could not be."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from data.file_cache import Changed
 from data.library_warnings import heard
+from data.threads import threads
 from runtime.errors import UserError
 
 AT_A_TIME = 256  # images that are given to the threads
@@ -51,7 +50,7 @@ def decode_all(
                 raise
             failures[item] = UserError(f"cannot be read ({type(error).__name__}: {error})")
 
-    with heard() as warned, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with heard() as warned, threads() as pool:
         for start in tqdm(
             range(0, count, AT_A_TIME), said, unit=" images", unit_scale=AT_A_TIME, delay=2
         ):

@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from data.library_warnings import heard
+from data.threads import threads
 from runtime.errors import UserError
 from runtime.files import Damaged, locked, put_aside, read_sealed, sha256, write_sealed
 
@@ -74,7 +74,7 @@ class FileCache:
         missing = [k for k, name in enumerate(names) if known.get(name, [None])[0] != stamps[k]]
         started, kept, fresh = time.time(), time.monotonic(), {}
         # what libraries warn of is told of the image, when it is decoded
-        with heard(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with heard(), threads() as pool:
             computed = pool.map(lambda k: _opened(compute, paths[k]), missing)
             shown = tqdm(computed, f"reading {root}: {what}", len(missing), unit="file", delay=2)
             for k, value in zip(missing, shown):

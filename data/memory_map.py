@@ -3,8 +3,8 @@
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from data.file_cache import whole_stamp
 from data.image_reader import ImageReader
 from data.resize import Unfit, to_array
 from data.settings import DataSettings
+from data.threads import threads
 from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.files import (
+    CANNOT,
     Damaged,
     locked,
     put_aside,
     raise_if_full,
     read_sealed,
+    sync,
     sync_directory,
     write_sealed,
 )
@@ -49,11 +52,10 @@ def open_memory_map(
             are of one colour.
         Changed: where a file is not what the reader's fingerprint is of; nothing is kept.
     """
-    key = sha256_of([DECODER, reader.fingerprint, *settings.resizing])[:16]
-    path = cache / f"{key}.npy"
+    path = _path(reader.fingerprint, settings, cache)
     about = _read_record(path, reader, settings)
     if about is None:
-        with locked(cache / f"{key}.lock"):
+        with locked(path.with_suffix(".lock")):
             about = _read_record(path, reader, settings, put_aside)
             about = about or _decode(reader, settings, path) | {"said": []}  # it was just said
     for line in about["said"]:  # such as a range that was measured
@@ -69,6 +71,25 @@ def open_memory_map(
     if about["one colour"]:
         _tell_of_one_colour(reader, about["one colour"], broken)
     return images, broken
+
+
+def _path(fingerprint: str, settings: DataSettings, cache: Path) -> Path:
+    key = sha256_of([DECODER, fingerprint, *settings.resizing])[:16]
+    return cache / f"{key}.npy"
+
+
+def decoded_before(fingerprint: str, settings: DataSettings, cache: Path) -> np.ndarray | None:
+    """The map of other images, where it is still there."""
+    try:
+        return np.load(_path(fingerprint, settings, cache), mmap_mode="r")
+    except (OSError, ValueError):  # it is gone, or cut
+        return None
+
+
+def same_images(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """How many images [N, H, W, C] two maps have in common, wherever they stand in them."""
+    counts = [Counter(hash(image.tobytes()) for image in images) for images in (ours, theirs)]
+    return (counts[0] & counts[1]).total()
 
 
 def _read_record(
@@ -129,7 +150,7 @@ def _checksums(path: Path, stamp: tuple[int, ...]) -> list[int]:
     Args:
         stamp: of the file that is there now; another file has other checksums.
     """
-    with open(path, "rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open(path, "rb") as file, threads() as pool:
         blocks = range(0, os.fstat(file.fileno()).st_size, BLOCK)
         return list(pool.map(lambda at: zlib.crc32(os.pread(file.fileno(), BLOCK, at)), blocks))
 
@@ -148,7 +169,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
             failures = decode_all(decode, len(reader), f"decoding {reader.name}", reader.item_name)
         images.flush()
         with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
         reader.release()
         if failures and not settings.skip_broken:
             raise _unusable(reader, failures)
@@ -212,5 +233,9 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
     images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     images.flush()
     with open(path, "rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in CANNOT:
+                raise
     return images

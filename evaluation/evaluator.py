@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from evaluation.protocol import (
     read_evaluation,
     reference_images,
 )
-from evaluation.settings import OF_NETWORK, EvaluateSettings
+from evaluation.settings import METRICS, OF_NETWORK, EvaluateSettings
 from evaluation.suite import (
     Notes,
     compare_baselines,
@@ -47,6 +48,7 @@ from runtime.device import pick_device
 from runtime.environment import machine
 from runtime.errors import UserError
 from runtime.files import locked, write_sealed
+from runtime.wandb_copy import WandbCopy
 from sampling.pipeline import Pipeline, SampleRequest
 from sampling.write_images import claim_folder, write_missing
 from training.best_checkpoint import find_best_checkpoint
@@ -112,7 +114,15 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
         checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
         record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
         evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
+        copy_to_wandb(run, folder, record)
     return folder
+
+
+def copy_to_wandb(run: TrainedRun, folder: Path, record: Record) -> None:
+    """The numbers, where the run itself went to wandb, as a run of wandb's own beside it."""
+    copy = WandbCopy(run.config.wandb, run.directory, record["protocol"], folder.name)
+    copy.summary(numbers_of({key: record.get(key) for key in METRICS}))
+    copy.finish()
 
 
 def evaluate_folder(settings: EvaluateSettings) -> Path:
@@ -304,6 +314,15 @@ def _writable(place: Path, otherwise: Path) -> Path:
     """Where images go: place, or, in a run of somebody else that may be read alone, otherwise."""
     there = next(p for p in (place, *place.absolute().parents) if p.exists())
     return place if os.access(there, os.W_OK) else otherwise
+
+
+def numbers_of(node: Any, path: str = "") -> dict[str, float]:
+    """The values in a part of evaluation.json, by their path in it, such as quality/test/kid."""
+    if isinstance(node, dict) and "value" not in node:
+        below = (numbers_of(part, f"{path}/{key}".lstrip("/")) for key, part in node.items())
+        return {name: value for part in below for name, value in part.items()}
+    value = node["value"] if isinstance(node, dict) else node
+    return {path: value} if type(value) in (int, float) else {}
 
 
 SHOWN = {

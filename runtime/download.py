@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from runtime.errors import Busy, UserError
 from runtime.files import locked, raise_if_full, sync_directory
 from runtime.receive import Download, megabytes, receive
 
@@ -149,7 +149,7 @@ def alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(locked(lock, busy="busy"))
-        except UserError:
+        except Busy:
             log.info("%s: another process fetches it; waiting for that", path)
             held.enter_context(locked(lock))
         yield

@@ -1,5 +1,6 @@
 """What numbers depend on beside settings: machine, packages, commit, precision."""
 
+import os
 import platform
 import re
 import subprocess
@@ -15,7 +16,7 @@ from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_atomically, write_json
 from runtime.precision import PRECISIONS, pick_precision
 
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, FOLDER = "environment.json", "folder"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -35,10 +36,16 @@ def describe(directory: Path, config: dict[str, Any], precision: str, device: to
     from omegaconf import OmegaConf  # which the benchmarks do without on a bare GPU machine
 
     write_atomically(directory / "config.yaml", OmegaConf.to_yaml(config))
-    write_json(
-        directory / ENVIRONMENT,
-        {"precision": precision, **machine(device), "command": " ".join(sys.argv)},
-    )
+    given = {"command": " ".join(sys.argv), FOLDER: os.getcwd()}
+    write_json(directory / ENVIRONMENT, {"precision": precision, **machine(device), **given})
+
+
+def folder_of(directory: Path) -> str | None:
+    """Where the command of this run was given; None where that is not known."""
+    try:
+        return read_json(directory / ENVIRONMENT).get(FOLDER)
+    except (FileNotFoundError, Damaged):
+        return None
 
 
 def machine(device: torch.device) -> dict[str, Any]:

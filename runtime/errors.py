@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
-USER_ERROR = 2  # exit code
+from runtime.terminal import guard_terminal
+
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 # of a folder to write to, most often
 NOT_OURS = (
     errno.EACCES,
@@ -22,6 +24,10 @@ NOT_OURS = (
 
 class UserError(ValueError):
     """A mistake of the user's, or of the data's. Its text is all that is shown."""
+
+
+class Busy(UserError):
+    """Another process is at it."""
 
 
 class Misfit(UserError):
@@ -69,17 +75,20 @@ def message_of(error: BaseException) -> str | None:
 
 
 def one_message(main: Callable) -> Callable:
-    """Prints a UserError, or what the system refuses, as its message and exits with 2.
-    HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    """How a script runs: it prints a UserError, or what the system refuses, as its message and
+    exits with 2, and after Ctrl-C with 130. HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
     @wraps(main)
     def wrapped(*args, **kwargs):
+        guard_terminal()
         try:
             return main(*args, **kwargs)
-        # of `| head`, which has read enough; nothing more is flushed at the exit
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except KeyboardInterrupt:
+            print(
+                "\ninterrupted; what was finished stays, and the same command continues",
+                file=sys.stderr,
+            )
+            sys.exit(INTERRUPTED)
         except (UserError, OSError) as error:
             message = message_of(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

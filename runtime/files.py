@@ -17,9 +17,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
+from runtime.errors import Busy, UserError
+from runtime.lock_file import lock_file
 
 SEAL = b'\n"sha256 of the rest": "'  # the last key of a sealed JSON, of all bytes before it
+# what a file system says that does not know a call
+CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY}
 DIGEST = hashlib.sha256().digest_size  # bytes, at the end of a checked file
 log = logging.getLogger(__name__)
 
@@ -39,11 +42,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sync(fd: int) -> None:
+    """Makes a file, or the names in a directory, durable, as far as the file system can."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -52,7 +64,7 @@ def write_durably(path: Path, data: bytes) -> None:
     """Creates path with data, on the disk when this returns."""
     with open(path, "wb") as file:
         write_all(file.fileno(), data)
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -225,19 +237,25 @@ def raise_if_full(error: OSError, path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on path, which the system drops when the process dies.
+    """Holds an exclusive lock on path, which the system drops when the process dies. Where the file
+    system has no locks, a file beside path stands for it.
 
     Args:
         busy: what to say where another process holds it; None waits for it.
     Raises:
-        UserError: with busy.
+        Busy: with busy.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a") as file, contextlib.ExitStack() as instead:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            raise UserError(busy) from None
+            raise Busy(busy) from None
+        except OSError as error:
+            if error.errno not in CANNOT | {errno.ENOLCK}:
+                raise
+            held = path.with_name(f"{path.name}.held")
+            instead.enter_context(lock_file(held, str(error.strerror), busy))
         yield
 
 

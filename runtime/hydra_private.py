@@ -47,3 +47,16 @@ def replaced_job_results(
 
     results = Job.results
     return mock.patch.object(Job, "results", lambda job: instead(results, job))
+
+
+def replaced_submission(
+    instead: Callable[[Callable[[Any, str], Any], Any, str], Any],
+) -> contextlib.AbstractContextManager:
+    """submitit's executor._submit_command(command), which calls sbatch, is instead(submit,
+    executor, command) while inside, where submit is submitit's own."""
+    from submitit.core.core import PicklingExecutor
+
+    submit = PicklingExecutor._submit_command
+    return mock.patch.object(
+        PicklingExecutor, "_submit_command", lambda self, command: instead(submit, self, command)
+    )

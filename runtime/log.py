@@ -1,32 +1,24 @@
-"""What a run tells: log.txt, metrics.jsonl, pictures, and the same to wandb where it is on."""
+"""What a run tells: log.txt, metrics.jsonl, pictures, and the same to wandb where it is on. Of
+these metrics.jsonl and the pictures belong to the run; without the others it goes on."""
 
 import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from runtime.config_schema import Settings
-from runtime.files import put_aside, raise_if_full, write_all, write_atomically
+from runtime.files import put_aside, raise_if_full, sync, write_all, write_atomically
 from runtime.image_grid import png
+from runtime.terminal import guard_terminal
+from runtime.wandb_copy import WandbCopy, WandbSettings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WandbSettings(Settings):
-    """mode offline never touches the network. timeout: seconds that online waits for it at the
-    start."""
-
-    mode: Literal["disabled", "offline", "online"]
-    project: str
-    timeout: int = 20
 
 
 class _Calls(logging.Handler):
@@ -40,8 +32,30 @@ class _Calls(logging.Handler):
         self._function(record)
 
 
+class _File(logging.FileHandler):
+    """Without which all goes on: what a full disk does not take is written when there is room."""
+
+    def __init__(self, path: Path):
+        # a file may have a name in no encoding
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._told = False
+
+    def handleError(self, record):
+        _, error, _ = sys.exc_info()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            log.warning(f"{self.baseFilename} is not written ({error.strerror}); all else goes on")
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def log_to_terminal() -> None:
     """Messages on the terminal, without tearing the progress bar."""
+    guard_terminal()
     root = logging.getLogger()
     root.handlers[:] = [_Calls(lambda record: tqdm.write(logging.Formatter().format(record)))]
     root.setLevel(logging.INFO)
@@ -58,8 +72,7 @@ def recorded() -> Iterator[list[logging.LogRecord]]:
 @contextlib.contextmanager
 def logged_to(path: Path, said: Iterable[logging.LogRecord]) -> Iterator[None]:
     """What is logged inside goes to a file too, after what was said before the file was known."""
-    # a file may have a name in no encoding
-    handler = logging.FileHandler(path, errors="backslashreplace")
+    handler = _File(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     for record in said:
         handler.handle(record)
@@ -91,21 +104,7 @@ class RunLog:
         write_atomically(self._path, "".join(json.dumps(row or {}) + "\n" for row in kept))
         self.rows = rows
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        self._wandb = None
-        if wandb.mode != "disabled":
-            import wandb as client  # a second of import, only where it is wanted
-
-            self._wandb = client.init(
-                project=wandb.project,
-                mode=wandb.mode,
-                dir=str(directory),
-                config=config,
-                group=directory.parent.name,
-                name=directory.name,
-                id=directory.name,
-                resume="allow" if wandb.mode == "online" else None,
-                settings=client.Settings(init_timeout=wandb.timeout, silent=True),
-            )
+        self._wandb = WandbCopy(wandb, directory, config)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         try:
@@ -114,25 +113,20 @@ class RunLog:
             raise_if_full(error, self._path)
             raise
         self.rows += 1
-        if self._wandb:
-            self._wandb.log(values, step=step)
+        self._wandb.metrics(step, values)
 
     def samples(self, step: int, pixels: np.ndarray) -> None:
         """pixels: [H, W, C] uint8 -> samples/samples_STEP.png"""
         write_atomically(self.directory / f"samples/samples_{step:07d}.png", png(pixels))
-        if self._wandb:
-            from wandb import Image
-
-            self._wandb.log({"samples": Image(pixels.squeeze())}, step=step)
+        self._wandb.samples(step, pixels)
 
     def sync(self) -> None:
         """Everything told so far is on the disk."""
-        os.fsync(self._file)
+        sync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
-        if self._wandb:
-            self._wandb.finish()
+        self._wandb.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

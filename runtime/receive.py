@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import logging
-import os
 import re
 import ssl
 import time
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from runtime.errors import UserError
-from runtime.files import write_atomically
+from runtime.files import sync, write_atomically
 
 TRIES, PAUSE = 5, 1.0  # without a byte more before it gives up; seconds, doubled each time
 LONGEST = 60.0  # seconds that a server may ask to wait
@@ -131,7 +130,7 @@ def _receive(file: Download) -> None:
                 to.write(block)
                 bar.update(len(block))
             to.flush()
-            os.fsync(to.fileno())
+            sync(to.fileno())
     if total is not None and file.had() < total:
         raise _Cut("the connection was closed early")
     if (total is not None and file.had() > total) or not file.had():

@@ -38,6 +38,7 @@ from runtime.image_grid import grid
 from runtime.log import RunLog
 from runtime.seeds import derive, generator
 from runtime.signals import Preempted, StopRequest
+from runtime.time_limit import TimeLimit
 from training.best_checkpoint import rank_checkpoints
 from training.ema import Ema, share_of_start
 from training.online_kid import LightSet
@@ -118,7 +119,8 @@ class Trainer:
         # step of the first loss or gradient that is not finite
         self.first_bad = torch.full((), -1, device=self.device)
         self.begun = Progress()  # of the checkpoint that the run goes on from
-        self.stop = StopRequest()
+        self.limit = TimeLimit(self.run.hours)
+        self.stop = StopRequest(self.limit)
         self.light = None
         if count := self.run.kid_images:
             batch_size = self.config.train.batch_size
@@ -204,7 +206,7 @@ class Trainer:
         """Runs to train.steps.
 
         Raises:
-            Preempted: after saving, where a signal asked to stop.
+            Preempted: after saving, where it was asked to stop.
             UserError: where the loss or a gradient is not finite.
         """
         steps, config = self.config.train.steps, self.config
@@ -238,9 +240,10 @@ class Trainer:
                     self._report(norm)
                 if self._is_due(self.run.checkpoint_every):
                     self._finish_step()
-                elif self.stop.received:
+                    self.stop.check()
+                elif asked := self.stop.asked():
                     self._save(self._reached({}))
-                self.stop.check()
+                    raise asked
 
     def _is_due(self, every: int) -> bool:
         return self.steps_done % every == 0 or self.steps_done == self.config.train.steps
@@ -288,8 +291,10 @@ class Trainer:
         """Evaluation, samples, and then the checkpoint that says that they are done."""
         self._check_finite()
         try:
-            values = self._evaluate()
-            picture = self._sample() if self._is_due(self.run.sample_every) else None
+            self.stop.check("evaluation")
+            with self.limit.measured("evaluation"):
+                values = self._evaluate()
+                picture = self._sample() if self._is_due(self.run.sample_every) else None
         except Preempted:
             self._save(self._reached({}, pending=True))
             raise
@@ -398,12 +403,13 @@ class Trainer:
     def _save(self, reached: Checkpoint) -> None:
         self._check_finite()
         self.log.sync()
-        checkpoint.save(
-            reached,
-            dict(parameters(self.denoiser.network)),
-            dict(parameters(self.ema.network)),
-            {name: part.state_dict() for name, part in self.stateful().items()},
-        )
+        with self.limit.measured("saving"):
+            checkpoint.save(
+                reached,
+                dict(parameters(self.denoiser.network)),
+                dict(parameters(self.ema.network)),
+                {name: part.state_dict() for name, part in self.stateful().items()},
+            )
         prune_checkpoints(reached.path.parent, self.run.keep_last)
 
     def stateful(self) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
 def _run_of(experiment: str, config: RunConfig) -> PretrainedSource:
     raw = composed_of_then("train", [f"+experiment={experiment}", *config.source.overrides])
     raw["run"] |= {
-        key: config.raw["run"][key] for key in ("root", "cache", "device", "kernels", "compile")
+        key: config.raw["run"].get(key)
+        for key in ("root", "cache", "device", "kernels", "compile", "hours")
     }
     own = check_run_config(raw | {"wandb": config.raw["wandb"]})
     if own.source.from_ is not None:

@@ -3,6 +3,7 @@ goes on asking of it."""
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -82,6 +83,7 @@ def start_from(
     origin = {
         "from": config.source.from_,
         "path": str(found.path),
+        "folder": os.getcwd(),  # which a relative path is of
         "step": found.step,
         "weights": FILES[which],
         "sha256": found.digests[which],

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from config.overrides import CONF, composed, options
-from config.run_config import RunConfig
+from config.run_config import RunConfig, found_images
 from data.image_reader import MEANWHILE
 from models.formats.diffusers import INDEX, UNET, is_folder, read_folder
 from models.formats.hub import HUB_NAME, download
@@ -27,11 +27,13 @@ from runtime.checkpoint import EMA, FILES, STATE, Checkpoint, Which
 from runtime.download import weights_named
 from runtime.errors import UserError, near
 from runtime.files import Damaged, put_aside, read_sealed, sha256, write_sealed
+from runtime.places import find_again
 from runtime.seeds import derive
 from transfer.adapt_weights import Fit, fit
 from transfer.merge_adapters import merged, without_adapters
 
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
+NOT_KEPT = ("tensors", "found")  # of it by a difference
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
 Origin = dict[str, Any]  # what source.json says
 
@@ -189,6 +191,8 @@ def of_published(path: Path, sections: dict[str, Any], file: Path) -> TrainedWei
 def of_checkpoint(found: Checkpoint) -> TrainedWeights:
     """Of a network with adapters, these merged into its weights."""
     config = RunConfig.of_saved(found.config)
+    run = found.path.parent.parent
+    config = config.with_sections(data=found_images(config.raw["data"], run))
     adapted = bool(found.config.get("transfer", {}).get("inject"))
 
     def read(which: Which) -> Tensors:
@@ -223,9 +227,10 @@ def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> Train
     Raises:
         UserError: where it is gone or is another one.
     """
+    found_at: str = origin.get("found") or origin["path"]
     # what was downloaded may be elsewhere on this machine, or not yet here
-    moved = not Path(origin["path"]).exists()
-    where = elsewhere or (moved and downloaded_name(origin)) or origin["path"]
+    moved = not Path(found_at).exists()
+    where = elsewhere or (moved and downloaded_name(origin)) or found_at
     try:
         found = load_weights(where, otherwise=config)
     except UserError as error:
@@ -276,7 +281,13 @@ def read_origin(run: Path) -> Origin | None:
     if not path.is_file():
         return None
     keys = ["path", "weights", "sha256", "tensors"]
-    return read_sealed(path, "copy it again from where the run was trained", keys, unsealed=True)
+    mend = "copy it again from where the run was trained"
+    return _found_again(read_sealed(path, mend, keys, unsealed=True), run)
+
+
+def _found_again(origin: Origin, noted_in: Path) -> Origin:
+    """With its path as it is found from here, which is not kept."""
+    return origin | {"found": find_again(origin["path"], noted_in, origin.get("folder"))}
 
 
 def has_origin(run: Path) -> bool:
@@ -320,7 +331,7 @@ def difference(found: Checkpoint, origin: Origin, names: Collection[str]) -> byt
         "step": found.step,
         "classes": list(found.classes),
         "sha256": _digest(tensors),
-        "source": {key: value for key, value in origin.items() if key != "tensors"},
+        "source": {key: value for key, value in origin.items() if key not in NOT_KEPT},
     }
     return safetensors.torch.save(tensors, {DIFFERENCE: json.dumps(about, sort_keys=True)})
 
@@ -357,7 +368,8 @@ def open_difference(path: Path, said: str, elsewhere: str | None) -> TrainedWeig
     """
     try:
         about = json.loads(said)
-        config, origin = RunConfig.of_saved(about["config"]), about["source"]
+        config = RunConfig.of_saved(about["config"])
+        origin = _found_again(about["source"], path)
         plain, classes, expected = without_adapters(config), about["classes"], about["sha256"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(

@@ -36,9 +36,8 @@ from metrics.features.random import RandomConvolutional
 from metrics.kid import kid
 from runtime.checkpoint import EMA, find
 from runtime.environment import commit
-from runtime.errors import UserError
+from runtime.errors import INTERRUPTED, UserError
 from runtime.seeds import derive
-from runtime.signals import PREEMPTED
 from tests.helpers.defaults import defaults
 from tests.helpers.runs import snapshot
 from tests.helpers.transfers import Transfers, folders
@@ -695,7 +694,7 @@ def test_an_interrupted_evaluation_says_that_it_can_go_on(transfers):
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert (
-        process.returncode == PREEMPTED
+        process.returncode == INTERRUPTED
         and "the same command continues" in said
         and "Traceback" not in said
     )

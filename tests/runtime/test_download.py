@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import random
 import re
 import socket
@@ -358,7 +359,7 @@ def test_a_full_disk_is_told(path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(receive.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="the disk is full"):
         fetch("weights.pt", path)
     assert not path.exists()
