@@ -19,7 +19,6 @@ from diffusion.denoiser import Denoiser
 from diffusion.generate import warn_of_start
 from kernels import dispatch
 from models.layers import to_channels_last
-from runtime import checkpoint
 from runtime.checkpoint import MODEL, Checkpoint
 from runtime.device import forget_peak, pick_device, repeat_bits
 from runtime.environment import describe, kept_precision
@@ -35,7 +34,13 @@ from training.loop import Stream, Trainer, streams_of
 from training.optimizer import build_optimizer
 from training.pretrained_source import PretrainedSource, find_source
 from training.resume import is_finished, restore
-from training.run_directory import claim, name_run, open_images
+from training.run_directory import (
+    claim,
+    last_checkpoint,
+    name_run,
+    open_images,
+    tell_of_other_runs,
+)
 from training.start_from_source import (
     facts,
     start_from,
@@ -87,7 +92,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         claim(directory, who)
         for folder in (directory, directory / "checkpoints", directory / "samples"):
             remove_leftovers(folder)
-        saved = checkpoint.latest(directory / "checkpoints")
+        saved = last_checkpoint(directory, config.run.restart)
         if saved and is_finished(saved, config.train.steps):
             log.info(
                 f"finished: {directory} has {saved.step} steps (a larger train.steps continues it)"
@@ -101,6 +106,8 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         with logged_to(directory / "log.txt", said):
             with StopAtOnce():
                 trainer = open_trainer(config, images, directory, saved, origin)
+                if not saved:
+                    tell_of_other_runs(directory, config, trainer.dataset.images)
             trainer.train()
         log.info(f"finished: {directory}\n  samples: {directory / 'samples'}")
     return directory

@@ -1,13 +1,20 @@
 """A run's identity and the directory that follows from it: runs/EXPERIMENT/STRATEGY-seedS-HASH."""
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from config.identity import digest, identity
 from config.run_config import RunConfig
 from data.image_reader import ImageReader
+from data.memory_map import decoded_before, same_images
+from runtime import checkpoint
+from runtime.checkpoint import Checkpoint
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_json
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
     from training.pretrained_source import PretrainedSource
 
 IDENTITY = "identity.json"
+# what a run makes step by step; the last says that it has begun
+BEGUN = ("metrics.jsonl", "samples", "result.json", "checkpoints")
+log = logging.getLogger("train")
 
 
 def open_images(config: RunConfig) -> ImageReader:
@@ -95,3 +105,80 @@ def claim(directory: Path, identity: dict[str, Any]) -> None:
             + "\n  ".join(lines)
             + "\nGive this one its own run.directory, or leave run.directory out."
         )
+
+
+def last_checkpoint(directory: Path, restart: bool) -> Checkpoint | None:
+    """The one that a run goes on from; None where it begins.
+
+    Args:
+        restart: begin again where all are damaged: they are put aside, with what belongs to them.
+    Raises:
+        UserError: where all are damaged, without restart.
+    """
+    found, there = directory / "checkpoints", sorted(directory.glob("checkpoints/step_*"))
+    saved = checkpoint.latest(found)
+    if saved or not there:
+        return saved
+    if not restart:
+        raise UserError(
+            f"{found}: none of its {len(there)} checkpoints can be read, as said above: put back a "
+            "copy of one; or run.restart=true begins this run again, and puts them aside."
+        )
+    k = 1
+    while (aside := directory / f"damaged_{k}").exists():
+        k += 1
+    aside.mkdir()
+    for name in BEGUN:
+        if (directory / name).exists():
+            os.replace(directory / name, aside / name)
+    log.warning(
+        f"the run begins again; its {len(there)} damaged checkpoints are put aside: {aside}"
+    )
+    return None
+
+
+def tell_of_other_runs(directory: Path, config: RunConfig, images: np.ndarray) -> None:
+    """A word, before a run begins, on runs that could be meant instead: the same one under another
+    name, or one that differs in nothing but its images.
+
+    Args:
+        images: its own, decoded.
+    """
+    ours = read_json(directory / IDENTITY)
+    for path in sorted(Path(config.run.root).glob(f"*/*/{IDENTITY}")):
+        other = path.parent
+        try:
+            theirs = read_json(path)
+        except UserError:  # which is told where that run is asked for
+            continue
+        if other.samefile(directory) or not (at := steps_reached(other)):
+            continue
+        if theirs == ours:
+            log.warning(
+                f"the same run is at {other}, {at}, under another name; this one begins anew"
+            )
+        elif other.parent == directory.parent and _but_images(theirs) == _but_images(ours):
+            before = decoded_before(theirs["data"]["images"], config.data, Path(config.run.cache))
+            if same := _told_same(before, images):
+                log.warning(
+                    f"another run of the same settings is at {other}, {at}; {same}. Images were "
+                    "added, removed, renamed or changed since, so this is a new run"
+                )
+
+
+def _told_same(before: np.ndarray | None, images: np.ndarray) -> str:
+    """How many images of a run are those of another; nothing where none is."""
+    if before is None:
+        return "how many of its images are the same is unknown, as they are not in run.cache"
+    count = same_images(before, images)
+    return f"{count} of its {len(before)} images are the same" if count else ""
+
+
+def _but_images(identity: dict[str, Any]) -> dict[str, Any]:
+    return identity | {"data": identity.get("data", {}) | {"images": None}}
+
+
+def steps_reached(run: Path) -> str:
+    """How far a run is, by the names of its checkpoints; nothing where it has none."""
+    steps = [int(p.name[5:]) for p in run.glob("checkpoints/step_*") if p.name[5:].isdigit()]
+    return f"step {max(steps)}" if steps else ""

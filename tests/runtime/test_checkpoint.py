@@ -75,15 +75,24 @@ def test_a_damaged_file_sends_the_run_back_one_checkpoint(undisturbed, tmp_path,
     runs.assert_same_run(directory, undisturbed())
 
 
-def test_all_checkpoints_damaged_starts_anew(undisturbed, tmp_path):
+def test_all_checkpoints_damaged_stops_the_run_until_it_is_told_to_begin_again(
+    undisturbed, tmp_path
+):
     directory = runs.copied(undisturbed(), tmp_path / "run")
     for name, step in ((STATE, 8), (MODEL, 12)):
         flip(directory / f"checkpoints/step_{step}" / name, 100)
+    before = runs.snapshot(directory)
     code, text = runs.train(tmp_path / "run")
-    assert (
-        code == 0 and f"step_8/{STATE}" in text and f"step_12/{MODEL}" in text and "new run" in text
-    )
+    assert code == 2 and f"step_8/{STATE}" in text and f"step_12/{MODEL}" in text, text
+    assert "none of its 2 checkpoints can be read" in text and "run.restart=true" in text
+    after = runs.snapshot(directory)
+    assert after == before
+    code, text = runs.train(tmp_path / "run", ["run.restart=true"])
+    assert code == 0 and "new run" in text and f"put aside: {directory}/damaged_1" in text, text
     runs.assert_same_run(directory, undisturbed())
+    for name in before:
+        if name.startswith(("checkpoints/", "samples/", "metrics.jsonl", "result.json")):
+            assert (directory / "damaged_1" / name).read_bytes() == before[name][1]
 
 
 @pytest.mark.parametrize("name", [MODEL, EMA, OPTIMIZER])
