@@ -6,6 +6,7 @@ runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (h
 absent until it has), slurm/ (what its jobs print)."""
 
 import contextlib
+import io
 import itertools
 import logging
 import os
@@ -29,16 +30,26 @@ from hydra.types import RunMode
 from config.overrides import CONF, composed, composed_keys, is_multirun, task_overrides
 from runtime.content import sha256_of
 from runtime.device import free_memory
-from runtime.errors import UserError, message_of
-from runtime.files import Damaged, read_json, write_json
-from runtime.hydra_private import parse_command_line, replaced_job_results, split_cells
+from runtime.errors import INTERRUPTED, Busy, UserError, message_of
+from runtime.files import Damaged, locked, read_json, write_json
+from runtime.hydra_private import (
+    parse_command_line,
+    replaced_job_results,
+    replaced_submission,
+    split_cells,
+)
 from runtime.log import log_to_terminal, table
 from runtime.requeue import is_job
-from runtime.signals import PREEMPTED, Preempted
+from runtime.signals import Preempted
 from training.result import Result, read_result
 
 log = logging.getLogger(__name__)
 SWEEP = "sweep.json"
+ELSEWHERE = "running elsewhere"
+
+
+class NotSubmitted(BaseException):
+    """Slurm refused. Of what is an Exception Hydra would show the traceback."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,10 @@ class Sweep:
         return [self.record(number) for number in range(len(self.cells))]
 
     def line(self, number: int, record: dict[str, Any], count: int) -> str:
-        if record["status"] == "failed":
-            what = record["message"].split("\n")[0]
-        else:
+        if record["status"] == "finished":
             what = f"held-out loss {_result_of(record)['held-out loss']}"
+        else:
+            what = record["message"].split("\n")[0]
         spent = timedelta(seconds=round(record["seconds"]))
         return (
             f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
@@ -109,7 +120,8 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     if not is_sweep(config_name, asked):
         yield
         return
-    sweep, elsewhere = plan(config_name, argv[1:])
+    given = argv[1:]
+    sweep, elsewhere = plan(config_name, given)
     # -m may come after them
     last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)
     folder = str(sweep.folder).replace("\\", "\\\\").replace("'", "\\'")  # by Hydra's grammar
@@ -120,19 +132,40 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     log_to_terminal()
     for launcher in ("hydra", "hydra_plugins"):
         logging.getLogger(launcher).setLevel(logging.WARNING)
+    busy = f"{sweep.folder}: this sweep is being run by another process: wait for it, or stop it."
+    with locked(sweep.folder / ".lock", busy):
+        begin(sweep, given)
+        try:
+            with jobs_watched(sweep) if elsewhere else contextlib.nullcontext():
+                yield
+        except NotSubmitted as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            on = (
+                "its jobs go on without this process" if elsewhere else "the same command continues"
+            )
+            log.info(f"interrupted; {on}")
+            show_end(sweep)
+            sys.exit(INTERRUPTED)
+        except BaseException:
+            show_end(sweep)
+            raise
+        if show_end(sweep):
+            sys.exit(1)
+
+
+def begin(sweep: Sweep, arguments: Sequence[str]) -> None:
+    """Writes which cells there are; how they ended before is forgotten."""
+    for record in sweep.folder.glob("[0-9]*.json"):
+        record.unlink()
+    write_json(sweep.folder / SWEEP, {"command": " ".join(arguments), "cells": list(sweep.cells)})
     log.info(f"sweep: {len(sweep.cells)} cells, {sweep.folder}")
-    try:
-        with jobs_watched(sweep) if elsewhere else contextlib.nullcontext():
-            yield
-    except KeyboardInterrupt:
-        on = "its jobs go on without this process" if elsewhere else "the same command continues"
-        log.info(f"interrupted; {on}")
-        sys.exit(PREEMPTED)
-    finally:
-        print(f"\n{sweep.table()}", flush=True)
-        failed = report_failures(sweep)
-    if failed:
-        sys.exit(1)
+
+
+def show_end(sweep: Sweep) -> bool:
+    """The table, and whether a cell failed."""
+    print(f"\n{sweep.table()}", flush=True)
+    return report_failures(sweep)
 
 
 def is_sweep(config_name: str, asked) -> bool:
@@ -157,7 +190,7 @@ def is_sweep(config_name: str, asked) -> bool:
 
 
 def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
-    """The sweep with its folder made and emptied of records.
+    """The sweep, nothing of it written yet.
 
     Returns:
         The sweep, and whether its cells run in other processes.
@@ -190,11 +223,7 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
     )
     below = Path(first["run"]["root"], first["experiment"], "sweeps")
     folder = below / f"{name}-{sha256_of(cells)[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for record in folder.glob("[0-9]*.json"):
-        record.unlink()
     names = [" ".join(cell) or name for cell in split_cells(axes)]
-    write_json(folder / SWEEP, {"command": " ".join(arguments), "cells": names})
     return Sweep(folder, names), launcher != "basic"
 
 
@@ -244,6 +273,18 @@ def jobs_watched(sweep: Sweep) -> Iterator[None]:
     in the order of the cells, would then wait for no other."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
+    def sent(submit: Callable[[Any, str], Any], executor: Any, command: str) -> Any:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # the same, once more
+                return submit(executor, command)
+        except (FailedJobError, OSError) as error:
+            raise NotSubmitted(
+                f"hydra/launcher=slurm: Slurm did not take the jobs: {str(error).strip()}\nThe "
+                "partition and the rest are hydra.launcher.partition=NAME, "
+                "hydra.launcher.account=NAME and so on; sinfo shows the partitions, and whether "
+                "Slurm answers."
+            ) from error
+
     numbers = itertools.count()
 
     def noted(results: Callable[[Any], list[JobReturn]], job: Any) -> list[JobReturn]:
@@ -265,7 +306,7 @@ def jobs_watched(sweep: Sweep) -> Iterator[None]:
                 )
             return [JobReturn(status=JobStatus.COMPLETED)]
 
-    with told_of_cells(sweep), replaced_job_results(noted):
+    with told_of_cells(sweep), replaced_job_results(noted), replaced_submission(sent):
         yield
 
 
@@ -274,6 +315,8 @@ def report_failures(sweep: Sweep) -> bool:
     records = sweep.records()
     count = len(records)
     ended = [(name, r) for name, r in zip(sweep.cells, records, strict=True) if r]
+    if busy := sum(r["status"] == ELSEWHERE for _, r in ended):
+        print(f"{busy} of {count} cells are {ELSEWHERE}, by another process.", file=sys.stderr)
     failed = [f"\n  {name}: {r['message']}" for name, r in ended if r["status"] == "failed"]
     if failed:
         print(f"error: {len(failed)} of {count} cells failed:{''.join(failed)}", file=sys.stderr)
@@ -300,6 +343,8 @@ def cell(train: Callable[[], Path]) -> None:
         record: dict[str, Any] = {"status": "finished", "run": str(train())}
     except Preempted:
         raise
+    except Busy as error:
+        record = {"status": ELSEWHERE, "message": str(error)}
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and is_job():
             raise  # so submitit leaves a job that it has requeued
