@@ -24,6 +24,7 @@ FILES = [
     "docs/strategies.md",
     "docs/evaluation.md",
     "docs/extending.md",
+    "docs/machines.md",
     "conf/train.yaml",
     "conf/sample.yaml",
     "conf/export.yaml",
