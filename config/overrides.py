@@ -36,7 +36,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = ("experiment", "sweep")  # groups that are not among the defaults
 # flip: "${images_are:data.sources.celeba.CelebA}" of an experiment holds for these images alone
 OmegaConf.register_new_resolver(
-    "images_are", lambda reader, _root_: _root_.data._target_ == reader, replace=True
+    "images_are", lambda *readers, _root_: _root_.data._target_ in readers, replace=True
 )
 
 

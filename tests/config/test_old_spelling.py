@@ -97,7 +97,10 @@ def test_a_checkpoint_of_then_opens_and_is_sampled(root):
     data = load_weights(str(directory)).config.data
     assert (data.height_width, data.channels) == ((8, 8), 1)
     assert data.reader.func is resolve("data.sources.folder.Folder", READERS, "data")
-    assert data.reader.keywords["path"] == "images" and data.reader.keywords["validation"] == 0.2
+    assert (
+        data.reader.keywords["path"] == f"{root}/images"
+        and data.reader.keywords["validation"] == 0.2
+    )
 
 
 def test_a_run_of_then_stands_in_one_row_with_a_new_one(root):

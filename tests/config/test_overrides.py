@@ -24,6 +24,7 @@ from runtime.config_schema import build, fits
 from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from tests.helpers import runs
+from tests.helpers.defaults import needed
 from training.config_checks import check_network, check_run_config
 
 
@@ -102,9 +103,7 @@ NOWHERE = ["data.path=nowhere"]  # must be set
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiments_compose_and_build(experiment):
-    config = composed(
-        "train", [f"+experiment={experiment}", *(NOWHERE if "folder" in experiment else [])]
-    )
+    config = composed("train", [f"+experiment={experiment}", *needed(experiment)])
     check_network(check_run_config(config))  # builds the network on the meta device
     assert config["experiment"] == experiment
 

@@ -1,6 +1,7 @@
 """python -m data.check: a clean folder is told to be clean, one odd file among many is named."""
 
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,16 @@ from PIL import Image, ImageOps
 from data.check.__main__ import main
 
 MANY = 120
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """data.check logs to the terminal, as a script; the tests after it do not."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def smooth(k: int, side: int = 64, channels: int = 1) -> Image.Image:
@@ -67,7 +78,7 @@ PLANTED = {
         "cannot be read",
     ),
     "dark": (lambda path: smooth(999).point(lambda v: v // 40).save(path), "mean brightness"),
-    "no image": (lambda path: path.write_text("<html>sign in</html>"), "cannot be read"),
+    "no image": (lambda path: path.write_text("<html>sign in</html>"), "refused: a web page"),
 }
 
 

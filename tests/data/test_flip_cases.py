@@ -184,6 +184,8 @@ ASKS = {  # the experiments that mirror, as their papers do or as they always ha
     "pretrain_celebahq256": "folder",
     "pretrain_cifar10": "cifar10",
     "pretrain_folder24": "folder",
+    "transfer_celeba_to_art": "folder",
+    "transfer_celeba_to_satellite": "eurosat",
     "transfer_demo": "bundled_tissue",
 }
 

@@ -32,6 +32,7 @@ from diffusion.spacing import (
 )
 from diffusion.variance import FixedLarge, FixedSmall
 from runtime.config_schema import build
+from tests.helpers.defaults import needed
 
 MEAN = DEVIATION = 0.2
 SAMPLERS = {"ancestral": ancestral, "ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}
@@ -104,9 +105,7 @@ def shipped():
         "cosine, T 1000": (schedules.cosine(1000), {64 * 64 * 3: "64px", 64 * 64: "64px gray"})
     }
     for name in options("experiment"):
-        config = composed(
-            "train", [f"+experiment={name}", *(["data.path=nowhere"] if "folder" in name else [])]
-        )
+        config = composed("train", [f"+experiment={name}", *needed(name)])
         schedule = config["schedule"]
         key = f"{schedule['_target_'].split('.')[-1]}, T {schedule['steps']}"
         found.setdefault(key, (build(schedule, ["diffusion"], "schedule"), {}))[1][

@@ -60,7 +60,7 @@ def test_a_run_whose_terminal_breaks_goes_on(undisturbed, tmp_path):
 def test_a_terminal_that_hangs_up_is_a_request_to_stop(undisturbed, tmp_path):
     longer = ["train.steps=24", "run.checkpoint_every=20"]
     launched = runs.launch(tmp_path, longer)
-    launched.until(r"[369]/24")
+    launched.until(r"0/24")
     for _ in range(2):  # the shell's and the terminal's own
         os.kill(launched.process.pid, signal.SIGHUP)
     code, text = launched.wait()

@@ -284,7 +284,7 @@ def test_what_is_none(run, folder, tmp_path, monkeypatch):
         ("run/misspelt", "no such folder or file"),
         ("/no/such/run", "no such folder"),
         ("a/b/c", "no such folder"),
-        (str(tmp_path), "no checkpoint there. Give a run directory"),
+        (str(tmp_path), "no checkpoint there. There are runs in it: .*/run. Give a run directory"),
         ("notes.txt", "no file of weights, which ends in .safetensors"),
         (
             "run/checkpoints/step_7/ema.safetensors",
