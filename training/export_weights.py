@@ -97,10 +97,12 @@ def export_pipeline(found: TrainedWeights, out: Path, weights: Which = "ema") ->
 HOW_TO = """\
   from diffusers import DDPMPipeline, {scheduler}
   pipeline = DDPMPipeline.from_pretrained("{out}")
-  pipeline(num_inference_steps={steps}).images[0].save("image.png")
+  pipeline(num_inference_steps={steps}{image}
   settings = dict(pipeline.scheduler.config, timestep_spacing="trailing")
   pipeline.scheduler = {scheduler}.from_config(settings)
-  pipeline(num_inference_steps={few}).images[0].save("image.png")"""
+  pipeline(num_inference_steps={few}{image}"""
+# Pillow has no images of other channels: [1, H, W, C], in 0..1
+IMAGE = {True: ').images[0].save("image.png")', False: ', output_type="np").images'}
 
 
 def how_to(config: RunConfig, out: Path) -> str:
@@ -110,6 +112,7 @@ def how_to(config: RunConfig, out: Path) -> str:
         out=out,
         steps=config.schedule.steps,
         few=min(50, config.schedule.steps),
+        image=IMAGE[config.image_shape[0] in (1, 3)],
     )
 
 

@@ -203,9 +203,11 @@ def test_features_see_what_the_channels_that_are_shown_make_of_the_images(transf
 
 
 @CHANNELS
-def test_it_is_exported_and_a_source_again(transfers, tmp_path, channels):
+def test_it_is_exported_and_a_source_again(transfers, tmp_path, caplog, channels):
     run = trained(transfers, channels)
-    export_pipeline(load_weights(str(run)), tmp_path / "exported")
+    with caplog.at_level("INFO"):
+        export_pipeline(load_weights(str(run)), tmp_path / "exported")
+    assert caplog.text.count('output_type="np"') == 2 and ".save(" not in caplog.text
     ours, theirs = load_weights(str(run)).load("ema"), load_weights(str(tmp_path / "exported"))
     assert theirs.config.image_shape == (channels, 8, 8)
     for name, tensor in theirs.load("ema").items():
