@@ -12,6 +12,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+import signal
 import runpy
 import shutil
 import subprocess
@@ -114,6 +115,7 @@ def _child(command: list[str], log: str, at: str) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     # its own is a semaphore of the system, which a process that is killed leaves behind
     tqdm.set_lock(threading.RLock())
     os.environ["OPERATIONS"] = log.replace("output.txt", "operations.txt")
