@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,17 +12,20 @@ import numpy as np
 
 from data.check.look import Looks
 from data.check.suspicious import Finding
+from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
 from data.pixels import to_picture
 from data.resize import to_array
 from data.settings import DataSettings
 from data.splits import spread
+from runtime.as_typed import as_typed
 from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.image_grid import grid, png
 
 SHOWN = 64  # images on a sheet
 NAMED = 6  # values of an attribute
+WRITTEN = 4  # files that a setting names
 
 
 def summary(
@@ -63,7 +67,19 @@ def _line(reader: ImageReader, finding: Finding) -> str:
     count = len(finding.cases)
     some = f"{count} images" if count > 1 else "1 image"
     example = f"for one {names}" if count > 1 else names
-    return f"{some}: {finding.said}; {example}" + (f". {finding.cure}" if finding.cure else ".")
+    return f"{some}: {finding.said}; {example}. {finding.cure or _left_out(reader, finding)}"
+
+
+def _left_out(reader: ImageReader, finding: Finding) -> str:
+    """The setting that leaves the images out."""
+    if not isinstance(reader, FolderReader):
+        return ""
+    files = dict.fromkeys(reader.files[item] for (item, *_) in finding.cases)
+    globs = [glob.escape(file.relative_to(reader.root).as_posix()) for file in files]
+    if len(globs) > WRITTEN:
+        return "data.exclude=GLOB leaves files out; images.csv names them."
+    what = as_typed("data.exclude", globs if len(globs) > 1 else globs[0])
+    return f"{what} leaves {'them' if len(globs) > 1 else 'it'} out."
 
 
 def write_files(

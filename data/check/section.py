@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.errors import HydraException
 
-from data.folder_layout import list_files
+from data.folder_layout import reader_for
 from runtime.errors import UserError, near
+from runtime.hydra_private import parse_overrides
 
 CONF = Path(__file__).parents[2] / "conf/data"
 
@@ -26,7 +28,7 @@ def read_section(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{path}: there is no such folder or file.")
     given = dict(_key_and_value(word) for word in words[1:])
     out = Path(given.pop("out", Path("data_check") / (path.resolve().stem or "root")))
-    kind = given.pop("data", None) or kind_of(path)
+    kind = given.pop("data", None) or reader_for(str(path))
     known = {file.stem for file in CONF.glob("*.yaml")}
     if kind not in known:
         raise UserError(f"data={kind}: there is no such kind of data; {near(kind, known)}")
@@ -42,21 +44,13 @@ def _key_and_value(word: str) -> tuple[str, Any]:
             f"{word}: not a setting of images. After the path come data=KIND, data.KEY=VALUE, such "
             "as data.size=128, and out=DIR."
         )
+    if key in ("data", "out"):
+        return key, value
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:  # such as a regular expression
-        parsed = value
-    return key.removeprefix("data."), value if key in ("data", "out") else parsed
-
-
-def kind_of(path: Path) -> str:
-    """Which of conf/data reads most of the files that lie there."""
-    if path.is_file():
-        return "npz"
-    names = [file.name.lower() for file in list_files(path)]
-    count = {
-        "dicom": sum(name.endswith((".dcm", ".dicom", ".ima")) for name in names),
-        "nifti": sum(name.endswith((".nii", ".nii.gz")) for name in names),
-    }
-    kind = max(count, key=count.__getitem__)
-    return kind if 2 * count[kind] > len(names) else "folder"
+        (override,) = parse_overrides([word], CONF.parent)  # as train.py reads it
+    except HydraException as error:
+        raise UserError(
+            f"{error}\nQuote what has spaces, commas or brackets, twice: "
+            "'data.patient=\"(P\\d+)_\"'."
+        ) from error
+    return key.removeprefix("data."), override.value()

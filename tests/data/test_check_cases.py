@@ -2,6 +2,8 @@
 
 import csv
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,15 @@ def test_copies_across_splits_are_found(change, tmp_path, capsys):
     code, told = checked(tmp_path / "images", "data.classes=false", capsys=capsys)
     assert code == 1 and "1 image: nearly the same as an image of another split" in told, told
     assert "test/021.jpg and " in told and "train/017.jpg" in told
+
+
+def test_what_leaves_a_file_out_can_be_pasted(tmp_path, capsys):
+    root = clean_folder(tmp_path / "images", count=40)
+    mask().save(root / "a/odd [1], it's.png")
+    code, told = checked(root, capsys=capsys)
+    (setting,) = shlex.split(re.search(r"(data\.exclude=.*) leaves it out", told)[1])
+    assert code == 1 and "[[]1], it" in setting
+    assert checked(root, setting, capsys=capsys)[0] == 0
 
 
 def test_settings_are_those_of_training(tmp_path, capsys):
