@@ -44,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     log_to_terminal()
+    for handler in logging.getLogger().handlers:  # warnings stand in the summary
+        handler.addFilter(lambda record: record.levelno < logging.WARNING)
     out, section = read_section(arguments)
     with tempfile.TemporaryDirectory() as cache, recorded() as said:
         data = parse_data(section)

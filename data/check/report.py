@@ -42,7 +42,7 @@ def summary(
     low, high = np.quantile(looks.mean[readable], (0.05, 0.95))
     told = {
         "images": f"{len(reader)} in {len(set(reader.files)) or 1} files",
-        **{name: _counted(values) for name, values in attributes.items()},
+        **{name: _counted(values) for name, values in attributes.items() if any(values)},
         "size": _counted(sizes),
         "colours": _counted(colours),
         "brightness": f"mean {looks.mean[readable].mean():.0f} of 255 (90% of them {low:.0f} to "
