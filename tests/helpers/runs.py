@@ -12,9 +12,9 @@ import hashlib
 import multiprocessing
 import os
 import re
-import signal
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
