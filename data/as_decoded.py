@@ -8,7 +8,9 @@ from PIL import Image
 
 from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
+from data.intensity import Levels, seen
 from data.mask_names import leave_out, masks_among
+from data.resize import height_width
 
 LOOKED_AT = 96  # rows and columns of an image, evenly
 ALL_LEVELS = 16  # that a label map has at most
@@ -26,10 +28,9 @@ class AsDecoded:
         self.sizes = np.zeros((count, 2), np.int64)  # height, width
         self.few = np.full(count, np.nan)
 
-    def note(self, item: int, image: Image.Image | np.ndarray) -> None:
+    def note(self, item: int, image: Levels) -> None:
         """Called from several threads."""
-        height_width = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
-        self.sizes[item] = height_width
+        self.sizes[item] = height_width(image)
         self.few[item] = likeness_to_mask(image)
 
     def tell(self, reader: ImageReader, size: tuple[int, int], fit: str) -> None:
@@ -79,10 +80,11 @@ class AsDecoded:
         log.info(f"{name}: {said}")
 
 
-def likeness_to_mask(image: Image.Image | np.ndarray) -> float:
+def likeness_to_mask(image: Levels) -> float:
     """1 of what has few levels. Else, of the pixels that are not near the most frequent level, the
     share that is near the level farthest from it: all of a mask, also of one with blurred edges,
     and few of a photograph, whatever lies around it. NaN where too few pixels differ."""
+    image = seen(image)
     if isinstance(image, Image.Image):
         size = min(LOOKED_AT, image.width), min(LOOKED_AT, image.height)
         image = np.asarray(image.resize(size, Image.Resampling.NEAREST))

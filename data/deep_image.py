@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.intensity import Levels, LowHigh, to_levels, value_range
+from data.intensity import Levels, LowHigh, Translucent, to_levels, value_range
 
 # one range for each of these sets of values: of the bands of an image, or of all its colours
 Ranges = Callable[[Sequence[np.ndarray]], Sequence[LowHigh]]
@@ -68,16 +68,19 @@ class DeepImage(NamedTuple):
             found = [(high, low) for low, high in found]
         if self.bands:
             pairs = zip(self.parts, found, strict=True)
-            planes = [
-                turned(to_levels(part, *low_high), self.orientation) for part, low_high in pairs
-            ]
-            return np.stack([np.asarray(plane) for plane in planes], -1)
+            return self._stacked([to_levels(part, *low_high) for part, low_high in pairs])
         image = to_levels(self.values, *found[0])
-        if self.alpha is not None:
-            levels = np.asarray(image).reshape(self.values.shape)
-            both = np.concatenate([levels, 255 * self.alpha], -1)
-            image = Image.fromarray(both.round().astype(np.uint8))
-        return turned(image, self.orientation)
+        if self.alpha is None:
+            return turned(image, self.orientation)
+        levels = np.asarray(image).reshape(self.values.shape)
+        on_white = to_levels(levels * self.alpha + 255 * (1 - self.alpha), 0, 255)
+        opacity = to_levels(self.alpha, 0, 1)
+        planes = [Image.fromarray(plane) for plane in np.moveaxis(levels, -1, 0)]
+        return Translucent(turned(on_white, self.orientation), self._stacked([*planes, opacity]))
+
+    def _stacked(self, planes: Sequence[Image.Image]) -> np.ndarray:
+        """[H, W, C], upright."""
+        return np.stack([np.asarray(turned(plane, self.orientation)) for plane in planes], -1)
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.decoding import decode_all, list_broken
 from data.folder_layout import list_folder, none_found
 from data.image_file import read_image_file
 from data.image_formats import SUFFIXES, looks_like_image
-from data.intensity import Levels
+from data.intensity import Levels, seen
 from data.library_warnings import heard
 from data.resize import height_width, to_array
 from runtime.errors import UserError
@@ -63,7 +62,8 @@ def open_images(
                     "size=[HEIGHT,WIDTH]"
                 )
             scaled.append(k)
-        if not isinstance(image, Image.Image) or image.mode not in GRAY:
+        picture = seen(image)
+        if isinstance(picture, np.ndarray) or picture.mode not in GRAY:
             coloured.append(k)
         images[k] = to_array(image, (H, W), images.shape[-1], upscale=True)
 

@@ -2,14 +2,35 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from runtime.errors import UserError
 
+
+class Translucent(NamedTuple):
+    """Gray or colour whose opacity has more than 8 bits, which Pillow has no image of.
+
+    Attributes:
+        on_white: what is seen of it.
+        bands: [H, W, 2 or 4], 0..255, its opacity last.
+    """
+
+    on_white: Image.Image
+    bands: np.ndarray
+
+
 # a picture, gray or in colour, or bands: [H, W, C], 0..255
-Levels = Image.Image | np.ndarray
+Levels = Image.Image | Translucent | np.ndarray
+
+
+def seen(image: Levels) -> Image.Image | np.ndarray:
+    """A picture, or bands."""
+    return image.on_white if isinstance(image, Translucent) else image
+
+
 LowHigh = tuple[float, float]  # the values that are shown black and white
 Range = Callable[[np.ndarray], LowHigh]  # of an image; value_range is one
 TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not darken all the rest

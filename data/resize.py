@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from data.intensity import Levels
+from data.intensity import Levels, Translucent, seen
 from runtime.errors import UserError
 
 
@@ -88,11 +88,14 @@ def to_array(
 
 
 def height_width(image: Levels) -> tuple[int, int]:
+    image = seen(image)
     return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
 
 
 def in_bands(image: Levels) -> np.ndarray:
     """[H, W, C], with what says how opaque it is as the last."""
+    if isinstance(image, Translucent):
+        return image.bands
     if not isinstance(image, Image.Image):
         return image
     if image.mode != "F":
@@ -105,8 +108,10 @@ def in_bands(image: Levels) -> np.ndarray:
 def _parts(image: Levels, channels: int, bands: Sequence[int] | None) -> list[Image.Image]:
     """What is scaled by itself: gray or colour, or each band. One that is asked for as three is
     repeated later."""
-    if isinstance(image, Image.Image) and bands is None and channels in (1, 3):
-        return [image if image.mode == "F" else _opaque(image).convert(MODES[channels])]
+    if bands is None and channels in (1, 3):
+        image = seen(image)
+        if isinstance(image, Image.Image):
+            return [image if image.mode == "F" else _opaque(image).convert(MODES[channels])]
     values = in_bands(image)
     found = values.shape[2]
     if bands is None:

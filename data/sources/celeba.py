@@ -13,6 +13,7 @@ from data.file_cache import FileCache
 from data.folder_layout import list_files
 from data.image_file import read_image_file
 from data.image_reader import MEANWHILE, ImageReader
+from data.resize import in_bands
 from data.splits import SPLITS, Splits, items_by_split
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -61,7 +62,7 @@ class CelebA(ImageReader):
     def read_image(self, item: int) -> Image.Image:
         image = read_image_file(self.file_cache.read_bytes(self.files[item]))
         if not isinstance(image, Image.Image):
-            raise UserError(f"{image.shape[2]} bands: no photograph of CelebA")
+            raise UserError(f"{in_bands(image).shape[2]} bands: no photograph of CelebA")
         if image.size != SIZE:
             raise UserError(_other_size(image.size))
         return image.crop(self.crop) if self.crop else image
