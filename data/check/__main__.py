@@ -24,7 +24,7 @@ from data.check.look import look_at, look_at_all
 from data.check.report import summary, write_files
 from data.check.section import read_section
 from data.check.suspicious import find_suspicious
-from data.decoding import IN_A_FILE
+from data.decoding import IN_A_FILE, list_broken
 from data.image_reader import ImageReader
 from data.settings import parse_data
 from data.splits import spread
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         reader = data.open_reader(Path(cache))
         tell_time(reader)
         looks = look_at_all(reader, data)
+        if not looks.readable.any():
+            heading = f"{reader.name}: none of its {len(reader)} images can be read"
+            raise UserError(list_broken(looks.failures, reader.item_name, heading))
         attributes = describe_files(reader)
         found = find_suspicious(looks, attributes, reader.splits)
     warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]

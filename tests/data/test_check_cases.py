@@ -143,6 +143,24 @@ def test_what_leaves_a_file_out_can_be_pasted(tmp_path, capsys):
     assert checked(root, setting, capsys=capsys)[0] == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_a_folder_of_nothing_but_broken_files_is_one_message(tmp_path, capsys, count):
+    root = clean_folder(tmp_path / "images", count=count)
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(SystemExit) as stop:
+        checked(root, "data.classes=false", capsys=capsys)
+    assert stop.value.code == 2
+    assert f"none of its {count} images can be read\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_images_are_looked_at(tmp_path, capsys, count):
+    root = clean_folder(tmp_path / "images", count=count)
+    code, told = checked(root, "data.classes=false", capsys=capsys)
+    assert f"{count} in {count} files" in told and code in (0, 1)
+
+
 def test_settings_are_those_of_training(tmp_path, capsys):
     root = clean_folder(tmp_path / "images", count=12)
     with pytest.raises(SystemExit) as stop:
