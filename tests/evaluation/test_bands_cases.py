@@ -16,21 +16,17 @@ from PIL import Image
 import evaluate
 import report
 from data.image_folder import open_images
-from diffusion.generate import SamplerSettings
-from diffusion.samplers import ddim
-from diffusion.spacing import even_steps
 from evaluation.evaluator import evaluate_folder, evaluate_run
-from metrics.features.random import RandomConvolutional
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
 from sampling import load
 from sampling.sample_to_folder import SampleSettings, sample_to_folder
 from tests.helpers.defaults import defaults
+from tests.helpers.evaluations import SAMPLER, few_evaluated
 from tests.helpers.transfers import Transfers
 from training.export_weights import export_pipeline
 from transfer.trained_weights import load_weights, origin_of, source_of, start_of
 
-SAMPLER = SamplerSettings(ddim, even_steps, 2)
 NODE = {"function": "ddim", "steps": 2}
 SHOWN = [4, 3, 2]
 FEW = ["train.steps=2", "run.sample_every=2", "run.samples=4", "data.flip=false"]
@@ -79,18 +75,7 @@ def sampled(run: Path, out: Path, **given) -> Path:
 
 
 def settings(transfers: Transfers, **given) -> evaluate.EvaluateSettings:
-    few = {
-        "sampler": SAMPLER,
-        "features": RandomConvolutional(),
-        "perceptual": RandomConvolutional(),
-        "n": 12,
-        "held_out_draws": 32,
-        "bound_images": 2,
-        "bound_steps": 5,
-        "cache": str(transfers.root / "cache"),
-        "device": "cpu",
-    }
-    return evaluate.EvaluateSettings(**defaults("evaluate") | few | given)
+    return few_evaluated(transfers.root, **given)
 
 
 CHANNELS = pytest.mark.parametrize("channels", [13, 4])

@@ -24,9 +24,6 @@ from config.run_config import RunConfig
 from data.dataset import Dataset
 from data.pixels import to_x0
 from diffusion.clipping import clip_x0
-from diffusion.generate import SamplerSettings
-from diffusion.samplers import ddim
-from diffusion.spacing import even_steps
 from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.protocol import reference_images
@@ -38,12 +35,11 @@ from runtime.checkpoint import EMA, find
 from runtime.environment import commit
 from runtime.errors import INTERRUPTED, UserError
 from runtime.seeds import derive
-from tests.helpers.defaults import defaults
+from tests.helpers.evaluations import few_evaluated
 from tests.helpers.runs import snapshot
 from tests.helpers.transfers import Transfers, folders
 from transfer.trained_weights import of_checkpoint, start_of
 
-SAMPLER = SamplerSettings(ddim, even_steps, 2)
 NODE = {"function": "ddim", "steps": 2}
 
 
@@ -55,21 +51,7 @@ def transfers(tmp_path_factory) -> Transfers:
 def settings(transfers: Transfers, **given) -> evaluate.EvaluateSettings:
     """Of a run, where no images are given."""
     given = given if "images" in given else {"checkpoint": "RUN"} | given
-    return evaluate.EvaluateSettings(
-        **defaults("evaluate")
-        | {
-            "sampler": SAMPLER,
-            "features": RandomConvolutional(),
-            "perceptual": RandomConvolutional(),
-            "n": 12,
-            "held_out_draws": 32,
-            "bound_images": 2,
-            "bound_steps": 5,
-            "cache": str(transfers.root / "cache"),
-            "device": "cpu",
-        }
-        | given
-    )
+    return few_evaluated(transfers.root, **given)
 
 
 @pytest.fixture(scope="module")
