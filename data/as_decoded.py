@@ -4,19 +4,13 @@ cuts off."""
 import logging
 
 import numpy as np
-from PIL import Image
 
 from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
-from data.intensity import Levels, seen
+from data.intensity import Levels
 from data.mask_names import leave_out, masks_among
+from data.mask_pixels import are_masks, likeness_to_mask
 from data.resize import height_width
-
-LOOKED_AT = 96  # rows and columns of an image, evenly
-ALL_LEVELS = 16  # that a label map has at most
-NEAR = 0.1  # of an image's range: a level that a lossy format or scaling has blurred is as near
-FEWEST = 64  # pixels, of which less is no evidence
-FEW, MANY = 0.9, 0.75  # a mask is above, an image below
 
 log = logging.getLogger("data")
 
@@ -26,12 +20,12 @@ class AsDecoded:
 
     def __init__(self, count: int):
         self.sizes = np.zeros((count, 2), np.int64)  # height, width
-        self.few = np.full(count, np.nan)
+        self.likeness = np.full(count, np.nan)
 
     def note(self, item: int, image: Levels) -> None:
         """Called from several threads."""
         self.sizes[item] = height_width(image)
-        self.few[item] = likeness_to_mask(image)
+        self.likeness[item] = likeness_to_mask(image)
 
     def tell(self, reader: ImageReader, size: tuple[int, int], fit: str) -> None:
         """To the log, of images that are scaled to this height and width."""
@@ -40,20 +34,18 @@ class AsDecoded:
             self._tell_masks(reader)
 
     def _tell_masks(self, reader: FolderReader) -> None:
-        """Warns of files with few grey levels beside files with many, of which there are hardly any
-        in between; not again of those that their names tell."""
+        """Warns of files with few grey levels beside files with many; not again of those that
+        their names tell."""
         names = [file.relative_to(reader.root).as_posix() for file in reader.files]
         shares: dict[str, list[float]] = {}
-        for name, share in zip(names, self.few.tolist()):
+        for name, share in zip(names, self.likeness.tolist()):
             if share == share:
                 shares.setdefault(name, []).append(share)
         lowest = {name: min(each) for name, each in shares.items()}
-        few = [name for name, share in lowest.items() if share >= FEW]
-        many = [name for name, share in lowest.items() if share < MANY]
+        few = are_masks(np.array([*lowest.values()]))
         known = {*masks_among([*dict.fromkeys(names)])}
-        new = [name for name in few if name not in known]
-        between = len(lowest) - len(few) - len(many)
-        if new and many and between <= 0.1 * len(few) + 0.01 * len(lowest):
+        new = [name for name, is_one in zip(lowest, few) if is_one and name not in known]
+        if new:
             log.warning(
                 f"{reader.name}: {len(new)} of {len({*names})} files have few grey levels, as "
                 f"masks and label maps do, beside others with many, such as {new[0]}; "
@@ -78,24 +70,3 @@ class AsDecoded:
                 "pad": "; {0:.0%} of the picture, at most {1:.0%}, is black around them",
             }[fit].format(1 - kept.mean(), 1 - kept.min())
         log.info(f"{name}: {said}")
-
-
-def likeness_to_mask(image: Levels) -> float:
-    """1 of what has few levels. Else, of the pixels that are not near the most frequent level, the
-    share that is near the level farthest from it: all of a mask, also of one with blurred edges,
-    and few of a photograph, whatever lies around it. NaN where too few pixels differ."""
-    image = seen(image)
-    if isinstance(image, Image.Image):
-        size = min(LOOKED_AT, image.width), min(LOOKED_AT, image.height)
-        image = np.asarray(image.resize(size, Image.Resampling.NEAREST))
-    rows, columns = (max(1, side // LOOKED_AT) for side in image.shape[:2])
-    values = image[::rows, ::columns].astype(np.float32)
-    values = values.reshape(*values.shape[:2], -1)[..., :3].mean(-1).clip(0, 255)
-    counts = np.bincount(values.round().astype(np.uint8).ravel())
-    apart = np.abs(values - counts.argmax())
-    near = NEAR * float(np.ptp(values))
-    if (apart > near).sum() < FEWEST:
-        return np.nan
-    if np.count_nonzero(counts) <= ALL_LEVELS:
-        return 1.0
-    return float((apart >= apart.max() - near).sum() / (apart > near).sum())

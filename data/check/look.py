@@ -8,6 +8,7 @@ from PIL import Image
 from data.decoding import decode_all
 from data.image_reader import ImageReader
 from data.intensity import Levels
+from data.mask_pixels import likeness_to_mask
 from data.resize import height_width, to_array
 from data.settings import DataSettings
 from runtime.errors import UserError
@@ -26,6 +27,7 @@ class Looks:
         levels: [N] how many of the 256 levels of gray it has.
         mean: [N] of its levels, 0 to 255.
         deviation: [N] the standard deviation of its levels.
+        likeness_to_mask: [N] 1 of a mask or a label map, NaN where that is not known.
         thumbnails: [N, SIDE * SIDE] its gray, centred and of norm 1, or 0 without contrast.
         failures: by item, why it cannot be read, or not be used as the settings ask.
     """
@@ -36,6 +38,7 @@ class Looks:
     levels: np.ndarray
     mean: np.ndarray
     deviation: np.ndarray
+    likeness_to_mask: np.ndarray
     thumbnails: np.ndarray
     failures: dict[int, UserError]
 
@@ -55,6 +58,7 @@ def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
         "levels": np.zeros(n, np.int64),
         "mean": np.zeros(n),
         "deviation": np.zeros(n),
+        "likeness_to_mask": np.full(n, np.nan),
         "thumbnails": np.zeros((n, SIDE * SIDE), np.float32),
     }
 
@@ -70,7 +74,7 @@ def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
 
 def look_at(image: Levels) -> dict[str, object]:
     """Of one image, what Looks has of each."""
-    whole = height_width(image)
+    whole, likeness = height_width(image), likeness_to_mask(image)
     if isinstance(image, np.ndarray):  # of bands their mean
         image = Image.fromarray(image.mean(-1, dtype=np.float32))
     pixels = Image.fromarray(to_array(image, whole, 3, upscale=False))
@@ -86,6 +90,7 @@ def look_at(image: Levels) -> dict[str, object]:
         "levels": np.count_nonzero(histogram),
         "mean": mean,
         "deviation": float(histogram @ (levels - mean) ** 2 / histogram.sum()) ** 0.5,
+        "likeness_to_mask": likeness,
         "thumbnails": centred / max(float(np.linalg.norm(centred)), 1.0),
     }
 

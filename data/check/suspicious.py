@@ -8,11 +8,11 @@ import numpy as np
 
 from data.check.alike import copies_across, nearest
 from data.check.look import Looks
+from data.mask_pixels import are_masks
 from data.resize import Unfit
 
 FEW = 5  # images, of which none can be called rare
 RARE = 0.05  # what fewer images than this share are is not what the set is made of
-LEVELS = 16  # of gray, at most: a mask or a label map, where most images have four times as many
 FAR = 4.0  # so many times as far from the median as one image in a hundred lies
 COMPARED = 5000  # images that each is compared with, to find negatives
 # by how much images are more like others than like their negatives: radiographs of the chest 0.86,
@@ -95,11 +95,8 @@ def _without_information(looks: Looks) -> Iterator[Finding]:
 
 
 def _few_levels(looks: Looks) -> Iterator[Finding]:
-    usual = np.median(looks.levels[looks.readable])
-    few = looks.readable & ~looks.uniform & (looks.levels <= LEVELS)
-    if usual > 4 * LEVELS and (cases := _cases(few)):
-        most = looks.levels[few].max()
-        yield Finding(f"at most {most} levels of gray, others {usual:.0f}: a mask?", cases)
+    if cases := _cases(are_masks(looks.likeness_to_mask)):
+        yield Finding("few levels of gray beside others with many: a mask?", cases)
 
 
 def _rare(name: str, values: Sequence[str] | np.ndarray, looks: Looks) -> Iterator[Finding]:

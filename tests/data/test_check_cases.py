@@ -69,7 +69,7 @@ def mask() -> Image.Image:
 
 
 PLANTED = {
-    "mask": (lambda path: mask().save(path.with_suffix(".png")), "at most 2 levels of gray"),
+    "mask": (lambda path: mask().save(path.with_suffix(".png")), "few levels of gray beside"),
     "another format": (lambda path: smooth(999).save(path.with_suffix(".png")), "format: PNG 1"),
     "another size": (lambda path: smooth(999, 96).save(path), "size: 96x96 1"),
     "in colour": (lambda path: smooth(999, channels=3).save(path), "colours: in colour 1"),

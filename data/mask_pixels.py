@@ -1,0 +1,58 @@
+"""Masks and label maps among images, by their pixels."""
+
+import numpy as np
+from PIL import Image
+
+from data.intensity import Levels, seen
+
+LOOKED_AT = 96  # rows and columns of an image, evenly
+ALL_LEVELS = 16  # that a label map has at most
+NEAR = 0.1  # of an image's range: a level that a lossy format or scaling has blurred is as near
+FEWEST = 64  # pixels, of which less is no evidence
+APART = 3  # levels
+CONNECTED = 0.9  # of neighbours are equal: 0.6 to 0.84 in water
+FEW, MANY = 0.9, 0.75  # a mask is above, an image below
+
+
+def are_masks(likeness: np.ndarray) -> np.ndarray:
+    """Which images of a set are masks, [N] bool: those with few levels beside others with many.
+    What may be a blurred mask counts where there is hardly any image in between.
+
+    Args:
+        likeness: of each image, [N], NaN for what is not known.
+    """
+    few, many = likeness >= FEW, likeness < MANY
+    between = np.count_nonzero(likeness < FEW) - np.count_nonzero(many)
+    if not many.any():
+        return np.zeros_like(few)
+    if between <= 0.1 * few.sum() + 0.01 * np.count_nonzero(~np.isnan(likeness)):
+        return few
+    return likeness == 1
+
+
+def likeness_to_mask(image: Levels) -> float:
+    """1 of what has few levels. Else, of the pixels that are not near the most frequent level, the
+    share that is near the level farthest from it: all of a mask, also of one with blurred edges,
+    and few of a photograph, whatever lies around it. NaN where too few pixels differ."""
+    image = seen(image)
+    if isinstance(image, Image.Image):
+        size = min(LOOKED_AT, image.width), min(LOOKED_AT, image.height)
+        image = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    rows, columns = (max(1, side // LOOKED_AT) for side in image.shape[:2])
+    values = image[::rows, ::columns].astype(np.float32)
+    values = values.reshape(*values.shape[:2], -1)[..., :3].mean(-1).clip(0, 255)
+    counts = np.bincount(values.round().astype(np.uint8).ravel())
+    apart = np.abs(values - counts.argmax())
+    near = NEAR * float(np.ptp(values))
+    if (apart > near).sum() < FEWEST:
+        return np.nan
+    if np.count_nonzero(counts) <= ALL_LEVELS:
+        return 1.0 if _is_label_map(values.round(), np.flatnonzero(counts)) else np.nan
+    return float((apart >= apart.max() - near).sum() / (apart > near).sum())
+
+
+def _is_label_map(values: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether few levels are labels, and not those of an image of little contrast, such as water:
+    they lie apart, or their regions are connected."""
+    equal = (values[1:] == values[:-1]).mean() + (values[:, 1:] == values[:, :-1]).mean()
+    return len(levels) <= 3 or np.median(np.diff(levels)) >= APART or equal / 2 >= CONNECTED
