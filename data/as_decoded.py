@@ -29,7 +29,8 @@ class AsDecoded:
 
     def tell(self, reader: ImageReader, size: tuple[int, int], fit: str) -> None:
         """To the log, of images that are scaled to this height and width."""
-        self._tell_scaling(reader.name, size, fit)
+        if scaled := describe_scaling(self.sizes, size, fit):
+            log.info(f"{reader.name}: {scaled}")
         if isinstance(reader, FolderReader):
             self._tell_masks(reader)
 
@@ -52,21 +53,28 @@ class AsDecoded:
                 f"{leave_out(new, names)}"
             )
 
-    def _tell_scaling(self, name: str, size: tuple[int, int], fit: str) -> None:
-        """How many images are scaled, and what is cut off of them or laid around them."""
-        sizes = self.sizes[self.sizes.all(1)]  # of those that could be read
-        changed = sizes[(sizes != size).any(1)]
-        if not len(changed):
-            return
-        low, high = ("x".join(map(str, each)) for each in (changed.min(0), changed.max(0)))
-        said = f"{len(changed)} of {len(sizes)} images are scaled to {size[0]}x{size[1]} (height x "
-        said += f"width), from {low}" + (f" to {high}" if low != high else "")
-        scales = np.array(size) / changed
-        kept = scales.min(1) / scales.max(1)  # of the area, of either the image or the picture
-        if kept.mean() < 0.995:
-            said += {
-                "crop": "; the centre crop cuts off {0:.0%} of their area, at most {1:.0%}, and "
-                "data.fit=pad keeps it",
-                "pad": "; {0:.0%} of the picture, at most {1:.0%}, is black around them",
-            }[fit].format(1 - kept.mean(), 1 - kept.min())
-        log.info(f"{name}: {said}")
+
+def describe_scaling(sizes: np.ndarray, size: tuple[int, int], fit: str) -> str:
+    """How many images are scaled, and what is cut off of them or laid around them; "" where none
+    is.
+
+    Args:
+        sizes: height and width of each, [N, 2]; 0 where it cannot be read.
+        size: height and width that they are scaled to.
+    """
+    sizes = sizes[sizes.all(1)]
+    changed = sizes[(sizes != size).any(1)]
+    if not len(changed):
+        return ""
+    low, high = ("x".join(map(str, each)) for each in (changed.min(0), changed.max(0)))
+    said = f"{len(changed)} of {len(sizes)} images are scaled to {size[0]}x{size[1]} (height x "
+    said += f"width), from {low}" + (f" to {high}" if low != high else "")
+    scales = np.array(size) / changed
+    kept = scales.min(1) / scales.max(1)  # of the area, of either the image or the picture
+    if kept.mean() < 0.995:
+        said += {
+            "crop": "; the centre crop cuts off {0:.0%} of their area, at most {1:.0%}, and "
+            "data.fit=pad keeps it",
+            "pad": "; {0:.0%} of the picture, at most {1:.0%}, is black around them",
+        }[fit].format(1 - kept.mean(), 1 - kept.min())
+    return said

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 
 from tqdm import tqdm
 
@@ -51,10 +52,10 @@ def decode_all(
             failures[item] = UserError(f"cannot be read ({type(error).__name__}: {error})")
 
     with heard() as warned, threads() as pool:
-        for start in tqdm(
-            range(0, count, AT_A_TIME), said, unit=" images", unit_scale=AT_A_TIME, delay=2
-        ):
-            list(pool.map(attempt, range(count)[start : start + AT_A_TIME]))
+        parts = (range(count)[k : k + AT_A_TIME] for k in range(0, count, AT_A_TIME))
+        done = chain.from_iterable(pool.map(attempt, part) for part in parts)
+        for _ in tqdm(done, said, count, unit=" images", delay=2):
+            pass
     for line in warned.lines(name_of, failures):
         log.warning(line)
     return failures

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,13 @@ def undisturbed(tmp_path_factory) -> Callable[..., Path]:
         return made[arguments]
 
     return directory
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """What a script logs to the terminal, in this process, is no matter of the tests after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

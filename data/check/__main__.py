@@ -50,33 +50,49 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as cache, recorded() as said:
         data = parse_data(section)
         reader = data.open_reader(Path(cache))
-        tell_time(reader)
+        names = [*map(str, reader.files)] or np.arange(len(reader))
+        files = np.unique(names, return_inverse=True)[1]
+        tell_time(reader, files)
         looks = look_at_all(reader, data)
         if not looks.readable.any():
             heading = f"{reader.name}: none of its {len(reader)} images can be read"
             raise UserError(list_broken(looks.failures, reader.item_name, heading))
         attributes = describe_files(reader)
-        found = find_suspicious(looks, attributes, reader.splits)
+        found = find_suspicious(looks, attributes, reader.splits, files)
     warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
     written = write_files(out, reader, looks, data, found)
-    print(summary(reader, looks, attributes, found, warned))
+    print(summary(reader, looks, data, attributes, found, warned))
     print("\nWritten:", *written)
     return 1 if found or warned else 0
 
 
-def tell_time(reader: ImageReader) -> None:
-    """Says how long reading all images will take, where that is long, from some of them."""
-    started, tried = time.monotonic(), 0
-    for item in spread(np.arange(len(reader)), TRIED).tolist():
-        with contextlib.suppress(UserError, *IN_A_FILE):  # told when all are read
-            look_at(reader.read_image(item))
+def tell_time(reader: ImageReader, files: np.ndarray) -> None:
+    """Says how long reading all images will take, where that is long, from some of them.
+
+    Args:
+        files: the number of each image's file [N].
+    """
+    first = again = 0.0  # seconds; of a volume the next slice costs less, of a clip it may not
+    each_file = np.unique(files, return_index=True)[1]
+    clips = len(each_file) < len(files)
+    tried = 0
+    for item in spread(each_file, TRIED).tolist():
+        first += _seconds(reader, item)
+        again += _seconds(reader, item) if clips else 0
         tried += 1
-        if time.monotonic() - started > PATIENCE:
+        if first + again > PATIENCE:
             break
-    files = len(set(reader.files)) or len(reader)  # of a volume the next slice costs less
-    seconds = (time.monotonic() - started) / tried * files / (os.cpu_count() or 1)
+    seconds = first * len(each_file) + again * (len(files) - len(each_file))
+    seconds /= tried * (os.cpu_count() or 1)
     if seconds > LONG:
         log.info(f"{reader.name}: reading {len(reader)} images takes about {_duration(seconds)}")
+
+
+def _seconds(reader: ImageReader, item: int) -> float:
+    started = time.monotonic()
+    with contextlib.suppress(UserError, *IN_A_FILE):  # told when all are read
+        look_at(reader.read_image(item))
+    return time.monotonic() - started
 
 
 def _duration(seconds: float) -> str:

@@ -20,15 +20,15 @@ def nearest(thumbnails: np.ndarray, others: np.ndarray, said: str) -> tuple[np.n
     best = np.zeros(len(thumbnails), np.int64)
     greatest, least = np.zeros((2, len(thumbnails)), np.float32)
     few = min(FEW, len(others) - 1)
-    for start in tqdm(
-        range(0, len(thumbnails), BLOCK), said, unit=" images", unit_scale=BLOCK, delay=2
-    ):
-        rows = np.arange(start, min(start + BLOCK, len(thumbnails)))
-        alike = thumbnails[rows] @ others.T
-        if others is thumbnails:
-            alike[np.arange(len(rows)), rows] = 0
-        best[rows] = alike.argmax(1)
-        greatest[rows], least[rows] = alike.max(1), np.partition(alike, few, 1)[:, few]
+    with tqdm(total=len(thumbnails), desc=said, unit=" images", delay=2) as bar:
+        for start in range(0, len(thumbnails), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(thumbnails)))
+            alike = thumbnails[rows] @ others.T
+            if others is thumbnails:
+                alike[np.arange(len(rows)), rows] = 0
+            best[rows] = alike.argmax(1)
+            greatest[rows], least[rows] = alike.max(1), np.partition(alike, few, 1)[:, few]
+            bar.update(len(rows))
     return best, greatest, least
 
 

@@ -1,5 +1,6 @@
 """One look at each image of a data set: what is told of it, and a thumbnail to compare it by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.settings import DataSettings
 from runtime.errors import UserError
 
 SIDE = 16  # of a thumbnail, in pixels
+ROWS = 128  # of an image, in which neighbours are compared
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Looks:
         levels: [N] how many of the 256 levels of gray it has.
         mean: [N] of its levels, 0 to 255.
         deviation: [N] the standard deviation of its levels.
+        roughness: [N] how much neighbouring pixels differ, as a share of how much any do: 1.3 of
+            noise, as of what is decoded wrongly.
         likeness_to_mask: [N] 1 of a mask or a label map, NaN where that is not known.
         thumbnails: [N, SIDE * SIDE] its gray, centred and of norm 1, or 0 without contrast.
         failures: by item, why it cannot be read, or not be used as the settings ask.
@@ -38,6 +42,7 @@ class Looks:
     levels: np.ndarray
     mean: np.ndarray
     deviation: np.ndarray
+    roughness: np.ndarray
     likeness_to_mask: np.ndarray
     thumbnails: np.ndarray
     failures: dict[int, UserError]
@@ -46,6 +51,28 @@ class Looks:
     def readable(self) -> np.ndarray:
         """[N] bool."""
         return self.size[:, 0] > 0
+
+    def by_file(self, files: np.ndarray) -> "Looks":
+        """Of each file, the mean of those of its images that can be read; the size is one image's.
+
+        Args:
+            files: of each image [N], 0 .. M - 1.
+        """
+        first, mean = _mean_of_files(files, self.readable)
+        thumbnails = mean(self.thumbnails)
+        norms = np.linalg.norm(thumbnails, axis=1, keepdims=True)
+        return Looks(
+            size=self.size[first],
+            uniform=mean(self.uniform) == 1,
+            colour=mean(self.colour) > 0,
+            levels=mean(self.levels),
+            mean=mean(self.mean),
+            deviation=mean(self.deviation),
+            roughness=mean(self.roughness),
+            likeness_to_mask=mean(self.likeness_to_mask),
+            thumbnails=thumbnails / np.maximum(norms, 1e-9),
+            failures={},
+        )
 
 
 def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
@@ -58,6 +85,7 @@ def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
         "levels": np.zeros(n, np.int64),
         "mean": np.zeros(n),
         "deviation": np.zeros(n),
+        "roughness": np.zeros(n),
         "likeness_to_mask": np.full(n, np.nan),
         "thumbnails": np.zeros((n, SIDE * SIDE), np.float32),
     }
@@ -78,7 +106,8 @@ def look_at(image: Levels) -> dict[str, object]:
     if isinstance(image, np.ndarray):  # of bands their mean
         image = Image.fromarray(image.mean(-1, dtype=np.float32))
     pixels = Image.fromarray(to_array(image, whole, 3, upscale=False))
-    histogram = np.asarray(pixels.convert("L").histogram())
+    gray = pixels.convert("L")
+    histogram = np.asarray(gray.histogram())
     levels = np.arange(256)
     mean = float(histogram @ levels / histogram.sum())
     small = to_array(pixels, (SIDE, SIDE), 1, upscale=True, resample="box")
@@ -90,9 +119,34 @@ def look_at(image: Levels) -> dict[str, object]:
         "levels": np.count_nonzero(histogram),
         "mean": mean,
         "deviation": float(histogram @ (levels - mean) ** 2 / histogram.sum()) ** 0.5,
+        "roughness": _roughness(np.asarray(gray)),
         "likeness_to_mask": likeness,
         "thumbnails": centred / max(float(np.linalg.norm(centred)), 1.0),
     }
+
+
+def _mean_of_files(
+    files: np.ndarray, readable: np.ndarray
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """The first readable image of each file, or its first; and what takes the mean of values of
+    the images, 0 where none is readable."""
+    order = np.lexsort((~readable, files))  # those that are readable first in each file
+    first = order[np.unique(files[order], return_index=True)[1]]
+    counted = np.flatnonzero(readable)
+    counts = np.bincount(files[counted], minlength=len(first)).clip(1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(first), *values.shape[1:]))
+        np.add.at(total, files[counted], values[counted])
+        return total / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+    return first, mean
+
+
+def _roughness(gray: np.ndarray) -> float:
+    values = gray[:: max(1, len(gray) // ROWS)].astype(np.float32)
+    apart = np.abs(values - values.mean()).mean()
+    return float(np.abs(np.diff(values)).mean() / apart) if apart and values.shape[1] > 1 else 0.0
 
 
 def _is_coloured(pixels: Image.Image) -> bool:

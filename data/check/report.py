@@ -1,6 +1,5 @@
 """What data.check tells: one screen, two pictures and a table."""
 
-import contextlib
 import csv
 import glob
 import io
@@ -10,27 +9,31 @@ from pathlib import Path
 
 import numpy as np
 
+from data.as_decoded import describe_scaling
 from data.check.look import Looks
 from data.check.suspicious import Finding
+from data.decoding import decode_all
 from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
+from data.mask_names import globs_of, leave_out
 from data.pixels import to_picture
 from data.resize import to_array
 from data.settings import DataSettings
 from data.splits import spread
 from runtime.as_typed import as_typed
-from runtime.errors import UserError
 from runtime.files import write_atomically
 from runtime.image_grid import grid, png
 
 SHOWN = 64  # images on a sheet
 NAMED = 6  # values of an attribute
 WRITTEN = 4  # files that a setting names
+GLOB = "data.exclude=GLOB leaves files out; images.csv names them."
 
 
 def summary(
     reader: ImageReader,
     looks: Looks,
+    data: DataSettings,
     attributes: Mapping[str, Sequence[str]],
     found: Sequence[Finding],
     warned: Sequence[str],
@@ -44,6 +47,7 @@ def summary(
         "images": f"{len(reader)} in {len(set(reader.files)) or 1} files",
         **{name: _counted(values) for name, values in attributes.items() if any(values)},
         "size": _counted(sizes),
+        "scaling": describe_scaling(looks.size, data.height_width, data.fit) or "none",
         "colours": _counted(colours),
         "brightness": f"mean {looks.mean[readable].mean():.0f} of 255 (90% of them {low:.0f} to "
         f"{high:.0f}), {np.median(looks.levels[readable]):.0f} levels of gray",
@@ -74,10 +78,12 @@ def _left_out(reader: ImageReader, finding: Finding) -> str:
     """The setting that leaves the images out."""
     if not isinstance(reader, FolderReader):
         return ""
-    files = dict.fromkeys(reader.files[item] for (item, *_) in finding.cases)
-    globs = [glob.escape(file.relative_to(reader.root).as_posix()) for file in files]
-    if len(globs) > WRITTEN:
-        return "data.exclude=GLOB leaves files out; images.csv names them."
+    names = [file.relative_to(reader.root).as_posix() for file in reader.files]
+    found = list(dict.fromkeys(names[item] for (item, *_) in finding.cases))
+    if len(found) > WRITTEN:
+        known = globs_of(found, {*names}.difference(found))
+        return f"{leave_out(found, names)}." if known else GLOB
+    globs = [*map(glob.escape, found)]
     what = as_typed("data.exclude", globs if len(globs) > 1 else globs[0])
     return f"{what} leaves {'them' if len(globs) > 1 else 'it'} out."
 
@@ -95,18 +101,22 @@ def write_files(
         if shown := _as_seen(reader, data, items):
             write_atomically(out / name, png(grid(np.stack(shown))))
             written.append(out / name)
-    write_atomically(out / "images.csv", _table(reader, looks, found))
+    table = _table(reader, looks, found).encode("utf-8", "surrogateescape")  # names as they are
+    write_atomically(out / "images.csv", table)
     return [*written, out / "images.csv"]
 
 
 def _as_seen(reader: ImageReader, data: DataSettings, items: Sequence[int]) -> list[np.ndarray]:
     """As the network will see them, but what is too small is enlarged."""
     size, channels, _, *others = data.resizing
-    seen = []
-    for item in items:
-        with contextlib.suppress(UserError):  # told already
-            seen.append(to_array(reader.read_image(item), size, channels, True, *others))
-    return [to_picture(image, data.shown) for image in seen]
+    seen: dict[int, np.ndarray] = {}
+
+    def see(k: int) -> None:
+        image = reader.read_image(items[k])
+        seen[k] = to_picture(to_array(image, size, channels, True, *others), data.shown)
+
+    decode_all(see, len(items), "making the sheet", str)  # what fails is told already
+    return [seen[k] for k in sorted(seen)]
 
 
 def _table(reader: ImageReader, looks: Looks, found: Sequence[Finding]) -> str:

@@ -1,7 +1,8 @@
 """What in a data set is suspicious: each kind a function, which names the images."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from data.mask_pixels import are_masks
 from data.resize import Unfit
 
 FEW = 5  # images, of which none can be called rare
-RARE = 0.05  # what fewer images than this share are is not what the set is made of
-FAR = 4.0  # so many times as far from the median as one image in a hundred lies
+RARE = 0.05  # what fewer files than this share are is not what the set is made of
+TAILED = 20  # values, of which fewer have no tails
+TAIL = 0.01  # the share of the values, at least two, that are beyond what is usual
+FAR = 4.0  # times as far from the median as the tail begins
 COMPARED = 5000  # images that each is compared with, to find negatives
 # by how much images are more like others than like their negatives: radiographs of the chest 0.86,
 # of hands 0.9, photographs of faces 0.3
@@ -39,29 +42,40 @@ def find_suspicious(
     looks: Looks,
     attributes: Mapping[str, Sequence[str]],
     splits: Mapping[str, Sequence[int]],
+    files: np.ndarray,
 ) -> list[Finding]:
-    """All findings; those of the very same images are one.
+    """All findings; those of the very same images are one. A file of many images, such as a volume,
+    is judged as one among the files, too: it is no tail of its own images.
 
     Args:
         attributes: of the files, by name, each one an item.
+        files: the number of each image's file [N], 0 .. M - 1.
     """
+    of_files = looks.by_file(files)
+    order = np.argsort(files, kind="stable")
+    images = np.split(order, np.flatnonzero(np.diff(files[order])) + 1)
+    firsts = [each[0] for each in images]
     texts: dict[str, Sequence[str] | np.ndarray] = {
-        **attributes,
-        "size": [f"{height}x{width}" for height, width in looks.size],
-        "colours": np.where(looks.colour, "in colour", "gray"),
+        **{name: [values[first] for first in firsts] for name, values in attributes.items()},
+        "size": [f"{height}x{width}" for height, width in of_files.size],
+        "colours": np.where(of_files.colour, "in colour", "gray"),
     }
     found = [
         *_refused(looks),
         *_without_information(looks),
         *_few_levels(looks),
-        *(each for name, values in texts.items() for each in _rare(name, values, looks)),
-        *_far("shape (height : width)", looks.size[:, 0] / looks.size[:, 1].clip(1), looks),
-        *_far("mean brightness", looks.mean, looks),
-        *_far("contrast (standard deviation)", looks.deviation, looks),
-        *_negatives(looks),
-        *_copies(looks, splits),
     ]
-    return _joined(found)
+    odd_files = [
+        *(each for name, values in texts.items() for each in _rare(name, values, of_files)),
+        *_far_in_all(of_files),
+        *_negatives(of_files),
+    ]
+    for each in odd_files:
+        cases = [(item,) for (k,) in each.cases for item in images[k].tolist()]
+        found.append(Finding(each.said, cases, each.cure))
+    if len(firsts) < len(files):
+        found += _far_in_all(looks)
+    return _joined([*found, *_copies(looks, splits)])
 
 
 def _joined(found: Sequence[Finding]) -> list[Finding]:
@@ -79,11 +93,11 @@ def _cases(items: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def _refused(looks: Looks) -> Iterator[Finding]:
-    """What a run would refuse, by the reason."""
-    by_kind: dict[type, list[int]] = {}
+    """What a run would refuse, by the reason: what differs in its numbers alone is one."""
+    by_reason: dict[str, list[int]] = {}
     for item, error in sorted(looks.failures.items()):
-        by_kind.setdefault(type(error), []).append(item)
-    for items in by_kind.values():
+        by_reason.setdefault(re.sub(r"\d+", "0", str(error)), []).append(item)
+    for items in by_reason.values():
         error = looks.failures[items[0]]
         cure = error.cure if isinstance(error, Unfit) else "data.skip_broken=true leaves them out."
         yield Finding(f"refused: {error}", [(item,) for item in items], cure)
@@ -111,14 +125,39 @@ def _rare(name: str, values: Sequence[str] | np.ndarray, looks: Looks) -> Iterat
     yield Finding(f"{name}: {rare}; all others are {usual or 'without'}", cases)
 
 
-def _far(name: str, values: np.ndarray, looks: Looks) -> Iterator[Finding]:
-    """Values so far from the median that the tails of what is seen do not explain them."""
-    low, median, high = np.quantile(values[looks.readable], (0.01, 0.5, 0.99))
+def far_cases(values: np.ndarray) -> np.ndarray:
+    """Where values [N] lie so far from their median that the tails of the others do not explain
+    them."""
+    if len(values) < TAILED:
+        return np.zeros(0, np.int64)
+    ordered = np.sort(values)
+    beyond = max(2, int(TAIL * len(values)))
+    low, median, high = ordered[beyond], np.median(values), ordered[-1 - beyond]
     below, above = median - FAR * (median - low), median + FAR * (high - median)
-    if cases := _cases(looks.readable & ((values < below) | (values > above))):
-        found = [values[item] for (item,) in cases]
-        least, most = f"{min(found):.3g}", f"{max(found):.3g}"
+    return np.flatnonzero((values < below) | (values > above))
+
+
+def _far_in_all(looks: Looks) -> Iterator[Finding]:
+    height, width = looks.size.clip(1).T
+    yield from _far("shape (height : width)", np.log(height / width), looks, np.exp)
+    yield from _far("mean brightness", looks.mean, looks)
+    yield from _far("contrast (standard deviation)", looks.deviation, looks)
+    yield from _far("roughness of neighbouring pixels (noise: 1.3)", looks.roughness, looks)
+
+
+def _far(
+    name: str,
+    values: np.ndarray,
+    looks: Looks,
+    shown: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Iterator[Finding]:
+    readable = np.flatnonzero(looks.readable)
+    values = values[readable]
+    if len(far := far_cases(values)):
+        least, most = (f"{limit:.3g}" for limit in shown(np.quantile(values[far], (0, 1))))
+        low, high = shown(np.quantile(np.delete(values, far), (0.01, 0.99)))
         its = least if least == most else f"{least} to {most}"
+        cases = [(item,) for item in readable[far].tolist()]
         yield Finding(f"{name} {its}, others {low:.3g} to {high:.3g}", cases)
 
 

@@ -1,7 +1,6 @@
 """python -m data.check: a clean folder is told to be clean, one odd file among many is named."""
 
 import csv
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -11,31 +10,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.check.__main__ import main
+from tests.helpers.smooth_images import smooth
 
 MANY = 120
-
-
-@pytest.fixture(autouse=True)
-def _own_log():
-    """data.check logs to the terminal, as a script; the tests after it do not."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-def smooth(k: int, side: int = 64, channels: int = 1) -> Image.Image:
-    """Gray or colour that varies as a photograph's does: a random field of few waves, and noise."""
-    rng = np.random.default_rng(k)
-    y, x = np.mgrid[:side, :side] / side
-    waves = rng.uniform(-9, 9, (6, 2, channels)), rng.uniform(0, 6.3, (6, channels))
-    field = sum(
-        np.sin(x[..., None] * u + y[..., None] * v + phase) for (u, v), phase in zip(*waves)
-    )
-    values = 128 + rng.uniform(18, 26) * field + rng.normal(0, 4, (side, side, channels))
-    pixels = values.clip(0, 255).astype(np.uint8)
-    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 def radiograph(k: int, side: int = 64) -> Image.Image:
