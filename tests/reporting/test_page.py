@@ -185,6 +185,7 @@ def test_every_figure_of_a_full_experiment_is_drawn(experiment):
     assert all(f"](report_figures/{plot.name}.svg)" in text for plot in figures.values())
 
 
+@pytest.mark.usefixtures("real_pdfs")
 def test_figures_have_the_same_bytes_each_time_and_follow_the_page(experiment):
     first, again = (figures_of(experiment)["Quality against forgetting"] for _ in range(2))
     assert (
