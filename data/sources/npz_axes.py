@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data.file_cache import FileCache
-from data.sources.npz_content import Header, Keys, of_array
+from data.sources.npz_content import Header, of_array
+from data.sources.npz_keys import Keys
 from runtime.errors import UserError
 
 SEEN = 128  # along an axis, in the middle of the array

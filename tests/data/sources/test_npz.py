@@ -13,6 +13,7 @@ import pytest
 
 import data.sources.npz
 import data.sources.npz_content
+import data.sources.npz_labels
 from config.overrides import CONF, check_overrides, composed
 from config.run_config import RunConfig
 from data.dataset import open_dataset
@@ -422,7 +423,7 @@ def test_nothing_is_decompressed_until_an_image_is_read(tmp_path, monkeypatch):
         y_test=[0, 1, 0],
     )
     read, real = [], data.sources.npz_content.read_array
-    for module in (data.sources.npz, data.sources.npz_content):
+    for module in (data.sources.npz, data.sources.npz_content, data.sources.npz_labels):
         monkeypatch.setattr(
             module, "read_array", lambda path, key: (read.append(key), real(path, key))[1]
         )
