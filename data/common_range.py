@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from data.intensity import LowHigh, fences, hull
 from runtime.errors import UserError
 
 DIM = 8  # a file that fills less than an eighth of the range has less than 32 levels
+GAP = 32  # [0, 1] beside [0, 255]: widths of one unit, however bright, do not leave such a gap
+K = TypeVar("K")
 log = logging.getLogger("data")
 
 
@@ -136,12 +139,39 @@ def _warn_of_far(
 
 
 def _warn_of_dim(name: str, measured: Measured, found: CommonRange, way_out: str) -> None:
-    eighth = (found.high - found.low) / DIM
     hulls = {path: _hull(ranges) for path, ranges in measured.items()}
-    dim = [f"{p} ({low:g} .. {high:g})" for p, (low, high) in hulls.items() if high - low < eighth]
-    if len(dim) > len(measured) / 4:
-        log.warning(
-            f"{name}: {len(dim)} of {len(measured)} files fill less than an eighth of the range "
-            f"{found.low:g} .. {found.high:g}, so they have little contrast, for one {dim[0]}. "
-            f"Choose: {way_out}."
-        )
+    if told := tell_dim(hulls, (found.low, found.high), "files"):
+        log.warning(f"{name}: {told}. Choose: {way_out}.")
+
+
+def tell_dim(hulls: Mapping[Any, LowHigh], black_white: LowHigh, what: str) -> str:
+    """Which have so little contrast in this range that they are perhaps of another unit; "" where
+    few have.
+
+    Args:
+        hulls: the values of each, by its name.
+        what: they are, for the message.
+    """
+    black, white = black_white
+    dim = [k for k, (low, high) in hulls.items() if high - low < (white - black) / DIM]
+    if len(dim) <= len(hulls) / 4:
+        dim = in_smaller_unit(hulls)
+    if not dim:
+        return ""
+    low, high = hulls[dim[0]]
+    return (
+        f"{len(dim)} of {len(hulls)} {what} fill less than an eighth of the range {black:g} .. "
+        f"{white:g}, so they have little contrast, for one {dim[0]} ({low:g} .. {high:g})"
+    )
+
+
+def in_smaller_unit(hulls: Mapping[K, LowHigh]) -> list[K]:
+    """Those that are much narrower than all others, with none between, as [0, 1] is beside
+    [0, 255]."""
+    widths = {k: high - low for k, (low, high) in hulls.items() if low < high}
+    ordered = sorted(widths.values())
+    gaps = [wide / narrow for narrow, wide in pairwise(ordered)]
+    if not gaps or max(gaps) < GAP:
+        return []
+    least = ordered[gaps.index(max(gaps)) + 1]
+    return [k for k, width in widths.items() if width < least]

@@ -17,7 +17,7 @@ from data.sources.npz_content import list_headers, of_array, read_array, read_he
 from data.sources.npz_keys import choose_keys
 from data.sources.npz_labels import read_labels
 from data.sources.npz_layout import channels_last, check_images, count_channels
-from data.sources.npz_values import far_images, measured_range, without_numbers
+from data.sources.npz_values import drawn_ranges, find_far, measured_range, without_numbers
 from data.splits import complete_splits, items_by_split
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -117,18 +117,21 @@ class Npz(ImageReader):
     def _find_far(self) -> list[int]:
         """Which of the images to train on, if their range is to be measured, lie far from the
         others."""
-        key = self.keys["train"][0]
-        if self.range or self.headers[key].dtype == np.uint8:
+        keys = [key for key, _ in self.keys.values()]
+        if self.range or self.headers[keys[0]].dtype == np.uint8:
             return []
-        what = f"far images of {key}, 1"
-        far = self.file_cache.look_up([self.path], what, of_array(key, far_images))[0] or []
-        if far:
-            log.warning(
-                f"{self.path}: the values of {len(far)} of {self.counts['train']} images lie far "
-                f"from those of the others, for one {key}[{far[0]}]. They do not count for the "
-                "range and are cut off there; data.range=[LOW,HIGH] sets another"
-            )
-        return far
+        found = {
+            key: self.file_cache.look_up(
+                [self.path], f"ranges of {key}, 1", of_array(key, drawn_ranges)
+            )[0]
+            for key in keys
+        }
+        ranges = {
+            key: {row: (low, high) for row, low, high in rows}
+            for key, rows in found.items()
+            if rows  # of an array that is not damaged, which is told when it is read
+        }
+        return find_far(ranges, self.path) if keys[0] in ranges else []
 
     def _measure(self, split: str) -> Sequence[LowHigh] | None:
         """One range, or one for each band; None for bytes."""

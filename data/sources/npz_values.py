@@ -1,10 +1,14 @@
 """What the values of an array of images are: its range, and which of its images lie beside it."""
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from data.intensity import LowHigh, fences, value_range
+from data.common_range import in_smaller_unit, tell_dim
+from data.intensity import LowHigh, fences, hull, value_range
 from runtime.errors import UserError
 
 log = logging.getLogger("data")
@@ -13,6 +17,7 @@ DRAWN_IMAGES = (
     1024  # whose ranges are compared, where there are more; one of more is 0.1 % of pixels
 )
 USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges in which images are kept
+Ranges = Mapping[int, LowHigh]  # by the row of an image
 
 
 def without_numbers(images: np.ndarray) -> np.ndarray:
@@ -22,15 +27,71 @@ def without_numbers(images: np.ndarray) -> np.ndarray:
     return np.flatnonzero([not np.isfinite(image).all() for image in images])
 
 
-def far_images(images: np.ndarray) -> list[int]:
-    """Of so many images as are drawn, always the same, those whose range lies far from those of the
-    others."""
+def drawn_ranges(images: np.ndarray) -> list[tuple[int, float, float]]:
+    """Of so many images as are drawn, always the same, the number and the range."""
     rows = np.arange(len(images))
     if len(rows) > DRAWN_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, DRAWN_IMAGES, replace=False))
-    ranges = [value_range(images[row]) for row in rows]
-    lowest, highest = fences([each for each in ranges if each[0] < each[1]] or ranges)
-    return [int(k) for k, (low, high) in zip(rows, ranges) if low < lowest or highest < high]
+    return [(int(row), *value_range(images[row])) for row in rows]
+
+
+def find_far(ranges: Mapping[str, Ranges], path: Path) -> list[int]:
+    """Which of the images to train on do not count for the range, as they lie far from the others;
+    a word on those, in whatever array they are, and on images of little contrast.
+
+    Args:
+        ranges: by the key of an array of images, those to train on first.
+
+    Raises:
+        UserError: where arrays are in different units.
+    """
+    train, *others = ranges
+    lowest, highest = fences([*_with_contrast(ranges[train])] or [*ranges[train].values()])
+    every = {(key, row): each for key, rows in ranges.items() for row, each in rows.items()}
+    far = [k for k, (low, high) in every.items() if low < lowest or highest < high]
+    for other in others:
+        _check_units(train, other, ranges, path)
+    if far:
+        key, row = far[0]
+        log.warning(
+            f"{path}: the values of {len(far)} of {len(every)} images lie far from those of the "
+            f"others, for one {key}[{row}]. They do not count for the range and are cut off there; "
+            "data.range=[LOW,HIGH] sets another"
+        )
+    found = [row for key, row in far if key == train]
+    for each in far:
+        del every[each]
+    _warn_of_dim({f"{key}[{row}]": each for (key, row), each in every.items()}, path)
+    return found
+
+
+def _warn_of_dim(ranges: Mapping[str, LowHigh], path: Path) -> None:
+    wide = {name: (low, high) for name, (low, high) in ranges.items() if low < high}
+    if wide and (dim := tell_dim(wide, hull(wide.values()), "images")):
+        log.warning(
+            f"{path}: {dim}. Where they are in another unit than the others, save all in one, such "
+            "as 0 .. 255; data.range=[LOW,HIGH] takes them as they are."
+        )
+
+
+def _with_contrast(ranges: Ranges) -> list[LowHigh]:
+    return [(low, high) for low, high in ranges.values() if low < high]
+
+
+def _check_units(train: str, other: str, ranges: Mapping[str, Ranges], path: Path) -> None:
+    """Whether images of one array are in [0, 1], say, and those of the other in [0, 255]: a range
+    of both would be wrong for one."""
+    wide = {k: _with_contrast(ranges[k]) for k in (train, other)}
+    narrow = Counter(
+        k for k, _ in in_smaller_unit({(k, n): r for k in wide for n, r in enumerate(wide[k])})
+    )
+    if len(narrow) == 1 and all(n == len(wide[k]) for k, n in narrow.items()):
+        (a, b), (c, d) = (hull(each) for each in wide.values())
+        raise UserError(
+            f"{path}: {train} has values {a:g} .. {b:g} and {other} {c:g} .. {d:g}, so they are in "
+            "different units. Save them in one, such as all in 0 .. 255, or choose what is black "
+            "and what white in both: data.range=[LOW,HIGH]."
+        )
 
 
 def measured_range(images: np.ndarray, where: str) -> LowHigh | None:

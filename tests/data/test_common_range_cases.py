@@ -115,6 +115,13 @@ def test_two_depths_of_about_as_many_files_are_told(opened, caplog):
     assert "3 of 6 files fill less than an eighth of the range" in line and "0.png" in line
 
 
+def test_few_files_in_another_unit_are_told(opened, caplog):
+    images = {f"{k}.tif": noise(k, 0, 256, np.float32) for k in range(9)}
+    opened({**images, "odd.tif": noise(9, 0, 256) / np.float32(255)})
+    [line] = [record.message for record in caplog.records]
+    assert "1 of 10 files fill less than an eighth of the range" in line and "odd.tif (0" in line
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_integers_and_floats_have_no_range_in_common(opened, n):
     images = {f"{k}.tif": noise(k, 0, 65536) for k in range(3)}

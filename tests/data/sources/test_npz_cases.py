@@ -137,6 +137,51 @@ def test_one_image_does_not_decide_the_range_of_all(opened, caplog, n):
     assert f"1 of {n} images lie far" in line and "images[1]" in line and "data.range" in line
 
 
+def floats(n: int) -> np.ndarray:
+    """0..255, each image of contrast."""
+    return smooth(n, 30, 31).astype(np.float32)
+
+
+def warned(caplog) -> list[str]:
+    return [r.message for r in caplog.records if r.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("every", [2, 10, 40])
+@pytest.mark.parametrize("unit", [255, 65535])
+def test_images_in_another_unit_than_others_are_told(opened, caplog, every, unit):
+    images = floats(40) * (unit / 255)
+    images[::every] /= unit
+    opened(images=images)
+    [line] = warned(caplog)
+    assert f"{40 // every} of 40 images fill less than an eighth" in line
+    assert "images[0] (" in line and "save all in one" in line and "data.range=[LOW" in line
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("scale", [255, 1 / 255])
+def test_a_split_in_another_unit_than_others_is_refused(opened, split, scale):
+    arrays = {f"{k}_images": floats(n) for k, n in (("train", 20), ("val", 5), ("test", 6))}
+    arrays[f"{split}_images"] *= scale
+    with pytest.raises(UserError, match=r"train_images has values .* in different units.*range="):
+        opened(**arrays)
+    opened(**arrays, settings={"range_": [0, 255]})
+
+
+def test_some_images_of_another_split_in_another_unit_are_told(opened, caplog):
+    train, test = floats(20) / 255, floats(10) / 255
+    test[[3, 7]] *= 255
+    opened(x_train=train, x_test=test)
+    [line] = warned(caplog)
+    assert "2 of 30 images lie far" in line and "x_test[3]" in line
+
+
+def test_images_that_differ_in_brightness_are_no_alarm(opened, caplog):
+    bright = np.linspace(0.05, 1, 40, dtype=np.float32)[:, None, None]
+    opened(x_train=floats(40) * bright, x_test=floats(5) * 0.4)
+    opened(images=np.concatenate([floats(3), np.zeros((9, 30, 31), np.float32)]))
+    assert not warned(caplog)
+
+
 def test_the_fingerprint_is_as_it_was_where_no_image_is_far(opened, tmp_path):
     def then(path: Path) -> str:
         digest = FileCache(tmp_path / ".other").sha256([path])[0]
