@@ -42,6 +42,9 @@ class FolderReader(ImageReader):
             * stands for a folder that is then a class. {} for no splits; null: by their names.
     """
 
+    together = (
+        "data.patient=REGEX keeps together what belongs together; or make the splits yourself."
+    )
     places: Collection[str] = ()  # settings of a subclass that say where it lies, not what it is
 
     def __init__(

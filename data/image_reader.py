@@ -22,6 +22,7 @@ class ImageReader:
         classes: names of the labels, empty where there are none.
         labels: one an item, all 0 without classes.
         levels: how to choose which values are black and white, for messages, where one can.
+        together: how to keep in one split what belongs together, a sentence, where one can.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ImageReader:
     classes: Sequence[str] = []
     labels: Sequence[int]
     levels: str = ""
+    together: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             heading = f"{reader.name}: none of its {len(reader)} images can be read"
             raise UserError(list_broken(looks.failures, reader.item_name, heading))
         attributes = describe_files(reader)
-        found = find_suspicious(looks, attributes, reader.splits, files)
+        found = find_suspicious(looks, attributes, reader.splits, files, reader.together)
     warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
     written = write_files(out, reader, looks, data, found)
     print(summary(reader, looks, data, attributes, found, warned))

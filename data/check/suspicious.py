@@ -43,6 +43,7 @@ def find_suspicious(
     attributes: Mapping[str, Sequence[str]],
     splits: Mapping[str, Sequence[int]],
     files: np.ndarray,
+    together: str,
 ) -> list[Finding]:
     """All findings; those of the very same images are one. A file of many images, such as a volume,
     is judged as one among the files, too: it is no tail of its own images.
@@ -50,6 +51,7 @@ def find_suspicious(
     Args:
         attributes: of the files, by name, each one an item.
         files: the number of each image's file [N], 0 .. M - 1.
+        together: the cure of near-copies in several splits, see ImageReader.
     """
     of_files = looks.by_file(files)
     order = np.argsort(files, kind="stable")
@@ -75,7 +77,7 @@ def find_suspicious(
         found.append(Finding(each.said, cases, each.cure))
     if len(firsts) < len(files):
         found += _far_in_all(looks)
-    return _joined([*found, *_copies(looks, splits)])
+    return _joined([*found, *_copies(looks, splits, together)])
 
 
 def _joined(found: Sequence[Finding]) -> list[Finding]:
@@ -172,11 +174,11 @@ def _negatives(looks: Looks) -> Iterator[Finding]:
         yield Finding("more like the negatives of others than like others: inverted?", cases)
 
 
-def _copies(looks: Looks, splits: Mapping[str, Sequence[int]]) -> Iterator[Finding]:
+def _copies(looks: Looks, splits: Mapping[str, Sequence[int]], together: str) -> Iterator[Finding]:
     if pairs := copies_across(looks.thumbnails, [*map(np.asarray, splits.values())]):
         yield Finding(
             "nearly the same as an image of another split, so held-out numbers will look better "
             "than they are",
             pairs,
-            "data.patient=REGEX keeps together what belongs together; or make the splits yourself.",
+            together,
         )

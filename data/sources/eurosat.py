@@ -41,6 +41,7 @@ class EuroSat(Folder):
         test: as validation.
     """
 
+    together = ""  # it takes no data.patient
     places = ("root",)
     archive, inside = "EuroSAT.zip", "2750"
     others: Collection[str] = (

@@ -43,6 +43,8 @@ class MedMnist(Npz):
         classes: names of the labels 0, 1, ..., null for the numbers.
     """
 
+    together = ""  # the splits are official
+
     def __init__(
         self,
         file_cache: FileCache,

@@ -44,6 +44,10 @@ class Npz(ImageReader):
     """
 
     levels = "data.range=[LOW,HIGH]"
+    together = (
+        "Save them as images of one split (x_train, x_val, x_test); where splits are drawn, an "
+        "array patient_id of one value an image keeps together what belongs together."
+    )
 
     def __init__(
         self,
