@@ -14,7 +14,15 @@ from data.intensity import LowHigh, Range
 from data.mask_names import tell_masks
 from data.patient_names import find_patients, tell_patients
 from data.split_folders import Given, splits_and_classes
-from data.splits import SPLITS, Splits, check_shares, complete_splits, items_by_split, strata
+from data.splits import (
+    SPLITS,
+    Splits,
+    check_shares,
+    complete_splits,
+    items_by_split,
+    strata,
+    tell_empty,
+)
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -100,11 +108,8 @@ class FolderReader(ImageReader):
         if any(share and not found[split] for split, share in shares.items()):
             self._check_drawable(found["train"], groups)
         splits = complete_splits(found, self.labels, groups, **shares)
-        for split, share in shares.items():
-            if share and not splits[split]:
-                log.warning(
-                    f"{self.name}: too few images for any in {split} at data.{split}={share}"
-                )
+        for line in tell_empty(splits, shares):
+            log.warning(f"{self.name}: {line}")
         trained = {self.labels[i] for i in splits["train"]}
         if absent := sorted(set(self.labels) - trained):
             names = ", ".join(self.classes[k] for k in absent)

@@ -1,7 +1,7 @@
 """Training, validation and test images, drawn where nobody has separated them."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import mode
 
 import numpy as np
@@ -84,6 +84,15 @@ def complete_splits(
             owed[chosen] -= len(members[k])
             split_of |= dict.fromkeys(members[k], chosen)
     return items_by_split(map(split_of.get, range(len(labels)))) | kept
+
+
+def tell_empty(splits: Splits, shares: Mapping[str, float]) -> list[str]:
+    """A word for each split that was to have a share of the images and got none."""
+    return [
+        f"too few images for any in {split} at data.{split}={share}"
+        for split, share in shares.items()
+        if share and not splits[split]
+    ]
 
 
 def draw_subset(rows: np.ndarray, count: int, *key: int | str) -> np.ndarray:

@@ -14,11 +14,12 @@ from data.intensity import Levels, LowHigh, check_range, of_bytes
 from data.recent import Recent
 from data.sources.npz_axes import check_axes
 from data.sources.npz_content import list_headers, of_array, read_array, read_headers
-from data.sources.npz_keys import choose_keys
+from data.sources.npz_keys import choose_keys, tell_unused
 from data.sources.npz_labels import read_labels
 from data.sources.npz_layout import channels_last, check_images, count_channels
+from data.sources.npz_owners import find_owners, read_owners
 from data.sources.npz_values import drawn_ranges, find_far, measured_range, without_numbers
-from data.splits import complete_splits, items_by_split
+from data.splits import Splits, complete_splits, items_by_split, tell_empty
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -30,7 +31,8 @@ class Npz(ImageReader):
     them is asked for.
 
     Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W]. Bytes are taken as they are; other
-    numbers by `range`.
+    numbers by `range`. An array patient_id (patients, subject, groups, ...) of one value an image
+    keeps those of one value in one drawn split.
 
     Args:
         validation: the share of the training images to draw where the file has no such split, class
@@ -84,7 +86,9 @@ class Npz(ImageReader):
         self.classes, self.labels = read_labels(self.path, self.headers, self.keys, classes)
         self.places = [(split, k) for split, count in self.counts.items() for k in range(count)]
         given = items_by_split(split for split, _ in self.places)
-        self.splits = complete_splits(given, self.labels, range(len(self)), validation, test)
+        self.splits = self._split(given, {"validation": validation, "test": test})
+        if images is None:
+            tell_unused(self.headers, self.keys, self.owners, self.path)
         self._arrays = Recent(self._load, 2)  # one ends where the next begins
         self._measured = Recent(self._measure)
         self.far = self._find_far()
@@ -93,8 +97,22 @@ class Npz(ImageReader):
         self.fingerprint = sha256_of(
             ["npz", 1, digest, sorted(self.keys.items()), validation, test, self.range, self.labels]
         )
+        if self.owners:
+            self.fingerprint = sha256_of([self.fingerprint, "owners", self.owners])
         if self.far:
             self.fingerprint = sha256_of([self.fingerprint, "far", self.far])
+
+    def _split(self, given: Splits, shares: dict[str, float]) -> Splits:
+        """Notes in self.owners which array tells whose images are, where that counts."""
+        drawn = any(share and not given[split] for split, share in shares.items())
+        key = find_owners(self.headers, self.keys) if drawn else None
+        owners = read_owners(self.path, key) if key else []
+        self.owners = key if owners else None
+        groups = [*owners, *range(len(owners), len(self))]
+        splits = complete_splits(given, self.labels, groups, **shares)
+        for line in tell_empty(splits, shares) if owners else []:
+            log.warning(f"{self.path}: {line}")
+        return splits
 
     def read_image(self, item: int) -> Levels:
         split, k = self.places[item]

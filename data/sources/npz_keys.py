@@ -1,6 +1,7 @@
 """Which arrays of an .npz are images and labels, and of which split."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from data.sources.npz_content import Header, list_headers
@@ -9,21 +10,18 @@ from runtime.errors import UserError, near
 log = logging.getLogger("data")
 
 Keys = dict[str, tuple[str, str | None]]  # by split: the array of images and that of their labels
-FORMS: list[Keys] = [
-    {
-        "train": ("train_images", "train_labels"),
-        "validation": ("val_images", "val_labels"),
-        "test": ("test_images", "test_labels"),
-    },
-    {
-        "train": ("x_train", "y_train"),
-        "validation": ("x_val", "y_val"),
-        "test": ("x_test", "y_test"),
-    },
-    {"train": ("images", "labels")},
-    # numpy.savez(FILE, images, labels), as guided-diffusion's samples
-    {"train": ("arr_0", "arr_1")},
+# keys of images and of their labels, in small letters
+FORMS = [
+    ("{split}_images", "{split}_labels"),
+    ("x_{split}", "y_{split}"),
+    ("images", "labels"),
+    ("arr_0", "arr_1"),  # numpy.savez(FILE, images, labels), as guided-diffusion's samples
 ]
+SPELLINGS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 def choose_keys(
@@ -45,20 +43,55 @@ def choose_keys(
         raise UserError(
             f"data.labels={labels} needs data.images=KEY beside it; {path} holds {held}."
         )
-    only: list[Keys] = [{"train": (key, None)} for key in headers if len(headers) == 1]
-    form = next((form for form in FORMS + only if form["train"][0] in headers), None)
-    if form is None:
+    forms = (_of_form(headers, *form) for form in FORMS)
+    keys = next((found for found in forms if "train" in found), None)
+    if keys is None and len(headers) == 1:
+        keys = {"train": (next(iter(headers)), None)}
+    if keys is None:
         raise UserError(
             f"{path} holds {held}, none of them train_images, x_train, images or arr_0: name the "
             "array of images by data.images=KEY, and that of the labels, if there is one, by "
             "data.labels=KEY."
         )
-    keys = {
-        split: (image, label if label in headers else None)
-        for split, (image, label) in form.items()
-        if image in headers
-    }
-    used = {key for pair in keys.values() for key in pair}
-    if unused := sorted(headers.keys() - used):
-        log.warning(f"{path}: not used: {list_headers({key: headers[key] for key in unused})}")
     return keys
+
+
+def _of_form(headers: Collection[str], images: str, labels: str) -> Keys:
+    """Those of the splits that are there, in their usual spellings, in small letters or not."""
+    known = {**{key.lower(): key for key in headers}, **{key: key for key in headers}}
+    found: Keys = {}
+    for split, spellings in SPELLINGS.items():
+        for word in spellings:
+            image, label = (known.get(form.format(split=word)) for form in (images, labels))
+            if image and image not in {taken for taken, _ in found.values()}:
+                found.setdefault(split, (image, label))
+    return found
+
+
+def tell_unused(headers: dict[str, Header], keys: Keys, owners: str | None, path: Path) -> None:
+    """To the log, a warning where they are perhaps images that were meant to be read.
+
+    Args:
+        owners: see npz_owners.
+    """
+    used = {owners, *(key for pair in keys.values() for key in pair)}
+    unused = {key: header for key, header in headers.items() if key not in used}
+    counts = {headers[image].shape[0] for image, _ in keys.values()}
+    like = headers[keys["train"][0]]
+    more = {
+        key: header
+        for key, header in unused.items()
+        if header.dtype == like.dtype
+        and header.shape[1:] == like.shape[1:]
+        and header.shape[0] not in counts  # else of the same images, such as their masks
+    }
+    if more:
+        log.warning(
+            f"{path}: not used: {list_headers(more)}, which may be images. Call their array as one "
+            "of a split (x_train, x_val, x_test), or leave it out of the file."
+        )
+    if others := {key: header for key, header in unused.items() if key not in more}:
+        log.info(
+            f"{path}: not used: {list_headers(others)}; data.images=KEY and data.labels=KEY choose "
+            "which arrays are"
+        )

@@ -69,3 +69,15 @@ def test_the_cure_of_copies_is_one_that_an_npz_has(checked):
 def test_data_patient_is_the_cure_of_readers_that_take_it(reader):
     section = {"_target_": f"{reader.__module__}.{reader.__name__}"}
     assert ("data.patient" in reader.together) == ("patient" in reader_keys(section))
+
+
+# Arrays beside the images
+
+
+def test_arrays_beside_the_images_are_nothing_suspicious(checked):
+    images = smooth(60)
+    whose = {"patient_id": np.arange(60) // 4, "ages": np.arange(60.0)}
+    code, told = checked(images=images, masks=(images > 128).astype(np.uint8), **whose)
+    assert code == 0 and "Nothing is suspicious" in told, told
+    assert "not used: masks [60, 24, 24] uint8, ages" in told
+    assert "patient_id has 15 values for 60 images" in told

@@ -145,8 +145,12 @@ def test_unknown_keys_are_listed_with_the_options_that_name_them(tmp_path):
 
 
 def test_what_is_not_used_is_said(tmp_path, caplog):
-    opened(save(tmp_path, x_train=noise(10, 8, 8), x_valid=noise(5, 8, 8)))
-    assert "not used: x_valid [5, 8, 8] uint8" in caplog.text
+    with caplog.at_level(logging.INFO):
+        opened(save(tmp_path, x_train=noise(10, 8, 8), x_hold=noise(5, 8, 8), more=np.ones(3)))
+    warning, info = [r for r in caplog.records if "not used" in r.message]
+    assert warning.levelname == "WARNING" and "not used: x_hold [5, 8, 8] uint8" in warning.message
+    assert "x_val" in warning.message
+    assert info.levelname == "INFO" and "not used: more [3] float64" in info.message
 
 
 # Shapes

@@ -192,3 +192,77 @@ def test_the_fingerprint_is_as_it_was_where_no_image_is_far(opened, tmp_path):
     assert opened(images=images).fingerprint == then(tmp_path / "x.npz")
     images[1, :3] = 65535
     assert opened(images=images).fingerprint != then(tmp_path / "x.npz")
+
+
+# Spellings
+
+
+@pytest.mark.parametrize(
+    "images, labels, words",
+    [
+        ("x_{}", "y_{}", ("train", "valid", "test")),
+        ("X_{}", "y_{}", ("train", "val", "test")),
+        ("X_{}", "Y_{}", ("train", "dev", "test")),
+        ("{}_images", "{}_labels", ("training", "validation", "testing")),
+    ],
+)
+def test_splits_are_known_by_their_usual_spellings(opened, caplog, images, labels, words):
+    counts, content = (12, 4, 5), smooth(21, 24, 26)
+    parts = np.split(content, np.cumsum(counts)[:-1])
+    classes = np.split(np.arange(21) % 3, np.cumsum(counts)[:-1])
+    arrays = {images.format(word): part for word, part in zip(words, parts)}
+    arrays |= {labels.format(word): part for word, part in zip(words, classes)}
+    source = opened(**arrays, settings={"validation": 0.2, "test": 0.2})
+    assert {k: list(v) for k, v in source.splits.items()} == {
+        "train": [*range(12)],
+        "validation": [*range(12, 16)],
+        "test": [*range(16, 21)],
+    }
+    assert source.labels == (np.arange(21) % 3).tolist()
+    assert np.array_equal(read(source), content) and not caplog.records
+
+
+def test_of_two_spellings_the_first_counts_and_the_other_is_told(opened, caplog):
+    source = opened(x_train=smooth(9, 24, 26), x_valid=smooth(4, 24, 26), x_val=smooth(3, 24, 26))
+    assert source.keys["validation"] == ("x_val", None)
+    assert "not used: x_valid [4, 24, 26]" in caplog.text and warned(caplog)
+
+
+# Whose images are
+
+
+@pytest.mark.parametrize("key", ["patient_id", "patients", "Subject", "groups", "train_groups"])
+@pytest.mark.parametrize("kind", [int, str, float])
+def test_images_of_one_patient_are_drawn_into_one_split(opened, caplog, key, kind):
+    whose = (np.arange(60) // 4).astype(kind)
+    arrays = {"x_train": smooth(60, 24, 26), "y_train": np.arange(60) % 3, key: whose}
+    source = opened(**arrays, settings={"validation": 0.2, "test": 0.2})
+    sets = [set(whose[list(rows)]) for rows in source.splits.values()]
+    assert sum(map(len, sets)) == len(set(whose)) == 15 and all(sets)
+    assert sorted(i for rows in source.splits.values() for i in rows) == [*range(60)]
+    assert not warned(caplog)
+    without = opened(
+        **{k: v for k, v in arrays.items() if k != key}, settings={"validation": 0.2, "test": 0.2}
+    )
+    assert without.fingerprint != source.fingerprint
+
+
+def test_images_of_nobody_stand_for_themselves(opened):
+    whose = ["a", "a", *[""] * 58]
+    shares = {"validation": 0.3, "test": 0.3}
+    source = opened(images=smooth(60, 24, 26), patient=whose, settings=shares)
+    split_of = {item: split for split, rows in source.splits.items() for item in rows}
+    assert split_of[0] == split_of[1] and len({*map(split_of.get, range(2, 60))}) == 3
+
+
+@pytest.mark.parametrize("whose", [np.zeros(60), np.arange(60)])
+def test_owners_that_say_nothing_change_nothing(opened, whose):
+    arrays, shares = {"images": smooth(60, 24, 26)}, {"validation": 0.2, "test": 0.2}
+    plain = opened(**arrays, settings=shares)
+    assert opened(**arrays, groups=whose, settings=shares).splits == plain.splits
+
+
+def test_a_split_that_gets_no_patient_is_told(opened, caplog):
+    shares = {"validation": 0.1, "test": 0.1}
+    opened(images=smooth(60, 24, 26), subject=np.arange(60) // 30, settings=shares)
+    assert "too few images for any in" in caplog.text
