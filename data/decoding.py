@@ -1,6 +1,7 @@
 """Many images decoded on threads, and which of them could not be."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -62,12 +63,22 @@ def decode_all(
 
 
 def list_broken(
-    broken: Mapping[int, object], name_of: Callable[[int], object], heading: str
+    broken: Mapping[int, object],
+    name_of: Callable[[int], object],
+    heading: str,
+    file_of: Callable[[int], object] = lambda item: item,
 ) -> str:
-    """heading, and a line for each of the first broken images, which says why it is."""
-    lines = [f"  {name_of(item)}: {broken[item]}" for item in sorted(broken)[:SHOWN]]
-    if len(broken) > SHOWN:
-        lines.append(f"  ... and {len(broken) - SHOWN} more")
+    """heading, and a line for each of the first broken images, which says why it is; for those of
+    one file that are so for the same reason it is one line."""
+    same: defaultdict[object, list[int]] = defaultdict(list)
+    for item in sorted(broken):
+        same[file_of(item), str(broken[item])].append(item)
+    lines = []
+    for first, *others in [*same.values()][:SHOWN]:
+        more = f" (and {len(others)} more of this file)" if others else ""
+        lines.append(f"  {name_of(first)}: {broken[first]}{more}")
+    if left := sum(map(len, [*same.values()][SHOWN:])):
+        lines.append(f"  ... and {left} more")
     return "\n".join([heading, *lines])
 
 

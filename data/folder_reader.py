@@ -166,6 +166,9 @@ class FolderReader(ImageReader):
         if torn := tell_patients([*firsts], told, self.classes):
             log.warning(f"{self.name}: {torn}")
 
+    def file_of(self, item: int) -> Path:
+        return self.files[item]
+
     def measure_range(self, what: str, ranges_of_file: Callable[[Path], Any], said: str) -> Range:
         """One range for all images that need one, see data.common_range; called by a subclass when
         its splits are known. It is part of the fingerprint where it leaves out files.

@@ -1,6 +1,6 @@
 """What reads the images of one kind of data: the base of the classes in data.sources."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from data.intensity import Levels
@@ -49,6 +49,10 @@ class ImageReader:
     def item_name(self, item: int) -> str:
         """How a message calls this item."""
         return str(self.files[item]) if self.files else f"image {item}"
+
+    def file_of(self, item: int) -> Hashable:
+        """The same for items that lie in one file, which may be broken for one reason."""
+        return item
 
     def release(self) -> None:
         """Called when all images are decoded: what was kept for that is not kept through the

@@ -230,7 +230,7 @@ def _unusable(reader: ImageReader, failures: Mapping[int, UserError]) -> UserErr
 
 def _listed(reader: ImageReader, broken: Mapping[int, object], verdict: str) -> str:
     heading = f"{len(broken)} of {len(reader)} images of {reader.name}: {verdict}"
-    return list_broken(broken, reader.item_name, heading)
+    return list_broken(broken, reader.item_name, heading, reader.file_of)
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:

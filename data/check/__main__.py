@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         looks = look_at_all(reader, data)
         if not looks.readable.any():
             heading = f"{reader.name}: none of its {len(reader)} images can be read"
-            raise UserError(list_broken(looks.failures, reader.item_name, heading))
+            raise UserError(list_broken(looks.failures, reader.item_name, heading, reader.file_of))
         attributes = describe_files(reader)
         found = find_suspicious(looks, attributes, reader.splits, files, reader.together)
     warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]

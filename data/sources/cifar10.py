@@ -77,8 +77,11 @@ class Cifar10(ImageReader):
         planes = self._records(self.files[batch])[k, 1:].reshape(3, 32, 32)
         return Image.fromarray(planes.transpose(1, 2, 0))
 
+    def file_of(self, item: int) -> Path:
+        return self.files[item // IMAGES]
+
     def item_name(self, item: int) -> str:
-        return f"image {item % IMAGES} of {self.files[item // IMAGES]}"
+        return f"image {item % IMAGES} of {self.file_of(item)}"
 
 
 def read_records(file: Path) -> np.ndarray:

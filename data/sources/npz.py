@@ -170,6 +170,9 @@ class Npz(ImageReader):
     def release(self) -> None:
         self._arrays.clear()
 
+    def file_of(self, item: int) -> str:
+        return self.places[item][0]  # an array may be damaged, or all of one value
+
     def item_name(self, item: int) -> str:
         split, k = self.places[item]
         return f"{self.path}: {self.keys[split][0]}[{k}]"

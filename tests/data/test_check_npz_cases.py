@@ -2,17 +2,22 @@
 
 import logging
 
+import nibabel
 import numpy as np
 import pytest
 
 from data.check.__main__ import main
-from data.settings import reader_keys
+from data.check.section import read_section
+from data.dataset import open_dataset
+from data.decoding import list_broken
+from data.settings import parse_data, reader_keys
 from data.sources.dicom import Dicom
 from data.sources.eurosat import EuroSat, EuroSatBands
 from data.sources.folder import Folder
 from data.sources.medmnist import MedMnist
 from data.sources.nifti import Nifti
 from data.sources.npz import Npz
+from runtime.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 
@@ -81,3 +86,58 @@ def test_arrays_beside_the_images_are_nothing_suspicious(checked):
     assert code == 0 and "Nothing is suspicious" in told, told
     assert "not used: masks [60, 24, 24] uint8, ages" in told
     assert "patient_id has 15 values for 60 images" in told
+
+
+# What is broken
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_damaged_array_is_one_message_and_not_one_an_image(checked, tmp_path, kind):
+    path = tmp_path / "x.npz"
+    np.savez(path, images=smooth(60).astype(kind))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    code, told = checked()
+    assert code == 2 and told.count("is damaged or cut short") == 1, told
+    assert "file again. (and 59 more of this file)" in told and "... and" not in told
+    data = parse_data(read_section([str(path), "data.size=24", "data.channels=1"])[1])
+    with pytest.raises(UserError, match="60 of 60 images") as raised:
+        open_dataset(data, data.open_reader(tmp_path / "cache"), 0, tmp_path / "cache")
+    assert str(raised.value).count("is damaged or cut short") == 1
+
+
+def test_one_array_of_several_may_be_damaged(checked, tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, x_train=smooth(60), x_test=smooth(9))
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 255
+    path.write_bytes(content)
+    code, told = checked()
+    assert code == 1 and "9 images: refused: " in told and "x_test is damaged" in told, told
+
+
+def test_slices_of_one_volume_that_are_refused_are_one_line(tmp_path):
+    for name, side in (("small", 16), ("large", 30)):
+        volume = RANDOM.uniform(0, 9, (side, side, 50)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii")
+    words = ["data=nifti", "data.size=24", "data.channels=1"]
+    data = parse_data(read_section([str(tmp_path), *words])[1])
+    with pytest.raises(UserError, match="50 of 100 images") as raised:
+        open_dataset(data, data.open_reader(tmp_path / "cache"), 0, tmp_path / "cache")
+    told = str(raised.value)
+    assert (
+        "(and 49 more of this file)" in told
+        and "small.nii, slice 0: " in told
+        and told.count("slice ") == 1
+    )
+
+
+def test_files_broken_for_the_same_reason_are_each_named():
+    broken = dict.fromkeys(range(24), "cut short")
+    told = list_broken(broken, "file {}".format, "broken", lambda item: item // 2 if item else "x")
+    lines = told.splitlines()
+    assert lines[1:3] == ["  file 0: cut short", "  file 1: cut short"]
+    assert lines[3] == "  file 2: cut short (and 1 more of this file)" and len(lines) == 14
+    plain = list_broken(broken, "file {}".format, "broken").splitlines()
+    assert len(plain) == 22 and plain[-1] == "  ... and 4 more"
