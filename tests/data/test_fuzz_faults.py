@@ -162,6 +162,27 @@ def try_damage(name: str, edits: list[tuple[str, float, int]]) -> None:
             check_pixels(found, files, kind, whole)
 
 
+def try_npz_damage(packed: bool, edits: list[tuple[str, float, int]]) -> None:
+    """Its arrays have checksums: what is read at all is right."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, SIDE, SIDE + 1)).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "x.npz"
+        save = np.savez_compressed if packed else np.savez
+        save(path, x_train=pixels[:6], y_train=np.arange(6) % 2, X_valid=pixels[6:])
+        path.write_bytes(damaged(path.read_bytes(), edits))
+        words = ("data=npz", "data.test=0", f"data.size=[{SIDE},{SIDE + 1}]", "data.channels=1")
+        _, section = read_section([str(path), *words, "data.skip_broken=true"])
+        data = parse_data(section)
+        try:
+            found = open_dataset(data, data.open_reader(Path(place)), 0, Path(place))
+        except UserError as error:
+            assert str(error)
+            return
+        for split, rows in found.splits.items():
+            for row in rows:
+                assert np.array_equal(found.images[row, ..., 0], pixels[row]), split
+
+
 def try_cache_damage(name: str, which: float, edits: list[tuple[str, float, int]]) -> None:
     """What was damaged is made anew."""
     kind = KINDS[name]
@@ -193,6 +214,19 @@ def test_a_damaged_file_spoils_no_other(name, edits):
 @given(st.sampled_from(sorted(KINDS)), st.floats(0, 1), EDITS)
 def test_a_damaged_cache_is_made_anew(name, which, edits):
     try_cache_damage(name, which, edits)
+
+
+@settings(max_examples=20, **FEW)
+@given(st.booleans(), EDITS)
+def test_a_damaged_npz_is_told_or_right(packed, edits):
+    try_npz_damage(packed, edits)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, **FEW)
+@given(st.booleans(), EDITS)
+def test_damaged_npz(packed, edits):
+    try_npz_damage(packed, edits)
 
 
 @pytest.mark.slow
