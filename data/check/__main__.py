@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.check.attributes import describe_files
+from data.check.attributes import describe_files, number_files
 from data.check.look import look_at, look_at_all
 from data.check.report import summary, write_files
 from data.check.section import read_section
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as cache, recorded() as said:
         data = parse_data(section)
         reader = data.open_reader(Path(cache))
-        names = [*map(str, reader.files)] or np.arange(len(reader))
-        files = np.unique(names, return_inverse=True)[1]
+        files = number_files(reader)
         tell_time(reader, files)
         looks = look_at_all(reader, data)
         if not looks.readable.any():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import numpy as np
 import pydicom
 from PIL import Image
 
@@ -55,6 +56,14 @@ def describe_nifti(path: Path) -> Attributes:
 
 
 DESCRIBE = {Dicom: describe_dicom, Nifti: describe_nifti}
+
+
+def number_files(reader: ImageReader) -> np.ndarray:
+    """The number of each image's file, [N], 0 .. M - 1; where the images lie in one file, each is
+    as a file of its own."""
+    if not isinstance(reader, FolderReader):
+        return np.arange(len(reader))
+    return np.unique([*map(str, reader.files)], return_inverse=True)[1]
 
 
 def describe_files(reader: ImageReader) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from data.check.__main__ import main
+from data.check.attributes import number_files
 from data.check.look import Looks
 from data.check.suspicious import far_cases
 from data.decoding import decode_all
+from data.image_reader import ImageReader
 from tests.helpers import ROOT
 from tests.helpers.smooth_images import smooth
 
@@ -148,6 +151,13 @@ def test_far_is_judged_by_the_tails_of_the_others():
         assert far_cases(np.append(values, 60)).tolist() == [len(values)]
         assert far_cases(np.append(values, [60, -60])).tolist() == [len(values), len(values) + 1]
     assert not len(far_cases(np.arange(10.0) ** 4))  # so few have no tails
+
+
+def test_images_of_one_archive_are_each_their_own_file():
+    class Batches(ImageReader):
+        files, labels = [Path("batch_1"), Path("batch_2")], [0] * 6
+
+    assert number_files(Batches()).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_looks_of_a_file_are_those_of_its_images():
