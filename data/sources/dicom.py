@@ -23,7 +23,14 @@ from data.folder_layout import count_names, find_files, tell_of_odd
 from data.folder_reader import FolderReader
 from data.intensity import to_levels, value_range
 from data.sources.dicom_file import is_dicom, kind_of, open_header
-from data.sources.dicom_header import Header, decoding_options, mend, read_header, used_bits
+from data.sources.dicom_header import (
+    Header,
+    beyond_bits,
+    decoding_options,
+    mend,
+    read_header,
+    used_bits,
+)
 from data.sources.dicom_windows import apply_palette, apply_window, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -91,7 +98,7 @@ class Dicom(FolderReader):
             include,
             exclude,
         )
-        known = file_cache.look_up(files, "DICOM header, 3", summarize)
+        known = file_cache.look_up(files, "DICOM header, 4", summarize)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         kept = {p: about for p, about in headers.items() if "frames" in about}
         _tell_of_left_out(path, headers)
@@ -194,6 +201,7 @@ def summarize(path: Path) -> dict[str, Any] | None:
         if pixels is None:
             return BROKEN | owner
         header = mend(about, pixels)
+        _look_for_more_bits(path, header)
         return owner | {
             "frames": int(header.about.NumberOfFrames),
             "padding": header.padding and _summarize_padding(header, header.padding),
@@ -202,6 +210,22 @@ def summarize(path: Path) -> dict[str, Any] | None:
         }
     except Exception:  # told when it is read
         return None
+
+
+def _look_for_more_bits(path: Path, header: Header) -> None:
+    """Adds to what is odd that BitsStored is wrong, which only the pixels show."""
+    about, found = header.about, []
+    if not header.plain_gray or about.BitsStored == about.BitsAllocated:
+        return
+    with contextlib.suppress(Exception):  # told when it is read
+        for frame in range(about.NumberOfFrames):
+            found.append(beyond_bits(_decode(path, frame, header), about) or 0)
+    if farthest := max(found, key=abs, default=0):
+        header.odd.append(
+            f"BitsStored is {about.BitsStored}, and values reach {farthest}: taken as they are "
+            "stored"
+        )
+        header.otherwise.append("BitsStored")
 
 
 def _summarize_padding(header: Header, padding: tuple[float, float]) -> dict[str, Any]:
@@ -221,7 +245,16 @@ def read_pixels(path: Path, frame: int, header: Header) -> tuple[np.ndarray, np.
     Raises:
         UserError: where a decoder lacks, or pixels.
     """
-    about, pixels, syntax = header.about, header.pixels, header.syntax
+    raw = _decode(path, frame, header)
+    stored = used_bits(raw, header.about) if header.plain_gray else raw
+    if header.about.PhotometricInterpretation == PALETTE:
+        return apply_palette(stored, header.about), np.zeros(stored.shape, bool)
+    return stored, _inside(raw, header.padding) | _inside(stored, header.padding)
+
+
+def _decode(path: Path, frame: int, header: Header) -> np.ndarray:
+    """As read_pixels, with all bits of gray that is not compressed, and without palettes."""
+    pixels, syntax = header.pixels, header.syntax
     needed = math.ceil((frame + 1) * header.frame_bytes)
     if not pixels.items and pixels.length < needed:
         raise UserError(f"cut short: {pixels.length} bytes of pixels, and {needed} are needed")
@@ -229,22 +262,19 @@ def read_pixels(path: Path, frame: int, header: Header) -> tuple[np.ndarray, np.
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise UserError(f"encoded as {syntax.name}: save its frames as images") from None
-    gray = about.SamplesPerPixel == 1 and not pixels.items
     with open(path, "rb") as file:
         source: Any = file
         if pixels.at is None:
             source = pydicom.dcmread(file)[pixels.keyword].value
         else:
             file.seek(pixels.at)
-        options = decoding_options(header) | ({"correct_unused_bits": False} if gray else {})
+        options = decoding_options(header)
+        if header.plain_gray:
+            options["correct_unused_bits"] = False
         try:
-            raw, _ = decoder.as_array(source, index=frame, **options)
+            return decoder.as_array(source, index=frame, **options)[0]
         except Exception as error:
             raise (_not_decoded(syntax, error) if pixels.items else error) from error
-    stored = used_bits(raw, header) if gray else raw
-    if about.PhotometricInterpretation == PALETTE:
-        return apply_palette(stored, about), np.zeros(stored.shape, bool)
-    return stored, _inside(raw, header.padding) | _inside(stored, header.padding)
 
 
 def _inside(values: np.ndarray, low_high: tuple[float, float] | None) -> np.ndarray:

@@ -17,6 +17,7 @@ FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}  # bits
 GRAY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+OVERLAY_BIT = 0x0102  # element OverlayBitPosition of groups 6000, 6002, ...
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 
 
@@ -38,6 +39,11 @@ class Header(NamedTuple):
     padding: tuple[float, float] | None
     odd: list[str]
     otherwise: list[str]
+
+    @property
+    def plain_gray(self) -> bool:
+        """Of one sample, and not compressed."""
+        return self.about.SamplesPerPixel == 1 and not self.pixels.items
 
 
 def read_header(path: Path, frame: int = 0) -> Header:
@@ -90,16 +96,41 @@ def decoding_options(header: Header) -> dict[str, Any]:
     return options
 
 
-def used_bits(raw: np.ndarray, header: Header) -> np.ndarray:
+def used_bits(raw: np.ndarray, about: Dataset) -> np.ndarray:
     """Of integers that are not compressed those bits that HighBit and BitsStored say, moved to the
-    low end; they lie there already where no value needs others."""
-    about = header.about
+    low end; they lie there already where no value needs others. about: mended."""
     stored, high = about.BitsStored, about.HighBit
-    if raw.dtype.kind == "f" or about.BitsAllocated in (1, stored):
+    if raw.dtype.kind == "f" or about.BitsAllocated in (1, stored) or beyond_bits(raw, about):
         return raw
     if raw.min() >= 0 and raw.max() < 1 << stored:
         high = stored - 1
     return (raw << (about.BitsAllocated - 1 - high)) >> (about.BitsAllocated - stored)
+
+
+def beyond_bits(raw: np.ndarray, about: Dataset) -> int | None:
+    """The value farthest beyond what BitsStored allows, where it is BitsStored that is wrong; None
+    where no value is, or other bits are an overlay's: these are declared, or lie apart. A value
+    without the bits of its sign, as the standard has it, is not beyond."""
+    stored, signed = about.BitsStored, about.PixelRepresentation
+    low, high = int(raw.min()), int(raw.max())
+    if about.HighBit >= stored or -(signed << stored - 1) <= low <= high < 1 << stored - signed:
+        return None
+    others = int(np.bitwise_or.reduce(raw, None)) >> stored
+    others &= (1 << about.BitsAllocated - stored) - 1
+    in_a_row = others and not others & (others + 1)
+    if not in_a_row or _overlay_beside_values(about):
+        return None
+    return max(low, high, key=abs)
+
+
+def _overlay_beside_values(about: Dataset) -> bool:
+    """Whether an overlay is declared that lies in bits which hold no values.
+
+    Source: DICOM PS3.3 C.9.2, as it was until 2004.
+    """
+    bits = range(about.HighBit + 1 - about.BitsStored, about.HighBit + 1)
+    found = (whole(about, group << 16 | OVERLAY_BIT) for group in range(0x6000, 0x6020, 2))
+    return any(bit is not None and bit not in bits for bit in found)
 
 
 def _syntax(about: Dataset, pixels: Pixels) -> UID:

@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 
-def values(about: Dataset, tag: str) -> list[Any]:
+def values(about: Dataset, tag: str | int) -> list[Any]:
     if tag not in about:
         return []
     try:
@@ -22,7 +22,7 @@ def values(about: Dataset, tag: str) -> list[Any]:
     return list(value) if several else [] if value is None else [value]
 
 
-def numbers(about: Dataset, tag: str) -> list[float | None]:
+def numbers(about: Dataset, tag: str | int) -> list[float | None]:
     """None in the place of each that is empty, no number, or not finite."""
 
     def finite(value: Any) -> float | None:
@@ -35,10 +35,10 @@ def numbers(about: Dataset, tag: str) -> list[float | None]:
     return [finite(value) for value in values(about, tag)]
 
 
-def number(about: Dataset, tag: str) -> float | None:
+def number(about: Dataset, tag: str | int) -> float | None:
     return next(iter(numbers(about, tag)), None)
 
 
-def whole(about: Dataset, tag: str) -> int | None:
+def whole(about: Dataset, tag: str | int) -> int | None:
     found = number(about, tag)
     return None if found is None else int(found)

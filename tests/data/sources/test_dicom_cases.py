@@ -321,6 +321,43 @@ def test_overlays_in_unused_bits_are_cut_off(tmp_path, gray):
     same(gray(), linear(values, 300, 700))
 
 
+def test_overlays_that_are_declared_are_cut_off_wherever_they_lie(tmp_path, gray, caplog):
+    values = np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
+    path = write(tmp_path / "x.dcm", values | np.uint16(0x1000), 12, **WINDOW)
+    edit(path, lambda found: found.add_new(0x60020102, "US", 12))
+    same(gray(), linear(values, 40, 400))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "kind, low, high, farthest",
+    [
+        (np.uint16, 0, 30000, 29999),
+        (np.int16, -3024, 2000, -3024),
+        (np.int16, -1024, 3072, 3071),
+    ],
+)
+def test_values_beyond_bits_stored_are_taken_as_they_are(
+    tmp_path, opened, caplog, kind, low, high, farthest
+):
+    values = np.linspace(low, high - 1, H * W).reshape(SHAPE).round().astype(kind)
+    path, other = (tmp_path / name for name in ("x.dcm", "other.dcm"))
+    write(path, values, 12, WindowCenter=1000, WindowWidth=9000)
+    write(other, values.clip(0, 2000), 12, WindowCenter=1000, WindowWidth=9000)
+    same(np.asarray(opened().read_image(1)), linear(values, 1000, 9000))
+    [line] = [record.message for record in caplog.records]
+    assert "1 of 2 files" in line and "x.dcm" in line
+    assert f"BitsStored is 12, and values reach {farthest}" in line
+
+
+def test_negative_values_without_the_bits_of_their_sign(tmp_path, gray, caplog):
+    """Two's complement of 12 bits, as the standard has it: 0xFFF is -1."""
+    values = np.random.default_rng(0).integers(-2048, 2048, SHAPE).astype(np.int16)
+    write(tmp_path / "x.dcm", values & np.int16(0xFFF), 12, WindowCenter=0, WindowWidth=4096)
+    same(gray(), linear(values, 0, 4096))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("frames", ["", "0", "1A", None])
 def test_how_many_frames_the_length_says(tmp_path, opened, caplog, frames):
     stored = hounsfield(shape=(3, *SHAPE))
