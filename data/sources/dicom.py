@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydicom.uid import UID
 from data.common_range import OwnRange
 from data.decoding import told_as
 from data.file_cache import FileCache
-from data.folder_layout import count_names, find_files, tell_of_odd
+from data.folder_layout import find_files, tell_of_odd
 from data.folder_reader import FolderReader
 from data.intensity import to_levels, value_range
 from data.sources.dicom_file import is_dicom, kind_of, open_header
@@ -31,7 +30,8 @@ from data.sources.dicom_header import (
     read_header,
     used_bits,
 )
-from data.sources.dicom_windows import apply_palette, apply_window, own_window
+from data.sources.dicom_set import tell_of_kinds, tell_of_left_out, tell_of_windows
+from data.sources.dicom_windows import apply_palette, apply_window, how_shown, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
@@ -101,8 +101,10 @@ class Dicom(FolderReader):
         known = file_cache.look_up(files, "DICOM header, 4", summarize)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         kept = {p: about for p, about in headers.items() if "frames" in about}
-        _tell_of_left_out(path, headers)
-        _tell_of_kinds(path, kept)
+        tell_of_left_out(path, headers)
+        tell_of_kinds(path, kept)
+        if window is None:
+            tell_of_windows(path, kept)
         tell_of_odd(path, {p: about.get("odd", []) for p, about in kept.items()})
         frames = {p: range(about["frames"]) for p, about in kept.items()}
         patients = {p: about["patient"] for p, about in kept.items()}
@@ -158,36 +160,6 @@ class Dicom(FolderReader):
         return f"{path}, frame {frame + 1}" if several else str(path)
 
 
-def _tell_of_left_out(path: str, headers: dict[Path, dict[str, Any]]) -> None:
-    """Raises UserError where nothing is kept."""
-    out = {p: about["left out"] for p, about in headers.items() if "left out" in about}
-    kinds = count_names(out.values())
-    if len(out) == len(headers):
-        raise UserError(
-            f"data.path={path}: none of its {len(headers)} DICOM files is an image: {kinds}."
-        )
-    if out:
-        # a picture without pixels may be a file that was cut
-        level = logging.WARNING if "without pixels" in kinds else logging.INFO
-        log.log(
-            level,
-            f"{path}: left out {len(out)} DICOM files that are no images: {kinds}; for one "
-            f"{next(iter(out))}",
-        )
-
-
-def _tell_of_kinds(path: str, kept: dict[Path, dict[str, Any]]) -> None:
-    """A few scouts or captured screens among many images are trained on as these are."""
-    kinds = Counter(about["kind"] for about in kept.values() if "kind" in about)
-    rare, n = min(kinds.items(), key=lambda each: each[1], default=("", 0))
-    if len(kinds) > 1 and n < kinds.total() / 10:
-        one = next(p for p, about in kept.items() if about.get("kind") == rare)
-        log.warning(
-            f"{path}: images of several kinds: {count_names(kinds.elements())}; for one of the "
-            f"last {one}. Move out what is no picture of the set."
-        )
-
-
 def summarize(path: Path) -> dict[str, Any] | None:
     """What a start needs of a file, for FileCache: how many frames and, as a hash, whose. None of a
     broken file: the next start tries again."""
@@ -202,8 +174,11 @@ def summarize(path: Path) -> dict[str, Any] | None:
             return BROKEN | owner
         header = mend(about, pixels)
         _look_for_more_bits(path, header)
+        about = header.about
         return owner | {
-            "frames": int(header.about.NumberOfFrames),
+            "frames": int(about.NumberOfFrames),
+            "modality": str(about.get("Modality") or "").strip().upper(),
+            "shown": how_shown(about),
             "padding": header.padding and _summarize_padding(header, header.padding),
             "odd": header.odd,
             "otherwise": header.otherwise,

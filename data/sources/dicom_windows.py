@@ -10,6 +10,8 @@ from pydicom.pixels import apply_color_lut, apply_windowing
 
 from data.intensity import to_levels
 
+NO_WINDOW, IN_COLOUR = "no window", "in colour"
+
 
 def apply_palette(values: np.ndarray, about: Dataset) -> np.ndarray:
     """Colours [H, W, 3] in 0..255 of indices [H, W]."""
@@ -72,3 +74,14 @@ def own_window(about: Dataset) -> Callable[[np.ndarray], Image.Image] | None:
         and (about.get("RescaleSlope", 1), about.get("RescaleIntercept", 0)) == (1, 0)
     )
     return (lambda values: to_levels(values, 0, 255)) if as_stored else None
+
+
+def how_shown(about: Dataset) -> Sequence[float] | str:
+    """How the file says that it is shown, in short: its window, or a word. about: mended."""
+    if about.SamplesPerPixel > 1 or about.PhotometricInterpretation == "PALETTE COLOR":
+        return IN_COLOUR
+    if own_window(about) is None:
+        return NO_WINDOW
+    if "WindowWidth" in about and "VOILUTSequence" not in about:
+        return float(about.WindowCenter), float(about.WindowWidth)
+    return "by its table or its 8 bits"

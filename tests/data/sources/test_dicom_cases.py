@@ -575,6 +575,44 @@ def test_one_kind_and_two_halves_are_not_remarked_on(tmp_path, opened, caplog):
     assert not caplog.records
 
 
+# Files that are shown in different ways
+
+
+def lung(k: int) -> dict:
+    return {"WindowCenter": -600, "WindowWidth": 1500} if k % 3 == 0 else WINDOW
+
+
+def near(k: int) -> dict:
+    return {"WindowCenter": 40 + k, "WindowWidth": 400 - 9 * k}
+
+
+def none_of_one(k: int) -> dict:
+    return WINDOW if k != 4 else {}
+
+
+MIXED_WINDOWS = [
+    ("CT", lung, ["3 of 9 files have a window", "0.dcm (center -600, width 1500)", "(center 40,"]),
+    ("MR", lung, []),
+    ("CT", near, []),
+    ("CT", none_of_one, ["1 of 9 files have no window", "4.dcm", "8 are shown as they", "0.dcm"]),
+    ("MR", none_of_one, ["1 of 9 files have no window", "4.dcm", "8 are shown as they", "0.dcm"]),
+    ("CT", lambda k: {}, []),
+]
+
+
+@pytest.mark.parametrize("modality, window, said", MIXED_WINDOWS)
+def test_windows_that_do_not_go_together_are_told(tmp_path, opened, caplog, modality, window, said):
+    for k in range(9):
+        write(tmp_path / f"{k}.dcm", hounsfield(k), Modality=modality, **window(k))
+    opened()
+    told = [record.message for record in caplog.records]
+    assert len(told) == bool(said)
+    assert all(text in told[0] for text in [*said, "data.window=[CENTER,WIDTH]"] if said)
+    caplog.clear()
+    opened(window=[40, 400])
+    assert not caplog.records
+
+
 # One range for all
 
 

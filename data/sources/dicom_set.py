@@ -1,0 +1,95 @@
+"""What the headers of DICOM files tell of their set: what is no picture, and what does not go with
+the rest."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.folder_layout import count_names
+from data.sources.dicom_windows import IN_COLOUR, NO_WINDOW
+from runtime.errors import UserError
+
+Summaries = Mapping[Path, Mapping[str, Any]]  # of each file what a start needs of it
+ALIKE = 0.5  # windows share this of all that either of them shows
+log = logging.getLogger("data")
+
+
+def tell_of_left_out(path: str, headers: Summaries) -> None:
+    """Raises UserError where nothing is kept."""
+    out = {p: about["left out"] for p, about in headers.items() if "left out" in about}
+    kinds = count_names(out.values())
+    if len(out) == len(headers):
+        raise UserError(
+            f"data.path={path}: none of its {len(headers)} DICOM files is an image: {kinds}."
+        )
+    if out:
+        # a picture without pixels may be a file that was cut
+        level = logging.WARNING if "without pixels" in kinds else logging.INFO
+        log.log(
+            level,
+            f"{path}: left out {len(out)} DICOM files that are no images: {kinds}; for one "
+            f"{next(iter(out))}",
+        )
+
+
+def tell_of_kinds(path: str, kept: Summaries) -> None:
+    """A few scouts or captured screens among many images are trained on as these are."""
+    kinds = Counter(about["kind"] for about in kept.values() if "kind" in about)
+    rare, n = min(kinds.items(), key=lambda each: each[1], default=("", 0))
+    if len(kinds) > 1 and n < kinds.total() / 10:
+        one = next(p for p, about in kept.items() if about.get("kind") == rare)
+        log.warning(
+            f"{path}: images of several kinds: {count_names(kinds.elements())}; for one of the "
+            f"last {one}. Move out what is no picture of the set."
+        )
+
+
+def tell_of_windows(path: str, kept: Summaries) -> None:
+    """Of files that are shown in ways too different to be compared."""
+    shown = {
+        p: about["shown"] for p, about in kept.items() if about.get("shown", IN_COLOUR) != IN_COLOUR
+    }
+    without = [p for p, how in shown.items() if how == NO_WINDOW]
+    if without and (others := [p for p, how in shown.items() if how != NO_WINDOW]):
+        log.warning(
+            f"{path}: {len(without)} of {len(shown)} files have no window, such as {without[0]}, "
+            f"and are shown by a range that is measured; {len(others)} are shown as they say, such "
+            f"as {others[0]}. The same value has another brightness in these: "
+            "data.window=[CENTER,WIDTH] is one for all."
+        )
+    _tell_of_windows_in_hounsfield_units(path, kept, shown)
+
+
+def _tell_of_windows_in_hounsfield_units(
+    path: str, kept: Summaries, shown: Mapping[Path, Any]
+) -> None:
+    """Other modalities have no unit in common, and a window for each file."""
+    windows = {
+        p: (center, width)
+        for p, how in shown.items()
+        if kept[p]["modality"] == "CT" and not isinstance(how, str)
+        for center, width in [how]
+    }
+    if not windows:
+        return
+    usual, _ = Counter(windows.values()).most_common(1)[0]
+    if other := [p for p, window in windows.items() if _shared(window, usual) < ALIKE]:
+        one = next(p for p, window in windows.items() if window == usual)
+        log.warning(
+            f"{path}: {len(other)} of {len(windows)} files have a window that is far from those of "
+            f"the others, such as {other[0]} ({_named(windows[other[0]])}) and {one} "
+            f"({_named(usual)}). The same value has another brightness in these: "
+            "data.window=[CENTER,WIDTH] is one for all."
+        )
+
+
+def _shared(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Of all values that two windows show, the share that both do."""
+    lows, highs = zip(*((center - width / 2, center + width / 2) for center, width in (one, other)))
+    return max(0.0, min(highs) - max(lows)) / (max(highs) - min(lows))
+
+
+def _named(window: tuple[float, float]) -> str:
+    return f"center {window[0]:g}, width {window[1]:g}"
