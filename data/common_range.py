@@ -20,11 +20,13 @@ class OwnRange(NamedTuple):
 
     Attributes:
         kind: the type that its numbers are stored in, such as uint16.
+        padding: a value that was taken for none, though the file does not say so.
     """
 
     low: float
     high: float
     kind: str
+    padding: float | None = None
 
     @property
     def floats(self) -> bool:
@@ -70,6 +72,7 @@ def find_common_range(
     _check_kinds(name, measured, way_out)
     found, limits = _common_range(measured, trained)
     shown = f"{found.low:g} .. {found.high:g}"
+    _tell_of_padding(name, measured)
     _warn_of_far(name, measured, _far_files(measured, limits), shown, way_out)
     _warn_of_dim(name, measured, found, way_out)
     return found
@@ -98,7 +101,9 @@ def _common_range(measured: Measured, trained: Collection[Path]) -> tuple[Common
     wide = [each for each in ranges if each[0] < each[1]] or ranges  # not those of one value
     lowest, highest = fences(wide)
     near = [each for each in wide if lowest <= each[0] and each[1] <= highest]
-    return CommonRange(*hull(near or wide), len(counted), hull(ranges)), (lowest, highest)
+    paddings = [each.padding for path in counted for each in measured[path]]
+    plain = hull([*ranges, *((each, each) for each in paddings if each is not None)])
+    return CommonRange(*hull(near or wide), len(counted), plain), (lowest, highest)
 
 
 def _far_files(measured: Measured, limits: LowHigh) -> dict[Path, LowHigh]:
@@ -122,6 +127,17 @@ def _check_kinds(name: str, measured: Measured, way_out: str) -> None:
             f"{name}: {len(measured) - len(floats)} files hold integers, such as {integer} "
             f"({kind}), and {len(floats)} floats, such as {float_} ({float_kind}), so they have no "
             f"range in common. Save them in one type, or take one out; {way_out}."
+        )
+
+
+def _tell_of_padding(name: str, measured: Measured) -> None:
+    found = {p: each.padding for p, ranges in measured.items() for each in ranges if each.padding}
+    if found:
+        path, value = next(iter(found.items()))
+        log.info(
+            f"{name}: {len(found)} of {len(measured)} files do not say that a value stands for "
+            f"none, which is taken for that: it is black and counts for no range; for one {path} "
+            f"({value:g})"
         )
 
 

@@ -28,6 +28,7 @@ from data.sources.dicom_header import (
     decoding_options,
     mend,
     read_header,
+    undeclared_padding,
     used_bits,
 )
 from data.sources.dicom_set import tell_of_kinds, tell_of_left_out, tell_of_windows
@@ -113,7 +114,7 @@ class Dicom(FolderReader):
             *([window], splits),
         )
         if window is None:
-            self.range = self.measure_range("range of a DICOM file, 2", measure_ranges, MEASURED)
+            self.range = self.measure_range("range of a DICOM file, 3", measure_ranges, MEASURED)
         otherwise = {what for about in kept.values() for what in about.get("otherwise", [])}
         if any(
             self._shows_padding(about["padding"]) for about in kept.values() if about.get("padding")
@@ -148,8 +149,11 @@ class Dicom(FolderReader):
             values, own = apply_modality_lut(stored, about), own_window(about)
             if self.window:
                 image = apply_window(values, self.window[0], self.window[1])
+            elif own:
+                image = own(values)
             else:
-                image = own(values) if own else to_levels(values, *self.range(values))
+                image = to_levels(values, *self.range(values))
+                padded = padded | (values == undeclared_padding(values[~padded], about))
             levels = np.asarray(image)
             levels = 255 - levels if about.PhotometricInterpretation == "MONOCHROME1" else levels
             return Image.fromarray(np.where(padded, np.float32(0), levels))
@@ -289,8 +293,10 @@ def measure_ranges(path: Path) -> list[OwnRange] | None:
             if own_window(about):
                 return []
             stored, padded = read_pixels(path, frame, header)
-            values = apply_modality_lut(stored, about)
-            ranges.append(OwnRange(*value_range(values[~padded]), stored.dtype.name))
+            values = apply_modality_lut(stored, about)[~padded]
+            padding = undeclared_padding(values, about)
+            low_high = value_range(values[values != padding])
+            ranges.append(OwnRange(*low_high, stored.dtype.name, padding))
         return ranges
     except Exception:  # told when it is read
         return None

@@ -17,6 +17,8 @@ FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}  # bits
 GRAY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+FAR_BELOW_AIR = -1500  # Hounsfield units, of which air has -1000 and noise makes -1200
+PADDED = 0.01  # of the pixels, that no noise gives one value to
 OVERLAY_BIT = 0x0102  # element OverlayBitPosition of groups 6000, 6002, ...
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 
@@ -278,3 +280,17 @@ def _padding(about: Dataset, pixels: Pixels, otherwise: list[str]) -> tuple[floa
     if found[0] != given[0] or prefix:
         otherwise.append("padding")
     return min(found), max(found)
+
+
+def undeclared_padding(values: np.ndarray, about: Dataset) -> float | None:
+    """The value that stands for none in a CT which does not say so: the least, where it is far
+    below that of air and many pixels have it, such as all outside of the scanner's circle.
+
+    Args:
+        values: in Hounsfield units.
+    """
+    if not values.size or str(about.get("Modality") or "").strip().upper() != "CT":
+        return None
+    least = float(values.min())
+    many = np.count_nonzero(values == least) > PADDED * values.size
+    return least if least < FAR_BELOW_AIR and many else None

@@ -642,6 +642,43 @@ def test_metal_in_one_frame_does_not_either(tmp_path, opened, caplog):
     assert "x.dcm" in caplog.text
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_of_ct_that_no_tag_tells_of(tmp_path, opened, caplog, modality, photometric):
+    """The value of one scanner, far below air, is not what is black for all others."""
+    caplog.set_level(logging.INFO)
+    values = [hounsfield(k, (40, 50)) for k in range(6)]
+    values[1][:8] = values[4][:8] = -3024
+    tags = {"Modality": modality, "PhotometricInterpretation": photometric}
+    for k, each in enumerate(values):
+        write(tmp_path / f"p{k}.dcm", each, RescaleSlope=1, RescaleIntercept=0, **tags)
+    source, ct = opened(), modality == "CT"
+    counted = [v[8:] if ct and k in (1, 4) else v for k, v in enumerate(values)]
+    low = min(np.quantile(v, 0.001) for v in counted)
+    high = max(np.quantile(v, 0.999) for v in counted)
+    for k, each in enumerate(values):
+        shown = stretched(each, low, high)
+        shown = 255 - shown if photometric == "MONOCHROME1" else shown
+        same(np.asarray(source.read_image(k)), np.where(ct & (each == -3024), 0, shown))
+    said = [record.message for record in caplog.records if "stands for none" in record.message]
+    assert len(said) == ct and all("2 of 6 files" in s and "p1.dcm (-3024)" in s for s in said)
+
+
+def test_padding_that_no_tag_tells_of_is_another_set_of_images(tmp_path, opened):
+    """Runs from before it was known have another black, and keep their name."""
+    values = hounsfield(shape=(40, 50))
+    path = write(tmp_path / "x.dcm", values, Modality="CT")
+
+    def then() -> str:
+        digest = FileCache(tmp_path / ".other").sha256([path])[0]
+        return sha256_of(["dicom", 2, 0, 0, None, False, None, [("x.dcm", digest)]])
+
+    assert opened().fingerprint == then()
+    values[:8] = -3024
+    write(path, values, Modality="CT")
+    assert opened().fingerprint != then()
+
+
 def test_integers_and_floats_have_no_range_in_common(tmp_path, opened):
     for k in range(3):
         write(tmp_path / f"{k}.dcm", hounsfield(k))
