@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,7 +17,9 @@ PIXELS = {0x10: "PixelData", 0x08: "FloatPixelData", 0x09: "DoubleFloatPixelData
 OTHER_PICTURES = ("Enhanced US Volume Storage", "Parametric Map Storage")
 NO_PICTURES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "PR", "KO", "SR", "REG", "ECG")
 # values of ImageType: scouts, parts of a slide and screens, beside the pictures of a set
-SIDE_PICTURES = ("LOCALIZER", "LABEL", "OVERVIEW", "THUMBNAIL", "SCREEN SAVE")
+SIDE_PICTURES = ("LOCALIZER", "SCOUT", "LABEL", "OVERVIEW", "THUMBNAIL", "SCREEN SAVE")
+CAPTURED = "Secondary Capture"
+SCANNED = ("CT Image", "MR Image", "Positron Emission")  # what screens are captured of
 # the first elements of a file without preamble: group 2, or 8 up to SOPClassUID and its time
 FIRST = [b"\2\0\0\0", b"\2\0\1\0"] + [
     struct.pack(order, 8, element)
@@ -103,7 +106,22 @@ def kind_of(about: Dataset) -> tuple[str, bool]:
     if not uid.is_valid:  # or missing
         modality = str(about.get("Modality") or "").strip().upper()
         return modality or "no SOP class", modality not in NO_PICTURES
-    types = [name for name in values(about, "ImageType") if name in SIDE_PICTURES]
+    types = [str(name).strip().upper() for name in values(about, "ImageType")]
+    types = [name for name in types if name in SIDE_PICTURES]
     unknown = uid.name == str(uid)
     picture = unknown or "Image Storage" in uid.name or uid.name in OTHER_PICTURES
     return ", ".join([uid.name, *types]), picture
+
+
+def is_side_picture(kind: str, kinds: Collection[str]) -> bool:
+    """Whether its header says that it is none of the pictures of the set.
+
+    Args:
+        kind: of kind_of.
+        kinds: of all files. What is captured is a set like any other where nothing else is there.
+    """
+    names = {each: set(each.split(", ")) & {*SIDE_PICTURES} for each in kinds}
+    if all(names.values()):
+        return False
+    scanned = any(word in each for each in kinds for word in SCANNED)
+    return bool(names[kind]) or (CAPTURED in kind and scanned)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.folder_layout import count_names
+from data.sources.dicom_file import is_side_picture
 from data.sources.dicom_windows import IN_COLOUR, NO_WINDOW
 from runtime.errors import UserError
 
@@ -35,14 +36,19 @@ def tell_of_left_out(path: str, headers: Summaries) -> None:
 
 
 def tell_of_kinds(path: str, kept: Summaries) -> None:
-    """A few scouts or captured screens among many images are trained on as these are."""
+    """Scouts and captured screens are trained on as the pictures of the set are, and so are a few
+    of another kind."""
     kinds = Counter(about["kind"] for about in kept.values() if "kind" in about)
+    side = {kind for kind in kinds if is_side_picture(kind, kinds)}
     rare, n = min(kinds.items(), key=lambda each: each[1], default=("", 0))
-    if len(kinds) > 1 and n < kinds.total() / 10:
-        one = next(p for p, about in kept.items() if about.get("kind") == rare)
+    few = {rare} if len(kinds) > 1 and n < kinds.total() / 10 else set()
+    if told := side or few:
+        one = next(p for p, about in kept.items() if about.get("kind") in told)
+        what = "scouts, captured screens or the like" if side else "unlike the others"
         log.warning(
-            f"{path}: images of several kinds: {count_names(kinds.elements())}; for one of the "
-            f"last {one}. Move out what is no picture of the set."
+            f"{path}: images of several kinds: {count_names(kinds.elements())}; "
+            f"{sum(kinds[kind] for kind in told)} of them are {what}, such as {one}. Move out "
+            "what is no picture of the set."
         )
 
 

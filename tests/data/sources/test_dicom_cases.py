@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     MPEG4HP41,
+    ComputedRadiographyImageStorage,
     EncapsulatedPDFStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -564,6 +565,31 @@ def test_scouts_and_screens_among_many_images_are_named(tmp_path, opened, caplog
     [line] = [record.message for record in caplog.records]
     kind = "CT Image Storage, LOCALIZER 1" if screen else "Secondary Capture Image Storage 1"
     assert kind in line and "CT Image Storage 11" in line and "scout.dcm" in line
+
+
+@pytest.mark.parametrize("kind", ["LOCALIZER", "SCOUT", "SCREEN SAVE", "captured"])
+def test_scouts_and_screens_are_named_however_many(tmp_path, opened, caplog, kind):
+    side = {"ImageType": ["DERIVED", "SECONDARY", kind]} if kind != "captured" else {}
+    for k in range(12):
+        path = write(tmp_path / f"{k:02}.dcm", hounsfield(k), **WINDOW, **(side if k > 7 else {}))
+        if k > 7 and kind == "captured":
+            edit(path, lambda found: setattr(found, "SOPClassUID", SecondaryCaptureImageStorage))
+    opened()
+    [line] = [record.message for record in caplog.records]
+    assert "4 of them are scouts, captured screens" in line and "08.dcm" in line
+
+
+@pytest.mark.parametrize("kind", ["LOCALIZER", "captured", "captured beside radiographs"])
+def test_a_whole_set_of_them_is_a_set(tmp_path, opened, caplog, kind):
+    side = {"ImageType": ["ORIGINAL", "PRIMARY", kind]} if kind == "LOCALIZER" else {}
+    for k in range(6):
+        path = write(tmp_path / f"{k}.dcm", hounsfield(k), **WINDOW, **side)
+        beside = kind.endswith("radiographs") and k % 2
+        uid = ComputedRadiographyImageStorage if beside else SecondaryCaptureImageStorage
+        if kind != "LOCALIZER":
+            edit(path, lambda found, uid=uid: setattr(found, "SOPClassUID", uid))
+    opened()
+    assert not caplog.records
 
 
 def test_one_kind_and_two_halves_are_not_remarked_on(tmp_path, opened, caplog):
