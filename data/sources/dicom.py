@@ -1,4 +1,4 @@
-"""DICOM files, shown as a viewer shows them."""
+"""DICOM files, in the gray levels that a viewer shows."""
 
 import contextlib
 import logging
@@ -21,6 +21,7 @@ from data.file_cache import FileCache
 from data.folder_layout import find_files, tell_of_odd
 from data.folder_reader import FolderReader
 from data.intensity import to_levels, value_range
+from data.pixel_shape import tell_of_oblong
 from data.sources.dicom_file import is_dicom, kind_of, open_header
 from data.sources.dicom_header import (
     Header,
@@ -31,6 +32,7 @@ from data.sources.dicom_header import (
     undeclared_padding,
     used_bits,
 )
+from data.sources.dicom_place import pixel_height
 from data.sources.dicom_set import tell_of_kinds, tell_of_left_out, tell_of_windows
 from data.sources.dicom_windows import apply_palette, apply_window, how_shown, own_window
 from runtime.content import sha256_of
@@ -51,7 +53,7 @@ log = logging.getLogger("data")
 
 class Dicom(FolderReader):
     """A folder of DICOM files, at any depth; splits and classes by its folders, see FolderReader.
-    One image a frame.
+    One image a frame, whose pixels are taken as square: nothing is resampled.
 
     Args:
         validation: the share that is drawn where no folders train, val and test are.
@@ -104,6 +106,7 @@ class Dicom(FolderReader):
         kept = {p: about for p, about in headers.items() if "frames" in about}
         tell_of_left_out(path, headers)
         tell_of_kinds(path, kept)
+        tell_of_oblong(path, {p: about.get("pixel height") for p, about in kept.items()})
         if window is None:
             tell_of_windows(path, kept)
         tell_of_odd(path, {p: about.get("odd", []) for p, about in kept.items()})
@@ -183,6 +186,7 @@ def summarize(path: Path) -> dict[str, Any] | None:
             "frames": int(about.NumberOfFrames),
             "modality": str(about.get("Modality") or "").strip().upper(),
             "shown": how_shown(about),
+            "pixel height": pixel_height(about),
             "padding": header.padding and _summarize_padding(header, header.padding),
             "odd": header.odd,
             "otherwise": header.otherwise,

@@ -20,6 +20,12 @@ NO_PICTURES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "PR", "KO", "S
 SIDE_PICTURES = ("LOCALIZER", "SCOUT", "LABEL", "OVERVIEW", "THUMBNAIL", "SCREEN SAVE")
 CAPTURED = "Secondary Capture"
 SCANNED = ("CT Image", "MR Image", "Positron Emission")  # what screens are captured of
+OF_A_FRAME = (  # sequences of an enhanced object
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "PixelMeasuresSequence",
+    "PlaneOrientationSequence",
+)
 # the first elements of a file without preamble: group 2, or 8 up to SOPClassUID and its time
 FIRST = [b"\2\0\0\0", b"\2\0\1\0"] + [
     struct.pack(order, 8, element)
@@ -72,7 +78,7 @@ def open_header(path: Path, frame: int = 0) -> tuple[Dataset, Pixels | None]:
         *(about.get("PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1],
     ]
     for group in groups:
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+        for name in OF_A_FRAME:
             for inside in (group.get(name) or [])[:1]:
                 about.update(inside)
     return about, pixels

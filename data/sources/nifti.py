@@ -16,6 +16,7 @@ from data.file_cache import FileCache
 from data.folder_layout import find_files, tell_of_odd
 from data.folder_reader import FolderReader
 from data.intensity import Levels, check_range, value_range
+from data.pixel_shape import tell_of_oblong
 from data.recent import Recent
 from data.sources.contrasts import group_by_contrast
 from data.sources.nifti_file import open_volume
@@ -117,10 +118,11 @@ class Nifti(FolderReader):
     ) -> dict[Path, dict[str, Any]]:
         """What a start needs of each image, by its first file."""
         known = file_cache.look_up(
-            files, f"NIfTI volume across {axis}, 3", lambda file: summarize_volume(file, AXES[axis])
+            files, f"NIfTI volume across {axis}, 4", lambda file: summarize_volume(file, AXES[axis])
         )
         about = {file: found or BROKEN for file, found in zip(files, known)}
         tell_of_odd(path, {file: found.get("odd", []) for file, found in about.items()})
+        tell_of_oblong(path, {file: found.get("pixel height") for file, found in about.items()})
         return {
             file: joined([about[part] if part else None for part in parts])
             for file, parts in self.parts.items()
@@ -175,7 +177,7 @@ def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
     try:
         volume = load_volume(path, axis)
         with told_as("NIfTI"):
-            _, odd = open_volume(path)
+            image, odd = open_volume(path)
     except UserError:
         return None
     flat = volume.reshape(len(volume), -1, volume.shape[-1])
@@ -186,7 +188,16 @@ def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
         "depth": len(volume),
         "range": [limit for part in np.moveaxis(volume, -1, 0) for limit in value_range(part)],
         "odd": odd,
+        "pixel height": pixel_height(image.affine, axis),
     }
+
+
+def pixel_height(affine: np.ndarray, axis: int) -> float:
+    """Of a slice across this axis, in widths of a pixel."""
+    across = nibabel.io_orientation(affine)[:, 0].tolist()
+    sizes = nibabel.affines.voxel_sizes(affine)
+    width, height = (sizes[across.index(k)] for k in range(3) if k != axis)
+    return float(height / width)
 
 
 def joined(contrasts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:

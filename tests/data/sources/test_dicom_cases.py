@@ -601,6 +601,40 @@ def test_one_kind_and_two_halves_are_not_remarked_on(tmp_path, opened, caplog):
     assert not caplog.records
 
 
+# Where the pixels lie
+
+
+@pytest.mark.parametrize(
+    "tags, height",
+    [
+        ({"PixelSpacing": [2.0, 0.5]}, "4"),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, "0.5"),
+        ({"PixelAspectRatio": [3, 2]}, "1.5"),
+        ({"PixelSpacing": [0.7, 0.7], "PixelAspectRatio": [3, 2]}, None),
+        ({"PixelSpacing": [0.7, 0.71]}, None),
+        ({"PixelSpacing": None}, None),
+    ],
+)
+def test_pixels_that_are_not_square_are_told(tmp_path, opened, caplog, tags, height):
+    for k in range(4):
+        square = {"PixelSpacing": [0.8, 0.8]}
+        write(tmp_path / f"{k}.dcm", hounsfield(k), **WINDOW, **(tags if k == 2 else square))
+    opened()
+    said = [record.message for record in caplog.records]
+    assert len(said) == bool(height)
+    assert all("1 of 4 files" in x and f"2.dcm, {height} times as high" in x for x in said)
+
+
+def test_pixels_of_an_enhanced_object_that_are_not_square_are_told(tmp_path, opened, caplog):
+    measures, shared = Dataset(), Dataset()
+    measures.PixelSpacing = [1.5, 0.5]
+    shared.PixelMeasuresSequence = Sequence([measures])
+    tags = {"NumberOfFrames": 2, "SharedFunctionalGroupsSequence": Sequence([shared])}
+    write(tmp_path / "x.dcm", hounsfield(shape=(2, *SHAPE)), **WINDOW, **tags)
+    opened()
+    assert "x.dcm, 3 times as high as wide" in caplog.text
+
+
 # Files that are shown in different ways
 
 

@@ -317,8 +317,9 @@ def test_other_files_are_counted(tmp_path, caplog):
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "._1.nii").write_text("of macOS")
     assert len(Nifti(MEMORY, str(tmp_path))) == 180
-    [line] = [record.message for record in caplog.records]
+    [line, oblong] = [record.message for record in caplog.records]
     assert "left out 1 file that is no NIfTI file: .json 1" in line
+    assert "20 of 20 files are not square" in oblong and "0.533 times" in oblong  # 0.8 by 1.5 mm
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no NIfTI files in it"):
         Nifti(MEMORY, str(tmp_path / "none"))

@@ -192,3 +192,21 @@ def test_what_does_not_begin_as_nifti_is_said_to(tmp_path, slices, name, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="no NIfTI file: it does not begin as one"):
         slices()
+
+
+@pytest.mark.parametrize(
+    "axis, height", [("axial", 2.5), ("coronal", 5.0), ("sagittal", 2.0), (None, None)]
+)
+def test_voxels_that_are_not_square_in_a_slice_are_told(tmp_path, slices, caplog, axis, height):
+    """Voxels to the front, up and to the right, 2.5, 5 and 1 mm."""
+    sizes = [2.5, 5, 1] if axis else [2.5, 2.5, 2.6]
+    affine = np.zeros((4, 4))
+    affine[[1, 2, 0, 3], range(4)] = *sizes, 1
+    nibabel.save(nibabel.Nifti1Image(body(), affine), tmp_path / "x.nii")
+    slices(axis=axis or "axial")
+    said = [record.message for record in caplog.records]
+    assert len(said) == bool(axis)
+    assert all(
+        "1 of 1 files" in line and f"x.nii, {height:g} times as high as wide" in line
+        for line in said
+    )
