@@ -21,6 +21,6 @@ def tell_of_oblong(name: str, heights: Mapping[Path, float | None]) -> None:
         log.warning(
             f"{name}: the pixels of {len(found)} of {len(heights)} files are not square, such as "
             f"those of {path}, {height:.3g} times as high as wide. They are taken as square, so "
-            f"all that they show is {'squashed' if height > 1 else 'stretched'} by that. Resample "
+            f"what they show is too {'low' if height > 1 else 'high'} by that. Resample "
             "them to square pixels beforehand, or leave them out."
         )

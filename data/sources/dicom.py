@@ -32,8 +32,13 @@ from data.sources.dicom_header import (
     undeclared_padding,
     used_bits,
 )
-from data.sources.dicom_place import pixel_height
-from data.sources.dicom_set import tell_of_kinds, tell_of_left_out, tell_of_windows
+from data.sources.dicom_place import directions, pixel_height
+from data.sources.dicom_set import (
+    tell_of_directions,
+    tell_of_kinds,
+    tell_of_left_out,
+    tell_of_windows,
+)
 from data.sources.dicom_windows import apply_palette, apply_window, how_shown, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -107,6 +112,7 @@ class Dicom(FolderReader):
         tell_of_left_out(path, headers)
         tell_of_kinds(path, kept)
         tell_of_oblong(path, {p: about.get("pixel height") for p, about in kept.items()})
+        tell_of_directions(path, root, kept)
         if window is None:
             tell_of_windows(path, kept)
         tell_of_odd(path, {p: about.get("odd", []) for p, about in kept.items()})
@@ -187,6 +193,7 @@ def summarize(path: Path) -> dict[str, Any] | None:
             "modality": str(about.get("Modality") or "").strip().upper(),
             "shown": how_shown(about),
             "pixel height": pixel_height(about),
+            "directions": directions(about),
             "padding": header.padding and _summarize_padding(header, header.padding),
             "odd": header.odd,
             "otherwise": header.otherwise,

@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.folder_layout import count_names
+from data.mask_names import leave_out
 from data.sources.dicom_file import is_side_picture
+from data.sources.dicom_place import name_directions
 from data.sources.dicom_windows import IN_COLOUR, NO_WINDOW
 from runtime.errors import UserError
 
 Summaries = Mapping[Path, Mapping[str, Any]]  # of each file what a start needs of it
+TURNED = 0.5  # the cosine of an angle that no two patients differ by
 ALIKE = 0.5  # windows share this of all that either of them shows
 log = logging.getLogger("data")
 
@@ -49,6 +54,34 @@ def tell_of_kinds(path: str, kept: Summaries) -> None:
             f"{path}: images of several kinds: {count_names(kinds.elements())}; "
             f"{sum(kinds[kind] for kind in told)} of them are {what}, such as {one}. Move out "
             "what is no picture of the set."
+        )
+
+
+def tell_of_directions(path: str, root: Path, kept: Summaries) -> None:
+    """Of images that lie otherwise in the patient than most: mirrored, or across another axis.
+    Scouts are told of by tell_of_kinds."""
+    kinds = {about["kind"] for about in kept.values() if "kind" in about}
+    lies = {
+        p: about["directions"]
+        for p, about in kept.items()
+        if about.get("directions") and not is_side_picture(about["kind"], kinds)
+    }
+    if not lies:
+        return
+    named = {p: name_directions(each) for p, each in lies.items()}
+    usual = Counter(named.values()).most_common(1)[0][0]
+    middle = np.mean([lies[p] for p, name in named.items() if name == usual], 0)
+    turned = {p: np.multiply(each, middle).reshape(2, 3).sum(1).min() for p, each in lies.items()}
+    other = [p for p, cosine in turned.items() if cosine < TURNED and named[p] != usual]
+    if other:
+        counts = Counter(named[p] for p in other)
+        one = min(other, key=lambda p: counts[named[p]])
+        names = {p: p.relative_to(root).as_posix() for p in kept}
+        log.warning(
+            f"{path}: {len(other)} of {len(lies)} files lie otherwise in the patient than most, by "
+            f"ImageOrientationPatient, such as {one}: rows and columns run to {named[one]}, and of "
+            f"most to {usual}. They are not turned: "
+            f"{leave_out([names[p] for p in other], [*names.values()])}."
         )
 
 

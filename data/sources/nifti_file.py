@@ -15,6 +15,7 @@ from runtime.errors import UserError
 GZIP = b"\x1f\x8b"
 KINDS = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the first number of a file
 MOST_CHANNELS = 64  # more are perhaps a series of times
+TURNED = 0.5  # the cosine of an angle that no registration turns by
 FORMS = ("sform", "qform")  # how a volume lies, the first that says so
 
 
@@ -44,7 +45,18 @@ def open_volume(path: Path) -> tuple[Any, list[str]]:
     _check_volume(image)
     if not any(header[f"{form}_code"] > 0 for form in FORMS):
         odd.append("neither sform nor qform says how the volume lies: left and right are a guess")
+    elif _contradict(header):
+        odd.append("sform and qform contradict each other, such as left and right: the sform holds")
     return image, odd
+
+
+def _contradict(header: Any) -> bool:
+    """Whether an axis of the voxels runs another way in each of two that are there."""
+    if not all(header[f"{form}_code"] > 0 for form in FORMS):
+        return False
+    axes = [getattr(header, f"get_{form}")()[:3, :3] for form in FORMS]
+    cosines = np.prod([each / np.linalg.norm(each, axis=0) for each in axes], 0).sum(0)
+    return bool(cosines.min() < TURNED)
 
 
 def mend(header: Any) -> list[str]:

@@ -635,6 +635,34 @@ def test_pixels_of_an_enhanced_object_that_are_not_square_are_told(tmp_path, ope
     assert "x.dcm, 3 times as high as wide" in caplog.text
 
 
+AXIAL = [1, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "directions, said",
+    [
+        ([-1, 0, 0, 0, 1, 0], "right, back"),
+        ([0, 1, 0, 0, 0, -1], "back, feet"),
+        ([-0.8, -0.6, 0, 0.6, -0.8, 0], "right, front"),
+        ([0.8, 0.6, 0, -0.6, 0.8, 0], None),
+        ([0.7, 0.714, 0, -0.714, 0.7, 0], None),
+        ([1, 0, 0], None),
+        ([0] * 6, None),
+        (None, None),
+    ],
+)
+def test_an_image_that_lies_otherwise_is_told(tmp_path, opened, caplog, directions, said):
+    for k in range(8):
+        lies = directions if k == 5 else AXIAL
+        write(tmp_path / f"{k}.dcm", hounsfield(k), **WINDOW, ImageOrientationPatient=lies)
+    opened()
+    told = [record.message for record in caplog.records]
+    assert len(told) == bool(said)
+    for line in told:
+        assert "1 of 8 files" in line and "5.dcm" in line and "data.exclude=" in line
+        assert f"run to {said}, and of most to left, back" in line
+
+
 # Files that are shown in different ways
 
 

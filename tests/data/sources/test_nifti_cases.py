@@ -210,3 +210,23 @@ def test_voxels_that_are_not_square_in_a_slice_are_told(tmp_path, slices, caplog
         "1 of 1 files" in line and f"x.nii, {height:g} times as high as wide" in line
         for line in said
     )
+
+
+@pytest.mark.parametrize(
+    "qform, said",
+    [
+        (np.diag([-2.0, 2, 3, 1]), True),
+        (np.array([[0.0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]]), True),
+        (np.diag([2.0, 2, 3, 1]), False),
+        (np.array([[1.8, -0.8, 0, 5], [0.8, 1.8, 0, 9], [0, 0, 3, 2], [0, 0, 0, 1]]), False),
+    ],
+)
+def test_forms_that_contradict_each_other_are_told(tmp_path, slices, caplog, qform, said):
+    image = nibabel.Nifti1Image(body(), None)
+    image.set_sform(np.diag([2.0, 2, 3, 1]), 2)
+    image.set_qform(qform, 1)
+    nibabel.save(image, tmp_path / "x.nii")
+    same(slices(), body())
+    told = [record.message for record in caplog.records]
+    assert len(told) == said
+    assert all("1 of 1 files" in x and "x.nii" in x and "the sform holds" in x for x in told)
