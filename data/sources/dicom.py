@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, get_decoder
 from pydicom.uid import UID
 
@@ -37,6 +38,7 @@ from data.sources.dicom_set import (
     tell_of_directions,
     tell_of_kinds,
     tell_of_left_out,
+    tell_of_shared_ids,
     tell_of_windows,
 )
 from data.sources.dicom_windows import apply_palette, apply_window, how_shown, own_window
@@ -113,11 +115,14 @@ class Dicom(FolderReader):
         tell_of_kinds(path, kept)
         tell_of_oblong(path, {p: about.get("pixel height") for p, about in kept.items()})
         tell_of_directions(path, root, kept)
+        if patient is None:
+            tell_of_shared_ids(path, kept)
         if window is None:
             tell_of_windows(path, kept)
         tell_of_odd(path, {p: about.get("odd", []) for p, about in kept.items()})
         frames = {p: range(about["frames"]) for p, about in kept.items()}
         patients = {p: about["patient"] for p, about in kept.items()}
+        self.of_nobody = {p for p, about in kept.items() if about.get("from study")}
         super().__init__(
             *(file_cache, root, frames, patients, validation, test, patient, classes),
             *([window], splits),
@@ -133,6 +138,13 @@ class Dicom(FolderReader):
             otherwise.discard("window")
         if otherwise:
             self.fingerprint = sha256_of([self.fingerprint, sorted(otherwise)])
+
+    def _warn_of_patients(self, names: Sequence[str], owners: Sequence[str | None]) -> None:
+        """A study is not all that there is of a patient: names may know of more."""
+        pairs = zip(self.files, owners)
+        super()._warn_of_patients(
+            names, [None if file in self.of_nobody else owner for file, owner in pairs]
+        )
 
     def _shows_padding(self, padding: dict[str, Any]) -> bool:
         """Whether it would not be black, were it a value as any other: so it was, once."""
@@ -181,8 +193,8 @@ def summarize(path: Path) -> dict[str, Any] | None:
         kind, picture = kind_of(about)
         if not picture or (pixels is None and "Rows" not in about):
             return {"left out": kind if not picture else f"{kind} without pixels"}
-        patient = str(about.get("PatientID") or about.get("StudyInstanceUID") or "").strip()
-        owner = {"patient": sha256_of([patient])[:16] if patient else None, "kind": kind}
+        said, study = (_hash_of(about, tag) for tag in ("PatientID", "StudyInstanceUID"))
+        owner = {"patient": said or study, "from study": not said, "study": study, "kind": kind}
         if pixels is None:
             return BROKEN | owner
         header = mend(about, pixels)
@@ -216,6 +228,11 @@ def _look_for_more_bits(path: Path, header: Header) -> None:
             "stored"
         )
         header.otherwise.append("BitsStored")
+
+
+def _hash_of(about: Dataset, tag: str) -> str | None:
+    text = str(about.get(tag) or "").strip()
+    return sha256_of([text])[:16] if text else None
 
 
 def _summarize_padding(header: Header, padding: tuple[float, float]) -> dict[str, Any]:

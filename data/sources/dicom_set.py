@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from runtime.errors import UserError
 
 Summaries = Mapping[Path, Mapping[str, Any]]  # of each file what a start needs of it
 TURNED = 0.5  # the cosine of an angle that no two patients differ by
+MANY_STUDIES = 10  # times as many as of other patients
 ALIKE = 0.5  # windows share this of all that either of them shows
 log = logging.getLogger("data")
 
@@ -83,6 +85,26 @@ def tell_of_directions(path: str, root: Path, kept: Summaries) -> None:
             f"most to {usual}. They are not turned: "
             f"{leave_out([names[p] for p in other], [*names.values()])}."
         )
+
+
+def tell_of_shared_ids(path: str, kept: Summaries) -> None:
+    """A PatientID such as ANON, which many have, makes them one patient."""
+    studies: dict[str, dict[str, Path]] = {}  # of each PatientID, each with a file
+    for p, about in kept.items():
+        if about["patient"] and not about.get("from study"):
+            studies.setdefault(about["patient"], {}).setdefault(about["study"], p)
+    counts = {patient: len(files) for patient, files in studies.items()}
+    usual = median_low(counts.values()) if counts else 0
+    for patient, n in counts.items():
+        if n >= MANY_STUDIES * usual:
+            one, other, *_ = studies[patient].values()
+            files = sum(about["patient"] == patient for about in kept.values())
+            log.warning(
+                f"{path}: {files} files of {n} studies have the same PatientID, and other patients "
+                f"have {usual}: perhaps it stands for nobody, as ANON does, such as in {one} and "
+                f"{other}. All of them are in one split; data.patient=REGEX says by their paths "
+                "whose they are."
+            )
 
 
 def tell_of_windows(path: str, kept: Summaries) -> None:

@@ -601,6 +601,34 @@ def test_one_kind_and_two_halves_are_not_remarked_on(tmp_path, opened, caplog):
     assert not caplog.records
 
 
+# Whose they are
+
+
+@pytest.mark.parametrize("studies_of_others, told", [(1, True), (3, False)])
+@pytest.mark.parametrize("pattern", [None, r"(\d+)"])
+def test_an_id_that_many_share_is_told(tmp_path, opened, caplog, studies_of_others, told, pattern):
+    """12 studies of ANON beside patients of one study, or of three."""
+    for k in range(12):
+        write(tmp_path / f"{k:02}.dcm", hounsfield(k), **WINDOW, PatientID="ANON")
+        whose = f"P{k // studies_of_others}"
+        write(tmp_path / f"{k:02}b.dcm", hounsfield(k + 20), **WINDOW, PatientID=whose)
+    opened(patient=pattern)
+    said = [record.message for record in caplog.records]
+    assert len(said) == (told and pattern is None)
+    for line in said:
+        assert "12 files of 12 studies have the same PatientID" in line
+        assert "00.dcm" in line and "01.dcm" in line and "data.patient=" in line
+
+
+@pytest.mark.parametrize("named, told", [("", True), ("P{k}", False)])
+def test_names_know_more_of_patients_than_studies_do(tmp_path, opened, caplog, named, told):
+    for k in range(24):
+        name = f"patient{k // 2:02}_{'RL'[k % 2]}.dcm"
+        write(tmp_path / name, hounsfield(k), **WINDOW, PatientID=named.format(k=k))
+    opened(validation=0.3, test=0.3)
+    assert ("keeps patients whole" in caplog.text) == told
+
+
 # Where the pixels lie
 
 
