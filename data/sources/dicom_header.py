@@ -71,6 +71,7 @@ def mend(about: Dataset, pixels: Pixels) -> Header:
     frame_bytes = _mend_frames(about, pixels, odd, otherwise)
     _mend_tables(about)
     _mend_rescale(about, odd, otherwise)
+    _mend_first_of_table(about, otherwise)
     _mend_window(about, odd, otherwise)
     padding = _padding(about, pixels, otherwise)
     return Header(about, pixels, _syntax(about, pixels), frame_bytes, padding, odd, otherwise)
@@ -237,6 +238,20 @@ def _mend_rescale(about: Dataset, odd: list[str], otherwise: list[str]) -> None:
         otherwise.append("rescale")
     if slope is not None or intercept is not None:
         about.RescaleSlope, about.RescaleIntercept = mended
+
+
+def _mend_first_of_table(about: Dataset, otherwise: list[str]) -> None:
+    """The first value that a VOI table maps has the sign of values after the rescale, which a
+    reader of implicit VR cannot know: beyond all values it is meant with its sign."""
+    if "ModalityLUTSequence" in about or "VOILUTSequence" not in about:
+        return
+    table = about.VOILUTSequence[0]
+    n, first, bits = (int(each or 0) for each in numbers(table, "LUTDescriptor"))
+    slope, intercept = about.get("RescaleSlope", 1), about.get("RescaleIntercept", 0)
+    stored = (1 << about.BitsStored - about.PixelRepresentation) - 1
+    if 1 << 15 <= first < 1 << 16 and first > stored * abs(slope) + intercept:
+        table.LUTDescriptor = [n, first - (1 << 16), bits]
+        otherwise.append("VOI table")
 
 
 def _is_table(item: Dataset) -> bool:

@@ -437,6 +437,32 @@ def test_frames_of_ybr_422_that_are_not_subsampled(tmp_path, opened):
     assert np.abs(np.asarray(opened().read_image(0))[..., 0] - red).max() <= 1
 
 
+TABLES = [  # first value as it is written, intercept, bits, the value that is meant
+    (64512, -1024, 12, -1024),
+    (64512, -1024, 16, -1024),
+    (65036, -1024, 12, -500),
+    (40000, -1024, 16, 40000),
+    (40000, 0, 16, 40000),
+    (1000, -1024, 12, 1000),
+]
+
+
+@pytest.mark.parametrize("first, intercept, bits, meant", TABLES)
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_the_first_value_of_a_table_has_the_sign_of_values(
+    tmp_path, gray, first, intercept, bits, meant, syntax
+):
+    stored = np.random.default_rng(0).integers(0, 2**bits, SHAPE).astype(np.uint16)
+    table = (np.linspace(0, 1, 4096) ** 2 * 4095).astype(np.uint16)
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [4096, first, 12])
+    item.add_new("LUTData", "OW", table.astype("<u2").tobytes())
+    tags = {"RescaleSlope": 1, "RescaleIntercept": intercept, "VOILUTSequence": Sequence([item])}
+    write(tmp_path / "x.dcm", stored, bits, syntax, **tags)
+    mapped = table[np.clip(stored.astype(int) + intercept - meant, 0, 4095)]
+    same(gray(), mapped / 4095 * 255)
+
+
 # Values that stand for none
 
 
