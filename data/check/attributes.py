@@ -23,6 +23,7 @@ DICOM_TAGS = {
     "bits stored": "BitsStored",
     "manufacturer": "Manufacturer",
 }
+NO_DEFECTS = ("body part", "view", "manufacturer")  # which differ within good sets, too
 
 
 def describe_image(path: Path) -> Attributes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.check.alike import copies_across, nearest
+from data.check.attributes import NO_DEFECTS
 from data.check.look import Looks
 from data.mask_pixels import are_masks
 from data.resize import Unfit
@@ -58,7 +59,11 @@ def find_suspicious(
     images = np.split(order, np.flatnonzero(np.diff(files[order])) + 1)
     firsts = [each[0] for each in images]
     texts: dict[str, Sequence[str] | np.ndarray] = {
-        **{name: [values[first] for first in firsts] for name, values in attributes.items()},
+        **{
+            name: [values[first] for first in firsts]
+            for name, values in attributes.items()
+            if name not in NO_DEFECTS
+        },
         "size": [f"{height}x{width}" for height, width in of_files.size],
         "colours": np.where(of_files.colour, "in colour", "gray"),
     }

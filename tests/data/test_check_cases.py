@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.check.__main__ import main
+from tests.helpers.dicom_files import write
 from tests.helpers.smooth_images import smooth
 
 MANY = 120
@@ -84,6 +85,24 @@ def test_one_odd_file_is_named(kind, tmp_path, capsys):
     with open(tmp_path / "out/images.csv") as table:
         remarks = {row["image"]: row["suspicious"] for row in csv.DictReader(table)}
     assert {Path(name).stem for name, remark in remarks.items() if remark} == {"047"}
+
+
+@pytest.mark.parametrize(
+    "tags, said",
+    [
+        ({"Manufacturer": "GE", "BodyPartExamined": "HEAD", "ViewPosition": "PA"}, None),
+        ({"Modality": "DX"}, "modality: DX 1; all others are CR"),
+    ],
+)
+def test_another_manufacturer_is_described_and_no_defect(tmp_path, capsys, tags, said):
+    usual = {"Manufacturer": "SIEMENS", "BodyPartExamined": "CHEST", "Modality": "CR"}
+    for k in range(40):
+        values = np.asarray(radiograph(k))
+        about = usual | (tags if k == 17 else {})
+        write(tmp_path / f"x/{k:02}.dcm", values, PatientID=f"P{k}", **about)
+    code, told = checked(tmp_path / "x", "data=dicom", "data.size=64", capsys=capsys)
+    assert code == bool(said) and (said or "Nothing is suspicious.") in told, told
+    assert "SIEMENS" in told
 
 
 def test_a_negative_is_found_among_radiographs(tmp_path, capsys):
