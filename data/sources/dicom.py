@@ -3,18 +3,15 @@
 import contextlib
 import logging
 import math
-import re
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_modality_lut, get_decoder
-from pydicom.uid import UID
+from pydicom.pixels import apply_modality_lut
 
 from data.common_range import OwnRange
 from data.decoding import told_as
@@ -24,15 +21,8 @@ from data.folder_reader import FolderReader
 from data.intensity import to_levels, value_range
 from data.pixel_shape import tell_of_oblong
 from data.sources.dicom_file import is_dicom, kind_of, open_header
-from data.sources.dicom_header import (
-    Header,
-    beyond_bits,
-    decoding_options,
-    mend,
-    read_header,
-    undeclared_padding,
-    used_bits,
-)
+from data.sources.dicom_header import Header, mend, read_header
+from data.sources.dicom_pixels import look_for_more_bits, read_pixels, undeclared_padding
 from data.sources.dicom_place import directions, pixel_height
 from data.sources.dicom_set import (
     tell_of_directions,
@@ -41,14 +31,13 @@ from data.sources.dicom_set import (
     tell_of_shared_ids,
     tell_of_windows,
 )
-from data.sources.dicom_windows import apply_palette, apply_window, how_shown, own_window
+from data.sources.dicom_windows import PALETTE, apply_window, how_shown, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError
 
 SUFFIXES = {".dcm", ".dicom", ".ima"}  # other files are DICOM where they begin as one
 BROKEN: dict[str, Any] = {"frames": 1, "patient": None}  # one frame, which fails where it is read
 MEASURED_FRAMES = 16  # of a file, for its range
-PALETTE = "PALETTE COLOR"
 MEASURED = (
     "in files without a window {low:g} is black and {high:g} white, measured over the {n} of them "
     "to train on; data.window=[CENTER,WIDTH] sets another"
@@ -198,7 +187,7 @@ def summarize(path: Path) -> dict[str, Any] | None:
         if pixels is None:
             return BROKEN | owner
         header = mend(about, pixels)
-        _look_for_more_bits(path, header)
+        look_for_more_bits(path, header)
         about = header.about
         return owner | {
             "frames": int(about.NumberOfFrames),
@@ -214,22 +203,6 @@ def summarize(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _look_for_more_bits(path: Path, header: Header) -> None:
-    """Adds to what is odd that BitsStored is wrong, which only the pixels show."""
-    about, found = header.about, []
-    if not header.plain_gray or about.BitsStored == about.BitsAllocated:
-        return
-    with contextlib.suppress(Exception):  # told when it is read
-        for frame in range(about.NumberOfFrames):
-            found.append(beyond_bits(_decode(path, frame, header), about) or 0)
-    if farthest := max(found, key=abs, default=0):
-        header.odd.append(
-            f"BitsStored is {about.BitsStored}, and values reach {farthest}: taken as they are "
-            "stored"
-        )
-        header.otherwise.append("BitsStored")
-
-
 def _hash_of(about: Dataset, tag: str) -> str | None:
     text = str(about.get(tag) or "").strip()
     return sha256_of([text])[:16] if text else None
@@ -243,69 +216,6 @@ def _summarize_padding(header: Header, padding: tuple[float, float]) -> dict[str
         "own window": float(np.asarray(own(values)).max()) if own else None,
         "inverted": about.PhotometricInterpretation == "MONOCHROME1",
     }
-
-
-def read_pixels(path: Path, frame: int, header: Header) -> tuple[np.ndarray, np.ndarray]:
-    """Stored values [H, W], or colours [H, W, 3] with palettes applied (0..255) and YBR turned to
-    RGB; and which of them stand for no value.
-
-    Raises:
-        UserError: where a decoder lacks, or pixels.
-    """
-    raw = _decode(path, frame, header)
-    stored = used_bits(raw, header.about) if header.plain_gray else raw
-    if header.about.PhotometricInterpretation == PALETTE:
-        return apply_palette(stored, header.about), np.zeros(stored.shape, bool)
-    return stored, _inside(raw, header.padding) | _inside(stored, header.padding)
-
-
-def _decode(path: Path, frame: int, header: Header) -> np.ndarray:
-    """As read_pixels, with all bits of gray that is not compressed, and without palettes."""
-    pixels, syntax = header.pixels, header.syntax
-    needed = math.ceil((frame + 1) * header.frame_bytes)
-    if not pixels.items and pixels.length < needed:
-        raise UserError(f"cut short: {pixels.length} bytes of pixels, and {needed} are needed")
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise UserError(f"encoded as {syntax.name}: save its frames as images") from None
-    with open(path, "rb") as file:
-        source: Any = file
-        if pixels.at is None:
-            source = pydicom.dcmread(file)[pixels.keyword].value
-        else:
-            file.seek(pixels.at)
-        options = decoding_options(header)
-        if header.plain_gray:
-            options["correct_unused_bits"] = False
-        try:
-            return decoder.as_array(source, index=frame, **options)[0]
-        except Exception as error:
-            raise (_not_decoded(syntax, error) if pixels.items else error) from error
-
-
-def _inside(values: np.ndarray, low_high: tuple[float, float] | None) -> np.ndarray:
-    if low_high is None:
-        return np.zeros(values.shape, bool)
-    return (low_high[0] <= values) & (values <= low_high[1])
-
-
-def _not_decoded(syntax: UID, error: Exception) -> Exception:
-    """What to install; error itself where nothing lacks."""
-    decoder = get_decoder(syntax)
-    missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
-    if not missing:
-        return error
-    known = (["pylibjpeg"], ["pyjpegls"])
-    packages = " ".join(next((names for names in missing if names[:1] in known), missing[0]))
-    if not decoder.is_available:
-        return UserError(
-            f"compressed as {syntax.name}, which needs a decoder: pip install {packages}"
-        )
-    return UserError(
-        f"compressed as {syntax.name}, which cannot be decoded here "
-        f"({' '.join(str(error).split())}); pip install {packages} may help"
-    )
 
 
 def measure_ranges(path: Path) -> list[OwnRange] | None:

@@ -4,7 +4,6 @@ or outside of the standard is mended or refused, before anything else reads it."
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
@@ -17,9 +16,6 @@ FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}  # bits
 GRAY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-FAR_BELOW_AIR = -1500  # Hounsfield units, of which air has -1000 and noise makes -1200
-PADDED = 0.01  # of the pixels, that no noise gives one value to
-OVERLAY_BIT = 0x0102  # element OverlayBitPosition of groups 6000, 6002, ...
 PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 
 
@@ -97,43 +93,6 @@ def decoding_options(header: Header) -> dict[str, Any]:
         tables = about.ExtendedOffsetTable, about.ExtendedOffsetTableLengths
         options["extended_offsets"] = tables
     return options
-
-
-def used_bits(raw: np.ndarray, about: Dataset) -> np.ndarray:
-    """Of integers that are not compressed those bits that HighBit and BitsStored say, moved to the
-    low end; they lie there already where no value needs others. about: mended."""
-    stored, high = about.BitsStored, about.HighBit
-    if raw.dtype.kind == "f" or about.BitsAllocated in (1, stored) or beyond_bits(raw, about):
-        return raw
-    if raw.min() >= 0 and raw.max() < 1 << stored:
-        high = stored - 1
-    return (raw << (about.BitsAllocated - 1 - high)) >> (about.BitsAllocated - stored)
-
-
-def beyond_bits(raw: np.ndarray, about: Dataset) -> int | None:
-    """The value farthest beyond what BitsStored allows, where it is BitsStored that is wrong; None
-    where no value is, or other bits are an overlay's: these are declared, or lie apart. A value
-    without the bits of its sign, as the standard has it, is not beyond."""
-    stored, signed = about.BitsStored, about.PixelRepresentation
-    low, high = int(raw.min()), int(raw.max())
-    if about.HighBit >= stored or -(signed << stored - 1) <= low <= high < 1 << stored - signed:
-        return None
-    others = int(np.bitwise_or.reduce(raw, None)) >> stored
-    others &= (1 << about.BitsAllocated - stored) - 1
-    in_a_row = others and not others & (others + 1)
-    if not in_a_row or _overlay_beside_values(about):
-        return None
-    return max(low, high, key=abs)
-
-
-def _overlay_beside_values(about: Dataset) -> bool:
-    """Whether an overlay is declared that lies in bits which hold no values.
-
-    Source: DICOM PS3.3 C.9.2, as it was until 2004.
-    """
-    bits = range(about.HighBit + 1 - about.BitsStored, about.HighBit + 1)
-    found = (whole(about, group << 16 | OVERLAY_BIT) for group in range(0x6000, 0x6020, 2))
-    return any(bit is not None and bit not in bits for bit in found)
 
 
 def _syntax(about: Dataset, pixels: Pixels) -> UID:
@@ -295,17 +254,3 @@ def _padding(about: Dataset, pixels: Pixels, otherwise: list[str]) -> tuple[floa
     if found[0] != given[0] or prefix:
         otherwise.append("padding")
     return min(found), max(found)
-
-
-def undeclared_padding(values: np.ndarray, about: Dataset) -> float | None:
-    """The value that stands for none in a CT which does not say so: the least, where it is far
-    below that of air and many pixels have it, such as all outside of the scanner's circle.
-
-    Args:
-        values: in Hounsfield units.
-    """
-    if not values.size or str(about.get("Modality") or "").strip().upper() != "CT":
-        return None
-    least = float(values.min())
-    many = np.count_nonzero(values == least) > PADDED * values.size
-    return least if least < FAR_BELOW_AIR and many else None

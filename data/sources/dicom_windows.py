@@ -10,6 +10,7 @@ from pydicom.pixels import apply_color_lut, apply_windowing
 
 from data.intensity import to_levels
 
+PALETTE = "PALETTE COLOR"
 NO_WINDOW, IN_COLOUR = "no window", "in colour"
 
 
@@ -78,7 +79,7 @@ def own_window(about: Dataset) -> Callable[[np.ndarray], Image.Image] | None:
 
 def how_shown(about: Dataset) -> Sequence[float] | str:
     """How the file says that it is shown, in short: its window, or a word. about: mended."""
-    if about.SamplesPerPixel > 1 or about.PhotometricInterpretation == "PALETTE COLOR":
+    if about.SamplesPerPixel > 1 or about.PhotometricInterpretation == PALETTE:
         return IN_COLOUR
     if own_window(about) is None:
         return NO_WINDOW
