@@ -67,7 +67,7 @@ def warn_of_renamed_classes(source: Sequence[str], target: Sequence[str], classe
 
 def tell_classes(dataset: Dataset, classes: int) -> None:
     """Logs the images' classes and how many images of each are trained on: "3 classes: A (40), B
-    (30), C (30)".
+    (30), C (30)"; a warning where the network is not told of them.
 
     Args:
         classes: of the network.
@@ -76,7 +76,8 @@ def tell_classes(dataset: Dataset, classes: int) -> None:
         return
     counts = np.bincount(dataset.labels[dataset.splits["train"]], minlength=len(dataset.classes))
     named = [f"{name} ({count})" for name, count in zip(dataset.classes, counts, strict=True)]
-    log.info(
+    log.log(
+        logging.INFO if classes else logging.WARNING,
         "%d classes: %s%s%s",
         len(named),
         ", ".join(named[:TOLD]),

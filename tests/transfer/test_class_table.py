@@ -4,7 +4,9 @@ their rows, names and meaning."""
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from tests.helpers import runs
 from tests.helpers.defaults import defaults
 from tests.helpers.transfers import Transfers, denoiser_of, folders, moved, weights
 from training import export_weights as export
+from transfer.class_names import tell_classes
 from transfer.merge_adapters import merged
 from transfer.trained_weights import load_weights, origin_of, source_of, start_of
 
@@ -390,3 +393,14 @@ def test_guidance_away_from_a_source_that_is_not_there(transfers, tmp_path):
             reference="source",
             source=str(run(transfers, "class_embedding", "train.label_dropout=0")),
         )
+
+
+def test_classes_that_the_network_is_not_told_of_are_a_warning_with_the_cure(caplog):
+    caplog.set_level(logging.INFO)
+    labels = np.array([0, 1, 1])
+    dataset = SimpleNamespace(classes=["cat", "dog"], labels=labels, splits={"train": [0, 1, 2]})
+    tell_classes(dataset, 2)
+    tell_classes(dataset, 0)
+    told, untold = caplog.records
+    assert (told.levelname, told.getMessage()) == ("INFO", "2 classes: cat (1), dog (2)")
+    assert untold.levelname == "WARNING" and "model.classes=auto tells it" in untold.getMessage()
