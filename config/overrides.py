@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from config.old_spelling import GONE, MEDMNIST, refuse_old_config, refuse_old_override
 from data.folder_layout import reader_for
-from runtime.as_typed import PLAIN, hydra_quoted
+from runtime.as_typed import PLAIN, hydra_quoted, with_letters_quoted
 from runtime.content import canonical
 from runtime.errors import UserError, near, one_message
 from runtime.hydra_private import parse_command_line, parse_overrides, set_values, split_cells
@@ -42,8 +42,8 @@ OmegaConf.register_new_resolver(
 
 def with_paths_as_given(arguments: Sequence[str]) -> list[str]:
     """A command line in which Hydra takes paths as they are: what names something that exists, and
-    in the place of a path what Hydra's grammar makes nothing of."""
-    return [_path_as_given(argument) for argument in arguments]
+    in the place of a path what Hydra's grammar makes nothing of; and letters such as ü anywhere."""
+    return [with_letters_quoted(_path_as_given(argument)) for argument in arguments]
 
 
 def _path_as_given(argument: str) -> str:

@@ -8,6 +8,7 @@ import yaml
 from hydra.errors import HydraException
 
 from data.folder_layout import reader_for
+from runtime.as_typed import with_letters_quoted
 from runtime.errors import UserError, near
 from runtime.hydra_private import parse_overrides
 
@@ -47,7 +48,9 @@ def _key_and_value(word: str) -> tuple[str, Any]:
     if key in ("data", "out"):
         return key, value
     try:
-        (override,) = parse_overrides([word], CONF.parent)  # as train.py reads it
+        (override,) = parse_overrides(
+            [with_letters_quoted(word)], CONF.parent
+        )  # as train.py reads it
     except HydraException as error:
         raise UserError(
             f"{error}\nQuote what has spaces, commas or brackets, twice: "

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from config.overrides import check_overrides, composed, with_paths_as_given
+from data.check.section import read_section
 from runtime.errors import UserError
 from tests.helpers import runs
 
@@ -84,6 +85,19 @@ def test_what_is_no_path_or_is_quoted_stays_hydras(tmp_path, monkeypatch):
         "out=a",
     ]
     assert with_paths_as_given(lines) == lines
+
+
+def test_letters_of_other_languages_are_taken_in_any_setting():
+    assert path_in("run.experiment", "run.experiment=größe") == "größe"
+    assert composed("sample", ["checkpoint=x", "label=Lungenentzündung"])["label"] == (
+        "Lungenentzündung"
+    )
+    assert path_in("data.exclude", "data.exclude=[é*,b]", "data=folder", "data.path=x") == [
+        "é*",
+        "b",
+    ]
+    _, section = read_section([".", "data=folder", "data.exclude=é*"])
+    assert section["exclude"] == "é*"
 
 
 def test_the_home_folder_is_found(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from config.overrides import CONF
-from runtime.as_typed import as_typed, hydra_quoted
+from runtime.as_typed import as_typed, hydra_quoted, with_letters_quoted
 from runtime.hydra_private import parse_overrides
 
 
@@ -49,3 +49,28 @@ def test_it_is_as_short_as_the_grammar_allows(value, typed):
     assert as_typed("data.exclude", value) == typed
     [word] = shlex.split(typed)
     assert read(word.replace("data.exclude", "key")) == value
+
+
+@pytest.mark.parametrize(
+    "written, value",
+    [
+        ("Lungenentzündung", "Lungenentzündung"),
+        ("une œdème ", "une œdème"),
+        ("l'œdème", "l'œdème"),
+        ("肺炎:1", "肺炎:1"),
+        ('"a, ü"', "a, ü"),
+        ("[ü b, 'c, é',d, 1]", ["ü b", "c, é", "d", 1]),
+        ("{train: größe/*, test:[é]}", {"train": "größe/*", "test": ["é"]}),
+        ("ü\\d+", "ü\\d+"),
+    ],
+)
+def test_letters_of_other_languages_are_taken_as_they_are(written, value):
+    assert read(with_letters_quoted(f"key={written}")) == value
+    assert with_letters_quoted(f"--config-dir={written}") == f"--config-dir={written}"
+
+
+def test_letters_of_other_languages_in_a_sweep():
+    [override] = parse_overrides([with_letters_quoted("key=ü,a é,x")], CONF)
+    assert [str(v).strip("'") for v in override.sweep_string_iterator()] == ["ü", "a é", "x"]
+    plain = ["seed=1", "seed=0,1", "key=[a,b]", "key=${oc.env:Ü}", "-m", "a='ü'", "ü"]
+    assert [with_letters_quoted(word) for word in plain] == plain
