@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from config.overrides import CONF, check_overrides, options, resolved, with_paths_as_given
+from config.overrides import CONF, as_hydra_takes, check_overrides, options, resolved
 from runtime.errors import one_message
 from runtime.log import log_to_terminal
 from runtime.requeue import leave
@@ -38,7 +38,7 @@ def start() -> None:
             flush=True,
         )
         sys.argv.append(f"+experiment={ALONE}")
-    sys.argv[1:] = with_paths_as_given(sys.argv[1:])
+    sys.argv[1:] = as_hydra_takes(sys.argv[1:])
     check_overrides("train", sys.argv[1:])
     with sweeping("train", sys.argv):
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()

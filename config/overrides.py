@@ -26,7 +26,13 @@ from data.folder_layout import reader_for
 from runtime.as_typed import PLAIN, hydra_quoted, with_letters_quoted
 from runtime.content import canonical
 from runtime.errors import UserError, near, one_message
-from runtime.hydra_private import parse_command_line, parse_overrides, set_values, split_cells
+from runtime.hydra_private import (
+    flags_first,
+    parse_command_line,
+    parse_overrides,
+    set_values,
+    split_cells,
+)
 from runtime.log import log_to_terminal
 
 # the last word of keys that hold paths, and of those in whose place nothing else can stand
@@ -38,6 +44,11 @@ ADDED = ("experiment", "sweep")  # groups that are not among the defaults
 OmegaConf.register_new_resolver(
     "images_are", lambda *readers, _root_: _root_.data._target_ in readers, replace=True
 )
+
+
+def as_hydra_takes(arguments: Sequence[str]) -> list[str]:
+    """The command line that was given, in the order and the quotes that Hydra needs."""
+    return flags_first(with_paths_as_given(arguments))
 
 
 def with_paths_as_given(arguments: Sequence[str]) -> list[str]:
@@ -203,7 +214,7 @@ def run_script(name: str, main: Callable[[dict[str, Any]], object]) -> None:
         log_to_terminal()
         main(resolved(config))
 
-    sys.argv[1:] = with_paths_as_given(sys.argv[1:])
+    sys.argv[1:] = as_hydra_takes(sys.argv[1:])
     check_overrides(name, sys.argv[1:])
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
 

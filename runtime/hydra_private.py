@@ -18,8 +18,14 @@ from omegaconf import DictConfig
 
 
 def parse_command_line(arguments: Sequence[str]) -> Namespace:
-    """Hydra's own flags, and the overrides among them."""
-    return get_args_parser().parse_args(list(arguments))
+    """Hydra's own flags, and the overrides before, between and after them."""
+    return get_args_parser().parse_intermixed_args(list(arguments))
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same command line as Hydra takes it, which wants no flag between overrides."""
+    overrides = parse_command_line(arguments).overrides
+    return [word for word in arguments if word not in overrides] + overrides
 
 
 def parse_overrides(lines: Sequence[str], conf: Path) -> list[Override]:

@@ -3,13 +3,16 @@ pinned ranges."""
 
 from importlib import metadata
 
+import pytest
 import submitit
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 from config.overrides import CONF
 from runtime.hydra_private import (
+    flags_first,
     parse_command_line,
     parse_overrides,
     replaced_job_results,
@@ -31,6 +34,22 @@ def test_the_versions_are_within_the_pinned_ranges():
 def test_flags_and_overrides_are_told_apart():
     asked = parse_command_line(["-m", "--cfg", "job", "seed=1", "transfer=lora"])
     assert asked.multirun and asked.cfg == "job" and asked.overrides == ["seed=1", "transfer=lora"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "seed=1 transfer=lora -m --cfg job",
+        "seed=1 -m transfer=lora --cfg job",
+        "-m seed=1 --cfg job transfer=lora",
+    ],
+)
+def test_flags_may_stand_anywhere(given):
+    arguments = flags_first(given.split())
+    assert arguments == ["-m", "--cfg", "job", "seed=1", "transfer=lora"]
+    asked = get_args_parser().parse_args(arguments)  # as Hydra itself reads them
+    assert asked.multirun and asked.cfg == "job" and asked.overrides == ["seed=1", "transfer=lora"]
+    assert parse_command_line(given.split()) == asked
 
 
 def test_overrides_by_hydras_grammar():
