@@ -27,10 +27,10 @@ def write_closest(
     train: Tensor,
     view: Callable[[np.ndarray], np.ndarray] = to_picture,
 ) -> None:
-    """closest.png, pairs of a generated image (left) and the training image nearest to it, with the
-    name of its file, and closest.json. First those that are so much nearer to it than to the next,
-    d1 / d2, as by distance alone flat images come first, which are near to all (Carlini et al.
-    2023).
+    """closest.png, pairs of a generated image (left) and the training image nearest to it, each
+    called so, with the name of its file, and closest.json. First those that are so much nearer to
+    it than to the next, d1 / d2, as by distance alone flat images come first, which are near to all
+    (Carlini et al. 2023).
 
     Args:
         generated: [N, H, W, C] uint8.
@@ -68,14 +68,15 @@ def write_closest(
 def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
     """(left, right, what stands below), [H, W, C] uint8 each -> one picture [H, W, 3]."""
     columns, lines = min(COLUMNS, len(pairs)), -(-len(pairs) // COLUMNS)
-    height, width = SIDE + 2 * TEXT + GAP, 2 * SIDE + 2 * GAP
+    height, width = SIDE + 3 * TEXT + GAP, 2 * SIDE + 2 * GAP
     picture = Image.new("RGB", (GAP + columns * width, GAP + lines * height), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=TEXT - 4)
     for n, (left, right, text) in enumerate(pairs):
         x, y = GAP + n % COLUMNS * width, GAP + n // COLUMNS * height
-        for k, pixels in enumerate((left, right)):
+        for k, (pixels, side) in enumerate(((left, "generated"), (right, "training"))):
             tile = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
             tile = ImageOps.contain(tile, (SIDE, SIDE), Image.Resampling.NEAREST)
             picture.paste(tile, (x + k * (SIDE + 2), y))
-        draw.text((x, y + SIDE + 1), text, "black", font)
+            draw.text((x + k * (SIDE + 2), y + SIDE + 1), side, "black", font)
+        draw.text((x, y + SIDE + 1 + TEXT), text, "black", font)
     return np.asarray(picture)

@@ -32,13 +32,25 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def captioned_grid(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """The same with a line of text below each image."""
-    zoom = max(1, SIDE // max(images.shape[1:3]))
+    """The same with text below each image, of as many lines as it has; of a line that is wider than
+    the image, which is enlarged for it to at least SIDE, its beginning and its end."""
+    zoom = -(-SIDE // max(images.shape[1:3]))
     tiles = images.repeat(zoom, 1).repeat(zoom, 2)
-    below = np.full((len(tiles), TEXT, *tiles.shape[2:]), 255, np.uint8)
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    below = np.full((len(tiles), lines * TEXT, *tiles.shape[2:]), 255, np.uint8)
     font = ImageFont.load_default(size=TEXT - 3)
-    for line, caption in zip(below, captions, strict=True):
-        strip = Image.fromarray(line[..., 0])
-        ImageDraw.Draw(strip).text((1, 0), caption, 0, font)
-        line[:] = np.asarray(strip)[..., None]
+    for strip, caption in zip(below, captions, strict=True):
+        picture = Image.fromarray(strip[..., 0])
+        draw = ImageDraw.Draw(picture)
+        for k, line in enumerate(caption.split("\n")):
+            draw.text((1, k * TEXT), _fitted(line, picture.width - 1, font), 0, font)
+        strip[:] = np.asarray(picture)[..., None]
     return grid(np.concatenate([tiles, below], axis=1))
+
+
+def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    kept, fitted = len(line), line
+    while kept and font.getlength(fitted) > width:
+        kept -= 1
+        fitted = f"{line[: -(-kept // 2)]}..{line[len(line) - kept // 2 :]}"
+    return fitted

@@ -34,7 +34,7 @@ from runtime.device import peak_memory
 from runtime.environment import device_name
 from runtime.errors import UserError
 from runtime.files import write_sealed
-from runtime.image_grid import grid
+from runtime.image_grid import captioned_grid, grid
 from runtime.log import RunLog
 from runtime.seeds import derive, generator
 from runtime.signals import Preempted, StopRequest
@@ -385,11 +385,13 @@ class Trainer:
 
     def _sample(self):
         """A grid [H, W, 1 or 3] uint8 from noise that is the same at every step and in every run;
-        classes in turn."""
-        n = self.run.samples
-        label = torch.arange(n, device=self.device) % (self.denoiser.network.classes or 1)
+        classes in turn, with their names."""
+        n, classes = self.run.samples, self.denoiser.network.classes
+        label = torch.arange(n, device=self.device) % (classes or 1)
         x0 = self._generate([derive("grid", k) for k in range(n)], label)
-        return grid(to_picture(to_uint8(x0).cpu().numpy(), self.config.shown))
+        pictures = to_picture(to_uint8(x0).cpu().numpy(), self.config.shown)
+        names = [self.dataset.classes[k] for k in label.tolist()] if classes else []
+        return captioned_grid(pictures, names) if names else grid(pictures)
 
     # keeping
 

@@ -24,7 +24,7 @@ from runtime.device import forget_peak, pick_device, repeat_bits
 from runtime.environment import describe, kept_precision
 from runtime.errors import UserError, together
 from runtime.files import locked, remove_leftovers, write_atomically, write_csv
-from runtime.image_grid import grid, png
+from runtime.image_grid import captioned_grid, grid, png
 from runtime.log import logged_to, recorded
 from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
@@ -171,7 +171,8 @@ def open_trainer(
     autocast = arithmetic(precision, device)
     dispatch.select(config.run.kernels, device)
     dataset = open_dataset(config.data, images, config.seed, Path(config.run.cache))
-    show_images(dataset, config.run.samples, directory / "images.png", config.shown)
+    told = dataset.classes if config.classes else []
+    show_images(dataset, config.run.samples, directory / "images.png", config.shown, told)
     tell_classes(dataset, config.classes)
     classes = saved.classes if saved else class_names(config, dataset.classes, origin)
     dataset = replace(dataset, classes=classes)
@@ -242,13 +243,20 @@ def start_denoiser(
 
 
 def show_images(
-    dataset: Dataset, count: int, path: Path, shown: Sequence[int] | None = None
+    dataset: Dataset,
+    count: int,
+    path: Path,
+    shown: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
 ) -> None:
     """A sheet of training images as the network will see them: where a wrong window, orientation or
-    crop is noticed."""
+    crop is noticed. classes: names that stand below the images."""
     if not path.exists():
         rows = spread(dataset.splits["train"], count, dataset.labels)
-        write_atomically(path, png(grid(to_picture(dataset.images[rows], shown))))
+        pictures = to_picture(dataset.images[rows], shown)
+        names = [classes[label] for label in dataset.labels[rows]] if classes else []
+        sheet = captioned_grid(pictures, names) if names else grid(pictures)
+        write_atomically(path, png(sheet))
         log.info(f"training images as the network sees them: {path}")
 
 

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.closest_pairs import write_closest
+from evaluation.closest_pairs import GAP, SIDE, TEXT, sheet, write_closest
 from evaluation.protocol import reference_images
 
 
@@ -27,3 +27,14 @@ def test_each_pair_names_the_training_file(tmp_path):
     assert {pair["generated"]: pair["train_name"] for pair in pairs} == {0: files[3], 1: files[5]}
     width, height = Image.open(tmp_path / "closest.png").size
     assert width > 2 * 2 * 96 and height > 96 + 2 * 12  # a second line below each pair
+
+
+def test_each_side_says_what_it_is():
+    dark = np.zeros((8, 8, 1), np.uint8)
+    picture = Image.fromarray(sheet([(dark, dark, "")])).convert("L")
+    expected = Image.new("L", picture.size, 255)
+    draw, font = ImageDraw.Draw(expected), ImageFont.load_default(size=TEXT - 4)
+    for x, side in ((GAP, "generated"), (GAP + SIDE + 2, "training")):
+        draw.text((x, GAP + SIDE + 1), side, 0, font)
+    below = (0, GAP + SIDE, *picture.size)
+    assert np.array_equal(picture.crop(below), expected.crop(below))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from config.run_config import RunConfig
@@ -22,6 +22,7 @@ from diffusion.samplers import ddim
 from diffusion.spacing import even_steps, trailing_steps
 from runtime.checkpoint import EMA, find
 from runtime.errors import UserError
+from runtime.image_grid import TEXT
 from runtime.seeds import derive
 from sampling import sample_to_folder as sample
 from tests.helpers import runs
@@ -404,3 +405,14 @@ def test_classes_that_the_network_is_not_told_of_are_a_warning_with_the_cure(cap
     told, untold = caplog.records
     assert (told.levelname, told.getMessage()) == ("INFO", "2 classes: cat (1), dog (2)")
     assert untold.levelname == "WARNING" and "model.classes=auto tells it" in untold.getMessage()
+
+
+def test_pictures_of_a_run_name_the_class_below_each_image(transfers):
+    """Of one image each, of the first class."""
+    strip = Image.new("L", (96, TEXT), 255)
+    ImageDraw.Draw(strip).text((1, 0), "bright", 0, ImageFont.load_default(size=TEXT - 3))
+    untold = transfers.run("train.steps=0", "model.classes=0")
+    for picture in ("images.png", "samples/samples_0000120.png"):
+        sheet = np.asarray(Image.open(transfers.source / picture).convert("L"))
+        assert np.array_equal(sheet[97 : 97 + TEXT, 1:97], np.asarray(strip))
+    assert Image.open(untold / "images.png").size == (120, 120)  # 8x8 and a line around, times 12
