@@ -10,12 +10,12 @@ from config.old_spelling import as_then
 from config.overrides import composed
 from config.sections import Precision
 from data.pixels import check_shown
-from diffusion.generate import as_made
+from diffusion.generate import as_made, steps_of
 from models.formats.published import SECTIONS
 from runtime.checkpoint import Which
 from runtime.config_schema import Settings
 from runtime.errors import UserError
-from sampling.pipeline import SampleRequest, load
+from sampling.pipeline import SampleRequest, class_labels, load
 from sampling.write_images import as_name, claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights
 
@@ -76,6 +76,9 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
     except ValueError as error:
         raise UserError(str(error)) from error
     model = replace(model, shown=settings.shown)
+    # refused before there is a folder
+    class_labels(settings.label, model.classes, [0], found.classes)
+    steps_of(config.schedule, settings.sampler)
     out = Path(settings.out) if settings.out else default_out(found, settings, sampler_config)
     what = {
         "weights": found.digests[settings.weights],

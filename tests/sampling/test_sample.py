@@ -217,6 +217,7 @@ def test_classes_in_turn_are_in_the_names_of_the_files_and_in_the_grid(tmp_path)
     [
         (["label=dgo"], "did you mean dog"),
         (["label=9"], "no such class"),
+        (["label=Katzenjämmer"], "label=Katzenjämmer: no such class"),
         (["n=0"], "at least 1"),
         (["n=few"], "error: n='few'"),
         (["sampler.steps=2000"], "between 1 and the schedule's 1000"),
@@ -230,6 +231,8 @@ def test_mistakes(run_directory, tmp_path, options, message):
     assert message in sample(
         f"checkpoint={run_directory}", f"out={tmp_path}/x", *options, fails=True
     )
+    # refused before there is a folder, but for eta, which the sampler itself judges
+    assert not [*tmp_path.iterdir()] or "eta" in options[0]
 
 
 def test_a_folder_of_an_earlier_heun_is_not_added_to(run_directory, tmp_path):
