@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from diffusion.clipping import clip_x0
 from diffusion.denoiser import Denoise, Prediction
@@ -54,6 +55,13 @@ def steps_of(schedule: NoiseSchedule, settings: SamplerSettings) -> list[int]:
             f"and these steps begin at {steps[0]}: use spacing=trailing."
         )
     return steps
+
+
+def bar_of_images(count: int, steps: int, **settings: Any) -> "tqdm[Any]":
+    """A progress bar of images, each as far as its steps are; update(1) is one step of one."""
+    form = "{l_bar}{bar}| {n:.1f}/{total:.0f} images [{elapsed}<{remaining}, {rate_fmt}]"
+    scale: dict[str, Any] = {"unit": " images", "unit_scale": 1 / steps, "bar_format": form}
+    return tqdm(total=count * steps, **scale, **settings)
 
 
 def as_made(

@@ -11,12 +11,11 @@ import numpy as np
 import tifffile
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.image_file import read_image_file
 from data.pixels import to_uint8
 from data.resize import in_bands
-from diffusion.generate import steps_of
+from diffusion.generate import bar_of_images, steps_of
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import read_json, write_atomically, write_json
@@ -46,7 +45,7 @@ def write_missing(out: Path, request: SampleRequest, model: Pipeline, frames: in
     evenly = np.linspace(0, len(steps) - 1, frames).round().astype(int)
     picked = {steps[i] for i in evenly}
     strip: list[Tensor] = []
-    with tqdm(total=len(missing) * len(steps), unit="step", disable=not missing) as bar:
+    with bar_of_images(len(missing), len(steps), disable=not missing) as bar:
 
         def on_step(numbers: Sequence[int], x0: Tensor, t: int) -> None:
             bar.update(len(numbers))

@@ -88,7 +88,7 @@ class Result:
         left = "" if self.finished or self.steps == math.inf else f" of {self.steps}"
         all_from = f", all from step {v['all_from']}" if v.get("all_from") else ""
         of_first = self.loss is not None and "held_out_grid" not in v
-        on_cpu = str(v.get("device")).startswith("cpu")
+        device = "CPU" if str(v.get("device")).startswith("cpu") else "GPU"
         hours = v.get("hours")
         return {
             "strategy": self.strategy,
@@ -97,7 +97,7 @@ class Result:
             "steps": MISSING if step is None else f"{step}{left}",
             "held-out loss": (MISSING if self.loss is None else f"{self.loss:.4f}")
             + " (of the first files)" * of_first,
-            "GPU-hours": MISSING if hours is None else f"{hours:.2f}" + " (CPU)" * on_cpu,
+            "hours": MISSING if hours is None else f"{hours:.2f} {device}-hours",
         }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from config.old_spelling import as_then
 from config.sections import TransferSettings
@@ -22,7 +21,7 @@ from data.pixels import to_uint8
 from data.resize import in_bands
 from data.settings import DataSettings
 from data.splits import draw_subset
-from diffusion.generate import SamplerSettings, generate, steps_of
+from diffusion.generate import SamplerSettings, bar_of_images, generate, steps_of
 from diffusion.samplers import ddim
 from diffusion.schedule import NoiseSchedule
 from diffusion.spacing import log_snr_steps
@@ -239,9 +238,9 @@ def _make(start: Start, missing: range, steps: int, batch_size: int, folder: Pat
             f"transfer.source_images.generated, steps={steps}: the source's schedule has only "
             f"{schedule.steps}."
         )
-    total = len(missing) * (len(steps_of(schedule, sampler)) - 1)
+    steps = len(steps_of(schedule, sampler)) - 1
     what = f"images of the source, {len(missing)} of {missing.stop}"
-    with tqdm(total=total, unit="step", delay=2, desc=what) as bar:
+    with bar_of_images(len(missing), steps, delay=2, desc=what) as bar:
         for first in range(0, len(missing), batch_size):
             numbers = missing[first : first + batch_size]
             label = torch.tensor([k % max(1, config.classes) for k in numbers], device=device)

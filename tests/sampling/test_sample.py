@@ -179,7 +179,7 @@ def test_classes_and_guidance(run_directory, tmp_path):
         assert np.abs(made[a][0] - made[b][0]).max() > 1, (a, b)
 
 
-def test_classes_in_turn_are_in_the_names_of_the_files_and_in_the_grid(tmp_path):
+def test_classes_in_turn_are_in_the_names_of_the_files_and_in_the_grid(tmp_path, capsys):
     """Below each image stands its class, as the font draws it; an image that an earlier version
     named without its class is not made again."""
     config = composed("train", [*TINY, "model.classes=3"])
@@ -204,6 +204,7 @@ def test_classes_in_turn_are_in_the_names_of_the_files_and_in_the_grid(tmp_path)
         "000002.png",
         "000003_cat.png",
     ]
+    assert "/3 images" in capsys.readouterr().err  # and no steps of them
     sheet = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
     tile, below = 64, 14  # 8 pixels, 8 times as large; the text
     text = Image.new("L", (96, below), 255)

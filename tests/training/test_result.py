@@ -15,6 +15,7 @@ from runtime.checkpoint import EMA, MODEL, OPTIMIZER, find
 from runtime.errors import UserError
 from tests.helpers import runs
 from tests.helpers.transfers import TINY, Transfers, weights
+from training.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,9 @@ def test_a_source_that_was_trained_anew_in_between(tmp_path):
         find(directory).step == 6
         and json.loads((directory / "source.json").read_text())["sha256"] == before
     )
+
+
+def test_hours_are_called_by_their_device_as_a_report_calls_them():
+    for device, named in (("cpu (x86_64)", "0.01 CPU-hours"), ("NVIDIA H100", "0.01 GPU-hours")):
+        assert Result(Path(), {}, {"hours": 0.01, "device": device}).cells()["hours"] == named
+    assert Result(Path(), {}, {}).cells()["hours"] == "-"
