@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from data.pixels import to_picture
 from evaluation.protocol import ReferenceImages
 from metrics.memorization import nearest
 from runtime.files import write_atomically, write_json
-from runtime.image_grid import png
+from runtime.image_grid import font_for, png
 
 PAIRS, COLUMNS = 12, 4
 SIDE, TEXT, GAP = 96, 16, 10  # in pixels of the sheet
@@ -70,13 +70,13 @@ def sheet(pairs: list[tuple[np.ndarray, np.ndarray, str]]) -> np.ndarray:
     columns, lines = min(COLUMNS, len(pairs)), -(-len(pairs) // COLUMNS)
     height, width = SIDE + 3 * TEXT + GAP, 2 * SIDE + 2 * GAP
     picture = Image.new("RGB", (GAP + columns * width, GAP + lines * height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=TEXT - 4)
+    draw = ImageDraw.Draw(picture)
     for n, (left, right, text) in enumerate(pairs):
         x, y = GAP + n % COLUMNS * width, GAP + n // COLUMNS * height
         for k, (pixels, side) in enumerate(((left, "generated"), (right, "training"))):
             tile = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
             tile = ImageOps.contain(tile, (SIDE, SIDE), Image.Resampling.NEAREST)
             picture.paste(tile, (x + k * (SIDE + 2), y))
-            draw.text((x + k * (SIDE + 2), y + SIDE + 1), side, "black", font)
-        draw.text((x, y + SIDE + 1 + TEXT), text, "black", font)
+            draw.text((x + k * (SIDE + 2), y + SIDE + 1), side, "black", font_for(side, TEXT - 4))
+        draw.text((x, y + SIDE + 1 + TEXT), text, "black", font_for(text, TEXT - 4))
     return np.asarray(picture)

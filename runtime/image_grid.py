@@ -3,11 +3,13 @@
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, TEXT = 96, 14  # in pixels of the picture
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -38,17 +40,25 @@ def captioned_grid(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     tiles = images.repeat(zoom, 1).repeat(zoom, 2)
     lines = 1 + max(caption.count("\n") for caption in captions)
     below = np.full((len(tiles), lines * TEXT, *tiles.shape[2:]), 255, np.uint8)
-    font = ImageFont.load_default(size=TEXT - 3)
     for strip, caption in zip(below, captions, strict=True):
         picture = Image.fromarray(strip[..., 0])
-        draw = ImageDraw.Draw(picture)
+        draw, font = ImageDraw.Draw(picture), font_for(caption, TEXT - 3)
         for k, line in enumerate(caption.split("\n")):
             draw.text((1, k * TEXT), _fitted(line, picture.width - 1, font), 0, font)
         strip[:] = np.asarray(picture)[..., None]
     return grid(np.concatenate([tiles, below], axis=1))
 
 
-def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def font_for(text: str, size: int) -> Font:
+    """Pillow's own, which has the letters of ASCII alone, or matplotlib's for others."""
+    if text.isascii():
+        return ImageFont.load_default(size=size)
+    from matplotlib import get_data_path  # takes a while
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def _fitted(line: str, width: int, font: Font) -> str:
     kept, fitted = len(line), line
     while kept and font.getlength(fitted) > width:
         kept -= 1

@@ -29,3 +29,9 @@ def test_several_lines_and_long_names_are_written_below_each_image():
 def test_small_images_are_wide_enough_for_words():
     assert captioned_grid(np.zeros((1, 64, 64, 3), np.uint8), ["a"]).shape[1] == 130
     assert grid(np.zeros((1, 64, 64, 3), np.uint8)).shape[1] == 66  # and alone as they were
+
+
+def test_letters_beyond_ascii_are_drawn_and_not_boxes():
+    images = np.zeros((1, 96, 96, 1), np.uint8)
+    drawn = {captioned_grid(images, [letter]).tobytes() for letter in "üéжλ"}
+    assert len(drawn) == 4  # boxes would be alike
