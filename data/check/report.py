@@ -5,6 +5,7 @@ import glob
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from data.settings import DataSettings
 from data.splits import spread
 from runtime.as_typed import as_typed
 from runtime.files import write_atomically
-from runtime.image_grid import grid, png
+from runtime.image_grid import captioned_grid, grid, png
 
 SHOWN = 64  # images on a sheet
 NAMED = 6  # values of an attribute
@@ -93,38 +94,49 @@ def write_files(
 ) -> list[Path]:
     """sheet.png and images.csv, and where something is suspicious suspicious.png."""
     out.mkdir(parents=True, exist_ok=True)
-    usual = spread(np.flatnonzero(looks.readable), SHOWN, np.asarray(reader.labels))
-    odd = dict.fromkeys(item for finding in found for case in finding.cases for item in case)
-    sheets = {"sheet.png": usual.tolist(), "suspicious.png": list(odd)[:SHOWN]}
-    written = []
-    for name, items in sheets.items():
-        if shown := _as_seen(reader, data, items):
-            write_atomically(out / name, png(grid(np.stack(shown))))
-            written.append(out / name)
-    table = _table(reader, looks, found).encode("utf-8", "surrogateescape")  # names as they are
+    usual = spread(np.flatnonzero(looks.readable), SHOWN, np.asarray(reader.labels)).tolist()
+    _, sheet = _as_seen(reader, data, usual)
+    written = {"sheet.png": grid(sheet)} if len(sheet) else {}
+    remarks = _remarks(found)
+    drawn, odd = _as_seen(reader, data, list(remarks)[:SHOWN])
+    if drawn:
+        names = [Path(reader.item_name(item)).name for item in drawn]
+        captions = [f"{name}\n{remarks[item][0]}" for name, item in zip(names, drawn)]
+        written["suspicious.png"] = captioned_grid(odd, captions)
+    for name, picture in written.items():
+        write_atomically(out / name, png(picture))
+    table = _table(reader, looks, remarks).encode("utf-8", "surrogateescape")  # names as they are
     write_atomically(out / "images.csv", table)
-    return [*written, out / "images.csv"]
+    return [*(out / name for name in written), out / "images.csv"]
 
 
-def _as_seen(reader: ImageReader, data: DataSettings, items: Sequence[int]) -> list[np.ndarray]:
-    """As the network will see them, but what is too small is enlarged."""
+def _remarks(found: Sequence[Finding]) -> dict[int, list[str]]:
+    """By item, all that is said of it; first the first item of each finding, then the second."""
+    items = [[(item, each.said) for case in each.cases for item in case] for each in found]
+    remarks: dict[int, list[str]] = {}
+    for item, said in filter(None, chain.from_iterable(zip_longest(*items))):
+        remarks.setdefault(item, []).append(said)
+    return remarks
+
+
+def _as_seen(
+    reader: ImageReader, data: DataSettings, items: Sequence[int]
+) -> tuple[list[int], np.ndarray]:
+    """Those of the items that can be drawn, and how the network will see them, [N, H, W, C]; but
+    what is too small is enlarged."""
     size, channels, _, *others = data.resizing
     seen: dict[int, np.ndarray] = {}
 
     def see(k: int) -> None:
         image = reader.read_image(items[k])
-        seen[k] = to_picture(to_array(image, size, channels, True, *others), data.shown)
+        seen[items[k]] = to_picture(to_array(image, size, channels, True, *others), data.shown)
 
     decode_all(see, len(items), "making the sheet", str)  # what fails is told already
-    return [seen[k] for k in sorted(seen)]
+    drawn = [item for item in items if item in seen]
+    return drawn, np.array([seen[item] for item in drawn])
 
 
-def _table(reader: ImageReader, looks: Looks, found: Sequence[Finding]) -> str:
-    remarks: dict[int, list[str]] = {}
-    for finding in found:
-        for case in finding.cases:
-            for item in case:
-                remarks.setdefault(item, []).append(finding.said)
+def _table(reader: ImageReader, looks: Looks, remarks: Mapping[int, Sequence[str]]) -> str:
     split_of = {item: split for split, items in reader.splits.items() for item in items}
     table = io.StringIO()
     rows = csv.writer(table)
