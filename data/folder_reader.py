@@ -47,7 +47,8 @@ class FolderReader(ImageReader):
             is nobody's stands for itself.
         settings: what else changes pixels.
         splits: the folder, or a list of folders, of each split, below root: {"train": "imagesTr"};
-            * stands for a folder that is then a class. {} for no splits; null: by their names.
+            * stands for a folder that is then a class; globs of files too: {"train": "train_*"}.
+            {} for no splits; null: by their names.
     """
 
     together = (

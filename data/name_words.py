@@ -12,7 +12,7 @@ def _listed(words: str) -> set[str]:
 # what says so anywhere in a name, in small letters
 MASKS = _listed(
     "mask masks seg segs segm segmentation segmentations labels labelmap labelmaps groundtruth "
-    "annotation annotations annot thumbnail thumbnails"
+    "annotation annotations annot anno thumbnail thumbnails"
 )
 PERHAPS_MASKS = _listed("label gt manual")  # where nothing but usual words stands beside it
 PLACES = _listed(  # say nothing of what is in a folder
@@ -21,10 +21,16 @@ PLACES = _listed(  # say nothing of what is in a folder
     "input inputs raw orig original new full all the fine coarse jpg "
     "jpeg png tif a b"
 )
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trainval"), "train"),
+SPLIT_NAMES = {  # of folders that are taken for splits
+    **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "holdout"), "test"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+SPLIT_WORDS = {  # of those that are asked about
+    **SPLIT_NAMES,
+    **dict.fromkeys(("trainval", "development", "trn", "训练", "训练集"), "train"),
+    **dict.fromkeys(("验证", "验证集"), "validation"),
+    **dict.fromkeys(("holdout", "eval", "evaluation", "tst", "测试", "测试集"), "test"),
 }
 SHORT = {"tr": "train", "vl": "validation", "ts": "test", "te": "test"}  # beside another word
 GLUED = re.compile(  # trainset, testimages
