@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runtime.as_typed import as_typed
@@ -16,18 +16,30 @@ CONTRASTS = (
     "bold|tof|ct|pet|mr|seg|mask|label"
 )
 PARTS = "slice|slc|frame|tile|patch|crop|z"
+# of TCGA, OASIS, ADNI and BreakHis
+ARCHIVES = r"tcga[-_]\w\w[-_]\w{4}|oas\d_?\d{4}|\d{3}_s_\d{4}|sob_[bm]_[a-z]+-\d+-\d+[a-z]*"
+VIEWS = "left|right|l|r|lt|rt|od|os|ap|pa|lateral|lat|frontal|cc|mlo"
+END = r"\.[^/.]*$"
 KINDS = {  # what files are of a patient: words, and how a path names the patient by them
     "images": (PATIENTS, r"(?<![a-z])(?:{words})[ _-]*\d+"),
-    "images of TCGA": ("tcga", r"{words}[-_]\w\w[-_]\w{{4}}"),
+    "images of BIDS": ("sub", r"(?<![a-z]){words}-[a-z]*\d[a-z\d]*"),
+    "images of a public archive": (ARCHIVES, r"(?<![a-z\d])(?:{words})"),
     "contrasts": (CONTRASTS, r"[^/]+(?=[/_-](?:{words})\.[^/]*$)"),
     "channels": ("000", r"[^/]+(?=_{words}\d\.[^/]*$)"),  # of nnU-Net
     "slices or parts": (PARTS, r"[^/]+?(?=[/ _-]+(?:{words})[ _-]*\d+[^/]*$)"),
     "numbered slices": ("", r"[^/]+(?=/\d+-\d+\.\w+$)"),  # of the Cancer Imaging Archive
     "images of one scan": (SCANS, r"(?<![a-z])(?:{words})[ _-]*\d+"),
-    "images of P1, P2 and so on": ("p", r"(?<![a-z]){words}\d+(?=[_-])"),
+    "images of P1, P2 and so on": ("p", r"(?<![^/]){words}\d+(?=[_-])"),
+    "images of P_0001, p10000032 and so on": ("p", r"(?<![a-z\d]){words}_?\d{{4,}}(?=[/_-])"),
+}
+PERHAPS = {  # as KINDS, of files that need not be of one patient
+    "the side or view": (VIEWS, r"[^/]*\d[^/]*?(?=(?:[ _-](?:{words}))+(?:[ _-]\d+)?" + END + ")"),
+    "the place of a patch": ("x", r"[^/]*\d[^/]*?(?=[ _-]{words}_?\d+[ _-]y_?\d+[^/]*$)"),
+    "the last number": ("", r"[^/]*\d[^/]*?(?=[ _-]\d{{1,5}}" + END + ")"),
 }
 IN_FOLDERS = ("slices or parts", "numbered slices")  # which may also be classes
 SHARE = 0.2  # of the files, that are of patients with several: fewer are an accident
+SHARE_PERHAPS, FEWEST = 0.5, 5  # that share of the files, and so many groups
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
@@ -59,7 +71,7 @@ def tell_patients(
     """A warning where names show several files of one patient, some of which are in two splits;
     with the regular expression for data.patient."""
     folders = {name.lower() for name in classes}
-    for kind, (words, form) in KINDS.items():
+    for kind, (words, form) in (KINDS | PERHAPS).items():
         pattern = form.format(words=words)
         found = [re.search(pattern, name, re.IGNORECASE) for name in names]
         patients = [match and match[0].lower() for match in found]
@@ -68,16 +80,38 @@ def tell_patients(
         are_classes = sizes.keys() <= folders
         if len(sizes) < 2 or several < SHARE * len(names) or (are_classes and kind in IN_FOLDERS):
             continue
+        if kind in PERHAPS and (are_classes or not _are_groups(names, found, sizes)):
+            continue
         if torn := _torn(names, patients, split_of):
             used = "|".join(w for w in words.split("|") if _uses(form.format(words=w), names))
             pattern = _fallback(form.format(words=used), all(found))
+            cure = f"{as_typed('data.patient', pattern)}{' data.classes=false' * are_classes}"
+            example = f"for one: {torn[0][0]} and {torn[0][1]}"
+            if kind in PERHAPS:
+                return (
+                    f"files whose names differ in {kind} alone are in more than one split: "
+                    f"{len(torn)} of {len(sizes)} groups; {example}. If those of a group are of "
+                    "one patient or scene, held-out numbers will look better than they are, and "
+                    f"{cure} keeps groups whole"
+                )
             return (
                 f"{kind} of one patient, by their names, are in more than one split: {len(torn)} "
                 f"of {len(sizes)} patients, so held-out numbers will look better than they are; "
-                f"for one: {torn[0][0]} and {torn[0][1]}. {as_typed('data.patient', pattern)}"
-                f"{' data.classes=false' * are_classes} keeps patients whole"
+                f"{example}. {cure} keeps patients whole"
             )
     return None
+
+
+def _are_groups(
+    names: Sequence[str], found: Sequence[re.Match[str] | None], sizes: Mapping[str, int]
+) -> bool:
+    """Whether there are many groups, and what differs in them is the same from group to group: a
+    number that goes on over all files tells none."""
+    ends = {name[match.end() :] for name, match in zip(names, found) if match}
+    several = sum(n for n in sizes.values() if n > 1)
+    return (
+        len(sizes) >= FEWEST and several >= SHARE_PERHAPS * len(names) and 2 * len(ends) <= several
+    )
 
 
 def _torn(

@@ -20,6 +20,7 @@ from data.dataset import open_dataset
 from data.file_cache import FileCache
 from data.folder_layout import reader_for
 from data.memory_map import open_memory_map
+from data.patient_names import find_patients, tell_patients
 from data.settings import DataSettings
 from data.sources.folder import Folder
 from data.sources.nifti import Nifti
@@ -327,7 +328,39 @@ PATIENTS = {  # names, how many patients
         + [f"well/IM-{k:04d}.png" for k in range(25)],
         30,
     ),
+    "bids of letters": ([f"sub-S{p:02d}/ses-{k}/x{k}.png" for p in range(9) for k in "123"], 9),
+    "oasis": (
+        [f"OAS1_{p:04d}_MR1_mpr-{k}_{j}.png" for p in range(9) for k in "12" for j in range(2)],
+        9,
+    ),
+    "adni": ([f"{p:03d}_S_{p:04d}_{k}.png" for p in range(9) for k in "123"], 9),
+    "breakhis": (
+        [f"SOB_B_A-14-{p}AB-{zoom}-001.png" for p in range(9) for zoom in (40, 100)],
+        9,
+    ),
+    "cbis": ([f"Calc_P_{p:05d}_LEFT_{v}.png" for p in range(9) for v in ("CC", "MLO")], 9),
+    "mimic": ([f"p10/p{p:08d}/s{k}/{p}{k}.png" for p in range(9) for k in "123"], 9),
 }
+GROUPS = {  # as PATIENTS, where names show no patients but groups
+    "nih": ([f"{p:08d}_{k:03d}.png" for p in range(9) for k in range(3)], 9),
+    "eyes": ([f"{p}_{side}.png" for p in range(20) for side in ("left", "right")], 20),
+    "oct": ([f"CNV/CNV-{p}-{k}.png" for p in range(1000, 1009) for k in range(3)], 9),
+    "slices": ([f"BraTS20_Training_{p:03d}_{k}.png" for p in range(9) for k in range(60, 63)], 9),
+    "uids": ([f"1.3.6.1.4.1.14519.{p}_{k}.png" for p in range(100, 109) for k in range(3)], 9),
+    "patches": (
+        [f"{p}/{k % 2}/{p}_idx5_x{k}_y{k}_class{k % 2}.png" for p in range(9) for k in range(4)],
+        9,
+    ),
+}
+
+
+@pytest.mark.parametrize("names, groups", GROUPS.values(), ids=GROUPS)
+def test_files_that_differ_in_an_end_alone_are_warned_of_with_the_expression(names, groups):
+    splits = [SPLITS[k % 3] for k, _ in enumerate(names)]
+    line = tell_patients(names, splits, ())
+    assert line and "alone are in more than one split" in line and ". If those of a group" in line
+    found = pasted(line.replace(", and data", " data"))["patient"]
+    assert len({*find_patients(str(found), names)}) == groups
 
 
 @pytest.mark.parametrize("names, patients", PATIENTS.values(), ids=PATIENTS)
@@ -356,12 +389,14 @@ def test_patients_that_names_show_are_warned_of_with_the_expression(
         [f"n0144076{c}/n0144076{c}_{k}.png" for c in range(3) for k in range(12)],
         [f"case_{k:04d}.png" for k in range(24)],
         [f"ISIC_{k:07d}.png" for k in range(24)],
+        [f"a_painting_of_p{k // 2}_{k}.png" for k in range(24)],
+        [f"IMG_2019010{k // 4}_1234{k:02d}.png" for k in range(24)],
     ],
-    ids=["numbers", "frames of a class", "imagenet", "one each", "isic"],
+    ids=["numbers", "frames of a class", "imagenet", "one each", "isic", "variants", "cameras"],
 )
 def test_images_that_are_numbered_are_no_patients(tmp_path, caplog, names):
     opened(write(tmp_path, *names, of=lambda k: noise(k, (8, 8))), validation=0.2, test=0.2)
-    assert "of one patient" not in caplog.text
+    assert "of one patient" not in caplog.text and "one split" not in caplog.text
 
 
 def test_patients_in_given_splits_are_warned_of_only_where_they_are_torn(tmp_path, caplog):
