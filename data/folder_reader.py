@@ -11,7 +11,6 @@ from data.deep_image import Ranges
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, Range
-from data.mask_names import tell_masks
 from data.patient_names import find_patients, tell_patients
 from data.split_folders import Given, splits_and_classes
 from data.splits import (
@@ -74,8 +73,6 @@ class FolderReader(ImageReader):
         self.root, self.name, self.file_cache = root, f"{kind} {root}", file_cache
         files = list(frames)
         names = [p.relative_to(root).as_posix() for p in files]
-        if masks := tell_masks(root, names):
-            log.warning(masks)
         whose = find_patients(patient, names) if patient is not None else map(patients.get, files)
         owners = [None if owner is None else f"patient {owner}" for owner in whose]
         found, class_names = splits_and_classes(root, names, classes, splits)

@@ -4,12 +4,13 @@ import glob
 import re
 from collections.abc import Collection, Sequence
 from fnmatch import translate
-from pathlib import Path
 
 from data.name_words import MASKS, PERHAPS_MASKS, PLACES, SPLIT_WORDS, stem_of, words_of
 from runtime.as_typed import as_typed
 
-QUICK = re.compile("mask|seg|label|gt|truth|annot|manual|thumb", re.IGNORECASE)
+QUICK = re.compile("mask|seg|label|gt|truth|anno|manual|thumb|superpixels", re.IGNORECASE)
+SIZED = re.compile(r"-\d+x\d+(?=\.\w+$)")  # as x-150x150.jpg beside x.jpg
+COPY = "copy of a size"  # in place of a word
 GLOBS = 6  # that a message names
 
 
@@ -31,23 +32,23 @@ def _mask_words(name: str) -> set[str]:
     return found | ({*ends[:1], *ends[-1:]} & PERHAPS_MASKS)
 
 
-def masks_among(names: Sequence[str]) -> list[str]:
-    """The paths that say so by a word that others lack: "with_mask" beside "without_mask" are
-    none."""
-    words = [_mask_words(name) for name in names]
+def masks_by_word(names: Sequence[str]) -> dict[frozenset[str], list[str]]:
+    """The paths that say so, by the words that say it and that others lack: "with_mask" beside
+    "without_mask" are none. {} where all do."""
+    words, known = [_mask_words(name) for name in names], {*names}
+    for name, its in zip(names, words):
+        if (original := SIZED.sub("", name)) != name and original in known:
+            its.add(COPY)
     common = set.intersection(*words) if words else set()
-    found = [name for name, its in zip(names, words) if its - common]
-    return found if len(found) < len(names) else []
+    found: dict[frozenset[str], list[str]] = {}
+    for name, its in zip(names, words):
+        if its - common:
+            found.setdefault(frozenset(its - common), []).append(name)
+    return found if sum(map(len, found.values())) < len(names) else {}
 
 
-def tell_masks(root: Path, names: Sequence[str]) -> str | None:
-    """A warning where names say that some files are no images to train on."""
-    if not (found := masks_among(names)):
-        return None
-    return (
-        f"{root}: {len(found)} of {len(names)} files are masks, label maps or thumbnails by their "
-        f"names, such as {found[0]}, and are trained on as images: {leave_out(found, names)}"
-    )
+def masks_among(names: Sequence[str]) -> list[str]:
+    return [name for found in masks_by_word(names).values() for name in found]
 
 
 def leave_out(found: Sequence[str], names: Sequence[str]) -> str:
@@ -82,4 +83,5 @@ def _candidates(name: str) -> list[str]:
     *folders, file = name.split("/")
     inside = [f"{'*/' if k else ''}{glob.escape(part)}/*" for k, part in enumerate(folders)]
     parts = re.findall(r"[_ .-]?[^\W\d_]+", stem_of(file))
-    return [*inside, *(f"*{part}*" for part in reversed(parts))]
+    sized = ["*-[0-9]*x[0-9]*"] if SIZED.search(file) else []
+    return [*inside, *sized, *(f"*{part}*" for part in reversed(parts))]

@@ -51,6 +51,15 @@ def likeness_to_mask(image: Levels) -> float:
     return float((apart >= apart.max() - near).sum() / (apart > near).sum())
 
 
+def flatness(image: Levels) -> float:
+    """The share of pixels that are equal to their neighbour: most in a mask, also of one with soft
+    edges, in many colours or saved as JPEG; few in a photograph."""
+    pixels = np.asarray(seen(image))
+    pixels = pixels[:: max(1, len(pixels) // LOOKED_AT)]
+    equal = pixels[:, 1:] == pixels[:, :-1]
+    return float(equal.reshape(*equal.shape[:2], -1).all(-1).mean()) if equal.size else np.nan
+
+
 def _is_label_map(values: np.ndarray, levels: np.ndarray) -> bool:
     """Whether few levels are labels, and not those of an image of little contrast, such as water:
     they lie apart, or their regions are connected."""

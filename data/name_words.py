@@ -12,9 +12,10 @@ def _listed(words: str) -> set[str]:
 # what says so anywhere in a name, in small letters
 MASKS = _listed(
     "mask masks seg segs segm segmentation segmentations labels labelmap labelmaps groundtruth "
-    "annotation annotations annot anno thumbnail thumbnails"
+    "annotation annotations annot anno superpixels thumbnail thumbnails"
 )
-PERHAPS_MASKS = _listed("label gt manual")  # where nothing but usual words stands beside it
+# where nothing but usual words stands beside it
+PERHAPS_MASKS = _listed("label gt manual thumb thumbs")
 PLACES = _listed(  # say nothing of what is in a folder
     "image images img imgs photo photos picture pictures frame frames scan scans slice slices "
     "volume volumes sample samples file files data dataset set sets split part fold stage task "

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data.file_cache import FileCache
 from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
+from data.named_masks import warn_of_masks
 from data.pixels import check_shown
 from runtime.config_schema import Settings, bind, check_arguments, make, resolve
 from runtime.content import sha256_of
@@ -101,6 +102,7 @@ class DataSettings(Settings):
             others = {*known, *reader.places}
             if own := {k: v for k, v in self.reader.keywords.items() if k not in others}:
                 reader.fingerprint = sha256_of([reader.fingerprint, own])
+            warn_of_masks(reader)
         return reader
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from config.overrides import CONF
 from data.dataset import open_dataset
 from data.file_cache import FileCache
 from data.folder_layout import reader_for
+from data.mask_names import masks_among
 from data.memory_map import open_memory_map
+from data.named_masks import warn_of_masks
 from data.patient_names import find_patients, tell_patients
 from data.settings import DataSettings
 from data.sources.folder import Folder
@@ -56,7 +58,9 @@ def write(root: Path, *names: str, of=noise) -> Path:
 
 
 def opened(root: Path, **settings) -> Folder:
-    return Folder(MEMORY, str(root), **settings)
+    source = Folder(MEMORY, str(root), **settings)
+    warn_of_masks(source)  # as DataSettings.open_reader
+    return source
 
 
 def split_of(source) -> dict[str, str]:
@@ -115,7 +119,8 @@ BY_NAME = {  # files, how many are no images, the glob
 
 @pytest.mark.parametrize("names, count, glob", BY_NAME.values(), ids=BY_NAME)
 def test_masks_that_names_tell_are_warned_of_with_the_setting(tmp_path, caplog, names, count, glob):
-    write(tmp_path, *names)
+    write(tmp_path, *{*names}.difference(masks_among(names)))
+    write(tmp_path, *masks_among(names), of=mask)
     opened(tmp_path, validation=0, test=0, splits={})
     line = warned(caplog, "masks, label maps or thumbnails by their names")
     assert f"{count} of {len(names)} files" in line
@@ -140,6 +145,54 @@ def test_masks_that_names_tell_are_warned_of_with_the_setting(tmp_path, caplog, 
 def test_names_that_only_sound_like_masks_are_not_warned_of(tmp_path, caplog, names):
     opened(write(tmp_path, *names), validation=0, test=0)
     assert "by their names" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["mask/1.png", "mask/2.png", "nomask/1.png"],
+        ["manual/1.png", "automatic/1.png"],
+        ["1_label.png", "1_bottle.png", "2_label.png"],
+        ["thumb/1.png", "index/1.png"],
+        ["x-24x24.png", "x.png"],
+    ],
+)
+def test_photographs_that_are_named_as_masks_are_not_warned_of(tmp_path, caplog, names):
+    opened(write(tmp_path, *names), validation=0, test=0)
+    assert "by their names" not in caplog.text
+
+
+def soft(seed: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask(seed, 48)).filter(ImageFilter.GaussianBlur(2)))
+
+
+def superpixels(seed: int) -> np.ndarray:
+    """Regions of 4 x 4 pixels, each of its own colour."""
+    return noise(seed, (12, 12, 3)).repeat(4, 0).repeat(4, 1)
+
+
+@pytest.mark.parametrize("kind", [soft, superpixels], ids=["soft edges", "many colours"])
+def test_masks_of_many_levels_are_still_told_by_their_names(tmp_path, caplog, kind):
+    write(tmp_path, "1.jpg", "2.jpg")
+    write(tmp_path, "1_mask.png", "2_mask.png", of=kind)
+    opened(tmp_path, validation=0, test=0)
+    assert "2 of 4 files" in warned(caplog, "by their names")
+
+
+@pytest.mark.parametrize(
+    "copies, glob",
+    [
+        (["0_thumb.png", "1_thumb.png"], "*_thumb*"),
+        (["0-12x12.png", "1-12x9.png"], "*-[0-9]*x[0-9]*"),
+    ],
+)
+def test_smaller_copies_are_told_as_thumbnails(tmp_path, caplog, copies, glob):
+    write(tmp_path, "0.png", "1.png")
+    write(tmp_path, *copies, of=lambda k: noise(k, (12, 12)))
+    opened(tmp_path, validation=0, test=0)
+    line = warned(caplog, "by their names")
+    assert "2 of 4 files" in line and pasted(line) == {"exclude": glob}
+    assert len(opened(tmp_path, validation=0, test=0, exclude=glob)) == 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -178,7 +231,7 @@ def test_label_maps_of_volumes_are_warned_of(tmp_path, caplog):
             (tmp_path / name).mkdir(exist_ok=True)
             image = nibabel.Nifti1Image(np.broadcast_to(voxels, (12, 12, 2)).copy(), np.eye(4))
             nibabel.save(image, tmp_path / name / f"c{k}{'_0000' * (name == 'imagesTr')}.nii.gz")
-    Nifti(MEMORY, str(tmp_path), validation=0, test=0)
+    warn_of_masks(Nifti(MEMORY, str(tmp_path), validation=0, test=0))
     line = warned(caplog, "by their names")
     assert "3 of 6 files" in line and pasted(line) == {"exclude": "labelsTr/*"}
     assert "imagesTr, labelsTr: taken for the folder train" in caplog.text
