@@ -11,6 +11,7 @@ from data.deep_image import Ranges
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, Range
+from data.odd_classes import listed, tell_classes
 from data.patient_names import find_patients, tell_patients
 from data.split_folders import Given, splits_and_classes
 from data.splits import (
@@ -87,6 +88,9 @@ class FolderReader(ImageReader):
         def of_items(of_files: Iterable[T]) -> list[T]:
             return [each for each, p in zip(of_files, files) for _ in frames[p]]
 
+        if self.classes:
+            for told in tell_classes(dict(zip(names, class_names)), dict(zip(names, hashes))):
+                log.warning(f"{self.name}: {told}")
         self.files = of_items(files)
         label = {name: k for k, name in enumerate(self.classes)}
         self.labels = of_items(label.get(name, 0) for name in class_names)
@@ -110,7 +114,7 @@ class FolderReader(ImageReader):
             log.warning(f"{self.name}: {line}")
         trained = {self.labels[i] for i in splits["train"]}
         if absent := sorted(set(self.labels) - trained):
-            names = ", ".join(self.classes[k] for k in absent)
+            names = listed([self.classes[k] for k in absent])
             log.warning(f"{self.name}: class {names} has no training images")
         return splits
 
@@ -133,7 +137,7 @@ class FolderReader(ImageReader):
             )
         found = strata(items, self.labels, groups)
         if alone := [k for k in sorted(found) if len(found[k]) == 1 < len(found)]:
-            names = " and of class ".join(self.classes[k] for k in alone)
+            names = listed([self.classes[k] for k in alone])
             log.warning(
                 f"{self.name}: all images of class {names} are of one patient, so they are to "
                 "train on and in no other split"
