@@ -31,6 +31,10 @@ READERS = {  # data=: suffixes
     "npz": (".npz",),
     "folder": SUFFIXES,
 }
+ARRAYS = (
+    " One .npz of all arrays is read: numpy.savez('images.npz', images=numpy.stack([numpy.load(f) "
+    "for f in FILES])), then data=npz data.path=images.npz."
+)
 LOOKED_AT = 1000  # files, of which the most frequent suffix says the reader
 
 Globs = str | Sequence[str] | None
@@ -161,11 +165,12 @@ def none_found(
     reader: str | None = None,
 ) -> UserError:
     """That a folder holds none of what was looked for, what it holds, and what reads that."""
+    arrays = any(file.suffix.lower() == ".npy" for file in others)
     beside = f"it has {len(others)} other files: {count_suffixes(others)}"
     return UserError(
         f"{given}: no {what} in it (looked for {', '.join(sorted(suffixes))}{known_by}; "
         f"{beside if others else 'it has no files'})."
-        + (f" {reader} reads such files." if reader else "")
+        + (f" {reader} reads such files." if reader else ARRAYS * arrays)
     )
 
 

@@ -20,7 +20,8 @@ LOOKED_AT = 16  # files that are named alike, and as many others
 PHOTOGRAPHS = 0.5  # are less flat: 0 to 0.4; maps of superpixels 0.67, other masks 0.8 or more
 ALIKE = 0.05  # in flatness, as drawings are to drawings
 SMALLER = 0.5  # thumbnails have at most this share of the others' pixels
-THUMBNAILS = {"thumb", "thumbs", COPY}  # which a hand has too, and photographs of a size
+THUMBS = {"thumb", "thumbs"}  # which a hand has too
+THUMBNAILS = {"thumbnail", "thumbnails", COPY}
 
 log = logging.getLogger("data")
 
@@ -44,9 +45,9 @@ def warn_of_masks(reader: FolderReader) -> None:
         return float(np.median(found)) if found else np.nan
 
     def are_images(words: frozenset[str], names: Sequence[str]) -> bool:
-        if words <= THUMBNAILS:
+        if words <= THUMBS:
             return typical(_pixels, names) > SMALLER * typical(_pixels, others)
-        if words & {"thumbnail", "thumbnails"}:
+        if words & THUMBNAILS:
             return False
         flat = typical(flatness, names)
         return flat < PHOTOGRAPHS or abs(flat - typical(flatness, others)) < ALIKE

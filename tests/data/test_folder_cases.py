@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_names_that_only_sound_like_masks_are_not_warned_of(tmp_path, caplog, na
         ["manual/1.png", "automatic/1.png"],
         ["1_label.png", "1_bottle.png", "2_label.png"],
         ["thumb/1.png", "index/1.png"],
-        ["x-24x24.png", "x.png"],
+        ["x-24x24.png", "y.png"],
     ],
 )
 def test_photographs_that_are_named_as_masks_are_not_warned_of(tmp_path, caplog, names):
@@ -354,6 +355,56 @@ def test_splits_that_are_given_wrongly(tmp_path):
     assert "there is no split trian" in refused(tmp_path, splits={"trian": "a"})
     assert "no folder to train on" in refused(tmp_path, splits={"test": "a"})
     assert "1 images lie beside" in refused(tmp_path, splits={"train": "a"})
+
+
+# Labels that contradict each other
+
+
+def test_classes_that_differ_in_case_alone_are_told(tmp_path, caplog):
+    opened(write(tmp_path, *(f"{c}/{c}{k}.png" for c in ("Cat", "cat", "dog") for k in range(3))))
+    assert "classes Cat and cat differ in capital letters alone" in caplog.text
+
+
+def test_the_same_image_in_two_classes_is_told_with_an_example(tmp_path, caplog):
+    write(tmp_path, *(f"{c}/{c}{k}.png" for c in ("a", "bb") for k in range(4)))
+    for k in range(2):
+        shutil.copy(tmp_path / f"a/a{k}.png", tmp_path / f"bb/copy{k}.png")
+    shutil.copy(tmp_path / "a/a0.png", tmp_path / "a/again.png")
+    opened(tmp_path, validation=0, test=0)
+    line = warned(caplog, "in more than one class: 2")
+    assert "a/a0.png" in line and "bb/copy0.png" in line
+
+
+def test_classes_without_training_images_are_named_a_few_and_counted(tmp_path, caplog):
+    write(tmp_path, "train/a/0.png", *(f"val/c{k:02d}/{k}.png" for k in range(40)))
+    opened(tmp_path, test=0)
+    line = warned(caplog, "no training images")
+    assert "c00" in line and "and 35 more" in line and len(line) < 300
+
+
+PATIENT_CLASSES = {
+    "words": [f"train/patient{p:05d}/study1/{k}.png" for p in range(8) for k in range(2)],
+    "numbers": [f"{p}/{k}/{p}_x{k}_y{k}.png" for p in range(8860, 8868) for k in range(2)],
+}
+
+
+@pytest.mark.parametrize("names", PATIENT_CLASSES.values(), ids=PATIENT_CLASSES)
+def test_classes_that_are_patients_are_told_with_the_setting(tmp_path, caplog, names):
+    write(tmp_path, *names)
+    opened(tmp_path, validation=0, test=0)
+    line = warned(caplog, "classes look like patients")
+    assert "8 classes" in line and pasted(line) == {"classes": False}
+
+
+@pytest.mark.parametrize("form", ["{}/{}.png", "{:05d}/00000_{:05d}.png", "n{0}/n{0}_{1}.png"])
+def test_classes_that_are_numbers_are_no_patients(tmp_path, caplog, form):
+    opened(write(tmp_path, *(form.format(c, k) for c in range(8) for k in range(2))), test=0)
+    assert "look like patients" not in caplog.text
+
+
+def test_a_folder_of_arrays_says_how_to_make_an_npz(tmp_path):
+    np.save(tmp_path / "0.npy", np.zeros((4, 4)))
+    assert "numpy.savez" in refused(tmp_path) and "data=npz" in refused(tmp_path)
 
 
 # Several images of one patient
