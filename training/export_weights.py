@@ -37,6 +37,7 @@ from runtime.errors import UserError
 from runtime.files import write_atomically, write_directory
 from sampling.pipeline import NULL_CLASS, class_number
 from training.config_checks import check_network
+from training.prune_checkpoints import keep_for
 from training.start_from_source import to_store
 from transfer.adapt_weights import without_classes
 from transfer.trained_weights import TrainedWeights, difference, origin_of
@@ -58,6 +59,7 @@ def export_difference(name: str, out: Path) -> None:
     content = difference(found, origin, names)
     if out.exists() and not (out.is_file() and out.read_bytes() == content):
         refuse_to_overwrite(out)
+    keep_for(Path(origin.get("found") or origin["path"]), out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     log.info(

@@ -19,6 +19,7 @@ from runtime import checkpoint
 from runtime.checkpoint import FILES
 from runtime.content import differences
 from runtime.errors import Misfit, UserError
+from training.prune_checkpoints import keep_for
 from transfer.adapt_weights import AT_ZERO, COPIED, Fit, planned_fit, summary
 from transfer.adapters import inject
 from transfer.class_names import warn_of_renamed_classes
@@ -114,6 +115,7 @@ def start_from(
             f"{directory} started from {before['path']}, and {origin['path']} holds other weights "
             "now. Put the source back, or give this run another run.directory."
         )
+    keep_for(found.path, directory)  # before it is read
     state, rows = fitted(config, denoiser.network, found)
     if left_without_classes(config, theirs):
         origin["null_row"] = "folded" if any(row.status == "folded" for row in rows) else "left out"

@@ -233,8 +233,9 @@ def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> Train
     try:
         found = load_weights(where, otherwise=config)
     except UserError as error:
+        why = error if elsewhere or Path(found_at).exists() else _why_gone(Path(found_at))
         raise UserError(
-            f"the source of this run is needed, and was in {origin['path']}: {error}\nIf it was "
+            f"the source of this run is needed, and was in {origin['path']}: {why}\nIf it was "
             "moved, move it back, or say where to: source=PATH."
         ) from error
     if found.digests["ema" if origin["weights"] == EMA else "model"] != origin["sha256"]:
@@ -248,6 +249,18 @@ def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> Train
             "version of this code did, and its start cannot be made again: train it anew."
         )
     return found
+
+
+def _why_gone(path: Path) -> str:
+    """What became of a source that was at path."""
+    steps = [found.step for found in checkpoint.all_checkpoints(path.parent)]
+    number = path.name.removeprefix("step_")
+    if number.isdigit() and steps and steps[-1] > int(number):
+        return (
+            "no checkpoint there any more. The run that it was of was trained further since, to "
+            f"step {steps[-1]}, and keeps its newest checkpoints alone."
+        )
+    return "no checkpoint there any more, it is gone."
 
 
 def downloaded_name(origin: Origin) -> str | None:
