@@ -1,5 +1,10 @@
 """How good, how new and how forgetful a run is: python evaluate.py --help"""
 
+from runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # also while the rest is imported, which takes seconds
+
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,11 @@
 """A checkpoint as a pipeline of diffusers, or as a small file on top of its source: python
 export.py --help"""
 
+from runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # also while the rest is imported, which takes seconds
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

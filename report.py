@@ -4,6 +4,11 @@ Prints a table and writes into that folder: report.html, one page that needs no 
 as report.md, with its plots in report_figures/; report.csv, a row for each run; and samples.png,
 the newest samples side by side."""
 
+from runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # also while the rest is imported, which takes seconds
+
 import sys
 from itertools import product
 from pathlib import Path
@@ -13,14 +18,14 @@ from reporting.report_pictures import side_by_side
 from reporting.runs import read_runs
 from reporting.table import OF_IMAGES
 from runtime.checkpoint import told_below
-from runtime.errors import UserError, near, one_message
+from runtime.errors import UserError, near, script
 from runtime.files import write_atomically, write_csv
 from runtime.log import table
 
 LEFT_OUT = ("precision", "density", "coverage")  # on the terminal, which is narrow
 
 
-@one_message
+@script
 def main(arguments: list[str]) -> None:
     if arguments in (["-h"], ["--help"]):
         print(__doc__)

@@ -1,5 +1,10 @@
 """Images from a checkpoint: python sample.py --help"""
 
+from runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # also while the rest is imported, which takes seconds
+
 from typing import Any
 
 from config.overrides import run_script

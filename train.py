@@ -1,5 +1,10 @@
 """Pretrains a diffusion model, or transfers one to another domain: python train.py --help"""
 
+from runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # also while the rest is imported, which takes seconds
+
 import logging
 import sys
 
@@ -7,10 +12,10 @@ import hydra
 from omegaconf import DictConfig
 
 from config.overrides import CONF, as_hydra_takes, check_overrides, options, resolved
-from runtime.errors import one_message
+from runtime.errors import one_message, script
 from runtime.log import log_to_terminal
 from runtime.requeue import leave
-from runtime.signals import Preempted
+from runtime.signals import Preempted, held
 from training import run
 from training.sweep import cell, sweeping
 
@@ -22,13 +27,14 @@ ALONE = "pretrain_demo"
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
     try:
-        cell(lambda: run.train(resolved(cfg)))
+        with held(False):
+            cell(lambda: run.train(resolved(cfg)))
     except Preempted as signal:
         log.info(f"stopped by {signal}; everything is saved, the same command continues")
         leave(signal.number)
 
 
-@one_message
+@script
 def start() -> None:
     if len(sys.argv) == 1:  # the small model, and a word on it
         print(
@@ -40,7 +46,7 @@ def start() -> None:
         sys.argv.append(f"+experiment={ALONE}")
     sys.argv[1:] = as_hydra_takes(sys.argv[1:])
     check_overrides("train", sys.argv[1:])
-    with sweeping("train", sys.argv):
+    with sweeping("train", sys.argv), held():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(main)()
 
 

@@ -25,7 +25,7 @@ from config.old_spelling import GONE, MEDMNIST, refuse_old_config, refuse_old_ov
 from data.folder_layout import reader_for
 from runtime.as_typed import PLAIN, hydra_quoted, with_letters_quoted
 from runtime.content import canonical
-from runtime.errors import UserError, near, one_message
+from runtime.errors import UserError, near, one_message, script
 from runtime.hydra_private import (
     flags_first,
     parse_command_line,
@@ -34,6 +34,7 @@ from runtime.hydra_private import (
     split_cells,
 )
 from runtime.log import log_to_terminal
+from runtime.signals import held
 
 # the last word of keys that hold paths, and of those in whose place nothing else can stand
 PATHS = {"path", "root", "from", "checkpoint", "source", "images", "train", "test"}
@@ -93,6 +94,7 @@ def groups() -> list[str]:
     return sorted(p.name for p in CONF.iterdir() if p.is_dir() and options(p.name))
 
 
+@held()
 def composed(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """A config by name and overrides, resolved, whether or not Hydra is running. What is chosen is
     composed once in a process; values are then set in a copy, by Hydra's own function: it takes ten
@@ -140,6 +142,7 @@ def _is_value(override: Override, known: Sequence[str]) -> bool:
     return key not in known or isinstance(override.value(), dict)
 
 
+@held()
 def resolved(config: DictConfig) -> dict[str, Any]:
     """As plain dicts and lists, every interpolation and ??? filled in or refused; 1e4 is 10000, and
     so a whole number."""
@@ -204,7 +207,7 @@ def _check_flags(config_name: str, arguments: Sequence[str], ours: Sequence[Over
             )
 
 
-@one_message
+@script
 def run_script(name: str, main: Callable[[dict[str, Any]], object]) -> None:
     """python NAME.py: checks the command line, composes conf/NAME.yaml with it, and calls main with
     that as plain dicts."""
@@ -212,11 +215,13 @@ def run_script(name: str, main: Callable[[dict[str, Any]], object]) -> None:
     @one_message
     def start(config: DictConfig) -> None:
         log_to_terminal()
-        main(resolved(config))
+        with held(False):
+            main(resolved(config))
 
     sys.argv[1:] = as_hydra_takes(sys.argv[1:])
     check_overrides(name, sys.argv[1:])
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
+    with held():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
 
 
 def is_multirun(asked: Namespace) -> bool:
@@ -261,6 +266,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         ) from error
 
 
+@held()
 def composed_keys(
     config_name: str, overrides: Sequence[str], hydra: bool = False
 ) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
+from runtime.signals import last_line, stoppable, told
 from runtime.terminal import guard_terminal
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+USER_ERROR = 2  # exit code
 # of a folder to write to, most often
 NOT_OURS = (
     errno.EACCES,
@@ -75,25 +76,34 @@ def message_of(error: BaseException) -> str | None:
 
 
 def one_message(main: Callable) -> Callable:
-    """How a script runs: it prints a UserError, or what the system refuses, as its message and
-    exits with 2, and after Ctrl-C with 130. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    """It prints a UserError, or what the system refuses, as its message and exits with 2, and where
+    it is stopped with 130 or 75. HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
     @wraps(main)
     def wrapped(*args, **kwargs):
         guard_terminal()
         try:
             return main(*args, **kwargs)
-        except KeyboardInterrupt:
-            print(
-                "\ninterrupted; what was finished stays, and the same command continues",
-                file=sys.stderr,
-            )
-            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            print(last_line(stop), end="", file=sys.stderr)
+            sys.exit(told(stop)[1])
         except (UserError, OSError) as error:
             message = message_of(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             print(f"error: {message}", file=sys.stderr, flush=True)
             sys.exit(USER_ERROR)
+
+    return wrapped
+
+
+def script(main: Callable) -> Callable:
+    """How a script runs: see one_message, and signals that ask it to stop are heeded."""
+
+    @one_message
+    @wraps(main)
+    def wrapped(*args, **kwargs):
+        with stoppable():
+            return main(*args, **kwargs)
 
     return wrapped

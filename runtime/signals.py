@@ -1,14 +1,19 @@
 """Being asked to stop: by a scheduler (SIGTERM, SIGUSR1, SIGUSR2), by Ctrl-C (SIGINT), by a
-terminal that is gone (SIGHUP, not under nohup), or because its time is up."""
+terminal that is gone (SIGHUP, not under nohup), or because its time is up. Imports nothing that
+takes long, as a script heeds signals before it imports the rest."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from runtime.time_limit import TimeLimit
 
+INTERRUPTED = 130  # exit code, after Ctrl-C
 PREEMPTED = 75  # exit code: saved, run the same command again (EX_TEMPFAIL)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 NO_LIMIT = TimeLimit(None)
@@ -25,6 +30,94 @@ class Preempted(Exception):
     def __init__(self, number: signal.Signals, why: str = ""):
         super().__init__(why or number.name)
         self.number = number
+
+
+class Stopped(KeyboardInterrupt):
+    """A script was asked to stop by this signal, outside of a StopRequest. As Ctrl-C, it is no
+    error that anything would catch."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number.name)
+        self.number = number
+
+
+def told(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """What to tell of it first, and the exit code."""
+    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    if number == signal.SIGINT:
+        return "interrupted", INTERRUPTED
+    return f"stopped by {number.name}", PREEMPTED
+
+
+def last_line(stop: KeyboardInterrupt) -> str:
+    return f"\n{told(stop)[0]}; what was finished stays, and the same command continues\n"
+
+
+def end_at_once() -> None:
+    """From here on a signal ends this process with one line: while a script imports, where there is
+    nothing to clean up, and again when it has ended."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        stop = Stopped(signal.Signals(number))
+        with contextlib.suppress(OSError):  # the terminal is gone
+            os.write(2, last_line(stop).encode())
+        os._exit(told(stop)[1])
+
+    _heed(end)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """While inside, a signal raises Stopped where it strikes, or where it is no longer held."""
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        if _hold.on and _hold.waiting is None:  # a second one acts at once
+            _hold.waiting = signal.Signals(number)
+        else:
+            _hold.waiting = None
+            raise Stopped(signal.Signals(number))
+
+    previous = _heed(strike)
+    try:
+        yield
+    finally:
+        _hold.waiting = None
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+
+class _Hold:
+    on = False
+    waiting: signal.Signals | None = None
+
+
+_hold = _Hold()
+
+
+@contextlib.contextmanager
+def held(on: bool = True) -> Iterator[None]:
+    """A signal waits for the end of this: for what Hydra and OmegaConf do, which is short, and in
+    which any exception may come out as another. on=False: a part of that in which it strikes."""
+    before, _hold.on = _hold.on, on
+    try:
+        _let_go()
+        yield
+    finally:
+        _hold.on = before
+    _let_go()
+
+
+def _let_go() -> None:
+    if _hold.waiting and not _hold.on:
+        number, _hold.waiting = _hold.waiting, None
+        raise Stopped(number)
+
+
+def _heed(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, Any]:
+    """Signals that are not ignored, as by nohup, and what handled them before."""
+    ignored = (signal.SIG_IGN, None)
+    heeded = [s for s in SIGNALS if signal.getsignal(s) not in ignored]
+    return {s: signal.signal(s, handler) for s in heeded}
 
 
 class StopRequest:

@@ -32,7 +32,7 @@ from config.run_config import RunConfig
 from runtime.as_typed import hydra_quoted
 from runtime.content import sha256_of
 from runtime.device import free_memory
-from runtime.errors import INTERRUPTED, Busy, UserError, message_of
+from runtime.errors import Busy, UserError, message_of
 from runtime.files import Damaged, locked, read_json, write_json
 from runtime.hydra_private import (
     parse_command_line,
@@ -42,7 +42,7 @@ from runtime.hydra_private import (
 )
 from runtime.log import log_to_terminal, table
 from runtime.requeue import is_job
-from runtime.signals import Preempted
+from runtime.signals import Preempted, held, told
 from training.result import Result, read_result
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,7 @@ def read_sweep(folder: Path) -> Sweep:
 @contextlib.contextmanager
 def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     """Around Hydra's main, for a command line that may ask for a sweep. Raises UserError before
-    anything runs; exits with 1 where cells failed, and with what Hydra exits with where a signal
-    stopped it."""
+    anything runs; exits with 1 where cells failed, with 75 or 130 where a signal stopped it."""
     asked = parse_command_line(argv[1:])
     if not is_sweep(config_name, asked):
         yield
@@ -142,13 +141,14 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
                 yield
         except NotSubmitted as error:
             raise UserError(str(error)) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            why, code = told(stop)
             on = (
                 "its jobs go on without this process" if elsewhere else "the same command continues"
             )
-            log.info(f"interrupted; {on}")
+            log.info(f"{why}; {on}")
             show_end(sweep)
-            sys.exit(INTERRUPTED)
+            sys.exit(code)
         except BaseException:
             show_end(sweep)
             raise
@@ -277,7 +277,8 @@ def jobs_watched(sweep: Sweep) -> Iterator[None]:
 
     def sent(submit: Callable[[Any, str], Any], executor: Any, command: str) -> Any:
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # the same, once more
+            # the same, once more
+            with held(False), contextlib.redirect_stderr(io.StringIO()):
                 return submit(executor, command)
         except (FailedJobError, OSError) as error:
             raise NotSubmitted(
@@ -292,7 +293,8 @@ def jobs_watched(sweep: Sweep) -> Iterator[None]:
     def noted(results: Callable[[Any], list[JobReturn]], job: Any) -> list[JobReturn]:
         number = next(numbers)
         try:
-            return results(job)
+            with held(False):
+                return results(job)
         except (UncompletedJobError, FailedJobError) as error:
             if sweep.record(number) is None:
                 # of an UncompletedJobError; the other ends as a traceback does

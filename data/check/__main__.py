@@ -28,7 +28,7 @@ from data.decoding import IN_A_FILE, list_broken
 from data.image_reader import ImageReader
 from data.settings import parse_data
 from data.splits import spread
-from runtime.errors import UserError, one_message
+from runtime.errors import UserError, script
 from runtime.log import log_to_terminal, recorded
 
 TRIED = 48  # images that are read to tell how long all will take
@@ -38,7 +38,7 @@ LONG = 10.0  # seconds, from which on it is told
 log = logging.getLogger("data")
 
 
-@one_message
+@script
 def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)

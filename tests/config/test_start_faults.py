@@ -11,7 +11,8 @@ import pytest
 
 from config.overrides import check_overrides
 from runtime.download import fetch, published
-from runtime.errors import INTERRUPTED, UserError, one_message
+from runtime.errors import UserError, one_message
+from runtime.signals import INTERRUPTED
 from tests.helpers import ROOT
 
 

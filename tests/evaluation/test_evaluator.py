@@ -33,8 +33,9 @@ from metrics.features.random import RandomConvolutional
 from metrics.kid import kid
 from runtime.checkpoint import EMA, find
 from runtime.environment import commit
-from runtime.errors import INTERRUPTED, UserError
+from runtime.errors import UserError
 from runtime.seeds import derive
+from runtime.signals import INTERRUPTED, PREEMPTED
 from tests.helpers.evaluations import few_evaluated
 from tests.helpers.runs import snapshot
 from tests.helpers.transfers import Transfers, folders
@@ -656,7 +657,10 @@ def test_images_that_are_not_those_of_the_run_are_refused(transfers, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_evaluation_says_that_it_can_go_on(transfers):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, PREEMPTED)]
+)
+def test_an_evaluation_that_is_stopped_says_that_it_can_go_on(transfers, number, code):
     """And neither shows a traceback nor loses an image."""
     run = transfers.target("full", "train.steps=4", "seed=9")
     command = [
@@ -673,14 +677,15 @@ def test_an_interrupted_evaluation_says_that_it_can_go_on(transfers):
     )
     while process.poll() is None and len(list(run.glob("generated/*/0*.png"))) < 4:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said = process.communicate()[1]
     assert (
-        process.returncode == INTERRUPTED
+        process.returncode == code
         and "the same command continues" in said
         and "Traceback" not in said
     )
     assert len(list(run.glob("generated/*/0*.png"))) >= 4
+    shutil.rmtree(run / "generated")
 
 
 def test_copies_by_pixels_are_found_without_held_out_images(transfers, tmp_path):

@@ -63,6 +63,16 @@ def test_each_cell_is_the_run_alone_and_again_it_is_skipped(undisturbed, tmp_pat
     assert {d: runs.snapshot(d) for d in directories.values()} == before
 
 
+def test_a_signal_between_two_cells_stops_the_sweep(tmp_path):
+    """While Hydra composes the next one."""
+    run = runs.launch(tmp_path, ["seed=0,1,2"], tiny=SWEEP)
+    run.until(r"\[1/3\] seed=0: finished")
+    os.kill(run.process.pid, signal.SIGTERM)
+    code, text = run.wait()
+    assert code == PREEMPTED and "2 of 3 cells are not finished" in text, text
+    assert text.count("stopped by SIGTERM") == 1 and "Traceback" not in text
+
+
 def test_a_signal_stops_the_sweep_and_the_same_command_continues(undisturbed, tmp_path):
     command = ["seed=0,1,2", "train.steps=24", "run.checkpoint_every=20"]
     run = runs.launch(tmp_path, command, tiny=SWEEP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from runtime.errors import INTERRUPTED, Busy, UserError
+from runtime.errors import Busy, UserError
+from runtime.signals import INTERRUPTED, PREEMPTED, Stopped
 from tests.helpers import runs
 from training import sweep
 
@@ -42,12 +44,21 @@ def test_a_second_driver_of_a_sweep_is_refused_and_spoils_nothing(tmp_path):
         assert not (folder / "0.json").exists()
 
 
-def test_an_interrupt_of_the_driver_is_one_line_and_130(tmp_path, capsys, caplog):
+@pytest.mark.parametrize(
+    ("stop", "why", "code"),
+    [
+        (KeyboardInterrupt(), "interrupted", INTERRUPTED),
+        (Stopped(signal.SIGTERM), "stopped by SIGTERM", PREEMPTED),
+    ],
+)
+def test_a_driver_that_is_stopped_is_one_line_and_130_or_75(
+    tmp_path, capsys, caplog, stop, why, code
+):
     caplog.set_level("INFO")
     with pytest.raises(SystemExit) as left, driven(tmp_path):
-        raise KeyboardInterrupt
-    assert left.value.code == INTERRUPTED
-    assert "interrupted; the same command continues" in caplog.messages
+        raise stop
+    assert left.value.code == code
+    assert f"{why}; the same command continues" in caplog.messages
     assert "not finished" in capsys.readouterr().out
 
 
