@@ -27,6 +27,14 @@ class AsDecoded:
         self.sizes[item] = height_width(image)
         self.likeness[item] = likeness_to_mask(image)
 
+    def of(self, item: int) -> tuple[list[int], float]:
+        """What was noted of an image, as JSON has it."""
+        return self.sizes[item].tolist(), float(self.likeness[item])
+
+    def take(self, item: int, size: list[int], likeness: float) -> None:
+        """What was noted of it by an earlier start."""
+        self.sizes[item], self.likeness[item] = size, likeness
+
     def tell(self, reader: ImageReader, size: tuple[int, int], fit: str) -> None:
         """To the log, of images that are scaled to this height and width."""
         if scaled := describe_scaling(self.sizes, size, fit):

@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,10 @@ class Heard:
                 self._texts.setdefault(key, text)
                 self._items.setdefault(key, set()).add(self._thread.item)
 
+    def told_of(self, item: int) -> list[str]:
+        with self._lock:
+            return [self._texts[key] for key, items in self._items.items() if item in items]
+
     def lines(self, name_of: Callable[[int], object], failed: Collection[int]) -> Iterator[str]:
         """Each warning, with the first item that it is of and how many others; not of items that
         failed, which say so themselves."""
@@ -61,6 +65,18 @@ class _Ear(logging.Handler):
 
 
 _ear = _Ear()
+
+
+def told_of(item: int) -> list[str]:
+    """What is heard now of an item."""
+    return [text for each in _ear.heard[-1:] for text in each.told_of(item)]
+
+
+def tell_again(texts: Iterable[str]) -> None:
+    """What an earlier start heard of the item that this thread is at."""
+    for text in texts:
+        for each in _ear.heard[-1:]:
+            each.add(text)
 
 
 @contextmanager

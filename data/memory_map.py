@@ -1,10 +1,11 @@
 """Images decoded once into a uint8 memory map, whose name is a hash of what made it."""
 
+import contextlib
 import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.as_decoded import AsDecoded
+from data.decoded_so_far import DecodedSoFar
 from data.decoding import decode_all, list_broken
 from data.file_cache import whole_stamp
 from data.image_reader import ImageReader
@@ -32,6 +34,7 @@ from runtime.files import (
     write_sealed,
 )
 from runtime.log import recorded
+from runtime.signals import Preempted
 
 DECODER = 4  # raise when to_array, or a reader, changes what it makes of a file
 BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
@@ -157,18 +160,23 @@ def _checksums(path: Path, stamp: tuple[int, ...]) -> list[int]:
 
 
 def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str, Any]:
-    """Builds the map and its record, all or nothing."""
+    """Builds the map and its record, all or nothing, but what a start that was stopped has done is
+    gone on from."""
     shape = (len(reader), *settings.height_width, settings.channels)
     seen = AsDecoded(len(reader))
-    aside = path.with_suffix(".partial")
+    aside, noted = path.with_suffix(".partial"), path.with_suffix(".partial.txt")
 
     def decode(item: int) -> None:
-        image = reader.read_image(item)
-        seen.note(item, image)
-        images[item] = to_array(image, *settings.resizing)
+        if so_far.has(item):
+            return
+        with so_far.noted(item):
+            image = reader.read_image(item)
+            seen.note(item, image)
+            images[item] = to_array(image, *settings.resizing)
 
-    try:
+    with _removed_unless_stopped(aside, noted), _full_disk_told(path):
         images = _reserve(aside, shape)
+        so_far = DecodedSoFar(noted, images, seen)
         with recorded() as said:
             failures = decode_all(decode, len(reader), f"decoding {reader.name}", reader.item_name)
             if not failures or settings.skip_broken:
@@ -191,12 +199,29 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
         os.replace(aside, path)  # before what says that it is whole: there may be one with gaps
         sync_directory(path.parent)
         write_sealed(path.with_suffix(".json"), about)
+    return about
+
+
+@contextlib.contextmanager
+def _removed_unless_stopped(*files: Path) -> Iterator[None]:
+    stopped = False
+    try:
+        yield
+    except (Preempted, KeyboardInterrupt):
+        stopped = True
+        raise
+    finally:
+        for file in files if not stopped else ():
+            file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise_if_full(error, path)
         raise
-    finally:
-        aside.unlink(missing_ok=True)
-    return about
 
 
 def _of_one_colour(images: np.ndarray, broken: Collection[int]) -> list[int]:
@@ -234,10 +259,15 @@ def _listed(reader: ImageReader, broken: Mapping[int, object], verdict: str) -> 
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Creates the array's file with its space taken: a full disk says so here, and not by a signal
-    while writing the map."""
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    images.flush()
+    """Opens the array's file that a start which was stopped has left, or else creates it, with its
+    space taken: a full disk says so here, and not by a signal while writing the map."""
+    try:
+        images = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError):  # there is none, or it is cut
+        images = None
+    if images is None or (images.shape, images.dtype) != (shape, np.uint8):
+        images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        images.flush()
     with open(path, "rb+") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
