@@ -15,7 +15,7 @@ from runtime.content import canonical, differences
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
-from training.result import Result, read_result
+from training.result import Result, images_follow, read_result
 from training.run_directory import IDENTITY
 from training.sweep import SWEEP, read_sweep
 
@@ -198,6 +198,12 @@ def missing(folder: Path, runs: Sequence[Run]) -> list[str]:
         for run in runs
         if run.result.loss is not None and run.came_to("held_out_grid") != GRID
     ]
+    if not images_follow([run.result for run in runs]):
+        lines.append(
+            "images were added, removed or changed between the runs (data.images): what these came "
+            "to compares within one set of images alone, also the held-out loss, as other images "
+            "are held out"
+        )
     for path in sorted(folder.glob(f"sweeps/*/{SWEEP}")):
         sweep = read_sweep(path.parent)
         for cell, record in zip(sweep.cells, sweep.records(), strict=True):
@@ -217,12 +223,19 @@ def unevaluated(folder: Path, runs: Sequence[Run]) -> list[str]:
     if common is None:
         return [f"no run is evaluated: {evaluate(folder)}"] if left else []
     arguments, lines = common.get("arguments", []), []
-    if left:
+    known = {run.result.images for run in runs if run.evaluation} | {""}
+    apart = [run for run in left if run.result.images not in known]
+    if left := [run for run in left if run not in apart]:
         names = ", ".join(run.name for run in left)
         what, where = f"{len(left)} runs ({names}) are", folder
         if len(left) == 1:
             what, where = f"{names} is", left[0].result.directory
         lines.append(f"{what} not evaluated under this protocol: {evaluate(where, arguments)}")
+    lines += [
+        f"{run.name} was trained on other images than the runs that are evaluated here: no "
+        "evaluation of it compares with theirs"
+        for run in apart
+    ]
     for run in runs:
         rule, judged = run.at("protocol.select"), run.at("checkpoint.step")
         now = run.came_to({"best": "best_step", "last": "step"}.get(rule, ""))
@@ -232,8 +245,9 @@ def unevaluated(folder: Path, runs: Sequence[Run]) -> list[str]:
                 + evaluate(run.result.directory, arguments)
             )
         for other in run.others:
-            apart = differences(other.content.get("protocol", {}), common.get("protocol", {}))
-            other_protocol = f"under another protocol ({'; '.join(apart[:3])})"
-            why = other_protocol if apart else "a newer one is here"
+            differing = differences(other.content.get("protocol", {}), common.get("protocol", {}))
+            told = ["other test images" if a.startswith("test: ") else a for a in differing]
+            other_protocol = f"under another protocol ({'; '.join(told[:3])})"
+            why = other_protocol if differing else "a newer one is here"
             lines.append(f"{run.name}: evaluation/{other.path.parent.name} is left out, {why}")
     return lines

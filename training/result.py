@@ -22,6 +22,7 @@ from training.run_directory import IDENTITY
 
 RESULT = "result.json"  # written at each evaluation
 MISSING = "-"
+IMAGES = "data.images"  # a setting that no command line has: which images there were
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Result:
         values: of result.json, {} where there is none yet.
         kind: a hash of all that decides its numbers but for the seeds, also of the images and of
             the source's weights, which no config has.
+        images: their fingerprint, "" where it is not known.
     """
 
     directory: Path
     config: dict[str, Any]
     values: dict[str, Any]
     kind: str = ""
+    images: str = ""
 
     @property
     def strategy(self) -> str:
@@ -77,6 +80,8 @@ class Result:
         settings = {path: value for path, value in found if path != "data.subset_seed"}
         # one text of a dozen numbers; it follows from it whether the network is told
         settings.pop("model.augmentations", None)
+        if self.images:
+            settings[IMAGES] = self.images[:8]
         if "model" not in self.config:  # a baseline, which was not trained
             return settings
         return settings | {"augmentation": RunConfig(self.config).augmentation.described()}
@@ -102,12 +107,12 @@ class Result:
 
 
 def read_result(directory: Path) -> Result:
-    config, values, kind = {}, {}, ""
+    config, values, kind, images = {}, {}, "", ""
     begin = "delete its directory and give the command of the run again"
     if (path := directory / IDENTITY).exists():
         config = read_json(path, begin)
         data = config.get("data", {}) | {"subset_seed": None}
-        kind = digest(config | {"seed": None, "data": data})
+        kind, images = digest(config | {"seed": None, "data": data}), data.get("images", "")
         # spelled out there, with every default, as no config is
         config.get("transfer", {}).pop("rules", None)
     if (path := directory / "config.yaml").exists():
@@ -116,7 +121,7 @@ def read_result(directory: Path) -> Result:
     if (path := directory / RESULT).exists():
         mend = "delete it; the next evaluation of the run writes it anew, or "
         values = read_sealed(path, mend + begin, unsealed=True)
-    return Result(directory, translate(config), values, kind)
+    return Result(directory, translate(config), values, kind, images)
 
 
 def _read_yaml(path: Path, mend: str) -> dict[str, Any]:
@@ -141,7 +146,8 @@ def _read_yaml(path: Path, mend: str) -> dict[str, Any]:
 
 def varied(results: Sequence[Result]) -> list[str]:
     """The settings in which these runs differ, but for those that come with their strategies: what
-    differs within one strategy, or between strategies that do not set it themselves."""
+    differs within one strategy, or between strategies that do not set it themselves. Which images
+    there were is one where no other setting tells."""
     values: dict[str, dict[str, set[str]]] = {}
     for r in results:
         for path, value in r.settings().items():  # a run that has not begun knows less of itself
@@ -154,7 +160,17 @@ def varied(results: Sequence[Result]) -> list[str]:
         within = any(len(found) > 1 for found in by_strategy.values())
         return within or len(set().union(*others)) > 1
 
-    return [path for path in sorted(values) if differs(path)]
+    told = [IMAGES] if images_follow(results) else []
+    return [path for path in sorted(values) if path not in told and differs(path)]
+
+
+def images_follow(results: Sequence[Result]) -> bool:
+    """Whether runs with the same settings of the data have the same images."""
+    found: dict[str, set[str]] = {}
+    for r in results:
+        about = {p: v for p, v in r.settings().items() if p.startswith("data.") and p != IMAGES}
+        found.setdefault(json.dumps(about), set()).update([r.images] if r.images else [])
+    return all(len(images) < 2 for images in found.values())
 
 
 def set_by(strategy: str) -> tuple[str, ...]:

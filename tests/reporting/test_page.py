@@ -752,7 +752,28 @@ def test_runs_of_one_seed_on_other_images_are_no_seeds_of_one_row(tmp_path):
         ("full", 2, 2),
         ("lora", 1, 1),
     ]
-    assert "| identity |" in (report.main([str(tmp_path)]) or (tmp_path / "report.md").read_text())
+    text = report.main([str(tmp_path)]) or (tmp_path / "report.md").read_text()
+    assert "| data.images |" in text and "\n**data.images = after**\n" in text
+
+
+def test_strategies_on_other_images_do_not_contend(tmp_path):
+    """An image was removed between them: another split, so that no number compares."""
+    for k, (strategy, images) in enumerate({"full": "a" * 64, "lora": "b" * 64}.items()):
+        directory = write_run(tmp_path, strategy, held_out_loss=0.07 - k / 100)
+        identity = json.loads((directory / "identity.json").read_text())
+        identity["data"]["images"] = images
+        (directory / "identity.json").write_text(json.dumps(identity))
+        content = evaluation(kid=0.02)
+        content["protocol"]["test"] = images
+        write_evaluation(directory, content, age=60 * k)
+    found = report.Report(tmp_path, read_runs(tmp_path))
+    assert [*found.panels] == ["data.images = aaaaaaaa", "data.images = bbbbbbbb"]
+    assert all(len(contenders) == 1 for contenders in found.panels.values())
+    missing = "\n".join(found.missing)
+    assert "lora-seed0-1 was trained on other images than the runs that are evaluated" in missing
+    assert "images were added, removed or changed between the runs (data.images)" in missing
+    assert "is left out, under another protocol (other test images)" in missing
+    assert "evaluate.py" not in missing
 
 
 @pytest.mark.parametrize(("real", "ranks"), [(0.45, False), (0.006, True), (0.02, True)])
