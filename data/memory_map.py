@@ -5,7 +5,7 @@ import logging
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from runtime.log import recorded
 from runtime.signals import Preempted
 
 DECODER = 4  # raise when to_array, or a reader, changes what it makes of a file
+HELD_OUT = "held out"  # in the record of a map
 BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
 
 log = logging.getLogger("data")
@@ -90,8 +91,19 @@ def decoded_before(fingerprint: str, settings: DataSettings, cache: Path) -> np.
         return None
 
 
-def same_images(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """How many images [N, H, W, C] two maps have in common, wherever they stand in them."""
+def held_out_before(fingerprint: str, settings: DataSettings, cache: Path) -> list[int] | None:
+    """Which of other images were not to train on, where that is still known."""
+    try:
+        found: list[int] | None = read_sealed(
+            _path(fingerprint, settings, cache).with_suffix(".json")
+        ).get(HELD_OUT)
+        return found
+    except (OSError, Damaged):
+        return None
+
+
+def same_images(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> int:
+    """How many images [H, W, C] two sets have in common, wherever they stand in them."""
     counts = [Counter(hash(image.tobytes()) for image in images) for images in (ours, theirs)]
     return (counts[0] & counts[1]).total()
 
@@ -192,6 +204,7 @@ def _decode(reader: ImageReader, settings: DataSettings, path: Path) -> dict[str
             "shape": shape,
             "broken": {item: str(failures[item]) for item in sorted(failures)},
             "one colour": _of_one_colour(images, failures),
+            HELD_OUT: sorted({*range(len(reader))}.difference(reader.splits["train"])),
             "said": [record.getMessage() for record in said if record.name == log.name],
             "bytes": aside.stat().st_size,
             "crc32": _checksums(aside, whole_stamp(aside)),

@@ -106,7 +106,7 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
             with StopAtOnce():
                 trainer = open_trainer(config, images, directory, saved, origin)
                 if not saved:
-                    tell_of_other_runs(directory, config, trainer.dataset.images)
+                    tell_of_other_runs(directory, config, trainer.dataset)
             trainer.train()
         log.info(f"finished: {directory}\n  samples: {directory / 'samples'}")
     return directory

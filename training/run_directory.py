@@ -12,9 +12,9 @@ import numpy as np
 
 from config.identity import digest, identity
 from config.run_config import RunConfig
-from data.dataset import check_subset
+from data.dataset import Dataset, check_subset
 from data.image_reader import ImageReader
-from data.memory_map import decoded_before, same_images
+from data.memory_map import decoded_before, held_out_before, same_images
 from runtime import checkpoint
 from runtime.checkpoint import Checkpoint
 from runtime.content import differences
@@ -166,13 +166,14 @@ def last_checkpoint(directory: Path, restart: bool) -> Checkpoint | None:
     return None
 
 
-def tell_of_other_runs(directory: Path, config: RunConfig, images: np.ndarray) -> None:
+def tell_of_other_runs(directory: Path, config: RunConfig, dataset: Dataset) -> None:
     """A word, before a run begins, on runs that could be meant instead: the same one under another
     name, or one that differs in nothing but its images.
 
     Args:
-        images: its own, decoded.
+        dataset: its own images.
     """
+    cache = Path(config.run.cache)
     ours = read_json(directory / IDENTITY)
     for path in sorted(Path(config.run.root).glob(f"*/*/{IDENTITY}")):
         other = path.parent
@@ -187,11 +188,13 @@ def tell_of_other_runs(directory: Path, config: RunConfig, images: np.ndarray) -
                 f"the same run is at {other}, {at}, under another name; this one begins anew"
             )
         elif other.parent == directory.parent and _but_images(theirs) == _but_images(ours):
-            before = decoded_before(theirs["data"]["images"], config.data, Path(config.run.cache))
-            if same := _told_same(before, images):
+            before = decoded_before(theirs["data"]["images"], config.data, cache)
+            if same := _told_same(before, dataset.images):
+                held_out = held_out_before(theirs["data"]["images"], config.data, cache)
                 log.warning(
                     f"another run of the same settings is at {other}, {at}; {same}. Images were "
                     "added, removed, renamed or changed since, so this is a new run"
+                    + _told_moved(before, held_out, dataset)
                 )
 
 
@@ -201,6 +204,24 @@ def _told_same(before: np.ndarray | None, images: np.ndarray) -> str:
         return "how many of its images are the same is unknown, as they are not in run.cache"
     count = same_images(before, images)
     return f"{count} of its {len(before)} images are the same" if count else ""
+
+
+def _told_moved(before: np.ndarray | None, held_out: list[int] | None, dataset: Dataset) -> str:
+    """How many images that another run held out this one trains on; nothing where none is."""
+    why = (
+        "do not compare between the two. A drawn split is drawn anew for other images; folders "
+        "train, val and test keep it (docs/data.md)"
+    )
+    if before is None or held_out is None:
+        return f". Where its split was drawn, numbers of held-out images {why}"
+    train = (dataset.images[row] for row in dataset.splits["train"])
+    count = same_images((before[row] for row in held_out), train)
+    if not count:
+        return ""
+    return (
+        f". {count} of the {len(held_out)} images that were held out there are training images "
+        f"here, so numbers of held-out images {why}"
+    )
 
 
 def _but_images(identity: dict[str, Any]) -> dict[str, Any]:

@@ -181,6 +181,31 @@ def told(caplog, word: str) -> list[str]:
     return [message for message in caplog.messages if word in message]
 
 
+def split_of(root: Path) -> tuple[set[str], set[str]]:
+    """The names of held-out images, and of those to train on."""
+    data = RunConfig(composed("train", ["data=folder", f"data.path={root}/images"])).data
+    reader = data.open_reader(root / "cache")
+    names = [path.relative_to(root / "images").as_posix() for path in reader.files]
+    train = {names[k] for k in reader.splits["train"]}
+    return {*names} - train, train
+
+
+def test_folders_keep_a_split_when_images_change(tmp_path, caplog):
+    for level, split in enumerate(("train", "val", "test"), 10):
+        folder = tmp_path / "images" / split / "dark"
+        folder.mkdir(parents=True)
+        for k in range(8):
+            ramp(k, 3 * level).save(folder / f"{k}.png")
+    run(tmp_path, steps=2)
+    (tmp_path / "images/train/dark/1.png").unlink()
+    run(tmp_path, steps=2)
+    (line,) = told(caplog, "another run")
+    assert line.endswith(
+        "23 of its 24 images are the same. Images were added, removed, renamed or "
+        "changed since, so this is a new run"
+    )
+
+
 def test_after_images_have_changed_the_run_that_is_there_is_named(trained, tmp_path, caplog):
     copied(trained, tmp_path)
     (other,) = tmp_path.glob("runs/custom/*-seed0-*")
@@ -193,6 +218,14 @@ def test_after_images_have_changed_the_run_that_is_there_is_named(trained, tmp_p
     (line,) = told(caplog, "another run")
     assert line.startswith(
         f"another run of the same settings is at {other}, step 4; 14 of its 16 images are the same"
+    )
+    (before, _), (_, train_now) = split_of(trained), split_of(tmp_path)
+    moved = (before - {"bright/0.png"}) & train_now
+    assert moved and line.endswith(
+        f"so this is a new run. {len(moved)} of the {len(before)} images that were held out there "
+        "are training images here, so numbers of held-out images do not compare between the two. A "
+        "drawn split is drawn anew for other images; folders train, val and test keep it "
+        "(docs/data.md)"
     )
     caplog.clear()
     run(tmp_path, steps=4)  # goes on: the run is known by now
