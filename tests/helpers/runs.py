@@ -169,8 +169,11 @@ def finish(root: Path, arguments: Sequence[str] = ()) -> Path:
 
 
 def copied(directory: Path, root: Path) -> Path:
-    """A finished run at another root, where the same command finds it."""
+    """A finished run at another root, where the same command finds it, and on which nothing
+    stands: another test may have started from the original."""
     shutil.copytree(directory.parents[2], root, dirs_exist_ok=True)
+    for note in root.glob("runs/*/*/checkpoints/needed_*"):
+        note.unlink()
     return directory_of(root)
 
 
