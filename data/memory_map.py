@@ -36,7 +36,7 @@ from runtime.files import (
 from runtime.log import recorded
 from runtime.signals import Preempted
 
-DECODER = 4  # raise when to_array, or a reader, changes what it makes of a file
+DECODER = 5  # raise when to_array, or a reader, changes what it makes of a file
 HELD_OUT = "held out"  # in the record of a map
 BLOCK = 1 << 24  # bytes of a map that have a checksum of their own
 

@@ -139,14 +139,12 @@ def _read_page(
             f"a TIFF of {bits} bits whose colours are {PHOTOMETRIC(page.photometric).name}{more}: "
             "save it as gray or RGB"
         )
-    try:
-        values = page.asarray()
-    except Exception as error:
-        return _read_undecoded(data, page, error)
-    image = _deep_tiff(page, values, extras, eight_bits)
+    values, orientation = _stored(data, page)
+    image = _deep_tiff(page, values, extras, eight_bits)._replace(orientation=orientation)
     if not hidden:
         return image
-    return image._replace(values=_without(image.values, nodata, mask), stored=values.dtype.name)
+    valued = None if mask is None else _as_turned(mask.asarray(), page, orientation)
+    return image._replace(values=_without(image.values, nodata, valued), stored=values.dtype.name)
 
 
 def _number(page: tifffile.TiffPage) -> int:
@@ -184,7 +182,6 @@ def _deep_tiff(
         values,
         eight_bits=eight_bits,
         inverted=page.photometric == PHOTOMETRIC.MINISWHITE,
-        orientation=page.tags.valueof(ORIENTATION, 1),
     )
     if tuple(extras) not in OPAQUE:
         return about._replace(bands=len(extras) > 0)
@@ -203,17 +200,15 @@ def _nodata(page: tifffile.TiffPage) -> float | None:
     return None
 
 
-def _without(
-    values: np.ndarray, nodata: float | None, mask: tifffile.TiffPage | None
-) -> np.ndarray:
-    """NaN where there is no value."""
+def _without(values: np.ndarray, nodata: float | None, valued: np.ndarray | None) -> np.ndarray:
+    """NaN where there is no value. valued: where there is one, not 0."""
     nothing = np.zeros(values.shape, bool)
     if nodata is not None:
         # as the file rounds it: -3.4028234663852886e+38 is the least float32
         kept = values.dtype.type(nodata) if values.dtype.kind == "f" else nodata
         nothing |= values == kept
-    if mask is not None:
-        nothing |= ~np.reshape(mask.asarray(), (*values.shape[:2], 1)).astype(bool)
+    if valued is not None:
+        nothing |= ~valued.reshape(*values.shape[:2], 1).astype(bool)
     exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
     return np.where(nothing, np.nan, values.astype(exact))
 
@@ -243,19 +238,41 @@ def _read_by_pillow(data: bytes, page: int, error: Exception | None) -> Image.Im
         raise
 
 
-def _read_undecoded(data: bytes, page: tifffile.TiffPage, error: Exception) -> DeepImage:
-    """What tifffile cannot decode: Pillow reads some of it, gray of 16 bits and floats, whole and
-    upright."""
-    if page.samplesperpixel == 1:
-        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
-            image.seek(_number(page))
-            image.load()
-            if image.mode[0] in "IF":
-                inverted = page.photometric == PHOTOMETRIC.MINISWHITE
-                return DeepImage(np.asarray(image), inverted=inverted)
-    if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
-        raise error
-    raise UserError(
-        f"a TIFF compressed by {tifffile.COMPRESSION(page.compression).name}: if it is whole, a "
-        f"package lacks: pip install imagecodecs ({error})"
-    )
+def _stored(data: bytes, page: tifffile.TiffPage) -> tuple[np.ndarray, int]:
+    """The numbers of a page, in the order of page.axes, and their orientation. What tifffile cannot
+    decode Pillow may, upright."""
+    try:
+        return page.asarray(), page.tags.valueof(ORIENTATION, 1)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            return _stored_by_pillow(data, page), 1
+        if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
+            raise
+        kind = tifffile.COMPRESSION(page.compression).name
+        raise UserError(
+            f"a TIFF compressed by {kind}: if it is whole, a package lacks: pip install "
+            f"imagecodecs ({error})"
+        ) from error
+
+
+def _stored_by_pillow(data: bytes, page: tifffile.TiffPage) -> np.ndarray:
+    """Raises ValueError for what Pillow reads otherwise than it is stored."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.seek(_number(page))
+        image.load()
+    values, bits = np.asarray(image), int(np.max(page.bitspersample))
+    whole = image.mode[0] in "IF" or (bits == 8 and image.mode in ("L", "LA", "RGB", "RGBA"))
+    divided = _extra_samples(page) == (1,)  # by the opacity that it was multiplied with
+    if not whole or divided or np.atleast_3d(values).shape[2] != page.samplesperpixel:
+        raise ValueError(f"{bits} bits in Pillow's mode {image.mode}")
+    if image.mode == "L" and page.photometric == PHOTOMETRIC.MINISWHITE:
+        values = 255 - values
+    if values.dtype.kind != "f":  # of 32 bits and of signed 8, Pillow has other types
+        values = values.astype(page.dtype)
+    return np.moveaxis(values, -1, 0) if page.axes == "SYX" else values
+
+
+def _as_turned(values: np.ndarray, page: tifffile.TiffPage, orientation: int) -> np.ndarray:
+    """As the numbers of a page that are upright already, where their orientation is 1."""
+    stored = page.tags.valueof(ORIENTATION, 1)
+    return values if orientation == stored else np.asarray(turned(Image.fromarray(values), stored))

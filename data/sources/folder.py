@@ -76,7 +76,7 @@ class Folder(FolderReader):
         self.ranges: Ranges = own_ranges
         if range_ is None:
             self.ranges = self.measure_ranges(
-                "range of an image, 3", measure_deep_ranges, MEASURED, MIXED
+                "range of an image, 4", measure_deep_ranges, MEASURED, MIXED
             )
         elif given:
             self.ranges = lambda parts: [given] * len(parts)

@@ -329,6 +329,63 @@ def test_a_mask_beside_the_image_says_where_it_has_a_value(full):
     assert np.abs(found[5:] - expected[-35:]).max() < 1e-2
 
 
+def literal_lzw(values: np.ndarray) -> bytes:
+    """Compressed by LZW without any string: tifffile has no encoder without imagecodecs."""
+    data, clear, end = values.tobytes(), 256, 257
+    codes = [c for at in range(0, len(data), 200) for c in (clear, *data[at : at + 200])] + [end]
+    bits = "".join(f"{code:09b}" for code in codes)
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def lzw(values: np.ndarray, *others: dict[str, Any], **settings: Any) -> bytes:
+    """A TIFF whose first page is. Written as one by zlib, and its tag changed."""
+    about = {"shape": values.shape, "dtype": values.dtype, "compression": "zlib"}
+    data = pages({"data": iter([literal_lzw(values)]), **about, **settings}, *others)
+    return data.replace(*(struct.pack("<HHIH", 259, 3, 1, code) for code in (8, 5)))
+
+
+PILLOWS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float32"]
+
+
+@pytest.mark.parametrize(
+    "kind, photometric",
+    [
+        *((kind, "minisblack") for kind in PILLOWS),
+        ("uint8", "miniswhite"),
+        ("uint16", "miniswhite"),
+    ],
+)
+def test_no_value_is_none_whoever_decompresses(kind, photometric):
+    """Pillow, where the package imagecodecs is not there, which is not required."""
+    values = random(40, 60, high=100).astype(kind)
+    limits = np.finfo(kind) if kind == "float32" else np.iinfo(kind)
+    expected = values[7:] if kind == "uint8" else own(values[7:])
+    expected = 255 - expected if photometric == "miniswhite" else expected
+    values[:7] = nothing = limits.max if kind.startswith("u") else limits.min
+    tags = {"photometric": photometric, "extratags": [(NODATA, "s", 0, str(nothing), True)]}
+    found = read(lzw(values, **tags))[..., 0]
+    assert not found[:7].any() and np.abs(found[7:] - expected).max() < 1e-2
+    assert np.array_equal(found, read(tiff(values, **tags, compression="zlib"))[..., 0])
+
+
+def test_no_value_in_colours_whoever_decompresses():
+    values = random(40, 60, 3)
+    values[:3] = 255
+    tags = {"photometric": "rgb", "extratags": [(NODATA, "s", 0, "255", True)]}
+    assert np.array_equal(read(lzw(values, **tags)), np.where(values == 255, 0, values))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_with_its_image_whoever_decompresses(orientation):
+    mask = np.ones(DEEP.shape, bool)
+    mask[:5, :7] = False
+    beside = {"data": mask, "subfiletype": 4}
+    turn = {"extratags": [(274, "H", 1, orientation, True)]}
+    expected = read(pages({"data": DEEP, **turn}, beside))
+    assert np.array_equal(read(lzw(DEEP, beside, **turn)), expected)
+
+
 # Of whom reads what
 
 
