@@ -1,12 +1,16 @@
 """One range of values for all files of a set, which none of them decides alone."""
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from data.intensity import LowHigh, fences, hull
+import numpy as np
+
+from data.intensity import LowHigh, fences, hull, value_apart, value_range
 from runtime.errors import UserError
 
 DIM = 8  # a file that fills less than an eighth of the range has less than 32 levels
@@ -21,12 +25,18 @@ class OwnRange(NamedTuple):
     Attributes:
         kind: the type that its numbers are stored in, such as uint16.
         padding: a value that was taken for none, though the file does not say so.
+        apart: see intensity.value_apart.
     """
 
     low: float
     high: float
     kind: str
     padding: float | None = None
+    apart: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, values: np.ndarray, kind: str, padding: float | None = None) -> "OwnRange":
+        return cls(*value_range(values), kind, padding, value_apart(values))
 
     @property
     def floats(self) -> bool:
@@ -46,6 +56,21 @@ class CommonRange(NamedTuple):
     plain: LowHigh
 
 
+class Apart(NamedTuple):
+    """A value of many pixels that leaves few levels to all others.
+
+    Attributes:
+        low, high: the range of the others.
+        share: of the pixels of the files that have it.
+    """
+
+    low: float
+    high: float
+    value: float
+    share: float
+    files: Sequence[Path]
+
+
 Measured = Mapping[Path, Sequence[OwnRange]]  # of each file its images
 
 
@@ -54,6 +79,12 @@ def of_cache(measured: Mapping[Path, Any]) -> Measured:
     return {
         path: [OwnRange(*each) for each in ranges] for path, ranges in measured.items() if ranges
     }
+
+
+def by_band(measured: Measured) -> list[Measured]:
+    """Of files whose images are bands, as many in each."""
+    bands = range(len(next(iter(measured.values()))))
+    return [{path: [ranges[k]] for path, ranges in measured.items()} for k in bands]
 
 
 def find_common_range(
@@ -73,6 +104,7 @@ def find_common_range(
     found, limits = _common_range(measured, trained)
     shown = f"{found.low:g} .. {found.high:g}"
     _tell_of_padding(name, measured)
+    warn_of_apart(name, [measured], trained, way_out)
     _warn_of_far(name, measured, _far_files(measured, limits), shown, way_out)
     _warn_of_dim(name, measured, found, way_out)
     return found
@@ -84,12 +116,12 @@ def find_ranges_of_bands(
     """As find_common_range, of files whose images are bands, as many in each, each of which has a
     range of its own. Little contrast in some is in the nature of bands."""
     _check_kinds(name, measured, way_out)
-    bands = range(len(next(iter(measured.values()))))
-    each_band = [{path: [ranges[k]] for path, ranges in measured.items()} for k in bands]
+    each_band = by_band(measured)
     found = [_common_range(band, trained) for band in each_band]
     far: dict[Path, LowHigh] = {}
     for band, (_, limits) in zip(each_band, found):
         far |= _far_files(band, limits)
+    warn_of_apart(name, each_band, trained, way_out)
     _warn_of_far(name, measured, far, "of a band", way_out)
     return [common for common, _ in found]
 
@@ -106,9 +138,50 @@ def _common_range(measured: Measured, trained: Collection[Path]) -> tuple[Common
     return CommonRange(*hull(near or wide), len(counted), plain), (lowest, highest)
 
 
+def _find_apart(measured: Measured, trained: Collection[Path]) -> Apart | None:
+    values = Counter(each.apart[0] for ranges in measured.values() for each in ranges if each.apart)
+    value = max(values, key=values.__getitem__, default=math.nan)
+    shares: dict[Path, float] = {}
+    others: dict[Path, list[OwnRange]] = {}
+    for path, ranges in measured.items():
+        for each in ranges:
+            if value in each.apart[:1]:
+                _, shares[path], low, high = each.apart
+                others.setdefault(path, []).append(OwnRange(low, high, each.kind))
+            elif value not in (each.low, each.high):  # else it holds little or nothing beside it
+                others.setdefault(path, []).append(each)
+    (black, white, *_), _ = _common_range(measured, trained)
+    if not black <= value <= white:  # of none, or of few files, which are named as far
+        return None
+    (low, high, *_), _ = _common_range(others, trained)
+    far = max(low - value, value - high) > high - low
+    return Apart(low, high, value, float(np.mean([*shares.values()])), [*shares]) if far else None
+
+
 def _far_files(measured: Measured, limits: LowHigh) -> dict[Path, LowHigh]:
     hulls = {path: _hull(ranges) for path, ranges in measured.items()}
     return {p: (a, b) for p, (a, b) in hulls.items() if a < limits[0] or limits[1] < b}
+
+
+def warn_of_apart(
+    name: str, bands: Sequence[Measured], trained: Collection[Path], way_out: str
+) -> None:
+    """Of a value that seems to stand for none and is not declared: nothing but the files can say
+    whether it does."""
+    found = [_find_apart(band, trained) for band in bands]
+    if not (first := next(filter(None, found), None)):
+        return
+    each_band = [each or _common_range(band, trained)[0] for each, band in zip(found, bands)]
+    low, high = hull((each.low, each.high) for each in each_band)
+    setting = way_out.split()[0].removesuffix(",")
+    setting = setting.replace("LOW,HIGH", f"{low:g},{high:g}")
+    setting = setting.replace("CENTER,WIDTH", f"{(low + high) / 2:g},{high - low:g}")
+    log.warning(
+        f"{name}: {first.share:.1%} of the pixels in {len(first.files)} of {len(bands[0])} files, "
+        f"for one {first.files[0]}, have the value {first.value:g}, far from all others, "
+        f"{first.low:g} .. {first.high:g}, to which it leaves few levels. If it stands for no "
+        f"value, declare that in the files, or choose: {setting}."
+    )
 
 
 def _hull(ranges: Sequence[OwnRange]) -> LowHigh:

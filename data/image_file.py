@@ -55,7 +55,7 @@ def measure_deep_ranges(path: Path) -> list[OwnRange] | None:
         return None
     if not isinstance(found, DeepImage) or found.eight_bits:
         return []
-    return [OwnRange(*low_high, found.kind) for low_high in own_ranges(found.parts)]
+    return [OwnRange.of(part, found.kind) for part in found.parts]
 
 
 @told_as("an image")

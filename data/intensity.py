@@ -37,6 +37,7 @@ TAILS = (0.001, 0.999)  # a hot pixel, a metal clip or a burnt-in label must not
 REACH = 2.5  # typical ranges that others may reach beyond it
 OUTER = 3  # interquartile ranges between a quartile and its outer fence
 DRAWN = 1 << 20  # values that a quantile is taken from, where there are more
+LABELS = 16  # different values, of which so few are labels
 
 
 def of_bytes(pixels: np.ndarray) -> Levels:
@@ -74,9 +75,7 @@ def value_range(values: np.ndarray) -> LowHigh:
     What is not finite does not count; (0, 0) where nothing is. Of more than a million values, a
     million are drawn, always the same.
     """
-    values = values.ravel()
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values)]
+    values = _finite(values)
     if not values.size:
         return 0.0, 0.0
     drawn = values
@@ -86,6 +85,29 @@ def value_range(values: np.ndarray) -> LowHigh:
     if low == high:
         low, high = values.min(), values.max()
     return float(low), float(high)
+
+
+def value_apart(values: np.ndarray) -> list[float]:
+    """A value that takes more than half of the levels from all others and is so frequent that it
+    is in value_range, as -9999 where there is no value: it, its share of the values, and the range
+    of the others. [] where none is, and where the others are labels."""
+    values = _finite(values)
+    if not values.size:
+        return []
+    low, high = float(values.min()), float(values.max())
+    middle = low / 2 + high / 2
+    for value, beside in ((low, values <= middle), (high, values >= middle)):
+        n = np.count_nonzero(beside)
+        if n > TAILS[0] * values.size and n == np.count_nonzero(values == value):
+            others = values[~beside]
+            if len(np.unique(others[:: 1 + others.size // DRAWN])) > LABELS:
+                return [value, float(n / values.size), *value_range(others)]
+    return []
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    values = values.ravel()
+    return values[np.isfinite(values)] if values.dtype.kind == "f" else values
 
 
 def hull(ranges: Iterable[Sequence[float]]) -> LowHigh:

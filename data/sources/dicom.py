@@ -18,7 +18,7 @@ from data.decoding import told_as
 from data.file_cache import FileCache
 from data.folder_layout import find_files, tell_of_odd
 from data.folder_reader import FolderReader
-from data.intensity import to_levels, value_range
+from data.intensity import to_levels
 from data.pixel_shape import tell_of_oblong
 from data.sources.dicom_file import is_dicom, kind_of, open_header
 from data.sources.dicom_header import Header, mend, read_header
@@ -117,7 +117,7 @@ class Dicom(FolderReader):
             *([window], splits),
         )
         if window is None:
-            self.range = self.measure_range("range of a DICOM file, 3", measure_ranges, MEASURED)
+            self.range = self.measure_range("range of a DICOM file, 4", measure_ranges, MEASURED)
         otherwise = {what for about in kept.values() for what in about.get("otherwise", [])}
         if any(
             self._shows_padding(about["padding"]) for about in kept.values() if about.get("padding")
@@ -233,8 +233,7 @@ def measure_ranges(path: Path) -> list[OwnRange] | None:
             stored, padded = read_pixels(path, frame, header)
             values = apply_modality_lut(stored, about)[~padded]
             padding = undeclared_padding(values, about)
-            low_high = value_range(values[values != padding])
-            ranges.append(OwnRange(*low_high, stored.dtype.name, padding))
+            ranges.append(OwnRange.of(values[values != padding], stored.dtype.name, padding))
         return ranges
     except Exception:  # told when it is read
         return None

@@ -3,19 +3,20 @@
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import nibabel
 import numpy as np
 
+from data.common_range import OwnRange, by_band, warn_of_apart
 from data.decoding import told_as
 from data.deep_image import DeepImage
 from data.file_cache import FileCache
 from data.folder_layout import find_files, tell_of_odd
 from data.folder_reader import FolderReader
-from data.intensity import Levels, check_range, value_range
+from data.intensity import Levels, check_range, value_apart, value_range
 from data.pixel_shape import tell_of_oblong
 from data.recent import Recent
 from data.sources.contrasts import group_by_contrast
@@ -25,7 +26,7 @@ from runtime.errors import UserError
 SUFFIXES = (".nii", ".nii.gz")
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of axes to the right, to the front and up
 # one slice, which fails where it is read
-BROKEN: dict[str, Any] = {"slices": [0], "depth": 1, "range": [0, 0]}
+BROKEN: dict[str, Any] = {"slices": [0], "depth": 1, "range": [0, 0], "apart": [[]]}
 OTHERS = "; nibabel.save(nibabel.load(FILE), NII_GZ) turns .img, .mgz, .mnc and others into them"
 KEPT = 3  # volumes in memory while slices are decoded in their order
 
@@ -112,13 +113,15 @@ class Nifti(FolderReader):
         super().__init__(
             file_cache, root, frames, {}, validation, test, patient, classes, settings, splits
         )
+        if range_ is None:
+            self._warn_of_apart(volumes)
 
     def _summaries(
         self, file_cache: FileCache, path: str, files: Sequence[Path], axis: str
     ) -> dict[Path, dict[str, Any]]:
         """What a start needs of each image, by its first file."""
         known = file_cache.look_up(
-            files, f"NIfTI volume across {axis}, 4", lambda file: summarize_volume(file, AXES[axis])
+            files, f"NIfTI volume across {axis}, 5", lambda file: summarize_volume(file, AXES[axis])
         )
         about = {file: found or BROKEN for file, found in zip(files, known)}
         tell_of_odd(path, {file: found.get("odd", []) for file, found in about.items()})
@@ -127,6 +130,18 @@ class Nifti(FolderReader):
             file: joined([about[part] if part else None for part in parts])
             for file, parts in self.parts.items()
         }
+
+    def _warn_of_apart(self, volumes: Mapping[Path, Mapping[str, Any]]) -> None:
+        measured = {
+            file: [
+                OwnRange(low, high, "", apart=apart)
+                for (low, high), apart in zip(np.reshape(about["range"], (-1, 2)), about["apart"])
+            ]
+            for file, about in volumes.items()
+        }
+        for channels in sorted(set(map(len, measured.values()))):
+            same = {file: ranges for file, ranges in measured.items() if len(ranges) == channels}
+            warn_of_apart(self.name, by_band(same), self._trained, self.levels)
 
     def _load(self, path: Path, across: int, contrasts: Sequence[str]) -> np.ndarray:
         """All channels of an image, [K, A, B, C]."""
@@ -187,6 +202,7 @@ def summarize_volume(path: Path, axis: int) -> dict[str, Any] | None:
         "slices": np.flatnonzero((low < high).any(1)).tolist(),
         "depth": len(volume),
         "range": [limit for part in np.moveaxis(volume, -1, 0) for limit in value_range(part)],
+        "apart": [value_apart(part) for part in np.moveaxis(volume, -1, 0)],
         "odd": odd,
         "pixel height": pixel_height(image.affine, axis),
     }
@@ -209,6 +225,7 @@ def joined(contrasts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         "slices": sorted(set().union(*(about["slices"] for about in found))),
         "depth": found[0]["depth"],
         "range": [limit for about in found for limit in about["range"]],
+        "apart": [apart for about in found for apart in about["apart"]],
     }
 
 

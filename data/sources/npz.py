@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.common_range import OwnRange, warn_of_apart
 from data.deep_image import DeepImage
 from data.file_cache import FileCache
 from data.image_reader import ImageReader
@@ -165,6 +166,10 @@ class Npz(ImageReader):
         if (channels := trained.shape[-1]) not in (1, 3):
             parts = {f"{where}, channel {k + 1}": trained[..., k] for k in range(channels)}
         found = [measured_range(part, which) for which, part in parts.items()]
+        if not self.range and trained.dtype != np.uint8:
+            kind = trained.dtype.name
+            bands = [{self.path: [OwnRange.of(part, kind)]} for part in parts.values()]
+            warn_of_apart(where, bands, (), "data.range=[LOW,HIGH]")
         return [each for each in found if each] or None
 
     def release(self) -> None:

@@ -174,3 +174,99 @@ def test_the_fingerprint_is_as_it_was_where_no_file_is_far(opened, tmp_path):
     assert source.fingerprint != then(source)
     again = opened({**images, "odd.png": noise(9, 0, 65536)})
     assert again.fingerprint == source.fingerprint
+
+
+VOID = [
+    (np.float32, -9999),
+    (np.float32, float(np.finfo(np.float32).min)),
+    (np.float32, 1e20),
+    (np.int16, -32768),
+    (np.int16, -9999),
+    (np.int32, -(2**31)),
+    (np.uint16, 65535),
+]
+
+
+@pytest.mark.parametrize("files", [20, 7], ids=["all", "some"])
+@pytest.mark.parametrize("kind, void", VOID)
+def test_a_value_that_seems_to_be_none_is_named_with_the_range_of_the_others(
+    opened, caplog, kind, void, files
+):
+    images = {f"{k:02d}.tif": noise(k, 300, 1000, kind) for k in range(20)}
+    for values in [*images.values()][:files]:
+        values[:10] = void
+    kept = [values[10:] if k < files else values for k, values in enumerate(images.values())]
+    low, high = hull(kept)
+    opened(images)
+    [line] = [text for text in caplog.messages if "the value" in text]
+    assert f"25.0% of the pixels in {files} of 20 files" in line and "00.tif" in line
+    assert f"the value {void:g}, far from all others, {low:g} .. {high:g}" in line
+    assert f"choose: data.range=[{low:g},{high:g}]." in line
+
+
+def test_a_value_that_seems_to_be_none_in_bands(opened, tmp_path, caplog):
+    (tmp_path / "x").mkdir()
+    for k in range(6):
+        values = np.stack(
+            [noise(9 * k + band, 100 * band, 900, np.float32) for band in range(5)], -1
+        )
+        values[:10, :, 1:] = -9999
+        tifffile.imwrite(
+            tmp_path / f"x/{k}.tif", values, photometric="minisblack", planarconfig="contig"
+        )
+    opened({})
+    [line] = caplog.messages
+    assert "25.0% of the pixels in 6 of 6 files" in line and "the value -9999" in line
+    assert "data.range=[0,899]" in line  # of all bands
+
+
+def ct(k: int, circle: int | None = None) -> np.ndarray:
+    """Air, a body and bone, in a circle that is scanned."""
+    y, x = np.mgrid[-1 : 1 : SHAPE[0] * 1j, -1 : 1 : SHAPE[1] * 1j]
+    values = np.where(x**2 + y**2 < 0.5, noise(k, -100, 200, np.int16), -1000)
+    values[18:22, 20:24] = noise(k, 300, 1500, np.int16)[18:22, 20:24]
+    return (values if circle is None else np.where(x**2 + y**2 < 1, values, circle)).astype(
+        np.int16
+    )
+
+
+def radiograph(k: int) -> np.ndarray:
+    """Of 12 bits, with black borders and burnt-in white."""
+    values = np.sort(noise(k, 0, 3000), axis=1)
+    values[:, :8], values[:, -3:], values[:2, :3] = 0, 0, 4095
+    return values
+
+
+def hot(k: int) -> np.ndarray:
+    values = noise(k, 0, 900)
+    values[k, k] = 65535
+    return values
+
+
+NO_VOID = {
+    "air": ct,
+    "air and a circle of -1024": lambda k: ct(k, -1024),
+    "air and a circle of -2000": lambda k: ct(k, -2000),
+    "black borders": radiograph,
+    "white borders": lambda k: 4095 - radiograph(k),
+    "masks": lambda k: np.where(noise(k, 0, 9) > 5, 65535, 0).astype(np.uint16),
+    "labels": lambda k: np.where(noise(k, 0, 9) > 5, 26000 + noise(k, 0, 5), 0).astype(np.uint16),
+    "shares of 1": lambda k: np.where(noise(k, 0, 9) > 7, 0, noise(k, 0, 999) / 999).astype("f4"),
+    "saturated": lambda k: noise(k, 0, 90000, np.int64).clip(0, 65535).astype(np.uint16),
+    "constant": lambda k: np.full(SHAPE, 400 + k, np.uint16),
+    "a hot pixel": hot,
+}
+
+
+@pytest.mark.parametrize("kind", NO_VOID)
+def test_values_that_are_values_raise_no_alarm(opened, caplog, kind):
+    opened({f"{k:02d}.tif": NO_VOID[kind](k) for k in range(20)})
+    assert not [text for text in caplog.messages if "the value" in text]
+
+
+def test_one_file_of_many_that_has_such_a_value_is_named_as_far(opened, caplog):
+    images = {f"{k:02d}.tif": noise(k, 300, 1000, np.float32) for k in range(20)}
+    images["00.tif"][:10] = -9999
+    opened(images)
+    [line] = caplog.messages
+    assert "1 of 20 files lie far" in line and "00.tif" in line

@@ -772,6 +772,19 @@ def test_metal_in_one_file_does_not_decide_the_range_of_all(tmp_path, opened, ca
     assert "1 of 6 files" in line and "p0.dcm" in line and "data.window=[CENTER,WIDTH]" in line
 
 
+def test_padding_that_no_file_declares_is_told(tmp_path, opened, caplog):
+    values = [hounsfield(k) for k in range(6)]
+    for k, each in enumerate(values):
+        each[:5] = -9999
+        write(tmp_path / f"p{k}.dcm", each)
+    opened()
+    low = min(np.quantile(v[5:], 0.001) for v in values)
+    high = max(np.quantile(v[5:], 0.999) for v in values)
+    [line] = [record.message for record in caplog.records]
+    assert "25.0% of the pixels in 6 of 6 files" in line and "the value -9999, far" in line
+    assert f"data.window=[{(low + high) / 2:g},{high - low:g}]" in line
+
+
 def test_metal_in_one_frame_does_not_either(tmp_path, opened, caplog):
     values = hounsfield(shape=(6, *SHAPE))
     values[2, :2, :4] = 30000

@@ -230,3 +230,29 @@ def test_forms_that_contradict_each_other_are_told(tmp_path, slices, caplog, qfo
     told = [record.message for record in caplog.records]
     assert len(told) == said
     assert all("1 of 1 files" in x and "x.nii" in x and "the sform holds" in x for x in told)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_value_that_seems_to_be_none_is_told(tmp_path, slices, caplog, channels):
+    shape = (*SHAPE, channels) if channels > 1 else SHAPE
+    for k in range(3):
+        volume = np.random.default_rng(k).integers(0, 1000, shape).astype(np.int16)
+        volume[:3] = -9999
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{k}.nii.gz")
+    slices(range_=None)
+    [line] = [record.message for record in caplog.records]
+    assert "25.0% of the pixels in 3 of 3 files" in line and "the value -9999, far" in line
+    assert "choose: data.range=[" in line
+    caplog.clear()
+    slices(range_=[0, 1000])
+    assert not caplog.records
+
+
+def test_a_skull_that_was_stripped_is_no_such_value(tmp_path, slices, caplog):
+    """Around the brain is 0, and the darkest of the brain is near it."""
+    for k in range(3):
+        volume = np.random.default_rng(k).gamma(4, 80, SHAPE).astype(np.float32)
+        volume[:4] = 0
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / f"{k}.nii.gz")
+    slices(range_=None)
+    assert not caplog.records

@@ -123,6 +123,16 @@ def test_what_is_no_number_is_black_counts_for_no_range_and_is_told(opened, tmp_
     assert "2 of the 20 images of images" in line and "images[4]" in line
 
 
+def test_a_value_that_seems_to_be_none_is_told(opened, caplog):
+    images = RANDOM.uniform(200, 300, (20, 8, 9)).astype(np.float32)
+    images[:, :2] = -9999
+    low, high = np.quantile(images[:, 2:].astype(float), [0.001, 0.999])
+    read(opened(images=images))
+    [line] = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "25.0% of the pixels" in line and "the value -9999, far" in line
+    assert f"data.range=[{low:g},{high:g}]" in line
+
+
 @pytest.mark.parametrize("n", [3, 6, 60])
 def test_one_image_does_not_decide_the_range_of_all(opened, caplog, n):
     images = RANDOM.integers(0, 4096, (n, 30, 31)).astype(np.uint16)
