@@ -18,39 +18,44 @@ from data.decoding import told_as
 from data.deep_image import ORIENTATION, DeepImage, Ranges, own_ranges, turned
 from data.image_formats import open_image
 from data.intensity import Levels
-from data.tiff_file import TIFF, read_tiff, several
+from data.tiff_file import TIFF, read_beside_opacity, read_tiff, several
 from runtime.errors import UserError
 
 # kind, width, height, white
 PNM_HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)*(\d+)")
 EIGHT_BITS = (b"\xff\xd8", b"BM", b"GI", b"RI")  # how JPEG, BMP, GIF and WebP begin
 PNG = b"\x89PNG"
+ENDS = 0.1  # of an opacity are fully opaque or transparent, at least
+EDGES = 32  # levels of an opacity at soft edges, at most
 
 
-def read_image_file(file: Path | bytes, ranges: Ranges = own_ranges) -> Levels:
+def read_image_file(
+    file: Path | bytes, ranges: Ranges = own_ranges, opacity: bool = True
+) -> Levels:
     """The image of a file, upright.
 
     Args:
         file: where it is, or what it holds.
         ranges: of the values of an image of more than 8 bits, or of each of its bands, what is
             black and what white.
+        opacity: heed that of a TIFF, instead of taking it as a band.
 
     Raises:
         UserError: where it is broken, or holds several images.
     """
-    found = _read(file)
+    found = _read(file, opacity)
     return found.to_levels(ranges) if isinstance(found, DeepImage) else found
 
 
-def measure_deep_ranges(path: Path) -> list[OwnRange] | None:
+def measure_deep_ranges(path: Path, opacity: bool = True) -> list[OwnRange] | None:
     """For FileCache, the range of one image, or of each of its bands: [] of one of 8 bits, None
-    where it cannot be read."""
+    where it cannot be read. opacity: see read_image_file."""
     try:
         with open(path, "rb") as file:
             start = file.read(25)
         # most are, and there are many of them
         eight_bits = start[:2] in EIGHT_BITS or (start.startswith(PNG) and start[24:] <= b"\x08")
-        found = None if eight_bits else _read(path)
+        found = None if eight_bits else _read(path, opacity)
     except (UserError, OSError):
         return None
     if not isinstance(found, DeepImage) or found.eight_bits:
@@ -58,13 +63,31 @@ def measure_deep_ranges(path: Path) -> list[OwnRange] | None:
     return [OwnRange.of(part, found.kind) for part in found.parts]
 
 
+def opacity_like_band(path: Path) -> list[int] | None:
+    """For FileCache, how many channels a TIFF has, and whether (1 or 0) what it marks as opacity
+    varies as a band does, of near infrared say: many levels, which are hardly ever fully opaque or
+    transparent. [] where it has none, None where it cannot be read."""
+    try:
+        with told_as("an image"):
+            found = read_beside_opacity(path.read_bytes())
+    except (UserError, OSError):
+        return None
+    if found is None:
+        return []
+    values = found[..., -1]
+    full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else max(1, values.max())
+    ends = np.count_nonzero(values == 0) + np.count_nonzero(values == full)
+    like = ends < ENDS * values.size and len(np.unique(values)) > EDGES
+    return [found.shape[-1], int(like)]
+
+
 @told_as("an image")
-def _read(file: Path | bytes) -> Image.Image | DeepImage:
+def _read(file: Path | bytes, opacity: bool) -> Image.Image | DeepImage:
     data = file if isinstance(file, bytes) else file.read_bytes()
     if not data:
         raise UserError("empty: the file has no content")
     if data[:4] in TIFF:
-        return read_tiff(data)
+        return read_tiff(data, opacity)
     return _read_pnm(data) or _read_by_pillow(data)
 
 

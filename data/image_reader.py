@@ -23,6 +23,7 @@ class ImageReader:
         labels: one an item, all 0 without classes.
         levels: how to choose which values are black and white, for messages, where one can.
         together: how to keep in one split what belongs together, a sentence, where one can.
+        opacity: that what is laid on white may be a band, for messages, where it may.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ImageReader:
     labels: Sequence[int]
     levels: str = ""
     together: str = ""
+    opacity: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

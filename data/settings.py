@@ -1,6 +1,7 @@
 """Section data of a config."""
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,6 +16,8 @@ from data.pixels import check_shown
 from runtime.config_schema import Settings, bind, check_arguments, make, resolve
 from runtime.content import sha256_of
 from runtime.errors import UserError, near
+
+log = logging.getLogger("data")
 
 READERS = ["data.sources"]  # what defines the target of section data
 
@@ -103,6 +106,8 @@ class DataSettings(Settings):
             if own := {k: v for k, v in self.reader.keywords.items() if k not in others}:
                 reader.fingerprint = sha256_of([reader.fingerprint, own])
             warn_of_masks(reader)
+        if reader.opacity and self.channels in (1, 3) and self.bands is None:
+            log.warning(f"{reader.name}: {reader.opacity}")
         return reader
 
 

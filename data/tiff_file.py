@@ -41,8 +41,11 @@ def several(pages: int, what: str = "pages or frames") -> UserError:
     )
 
 
-def read_tiff(data: bytes) -> Image.Image | DeepImage:
+def read_tiff(data: bytes, opacity: bool = True) -> Image.Image | DeepImage:
     """What tifffile cannot read Pillow may, and the reverse.
+
+    Args:
+        opacity: heed it where it is declared, instead of taking it as a band.
 
     Raises:
         UserError: where it holds several images, or colours that are neither gray nor RGB.
@@ -55,7 +58,17 @@ def read_tiff(data: bytes) -> Image.Image | DeepImage:
         if (channels := _read_channels(file)) is not None:
             return channels
         page, mask = _pages(file)
-        return _read_page(data, page, mask)
+        return _read_page(data, page, mask, opacity)
+
+
+def read_beside_opacity(data: bytes) -> np.ndarray | None:
+    """Colours and their opacity as they are stored, [H, W, 2 or 4]; None where it has none."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page, _ = _pages(file)
+        if _extra_samples(page) not in OPAQUE or page.photometric not in CHANNELS:
+            return None
+    found = read_tiff(data, opacity=False)
+    return found.values if isinstance(found, DeepImage) else None
 
 
 # Which page
@@ -118,10 +131,10 @@ def _area(page: tifffile.TiffPage) -> int:
 
 
 def _read_page(
-    data: bytes, page: tifffile.TiffPage, mask: tifffile.TiffPage | None
+    data: bytes, page: tifffile.TiffPage, mask: tifffile.TiffPage | None, opacity: bool
 ) -> Image.Image | DeepImage:
     bits, nodata = np.max(page.bitspersample), _nodata(page)
-    extras = _extra_samples(page)
+    extras = tuple(kind * opacity for kind in _extra_samples(page))
     known = page.photometric in CHANNELS
     hidden = known and (nodata is not None or mask is not None)
     eight_bits = bits <= 8 and page.sampleformat == tifffile.SAMPLEFORMAT.UINT

@@ -1,6 +1,7 @@
 """Any folder of ordinary images."""
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,9 @@ from data.deep_image import Ranges, own_ranges
 from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
-from data.image_file import measure_deep_ranges, read_image_file
+from data.image_file import measure_deep_ranges, opacity_like_band, read_image_file
 from data.image_formats import SUFFIXES, looks_like_image
-from data.intensity import Levels, LowHigh, check_range
+from data.intensity import Levels, LowHigh, Translucent, check_range, seen
 
 MEASURED = (
     "in images of more than 8 bits {low:g} is black and {high:g} white, measured over the {n} of "
@@ -24,6 +25,8 @@ MIXED = (
     "{others} of 8 bits, such as {another}, are taken as they are; save all in one depth where "
     "that is not meant"
 )
+
+TIFFS = (".tif", ".tiff")
 
 
 class Folder(FolderReader):
@@ -70,16 +73,23 @@ class Folder(FolderReader):
             exclude=exclude,
         )
         frames = dict.fromkeys(files, (0,))
+        self.opacity = _tell_of_opacity(file_cache, files)
         super().__init__(
             file_cache, root, frames, {}, validation, test, patient, classes, [range_], splits
         )
         self.ranges: Ranges = own_ranges
+        self.ranges_of_bands: Ranges = own_ranges
         if range_ is None:
-            self.ranges = self.measure_ranges(
+            self.ranges = self.ranges_of_bands = self.measure_ranges(
                 "range of an image, 4", measure_deep_ranges, MEASURED, MIXED
             )
+            if self.opacity:
+                measure = partial(measure_deep_ranges, opacity=False)
+                self.ranges_of_bands = self.measure_ranges(
+                    "range without opacity, 1", measure, MEASURED, MIXED
+                )
         elif given:
-            self.ranges = lambda parts: [given] * len(parts)
+            self.ranges = self.ranges_of_bands = lambda parts: [given] * len(parts)
 
     def _recognized(self, file_cache: FileCache, unnamed: Sequence[Path]) -> Iterable[Path]:
         """Of files without such a suffix, those that are images by their first bytes; none for a
@@ -94,4 +104,28 @@ class Folder(FolderReader):
         return self.ranges([values])[0]
 
     def read_image(self, item: int) -> Levels:
-        return read_image_file(self.file_cache.read_bytes(self.files[item]), self.ranges)
+        data = self.file_cache.read_bytes(self.files[item])
+        image = read_image_file(data, self.ranges)
+        if self.opacity:
+            bands = read_image_file(data, self.ranges_of_bands, opacity=False)
+            if isinstance(bands, np.ndarray) and not isinstance(picture := seen(image), np.ndarray):
+                return Translucent(picture, bands)
+        return image
+
+
+def _tell_of_opacity(file_cache: FileCache, files: Sequence[Path]) -> str:
+    """Where most of what TIFFs mark as opacity varies as a band does, see ImageReader.opacity."""
+    tiffs = [file for file in files if file.suffix.lower() in TIFFS]
+    found = zip(tiffs, file_cache.look_up(tiffs, "opacity, 1", opacity_like_band))
+    marked = {file: about for file, about in found if about}
+    like = [file for file, (_, is_like) in marked.items() if is_like]
+    if len(like) <= len(marked) / 2:
+        return ""
+    channels, _ = marked[like[0]]
+    others = ",".join(map(str, range(1, channels)))
+    return (
+        f"what {len(like)} of {len(files)} files mark as opacity, such as {like[0]}, varies as a "
+        "band does, near infrared say. It is taken as opacity and the image laid on white; "
+        f"data.channels={channels} takes it as a band, with a range of its own, and "
+        f"data.bands=[{others}] data.channels={channels - 1} leaves it out"
+    )

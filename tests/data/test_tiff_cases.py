@@ -431,10 +431,15 @@ def test_complex_numbers_are_told():
 
 
 def opened(
-    folder: Path, cache: Path, channels: int, size: Any = SHAPE, **settings: Any
+    folder: Path,
+    cache: Path,
+    channels: int,
+    size: Any = SHAPE,
+    range_: Any = None,
+    **settings: Any,
 ) -> np.ndarray:
     """Its images, as they go to training."""
-    reader = partial(Folder, path=str(folder), validation=0, test=0)
+    reader = partial(Folder, path=str(folder), validation=0, test=0, range_=range_)
     data = DataSettings(reader, size, channels, False, **settings)
     return open_dataset(data, data.open_reader(cache), 0, cache).images
 
@@ -517,3 +522,87 @@ def test_files_with_and_without_a_declaration_of_no_value_are_of_one_type(tmp_pa
 def test_a_band_that_is_not_there_is_named(thirteen, tmp_path):
     with pytest.raises(UserError, match=r"13 channels, and data.bands=\[14, 1, 2\] has others"):
         opened(thirteen[0], tmp_path / "cache", 3, bands=[14, 1, 2])
+
+
+# A band that is marked as opacity
+
+
+def store_marked(folder: Path, values: np.ndarray, extrasample: str = "unassalpha") -> None:
+    """[N, H, W, 2 or 4]; what tifffile marks so unless it is told otherwise."""
+    folder.mkdir(exist_ok=True)
+    colour = "rgb" if values.shape[-1] == 4 else "minisblack"
+    for k, each in enumerate(values):
+        data = tiff(each, photometric=colour, extrasamples=[extrasample], planarconfig="contig")
+        (folder / f"{k:02d}.tif").write_bytes(data)
+
+
+def told_of_opacity(caplog) -> list[str]:
+    return [text for text in caplog.messages if "opacity" in text]
+
+
+@pytest.mark.parametrize("extrasample", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_band_that_is_marked_as_opacity_is_told_and_taken_as_one(
+    tmp_path, caplog, kind, extrasample
+):
+    high = 256 if kind == np.uint8 else 3000
+    values = 200 * (kind != np.uint8) + random(6, 40, 60, 4, high=high, kind=kind)
+    store_marked(tmp_path / "x", values, extrasample)
+    settings = {"folder": tmp_path / "x", "cache": tmp_path / "cache", "size": (40, 60)}
+    limits = np.quantile(values.reshape(6, -1, 4), [0.001, 0.999], axis=1)
+    low, high = limits[0].min(0), limits[1].max(0)
+    expected = values if kind == np.uint8 else np.round(linear(values, low, high))
+    assert np.array_equal(opened(channels=4, **settings), expected)
+    assert np.array_equal(opened(channels=3, bands=[4, 1, 2], **settings), expected[..., [3, 0, 1]])
+    assert not told_of_opacity(caplog)
+    opened(channels=3, **settings)
+    [line] = told_of_opacity(caplog)
+    assert "6 of 6 files" in line and "00.tif" in line
+    assert "data.channels=4 takes it as a band" in line
+    assert "data.bands=[1,2,3] data.channels=3" in line
+
+
+def test_a_second_band_that_is_marked_as_opacity_is_told(tmp_path, caplog):
+    store_marked(tmp_path / "x", random(6, 40, 60, 2, high=3000, kind=np.uint16))
+    opened(tmp_path / "x", tmp_path / "cache", 1, (40, 60))
+    [line] = told_of_opacity(caplog)
+    assert "data.channels=2 takes it" in line and "data.bands=[1] data.channels=1" in line
+
+
+def soft(k: int) -> np.ndarray:
+    """Opacity of a shape whose edge is soft, 0..1."""
+    y, x = np.mgrid[-1:1:40j, -1:1:60j]
+    return np.clip((0.6 + 0.02 * k - np.hypot(x, y)) * 6, 0, 1)
+
+
+OPACITIES = {
+    "soft edges": soft,
+    "a watermark": lambda k: np.where(soft(k) > 0, 0.5, 0.2),
+    "opaque": lambda k: np.ones((40, 60)),
+    "half of it": lambda k: np.tile(np.arange(60) < 20 + k, (40, 1)),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", OPACITIES)
+def test_what_is_opacity_is_not_told(tmp_path, caplog, kind, bits):
+    white = 2**bits - 1
+    values = random(6, 40, 60, 4, high=white + 1, kind=f"u{bits // 8}")
+    alpha = np.stack([OPACITIES[kind](k) for k in range(6)])
+    values[..., 3] = (alpha * white).round()
+    store_marked(tmp_path / "x", values)
+    found = opened(tmp_path / "x", tmp_path / "cache", 3, (40, 60), range_=[0, white])
+    seen = values[..., 3:] / white
+    expected = values[..., :3] / white * 255 * seen + 255 * (1 - seen)
+    assert np.abs(found - expected).max() <= 1.5
+    assert not told_of_opacity(caplog)
+
+
+def test_a_few_that_vary_among_those_of_opacity_are_opacity(tmp_path, caplog):
+    values = random(9, 40, 60, 4, high=65536, kind=np.uint16)
+    for k in range(6):
+        values[k, ..., 3] = (soft(k) * 65535).round()
+    store_marked(tmp_path / "x", values)
+    found = opened(tmp_path / "x", tmp_path / "cache", 4, (40, 60))
+    assert np.abs(found[..., 3] - values[..., 3] / 257).max() <= 0.51
+    assert not told_of_opacity(caplog)
