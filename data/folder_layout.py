@@ -25,6 +25,9 @@ SYSTEM_FOLDERS = {
     "lost+found",
     "system volume information",
 }
+# of a file beside another, behind its whole name: GDAL's overviews and masks, copies of editors and
+# what is not fetched yet; their first bytes may be an image's
+BESIDE = (".ovr", ".msk", ".bak", ".part", ".tmp", "~")
 READERS = {  # data=: suffixes
     "dicom": (".dcm", ".dicom", ".ima"),
     "nifti": (".nii", ".nii.gz"),
@@ -65,6 +68,18 @@ def list_files(root: Path) -> list[Path]:
         ]
         found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
     return [Path(path) for path in sorted(found, key=lambda path: path.split("/"))]
+
+
+def beside_others(files: Collection[Path]) -> set[Path]:
+    """Those whose names are another's with a suffix of BESIDE."""
+    known = set(files)
+    return {
+        file
+        for file in files
+        for suffix in BESIDE
+        if file.name.lower().endswith(suffix)
+        and file.with_name(file.name[: -len(suffix)] or ".") in known
+    }
 
 
 def _leads_back(folder: str, here: str) -> bool:
@@ -196,9 +211,10 @@ def find_files(
         UserError: where there is no folder, or no such file in it.
     """
     root, found = list_folder(path, f"data.path={path}")
+    beside = beside_others(found)
     found = chosen(root, found, include, exclude)
     unnamed = [file for file in found if not file.name.lower().endswith(tuple(suffixes))]
-    others = set(unnamed).difference(also(unnamed))
+    others = set(unnamed).difference(also([file for file in unnamed if file not in beside]))
     files = [file for file in found if file not in others]
     if not files:
         other = _reader_of(others)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.decoding import decode_all, list_broken
-from data.folder_layout import list_folder, none_found
+from data.folder_layout import beside_others, list_folder, none_found
 from data.image_file import read_image_file
 from data.image_formats import SUFFIXES, looks_like_image
 from data.intensity import Levels, seen
@@ -80,10 +80,12 @@ def image_files(folder: str | Path) -> list[Path]:
     """Those of open_images, in their order."""
     root, found = list_folder(folder, str(folder))
     numbered = {path.parent for path in found if re.fullmatch(r"\d+(_.+)?", path.stem)}
+    beside = beside_others(found)
     files = [
         path
         for path in found
-        if (path.suffix.lower() in SUFFIXES or looks_like_image(path))
+        if path not in beside
+        and (path.suffix.lower() in SUFFIXES or looks_like_image(path))
         and not (path.name in SHEETS and path.parent in numbered)
     ]
     if not files:

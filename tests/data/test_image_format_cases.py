@@ -88,6 +88,24 @@ def test_what_is_no_image_is_left_out_and_counted(tmp_path, caplog):
     assert len(open_images(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("suffix", [".ovr", ".msk", ".bak", ".part", ".tmp", "~", ".OVR"])
+def test_files_beside_others_are_no_images_of_their_own(tmp_path, caplog, suffix):
+    caplog.set_level("INFO")
+    images = [tmp_path / f"x{k}.tif" for k in range(3)]
+    for path in images:
+        saved("TIFF", "RGB", path)
+    saved("TIFF", "RGB", tmp_path / f"x0.tif{suffix}")
+    saved("TIFF", "RGB", tmp_path / f"x1.tif{suffix}")
+    saved("TIFF", "RGB", tmp_path / f"x1.tif{suffix}.bak")
+    alone = tmp_path / f"y.tif{suffix}"  # beside nothing
+    saved("TIFF", "RGB", alone)
+    source = Folder(MEMORY, str(tmp_path), validation=0, test=0)
+    assert source.files == [*images, alone]
+    [line] = [text for text in caplog.messages if "left out" in text]
+    assert "left out 3 files that are no images" in line and suffix.lower() in line
+    assert len(open_images(tmp_path)) == 4
+
+
 def test_first_bytes_are_looked_at_once(tmp_path, monkeypatch):
     """Of files without a known suffix alone, and not again by the next start."""
     monkeypatch.setattr("data.file_cache.FRESH", -1e9)
