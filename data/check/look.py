@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from data.check.damaged import is_damaged_jpeg
 from data.decoding import decode_all
 from data.image_reader import ImageReader
 from data.intensity import Levels
 from data.mask_pixels import likeness_to_mask
 from data.resize import height_width, to_array
 from data.settings import DataSettings
+from data.sources.folder import Folder
 from runtime.errors import UserError
 
 SIDE = 16  # of a thumbnail, in pixels
@@ -32,6 +34,7 @@ class Looks:
         roughness: [N] how much neighbouring pixels differ, as a share of how much any do: 1.3 of
             noise, as of what is decoded wrongly.
         likeness_to_mask: [N] 1 of a mask or a label map, NaN where that is not known.
+        damaged: [N] bool, its file opens and lacks a part.
         thumbnails: [N, SIDE * SIDE] its gray, centred and of norm 1, or 0 without contrast.
         failures: by item, why it cannot be read, or not be used as the settings ask.
     """
@@ -44,6 +47,7 @@ class Looks:
     deviation: np.ndarray
     roughness: np.ndarray
     likeness_to_mask: np.ndarray
+    damaged: np.ndarray
     thumbnails: np.ndarray
     failures: dict[int, UserError]
 
@@ -70,6 +74,7 @@ class Looks:
             deviation=mean(self.deviation),
             roughness=mean(self.roughness),
             likeness_to_mask=mean(self.likeness_to_mask),
+            damaged=mean(self.damaged) > 0,
             thumbnails=thumbnails / np.maximum(norms, 1e-9),
             failures={},
         )
@@ -87,6 +92,7 @@ def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
         "deviation": np.zeros(n),
         "roughness": np.zeros(n),
         "likeness_to_mask": np.full(n, np.nan),
+        "damaged": np.zeros(n, bool),
         "thumbnails": np.zeros((n, SIDE * SIDE), np.float32),
     }
 
@@ -94,6 +100,7 @@ def look_at_all(reader: ImageReader, settings: DataSettings) -> Looks:
         image = reader.read_image(item)
         for key, value in look_at(image).items():
             seen[key][item] = value
+        seen["damaged"][item] = isinstance(reader, Folder) and is_damaged_jpeg(reader.files[item])
         to_array(image, *settings.resizing)
 
     failures = decode_all(look, n, f"reading {reader.name}", reader.item_name)

@@ -69,6 +69,7 @@ def find_suspicious(
     }
     found = [
         *_refused(looks),
+        *_damaged(looks),
         *_without_information(looks),
         *_few_levels(looks),
     ]
@@ -113,6 +114,11 @@ def _refused(looks: Looks) -> Iterator[Finding]:
 def _without_information(looks: Looks) -> Iterator[Finding]:
     if cases := _cases(looks.uniform):
         yield Finding("of one colour: without information", cases)
+
+
+def _damaged(looks: Looks) -> Iterator[Finding]:
+    if cases := _cases(looks.damaged):
+        yield Finding("a JPEG that opens, and lacks a part: cut short, or zeros within", cases)
 
 
 def _few_levels(looks: Looks) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.check.__main__ import main
+from data.check.damaged import is_damaged_jpeg
 from tests.helpers.dicom_files import write
 from tests.helpers.smooth_images import smooth
 
@@ -103,6 +104,70 @@ def test_another_manufacturer_is_described_and_no_defect(tmp_path, capsys, tags,
     code, told = checked(tmp_path / "x", "data=dicom", "data.size=64", capsys=capsys)
     assert code == bool(said) and (said or "Nothing is suspicious.") in told, told
     assert "SIEMENS" in told
+
+
+def cut(data: bytes, share: float = 0.5) -> bytes:
+    """Some of what comes after the header."""
+    scan = data.index(b"\xff\xda")
+    return data[: scan + int(share * (len(data) - scan))] + b"\xff\xd9"
+
+
+def zeroed(data: bytes) -> bytes:
+    kept = cut(data, 0.4)[:-2]
+    return kept + bytes(len(data) - len(kept) - 2) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": "4:4:4"}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("damage", [cut, zeroed])
+def test_a_jpeg_that_opens_and_lacks_a_part_is_found(damage, channels, options, tmp_path):
+    for k in range(12):
+        path = tmp_path / f"{k}.jpg"
+        smooth(k, (96, 104, 131)[k % 3], channels).save(
+            path, quality=(50, 75, 90)[k // 4], **options
+        )
+        assert not is_damaged_jpeg(path)
+        path.write_bytes(damage(path.read_bytes()))
+        Image.open(path).load()
+        assert is_damaged_jpeg(path)
+
+
+def bordered(k: int, level: int, sides: str) -> Image.Image:
+    image = ImageOps.expand(smooth(k, 64, 3), (0, 0, 0, 40), (level,) * 3)
+    return ImageOps.expand(image, 24, (level,) * 3) if sides == "all" else image
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"progressive": True}])
+@pytest.mark.parametrize("sides", ["bottom", "all"])
+@pytest.mark.parametrize("level", [0, 127, 128, 129, 255])
+def test_a_border_of_a_jpeg_is_no_damage(level, sides, options, tmp_path):
+    for k in range(6):
+        image = bordered(k, level, sides)
+        for each in (image, image.convert("L"), Image.new("RGB", (80, 80), (level,) * 3)):
+            each.save(tmp_path / "x.jpg", quality=(60, 95)[k % 2], **options)
+            assert not is_damaged_jpeg(tmp_path / "x.jpg")
+
+
+def test_a_large_black_border_is_no_damage(tmp_path):
+    """Its bytes are zeros, where tables are made for it."""
+    image = ImageOps.expand(smooth(0, 64), (0, 0, 3000, 3000), 0)
+    image.save(tmp_path / "x.jpg", optimize=True)
+    assert not is_damaged_jpeg(tmp_path / "x.jpg")
+
+
+def test_other_files_are_no_damaged_jpegs(tmp_path):
+    for content in (b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0", b"\x89PNG"):
+        (tmp_path / "x.jpg").write_bytes(content)
+        assert not is_damaged_jpeg(tmp_path / "x.jpg")
+
+
+def test_a_damaged_jpeg_is_named(tmp_path, capsys):
+    root = clean_folder(tmp_path / "images", count=40)
+    path = root / "a/010.jpg"
+    path.write_bytes(cut(path.read_bytes()))
+    code, told = checked(root, capsys=capsys)
+    assert code == 1 and "1 image: a JPEG that opens, and lacks a part" in told
+    assert "data.exclude=a/010.jpg leaves it out" in told, told
 
 
 def test_a_negative_is_found_among_radiographs(tmp_path, capsys):
