@@ -13,7 +13,7 @@ from data.image_reader import ImageReader
 from data.intensity import LowHigh, Range
 from data.odd_classes import listed, tell_classes
 from data.patient_names import find_patients, tell_patients
-from data.split_folders import Given, splits_and_classes
+from data.split_folders import Given, pooled, splits_and_classes
 from data.splits import (
     SPLITS,
     Splits,
@@ -97,6 +97,7 @@ class FolderReader(ImageReader):
         groups = of_items(owner or name for owner, name in zip(owners, names))
         shares = {"validation": validation, "test": test}
         self.splits = self._split(of_items(found), groups, shares)
+        self._pooled = pooled(root, names, classes, splits)
         self._warn_of_shared("patients", of_items(owners))
         self._warn_of_shared("files of the same content", of_items(hashes))
         if patient is None:
@@ -152,12 +153,15 @@ class FolderReader(ImageReader):
                 firsts[keys[item]].setdefault(split, item)
         firsts.pop(None, None)
         shared = [list(items.values()) for items in firsts.values() if len(items) > 1]
+        keeps = what == "patients" and bool(self._pooled)
         if shared:
             one, other, *_ = shared[0]
             log.warning(
                 f"{self.name}: {what} in more than one split: {len(shared)}, so held-out numbers "
                 "will look better than they are; for one: "
                 f"{self.item_name(one)} and {self.item_name(other)}"
+                + f". {self._pooled} draws other splits, which keep patients whole"
+                * keeps
             )
 
     def _warn_of_patients(self, names: Sequence[str], owners: Sequence[str | None]) -> None:
@@ -165,7 +169,7 @@ class FolderReader(ImageReader):
         split_of = {item: split for split in SPLITS for item in self.splits[split]}
         firsts = {names[item]: item for item, owner in enumerate(owners) if owner is None}
         told = [split_of[item] for item in firsts.values()]
-        if torn := tell_patients([*firsts], told, self.classes):
+        if torn := tell_patients([*firsts], told, self.classes, self._pooled):
             log.warning(f"{self.name}: {torn}")
 
     def file_of(self, item: int) -> Path:

@@ -66,10 +66,14 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def tell_patients(
-    names: Sequence[str], split_of: Sequence[str], classes: Collection[str]
+    names: Sequence[str], split_of: Sequence[str], classes: Collection[str], pooled: str = ""
 ) -> str | None:
     """A warning where names show several files of one patient, some of which are in two splits;
-    with the regular expression for data.patient."""
+    with the regular expression for data.patient.
+
+    Args:
+        pooled: the setting without which splits are not drawn.
+    """
     folders = {name.lower() for name in classes}
     for kind, (words, form) in (KINDS | PERHAPS).items():
         pattern = form.format(words=words)
@@ -86,6 +90,7 @@ def tell_patients(
             used = "|".join(w for w in words.split("|") if _uses(form.format(words=w), names))
             pattern = _fallback(form.format(words=used), all(found))
             cure = f"{as_typed('data.patient', pattern)}{' data.classes=false' * are_classes}"
+            cure = f"{cure} {pooled} draws other splits, which" if pooled else cure
             example = f"for one: {torn[0][0]} and {torn[0][1]}"
             if kind in PERHAPS:
                 return (

@@ -47,9 +47,18 @@ def splits_and_classes(
             f"splits but classes: {as_typed('data.splits', {})}"
         )
     class_names = [rest[0] if rest else "" for _, rest in placed]
+    if classes and not patterns:
+        _tell_splits_as_classes(root, [parts for _, parts in placed])
     if classes:
         _check_classes(root, names, splits, class_names)
     return splits, class_names
+
+
+def pooled(root: Path, names: Sequence[str], classes: bool, given: Given = None) -> str:
+    """The setting that makes one split of those that folders say, from which others are drawn; ""
+    where they say none or one."""
+    found = _patterns(find_splits(root, names, classes) if given is None else given)
+    return as_typed("data.splits", {"train": list(found)}) if len(found) > 1 else ""
 
 
 def _beside(name: str) -> str:
@@ -91,6 +100,17 @@ def _tell_single_folder(root: Path, folders: Sequence[Sequence[str]]) -> None:
         log.warning(
             f"{root}: all its images are in {single}, which is one class; "
             f"data.path={root / single} takes the folders in it for classes"
+        )
+
+
+def _tell_splits_as_classes(root: Path, folders: Sequence[Sequence[str]]) -> None:
+    """Where data.splits={} makes classes of train and test, and these have folders inside."""
+    above = sorted({p[0] for p in folders if p})
+    if any(len(p) > 1 for p in folders) and all(name.lower() in SPLIT_NAMES for name in above):
+        log.warning(
+            f"{root}: the classes are {', '.join(above)}, and not the folders inside these; "
+            f"{as_typed('data.splits', {'train': above})} makes them one split, from which others "
+            "are drawn, and keeps the folders inside as classes"
         )
 
 

@@ -580,3 +580,51 @@ def test_the_reader_that_is_meant(tmp_path):
             assert f"data={reader} reads such files" in refused(tmp_path / reader)
     assert reader_for(str(tmp_path / "npz/below/0.npz")) == "npz"
     assert reader_for(str(tmp_path / "absent")) == "folder"
+
+
+def kermany(root: Path) -> Path:
+    """Radiographs in folders of splits and classes, of patients that are in two splits."""
+    return write(
+        root,
+        *(
+            f"{split}/{kind}/person{k}_{name}_{k + n}.png"
+            for k in range(1, 21)
+            for n, split in enumerate(("train", "test"))
+            for kind, name in (("PNEUMONIA", "bacteria"), ("NORMAL", "none"))
+        ),
+    )
+
+
+def test_what_keeps_patients_whole_where_folders_are_splits_does_so(tmp_path, caplog):
+    root = kermany(tmp_path / "chest")
+    opened(root, validation=0.1, test=0.2)
+    cure = pasted(warned(caplog, "of one patient, by their names"))
+    assert cure.keys() == {"patient", "splits"} and cure["splits"] == {"train": ["train", "test"]}
+    caplog.clear()
+    opened(root, validation=0.1, test=0.2, patient=cure["patient"])  # as one who leaves out half
+    assert pasted(warned(caplog, "patients in more than one split")) == {"splits": cure["splits"]}
+    caplog.clear()
+    source = opened(root, validation=0.1, test=0.2, **cure)
+    assert not [r for r in caplog.records if "of one patient" in r.message]
+    assert not [r for r in caplog.records if "patients in more" in r.message]
+    assert source.classes == ["NORMAL", "PNEUMONIA"]
+    whose = {}
+    for name, split in split_of(source).items():
+        whose.setdefault(name.split("person")[1].split("_")[0], set()).add(split)
+    assert len(whose) == 20 and all(len(splits) == 1 for splits in whose.values())
+    assert {split for splits in whose.values() for split in splits} == set(SPLITS)
+
+
+def test_splits_that_are_taken_for_classes_are_told(tmp_path, caplog):
+    root = kermany(tmp_path / "chest")
+    assert opened(root, splits={}).classes == ["test", "train"]
+    line = warned(caplog, "the classes are test, train")
+    assert opened(root, **pasted(line)).classes == ["NORMAL", "PNEUMONIA"]
+    caplog.clear()
+    opened(
+        write(
+            tmp_path / "vehicles", *(f"{a}/{k}.png" for a in ("test", "train") for k in range(9))
+        ),
+        splits={},
+    )
+    assert not [r for r in caplog.records if "the classes are" in r.message]
