@@ -171,6 +171,7 @@ def test_looks_of_a_file_are_those_of_its_images():
         deviation=np.array([0, 3, 4, 5.0]),
         roughness=each,
         likeness_to_mask=each,
+        damaged=each > 9,
         thumbnails=np.array([[0, 0], [0, 1], [1, 0], [0, 1]], np.float32),
         failures={},
     )
