@@ -57,7 +57,8 @@ class Looks:
         return self.size[:, 0] > 0
 
     def by_file(self, files: np.ndarray) -> "Looks":
-        """Of each file, the mean of those of its images that can be read; the size is one image's.
+        """Of each file, the mean of those of its images that can be read; the size is one image's,
+        and the likeness to a mask the least: slices of air have few levels.
 
         Args:
             files: of each image [N], 0 .. M - 1.
@@ -65,6 +66,8 @@ class Looks:
         first, mean = _mean_of_files(files, self.readable)
         thumbnails = mean(self.thumbnails)
         norms = np.linalg.norm(thumbnails, axis=1, keepdims=True)
+        least = np.full(len(first), np.nan)
+        np.fmin.at(least, files, self.likeness_to_mask)
         return Looks(
             size=self.size[first],
             uniform=mean(self.uniform) == 1,
@@ -73,7 +76,7 @@ class Looks:
             mean=mean(self.mean),
             deviation=mean(self.deviation),
             roughness=mean(self.roughness),
-            likeness_to_mask=mean(self.likeness_to_mask),
+            likeness_to_mask=least,
             damaged=mean(self.damaged) > 0,
             thumbnails=thumbnails / np.maximum(norms, 1e-9),
             failures={},

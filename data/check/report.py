@@ -76,14 +76,16 @@ def _line(reader: ImageReader, finding: Finding) -> str:
 
 
 def _left_out(reader: ImageReader, finding: Finding) -> str:
-    """The setting that leaves the images out."""
+    """The setting that leaves the images out, and no others."""
     if not isinstance(reader, FolderReader):
         return ""
     names = [file.relative_to(reader.root).as_posix() for file in reader.files]
-    found = list(dict.fromkeys(names[item] for (item, *_) in finding.cases))
+    counts, found = Counter(names), Counter(names[item] for (item, *_) in finding.cases)
+    if any(counts[name] > n for name, n in found.items()):
+        return "images.csv names them; data.exclude leaves out whole files."
     if len(found) > WRITTEN:
-        known = globs_of(found, {*names}.difference(found))
-        return f"{leave_out(found, names)}." if known else GLOB
+        known = globs_of([*found], {*names}.difference(found))
+        return f"{leave_out([*found], names)}." if known else GLOB
     globs = [*map(glob.escape, found)]
     what = as_typed("data.exclude", globs if len(globs) > 1 else globs[0])
     return f"{what} leaves {'them' if len(globs) > 1 else 'it'} out."

@@ -71,9 +71,9 @@ def find_suspicious(
         *_refused(looks),
         *_damaged(looks),
         *_without_information(looks),
-        *_few_levels(looks),
     ]
     odd_files = [
+        *_few_levels(of_files),
         *(each for name, values in texts.items() for each in _rare(name, values, of_files)),
         *_far_in_all(of_files),
         *_negatives(of_files),

@@ -90,6 +90,27 @@ def test_one_odd_volume_among_twenty_is_named(tmp_path, capsys, change, said):
     assert code == 1 and "v13.nii" in line and "data.exclude=v13.nii leaves it out" in line, told
 
 
+def test_slices_of_air_are_no_masks_and_a_label_map_is_one_with_all_its_slices(tmp_path, capsys):
+    root = tmp_path / "scans"
+    volumes(root)
+    for path in sorted(root.iterdir()):
+        image = nibabel.load(path)
+        slices = np.asarray(image.dataobj).astype(np.int16)
+        rows = np.random.default_rng(0).integers(-1005, -995, (40, 40), np.int16)
+        slices[..., :3], slices[:8, :8, :3] = rows[..., None], 200
+        nibabel.save(nibabel.Nifti1Image(slices, image.affine), path)
+    settings = ("data=nifti", "data.size=32", "data.range=[-1000,1000]", "data.patient='(v..)'")
+    told = check(root, *settings, capsys=capsys)[1]
+    assert "a mask?" not in told
+    labels = np.zeros((40, 40, 12), np.int16)
+    labels[10:20, 10:30], labels[22:30, 5:20] = 300, 700
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), root / "v99.nii")
+    code, told = check(root, *settings, capsys=capsys)
+    (line,) = [each for each in told.splitlines() if "a mask?" in each]
+    assert code == 1 and line.split(". ")[1].startswith("12 images: few levels"), line
+    assert "data.exclude=v99.nii leaves it out" in line
+
+
 def test_each_reason_to_refuse_is_told(tmp_path, capsys):
     root = photos(tmp_path / "photos", 30)
     whole = (root / "003.jpg").read_bytes()
@@ -177,7 +198,7 @@ def test_looks_of_a_file_are_those_of_its_images():
     )
     of_files = of_images.by_file(np.array([0, 0, 0, 1]))
     assert of_files.size.tolist() == [[8, 9], [7, 7]] and of_files.colour.tolist() == [True, False]
-    assert of_files.mean.tolist() == [20, 50]
+    assert of_files.mean.tolist() == [20, 50] and of_files.likeness_to_mask.tolist() == [0, 3]
     np.testing.assert_allclose(of_files.thumbnails, [[0.5**0.5, 0.5**0.5], [0, 1]], rtol=1e-6)
 
 
