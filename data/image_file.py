@@ -18,7 +18,8 @@ from data.decoding import told_as
 from data.deep_image import ORIENTATION, DeepImage, Ranges, own_ranges, turned
 from data.image_formats import open_image
 from data.intensity import Levels
-from data.tiff_file import TIFF, read_beside_opacity, read_tiff, several
+from data.resize import in_bands
+from data.tiff_file import TIFF, read_beside_opacity, read_tiff, several, takes_out_since
 from runtime.errors import UserError
 
 # kind, width, height, white
@@ -64,12 +65,13 @@ def measure_deep_ranges(path: Path, opacity: bool = True) -> list[OwnRange] | No
 
 
 def opacity_like_band(path: Path) -> list[int] | None:
-    """For FileCache, how many channels a TIFF has, and whether (1 or 0) what it marks as opacity
-    varies as a band does, of near infrared say: many levels, which are hardly ever fully opaque or
-    transparent. [] where it has none, None where it cannot be read."""
+    """For FileCache, how many channels a TIFF has, whether (1 or 0) what it marks as opacity varies
+    as a band does, of near infrared say: many levels, which are hardly ever fully opaque or
+    transparent; and whether its channels were others when runs got their names, which knew opacity
+    alone. [] where it has none, None where it cannot be read."""
     try:
         with told_as("an image"):
-            found = read_beside_opacity(path.read_bytes())
+            found = read_beside_opacity(data := path.read_bytes())
     except (UserError, OSError):
         return None
     if found is None:
@@ -78,7 +80,18 @@ def opacity_like_band(path: Path) -> list[int] | None:
     full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else max(1, values.max())
     ends = np.count_nonzero(values == 0) + np.count_nonzero(values == full)
     like = ends < ENDS * values.size and len(np.unique(values)) > EDGES
-    return [found.shape[-1], int(like)]
+    # those of more than 8 bits had one range, and now have ranges of their own
+    same = found.dtype == np.uint8 and np.array_equal(in_bands(read_image_file(data)), found)
+    return [found.shape[-1], int(like), int(not same)]
+
+
+def takes_out_pixels_since(path: Path) -> bool | None:
+    """For FileCache, of a TIFF: see takes_out_since. None where it cannot be read."""
+    try:
+        with told_as("an image"):
+            return takes_out_since(path.read_bytes())
+    except (UserError, OSError):
+        return None
 
 
 @told_as("an image")

@@ -24,6 +24,7 @@ class ImageReader:
         levels: how to choose which values are black and white, for messages, where one can.
         together: how to keep in one split what belongs together, a sentence, where one can.
         opacity: that what is laid on white may be a band, for messages, where it may.
+        otherwise_as_bands: such bands are read otherwise than they were when runs got their names.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageReader:
     levels: str = ""
     together: str = ""
     opacity: str = ""
+    otherwise_as_bands: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)

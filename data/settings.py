@@ -106,8 +106,11 @@ class DataSettings(Settings):
             if own := {k: v for k, v in self.reader.keywords.items() if k not in others}:
                 reader.fingerprint = sha256_of([reader.fingerprint, own])
             warn_of_masks(reader)
-        if reader.opacity and self.channels in (1, 3) and self.bands is None:
+        on_white = self.channels in (1, 3) and self.bands is None
+        if reader.opacity and on_white:
             log.warning(f"{reader.name}: {reader.opacity}")
+        elif reader.otherwise_as_bands:
+            reader.fingerprint = sha256_of([reader.fingerprint, "opacity as a band"])
         return reader
 
 

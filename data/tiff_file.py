@@ -71,6 +71,22 @@ def read_beside_opacity(data: bytes) -> np.ndarray | None:
     return found.values if isinstance(found, DeepImage) else None
 
 
+def takes_out_since(data: bytes) -> bool:
+    """Whether pixels of it, declared as no value, were values when runs got their names: of gray of
+    more than 8 bits that Pillow decodes."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page, mask = _pages(file)
+        declared = _nodata(page) is not None or mask is not None
+        if not declared or page.samplesperpixel > 1 or np.max(page.bitspersample) <= 8:
+            return False
+        with contextlib.suppress(Exception):
+            page.asarray()
+            return False
+        stored, found = _stored_by_pillow(data, page), _read_page(data, page, mask, opacity=False)
+    kept = isinstance(found, DeepImage) and np.isnan(found.values.reshape(stored.shape))
+    return not np.array_equal(kept, np.isnan(stored))
+
+
 # Which page
 
 

@@ -1,6 +1,6 @@
 """Any folder of ordinary images."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -12,9 +12,15 @@ from data.deep_image import Ranges, own_ranges
 from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
-from data.image_file import measure_deep_ranges, opacity_like_band, read_image_file
+from data.image_file import (
+    measure_deep_ranges,
+    opacity_like_band,
+    read_image_file,
+    takes_out_pixels_since,
+)
 from data.image_formats import SUFFIXES, looks_like_image
 from data.intensity import Levels, LowHigh, Translucent, check_range, seen
+from runtime.content import sha256_of
 
 MEASURED = (
     "in images of more than 8 bits {low:g} is black and {high:g} white, measured over the {n} of "
@@ -73,7 +79,12 @@ class Folder(FolderReader):
             exclude=exclude,
         )
         frames = dict.fromkeys(files, (0,))
-        self.opacity = _tell_of_opacity(file_cache, files)
+        tiffs = [file for file in files if file.suffix.lower() in TIFFS]
+        marked = dict(zip(tiffs, file_cache.look_up(tiffs, "opacity, 2", opacity_like_band)))
+        self.opacity = _tell_of_opacity(marked, len(files))
+        self.otherwise_as_bands = bool(self.opacity) and any(
+            about[2] for about in marked.values() if about
+        )
         super().__init__(
             file_cache, root, frames, {}, validation, test, patient, classes, [range_], splits
         )
@@ -90,6 +101,8 @@ class Folder(FolderReader):
                 )
         elif given:
             self.ranges = self.ranges_of_bands = lambda parts: [given] * len(parts)
+        if any(file_cache.look_up(tiffs, "no value since, 1", takes_out_pixels_since)):
+            self.fingerprint = sha256_of([self.fingerprint, "no value"])
 
     def _recognized(self, file_cache: FileCache, unnamed: Sequence[Path]) -> Iterable[Path]:
         """Of files without such a suffix, those that are images by their first bytes; none for a
@@ -113,18 +126,21 @@ class Folder(FolderReader):
         return image
 
 
-def _tell_of_opacity(file_cache: FileCache, files: Sequence[Path]) -> str:
-    """Where most of what TIFFs mark as opacity varies as a band does, see ImageReader.opacity."""
-    tiffs = [file for file in files if file.suffix.lower() in TIFFS]
-    found = zip(tiffs, file_cache.look_up(tiffs, "opacity, 1", opacity_like_band))
-    marked = {file: about for file, about in found if about}
-    like = [file for file, (_, is_like) in marked.items() if is_like]
+def _tell_of_opacity(found: Mapping[Path, Any], n: int) -> str:
+    """Where most of what TIFFs mark as opacity varies as a band does, see ImageReader.opacity.
+
+    Args:
+        found: opacity_like_band of each.
+        n: files in all.
+    """
+    marked = {file: about for file, about in found.items() if about}
+    like = [file for file, about in marked.items() if about[1]]
     if len(like) <= len(marked) / 2:
         return ""
-    channels, _ = marked[like[0]]
+    channels = marked[like[0]][0]
     others = ",".join(map(str, range(1, channels)))
     return (
-        f"what {len(like)} of {len(files)} files mark as opacity, such as {like[0]}, varies as a "
+        f"what {len(like)} of {n} files mark as opacity, such as {like[0]}, varies as a "
         "band does, near infrared say. It is taken as opacity and the image laid on white; "
         f"data.channels={channels} takes it as a band, with a range of its own, and "
         f"data.bands=[{others}] data.channels={channels - 1} leaves it out"

@@ -21,6 +21,7 @@ from data.image_file import read_image_file
 from data.resize import in_bands, to_array
 from data.settings import DataSettings
 from data.sources.folder import Folder
+from runtime.content import sha256_of
 from runtime.errors import UserError
 
 MEMORY = FileCache(Path(tempfile.mkdtemp()))
@@ -386,6 +387,37 @@ def test_a_mask_is_turned_with_its_image_whoever_decompresses(orientation):
     assert np.array_equal(read(lzw(DEEP, beside, **turn)), expected)
 
 
+def fingerprint(folder: Path, cache: Path, channels: int = 1, **settings: Any) -> str:
+    reader = partial(Folder, path=str(folder), validation=0, test=0)
+    data = DataSettings(reader, SHAPE, channels, False, **settings)
+    return data.open_reader(cache).fingerprint
+
+
+def name_then(folder: Path, cache: Path) -> str:
+    """The fingerprint that runs on it got before pixels changed."""
+    files = sorted(folder.iterdir())
+    named = [[p.name, digest] for p, digest in zip(files, FileCache(cache).sha256(files))]
+    return sha256_of(["folder", 2, 0, 0, None, True, None, named])
+
+
+def test_a_run_is_another_where_no_value_was_a_value(tmp_path):
+    """As Pillow decompressed it; not where no pixel has the value, nor where tifffile did."""
+    (tmp_path / "x").mkdir()
+    tags = {"extratags": [(NODATA, "s", 0, "0", True)]}
+    values = 500 + random(*SHAPE, high=500, kind=np.uint16)
+    holes = values.copy()
+    holes[:3] = 0
+    for data, other in [
+        (lzw(holes, **tags), True),
+        (lzw(values, **tags), False),
+        (lzw(holes), False),
+        (tiff(holes, **tags, compression="zlib"), False),
+    ]:
+        (tmp_path / "x/0.tif").write_bytes(data)
+        found = fingerprint(tmp_path / "x", tmp_path / "cache")
+        assert (found != name_then(tmp_path / "x", tmp_path / "cache")) == other
+
+
 # Of whom reads what
 
 
@@ -560,6 +592,21 @@ def test_a_band_that_is_marked_as_opacity_is_told_and_taken_as_one(
     assert "6 of 6 files" in line and "00.tif" in line
     assert "data.channels=4 takes it as a band" in line
     assert "data.bands=[1,2,3] data.channels=3" in line
+
+
+@pytest.mark.parametrize(
+    "kind, extrasample, other",
+    [(np.uint8, "unassalpha", False), (np.uint8, "assocalpha", True)]
+    + [(np.uint16, name, True) for name in ("unassalpha", "assocalpha")],
+)
+def test_a_run_is_another_where_its_band_was_taken_as_opacity(tmp_path, kind, extrasample, other):
+    """And so changed: not on white, nor of 8 bits that nothing was multiplied with."""
+    store_marked(tmp_path / "x", random(6, *SHAPE, 4, high=256, kind=kind), extrasample)
+    folder, cache = tmp_path / "x", tmp_path / "cache"
+    then = name_then(folder, cache)
+    assert fingerprint(folder, cache, 3) == then
+    assert (fingerprint(folder, cache, 4) != then) == other
+    assert (fingerprint(folder, cache, 3, bands=[1, 2, 3]) != then) == other
 
 
 def test_a_second_band_that_is_marked_as_opacity_is_told(tmp_path, caplog):
