@@ -15,7 +15,8 @@ ZEROS = bytes(256)  # half a sector of a disk
 END_OF_BLOCK = 0
 MISSING = 128  # the level of a block of which nothing is there
 LEAST = 8  # one in so many rows
-LAST = 4  # bytes
+# each behind a mark at which a decoder restarts that has come to the end of a part
+MORE = b"".join(bytes((*[0x5A] * 64, 0xFF, 0xD0 + k % 8)) for k in range(16))
 
 
 def is_damaged_jpeg(path: Path) -> bool:
@@ -57,21 +58,19 @@ def _has_zeros(data: bytes, segments: dict[int, int], end: int) -> bool:
 
 
 def _lacks_the_rest(data: bytes, end: int) -> bool:
-    """Whether the last rows are missing, and without its last bytes those before them change. The
-    last bytes of a border are its own."""
+    """Whether the last rows are missing, and come of more bytes: a whole file needs none, whatever
+    border it has."""
     with Image.open(io.BytesIO(data)) as image:
         image.draft("L", (image.width // 8, image.height // 8))  # blocks, which is fast
-        if not _missing_rows(np.asarray(image.convert("L"))):
+        if not _misses_rows(np.asarray(image.convert("L"))):
             return False
-    pixels, fewer = (
-        np.asarray(Image.open(io.BytesIO(each))) for each in (data, data[: end - LAST] + data[end:])
+    pixels, with_more = (
+        np.asarray(Image.open(io.BytesIO(each))) for each in (data, data[:end] + MORE + data[end:])
     )
-    rows = _missing_rows(pixels)
-    return rows > 0 and not np.array_equal(pixels[:-rows], fewer[:-rows])
+    return not np.array_equal(pixels, with_more)
 
 
-def _missing_rows(levels: np.ndarray) -> int:
-    """At the end; 0 where they are few, or all."""
+def _misses_rows(levels: np.ndarray) -> bool:
+    """At the end; not where they are few, or all."""
     missing = (levels == MISSING).reshape(len(levels), -1).all(1)
-    rows = int(np.argmin(missing[::-1]))
-    return rows if rows * LEAST >= len(missing) else 0
+    return int(np.argmin(missing[::-1])) * LEAST >= max(1, len(missing))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data.check.__main__ import main
-from data.check.damaged import is_damaged_jpeg
+from data.check.damaged import EOI, is_damaged_jpeg
 from tests.helpers.dicom_files import write
 from tests.helpers.smooth_images import smooth
 
@@ -146,6 +146,26 @@ def test_a_border_of_a_jpeg_is_no_damage(level, sides, options, tmp_path):
         for each in (image, image.convert("L"), Image.new("RGB", (80, 80), (level,) * 3)):
             each.save(tmp_path / "x.jpg", quality=(60, 95)[k % 2], **options)
             assert not is_damaged_jpeg(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"subsampling": "4:4:4"}])
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_a_letterboxed_jpeg_is_no_damage(side, options, tmp_path):
+    """Its colours are of blocks that lie across the border."""
+    for k in range(12):
+        wide = np.asarray(smooth(k, side, 3).resize((side, side // 2))).copy()
+        wide[-2:] = (255, 20 * k, 0)
+        image = ImageOps.expand(Image.fromarray(wide), (0, side // 4), (128,) * 3)
+        image.save(tmp_path / "x.jpg", quality=(75, 90)[k % 2], **options)
+        assert not is_damaged_jpeg(tmp_path / "x.jpg")
+
+
+def test_a_jpeg_that_is_cut_where_a_decoder_restarts_is_found(tmp_path):
+    smooth(0, 128, 3).save(tmp_path / "x.jpg", restart_marker_rows=1)
+    data = (tmp_path / "x.jpg").read_bytes()
+    for k in range(2, 6):
+        (tmp_path / "x.jpg").write_bytes(data[: data.index(bytes((0xFF, 0xD0 + k)))] + EOI)
+        assert is_damaged_jpeg(tmp_path / "x.jpg")
 
 
 def test_a_large_black_border_is_no_damage(tmp_path):
