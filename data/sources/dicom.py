@@ -97,7 +97,7 @@ class Dicom(FolderReader):
             include,
             exclude,
         )
-        known = file_cache.look_up(files, "DICOM header, 4", summarize)
+        known = file_cache.look_up(files, "DICOM header, 5", summarize)
         headers = {file: header or BROKEN for file, header in zip(files, known)}
         kept = {p: about for p, about in headers.items() if "frames" in about}
         tell_of_left_out(path, headers)

@@ -30,7 +30,7 @@ def read_pixels(path: Path, frame: int, header: Header) -> tuple[np.ndarray, np.
         UserError: where a decoder lacks, or pixels.
     """
     raw = _decode(path, frame, header)
-    stored = used_bits(raw, header.about) if header.plain_gray else raw
+    stored = used_bits(raw, header) if header.plain_gray else raw
     if header.about.PhotometricInterpretation == PALETTE:
         return apply_palette(stored, header.about), np.zeros(stored.shape, bool)
     return stored, _inside(raw, header.padding) | _inside(stored, header.padding)
@@ -92,7 +92,7 @@ def look_for_more_bits(path: Path, header: Header) -> None:
         return
     with contextlib.suppress(Exception):  # told when it is read
         for frame in range(about.NumberOfFrames):
-            found.append(beyond_bits(_decode(path, frame, header), about) or 0)
+            found.append(beyond_bits(_decode(path, frame, header), header) or 0)
     if farthest := max(found, key=abs, default=0):
         header.odd.append(
             f"BitsStored is {about.BitsStored}, and values reach {farthest}: taken as they are "
@@ -101,21 +101,26 @@ def look_for_more_bits(path: Path, header: Header) -> None:
         header.otherwise.append("BitsStored")
 
 
-def used_bits(raw: np.ndarray, about: Dataset) -> np.ndarray:
+def used_bits(raw: np.ndarray, header: Header) -> np.ndarray:
     """Of integers that are not compressed those bits that HighBit and BitsStored say, moved to the
-    low end; they lie there already where no value needs others. about: mended."""
+    low end; they lie there already where no value needs others."""
+    about = header.about
     stored, high = about.BitsStored, about.HighBit
-    if raw.dtype.kind == "f" or about.BitsAllocated in (1, stored) or beyond_bits(raw, about):
+    if raw.dtype.kind == "f" or about.BitsAllocated in (1, stored) or beyond_bits(raw, header):
         return raw
     if raw.min() >= 0 and raw.max() < 1 << stored:
         high = stored - 1
     return (raw << (about.BitsAllocated - 1 - high)) >> (about.BitsAllocated - stored)
 
 
-def beyond_bits(raw: np.ndarray, about: Dataset) -> int | None:
+def beyond_bits(raw: np.ndarray, header: Header) -> int | None:
     """The value farthest beyond what BitsStored allows, where it is BitsStored that is wrong; None
     where no value is, or other bits are an overlay's: these are declared, or lie apart. A value
-    without the bits of its sign, as the standard has it, is not beyond."""
+    without the bits of its sign, as the standard has it, is not beyond, nor is one that stands for
+    no value."""
+    about, raw = header.about, raw[~_inside(raw, header.padding)]
+    if not raw.size:
+        return None
     stored, signed = about.BitsStored, about.PixelRepresentation
     low, high = int(raw.min()), int(raw.max())
     if about.HighBit >= stored or -(signed << stored - 1) <= low <= high < 1 << stored - signed:

@@ -351,6 +351,21 @@ def test_values_beyond_bits_stored_are_taken_as_they_are(
     assert f"BitsStored is 12, and values reach {farthest}" in line
 
 
+@pytest.mark.parametrize("values", ["some", "all"])
+def test_a_declared_padding_beyond_bits_stored_is_no_value_beyond(
+    tmp_path, gray, opened, caplog, values
+):
+    """As 63536 beside 12 bits of a CT; the run keeps the name that it had."""
+    stored = np.random.default_rng(0).integers(0, 4096, SHAPE).astype(np.uint16)
+    stored[: 2 if values == "some" else H] = 63536
+    write(tmp_path / "x.dcm", stored, 12, PixelPaddingValue=63536, **WINDOW)
+    same(gray(), np.where(stored == 63536, 0, linear(stored, 40, 400)))
+    assert not caplog.records
+    digest = FileCache(tmp_path / ".other").sha256([tmp_path / "x.dcm"])[0]
+    then = sha256_of(["dicom", 2, 0, 0, None, False, None, [("x.dcm", digest)]])
+    assert opened().fingerprint == sha256_of([then, ["padding"]])
+
+
 def test_negative_values_without_the_bits_of_their_sign(tmp_path, gray, caplog):
     """Two's complement of 12 bits, as the standard has it: 0xFFF is -1."""
     values = np.random.default_rng(0).integers(-2048, 2048, SHAPE).astype(np.int16)
