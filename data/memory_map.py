@@ -84,7 +84,7 @@ def _path(fingerprint: str, settings: DataSettings, cache: Path) -> Path:
 
 
 def decoded_before(fingerprint: str, settings: DataSettings, cache: Path) -> np.ndarray | None:
-    """The map of other images, where it is still there."""
+    """The map of other images as this version decodes them, where it is still there."""
     try:
         return np.load(_path(fingerprint, settings, cache), mmap_mode="r")
     except (OSError, ValueError):  # it is gone, or cut

@@ -201,7 +201,10 @@ def tell_of_other_runs(directory: Path, config: RunConfig, dataset: Dataset) -> 
 def _told_same(before: np.ndarray | None, images: np.ndarray) -> str:
     """How many images of a run are those of another; nothing where none is."""
     if before is None:
-        return "how many of its images are the same is unknown, as they are not in run.cache"
+        return (
+            "how many of its images are the same is unknown, as run.cache does not hold them as "
+            "this version reads them"
+        )
     count = same_images(before, images)
     return f"{count} of its {len(before)} images are the same" if count else ""
 

@@ -240,6 +240,17 @@ def test_where_its_images_are_not_kept_their_number_is_unknown(trained, tmp_path
     assert "how many of its images are the same is unknown" in told(caplog, "another run")[0]
 
 
+def test_images_that_an_earlier_version_decoded_are_not_said_to_be_gone(
+    trained, tmp_path, caplog, monkeypatch
+):
+    copied(trained, tmp_path)
+    monkeypatch.setattr("data.memory_map.DECODER", 1000)
+    ramp(99, 40).save(tmp_path / "images/bright/0.png")
+    run(tmp_path, steps=2)
+    (line,) = told(caplog, "another run")
+    assert "unknown, as run.cache does not hold them as this version reads them" in line
+
+
 def test_another_set_of_images_is_no_change(trained, tmp_path, caplog):
     copied(trained, tmp_path)
     for path in (tmp_path / "images").rglob("*.png"):
