@@ -28,6 +28,7 @@ EIGHT_BITS = (b"\xff\xd8", b"BM", b"GI", b"RI")  # how JPEG, BMP, GIF and WebP b
 PNG = b"\x89PNG"
 ENDS = 0.1  # of an opacity are fully opaque or transparent, at least
 EDGES = 32  # levels of an opacity at soft edges, at most
+FADED = 0.1  # of its greatest values: an opacity that fades out is below all around
 
 
 def read_image_file(
@@ -67,8 +68,9 @@ def measure_deep_ranges(path: Path, opacity: bool = True) -> list[OwnRange] | No
 def opacity_like_band(path: Path) -> list[int] | None:
     """For FileCache, how many channels a TIFF has, whether (1 or 0) what it marks as opacity varies
     as a band does, of near infrared say: many levels, which are hardly ever fully opaque or
-    transparent; and whether its channels were others when runs got their names, which knew opacity
-    alone. [] where it has none, None where it cannot be read."""
+    transparent, and no fading out all around, as of a glow; and whether its channels were others
+    when runs got their names, which knew opacity alone. [] where it has none, None where it cannot
+    be read."""
     try:
         with told_as("an image"):
             found = read_beside_opacity(data := path.read_bytes())
@@ -79,7 +81,9 @@ def opacity_like_band(path: Path) -> list[int] | None:
     values = found[..., -1]
     full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else max(1, values.max())
     ends = np.count_nonzero(values == 0) + np.count_nonzero(values == full)
-    like = ends < ENDS * values.size and len(np.unique(values)) > EDGES
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    fades = border.max() < FADED * np.quantile(values, 0.99)
+    like = ends < ENDS * values.size and len(np.unique(values)) > EDGES and not fades
     # those of more than 8 bits had one range, and now have ranges of their own
     same = found.dtype == np.uint8 and np.array_equal(in_bands(read_image_file(data)), found)
     return [found.shape[-1], int(like), int(not same)]

@@ -80,7 +80,7 @@ class Folder(FolderReader):
         )
         frames = dict.fromkeys(files, (0,))
         tiffs = [file for file in files if file.suffix.lower() in TIFFS]
-        marked = dict(zip(tiffs, file_cache.look_up(tiffs, "opacity, 2", opacity_like_band)))
+        marked = dict(zip(tiffs, file_cache.look_up(tiffs, "opacity, 3", opacity_like_band)))
         self.opacity = _tell_of_opacity(marked, len(files))
         self.otherwise_as_bands = bool(self.opacity) and any(
             about[2] for about in marked.values() if about

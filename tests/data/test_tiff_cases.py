@@ -622,7 +622,14 @@ def soft(k: int) -> np.ndarray:
     return np.clip((0.6 + 0.02 * k - np.hypot(x, y)) * 6, 0, 1)
 
 
+def glow(k: int) -> np.ndarray:
+    """Nowhere fully opaque or transparent."""
+    y, x = np.mgrid[-1:1:40j, -1:1:60j]
+    return 0.01 + 0.95 * np.exp(-(5 + 0.2 * k) * (x**2 + y**2))
+
+
 OPACITIES = {
+    "a glow": glow,
     "soft edges": soft,
     "a watermark": lambda k: np.where(soft(k) > 0, 0.5, 0.2),
     "opaque": lambda k: np.ones((40, 60)),
