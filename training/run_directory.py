@@ -16,6 +16,7 @@ from data.dataset import Dataset, check_subset
 from data.image_reader import ImageReader
 from data.memory_map import decoded_before, held_out_before, same_images
 from runtime import checkpoint
+from runtime.as_typed import as_typed
 from runtime.checkpoint import Checkpoint
 from runtime.content import differences
 from runtime.errors import UserError
@@ -27,6 +28,7 @@ from transfer.freezing_and_rates import rules_of
 from transfer.penalties import L2SP
 from transfer.resize_weights import TABLE
 from transfer.source_images import made_anew
+from transfer.trained_weights import Origin, read_origin
 
 if TYPE_CHECKING:
     from training.pretrained_source import PretrainedSource
@@ -168,34 +170,71 @@ def last_checkpoint(directory: Path, restart: bool) -> Checkpoint | None:
 
 def tell_of_other_runs(directory: Path, config: RunConfig, dataset: Dataset) -> None:
     """A word, before a run begins, on runs that could be meant instead: the same one under another
-    name, or one that differs in nothing but its images.
+    name, or one that differs in nothing but its images, or in how far its source was trained.
 
     Args:
         dataset: its own images.
     """
-    cache = Path(config.run.cache)
-    ours = read_json(directory / IDENTITY)
-    for path in sorted(Path(config.run.root).glob(f"*/*/{IDENTITY}")):
-        other = path.parent
-        try:
-            theirs = read_json(path)
-        except UserError:  # which is told where that run is asked for
-            continue
-        if other.samefile(directory) or not (at := steps_reached(other)):
+    ours, origin = read_json(directory / IDENTITY), read_origin(directory)
+    for other, theirs in _begun_runs(Path(config.run.root)):
+        at = f"{other}, {steps_reached(other)}"
+        if other.samefile(directory):
             continue
         if theirs == ours:
-            log.warning(
-                f"the same run is at {other}, {at}, under another name; this one begins anew"
-            )
-        elif other.parent == directory.parent and _but_images(theirs) == _but_images(ours):
-            before = decoded_before(theirs["data"]["images"], config.data, cache)
-            if same := _told_same(before, dataset.images):
-                held_out = held_out_before(theirs["data"]["images"], config.data, cache)
-                log.warning(
-                    f"another run of the same settings is at {other}, {at}; {same}. Images were "
-                    "added, removed, renamed or changed since, so this is a new run"
-                    + _told_moved(before, held_out, dataset)
-                )
+            log.warning(f"the same run is at {at}, under another name; this one begins anew")
+        elif other.parent == directory.parent:
+            told = ""
+            if origin and _but(theirs, "source", "from") == _but(ours, "source", "from"):
+                told = _told_step(origin, other)
+            elif _but(theirs, "data", "images") == _but(ours, "data", "images"):
+                told = _told_images(theirs["data"]["images"], config, dataset)
+            if told:
+                log.warning(f"another run of the same settings is at {at}; {told}")
+
+
+def _begun_runs(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The runs that have a checkpoint, and their identities."""
+    for path in sorted(root.glob(f"*/*/{IDENTITY}")):
+        # what is damaged is told where that run is asked for
+        with contextlib.suppress(UserError):
+            if steps_reached(path.parent):
+                yield path.parent, read_json(path)
+
+
+def _told_step(ours: Origin, other: Path) -> str:
+    """That another run started from another step of the run that source.from names, and how it
+    goes on; nothing where it did not, or where source.from names the very checkpoint."""
+    try:
+        theirs = read_origin(other)
+    except UserError:  # which is told where that run is asked for
+        return ""
+    named, here = Path(ours["from"]).expanduser(), Path(ours["found"])
+    there = Path(theirs["found"]) if theirs else here
+    if not theirs or not there.is_dir() or not named.is_dir() or named.samefile(here):
+        return ""
+    if there.samefile(here) or not there.parent.samefile(here.parent):
+        return ""
+    return (
+        f"it started from step {theirs['step']} of the same source, and this new run starts from "
+        f"step {ours['step']}. With {as_typed('source.from', str(there))} that one goes on"
+    )
+
+
+def _told_images(fingerprint: str, config: RunConfig, dataset: Dataset) -> str:
+    """That a run has other images, and how many are the same; nothing where none is.
+
+    Args:
+        fingerprint: of its images.
+        dataset: those of this run.
+    """
+    cache = Path(config.run.cache)
+    before = decoded_before(fingerprint, config.data, cache)
+    same = _told_same(before, dataset.images)
+    held_out = held_out_before(fingerprint, config.data, cache) if same else None
+    return same and (
+        f"{same}. Images were added, removed, renamed or changed since, so this is a new run"
+        + _told_moved(before, held_out, dataset)
+    )
 
 
 def _told_same(before: np.ndarray | None, images: np.ndarray) -> str:
@@ -227,8 +266,8 @@ def _told_moved(before: np.ndarray | None, held_out: list[int] | None, dataset: 
     )
 
 
-def _but_images(identity: dict[str, Any]) -> dict[str, Any]:
-    return identity | {"data": identity.get("data", {}) | {"images": None}}
+def _but(identity: dict[str, Any], section: str, key: str) -> dict[str, Any]:
+    return identity | {section: identity.get(section, {}) | {key: None}}
 
 
 def steps_reached(run: Path) -> str:

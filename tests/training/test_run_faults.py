@@ -268,6 +268,38 @@ def test_the_same_run_under_another_name_is_named(trained, tmp_path, caplog):
     assert line == f"the same run is at {other}, step 4, under another name; this one begins anew"
 
 
+def test_a_run_from_another_step_of_its_source_is_named_with_the_way_on(trained, tmp_path, caplog):
+    """The same command after the source was trained further: it would begin anew."""
+    copied(trained, tmp_path)
+    (source,) = tmp_path.glob("runs/custom/*-seed0-*")
+    transfer = [f"source.from={source}", "transfer=norm_only", "seed=1"]
+    stopped = run(tmp_path, *transfer, steps=2, experiment="tr")
+    run(tmp_path, steps=6)
+    caplog.clear()
+    new = run(tmp_path, *transfer, experiment="tr")
+    assert new != stopped
+    (line,) = told(caplog, "another run")
+    cure = f"source.from={source}/checkpoints/step_4"
+    assert line == (
+        f"another run of the same settings is at {stopped}, step 2; it started from step 4 of the "
+        f"same source, and this new run starts from step 6. With {cure} that one goes on"
+    )
+    caplog.clear()
+    caplog.set_level("INFO", "train")
+    transfer[0] = cure
+    assert run(tmp_path, *transfer, experiment="tr") == stopped
+    assert told(caplog, "resuming at step 2") and not told(caplog, "another run")
+
+
+def test_two_checkpoints_that_are_asked_for_are_no_surprise(trained, tmp_path, caplog):
+    copied(trained, tmp_path)
+    (source,) = tmp_path.glob("runs/custom/*-seed0-*")
+    for step in (2, 4):
+        start = f"source.from={source}/checkpoints/step_{step}"
+        run(tmp_path, start, "transfer=norm_only", steps=2, experiment="tr")
+    assert len(list(tmp_path.glob("runs/tr/*"))) == 2 and not told(caplog, "another run")
+
+
 # Paths from another working directory
 
 
