@@ -24,6 +24,10 @@ Which = Literal["ema", "model"]  # of the two sets of weights, as settings say i
 FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}
 OWN = "sha256 of the rest"  # in state.json
 LISTED = 8  # names in a message
+MEND_ALL = (
+    "put back a copy of one; or train.py's command of this run with run.restart=true begins it "
+    "again, and puts aside what there is."
+)
 log = logging.getLogger(__name__)
 
 
@@ -151,6 +155,11 @@ def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
             return checkpoint
         log.warning(f"{damage}; going on to the next checkpoint.")
     return None
+
+
+def all_damaged(directory: Path, count: int) -> str:
+    """What is told where none of the checkpoints of a directory is whole."""
+    return f"{directory}: none of its {count} checkpoints can be read, as said above"
 
 
 def latest(directory: Path) -> Checkpoint | None:

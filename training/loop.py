@@ -211,6 +211,8 @@ class Trainer:
             UserError: where the loss or a gradient is not finite.
         """
         steps, config = self.config.train.steps, self.config
+        # before the first result: from then on a folder that is not there was removed
+        (self.directory / "checkpoints").mkdir(exist_ok=True)
         run_log = RunLog(self.directory, self.begun.rows, config.wandb, config.raw)
         with (
             contextlib.closing(run_log) as self.log,

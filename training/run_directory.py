@@ -21,6 +21,7 @@ from runtime.checkpoint import Checkpoint
 from runtime.content import differences
 from runtime.errors import UserError
 from runtime.files import Damaged, put_aside, read_json, write_json
+from runtime.log import read_metrics
 from training.optimizer import weight_decay
 from transfer.adapt_weights import Fit
 from transfer.difffit import BranchScale
@@ -142,19 +143,22 @@ def last_checkpoint(directory: Path, restart: bool) -> Checkpoint | None:
     """The one that a run goes on from; None where it begins.
 
     Args:
-        restart: begin again where all are damaged: they are put aside, with what belongs to them.
+        restart: begin again where all are damaged or gone: what there is of them is put aside, with
+            what belongs to them.
     Raises:
-        UserError: where all are damaged, without restart.
+        UserError: where all are damaged or gone, without restart.
     """
     found, there = directory / "checkpoints", sorted(directory.glob("checkpoints/step_*"))
-    saved = checkpoint.latest(found)
-    if saved or not there:
+    if saved := checkpoint.latest(found):
         return saved
+    if there:
+        lost = checkpoint.all_damaged(found, len(there))
+    elif (step := _step_of_lost(directory)) is not None:
+        lost = f"{found}: the checkpoints are gone of a run that was at step {step}"
+    else:
+        return None
     if not restart:
-        raise UserError(
-            f"{found}: none of its {len(there)} checkpoints can be read, as said above: put back a "
-            "copy of one; or run.restart=true begins this run again, and puts them aside."
-        )
+        raise UserError(f"{lost}: {checkpoint.MEND_ALL}")
     k = 1
     while (aside := directory / f"damaged_{k}").exists():
         k += 1
@@ -162,9 +166,21 @@ def last_checkpoint(directory: Path, restart: bool) -> Checkpoint | None:
     for name in BEGUN:
         if (directory / name).exists():
             os.replace(directory / name, aside / name)
-    log.warning(
-        f"the run begins again; its {len(there)} damaged checkpoints are put aside: {aside}"
-    )
+    what = f"its {len(there)} damaged checkpoints are" if there else "what it had is"
+    log.warning(f"the run begins again; {what} put aside: {aside}")
+    return None
+
+
+def _step_of_lost(directory: Path) -> int | None:
+    """How far a run was whose checkpoints are gone; None where it had none. A run that ends before
+    its first is written has the row and the result of one evaluation already, and the folder."""
+    rows = read_metrics(directory / METRICS)
+    evaluations = [k for k, row in enumerate(rows) if "loss" not in row]
+    if evaluations and (
+        evaluations[0] < len(rows) - 1
+        or ((directory / "result.json").exists() and not (directory / "checkpoints").exists())
+    ):
+        return rows[-1]["step"]
     return None
 
 

@@ -174,6 +174,43 @@ def test_all_checkpoints_damaged_are_put_aside_again_and_again(tmp_path):
     assert last_checkpoint(tmp_path, restart=False) is None
 
 
+def test_checkpoints_that_are_gone_stop_a_run_as_damaged_ones_do(trained, tmp_path):
+    """Whether the folder is gone or what was in it; the rows say that there were some."""
+    for k, (gone, steps) in enumerate([("checkpoints", 2), ("checkpoints/step_*", 6)]):
+        copied(trained, tmp_path / str(k))
+        (directory,) = tmp_path.glob(f"{k}/runs/custom/*-seed0-*")
+        for path in directory.glob(gone):
+            shutil.rmtree(path)
+        before = runs.snapshot(directory)
+        with pytest.raises(UserError, match=r"checkpoints are gone.*step 4.*run.restart=true"):
+            run(tmp_path / str(k), steps=steps)
+        assert runs.snapshot(directory) == before
+        assert run(tmp_path / str(k), "run.restart=true") == directory
+        assert bits(directory) == bits(next(trained.glob("runs/custom/*-seed0-*")))
+        kept = (directory / "damaged_1/metrics.jsonl").read_bytes()
+        assert kept == before["metrics.jsonl"][1]
+
+
+def test_the_only_checkpoint_of_a_run_is_missed_too(tmp_path):
+    images(tmp_path / "images")
+    directory = run(tmp_path, steps=2)
+    shutil.rmtree(directory / "checkpoints")
+    with pytest.raises(UserError, match="checkpoints are gone"):
+        run(tmp_path, steps=2)
+
+
+def test_a_run_whose_first_checkpoint_found_no_room_begins_again(undisturbed, tmp_path):
+    """Rows, samples and result.json are there by then."""
+    done = runs.operations(undisturbed().parents[2])
+    at = runs.number_of(done, r"write \.step_4/model")
+    code, text = runs.train(tmp_path, at=f"{at}=FULL")
+    directory = runs.directory_of(tmp_path)
+    assert code == 2 and not runs.steps_of(directory) and (directory / "result.json").exists(), text
+    code, text = runs.train(tmp_path)
+    assert code == 0 and "new run" in text, text
+    runs.assert_same_run(directory, undisturbed())
+
+
 # Runs beside it
 
 
