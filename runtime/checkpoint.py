@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -87,9 +87,7 @@ class Checkpoint:
             UserError: where the file is damaged.
         """
         if damage := self.damage(which):
-            raise UserError(
-                f"{damage}. Use another checkpoint of that run: {self.path.parent}/step_*."
-            )
+            raise UserError(f"{damage}. {_mend(self.path)}")
         return safetensors.torch.load_file(self.path / which)
 
     def optimizer(self) -> dict[str, Any]:
@@ -147,14 +145,19 @@ def all_checkpoints(directory: Path) -> list[Checkpoint]:
 Rank = Callable[[Sequence[Checkpoint]], Sequence[Checkpoint]]  # oldest first -> best first
 
 
-def first_whole(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
+def first_whole(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     """The first undamaged one; a damaged one is named and left where it is."""
-    for checkpoint in checkpoints:
+    for left, checkpoint in zip(reversed(range(len(checkpoints))), checkpoints, strict=True):
         damage = checkpoint.damage()
         if damage is None:
             return checkpoint
-        log.warning(f"{damage}; going on to the next checkpoint.")
+        log.warning(damage + ("; going on to the next checkpoint" if left else ""))
     return None
+
+
+def _mend(path: Path) -> str:
+    """What to do where this very checkpoint was asked for and is damaged."""
+    return f"Use another checkpoint of that run: {path.parent}/step_*; or put back a copy of it."
 
 
 def all_damaged(directory: Path, count: int) -> str:
@@ -164,7 +167,7 @@ def all_damaged(directory: Path, count: int) -> str:
 
 def latest(directory: Path) -> Checkpoint | None:
     """The newest undamaged checkpoint."""
-    return first_whole(reversed(all_checkpoints(directory)))
+    return first_whole(all_checkpoints(directory)[::-1])
 
 
 def find(path: str | Path, rank: Rank = lambda checkpoints: []) -> Checkpoint:
@@ -172,16 +175,22 @@ def find(path: str | Path, rank: Rank = lambda checkpoints: []) -> Checkpoint:
     directory of checkpoints, the first by rank, or the newest where it names none.
 
     Raises:
-        UserError: where there is none.
+        UserError: where there is none, or none is whole.
     """
     path = Path(path).expanduser()
     if (path / STATE).is_file():
-        return open_checkpoint(path)
+        try:
+            return open_checkpoint(path)
+        except UserError as error:
+            raise UserError(f"{error}. {_mend(path)}") from error
     inside = path / "checkpoints"
-    checkpoints = all_checkpoints(inside if inside.is_dir() else path)
+    directory = inside if inside.is_dir() else path
+    checkpoints = all_checkpoints(directory)
     in_order = {c.path: c for c in [*rank(checkpoints), *reversed(checkpoints)]}
-    if found := first_whole(in_order.values()):
+    if found := first_whole(list(in_order.values())):
         return found
+    if there := len(list(directory.glob("step_*"))):
+        raise UserError(f"{all_damaged(directory, there)}: {MEND_ALL}")
     raise UserError(
         f"{path}: no checkpoint there. {told_below(path)}Give a run directory "
         "(runs/EXPERIMENT/NAME) or one of its checkpoints/step_N."

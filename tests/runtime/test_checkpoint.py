@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from training.config_checks import check_run_config
 from training.prune_checkpoints import prune_checkpoints
 from training.run import open_trainer
 from training.run_directory import open_images
+from transfer.trained_weights import load_weights
 
 FILES = [MODEL, EMA, OPTIMIZER, STATE]
 
@@ -141,6 +143,34 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content):
         checkpoint.open_checkpoint(tmp_path / "step_3")
     with pytest.raises(UserError, match=str(tmp_path)):
         checkpoint.find(tmp_path / "step_3")
+
+
+@pytest.mark.parametrize("opened", [checkpoint.find, lambda path: load_weights(str(path))])
+def test_where_all_are_damaged_every_script_says_what_train_py_does(tmp_path, caplog, opened):
+    for step in (3, 6):
+        flip(saved(tmp_path / "checkpoints", step).path / MODEL, -1)
+    with pytest.raises(UserError) as raised:
+        opened(tmp_path)
+    assert re.fullmatch(
+        f"{tmp_path}/checkpoints: none of its 2 checkpoints can be read, as said above: "
+        "put back a copy of one; or .*run.restart=true .*",
+        str(raised.value),
+    )
+    first, last = caplog.messages
+    assert "step_6" in first and first.endswith("; going on to the next checkpoint")
+    assert "step_3" in last and "going on" not in last
+
+
+@pytest.mark.parametrize("opened", [checkpoint.find, lambda path: load_weights(str(path))])
+def test_one_checkpoint_with_a_damaged_state_has_a_way_out(tmp_path, opened):
+    path = saved(tmp_path / "checkpoints", 3).path
+    (path / STATE).write_text("{")
+    with pytest.raises(UserError) as raised:
+        opened(path)
+    assert str(raised.value).startswith(f"{path / STATE} is damaged or not of this project: Exp")
+    assert str(raised.value).endswith(
+        f". Use another checkpoint of that run: {path.parent}/step_*; or put back a copy of it."
+    )
 
 
 def test_weights_are_not_read_from_a_damaged_file(tmp_path):
