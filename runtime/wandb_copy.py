@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,11 +98,25 @@ class WandbCopy:
             yield
         except Exception as error:  # of all kinds, its settings' and its service's among them
             self._run = None
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             log.warning(
-                f"wandb.mode={self._settings.mode}: wandb gets nothing more of this run ({why}). "
+                f"wandb.mode={self._settings.mode}: wandb gets nothing more of this run "
+                f"({_cause(error)}). "
                 "All of it is in the run's own files, and all else goes on."
             )
+
+
+def _cause(error: Exception) -> str:
+    """In one line. Of settings that wandb refuses, the names of their variables; not the values
+    that pydantic's own text shows, as one may be a key."""
+    if refused := getattr(error, "errors", None):
+        return "; ".join(f"{_variable(each['loc'])}: {each['msg']}" for each in refused())
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _variable(location: Sequence[str | int]) -> str:
+    name = ".".join(map(str, location))
+    variable = f"WANDB_{name.upper()}"
+    return variable if variable in os.environ else name
 
 
 def run_id(directory: Path, part: str = "") -> str:

@@ -76,6 +76,7 @@ def told_run(directory: Path) -> None:
     [
         ("init", TimeoutError("Timed out after 3 s.\nPlease ..."), "Timed out after 3 s."),
         ("init", ValueError("No API key configured. Use `wandb login`."), "No API key configured"),
+        ("init", ValueError("two lines\n  of one cause\n"), "(two lines of one cause)"),
         ("init", AttributeError(), "AttributeError"),
         ("log", ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
         ("log", BrokenPipeError(32, "Broken pipe"), "Broken pipe"),
@@ -90,6 +91,26 @@ def test_whatever_wandb_raises_the_run_has_all(stub, tmp_path, caplog, fails, er
     (line,) = caplog.messages
     assert line.startswith("wandb.mode=online: wandb gets nothing more of this run")
     assert says in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("WANDB_BASE_URL", "notaurl", "should be a valid URL"),
+        ("WANDB_MODE", "bogus", "should be 'online', 'offline'"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_named_with_the_cause(
+    monkeypatch, tmp_path, caplog, name, value, why
+):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv(name, value)
+    wandb.teardown()  # it reads variables once
+    told_run(tmp_path)
+    wandb.teardown()
+    (line,) = caplog.messages
+    assert f"({name}: Input {why}" in line and "\n" not in line
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
 
 
 def test_a_package_that_cannot_be_imported(monkeypatch, tmp_path, caplog):
