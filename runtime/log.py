@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from runtime import terminal
 from runtime.files import put_aside, raise_if_full, sync, write_all, write_atomically
 from runtime.image_grid import png
 from runtime.terminal import guard_terminal
@@ -54,10 +55,17 @@ class _File(logging.FileHandler):
 
 
 def log_to_terminal() -> None:
-    """Messages on the terminal, without tearing the progress bar."""
+    """Messages on stdout, without tearing the progress bar; that one of stdout and stderr is lost
+    on both, as the other may be there."""
+
+    def show(record: logging.LogRecord) -> None:
+        both = record.name == terminal.__name__
+        for stream in (sys.stdout, sys.stderr) if both else (sys.stdout,):
+            tqdm.write(logging.Formatter().format(record), stream)
+
     guard_terminal()
     root = logging.getLogger()
-    root.handlers[:] = [_Calls(lambda record: tqdm.write(logging.Formatter().format(record)))]
+    root.handlers[:] = [_Calls(show)]
     root.setLevel(logging.INFO)
 
 

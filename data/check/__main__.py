@@ -28,6 +28,7 @@ from data.decoding import IN_A_FILE, list_broken
 from data.image_reader import ImageReader
 from data.settings import parse_data
 from data.splits import spread
+from runtime import terminal
 from runtime.errors import UserError, script
 from runtime.log import log_to_terminal, recorded
 
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     log_to_terminal()
-    for handler in logging.getLogger().handlers:  # warnings stand in the summary
-        handler.addFilter(lambda record: record.levelno < logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not in_summary(record))
     out, section = read_section(arguments)
     with tempfile.TemporaryDirectory() as cache, recorded() as said:
         data = parse_data(section)
@@ -58,11 +59,16 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(list_broken(looks.failures, reader.item_name, heading, reader.file_of))
         attributes = describe_files(reader)
         found = find_suspicious(looks, attributes, reader.splits, files, reader.together)
-    warned = [each.getMessage() for each in said if each.levelno >= logging.WARNING]
+    warned = [each.getMessage() for each in said if in_summary(each)]
     written = write_files(out, reader, looks, data, found)
     print(summary(reader, looks, data, attributes, found, warned))
     print("\nWritten:", *written)
     return 1 if found or warned else 0
+
+
+def in_summary(record: logging.LogRecord) -> bool:
+    """Warnings are, but not that the terminal is lost, on which it would stand."""
+    return record.levelno >= logging.WARNING and record.name != terminal.__name__
 
 
 def tell_time(reader: ImageReader, files: np.ndarray) -> None:

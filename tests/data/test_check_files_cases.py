@@ -213,3 +213,33 @@ def test_what_the_crop_cuts_off_is_told(tmp_path, capsys):
     assert "8 of 8 images are scaled to 64x64" in line and "cuts off 20% of their area" in line
     assert "data.fit=pad keeps it" in line
     assert "20% of the picture" in check(root, *settings, "data.fit=pad", capsys=capsys)[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        pytest.param(
+            ">/dev/full",
+            "stdout is lost (No space left on device)",
+            marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here"),
+        ),
+        (">&-", "stdout is closed"),
+    ],
+)
+def test_a_summary_that_is_lost_is_told_in_one_line(tmp_path, how, told):
+    """And is nothing suspicious about the images."""
+    photos(tmp_path / "photos", 8)
+    done = subprocess.run(
+        f'"{sys.executable}" -m data.check "{tmp_path}/photos" data.channels=1 '
+        f'"out={tmp_path}/out" {how}',
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line for line in done.stderr.splitlines() if "std" in line]
+    assert done.returncode == 0, done.stderr
+    assert lines == [
+        f"{told}: what is printed there from here on is not shown, and all else goes on"
+    ]
+    assert (tmp_path / "out/images.csv").is_file()
