@@ -123,6 +123,8 @@ def claim(directory: Path, identity: dict[str, Any]) -> None:
                 f"it, or move {directory} away, and the same command begins anew."
             ) from error
         put_aside(path, str(error))
+        if (rows := directory / METRICS).exists():
+            put_aside(rows, f"{rows} is of that run")
     except FileNotFoundError:
         if begun:
             raise UserError(
