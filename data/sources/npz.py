@@ -32,8 +32,8 @@ class Npz(ImageReader):
     them is asked for.
 
     Arrays of images are [N, H, W], [N, H, W, C] or [N, C, H, W]. Bytes are taken as they are; other
-    numbers by `range`. An array patient_id (patients, subject, groups, ...) of one value an image
-    keeps those of one value in one drawn split.
+    numbers by `range`. An array patient_id (patients, subject, donor, ...) of one value an image
+    keeps those of one value in one drawn split, where there are enough of them.
 
     Args:
         validation: the share of the training images to draw where the file has no such split, class
@@ -105,14 +105,28 @@ class Npz(ImageReader):
 
     def _split(self, given: Splits, shares: dict[str, float]) -> Splits:
         """Notes in self.owners which array tells whose images are, where that counts."""
+        self.owners = None
+        plain = complete_splits(given, self.labels, range(len(self)), **shares)
         drawn = any(share and not given[split] for split, share in shares.items())
         key = find_owners(self.headers, self.keys) if drawn else None
         owners = read_owners(self.path, key) if key else []
-        self.owners = key if owners else None
+        if not owners:
+            return plain
         groups = [*owners, *range(len(owners), len(self))]
         splits = complete_splits(given, self.labels, groups, **shares)
-        for line in tell_empty(splits, shares) if owners else []:
-            log.warning(f"{self.path}: {line}")
+        said = f"{self.path}: {key} has {len(set(owners))} values for {len(owners)} images"
+        if empty := tell_empty(splits, shares):
+            log.warning(
+                f"{said}: with those of one value in one split there are {' and '.join(empty)}, so "
+                "that they are drawn image by image; if they are of one patient, held-out numbers "
+                "will look better than they are"
+            )
+            return plain
+        log.info(
+            f"{said}: those of one value are drawn into one split (leave it out of the file to "
+            "draw image by image)"
+        )
+        self.owners = key
         return splits
 
     def read_image(self, item: int) -> Levels:

@@ -1,6 +1,5 @@
 """Whose the images of an .npz are: a patient's are not drawn into two splits."""
 
-import logging
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -8,13 +7,12 @@ from pathlib import Path
 from data.sources.npz_content import Header, read_array
 from data.sources.npz_keys import Keys
 
-KEYS = r"(train_)?(patient|subject|group)(s|_?ids?)?(_train)?"
-
-log = logging.getLogger("data")
+# a "group" may be an arm of a trial
+KEYS = r"(train_)?(patient|subject|person|study|case|donor)(s|_?ids?)?(_train)?"
 
 
 def find_owners(headers: dict[str, Header], keys: Keys) -> str | None:
-    """The array that names a patient, subject or group for each of the images to train on."""
+    """The array that names a patient, subject or the like for each of the images to train on."""
     count = headers[keys["train"][0]].shape[0]
     used = {key for pair in keys.values() for key in pair}
     for key, (shape, dtype) in headers.items():
@@ -32,10 +30,4 @@ def read_owners(path: Path, key: str) -> list[Hashable]:
         item if value in ("", b"") or value != value else (key, value)
         for item, value in enumerate(values)
     ]
-    if not 1 < (count := len(set(owners))) < len(owners):
-        return []
-    log.info(
-        f"{path}: {key} has {count} values for {len(owners)} images: those of one value are drawn "
-        "into one split (leave it out of the file to draw image by image)"
-    )
-    return owners
+    return owners if 1 < len(set(owners)) < len(owners) else []

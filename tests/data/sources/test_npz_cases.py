@@ -241,7 +241,7 @@ def test_of_two_spellings_the_first_counts_and_the_other_is_told(opened, caplog)
 # Whose images are
 
 
-@pytest.mark.parametrize("key", ["patient_id", "patients", "Subject", "groups", "train_groups"])
+@pytest.mark.parametrize("key", ["patient_id", "patients", "Subject", "donors", "train_cases"])
 @pytest.mark.parametrize("kind", [int, str, float])
 def test_images_of_one_patient_are_drawn_into_one_split(opened, caplog, key, kind):
     whose = (np.arange(60) // 4).astype(kind)
@@ -269,10 +269,30 @@ def test_images_of_nobody_stand_for_themselves(opened):
 def test_owners_that_say_nothing_change_nothing(opened, whose):
     arrays, shares = {"images": smooth(60, 24, 26)}, {"validation": 0.2, "test": 0.2}
     plain = opened(**arrays, settings=shares)
-    assert opened(**arrays, groups=whose, settings=shares).splits == plain.splits
+    assert opened(**arrays, patients=whose, settings=shares).splits == plain.splits
 
 
 def test_a_split_that_gets_no_patient_is_told(opened, caplog):
     shares = {"validation": 0.1, "test": 0.1}
     opened(images=smooth(60, 24, 26), subject=np.arange(60) // 30, settings=shares)
     assert "too few images for any in" in caplog.text
+
+
+ARMS = {  # an array that would leave a split empty, and whether it is taken for patients
+    "arms of a trial": ("group", np.arange(80) % 4, False),
+    "the labels": ("case", np.arange(80) % 4, True),
+    "few": ("subject", np.arange(80) // 27, True),
+}
+
+
+@pytest.mark.parametrize("key, values, told", ARMS.values(), ids=ARMS)
+def test_no_array_takes_the_held_out_images_away(opened, caplog, key, values, told):
+    arrays = {"images": smooth(80, 24, 26), "labels": np.arange(80) % 4}
+    shares = {"validation": 0.1, "test": 0.1}
+    plain = opened(**arrays, settings=shares)
+    caplog.clear()
+    source = opened(**arrays, **{key: values}, settings=shares)
+    assert source.splits == plain.splits and all(source.splits.values())
+    assert source.owners is None
+    said = [line for line in warned(caplog) if "image by image" in line]
+    assert len(said) == len(warned(caplog)) == told
