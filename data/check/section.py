@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from data.folder_layout import reader_for
 from runtime.as_typed import with_letters_quoted
@@ -48,12 +50,12 @@ def _key_and_value(word: str) -> tuple[str, Any]:
     if key in ("data", "out"):
         return key, value
     try:
-        (override,) = parse_overrides(
-            [with_letters_quoted(word)], CONF.parent
-        )  # as train.py reads it
-    except HydraException as error:
+        # as train.py reads it: \${ is the text ${
+        (override,) = parse_overrides([with_letters_quoted(word)], CONF.parent)
+        read: Any = OmegaConf.to_container(OmegaConf.create({key: override.value()}), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
             f"{error}\nQuote what has spaces, commas or brackets, twice: "
             "'data.patient=\"(P\\d+)_\"'."
         ) from error
-    return key.removeprefix("data."), override.value()
+    return key.removeprefix("data."), read[key]

@@ -216,12 +216,13 @@ def test_copies_across_splits_are_found(change, tmp_path, capsys):
     assert "test/021.jpg and " in told and "train/017.jpg" in told
 
 
-def test_what_leaves_a_file_out_can_be_pasted(tmp_path, capsys):
+@pytest.mark.parametrize("name, typed", [("odd [1], it's", "[[]1], it"), ("${z}", "${z}")])
+def test_what_leaves_a_file_out_can_be_pasted(tmp_path, capsys, name, typed):
     root = clean_folder(tmp_path / "images", count=40)
-    mask().save(root / "a/odd [1], it's.png")
+    mask().save(root / f"a/{name}.png")
     code, told = checked(root, capsys=capsys)
     (setting,) = shlex.split(re.search(r"(data\.exclude=.*) leaves it out", told)[1])
-    assert code == 1 and "[[]1], it" in setting
+    assert code == 1 and typed in setting
     assert checked(root, setting, capsys=capsys)[0] == 0
 
 
