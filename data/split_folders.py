@@ -1,6 +1,5 @@
 """Which split and class each file of a folder belongs to, by the folders that it lies in."""
 
-import glob
 import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.find_splits import find_splits
+from data.mask_names import leave_out
 from data.name_words import SPLIT_NAMES
 from data.splits import SPLITS
 from runtime.as_typed import as_typed
@@ -43,8 +43,8 @@ def splits_and_classes(
         raise UserError(
             f"{root}: {len(stray)} images lie beside the folders of the splits "
             f"({', '.join(patterns)}), such as {root / stray[0]}: move them into one of these, or "
-            f"leave them out by {as_typed('data.exclude', _beside(stray[0]))}. Where these are no "
-            f"splits but classes: {as_typed('data.splits', {})}"
+            f"{leave_out(stray, names)}. Where these are no splits but "
+            f"classes: {as_typed('data.splits', {})}"
         )
     class_names = [rest[0] if rest else "" for _, rest in placed]
     if classes and not patterns:
@@ -59,12 +59,6 @@ def pooled(root: Path, names: Sequence[str], classes: bool, given: Given = None)
     where they say none or one."""
     found = _patterns(find_splits(root, names, classes) if given is None else given)
     return as_typed("data.splits", {"train": list(found)}) if len(found) > 1 else ""
-
-
-def _beside(name: str) -> str:
-    """A glob of what lies in the same first folder."""
-    first, slash, _ = name.partition("/")
-    return glob.escape(first) + "/*" * bool(slash)
 
 
 def _patterns(given: Mapping[str, Any]) -> dict[str, str]:

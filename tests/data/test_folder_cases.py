@@ -343,6 +343,15 @@ def test_a_class_called_train_has_its_way_out(tmp_path):
     assert opened(tmp_path, splits={}).classes == ["plane", "train"]
 
 
+def test_all_that_lies_beside_the_splits_can_be_left_out(tmp_path):
+    folders = ("bicycle", "plane [2]", "train", "truck")
+    write(tmp_path, *(f"{folder}/{k}.png" for folder in folders for k in range(3)))
+    message = refused(tmp_path)
+    found = pasted(message.partition(". Where")[0])
+    assert "9 images lie beside" in message
+    assert len(opened(tmp_path, **found)) == 3
+
+
 def test_dev_is_validation_and_folders_without_train_are_asked_about(tmp_path):
     write(tmp_path, *(f"{folder}/{k}.png" for folder in ("train", "dev") for k in range(3)))
     assert split_of(opened(tmp_path, test=0))["dev/0.png"] == "validation"
