@@ -75,16 +75,27 @@ def tell_of_directions(path: str, root: Path, kept: Summaries) -> None:
     middle = np.mean([lies[p] for p, name in named.items() if name == usual], 0)
     turned = {p: np.multiply(each, middle).reshape(2, 3).sum(1).min() for p, each in lies.items()}
     other = [p for p, cosine in turned.items() if cosine < TURNED and named[p] != usual]
-    if other:
-        counts = Counter(named[p] for p in other)
+    if not other:
+        return
+    counts = Counter(named[p] for p in other)
+    by = "by ImageOrientationPatient"
+    names = {p: p.relative_to(root).as_posix() for p in kept}
+    cure = leave_out([names[p] for p in other], [*names.values()])
+    if 2 * len(other) < len(lies):
         one = min(other, key=lambda p: counts[named[p]])
-        names = {p: p.relative_to(root).as_posix() for p in kept}
         log.warning(
-            f"{path}: {len(other)} of {len(lies)} files lie otherwise in the patient than most, by "
-            f"ImageOrientationPatient, such as {one}: rows and columns run to {named[one]}, and of "
-            f"most to {usual}. They are not turned: "
-            f"{leave_out([names[p] for p in other], [*names.values()])}."
+            f"{path}: {len(other)} of {len(lies)} files lie otherwise in the patient than most, "
+            f"{by}, such as {one}: rows and columns run to {named[one]}, and of most to {usual}. "
+            f"They are not turned: {cure}."
         )
+        return
+    firsts = {name: p for p, name in reversed(named.items())}
+    n = len(lies) - len(other)
+    ways = [f"to {name} in {n} ({firsts[name]})" for name, n in [(usual, n), *counts.most_common()]]
+    log.warning(
+        f"{path}: files lie in {len(ways)} ways in the patient, {by}: rows and columns run "
+        f"{'; '.join(ways)}. They are not turned. All but the first {n}: {cure}."
+    )
 
 
 def tell_of_shared_ids(path: str, kept: Summaries) -> None:

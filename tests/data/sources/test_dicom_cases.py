@@ -732,6 +732,25 @@ def test_an_image_that_lies_otherwise_is_told(tmp_path, opened, caplog, directio
         assert f"run to {said}, and of most to left, back" in line
 
 
+CORONAL, SAGITTAL = [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (6, 6), (5, 4, 3)])
+def test_planes_of_which_none_is_most_are_counted(tmp_path, opened, caplog, counts):
+    for plane, lies, n in zip("acs", (AXIAL, CORONAL, SAGITTAL), counts):
+        for k in range(n):
+            place = tmp_path / plane / f"{k}.dcm"
+            place.parent.mkdir(exist_ok=True)
+            write(place, hounsfield(k), **WINDOW, ImageOrientationPatient=lies)
+    opened()
+    [line] = [record.message for record in caplog.records]
+    ways = ("left, back", "left, feet", "back, feet")
+    assert f"{len(counts)} ways" in line and "most" not in line
+    for n, way, plane in zip(counts, ways, "acs"):
+        assert f"to {way} in {n} ({tmp_path / plane}" in line
+    assert f"the first {counts[0]}: data.exclude=" in line
+
+
 # Files that are shown in different ways
 
 
