@@ -35,10 +35,11 @@ def tell_classes(names: Mapping[str, str], digests: Mapping[str, str | None]) ->
                 f"classes {' and '.join(twins)} differ in capital letters alone: where they are "
                 "one, give their folders one name"
             )
-    if _are_patients(classes, names):
+    named = len(classes) >= FEWEST and all(map(PATIENT.fullmatch, classes))
+    if named or _are_numbers_of_patients(classes, names):
         yield (
             f"{len(classes)} classes look like patients: {listed(classes)}; "
-            "data.classes=false takes them for no classes"
+            f"{'' if named else 'if they are, '}data.classes=false takes them for no classes"
         )
         return
     first: dict[str, dict[str, str]] = defaultdict(dict)  # a path, by content and class
@@ -53,11 +54,11 @@ def tell_classes(names: Mapping[str, str], digests: Mapping[str, str | None]) ->
         )
 
 
-def _are_patients(classes: Sequence[str], names: Mapping[str, str]) -> bool:
-    """Whether they are numbered as patients, or are numbers that their files begin with."""
-    if len(classes) < FEWEST:
-        return False
-    return all(map(PATIENT.fullmatch, classes)) or (
-        all(map(NUMBER.fullmatch, classes))
+def _are_numbers_of_patients(classes: Sequence[str], names: Mapping[str, str]) -> bool:
+    """Whether they are numbers that their files begin with; those of classes count from 0 or 1."""
+    return (
+        len(classes) >= FEWEST
+        and all(map(NUMBER.fullmatch, classes))
+        and max(map(int, classes)) >= 2 * len(classes)
         and all(re.match(rf"{its}[_-]", path.rpartition("/")[2]) for path, its in names.items())
     )

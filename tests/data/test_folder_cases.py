@@ -403,9 +403,19 @@ def test_classes_that_are_patients_are_told_with_the_setting(tmp_path, caplog, n
     opened(tmp_path, validation=0, test=0)
     line = warned(caplog, "classes look like patients")
     assert "8 classes" in line and pasted(line) == {"classes": False}
+    assert ("; if they are, data" in line) == ("8860" in line)
 
 
-@pytest.mark.parametrize("form", ["{}/{}.png", "{:05d}/00000_{:05d}.png", "n{0}/n{0}_{1}.png"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}/{}.png",
+        "{:05d}/00000_{:05d}.png",
+        "n{0}/n{0}_{1}.png",
+        "{0:03d}/{0:03d}_{1:04d}.png",
+        "{0:03d}.bird/{0:03d}_{1:04d}.png",
+    ],
+)
 def test_classes_that_are_numbers_are_no_patients(tmp_path, caplog, form):
     opened(write(tmp_path, *(form.format(c, k) for c in range(8) for k in range(2))), test=0)
     assert "look like patients" not in caplog.text
