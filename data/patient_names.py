@@ -1,7 +1,7 @@
 """Whose image a file is, by its name."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +37,7 @@ PERHAPS = {  # as KINDS, of files that need not be of one patient
     "the place of a patch": ("x", r"[^/]*\d[^/]*?(?=[ _-]{words}_?\d+[ _-]y_?\d+[^/]*$)"),
     "the last number": ("", r"[^/]*\d[^/]*?(?=[ _-]\d{{1,5}}" + END + ")"),
 }
+CHANNEL = re.compile(r"(.*)_(\d{4})\.[^/]*$")
 IN_FOLDERS = ("slices or parts", "numbered slices")  # which may also be classes
 SHARE = 0.2  # of the files, that are of patients with several: fewer are an accident
 SHARE_PERHAPS, FEWEST = 0.5, 5  # that share of the files, and so many groups
@@ -84,27 +85,36 @@ def tell_patients(
         are_classes = sizes.keys() <= folders
         if len(sizes) < 2 or several < SHARE * len(names) or (are_classes and kind in IN_FOLDERS):
             continue
+        if kind == "channels" and not _are_channels(names):
+            continue
+        if kind == "channels" and _fill_classes(names, patients, classes):
+            continue
         if kind in PERHAPS and (are_classes or not _are_groups(names, found, sizes)):
             continue
         if torn := _torn(names, patients, split_of):
             used = "|".join(w for w in words.split("|") if _uses(form.format(words=w), names))
             pattern = _fallback(form.format(words=used), all(found))
             cure = f"{as_typed('data.patient', pattern)}{' data.classes=false' * are_classes}"
-            cure = f"{cure} {pooled} draws other splits, which" if pooled else cure
-            example = f"for one: {torn[0][0]} and {torn[0][1]}"
-            if kind in PERHAPS:
-                return (
-                    f"files whose names differ in {kind} alone are in more than one split: "
-                    f"{len(torn)} of {len(sizes)} groups; {example}. If those of a group are of "
-                    "one patient or scene, held-out numbers will look better than they are, and "
-                    f"{cure} keeps groups whole"
-                )
-            return (
-                f"{kind} of one patient, by their names, are in more than one split: {len(torn)} "
-                f"of {len(sizes)} patients, so held-out numbers will look better than they are; "
-                f"{example}. {cure} keeps patients whole"
+            return _worded(
+                kind,
+                f"{len(torn)} of {len(sizes)}",
+                f"for one: {torn[0][0]} and {torn[0][1]}",
+                f"{cure} {pooled} draws other splits, which keeps" if pooled else f"{cure} keeps",
             )
     return None
+
+
+def _worded(kind: str, counts: str, example: str, cure: str) -> str:
+    if kind in PERHAPS:
+        return (
+            f"files whose names differ in {kind} alone are in more than one split: {counts} "
+            f"groups; {example}. If those of a group are of one patient or scene, held-out numbers "
+            f"will look better than they are, and {cure} groups whole"
+        )
+    return (
+        f"{kind} of one patient, by their names, are in more than one split: {counts} patients, "
+        f"so held-out numbers will look better than they are; {example}. {cure} patients whole"
+    )
 
 
 def _are_groups(
@@ -117,6 +127,26 @@ def _are_groups(
     return (
         len(sizes) >= FEWEST and several >= SHARE_PERHAPS * len(names) and 2 * len(ends) <= several
     )
+
+
+def _are_channels(names: Sequence[str]) -> bool:
+    """Whether most cases have the same few, from 0000 on: a number of photographs goes on."""
+    channels: defaultdict[str, set[int]] = defaultdict(set)
+    for match in filter(None, map(CHANNEL.match, names)):
+        channels[match[1]].add(int(match[2]))
+    usual, n = Counter(map(frozenset, channels.values())).most_common(1)[0]
+    return 2 * n > len(channels) and usual == {*range(len(usual))} and len(usual) <= 10
+
+
+def _fill_classes(
+    names: Sequence[str], patients: Sequence[str | None], classes: Collection[str]
+) -> bool:
+    """Whether all files of a class are of one patient, so that none of them could be held out."""
+    of_class: defaultdict[str, set[str | None]] = defaultdict(set)
+    for name, patient in zip(names, patients):
+        for folder in {*classes}.intersection(name.split("/")[:-1]):
+            of_class[folder].add(patient)
+    return any(len(found) == 1 and None not in found for found in of_class.values())
 
 
 def _torn(

@@ -486,6 +486,22 @@ def test_files_that_differ_in_an_end_alone_are_warned_of_with_the_expression(nam
     assert len({*find_patients(str(found), names)}) == groups
 
 
+NO_GROUPS = {  # names of which an end or a number tells nothing
+    "numbered classes": [f"{c:03d}/{c:03d}_{k:04d}.jpg" for c in range(12) for k in range(8)],
+    "dtd": [f"{c}/{c}_{k:04d}.jpg" for c in ("banded", "blotchy") for k in range(40)],
+    "dtd, flat": [f"{c}_{k:04d}.jpg" for c in ("banded", "blotchy") for k in range(40)],
+    "lfw": [f"A_{c}/A_{c}_{k:04d}.jpg" for c in "abcdefghij" for k in range(1, 2 + ord(c) % 5)],
+    "lfw, flat": [f"A_{c}_{k:04d}.jpg" for c in "abcdefghij" for k in range(1, 2 + ord(c) % 5)],
+}
+
+
+@pytest.mark.parametrize("names", NO_GROUPS.values(), ids=NO_GROUPS)
+def test_files_that_no_end_groups_are_not_warned_of(names):
+    classes = {folder for folder, slash, _ in (name.partition("/") for name in names) if slash}
+    splits = [SPLITS[k % 3] for k, _ in enumerate(names)]
+    assert tell_patients(names, splits, classes) is None
+
+
 @pytest.mark.parametrize("names, patients", PATIENTS.values(), ids=PATIENTS)
 def test_patients_that_names_show_are_warned_of_with_the_expression(
     tmp_path, caplog, names, patients
