@@ -95,17 +95,16 @@ class FolderReader(ImageReader):
         label = {name: k for k, name in enumerate(self.classes)}
         self.labels = of_items(label.get(name, 0) for name in class_names)
         groups = of_items(owner or name for owner, name in zip(owners, names))
-        shares = {"validation": validation, "test": test}
-        self.splits = self._split(of_items(found), groups, shares)
+        self._shares = {"validation": validation, "test": test}
+        self.splits = self._split(of_items(found), groups)
         self._pooled = pooled(root, names, classes, splits)
         self._warn_of_shared("patients", of_items(owners))
         self._warn_of_shared("files of the same content", of_items(hashes))
         if patient is None:
             self._warn_of_patients(of_items(names), of_items(owners))
 
-    def _split(
-        self, given: Sequence[str | None], groups: Sequence[str], shares: dict[str, float]
-    ) -> Splits:
+    def _split(self, given: Sequence[str | None], groups: Sequence[str]) -> Splits:
+        shares = self._shares
         found = items_by_split(given)
         found["train"] = found["train"] or range(len(given))
         if any(share and not found[split] for split, share in shares.items()):
@@ -169,7 +168,15 @@ class FolderReader(ImageReader):
         split_of = {item: split for split in SPLITS for item in self.splits[split]}
         firsts = {names[item]: item for item, owner in enumerate(owners) if owner is None}
         told = [split_of[item] for item in firsts.values()]
-        if torn := tell_patients([*firsts], told, self.classes, self._pooled):
+
+        def can_be_drawn(groups: Sequence[str | None]) -> bool:
+            labels = [self.labels[item] for item in firsts.values()]
+            every = items_by_split(["train"] * len(labels))
+            whose = [group or name for group, name in zip(groups, firsts)]
+            drawn = complete_splits(every, labels, whose, **self._shares)
+            return not tell_empty(drawn, self._shares)
+
+        if torn := tell_patients([*firsts], told, self.classes, self._pooled, can_be_drawn):
             log.warning(f"{self.name}: {torn}")
 
     def file_of(self, item: int) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from runtime.as_typed import as_typed
@@ -38,9 +38,11 @@ PERHAPS = {  # as KINDS, of files that need not be of one patient
     "the last number": ("", r"[^/]*\d[^/]*?(?=[ _-]\d{{1,5}}" + END + ")"),
 }
 CHANNEL = re.compile(r"(.*)_(\d{4})\.[^/]*$")
+TILE = re.compile(r"(?<!\d)(0|[1-9]\d*)[_-](0|[1-9]\d*)" + END)
+DATE = re.compile(r"(?<!\d)(?:19|20)\d\d([-_.])(?:0[1-9]|1[0-2])\1(?:[0-2]\d|3[01])" + END)
 IN_FOLDERS = ("slices or parts", "numbered slices")  # which may also be classes
 SHARE = 0.2  # of the files, that are of patients with several: fewer are an accident
-SHARE_PERHAPS, FEWEST = 0.5, 5  # that share of the files, and so many groups
+SHARE_PERHAPS, FEWEST = 0.5, 8  # that share of the files, and so many groups
 
 
 def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
@@ -67,16 +69,25 @@ def find_patients(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def tell_patients(
-    names: Sequence[str], split_of: Sequence[str], classes: Collection[str], pooled: str = ""
+    names: Sequence[str],
+    split_of: Sequence[str],
+    classes: Collection[str],
+    pooled: str = "",
+    can_be_drawn: Callable[[Sequence[str | None]], bool] = lambda groups: True,
 ) -> str | None:
     """A warning where names show several files of one patient, some of which are in two splits;
     with the regular expression for data.patient.
 
     Args:
         pooled: the setting without which splits are not drawn.
+        can_be_drawn: whether every split gets files where these groups of them, None for a file
+            that stands for itself, are drawn whole.
     """
     folders = {name.lower() for name in classes}
+    begin_anew = _begin_anew(names)
     for kind, (words, form) in (KINDS | PERHAPS).items():
+        if kind in PERHAPS and begin_anew:
+            form = form.replace("[^/]*", ".*", 1)
         pattern = form.format(words=words)
         found = [re.search(pattern, name, re.IGNORECASE) for name in names]
         patients = [match and match[0].lower() for match in found]
@@ -87,9 +98,10 @@ def tell_patients(
             continue
         if kind == "channels" and not _are_channels(names):
             continue
-        if kind == "channels" and _fill_classes(names, patients, classes):
+        unsure = kind in PERHAPS or kind == "channels"
+        if unsure and _fill_classes(names, patients, classes):
             continue
-        if kind in PERHAPS and (are_classes or not _are_groups(names, found, sizes)):
+        if kind in PERHAPS and not (_are_groups(names, found, sizes) and can_be_drawn(patients)):
             continue
         if torn := _torn(names, patients, split_of):
             used = "|".join(w for w in words.split("|") if _uses(form.format(words=w), names))
@@ -121,12 +133,22 @@ def _are_groups(
     names: Sequence[str], found: Sequence[re.Match[str] | None], sizes: Mapping[str, int]
 ) -> bool:
     """Whether there are many groups, and what differs in them is the same from group to group: a
-    number that goes on over all files tells none."""
+    number that goes on over all files tells none, nor do days of a month or tiles of a map."""
+    dates = sum(map(bool, map(DATE.search, names)))
+    if 2 * dates > len(names) or _are_tiles(names):
+        return False
     ends = {name[match.end() :] for name, match in zip(names, found) if match}
     several = sum(n for n in sizes.values() if n > 1)
     return (
         len(sizes) >= FEWEST and several >= SHARE_PERHAPS * len(names) and 2 * len(ends) <= several
     )
+
+
+def _are_tiles(names: Sequence[str]) -> bool:
+    """Whether they end in two numbers, of about as many values: rows and columns."""
+    found = [match.groups() for match in map(TILE.search, names) if match]
+    rows, columns = (len(set(values)) for values in zip(*found)) if found else (0, 0)
+    return 2 * len(found) > len(names) and 2 * rows < 3 * columns and 2 * columns < 3 * rows
 
 
 def _are_channels(names: Sequence[str]) -> bool:
@@ -147,6 +169,13 @@ def _fill_classes(
         for folder in {*classes}.intersection(name.split("/")[:-1]):
             of_class[folder].add(patient)
     return any(len(found) == 1 and None not in found for found in of_class.values())
+
+
+def _begin_anew(names: Sequence[str]) -> bool:
+    """Whether files are named alike in several folders, so that no name tells alone whose a file
+    is."""
+    alike = Counter(name.rpartition("/")[2] for name in names)
+    return sum(n for n in alike.values() if n > 1) > SHARE * len(names)
 
 
 def _torn(

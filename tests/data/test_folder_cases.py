@@ -487,11 +487,34 @@ def test_files_that_differ_in_an_end_alone_are_warned_of_with_the_expression(nam
 
 
 NO_GROUPS = {  # names of which an end or a number tells nothing
+    "omniglot": [f"character{c:02d}/{c + 500:04d}_{k:02d}.png" for c in range(9) for k in range(9)],
+    "vggface2": [f"n{c:06d}/{k:04d}_01.jpg" for c in range(9) for k in range(9)],
+    "views of classes": [f"c{c}/{k}_left.jpg" for c in range(9) for k in range(9)],
+    "dates": [f"2021-{m:02d}-{d:02d}.jpg" for m in range(1, 13) for d in range(1, 29)],
+    "dates behind a word": [f"x_2021_{m:02d}_{d:02d}.jpg" for m in range(1, 13) for d in range(9)],
+    "map tiles": [f"18_{x}_{y}.png" for x in range(1000, 1012) for y in range(500, 512)],
+    "tiles of slides": [
+        f"slide{s}_{x}_{y}.png"
+        for s in "ABC"
+        for x in range(0, 6400, 640)
+        for y in range(0, 900, 90)
+    ],
+    "fruits360": [
+        f"{c}/{r}{k}_100.jpg"
+        for c in ("Apple Braeburn 1", "Banana 1")
+        for r in ("", "r_")
+        for k in range(40)
+    ],
+    "caltech256": [
+        f"{c:03d}.{c}thing/{c:03d}_{k:04d}.jpg" for c in range(1, 13) for k in range(1, 30)
+    ],
+    "caltech256, a few": [f"{c:03d}.x/{c:03d}_{k:04d}.jpg" for c in range(12) for k in range(8)],
     "numbered classes": [f"{c:03d}/{c:03d}_{k:04d}.jpg" for c in range(12) for k in range(8)],
     "dtd": [f"{c}/{c}_{k:04d}.jpg" for c in ("banded", "blotchy") for k in range(40)],
     "dtd, flat": [f"{c}_{k:04d}.jpg" for c in ("banded", "blotchy") for k in range(40)],
     "lfw": [f"A_{c}/A_{c}_{k:04d}.jpg" for c in "abcdefghij" for k in range(1, 2 + ord(c) % 5)],
     "lfw, flat": [f"A_{c}_{k:04d}.jpg" for c in "abcdefghij" for k in range(1, 2 + ord(c) % 5)],
+    "a few groups": [f"{c}_scene_{k:02d}.png" for c in range(7) for k in range(9)],
 }
 
 
@@ -500,6 +523,25 @@ def test_files_that_no_end_groups_are_not_warned_of(names):
     classes = {folder for folder, slash, _ in (name.partition("/") for name in names) if slash}
     splits = [SPLITS[k % 3] for k, _ in enumerate(names)]
     assert tell_patients(names, splits, classes) is None
+
+
+def test_groups_of_files_that_are_named_alike_in_folders_have_the_folder(caplog):
+    names = [f"n{c:06d}/{k:04d}_{j:02d}.jpg" for c in range(3) for k in range(9) for j in (1, 2)]
+    splits = [SPLITS[k % 3] for k, _ in enumerate(names)]
+    line = tell_patients(names, splits, {f"n{c:06d}" for c in range(3)})
+    assert line and "27 groups" in line
+    found = pasted(line.replace(", and data", " data"))["patient"]
+    assert len({*find_patients(str(found), names)}) == 27
+
+
+def test_groups_too_few_to_be_drawn_are_not_warned_of(tmp_path, caplog):
+    names = [f"{p:08d}_{k:03d}.png" for p in range(9) for k in range(3)]
+    root = write(tmp_path, *names, of=lambda k: noise(k, (8, 8)))
+    opened(root, validation=0.2, test=0.2)
+    assert "alone are in more than one split: " in caplog.text
+    caplog.clear()
+    opened(root, validation=0.04, test=0.04)
+    assert "alone are in more than one split: " not in caplog.text
 
 
 @pytest.mark.parametrize("names, patients", PATIENTS.values(), ids=PATIENTS)
