@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> None:
 
 
 def write(report: Report) -> list[str]:
-    """The files, the page first -> their names. Figures of an earlier report are removed."""
+    """The files -> their names. Figures of an earlier report are removed once all are written, as
+    the disk may be full."""
     contents: dict[str, str | bytes] = {
         "report.html": report.written("page.html.j2"),
         "report.md": report.written("page.md.j2"),
@@ -65,12 +66,13 @@ def write(report: Report) -> list[str]:
         f"{FIGURES}/{plot.name}.{suffix}": getattr(plot, suffix)
         for plot, suffix in product(report.drawn, ("svg", "pdf"))
     }
-    for old in [*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")]:
-        old.unlink()
+    earlier = {*report.folder.glob("report_*.svg"), *report.folder.glob(f"{FIGURES}/*")}
     (report.folder / FIGURES).mkdir(exist_ok=True)
-    for name, content in (contents | figures).items():
+    for name, content in (figures | contents).items():
         write_atomically(report.folder / name, content)
     write_csv(report.folder / "report.csv", report.raw())
+    for old in earlier - {report.folder / name for name in figures}:
+        old.unlink()
     return [*contents, "report.csv", *([f"{FIGURES}/"] if figures else [])]
 
 

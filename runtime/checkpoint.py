@@ -230,7 +230,7 @@ def save(
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
     contents[STATE] = json.dumps(state | {OWN: _digest(state)}, indent=1).encode()
-    write_directory(reached.path, contents)
+    write_directory(reached.path, contents, "set run.keep_last lower")
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:

@@ -87,10 +87,10 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     sync_directory(path.parent)
 
 
-def write_directory(path: Path, contents: dict[str, bytes]) -> None:
+def write_directory(path: Path, contents: dict[str, bytes], cure: str = "") -> None:
     """Creates the directory path with these files, by NAME or FOLDER/NAME: it appears with all of
     them or not at all. One that is there is replaced; a kill between the two renames leaves it to
-    remove_leftovers to put the old one back."""
+    remove_leftovers to put the old one back. cure: see raise_if_full."""
     replaced = path.with_name(f".{path.name}.replaced")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     discard(aside)
@@ -107,7 +107,7 @@ def write_directory(path: Path, contents: dict[str, bytes]) -> None:
         os.replace(aside, path)
     except OSError as error:
         discard(aside)
-        raise_if_full(error, path)
+        raise_if_full(error, path, cure)
         raise
     sync_directory(path.parent)
     discard(replaced)
@@ -227,11 +227,12 @@ def read_sealed(
     return _parsed(path, body.removesuffix(b",") + b"}", mend, dict, keys)
 
 
-def raise_if_full(error: OSError, path: Path) -> None:
+def raise_if_full(error: OSError, path: Path, cure: str = "") -> None:
+    """cure: another one than to free some space."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise UserError(
             f"the disk is full: {path} was not written, and what was there is unharmed. Free some "
-            "space (or set run.keep_last lower) and run the same command again."
+            f"space{cure and f' (or {cure})'} and run the same command again."
         ) from error
 
 
