@@ -13,14 +13,22 @@ from runtime.terminal import guard_terminal
 
 USER_ERROR = 2  # exit code
 # of a folder to write to, most often
-NOT_OURS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
+PLACE = (
+    "Where things are written is set by run.root, run.directory and run.cache of train.py, by out "
+    "of sample.py and export.py, and by out and cache of evaluate.py."
 )
+DEVICE = "The disk, or the server that has it, fails: run the same command again once it is mended."
+NOT_OURS = {  # what the system refuses -> the cure
+    errno.EACCES: PLACE,
+    errno.EPERM: PLACE,
+    errno.EROFS: PLACE,
+    errno.ENOTDIR: PLACE,
+    errno.EISDIR: PLACE,
+    errno.EEXIST: PLACE,
+    errno.ENAMETOOLONG: "Give a shorter one.",
+    errno.EIO: DEVICE,
+    errno.ESTALE: DEVICE,
+}
 
 
 class UserError(ValueError):
@@ -67,11 +75,7 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in NOT_OURS and error.filename is not None:
-        return (
-            f"{error.filename}: {error.strerror}. Where things are written is set by run.root, "
-            "run.directory and run.cache of train.py, by out of sample.py and export.py, and by "
-            "out and cache of evaluate.py."
-        )
+        return f"{error.filename}: {error.strerror}. {NOT_OURS[error.errno]}"
     return None
 
 

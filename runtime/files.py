@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import Busy, UserError
+from runtime.errors import PLACE, Busy, UserError
 from runtime.lock_file import lock_file
 
 SEAL = b'\n"sha256 of the rest": "'  # the last key of a sealed JSON, of all bytes before it
@@ -94,7 +94,7 @@ def write_directory(path: Path, contents: dict[str, bytes], cure: str = "") -> N
     replaced = path.with_name(f".{path.name}.replaced")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     discard(aside)
-    aside.mkdir(parents=True)
+    make_directory(aside)
     try:
         for name, data in contents.items():
             (aside / name).parent.mkdir(exist_ok=True)
@@ -111,6 +111,14 @@ def write_directory(path: Path, contents: dict[str, bytes], cure: str = "") -> N
         raise
     sync_directory(path.parent)
     discard(replaced)
+
+
+def make_directory(path: Path) -> None:
+    """With what is above it, where it is not there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # what is above it is there, or was made
+        raise UserError(f"{path}: no directory can be made there. {PLACE}") from error
 
 
 def discard(directory: Path) -> None:
@@ -228,12 +236,23 @@ def read_sealed(
 
 
 def raise_if_full(error: OSError, path: Path, cure: str = "") -> None:
-    """cure: another one than to free some space."""
+    """One message, and any other error has the name of the file, which a write does not know.
+
+    Args:
+        cure: another one than to free some space.
+    """
+    why = usual = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why, usual = "the disk is full", f"Free some space{cure and f' (or {cure})'}"
+    elif error.errno == errno.EFBIG:
+        why, usual = "files may not be as large here", "Raise the limit (ulimit -f)"
+    if why:
         raise UserError(
-            f"the disk is full: {path} was not written, and what was there is unharmed. Free some "
-            f"space{cure and f' (or {cure})'} and run the same command again."
+            f"{why}: {path} was not written, and what was there is unharmed. {usual} and run the "
+            "same command again."
         ) from error
+    if error.filename is None:
+        error.filename = str(path)
 
 
 @contextlib.contextmanager
@@ -246,7 +265,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     Raises:
         Busy: with busy.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     with open(path, "a") as file, contextlib.ExitStack() as instead:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))

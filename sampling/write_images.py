@@ -18,7 +18,7 @@ from data.resize import in_bands
 from diffusion.generate import bar_of_images, steps_of
 from runtime.content import differences
 from runtime.errors import UserError
-from runtime.files import read_json, write_atomically, write_json
+from runtime.files import make_directory, read_json, write_atomically, write_json
 from runtime.image_grid import captioned_grid, grid, png
 from sampling.pipeline import Pipeline, SampleRequest
 
@@ -115,7 +115,7 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
         UserError: where it holds others.
     """
     path = out / SETTINGS
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     # not where a command failed before its first image
     if any(out.glob("[0-9]*.png")) or any(out.glob("[0-9]*.tif")):
         unknown = f"{out} holds images of unknown origin: give these their own out=DIR."

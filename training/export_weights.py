@@ -34,7 +34,7 @@ from models.unet import UNet
 from runtime.checkpoint import Which, find
 from runtime.config_schema import build
 from runtime.errors import UserError
-from runtime.files import write_atomically, write_directory
+from runtime.files import make_directory, write_atomically, write_directory
 from sampling.pipeline import NULL_CLASS, class_number
 from training.config_checks import check_network
 from training.prune_checkpoints import keep_for
@@ -60,7 +60,7 @@ def export_difference(name: str, out: Path) -> None:
     if out.exists() and not (out.is_file() and out.read_bytes() == content):
         refuse_to_overwrite(out)
     keep_for(Path(origin.get("found") or origin["path"]), out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(out.parent)
     write_atomically(out, content)
     log.info(
         f"{found.path} -> {out}: {len(names)} tensors, {len(content)} bytes, on top of "

@@ -20,7 +20,7 @@ from runtime.as_typed import as_typed
 from runtime.checkpoint import Checkpoint
 from runtime.content import differences
 from runtime.errors import UserError
-from runtime.files import Damaged, put_aside, read_json, write_json
+from runtime.files import Damaged, make_directory, put_aside, read_json, write_json
 from runtime.log import read_metrics
 from training.optimizer import weight_decay
 from transfer.adapt_weights import Fit
@@ -113,7 +113,7 @@ def claim(directory: Path, identity: dict[str, Any]) -> None:
         UserError: with the difference, where it does not.
     """
     path, begun = directory / IDENTITY, any(directory.glob("checkpoints/step_*"))
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     try:
         theirs = read_json(path)
     except Damaged as error:

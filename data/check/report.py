@@ -22,7 +22,7 @@ from data.resize import to_array
 from data.settings import DataSettings
 from data.splits import spread
 from runtime.as_typed import as_typed
-from runtime.files import write_atomically
+from runtime.files import make_directory, write_atomically
 from runtime.image_grid import captioned_grid, grid, png
 
 SHOWN = 64  # images on a sheet
@@ -95,7 +95,7 @@ def write_files(
     out: Path, reader: ImageReader, looks: Looks, data: DataSettings, found: Sequence[Finding]
 ) -> list[Path]:
     """sheet.png and images.csv, and where something is suspicious suspicious.png."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     usual = spread(np.flatnonzero(looks.readable), SHOWN, np.asarray(reader.labels)).tolist()
     _, sheet = _as_seen(reader, data, usual)
     written = {"sheet.png": grid(sheet)} if len(sheet) else {}
