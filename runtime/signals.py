@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -60,7 +61,8 @@ def end_at_once() -> None:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         stop = Stopped(signal.Signals(number))
         with contextlib.suppress(OSError):  # the terminal is gone
-            os.write(2, last_line(stop).encode())
+            if select.select([], [2], [], 1)[1]:  # nor would one that is not read let it end
+                os.write(2, last_line(stop).encode())
         os._exit(told(stop)[1])
 
     _heed(end)
@@ -71,6 +73,7 @@ def stoppable() -> Iterator[None]:
     """While inside, a signal raises Stopped where it strikes, or where it is no longer held."""
 
     def strike(number: int, frame: FrameType | None) -> None:
+        _hold.asked = True
         if _hold.on and _hold.waiting is None:  # a second one acts at once
             _hold.waiting = signal.Signals(number)
         else:
@@ -88,10 +91,16 @@ def stoppable() -> Iterator[None]:
 
 class _Hold:
     on = False
+    asked = False  # ever
     waiting: signal.Signals | None = None
 
 
 _hold = _Hold()
+
+
+def was_asked() -> bool:
+    """Whether this process was ever asked to stop."""
+    return _hold.asked
 
 
 @contextlib.contextmanager
@@ -144,6 +153,7 @@ class StopRequest:
             signal.signal(s, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        _hold.asked = True
         self.received = signal.Signals(number)
         if number != signal.SIGHUP:
             signal.signal(number, self._previous[self.received])
@@ -167,4 +177,5 @@ class StopAtOnce(StopRequest):
     step, piece by piece and each piece atomically, so that the next start goes on with it."""
 
     def _note(self, number: int, frame: FrameType | None) -> NoReturn:
+        _hold.asked = True
         raise Preempted(signal.Signals(number))

@@ -1,5 +1,5 @@
 """The terminal is side output: one that is closed, gone or full, or that cannot encode a character,
-ends nothing."""
+ends nothing, and one that is not read, as of less or after Ctrl-S, holds nothing up for long."""
 
 import contextlib
 import io
@@ -8,27 +8,65 @@ import os
 import select
 import sys
 import threading
+import time
 
+from runtime.signals import was_asked
+
+PATIENCE = 60.0  # seconds for a reader to read on
+HURRY = 2.0  # once this process was asked to stop, as it is killed soon
+SHOWN = "what is printed there from here on is not shown"
 log = logging.getLogger(__name__)
 
 
 class SideOutput(io.FileIO):
     """The file descriptor of stdout or stderr. Where writing to it fails, it leads nowhere from
-    then on, also for what libraries and children write to it."""
+    then on, also for what libraries and children write to it. Where it is not read, what is written
+    is dropped until it is read again."""
 
     def __init__(self, fd: int, called: str):
-        super().__init__(fd, "w", closefd=False)
+        self._fd, self._own = fd, opened_anew(fd)
+        super().__init__(self._own, "w", closefd=self._own != fd)
         self._called = called
+        self._deaf = self._told = False
+
+    def fileno(self) -> int:
+        return self._fd
 
     def write(self, data) -> int:
+        data = memoryview(data)
+        began = time.monotonic()
         try:
-            while (written := super().write(data)) is None:  # a full pipe that does not wait
-                select.select([], [self], [])
-            return written
+            while True:
+                if select.select([], [self._own], [], 0 if self._deaf else 0.5)[1]:
+                    if written := super().write(data[: select.PIPE_BUF]):  # a pipe has room for it
+                        self._deaf = False
+                        return written
+                    time.sleep(0.01)  # a terminal with room for less than a line's end
+                patience = HURRY if was_asked() else PATIENCE
+                if self._deaf or time.monotonic() - began > patience:
+                    self._drop()
+                    break
         except OSError as error:
-            lead_nowhere(self.fileno())
-            tell_apart(f"{self._called} is lost ({error.strerror})")
-            return memoryview(data).nbytes
+            for fd in {self._fd, self._own}:
+                lead_nowhere(fd)
+            tell_apart(f"{self._called} is lost ({error.strerror})", SHOWN)
+        return data.nbytes
+
+    def _drop(self) -> None:
+        self._deaf = True
+        if not self._told:
+            self._told = True
+            dropped = "what is printed there is dropped until it is read again"
+            tell_apart(f"{self._called} is not read", dropped)
+
+
+def opened_anew(fd: int) -> int:
+    """Of a terminal, so that a write never waits, in which no signal would be heeded; others that
+    have it open still wait."""
+    try:
+        return os.open(os.ttyname(fd), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:  # no terminal, or not ours
+        return fd
 
 
 def lead_nowhere(fd: int) -> None:
@@ -38,10 +76,12 @@ def lead_nowhere(fd: int) -> None:
         os.close(nowhere)
 
 
-def tell_apart(loss: str) -> None:
+def tell_apart(loss: str, means: str) -> None:
     """On a thread of its own, as this one is inside the stream's lock."""
-    said = f"{loss}: what is printed there from here on is not shown, and all else goes on"
-    with contextlib.suppress(RuntimeError):  # the interpreter ends
+    said = f"{loss}: {means}, and all else goes on"
+    if sys.is_finalizing():  # a thread would never begin
+        return
+    with contextlib.suppress(RuntimeError):  # the same, from Python 3.12 on
         threading.Thread(target=log.warning, args=(said,)).start()
 
 
@@ -66,4 +106,4 @@ def guard_terminal() -> None:
         encoding = getattr(stream, "encoding", "utf-8")
         setattr(sys, name, io.TextIOWrapper(side, encoding, "backslashreplace", "", True))
     for name in closed:
-        tell_apart(f"{name} is closed")
+        tell_apart(f"{name} is closed", SHOWN)
