@@ -4,6 +4,7 @@ takes long, as a script heeds signals before it imports the rest."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -56,7 +57,8 @@ def last_line(stop: KeyboardInterrupt) -> str:
 
 def end_at_once() -> None:
     """From here on a signal ends this process with one line: while a script imports, where there is
-    nothing to clean up, and again when it has ended."""
+    nothing to clean up, and again when it has ended. While the interpreter is torn down, which
+    resets handlers and takes a while with torch, a signal is ignored and changes no exit code."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         stop = Stopped(signal.Signals(number))
@@ -66,6 +68,7 @@ def end_at_once() -> None:
         os._exit(told(stop)[1])
 
     _heed(end)
+    atexit.register(lambda: _heed(signal.SIG_IGN))  # the first that is registered runs last
 
 
 @contextlib.contextmanager
@@ -122,7 +125,9 @@ def _let_go() -> None:
         raise Stopped(number)
 
 
-def _heed(handler: Callable[[int, FrameType | None], object]) -> dict[signal.Signals, Any]:
+def _heed(
+    handler: Callable[[int, FrameType | None], object] | signal.Handlers,
+) -> dict[signal.Signals, Any]:
     """Signals that are not ignored, as by nohup, and what handled them before."""
     ignored = (signal.SIG_IGN, None)
     heeded = [s for s in SIGNALS if signal.getsignal(s) not in ignored]

@@ -8,6 +8,11 @@ images as the network will see them, suspicious.png, those that are suspicious, 
 row for each image. Exit code 0: nothing is suspicious; 1: something is; 2: a mistake.
 """
 
+from runtime.signals import end_at_once
+
+if __name__ == "__main__":
+    end_at_once()  # also while the rest is imported, which takes seconds
+
 import contextlib
 import logging
 import os

@@ -120,3 +120,27 @@ def test_a_second_signal_is_not_held():
         signal.raise_signal(signal.SIGUSR1)
     with stoppable(), held():  # and nothing of it is left
         pass
+
+
+ENDS = """
+import os, signal, sys
+from runtime.signals import end_at_once
+end_at_once()
+class Last:
+    def __del__(self, kill=os.kill, to=os.getpid(), number=int(sys.argv[1])):
+        kill(to, number)  # while the interpreter ends
+kept = Last()
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("code", [0, PREEMPTED])
+def test_after_its_end_a_signal_changes_nothing(number, code):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, str(int(number)), str(code)],
+        cwd=ROOT,
+        capture_output=True,
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, signal.SIGHUP)],
+    )
+    assert (done.returncode, done.stderr) == (code, b"")
