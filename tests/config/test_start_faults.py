@@ -87,3 +87,19 @@ def test_ctrl_c_while_a_file_is_fetched(tmp_path, monkeypatch, capsys, caplog):
     assert left.value.code == INTERRUPTED and name in published()
     assert "what came is kept, and the same command goes on" in caplog.text
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train", "report"])
+def test_a_working_directory_that_is_gone_is_told_first(script, tmp_path):
+    """oneMKL would end the process with a line of its own, once torch is imported."""
+    gone = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", gone, "sh", sys.executable, ROOT / f"{script}.py", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr == (
+        "error: the working directory is gone: cd to one that is there, and give the command "
+        "again.\n"
+    )
