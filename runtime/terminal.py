@@ -13,7 +13,9 @@ import time
 from runtime.signals import was_asked
 
 PATIENCE = 60.0  # seconds for a reader to read on
-HURRY = 2.0  # once this process was asked to stop, as it is killed soon
+# once this process was asked to stop, as it is killed soon; and on other threads, for whose lock on
+# the stream the main one would wait and heed no signal
+HURRY = 2.0
 SHOWN = "what is printed there from here on is not shown"
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class SideOutput(io.FileIO):
                         self._deaf = False
                         return written
                     time.sleep(0.01)  # a terminal with room for less than a line's end
-                patience = HURRY if was_asked() else PATIENCE
+                patient = threading.current_thread() is threading.main_thread() and not was_asked()
+                patience = PATIENCE if patient else HURRY
                 if self._deaf or time.monotonic() - began > patience:
                     self._drop()
                     break
