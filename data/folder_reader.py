@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from data.common_range import CommonRange, find_common_range, find_ranges_of_bands, of_cache
 from data.deep_image import Ranges
 from data.file_cache import FileCache
+from data.find_splits import find_splits
 from data.image_reader import ImageReader
 from data.intensity import LowHigh, Range
 from data.odd_classes import listed, tell_classes
@@ -76,7 +77,8 @@ class FolderReader(ImageReader):
         names = [p.relative_to(root).as_posix() for p in files]
         whose = find_patients(patient, names) if patient is not None else map(patients.get, files)
         owners = [None if owner is None else f"patient {owner}" for owner in whose]
-        found, class_names = splits_and_classes(root, names, classes, splits)
+        given = find_splits(root, names, classes) if splits is None else splits
+        found, class_names = splits_and_classes(root, names, classes, given)
         self.classes = sorted(set(class_names)) if classes and all(class_names) else []
         hashes = file_cache.digests(files)
         self.fingerprint = sha256_of(
@@ -97,7 +99,7 @@ class FolderReader(ImageReader):
         groups = of_items(owner or name for owner, name in zip(owners, names))
         self._shares = {"validation": validation, "test": test}
         self.splits = self._split(of_items(found), groups)
-        self._pooled = pooled(root, names, classes, splits)
+        self._pooled = pooled(given)
         self._warn_of_shared("patients", of_items(owners))
         self._warn_of_shared("files of the same content", of_items(hashes))
         if patient is None:

@@ -54,10 +54,10 @@ def splits_and_classes(
     return splits, class_names
 
 
-def pooled(root: Path, names: Sequence[str], classes: bool, given: Given = None) -> str:
-    """The setting that makes one split of those that folders say, from which others are drawn; ""
-    where they say none or one."""
-    found = _patterns(find_splits(root, names, classes) if given is None else given)
+def pooled(given: Mapping[str, Any]) -> str:
+    """The setting that makes one split of those given, from which others are drawn; "" where they
+    are none or one."""
+    found = _patterns(given)
     return as_typed("data.splits", {"train": list(found)}) if len(found) > 1 else ""
 
 

@@ -692,6 +692,11 @@ def test_what_keeps_patients_whole_where_folders_are_splits_does_so(tmp_path, ca
     assert {split for splits in whose.values() for split in splits} == set(SPLITS)
 
 
+def test_what_is_taken_for_a_split_is_said_once(tmp_path, caplog):
+    opened(write(tmp_path / "scans", *(f"imagesTr/{k}.png" for k in range(9))))
+    warned(caplog, "taken for the folder train")
+
+
 def test_splits_that_are_taken_for_classes_are_told(tmp_path, caplog):
     root = kermany(tmp_path / "chest")
     assert opened(root, splits={}).classes == ["test", "train"]
