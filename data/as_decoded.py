@@ -9,7 +9,7 @@ from data.folder_reader import FolderReader
 from data.image_reader import ImageReader
 from data.intensity import Levels
 from data.mask_names import leave_out, masks_among
-from data.mask_pixels import are_masks, likeness_to_mask
+from data.mask_pixels import are_masks, least_of_files, likeness_to_mask
 from data.resize import height_width
 
 log = logging.getLogger("data")
@@ -46,17 +46,14 @@ class AsDecoded:
         """Warns of files with few grey levels beside files with many; not again of those that
         their names tell."""
         names = [file.relative_to(reader.root).as_posix() for file in reader.files]
-        shares: dict[str, list[float]] = {}
-        for name, share in zip(names, self.likeness.tolist()):
-            if share == share:
-                shares.setdefault(name, []).append(share)
-        lowest = {name: min(each) for name, each in shares.items()}
-        few = are_masks(np.array([*lowest.values()]))
-        known = {*masks_among([*dict.fromkeys(names)])}
-        new = [name for name, is_one in zip(lowest, few) if is_one and name not in known]
+        number = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        files = np.array([number[name] for name in names])
+        few = are_masks(least_of_files(self.likeness, files))
+        known = {*masks_among([*number])}
+        new = [name for name, is_one in zip(number, few) if is_one and name not in known]
         if new:
             log.warning(
-                f"{reader.name}: {len(new)} of {len({*names})} files have few grey levels, as "
+                f"{reader.name}: {len(new)} of {len(number)} files have few grey levels, as "
                 f"masks and label maps do, beside others with many, such as {new[0]}; "
                 f"{leave_out(new, names)}"
             )

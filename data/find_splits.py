@@ -4,7 +4,6 @@ otherwise than train, val and test do."""
 import glob
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from data.name_words import (
 )
 from data.splits import SPLITS
 from runtime.as_typed import as_typed
-from runtime.errors import UserError
+from runtime.errors import UserError, numbers_as_0
 
 Said = Mapping[str, str]  # split by a glob of folders, or of files
 NEARLY_ALL = 0.9  # of the files: where so many are named for a split, the others are strays
@@ -159,7 +158,7 @@ def _starred(place: Sequence[str], above: Iterable[Sequence[str]]) -> list[str]:
 def _splits_of_files(names: Sequence[str]) -> dict[str, str]:
     """As in train_01.png beside test_01.png, where nearly all files are named so: split by glob."""
     images = [name for name in names if not is_mask(name)]
-    alike = Counter("*/" * n.count("/") + re.sub(r"\d+", "0", n.rpartition("/")[2]) for n in images)
+    alike = Counter("*/" * n.count("/") + numbers_as_0(n.rpartition("/")[2]) for n in images)
     said = {name: each for name in alike if (each := _said_by_file(name))}
     kinds: dict[str, set[str]] = {}
     for split, rest, _ in said.values():

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from data.image_formats import SUFFIXES
 from runtime.as_typed import as_typed
-from runtime.errors import UserError
+from runtime.errors import UserError, numbers_as_0
 
 # of thumbnails, bins and the like, which servers, archives and systems put beside one's files
 SYSTEM_FOLDERS = {
@@ -241,7 +240,7 @@ def tell_of_odd(path: str, odd: Mapping[Path, Sequence[str]]) -> None:
     found: dict[str, list[str]] = {}
     for file, texts in odd.items():
         for text in texts:
-            found.setdefault(re.sub(r"\d+", "0", text), []).append(f"{file}: {text}")
+            found.setdefault(numbers_as_0(text), []).append(f"{file}: {text}")
     for files in found.values():
         log.warning(
             f"{path}: {len(files)} of {len(odd)} files have an odd header, for one {files[0]}"

@@ -8,6 +8,7 @@ range (data.intensity).
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import png
@@ -65,18 +66,23 @@ def measure_deep_ranges(path: Path, opacity: bool = True) -> list[OwnRange] | No
     return [OwnRange.of(part, found.kind) for part in found.parts]
 
 
-def opacity_like_band(path: Path) -> list[int] | None:
-    """For FileCache, how many channels a TIFF has, whether (1 or 0) what it marks as opacity varies
-    as a band does, of near infrared say: many levels, which are hardly ever fully opaque or
-    transparent, and no fading out all around, as of a glow; and whether its channels were others
-    when runs got their names, which knew opacity alone. [] where it has none, None where it cannot
-    be read."""
+def look_at_tiff(path: Path) -> dict[str, Any]:
+    """For FileCache, "opacity", see _opacity_like_band, and "no value", see takes_out_since; {}
+    where it cannot be read."""
     try:
         with told_as("an image"):
-            found = read_beside_opacity(data := path.read_bytes())
+            data = path.read_bytes()
+            return {"opacity": _opacity_like_band(data), "no value": takes_out_since(data)}
     except (UserError, OSError):
-        return None
-    if found is None:
+        return {}
+
+
+def _opacity_like_band(data: bytes) -> list[int]:
+    """How many channels a TIFF has, whether (1 or 0) what it marks as opacity varies as a band
+    does, of near infrared say: many levels, which are hardly ever fully opaque or transparent, and
+    no fading out all around, as of a glow; and whether its channels were others when runs got their
+    names, which knew opacity alone. [] where it has none."""
+    if (found := read_beside_opacity(data)) is None:
         return []
     values = found[..., -1]
     full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else max(1, values.max())
@@ -87,15 +93,6 @@ def opacity_like_band(path: Path) -> list[int] | None:
     # those of more than 8 bits had one range, and now have ranges of their own
     same = found.dtype == np.uint8 and np.array_equal(in_bands(read_image_file(data)), found)
     return [found.shape[-1], int(like), int(not same)]
-
-
-def takes_out_pixels_since(path: Path) -> bool | None:
-    """For FileCache, of a TIFF: see takes_out_since. None where it cannot be read."""
-    try:
-        with told_as("an image"):
-            return takes_out_since(path.read_bytes())
-    except (UserError, OSError):
-        return None
 
 
 @told_as("an image")

@@ -1,12 +1,13 @@
 """What libraries warn of while they read files: caught, and said once, with a file."""
 
 import logging
-import re
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from runtime.errors import numbers_as_0
 
 # those who log; pydicom gives to warnings, too, what it logs
 LIBRARIES = ("PIL", "nibabel.global", "tifffile")
@@ -33,7 +34,7 @@ class Heard:
 
     def add(self, text: str) -> None:
         text = " ".join(text.split())
-        key = re.sub(r"\d+", "0", text)
+        key = numbers_as_0(text)
         with self._lock:
             if hasattr(self._thread, "item"):
                 self._texts.setdefault(key, text)

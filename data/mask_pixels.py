@@ -31,6 +31,18 @@ def are_masks(likeness: np.ndarray) -> np.ndarray:
     return likeness == 1
 
 
+def least_of_files(likeness: np.ndarray, files: np.ndarray) -> np.ndarray:
+    """Of each file the least likeness of its images, [M]: slices of air have few levels.
+
+    Args:
+        likeness: of each image, [N], NaN for what is not known.
+        files: the number of its file, [N], 0 .. M - 1.
+    """
+    least = np.full(files.max() + 1, np.nan)
+    np.fmin.at(least, files, likeness)
+    return least
+
+
 def likeness_to_mask(image: Levels) -> float:
     """1 of what has few levels. Else, of the pixels that are not near the most frequent level, the
     share that is near the level farthest from it: all of a mask, also of one with blurred edges,

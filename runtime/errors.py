@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -49,6 +50,11 @@ def near(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     listed = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")
     return f"did you mean {' or '.join(close)}?" if close else f"known: {listed or 'none'}."
+
+
+def numbers_as_0(text: str) -> str:
+    """Messages, or names, that differ in their numbers alone are one."""
+    return re.sub(r"\d+", "0", text)
 
 
 def together(*steps: Callable[[], Any]) -> list[Any]:

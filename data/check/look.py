@@ -10,7 +10,7 @@ from data.check.damaged import is_damaged_jpeg
 from data.decoding import decode_all
 from data.image_reader import ImageReader
 from data.intensity import Levels
-from data.mask_pixels import likeness_to_mask
+from data.mask_pixels import least_of_files, likeness_to_mask
 from data.resize import height_width, to_array
 from data.settings import DataSettings
 from data.sources.folder import Folder
@@ -58,7 +58,7 @@ class Looks:
 
     def by_file(self, files: np.ndarray) -> "Looks":
         """Of each file, the mean of those of its images that can be read; the size is one image's,
-        and the likeness to a mask the least: slices of air have few levels.
+        and the likeness to a mask the least.
 
         Args:
             files: of each image [N], 0 .. M - 1.
@@ -66,8 +66,6 @@ class Looks:
         first, mean = _mean_of_files(files, self.readable)
         thumbnails = mean(self.thumbnails)
         norms = np.linalg.norm(thumbnails, axis=1, keepdims=True)
-        least = np.full(len(first), np.nan)
-        np.fmin.at(least, files, self.likeness_to_mask)
         return Looks(
             size=self.size[first],
             uniform=mean(self.uniform) == 1,
@@ -76,7 +74,7 @@ class Looks:
             mean=mean(self.mean),
             deviation=mean(self.deviation),
             roughness=mean(self.roughness),
-            likeness_to_mask=least,
+            likeness_to_mask=least_of_files(self.likeness_to_mask, files),
             damaged=mean(self.damaged) > 0,
             thumbnails=thumbnails / np.maximum(norms, 1e-9),
             failures={},

@@ -1,6 +1,5 @@
 """What in a data set is suspicious: each kind a function, which names the images."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from data.check.attributes import NO_DEFECTS
 from data.check.look import Looks
 from data.mask_pixels import are_masks
 from data.resize import Unfit
+from runtime.errors import numbers_as_0
 
 FEW = 5  # images, of which none can be called rare
 RARE = 0.05  # what fewer files than this share are is not what the set is made of
@@ -104,7 +104,7 @@ def _refused(looks: Looks) -> Iterator[Finding]:
     """What a run would refuse, by the reason: what differs in its numbers alone is one."""
     by_reason: dict[str, list[int]] = {}
     for item, error in sorted(looks.failures.items()):
-        by_reason.setdefault(re.sub(r"\d+", "0", str(error)), []).append(item)
+        by_reason.setdefault(numbers_as_0(str(error)), []).append(item)
     for items in by_reason.values():
         error = looks.failures[items[0]]
         cure = error.cure if isinstance(error, Unfit) else "data.skip_broken=true leaves them out."

@@ -31,6 +31,7 @@ from data.sources.dicom_set import (
     tell_of_shared_ids,
     tell_of_windows,
 )
+from data.sources.dicom_values import text
 from data.sources.dicom_windows import PALETTE, apply_window, how_shown, own_window
 from runtime.content import sha256_of
 from runtime.errors import UserError
@@ -191,7 +192,7 @@ def summarize(path: Path) -> dict[str, Any] | None:
         about = header.about
         return owner | {
             "frames": int(about.NumberOfFrames),
-            "modality": str(about.get("Modality") or "").strip().upper(),
+            "modality": text(about, "Modality").upper(),
             "shown": how_shown(about),
             "pixel height": pixel_height(about),
             "directions": directions(about),
@@ -204,8 +205,8 @@ def summarize(path: Path) -> dict[str, Any] | None:
 
 
 def _hash_of(about: Dataset, tag: str) -> str | None:
-    text = str(about.get(tag) or "").strip()
-    return sha256_of([text])[:16] if text else None
+    said = text(about, tag)
+    return sha256_of([said])[:16] if said else None
 
 
 def _summarize_padding(header: Header, padding: tuple[float, float]) -> dict[str, Any]:

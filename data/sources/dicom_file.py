@@ -10,7 +10,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from data.sources.dicom_values import values
+from data.sources.dicom_values import text, values
 from runtime.errors import UserError
 
 PIXELS = {0x10: "PixelData", 0x08: "FloatPixelData", 0x09: "DoubleFloatPixelData"}  # of 7FE0
@@ -110,7 +110,7 @@ def kind_of(about: Dataset) -> tuple[str, bool]:
     of_meta = about.file_meta.get("MediaStorageSOPClassUID")
     uid = UID(str(about.get("SOPClassUID") or of_meta or "").strip("\0 "))
     if not uid.is_valid:  # or missing
-        modality = str(about.get("Modality") or "").strip().upper()
+        modality = text(about, "Modality").upper()
         return modality or "no SOP class", modality not in NO_PICTURES
     types = [str(name).strip().upper() for name in values(about, "ImageType")]
     types = [name for name in types if name in SIDE_PICTURES]

@@ -13,7 +13,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from data.sources.dicom_header import Header, decoding_options
-from data.sources.dicom_values import whole
+from data.sources.dicom_values import text, whole
 from data.sources.dicom_windows import PALETTE, apply_palette
 from runtime.errors import UserError
 
@@ -70,7 +70,7 @@ def _inside(values: np.ndarray, low_high: tuple[float, float] | None) -> np.ndar
 def _not_decoded(syntax: UID, error: Exception) -> Exception:
     """What to install; error itself where nothing lacks."""
     decoder = get_decoder(syntax)
-    missing = [re.findall(r"[\w-]+(?=>=)", text) for text in decoder.missing_dependencies]
+    missing = [re.findall(r"[\w-]+(?=>=)", each) for each in decoder.missing_dependencies]
     if not missing:
         return error
     known = (["pylibjpeg"], ["pyjpegls"])
@@ -150,7 +150,7 @@ def undeclared_padding(values: np.ndarray, about: Dataset) -> float | None:
     Args:
         values: in Hounsfield units.
     """
-    if not values.size or str(about.get("Modality") or "").strip().upper() != "CT":
+    if not values.size or text(about, "Modality").upper() != "CT":
         return None
     least = float(values.min())
     many = np.count_nonzero(values == least) > PADDED * values.size

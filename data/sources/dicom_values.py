@@ -22,6 +22,11 @@ def values(about: Dataset, tag: str | int) -> list[Any]:
     return list(value) if several else [] if value is None else [value]
 
 
+def text(about: Dataset, tag: str) -> str:
+    """Without spaces around it; "" where there is none."""
+    return str(about.get(tag) or "").strip()
+
+
 def numbers(about: Dataset, tag: str | int) -> list[float | None]:
     """None in the place of each that is empty, no number, or not finite."""
 

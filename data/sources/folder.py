@@ -12,12 +12,7 @@ from data.deep_image import Ranges, own_ranges
 from data.file_cache import FileCache
 from data.folder_layout import find_files
 from data.folder_reader import FolderReader
-from data.image_file import (
-    measure_deep_ranges,
-    opacity_like_band,
-    read_image_file,
-    takes_out_pixels_since,
-)
+from data.image_file import look_at_tiff, measure_deep_ranges, read_image_file
 from data.image_formats import SUFFIXES, looks_like_image
 from data.intensity import Levels, LowHigh, Translucent, check_range, seen
 from runtime.content import sha256_of
@@ -80,7 +75,8 @@ class Folder(FolderReader):
         )
         frames = dict.fromkeys(files, (0,))
         tiffs = [file for file in files if file.suffix.lower() in TIFFS]
-        marked = dict(zip(tiffs, file_cache.look_up(tiffs, "opacity, 3", opacity_like_band)))
+        seen_of_tiffs = file_cache.look_up(tiffs, "look at a TIFF, 1", look_at_tiff)
+        marked = {p: about.get("opacity") for p, about in zip(tiffs, seen_of_tiffs)}
         self.opacity = _tell_of_opacity(marked, len(files))
         self.otherwise_as_bands = bool(self.opacity) and any(
             about[2] for about in marked.values() if about
@@ -101,7 +97,7 @@ class Folder(FolderReader):
                 )
         elif given:
             self.ranges = self.ranges_of_bands = lambda parts: [given] * len(parts)
-        if any(file_cache.look_up(tiffs, "no value since, 1", takes_out_pixels_since)):
+        if any(about.get("no value") for about in seen_of_tiffs):
             self.fingerprint = sha256_of([self.fingerprint, "no value"])
 
     def _recognized(self, file_cache: FileCache, unnamed: Sequence[Path]) -> Iterable[Path]:
@@ -130,7 +126,7 @@ def _tell_of_opacity(found: Mapping[Path, Any], n: int) -> str:
     """Where most of what TIFFs mark as opacity varies as a band does, see ImageReader.opacity.
 
     Args:
-        found: opacity_like_band of each.
+        found: "opacity" of look_at_tiff, of each.
         n: files in all.
     """
     marked = {file: about for file, about in found.items() if about}
