@@ -121,11 +121,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, path: str, data: bytes, rate: float | None) -> None:
         step = max(1, int(rate / 20) if rate else 1 << 16)
         for start in range(0, len(data), step):
+            part = data[start : start + step]
+            self.about.sent[path] += len(part)  # before who asked has it, and looks here
             try:
-                self.wfile.write(data[start : start + step])
+                self.wfile.write(part)
             except OSError:  # the other side has gone
                 return
-            self.about.sent[path] += len(data[start : start + step])
             if rate:
                 time.sleep(0.05)
 
