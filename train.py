@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
 import logging
 import sys
+from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -23,12 +25,21 @@ log = logging.getLogger("train")
 ALONE = "pretrain_demo"
 
 
+def trained(raw: dict[str, Any]) -> Path:
+    """The directory of a run, trained and, where it asks for that, evaluated."""
+    if not (raw.get("run") or {}).get("evaluate"):
+        return run.train(raw)
+    from evaluation.after_training import train_and_evaluate  # takes a second or two
+
+    return train_and_evaluate(run.train, raw)
+
+
 @one_message
 def main(cfg: DictConfig) -> None:
     log_to_terminal()
     try:
         with held(False):
-            cell(lambda: run.train(resolved(cfg)))
+            cell(lambda: trained(resolved(cfg)))
     except Preempted as signal:
         log.info(f"stopped by {signal}; everything is saved, the same command continues")
         leave(signal.number)

@@ -24,7 +24,13 @@ NUMBERS = (
 )
 # section: keys that came after runs had names, and their defaults, which are no part of a name
 LATER: dict[str, dict[str, Any]] = {
-    "data": {"subset_seed": None, "fit": "crop", "bands": None},
+    "data": {
+        "subset_seed": None,
+        "fit": "crop",
+        "bands": None,
+        "fold": None,
+        "validation_of_train": None,
+    },
 }
 PICTURES = ("shown",)  # keys of section data that are about pictures alone
 

@@ -81,6 +81,8 @@ class RunSettings(Settings):
             saves in time and ends as one that was preempted, so that the same command goes on;
             null for no limit.
         restart: begin again where there are checkpoints and all are damaged, which are put aside.
+        evaluate: command lines of evaluate.py, without its checkpoint, that follow the training
+            (evaluation.after_training).
     """
 
     device: str | int
@@ -101,6 +103,7 @@ class RunSettings(Settings):
     hours: float | None = None
     restart: bool = False
     experiment: str | None = None
+    evaluate: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.hours is not None and self.hours <= 0:

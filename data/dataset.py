@@ -11,7 +11,7 @@ import numpy as np
 from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.settings import DataSettings
-from data.splits import SPLITS, draw_subset
+from data.splits import SPLITS, draw_folds, draw_subset, take_validation
 from runtime.errors import UserError
 
 log = logging.getLogger("data")
@@ -50,19 +50,48 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
         split: np.setdiff1d(np.asarray(rows, dtype=np.int64), list(broken))
         for split, rows in reader.splits.items()
     }
-    train = splits["train"]
-    if not len(train):
+    if not len(splits["train"]):
         why = f"; {len(broken)} cannot be used." if broken else "."
         raise UserError(f"{reader.name}: no image is left to train on{why}")
-    check_subset(settings, len(train), reader)
-    if settings.n_train is not None:
-        draw = seed if settings.subset_seed is None else settings.subset_seed
-        train = draw_subset(train, settings.n_train, draw, "n_train")
+    splits |= drawn_of_train(settings, reader, splits["train"], seed)
+    train = splits["train"]
     labels = np.asarray(reader.labels, dtype=np.int64)
     if lost := np.setdiff1d(labels[reader.splits["train"]], labels[train]).tolist():
         names = ", ".join(reader.classes[k] for k in lost)
         log.warning(f"{reader.name}: none of the {len(train)} training images is of class {names}")
-    return Dataset(images, labels, splits | {"train": train}, reader.classes)
+    return Dataset(images, labels, splits, reader.classes)
+
+
+def drawn_of_train(
+    settings: DataSettings, reader: ImageReader, train: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """The splits that settings draw out of the rows to train on: the test where there is a fold, of
+    the others n_train, and of these the validation images. Raises UserError where it cannot be."""
+    groups = range(len(reader)) if reader.groups is None else reader.groups
+    splits: dict[str, np.ndarray] = {}
+    if settings.fold is not None:
+        k, count = settings.fold
+        if given := len(reader.splits["test"]):
+            raise UserError(
+                f"data.fold={[k, count]}: {reader.name} has {given} test images already. "
+                "data.test=0 draws none; where a folder is the test, leave data.fold out."
+            )
+        folds = draw_folds(train, reader.labels, groups, count)
+        if not all(map(len, folds)):
+            raise UserError(
+                f"data.fold={[k, count]}: the {len(train)} images of {reader.name} do not fill "
+                f"{count} folds: fewer folds, or more images or patients."
+            )
+        splits["test"], train = folds[k], np.setdiff1d(train, folds[k])
+    check_subset(settings, len(train), reader)
+    if settings.n_train is not None:
+        draw = seed if settings.subset_seed is None else settings.subset_seed
+        train = draw_subset(train, settings.n_train, draw, "n_train")
+    splits["train"] = train
+    if settings.validation_of_train is not None:
+        share = settings.validation_of_train
+        splits["train"], splits["validation"] = take_validation(train, reader.labels, groups, share)
+    return splits
 
 
 def check_subset(settings: DataSettings, images: int, reader: ImageReader) -> None:

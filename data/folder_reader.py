@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,16 +96,16 @@ class FolderReader(ImageReader):
         self.files = of_items(files)
         label = {name: k for k, name in enumerate(self.classes)}
         self.labels = of_items(label.get(name, 0) for name in class_names)
-        groups = of_items(owner or name for owner, name in zip(owners, names))
+        self.groups = of_items(owner or name for owner, name in zip(owners, names))
         self._shares = {"validation": validation, "test": test}
-        self.splits = self._split(of_items(found), groups)
+        self.splits = self._split(of_items(found), self.groups)
         self._pooled = pooled(given)
         self._warn_of_shared("patients", of_items(owners))
         self._warn_of_shared("files of the same content", of_items(hashes))
         if patient is None:
             self._warn_of_patients(of_items(names), of_items(owners))
 
-    def _split(self, given: Sequence[str | None], groups: Sequence[str]) -> Splits:
+    def _split(self, given: Sequence[str | None], groups: Sequence[Hashable]) -> Splits:
         shares = self._shares
         found = items_by_split(given)
         found["train"] = found["train"] or range(len(given))
@@ -120,7 +120,7 @@ class FolderReader(ImageReader):
             log.warning(f"{self.name}: class {names} has no training images")
         return splits
 
-    def _check_drawable(self, items: Sequence[int], groups: Sequence[str]) -> None:
+    def _check_drawable(self, items: Sequence[int], groups: Sequence[Hashable]) -> None:
         counts = Counter(self.labels[i] for i in items)
         alone = [k for k in sorted(counts) if counts[k] == 1]
         if self.classes and alone:

@@ -21,6 +21,7 @@ class ImageReader:
         splits: item numbers by split.
         classes: names of the labels, empty where there are none.
         labels: one an item, all 0 without classes.
+        groups: of each item what is never split, such as its patient; None: each item is alone.
         levels: how to choose which values are black and white, for messages, where one can.
         together: how to keep in one split what belongs together, a sentence, where one can.
         opacity: that what is laid on white may be a band, for messages, where it may.
@@ -33,6 +34,7 @@ class ImageReader:
     splits: Splits
     classes: Sequence[str] = []
     labels: Sequence[int]
+    groups: Sequence[Hashable] | None = None
     levels: str = ""
     together: str = ""
     opacity: str = ""

@@ -35,6 +35,11 @@ class DataSettings(Settings):
             matter; never in radiographs.
         n_train: train on so many images; null for all.
         subset_seed: draws them; null is the run's seed, so that each seed of a run sees others.
+        fold: [k, K], the k-th, counted from 0, of K parts of the training images is the test; null
+            for the reader's own.
+        validation_of_train: the share of the images to train on, when fold and n_train have been
+            drawn, that is taken out of them for validation (data.splits.take_validation); null for
+            the reader's own validation images.
         upscale: enlarge images that are smaller than size.
         resample: the filter that scales, antialiased in each case.
         skip_broken: leave out what is broken, foreign or too small, instead of stopping.
@@ -56,9 +61,21 @@ class DataSettings(Settings):
     fit: Literal["crop", "pad"] = "crop"
     bands: Sequence[int] | None = None
     shown: Sequence[int] | None = None
+    fold: Sequence[int] | None = None
+    validation_of_train: float | None = None
 
     def __post_init__(self) -> None:
         self._check_channels()
+        if self.fold is not None and not (len(self.fold) == 2 and 0 <= self.fold[0] < self.fold[1]):
+            raise ValueError(
+                f"fold={list(self.fold)}: [k, K] is the k-th of K folds, counted from 0: [0, 5] to "
+                "[4, 5] of five."
+            )
+        if self.validation_of_train is not None and not 0 < self.validation_of_train <= 0.5:
+            raise ValueError(
+                f"validation_of_train={self.validation_of_train} is a share above 0 and at most "
+                "0.5, or null."
+            )
         sides = 2 if isinstance(self.size, int) else len(self.size)
         if sides != 2 or min(self.height_width) < 1:
             raise ValueError(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from statistics import mode
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from runtime.errors import UserError
 from runtime.seeds import generator
 
 SPLITS = ("train", "validation", "test")
+FEWEST_TO_STOP_BY = 5  # validation images
 Splits = dict[str, Sequence[int]]  # items by split
+Part = TypeVar("Part", bound=Hashable)
 
 
 def items_by_split(split_of: Iterable[str | None]) -> Splits:
@@ -55,8 +58,8 @@ def complete_splits(
     """The given validation and test images, and what is missing of either drawn from the given
     training images: a function of what is given, the same at every start.
 
-    Class by class, its groups in random order go each to the split that is owed most, so that
-    shares hold within every class and over all of them; the first of a class goes to training.
+    Dealt so that shares hold within every class and over all of them; the first of a class goes to
+    training.
 
     Args:
         labels: of all items.
@@ -72,18 +75,57 @@ def complete_splits(
     drawn |= dict.fromkeys(kept, 0)
     check_shares(**drawn)
     shares = {"train": 1 - drawn["validation"] - drawn["test"], **drawn}
-    owed = dict.fromkeys(SPLITS, 0.0)
-    split_of: dict[int, str] = {}
-    for label, members in sorted(strata(given["train"], labels, groups).items()):
-        order = torch.randperm(len(members), generator=generator("split", "folder", label)).tolist()
-        for place, k in enumerate(order):
-            for split in SPLITS:
-                owed[split] += shares[split] * len(members[k])
-            # ties: in the order of SPLITS
-            chosen = max(SPLITS, key=lambda split: round(owed[split], 6)) if place else "train"
-            owed[chosen] -= len(members[k])
-            split_of |= dict.fromkeys(members[k], chosen)
+    found = strata(given["train"], labels, groups)
+    split_of = deal(found, shares, "split", "folder", first="train")
     return items_by_split(map(split_of.get, range(len(labels)))) | kept
+
+
+def deal(
+    members_of: Mapping[int, list[list[int]]],
+    shares: Mapping[Part, float],
+    *key: int | str,
+    first: Part | None = None,
+) -> dict[int, Part]:
+    """Item -> its part. Class by class, its groups in random order, drawn by key, go each to the
+    part that is owed most, of equals to the first. members_of: see strata. first: the part that
+    gets the first group of each class."""
+    owed = dict.fromkeys(shares, 0.0)
+    part_of: dict[int, Part] = {}
+    for label, members in sorted(members_of.items()):
+        order = torch.randperm(len(members), generator=generator(*key, label)).tolist()
+        for place, k in enumerate(order):
+            for part in shares:
+                owed[part] += shares[part] * len(members[k])
+            chosen = max(shares, key=lambda part: round(owed[part], 6))
+            chosen = first if first is not None and not place else chosen
+            owed[chosen] -= len(members[k])
+            part_of |= dict.fromkeys(members[k], chosen)
+    return part_of
+
+
+def draw_folds(
+    rows: np.ndarray, labels: Sequence[int], groups: Sequence[Hashable], count: int
+) -> list[np.ndarray]:
+    """The rows in so many parts of about the same size, each class in about the same shares, in
+    rising order; a group is never split. labels, groups: of all items."""
+    shares = dict.fromkeys(range(count), 1 / count)
+    fold_of = deal(strata(rows.tolist(), labels, groups), shares, "fold")
+    return [np.array([r for r in rows.tolist() if fold_of[r] == k], np.int64) for k in range(count)]
+
+
+def take_validation(
+    rows: np.ndarray, labels: Sequence[int], groups: Sequence[Hashable], share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows taken out of them for validation), in rising order: this share and at
+    least FEWEST_TO_STOP_BY, but no more than half, and none of fewer than twice as many rows, with
+    which no moment to stop can be chosen. As draw_folds."""
+    if len(rows) < 2 * FEWEST_TO_STOP_BY:
+        return rows, rows[:0]
+    share = min(max(share, FEWEST_TO_STOP_BY / len(rows)), 0.5)
+    shares = {"train": 1 - share, "validation": share}
+    part_of = deal(strata(rows.tolist(), labels, groups), shares, "validation of train")
+    taken = np.array([part_of[row] == "validation" for row in rows.tolist()], bool)
+    return rows[~taken], rows[taken]
 
 
 def tell_empty(splits: Splits, shares: Mapping[str, float]) -> list[str]:

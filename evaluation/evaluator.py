@@ -79,11 +79,14 @@ def find_runs(path: Path) -> list[Path]:
     return finished
 
 
-def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Path:
+def evaluate_run(
+    path: Path, settings: EvaluateSettings, sampler: Record, said: Sequence[str] | None = None
+) -> Path:
     """Evaluates one run, or skips it where that has been done.
 
     Args:
         sampler: its config.
+        said: the command line, where it is not that of this process.
     Returns:
         The folder of its evaluation.
     """
@@ -111,7 +114,7 @@ def evaluate_run(path: Path, settings: EvaluateSettings, sampler: Record) -> Pat
         if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
-        evaluator = RunEvaluator(settings, folder, reference, shown, run, sampler)
+        evaluator = RunEvaluator(settings, folder, reference, shown, run, sampler, said=said)
         checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
         record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
         evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
@@ -151,12 +154,13 @@ def evaluate_folder(settings: EvaluateSettings) -> Path:
 @dataclass(frozen=True)
 class ImageEvaluator:
     """Of images in a folder. out: gets the evaluation and the closest pairs. shown: see
-    features_see."""
+    features_see. said: the command line; None: that of this process."""
 
     settings: EvaluateSettings
     out: Path
     reference: ReferenceImages
     shown: Sequence[int] | None
+    said: Sequence[str] | None = field(default=None, kw_only=True)
     notes: Notes = field(default_factory=Notes, init=False)
 
     @cached_property
@@ -215,7 +219,9 @@ class ImageEvaluator:
 
     def write(self, record: Record) -> None:
         """evaluation.json, and a few lines for the terminal."""
-        said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        said = self.said
+        if said is None:
+            said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         # but for what was evaluated: with these another run is judged alike
         arguments = [argument for argument in said if argument.split("=")[0] not in JUDGED]
         made_by = {"arguments": arguments, **machine(self.device)}

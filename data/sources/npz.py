@@ -107,13 +107,13 @@ class Npz(ImageReader):
         """Notes in self.owners which array tells whose images are, where that counts."""
         self.owners = None
         plain = complete_splits(given, self.labels, range(len(self)), **shares)
-        drawn = any(share and not given[split] for split, share in shares.items())
-        key = find_owners(self.headers, self.keys) if drawn else None
+        key = find_owners(self.headers, self.keys)
         owners = read_owners(self.path, key) if key else []
-        if not owners:
+        self.groups = [*owners, *range(len(owners), len(self))]
+        drawn = any(share and not given[split] for split, share in shares.items())
+        if not owners or not drawn:
             return plain
-        groups = [*owners, *range(len(owners), len(self))]
-        splits = complete_splits(given, self.labels, groups, **shares)
+        splits = complete_splits(given, self.labels, self.groups, **shares)
         said = f"{self.path}: {key} has {len(set(owners))} values for {len(owners)} images"
         if empty := tell_empty(splits, shares):
             log.warning(
