@@ -117,10 +117,7 @@ def take_validation(
     rows: np.ndarray, labels: Sequence[int], groups: Sequence[Hashable], share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rows to train on, rows taken out of them for validation), in rising order: this share and at
-    least FEWEST_TO_STOP_BY, but no more than half, and none of fewer than twice as many rows, with
-    which no moment to stop can be chosen. As draw_folds."""
-    if len(rows) < 2 * FEWEST_TO_STOP_BY:
-        return rows, rows[:0]
+    least FEWEST_TO_STOP_BY, but no more than half. As draw_folds."""
     share = min(max(share, FEWEST_TO_STOP_BY / len(rows)), 0.5)
     shares = {"train": 1 - share, "validation": share}
     part_of = deal(strata(rows.tolist(), labels, groups), shares, "validation of train")

@@ -144,15 +144,15 @@ def trigamma_inverse(x: float) -> float:
     )
 
 
-def told_apart(differences: Mapping[Key, Mean]) -> dict[Key, float]:
-    """Which of several differences are not 0, so that with the probability LEVEL none is called so
+def told_apart(differences: Mapping[Key, Mean], level: float = LEVEL) -> dict[Key, float]:
+    """Which of several differences are not 0, so that with the probability level none is called so
     wrongly: Holm 1979 (Scandinavian Journal of Statistics 6, 65). Each with the level at which its
     interval was asked; of those that are told apart this does not hold 0, of the others it does.
     What has no interval is left out and not counted."""
     left = {key: d for key, d in differences.items() if d.variance is not None}
     asked: dict[Key, float] = {}
     while left:
-        at = 1 - (1 - LEVEL) / len(left)
+        at = 1 - (1 - level) / len(left)
         asked |= dict.fromkeys(left, at)
         holding = {key: d for key, d in left.items() if d.holds_zero(at)}
         if holding == left:

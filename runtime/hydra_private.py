@@ -10,10 +10,12 @@ from typing import Any
 from unittest import mock
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 
@@ -42,6 +44,11 @@ def set_values(values: list[Override], config: DictConfig) -> None:
 def split_cells(overrides: list[Override]) -> list[list[str]]:
     """The overrides of each cell of a sweep, in the order in which Hydra's sweeper runs them."""
     return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def runs_here(launcher: Launcher) -> bool:
+    """Whether it runs cells in this process, one after the other."""
+    return isinstance(launcher, BasicLauncher)
 
 
 def replaced_job_results(

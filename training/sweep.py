@@ -7,7 +7,6 @@ absent until it has), slurm/ (what its jobs print)."""
 
 import contextlib
 import io
-import itertools
 import logging
 import os
 import re
@@ -56,10 +55,12 @@ class NotSubmitted(BaseException):
 
 @dataclass(frozen=True)
 class Sweep:
-    """cells: what each sets on its own, such as "transfer=lora seed=0"."""
+    """cells: what each sets on its own, such as "transfer=lora seed=0". seconds: that each is
+    expected to take, and last those of what is to come, where a plan says so (studies)."""
 
     folder: Path
     cells: Sequence[str]
+    seconds: Sequence[float] = ()
 
     def record(self, number: int) -> dict[str, Any] | None:
         """How a cell ended: status, message or run, seconds (since it was last started). None where
@@ -83,7 +84,19 @@ class Sweep:
         spent = timedelta(seconds=round(record["seconds"]))
         return (
             f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
+            f"{self._told_left()}"
         )
+
+    def _told_left(self) -> str:
+        """By the plan, at the pace of the cells that have ended."""
+        records = dict(enumerate(self.records())) if self.seconds else {}
+        ended = [n for n, record in records.items() if record]
+        planned, total = sum(self.seconds[n] for n in ended), sum(self.seconds)
+        if not planned:
+            return ""
+        took = sum(record["seconds"] for record in records.values() if record)
+        left = (total - planned) * took / planned
+        return f"; about {left / 60:.0f} min left, {planned / total:.0%} done"
 
     def table(self) -> str:
         rows = []
@@ -107,7 +120,8 @@ def _result_of(record: dict[str, Any] | None) -> dict[str, str]:
 
 def read_sweep(folder: Path) -> Sweep:
     mend = "the command of the sweep writes it anew"
-    return Sweep(folder, read_json(folder / SWEEP, mend, keys=["cells"])["cells"])
+    content = read_json(folder / SWEEP, mend, keys=["cells"])
+    return Sweep(folder, content["cells"], content.get("seconds", ()))
 
 
 # in the process that was started
@@ -122,7 +136,7 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
         yield
         return
     given = argv[1:]
-    sweep, elsewhere = plan(config_name, given)
+    sweep, elsewhere, grows = plan(config_name, given)
     # -m may come after them
     last = max((k for k, word in enumerate(argv) if word in asked.overrides), default=len(argv) - 1)
     # how cells find it
@@ -135,9 +149,10 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
         logging.getLogger(launcher).setLevel(logging.WARNING)
     busy = f"{sweep.folder}: this sweep is being run by another process: wait for it, or stop it."
     with locked(sweep.folder / ".lock", busy):
-        begin(sweep, given)
+        begin(sweep, given, grows)
+        watched = elsewhere and not grows  # a study watches over its rounds itself
         try:
-            with jobs_watched(sweep) if elsewhere else contextlib.nullcontext():
+            with jobs_watched(sweep) if watched else contextlib.nullcontext():
                 yield
         except NotSubmitted as error:
             raise UserError(str(error)) from error
@@ -147,17 +162,25 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
                 "its jobs go on without this process" if elsewhere else "the same command continues"
             )
             log.info(f"{why}; {on}")
-            show_end(sweep)
+            if not grows:
+                show_end(sweep)
             sys.exit(code)
         except BaseException:
-            show_end(sweep)
+            if not grows:
+                show_end(sweep)
             raise
-        if show_end(sweep):
+        if not grows and show_end(sweep):
             sys.exit(1)
 
 
-def begin(sweep: Sweep, arguments: Sequence[str]) -> None:
-    """Writes which cells there are; how they ended before is forgotten."""
+def begin(sweep: Sweep, arguments: Sequence[str], grows: bool) -> None:
+    """Writes which cells there are; how they ended before is forgotten. A study, which grows, goes
+    on with those that it has."""
+    if grows:
+        if not (sweep.folder / SWEEP).exists():
+            write_json(sweep.folder / SWEEP, {"cells": []})
+        log.info(f"study: {sweep.folder.parent}")
+        return
     for record in sweep.folder.glob("[0-9]*.json"):
         record.unlink()
     write_json(sweep.folder / SWEEP, {"command": " ".join(arguments), "cells": list(sweep.cells)})
@@ -191,11 +214,12 @@ def is_sweep(config_name: str, asked) -> bool:
     return False
 
 
-def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
+def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool, bool]:
     """The sweep, nothing of it written yet.
 
     Returns:
-        The sweep, and whether its cells run in other processes.
+        The sweep, whether its cells run in other processes, and whether it is a study, which says
+        round by round which there are.
     Raises:
         UserError: where the command line is no sweep, or Slurm is asked for and is not there.
     """
@@ -220,13 +244,27 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool]:
             "after each run.checkpoint_every steps."
         )
     first = composed(config_name, cells[0])
+    if "study" in first:
+        return study_of(first, cells, [str(o.input_line) for o in axes]), launcher != "basic", True
     name = next(
         (o.get_value_element_as_str() for o in overrides if o.key_or_group == "sweep"), "grid"
     )
     below = Path(first["run"]["root"], RunConfig(first).experiment, "sweeps")
     folder = below / f"{name}-{sha256_of(cells)[:8]}"
     names = [" ".join(cell) or name for cell in split_cells(axes)]
-    return Sweep(folder, names), launcher != "basic"
+    return Sweep(folder, names), launcher != "basic", False
+
+
+def study_of(config: dict[str, Any], cells: Sequence[list[str]], axes: Sequence[str]) -> Sweep:
+    """The study that a command line asks for, in runs/NAME-HASH/study, HASH of that line. Raises
+    UserError for several values of a setting."""
+    if axes:
+        raise UserError(
+            f"{' '.join(axes)}: this is a study, which chooses its runs itself: give one value of "
+            "each setting. What it compares stands in section study (--help)."
+        )
+    runs = Path(config["run"]["root"], f"{RunConfig(config).experiment}-{sha256_of(cells)[:8]}")
+    return Sweep(runs / "study", [])
 
 
 def check_slurm() -> None:
@@ -246,12 +284,12 @@ def check_slurm() -> None:
 
 
 @contextlib.contextmanager
-def told_of_cells(sweep: Sweep) -> Iterator[None]:
-    """Tells of cells as they end in other processes, while inside."""
+def told_of_cells(sweep: Sweep, numbers: Sequence[int]) -> Iterator[None]:
+    """Tells of these cells as they end in other processes, while inside."""
     end = threading.Event()
 
     def watch() -> None:
-        left, last = list(range(len(sweep.cells))), False
+        left, last = list(numbers), False
         while not last:
             last = end.wait(1)
             for n in list(left):
@@ -269,8 +307,8 @@ def told_of_cells(sweep: Sweep) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def jobs_watched(sweep: Sweep) -> Iterator[None]:
-    """Tells of cells as they end. A job that dies (killed for memory, cancelled) is a cell that
+def jobs_watched(sweep: Sweep, numbers: Sequence[int] | None = None) -> Iterator[None]:
+    """Tells of cells as they end, of all or of these, whose jobs are launched in their order. A job that dies (killed for memory, cancelled) is a cell that
     failed: submitit raises for the first of them, and Hydra's launcher, which asks for the results
     in the order of the cells, would then wait for no other."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -288,10 +326,11 @@ def jobs_watched(sweep: Sweep) -> Iterator[None]:
                 "Slurm answers."
             ) from error
 
-    numbers = itertools.count()
+    watched = range(len(sweep.cells)) if numbers is None else numbers
+    in_turn = iter(watched)
 
     def noted(results: Callable[[Any], list[JobReturn]], job: Any) -> list[JobReturn]:
-        number = next(numbers)
+        number = next(in_turn)
         try:
             with held(False):
                 return results(job)
@@ -310,7 +349,7 @@ def jobs_watched(sweep: Sweep) -> Iterator[None]:
                 )
             return [JobReturn(status=JobStatus.COMPLETED)]
 
-    with told_of_cells(sweep), replaced_job_results(noted), replaced_submission(sent):
+    with told_of_cells(sweep, watched), replaced_job_results(noted), replaced_submission(sent):
         yield
 
 

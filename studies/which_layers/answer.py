@@ -1,0 +1,236 @@
+"""What a comparison came to, in one paragraph, and the numbers that it is made of."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from metrics.estimate import EVALUATION
+from metrics.intervals import t_quantile
+from metrics.memorization import COPIED
+from metrics.over_seeds import Mean, told_apart
+from reporting.numbers import interval, join_names, number
+from runtime.files import read_sealed
+from studies.cells import Outcome
+from studies.which_layers.judge import differences, loss_of, mean_of
+from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
+from studies.which_layers.runs import Judged
+
+OF_A_STUDY = ("study.", "budget=", "hydra")  # of a command line, what no single run has
+MANY = 20  # times as many images: more than anybody is told to look for
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strategy at one size. loss, behind: with their 95% intervals; behind is its loss minus the
+    reference's, None for the reference. trained_on: images, their mean over repetitions."""
+
+    strategy: str
+    size: int | None
+    trained_on: float
+    loss: tuple[float, float | None, float | None]
+    behind: tuple[float, float | None, float | None] | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """advised: the strategy. tied: those that are not told apart from it. text: the paragraph."""
+
+    advised: str
+    rate: float
+    steps: int
+    tied: Sequence[str]
+    command: str
+    text: str
+    points: Sequence[Point]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def answer(
+    comparison: Comparison, audited: Mapping[str, Outcome], arguments: Sequence[str]
+) -> Answer:
+    """audited: of each strategy whose images were made. arguments: of the command line."""
+    whole = {name: sizes[None] for name, sizes in comparison.found.items() if None in sizes}
+    overlap = comparison.overlap
+    running = [name for name in whole if name not in comparison.left_out]
+    losses = {name: loss_of(whole[name], overlap) for name in running}
+    best = min(losses, key=lambda name: losses[name].value)
+    behind = differences(whole, best, overlap)
+    levels = told_apart(behind)
+    worse = {n: d for n, d in behind.items() if not d.holds_zero(levels.get(n, 0.95))}
+    tied = [name for name in behind if name not in worse]
+    judged = list(whole[best].values())
+    rate, steps = chosen_rate(judged), chosen_step(judged)
+    command = advised_command(comparison, best, rate, steps, arguments)
+    sentences = [
+        too_short(whole, comparison.plan.steps),
+        _advice(comparison, best, rate, steps, losses[best], judged),
+        _ranked(worse, levels),
+        _not_told_apart(tied, behind, levels, comparison.images.count),
+        crossing(points_of(comparison), best, comparison.reference),
+        _left_out(comparison),
+        copies_sentence(audited),
+        forgotten_sentence(judged, overlap),
+        f"Command of the advised run: {command}",
+    ]
+    text = " ".join(filter(None, sentences))
+    return Answer(best, rate, steps, tied, command, text, points_of(comparison))
+
+
+def too_short(whole: Mapping[str, Mapping[int, Judged]], steps: int) -> str:
+    """Where the loss still fell at the last step, in half of the repetitions or more."""
+    falling = [
+        name
+        for name, runs in whole.items()
+        if sum(judged.still_falling for judged in runs.values()) * 2 >= len(runs)
+    ]
+    if not falling:
+        return ""
+    return (
+        f"Training was too short for {join_names(falling)}: the loss still fell at the last step, "
+        f"{steps}, so give a larger train.steps before you trust the order."
+    )
+
+
+def _advice(
+    comparison: Comparison,
+    best: str,
+    rate: float,
+    steps: int,
+    loss: Mean,
+    judged: Sequence[Judged],
+) -> str:
+    count = comparison.images.count
+    trained_on = round(sum(j.trained_on for j in judged) / len(judged))
+    how = f", {steps} steps at {rate:.3g}" if best not in comparison.untrained else ""
+    return (
+        f"With your {count} images train {best}{how}: test loss {_with_band(loss)} "
+        f"by runs that trained on {trained_on} of them, and the advised run trains on all {count} "
+        "for the middle one of the steps that these chose."
+        if best not in comparison.untrained
+        else f"With your {count} images keep the source as it is ({best}): test loss "
+        f"{_with_band(loss)}."
+    )
+
+
+def _with_band(mean: Mean, level: float = 0.95, signed: bool = False) -> str:
+    low, high = mean.interval(level)
+    return f"{number(mean.value, low, high, signed)} {interval(mean.value, low, high, signed)}"
+
+
+def _ranked(worse: Mapping[str, Mean], levels: Mapping[str, float]) -> str:
+    in_order = sorted(worse, key=lambda name: worse[name].value)
+    said = [f"{name} is {_with_band(worse[name], levels[name])} worse" for name in in_order]
+    return f"{join_names(said)}." if said else ""
+
+
+def _not_told_apart(
+    tied: Sequence[str], behind: Mapping[str, Mean], levels: Mapping[str, float], images: int
+) -> str:
+    """And how many images would tell, as an interval shrinks with the root of their number."""
+    if not tied:
+        return ""
+    said = [f"{name} ({_with_band(behind[name], levels[name], True)})" for name in tied]
+    if len(tied) == len(behind):
+        first = "Nothing is distinguished: against it "
+    else:
+        first = "Not distinguished from it: "
+    needed = [times_as_many(behind[name]) for name in tied]
+    tell = min((n for n in needed if n is not None), default=None)
+    would = (
+        f" If this difference is real, about {math.ceil(tell * images)} images would tell it."
+        if tell is not None and tell < MANY
+        else " They are so close that no number of images within reach would tell."
+    )
+    return f"{first}{join_names(said)}.{would}"
+
+
+def times_as_many(d: Mean) -> float | None:
+    """How many times as many images would make an interval of the normal distribution that does not
+    hold 0; None where there is no difference at all."""
+    if not d.variance or abs(d.value) < 1e-12:
+        return None
+    return t_quantile(math.inf) ** 2 * d.variance / d.value**2
+
+
+def _left_out(comparison: Comparison) -> str:
+    failed = [n for n, why in comparison.left_out.items() if not why.startswith("worse than")]
+    return f"Without an answer, as training failed: {join_names(failed)}." if failed else ""
+
+
+def crossing(points: Sequence[Point], best: str, reference: str) -> str:
+    """Where the reference overtakes what is best, between the sizes that were tried alone."""
+    own = sorted(
+        (p.trained_on, p.behind) for p in points if p.strategy == best and p.behind is not None
+    )
+    if best == reference or len(own) < 2:
+        return ""
+    signs = [(n, b[0]) for n, b in own]
+    for (n, d), (m, e) in zip(signs, signs[1:], strict=False):
+        if d < 0 <= e:
+            at = math.exp(math.log(n) + (math.log(m) - math.log(n)) * d / (d - e))
+            return f"{reference} overtakes {best} at about {at:.0f} images to train on."
+    if all(d < 0 for _, d in signs):
+        return (
+            f"{reference} overtakes {best} above {signs[-1][0]:.0f} images to train on, if at all."
+        )
+    return ""
+
+
+def points_of(comparison: Comparison) -> list[Point]:
+    """The curves, each strategy at each size."""
+    points = []
+    for size in (None, *comparison.plan.sizes):
+        runs = {n: s[size] for n, s in comparison.found.items() if s.get(size)}
+        apart = (
+            differences(runs, comparison.reference, comparison.overlap)
+            if comparison.reference in runs
+            else {}
+        )
+        for name, own in runs.items():
+            loss, d = loss_of(own, comparison.overlap), apart.get(name)
+            points.append(
+                Point(
+                    name,
+                    size,
+                    sum(j.trained_on for j in own.values()) / len(own),
+                    (loss.value, *loss.interval()),
+                    d and (d.value, *d.interval()),
+                )
+            )
+    return points
+
+
+def copies_sentence(audited: Mapping[str, Outcome]) -> str:
+    """By the share of images that are copies (metrics.memorization)."""
+    shares = {}
+    for name, outcome in audited.items():
+        for path in outcome.run.glob(f"evaluation/*/{EVALUATION}") if outcome.run else ():
+            found = read_sealed(path, "delete it; the same command makes it again")
+            if "memorization" in found:
+                shares[name] = found["memorization"]["copies"]
+    copiers = [name for name, share in shares.items() if (share["low"] or 0.0) > COPIED]
+    if copiers:
+        return f"Copies of training images: {join_names(copiers)}."
+    return "No sign of copying." if shares else "Copying was not looked for."
+
+
+def forgotten_sentence(judged: Sequence[Judged], overlap: float | None) -> str:
+    """Of the source's images, by the mean over repetitions."""
+    known = [j.forgot for j in judged if j.forgot is not None]
+    if not known:
+        return ""
+    mean = mean_of(known, judged[: len(known)], (), None)
+    return f"What was forgotten: the loss on the source's images rose by {_with_band(mean)}."
+
+
+def advised_command(
+    comparison: Comparison, name: str, rate: float, steps: int, arguments: Sequence[str]
+) -> str:
+    kept = [argument for argument in arguments if not argument.startswith(OF_A_STUDY)]
+    own = [*comparison.images.all_of_them, *comparison.strategies[name]]
+    training = [f"optimizer.lr={rate:.6g}", f"train.steps={steps}"]
+    return shlex.join(["python", "train.py", *kept, *own, *training])

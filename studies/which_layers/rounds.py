@@ -1,0 +1,226 @@
+"""The rounds of a comparison: one repetition after the other, the rates of each strategy by
+halving, and strategies that are worse left out of what follows."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median_low
+
+from metrics.held_out_loss import grid_of
+from studies.cells import Cell, Outcome, Round
+from studies.which_layers.images import VALIDATION, Images
+from studies.which_layers.judge import worse_than_best
+from studies.which_layers.plan import Plan, Price, Work
+from studies.which_layers.runs import Judged, Reader
+
+AVERAGES = [0.05, 0.1]  # lengths that are kept; any is made of them afterwards
+REFERENCE = "full"
+# the probability that racing leaves out one that is not worse, over all looks
+WRONGLY_LEFT_OUT = 0.01
+SOURCE_LOSSES = 2  # beside the loss on the target: of the source's images, now and before
+
+# strategy -> size (None: all) -> repetition -> what was found
+Found = dict[str, dict[int | None, dict[int, Judged]]]
+Rates = dict[str, float]
+
+
+@dataclass
+class Comparison:
+    """One study on its way.
+
+    Args:
+        strategies: name -> its overrides.
+        untrained: those that train nothing.
+        rate: optimizer.lr that the plan's rates multiply.
+        prices: of each strategy's cells, {} where they are not known yet.
+        read: of its runs.
+        race: whether strategies that are worse are left out of later repetitions.
+    """
+
+    plan: Plan
+    images: Images
+    strategies: Mapping[str, Sequence[str]]
+    untrained: Sequence[str]
+    rate: float
+    prices: Mapping[str, Price]
+    read: Reader
+    race: bool
+    test_share: float
+    found: Found = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # strategy -> why
+    work: Work = field(default_factory=Work)  # counted so far
+
+    @property
+    def running(self) -> list[str]:
+        return [name for name in self.strategies if name not in self.left_out]
+
+    def rounds(self) -> Generator[Round, Sequence[Outcome], None]:
+        once: Rates = {}
+        for k in range(self.plan.repeats):
+            rates = once or (yield from self._choose_rates(k))
+            if self.plan.rates_once:
+                once = rates
+            yield from self._judge(k, rates)
+            if self.race and 0 < k < self.plan.repeats - 1:
+                level = 1 - WRONGLY_LEFT_OUT / (self.plan.repeats - 2)
+                self.left_out |= worse_than_best(
+                    self.found, self.running, self.reference, self.overlap, level
+                )
+
+    @property
+    def reference(self) -> str:
+        """What the others are shown against; it stays to the end."""
+        return REFERENCE if REFERENCE in self.strategies else next(iter(self.strategies))
+
+    @property
+    def overlap(self) -> float | None:
+        """Of folds, test images over those that a run has; None where all are judged by one
+        set."""
+        return 1 / (self.plan.folds - 1) if self.plan.folds else None
+
+    def _choose_rates(self, k: int) -> Generator[Round, Sequence[Outcome], Rates]:
+        """By halving: all rates are trained a part of the steps, and the worst is left out, again
+        and again. The last one is trained to the end by _judge."""
+        trained = [name for name in self.running if name not in self.untrained]
+        left = {name: [self.rate * factor for factor in self.plan.rates] for name in trained}
+        since, stages = 0, self.plan.stages(len(self.plan.rates))
+        for stage in stages[:-1]:
+            trials = [(name, rate) for name, rates in left.items() for rate in rates]
+            cells = [self._cell(name, k, None, rate, since, stage) for name, rate in trials]
+            outcomes = yield Round(cells)
+            losses = {
+                trial: self._lowest(outcome)
+                for trial, outcome in zip(trials, outcomes, strict=True)
+            }
+            for name, rates in left.items():
+                in_order = sorted(rates, key=lambda rate: losses[name, rate])
+                left[name] = in_order[:-1]
+                if math.isinf(losses[name, in_order[0]]):
+                    self.left_out[name] = "its training failed at every rate that was tried"
+            left = {name: rates for name, rates in left.items() if name in self.running}
+            since = stage
+        return {name: rates[0] for name, rates in left.items()}
+
+    def _lowest(self, outcome: Outcome) -> float:
+        if outcome.run is None:
+            return math.inf
+        return min(self.read.losses(outcome.run).values(), default=math.inf)
+
+    def _judge(self, k: int, rates: Rates) -> Generator[Round, Sequence[Outcome], None]:
+        """Trains to the end at these rates, with all images and with the subsets, and judges."""
+        trials, cells = list[tuple[str, int | None]](), list[Cell]()
+        stages = self.plan.stages(len(self.plan.rates))
+        begun = self.plan.rates_once and k > 0
+        since = 0 if begun or len(stages) < 2 else stages[-2]
+        for size in (None, *self.plan.sizes):
+            for name in self.running:
+                rate = rates.get(name, self.rate)
+                trials.append((name, size))
+                start = since if size is None else 0
+                cells.append(self._cell(name, k, size, rate, start, self.plan.steps, judge=True))
+        outcomes = yield Round(cells)
+        for (name, size), outcome in zip(trials, outcomes, strict=True):
+            if outcome.run is not None:
+                judged = self.read.judged(outcome.run, rates.get(name, self.rate))
+                self.found.setdefault(name, {}).setdefault(size, {})[k] = judged
+            elif size is None:
+                self.left_out[name] = outcome.message.split("\n")[0]
+
+    def audit_cell(self, name: str) -> Cell:
+        """Images of the run of the first repetition with all images, and what they tell."""
+        rate = self.found[name][None][0].rate if name in self.found else self.rate
+        n, steps = self.plan.audit_images, self.plan.sampler_steps
+        line = f"n={n} sampler.steps={steps} weights=average 'metrics=[quality,memorization]'"
+        overrides = self._overrides(name, 0, None, rate, self.plan.steps, [line])
+        price = self.prices.get(name)
+        return Cell(f"audit, {name}", overrides, price.seconds(Work(0, n * steps)) if price else 0)
+
+    def _overrides(
+        self,
+        name: str,
+        k: int,
+        size: int | None,
+        rate: float,
+        steps: int,
+        evaluate: Sequence[str] = (),
+    ) -> list[str]:
+        lines = ",".join(f'"{line}"' for line in evaluate)
+        return [
+            *self.images.repeat(k, self.plan.folds),
+            *self.strategies[name],
+            f"optimizer.lr={rate:.6g}",
+            f"train.steps={self.plan.steps if name in self.untrained else steps}",
+            f"train.ema_lengths={AVERAGES}",
+            f"run.checkpoint_at={list(self.plan.looks)}",
+            f"run.held_out_draws={self.plan.validation_draws}",
+            *([f"data.n_train={size}", f"data.subset_seed={k}"] if size else []),
+            *([f"run.evaluate=[{lines}]"] if lines else []),
+        ]
+
+    def _cell(
+        self,
+        name: str,
+        k: int,
+        size: int | None,
+        rate: float,
+        since: int,
+        until: int,
+        judge: bool = False,
+    ) -> Cell:
+        """since: the step that this very run has come to before."""
+        steps = 0 if name in self.untrained else until
+        line = f"metrics=[loss] held_out_draws={self.plan.test_draws} weights=average"
+        overrides = self._overrides(name, k, size, rate, until, [line] if judge else [])
+        work = self._work(size, since, steps, judge)
+        unit = "fold" if self.plan.folds else "seed"
+        of = f" of {size} images" if size else ""
+        at = "" if name in self.untrained else f" at {rate:.3g} to step {until}"
+        seconds = self.prices[name].seconds(work) if name in self.prices else 0.0
+        return Cell(f"{unit} {k}, {name}{of}{at}", overrides, seconds)
+
+    def _work(self, size: int | None, since: int, until: int, judge: bool) -> Work:
+        every = self.images.training(self.plan.folds, self.test_share)
+        rows = max(5, round(VALIDATION * min(size or every, every)))
+        judged = self.plan.looked(since, until, rows)
+        if judge:
+            tested = self.images.count - every if self.plan.folds else self.images.given or every
+            count, each = grid_of(tested, self.plan.test_draws)
+            judged += (1 + SOURCE_LOSSES) * count * each
+        done = Work(max(0, until - since), judged)
+        self.work = Work(self.work.steps + done.steps, self.work.judged + done.judged)
+        return done
+
+
+def chosen_rate(judged: Sequence[Judged]) -> float:
+    """The middle one of those that repetitions chose; of two, the lower."""
+    return median_low(each.rate for each in judged)
+
+
+def chosen_step(judged: Sequence[Judged]) -> int:
+    return median_low(each.step for each in judged)
+
+
+class Imagined:
+    """Stands in for the runs of a plan that is priced: nothing fails, nothing is worse."""
+
+    def losses(self, run: Path) -> dict[int, float]:
+        return {1: 0.0}
+
+    def judged(self, run: Path, rate: float) -> Judged:
+        return Judged(run, rate, 0.0, [0.0, 0.0], 2, 1, 1, 1)
+
+
+def priced(comparison: Comparison) -> tuple[float, int, Work]:
+    """(seconds of all its cells one after the other, how many there are, what they work), with no
+    strategy left out on the way."""
+    imagined = replace(comparison, read=Imagined(), race=False, found={}, left_out={}, work=Work())
+    rounds, cells = imagined.rounds(), list[Cell]()
+    outcomes: Sequence[Outcome] | None = None
+    while True:
+        try:
+            asked = rounds.send(outcomes)  # type: ignore[arg-type]
+        except StopIteration:
+            return sum(cell.seconds for cell in cells), len(cells), imagined.work
+        cells += asked.cells
+        outcomes = [Outcome(Path("imagined"), "", 0.0) for _ in asked.cells]

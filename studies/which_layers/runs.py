@@ -1,0 +1,97 @@
+"""What a study reads of its runs: the held-out loss along the way, and what the test images say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from metrics.estimate import EVALUATION
+from runtime.errors import UserError
+from runtime.files import read_json, read_sealed
+from runtime.log import read_metrics
+from training.run_directory import METRICS
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the images that chose nothing say of one run.
+
+    Args:
+        loss: over them, and its bootstrap replicates over images; images: how many they are.
+        trained_on: images.
+        step: that was chosen; of them all, the last.
+        forgot: what its loss on the source's images grew by; None where that is unknown.
+        failed_rates: with which no run came to an end.
+    """
+
+    run: Path
+    rate: float
+    loss: float
+    replicates: Sequence[float]
+    images: int
+    trained_on: int
+    step: int
+    steps: int
+    forgot: float | None = None
+    failed_rates: Sequence[float] = ()
+
+    @property
+    def still_falling(self) -> bool:
+        """Whether the loss was lowest at the last step that there was."""
+        return self.step == self.steps > 0
+
+
+class Reader(Protocol):
+    """What rounds ask of a run; another one stands in where a plan is priced."""
+
+    def losses(self, run: Path) -> dict[int, float]:
+        """Step -> validation loss."""
+        ...
+
+    def judged(self, run: Path, rate: float) -> Judged: ...
+
+
+class OfRuns:
+    """The files of runs."""
+
+    def losses(self, run: Path) -> dict[int, float]:
+        rows = read_metrics(run / METRICS)
+        return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+
+    def judged(self, run: Path, rate: float) -> Judged:
+        found = loss_evaluation(run)
+        loss = found["loss"]["target"]["loss"]
+        change = found["loss"].get("source_change")
+        losses = self.losses(run)
+        return Judged(
+            run,
+            rate,
+            loss["value"],
+            loss["replicates"],
+            loss["images"],
+            found["images"]["train"],
+            found["checkpoint"]["step"],
+            max(losses, default=0),
+            change and change["value"],
+        )
+
+
+def loss_evaluation(run: Path) -> dict[str, Any]:
+    """The evaluation of a run that has its loss on test images. Raises UserError where it is
+    gone."""
+    for path in sorted(run.glob(f"evaluation/*/{EVALUATION}")):
+        found = read_sealed(path, "delete it; the same command makes it again", keys=["protocol"])
+        if found["protocol"]["metrics"] == ["loss"]:
+            return found
+    raise UserError(
+        f"{run}: its evaluation is gone; delete this folder, and give the command again."
+    )
+
+
+def seconds_of(run: Path) -> tuple[float, float]:
+    """Of a timed run of 10 steps, logged each 5, validated once at its end: seconds of a step, and
+    of the validation."""
+    rows = [row for row in read_metrics(run / METRICS) if "seconds" in row]
+    half, whole = (next(row["seconds"] for row in rows if row["step"] == k) for k in (5, 10))
+    total = read_json(run / "result.json").get("hours", 0) * 3600
+    return (whole - half) / 5, max(total - whole, 0.0)

@@ -1,0 +1,240 @@
+"""The study from its first cell to its page: time the cells, plan, compare, audit, answer."""
+
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from config.overrides import composed
+from runtime.errors import UserError
+from runtime.files import read_json, write_json
+from runtime.log import table
+from studies.cells import Cell, Context, Outcome, Round, Rounds
+from studies.which_layers.answer import answer
+from studies.which_layers.images import Images, look_at
+from studies.which_layers.plan import FIRST_LOOK, SPACING, Plan, Price, lesser, minutes
+from studies.which_layers.rounds import AVERAGES, Comparison, priced
+from studies.which_layers.runs import OfRuns, seconds_of
+from training.evaluation_steps import spaced
+
+log = logging.getLogger("study")
+PLAN, ANSWER = "plan.json", "answer.json"
+TIMED_DRAWS = 64
+SMALLER = 0.7  # a subset has at most so much of all
+
+
+@dataclass(frozen=True)
+class WhichLayers:
+    """See conf/experiment/which_layers.yaml.
+
+    Args:
+        strategies: names of conf/transfer, or names of one's own with the overrides that each is.
+        budget: the longest time for all, such as 30m or 2h; null for the whole plan.
+        rates: times optimizer.lr, tried for every strategy alike.
+        folds: of fewer than 200 images; more are split once, and so many seeds trained.
+        sizes: of the subsets that the curve shows beside all images.
+        validation_draws, test_draws: (image, t, noise) triples of a loss.
+        audit_images: generated for the audits of each strategy.
+        race: leave out of later folds what is worse by its paired interval.
+    """
+
+    strategies: Sequence[str] | dict[str, list[str]]
+    budget: str | None
+    rates: Sequence[float]
+    folds: int
+    sizes: Sequence[int]
+    validation_draws: int
+    test_draws: int
+    audit_images: int
+    race: bool
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            minutes(self.budget)
+        if len(self._overrides) < 2:
+            raise ValueError("strategies: a comparison needs two or more.")
+        if not self.rates or min(self.rates) <= 0 or len(self.rates) > 3:
+            raise ValueError(f"rates={list(self.rates)}: one to three factors above 0.")
+        if self.folds < 3:
+            raise ValueError(f"folds={self.folds}: at least 3, as the interval is over them.")
+
+    @cached_property
+    def _overrides(self) -> dict[str, list[str]]:
+        if isinstance(self.strategies, dict):
+            return self.strategies
+        return {name: [f"transfer={name}"] for name in self.strategies}
+
+    def __call__(self, context: Context) -> Rounds:
+        images = look_at(context.config)
+        prices = yield from self._time(context, images)
+        comparison, told = self._planned(context, images, prices)
+        print(told, flush=True)
+        yield from comparison.rounds()
+        audited = yield from self._audit(comparison)
+        found = answer(comparison, audited, context.arguments)
+        write_json(context.folder / ANSWER, found.as_json())
+        print("\n" + found.text, flush=True)
+
+    def _untrained(self, context: Context) -> list[str]:
+        """Those that train nothing. Raises UserError for one that there is not."""
+        found = []
+        for name, overrides in self._overrides.items():
+            try:
+                transfer = composed("train", [*context.arguments, *overrides])["transfer"]
+            except UserError as error:
+                raise UserError(f"study.strategies: {name}: {error}") from error
+            found += [name] * (transfer["rules"] == [])
+        return found
+
+    def _time(
+        self, context: Context, images: Images
+    ) -> Generator[Round, Sequence[Outcome], dict[str, Price]]:
+        """Ten steps of each strategy, and one look: what does not run at all shows here."""
+        names = list(self._overrides)
+        untrained = self._untrained(context)
+        cells = []
+        for name in names:
+            steps = 0 if name in untrained else 10
+            overrides = [
+                *images.repeat(0, images.folds(self.folds)),
+                *self._overrides[name],
+                f"run.directory={context.folder / 'timing' / name}",
+                f"train.steps={steps or 10}",
+                "train.warmup=0",
+                f"train.ema_lengths={AVERAGES}",
+                "run.log_every=5",
+                "run.checkpoint_at=[10]",
+                f"run.held_out_draws={TIMED_DRAWS}",
+            ]
+            cells.append(Cell(f"timing, {name}", overrides))
+        outcomes = yield Round(cells)
+        ended = dict(zip(names, outcomes, strict=True))
+        if failed := {name: o.message for name, o in ended.items() if o.run is None}:
+            lines = [f"\n  {name}: {message}" for name, message in failed.items()]
+            raise UserError(
+                f"{len(failed)} of {len(names)} strategies do not run here:{''.join(lines)}\n"
+                "Leave them out by study.strategies=[...], or mend what is wrong."
+            )
+        return self._prices(ended, untrained)
+
+    @staticmethod
+    def _prices(ended: Mapping[str, Outcome], untrained: Sequence[str]) -> dict[str, Price]:
+        measured = {
+            name: (o.seconds, *seconds_of(o.run))
+            for name, o in ended.items()
+            if o.run is not None and name not in untrained
+        }
+        judged = min(validation for *_, validation in measured.values()) / TIMED_DRAWS
+        starts = {n: max(0.0, s - 10 * step - v) for n, (s, step, v) in measured.items()}
+        start = sorted(starts.values())[len(starts) // 2]  # the first also decodes the images
+        return {
+            name: Price(start, measured[name][1] if name in measured else 0.0, judged)
+            for name in ended
+        }
+
+    def _planned(
+        self, context: Context, images: Images, prices: Mapping[str, Price]
+    ) -> tuple[Comparison, str]:
+        """What is done, and how that is told. The plan of the first time is kept."""
+        train, data = context.config["train"], context.config["data"]
+        folds = images.folds(self.folds)
+        have = images.training(folds, data.get("test") or 0.0)
+        sizes = sorted((n for n in self.sizes if n <= SMALLER * have), reverse=True)
+        whole = Plan(
+            folds,
+            self.folds if folds is None else folds,
+            sizes,
+            self.rates,
+            rates_once=False,
+            steps=train["steps"],
+            looks=spaced(train["steps"], SPACING, min(FIRST_LOOK, train["steps"])),
+            validation_draws=self.validation_draws,
+            test_draws=self.test_draws,
+            audit_images=self.audit_images,
+            sampler_steps=context.config["sampler"]["steps"],
+        )
+        path, gone = context.folder / PLAN, list[str]()
+        if path.exists():
+            kept = read_json(path, "delete it, and give the command again", keys=["plan", "images"])
+            if kept["images"] != images.fingerprint:
+                raise UserError(
+                    f"{path}: the images are not those that this plan was made for. Put them back, "
+                    f"or move {context.runs} away: the same command then begins anew."
+                )
+            plan, gone = Plan(**kept["plan"]), kept["left out"]
+            comparison = self._comparison(plan, context, images, prices)
+        else:
+            plan, comparison, gone = self._chosen(whole, context, images, prices)
+            content = {"images": images.fingerprint, "plan": plan.as_json(), "left out": gone}
+            write_json(path, content)
+        return comparison, self._told(comparison, gone)
+
+    def _chosen(
+        self, whole: Plan, context: Context, images: Images, prices: Mapping[str, Price]
+    ) -> tuple[Plan, Comparison, list[str]]:
+        """The first plan that the budget is enough for, and what was left out for it."""
+        most, gone, total = minutes(self.budget) * 60 if self.budget else None, list[str](), 0.0
+        for left_out, plan in lesser(whole):
+            gone += [left_out] * bool(left_out)
+            comparison = self._comparison(plan, context, images, prices)
+            total = self._seconds(comparison)
+            if most is None or total <= most:
+                return plan, comparison, gone
+        raise UserError(
+            f"budget={self.budget}: the least plan takes about {total / 60:.0f} minutes here. Give "
+            f"budget={total / 60 * 1.1:.0f}m, fewer study.strategies=[...], fewer train.steps or a "
+            "smaller data.size."
+        )
+
+    def _comparison(
+        self, plan: Plan, context: Context, images: Images, prices: Mapping[str, Price]
+    ) -> Comparison:
+        return Comparison(
+            plan,
+            images,
+            self._overrides,
+            self._untrained(context),
+            context.config["optimizer"]["lr"],
+            prices,
+            OfRuns(),
+            self.race,
+            context.config["data"].get("test") or 0.0,
+        )
+
+    @staticmethod
+    def _seconds(comparison: Comparison) -> float:
+        total, _, _ = priced(comparison)
+        audits = [comparison.audit_cell(name).seconds for name in comparison.strategies]
+        return total + sum(audits) * bool(comparison.plan.audit_images)
+
+    def _told(self, comparison: Comparison, gone: Sequence[str]) -> str:
+        """The plan and its price."""
+        plan, images = comparison.plan, comparison.images
+        seconds, cells, work = priced(comparison)
+        have = images.training(plan.folds, comparison.test_share)
+        how = f"{plan.folds} folds, {plan.repeats} of them judged" if plan.folds else "one split"
+        rates = ", ".join(f"{comparison.rate * r:.3g}" for r in plan.rates)
+        each = "in the first fold" if plan.rates_once else "in each"
+        lines = [
+            ["images", f"{images.count}: {how}; a run has {have}, a fifth of them to choose by"],
+            ["strategies", ", ".join(comparison.strategies)],
+            ["rates", rates + (f", chosen by halving {each}" if len(plan.rates) > 1 else "")],
+            ["subsets", ", ".join(map(str, plan.sizes)) or "none"],
+            ["steps", f"{plan.steps}, looked at after {', '.join(map(str, plan.looks))}"],
+            ["audits", f"{plan.audit_images} images of each" if plan.audit_images else "none"],
+            ["cells", f"{cells}, {work.steps} steps and {work.judged} judged images in all"],
+            ["price", f"{self._seconds(comparison) / 60:.0f} minutes of this machine, at most"],
+        ]
+        left = [f"Left out for budget={self.budget}: {'; '.join(gone)}."] if gone else []
+        return "\n".join(["", "The plan:", table(lines), *left, ""])
+
+    def _audit(
+        self, comparison: Comparison
+    ) -> Generator[Round, Sequence[Outcome], dict[str, Outcome]]:
+        """Images of each strategy's first run, judged for copies, membership and use."""
+        names = [name for name in comparison.found if comparison.plan.audit_images]
+        if not names:
+            return {}
+        cells = [comparison.audit_cell(name) for name in names]
+        outcomes = yield Round(cells)
+        return dict(zip(names, outcomes, strict=True))
