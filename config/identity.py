@@ -25,6 +25,7 @@ NUMBERS = (
 # section: keys that came after runs had names, and their defaults, which are no part of a name
 LATER: dict[str, dict[str, Any]] = {
     "data": {"subset_seed": None, "fit": "crop", "bands": None},
+    "train": {"ema_lengths": []},
 }
 PICTURES = ("shown",)  # keys of section data that are about pictures alone
 

@@ -41,6 +41,7 @@ from training.run_directory import (
     open_images,
     tell_of_other_runs,
 )
+from training.snapshots import AVERAGES
 from training.start_from_source import (
     facts,
     start_from,
@@ -89,8 +90,8 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         "run.directory."
     )
     with locked(directory / ".lock", None if wait else busy), claimed(directory, who):
-        for folder in (directory, directory / "checkpoints", directory / "samples"):
-            remove_leftovers(folder)
+        for folder in ("", "checkpoints", "samples", AVERAGES):
+            remove_leftovers(directory / folder)
         saved = last_checkpoint(directory, config.run.restart)
         if saved and is_finished(saved, config.train.steps):
             log.info(

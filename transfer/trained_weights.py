@@ -342,13 +342,14 @@ def difference(found: Checkpoint, origin: Origin, names: Collection[str]) -> byt
         "config": found.config,
         "step": found.step,
         "classes": list(found.classes),
-        "sha256": _digest(tensors),
+        "sha256": digest_of_tensors(tensors),
         "source": {key: value for key, value in origin.items() if key not in NOT_KEPT},
     }
     return safetensors.torch.save(tensors, {DIFFERENCE: json.dumps(about, sort_keys=True)})
 
 
-def _digest(tensors: Tensors) -> str:
+def digest_of_tensors(tensors: Tensors) -> str:
+    """sha256 of their names, shapes and values."""
     return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
 
 
@@ -392,7 +393,7 @@ def open_difference(path: Path, said: str, elsewhere: str | None) -> TrainedWeig
 
     def read(which: Which) -> Tensors:
         tensors = safetensors.torch.load_file(path)
-        if _digest(tensors) != expected:
+        if digest_of_tensors(tensors) != expected:
             raise UserError(
                 f"{path}: damaged: its tensors do not have the sha256 that it says. Copy or make "
                 "it again."
