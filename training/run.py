@@ -41,7 +41,6 @@ from training.run_directory import (
     open_images,
     tell_of_other_runs,
 )
-from training.snapshots import AVERAGES
 from training.start_from_source import (
     facts,
     start_from,
@@ -53,7 +52,7 @@ from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.class_names import check_number_of_classes, class_names, tell_classes
 from transfer.freezing_and_rates import ParameterPlan, rules_of
-from transfer.trained_weights import TrainedWeights, has_origin
+from transfer.trained_weights import AVERAGES, TrainedWeights, has_origin
 
 log = logging.getLogger("train")
 SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked

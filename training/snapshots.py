@@ -17,9 +17,8 @@ from runtime.checkpoint import Checkpoint
 from runtime.errors import UserError
 from runtime.files import make_directory, write_atomically
 from training.power_average import PowerAverages
-from transfer.trained_weights import digest_of_tensors
+from transfer.trained_weights import AVERAGES, digest_of_tensors
 
-AVERAGES = "averages"  # the folder in a run
 SNAPSHOT = "snapshot of averages"  # the one metadata key of such a file
 # Of an average at step t with sigma_rel <= 0.25 the steps before t / 8 have (1/8)^(gamma + 1) of
 # the weight: 2.8% at 0.25, 0.28% at 0.20, 7e-8 at 0.10 (9.2% of 0.25 are before t / 4, 0.85% before
