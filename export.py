@@ -16,7 +16,7 @@ from runtime.checkpoint import Which
 from runtime.config_schema import Settings, parse
 from runtime.errors import UserError
 from training.export_weights import export_difference, export_pipeline, for_label
-from transfer.trained_weights import load_weights, stated_config
+from transfer.trained_weights import open_weights, stated_config
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def main(config: dict[str, Any]) -> None:
     name, out = settings.checkpoint, Path(settings.out).expanduser()
     if out.suffix != ".safetensors":
         stated = stated_config(name, settings.trained_as, settings.overrides)
-        weights = load_weights(name, stated=stated, source=settings.source)
+        weights = open_weights(name, settings.weights, stated=stated, source=settings.source)
         export_pipeline(for_label(weights, settings.label), out, settings.weights)
     elif settings.label is not None:
         raise UserError(
@@ -48,7 +48,7 @@ def main(config: dict[str, Any]) -> None:
         export_difference(name, out)
     else:
         raise UserError(
-            f"weights={settings.weights}: a small file has the average of a run: leave "
+            f"weights={settings.weights}: a small file has the EMA of a run: leave "
             "weights=ema, or give out= a folder."
         )
 

@@ -31,6 +31,7 @@ LATER: dict[str, dict[str, Any]] = {
         "fold": None,
         "validation_of_train": None,
     },
+    "train": {"ema_lengths": []},
 }
 PICTURES = ("shown",)  # keys of section data that are about pictures alone
 

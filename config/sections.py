@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from runtime.device import named_device
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 FEWEST = 10  # images that a KID is computed of
+LONGEST = 12**-0.5  # average in ema_lengths: the plain mean of all steps
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class TrainSettings(Settings):
         warmup: steps over which the rate rises from 0.
         clip: largest norm of the gradient, null for none.
         ema_decay: of the running average, which warms up as min(decay, (1 + n) / (10 + n)).
+        ema_lengths: sigma_rel of the averages that are kept beside it (training.power_average),
+            from which those of other lengths are made afterwards.
         label_dropout: share of labels replaced by the null class.
         precision: auto is bf16 on a GPU that has it, else fp32; decided once and kept with the run.
     """
@@ -39,6 +43,7 @@ class TrainSettings(Settings):
     ema_decay: float
     label_dropout: float
     precision: Precision
+    ema_lengths: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.accumulation) < 1 or min(self.steps, self.warmup) < 0:
@@ -54,6 +59,12 @@ class TrainSettings(Settings):
             raise ValueError("ema_decay must be in [0, 1), label_dropout in [0, 1].")
         if self.clip is not None and self.clip <= 0:
             raise ValueError("clip must be above 0, or null for none.")
+        lengths = list(self.ema_lengths)
+        if len(set(lengths)) < len(lengths) or not all(0 < s <= LONGEST for s in lengths):
+            raise ValueError(
+                f"ema_lengths={lengths} must be different numbers above 0 and at most "
+                f"{LONGEST:.3f}, the plain mean of all steps."
+            )
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class RunSettings(Settings):
         cache: of decoded images.
         log_every, sample_every, checkpoint_every: in steps; evaluation and samples also come at the
             end.
+        checkpoint_at: the steps of evaluation and checkpoint in place of each checkpoint_every;
+            pictures then come with the first evaluation after each sample_every.
         keep_last: checkpoints kept besides the best.
         held_out_draws: (image, t, noise) triples of the held-out loss, four or more of each image.
         samples: images in the grid.
@@ -104,6 +117,7 @@ class RunSettings(Settings):
     restart: bool = False
     experiment: str | None = None
     evaluate: Sequence[str] = ()
+    checkpoint_at: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.hours is not None and self.hours <= 0:
@@ -134,6 +148,15 @@ class RunSettings(Settings):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        at = self.checkpoint_at
+        if at is not None and any(b <= a for a, b in pairwise([0, *at])):
+            raise ValueError(
+                f"checkpoint_at={list(at)}: they are steps, counted from 1, that rise; null for "
+                "each checkpoint_every."
+            )
 
 
 @dataclass(frozen=True)

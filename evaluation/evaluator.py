@@ -91,13 +91,19 @@ def evaluate_run(
         The folder of its evaluation.
     """
     began = time.monotonic()
-    found = find_best_checkpoint(path) if settings.select == "best" else find(path)
+    rule = "chosen" if settings.weights == "average" else settings.select
+    found = find_best_checkpoint(path) if rule == "best" else find(path)
     cache = Path(settings.cache).expanduser()
     run = TrainedRun(found, settings.weights, settings.overrides, settings.source, cache)
     dataset, about = run.images
     names = run.reader.item_name
     reference = reference_images(dataset.images, dataset.splits, about, names)
-    select = found.path.name if (path / STATE).is_file() else settings.select
+    select = found.path.name if (path / STATE).is_file() else rule
+    if select != rule == "chosen":
+        raise UserError(
+            f"weights=average: the average is one of a whole run, and {path} is one checkpoint: "
+            f"give checkpoint={run.directory}, or take weights=ema."
+        )
     sampler = as_then(as_made(sampler, settings.sampler, run.config.schedule))
     shown = features_see(dataset.images.shape[-1], settings.shown or run.config.shown)
     protocol = protocol_of(settings, reference, sampler, select, shown)
@@ -115,7 +121,8 @@ def evaluate_run(
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         evaluator = RunEvaluator(settings, folder, reference, shown, run, sampler, said=said)
-        checkpoint = {"path": str(found.path), "step": found.step, "sha256": sha256}
+        trained = run.trained
+        checkpoint = {"path": str(trained.path), "step": trained.step, "sha256": sha256}
         record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
         evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
         copy_to_wandb(run, folder, record)

@@ -29,6 +29,7 @@ from training.run_directory import IDENTITY
 from transfer.source_images import own_images
 from transfer.trained_weights import (
     TrainedWeights,
+    average_of,
     of_checkpoint,
     origin_of,
     read_origin,
@@ -59,7 +60,8 @@ class TrainedRun:
     @cached_property
     def trained(self) -> TrainedWeights:
         """With its adapters merged."""
-        return of_checkpoint(self.checkpoint)
+        averaged = self.which == "average"
+        return average_of(self.directory) if averaged else of_checkpoint(self.checkpoint)
 
     @property
     def config(self) -> RunConfig:

@@ -20,8 +20,8 @@ from runtime.errors import UserError
 from runtime.files import sha256, write_directory
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"
-Which = Literal["ema", "model"]  # of the two sets of weights, as settings say it
-FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}
+Which = Literal["ema", "model", "average"]  # of the sets of weights, as settings say it
+FILES: dict[Which, str] = {"ema": EMA, "model": MODEL}  # the third is of a whole run
 OWN = "sha256 of the rest"  # in state.json
 LISTED = 8  # names in a message
 MEND_ALL = (

@@ -31,7 +31,7 @@ from runtime.seeds import derive
 from sampling.cuda_graph import cast_ahead, prepared
 from transfer.trained_weights import (
     TrainedWeights,
-    load_weights,
+    open_weights,
     source_of,
     start_of,
     stated_config,
@@ -232,7 +232,8 @@ def load(
 
     Args:
         device: auto, cpu, cuda, cuda:1 or 1.
-        weights: the running average (EMA), or "model", the last iterate.
+        weights: the running average (EMA); "model", the last iterate; "average", that of another
+            length which was chosen for a run.
         source: where the source of a run or of a difference is, if it was moved.
         trained_as, overrides: of a bare file of weights, the experiment whose settings it has, and
             changes of these.
@@ -240,5 +241,5 @@ def load(
         UserError: where there is nothing of that name, or it is damaged.
     """
     stated = stated_config(name, trained_as, overrides)
-    found = load_weights(name, stated=stated, source=source)
+    found = open_weights(name, weights, stated=stated, source=source)
     return Pipeline(found, pick_device(device), weights, source)

@@ -43,8 +43,10 @@ from training.best_checkpoint import rank_checkpoints
 from training.ema import Ema, share_of_start
 from training.online_kid import LightSet
 from training.optimizer import set_rates, warm_up
+from training.power_average import PowerAverages
 from training.prune_checkpoints import prune_checkpoints
 from training.result import RESULT
+from training.snapshots import drop_later, prune_snapshots, write_snapshot
 from transfer.adapters import parameters
 from transfer.context import Penalty, Start
 from transfer.freezing_and_rates import ParameterPlan
@@ -113,6 +115,9 @@ class Trainer:
         self.device = self.denoiser.schedule.alpha_bar.device
         self.ema = Ema(self.denoiser.network, self.config.train.ema_decay)
         self.averaged = self.denoiser.around(self.ema.network).eval()
+        trains = self.plan.trains()
+        own = {n: p for n, p in parameters(self.denoiser.network).items() if n in trains}
+        self.averages = PowerAverages(own, self.config.train.ema_lengths if own else ())
         # summed loss since the last row of the log
         self.window = torch.zeros((), device=self.device)
         self.window_steps = 0
@@ -156,6 +161,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(k)
+        self.averages.update(k + 1)
         self.window += total
         self.window_steps += 1
         finite = total.isfinite() & norm.isfinite()
@@ -213,6 +219,7 @@ class Trainer:
         steps, config = self.config.train.steps, self.config
         # before the first result: from then on a folder that is not there was removed
         (self.directory / "checkpoints").mkdir(exist_ok=True)
+        drop_later(self.directory, self.steps_done)
         run_log = RunLog(self.directory, self.begun.rows, config.wandb, config.raw)
         with (
             contextlib.closing(run_log) as self.log,
@@ -241,7 +248,7 @@ class Trainer:
                 self.bar.update()
                 if self._is_due(self.run.log_every):
                     self._report(norm)
-                if self._is_due(self.run.checkpoint_every):
+                if self._evaluation_is_due():
                     self._finish_step()
                     self.stop.check()
                 elif asked := self.stop.asked():
@@ -250,6 +257,19 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return self.steps_done % every == 0 or self.steps_done == self.config.train.steps
+
+    def _evaluation_is_due(self) -> bool:
+        at = self.run.checkpoint_at
+        if at is None:
+            return self._is_due(self.run.checkpoint_every)
+        return self.steps_done in at or self.steps_done == self.config.train.steps
+
+    def _picture_is_due(self) -> bool:
+        """At an evaluation. Steps of a list are hardly ever multiples of sample_every."""
+        every, at = self.run.sample_every, self.run.checkpoint_at
+        before = max((step for step in at or () if step < self.steps_done), default=0)
+        passed = at is not None and before // every < self.steps_done // every
+        return passed or self._is_due(every)
 
     def _report(self, norm: Tensor) -> None:
         self._check_finite()
@@ -294,12 +314,12 @@ class Trainer:
         """Evaluation, samples, and then the checkpoint that says that they are done."""
         self._check_finite()
         try:
-            self.stop.check("evaluation")
+            self.stop.check("evaluation", *["snapshot"] * bool(self.averages.averages))
             with self.limit.measured("evaluation"):
                 with self._said("validating"):
                     values = self._evaluate()
                 picture = None
-                if self._is_due(self.run.sample_every):
+                if self._picture_is_due():
                     with self._said("sampling"):
                         picture = self._sample()
         except Preempted:
@@ -311,6 +331,7 @@ class Trainer:
             self.log.samples(self.steps_done, picture)
         reached = self._reached(values)
         write_sealed(self.directory / RESULT, self._result(reached), indent=1)
+        self._keep_averages(reached)
         self._save(reached)
 
     @contextlib.contextmanager
@@ -417,6 +438,13 @@ class Trainer:
         classes = list(self.dataset.classes)
         return Checkpoint(path, self.steps_done, self.config.raw, classes, {}, progress)
 
+    def _keep_averages(self, reached: Checkpoint) -> None:
+        """A snapshot, before the checkpoint that says that all of this step is done."""
+        if self.averages.averages and reached.step:
+            with self.limit.measured("snapshot"), self._said("saving"):
+                write_snapshot(self.directory, reached, self.averages)
+                prune_snapshots(self.directory)
+
     def _save(self, reached: Checkpoint) -> None:
         self._check_finite()
         self.log.sync()
@@ -430,6 +458,7 @@ class Trainer:
         prune_checkpoints(reached.path.parent, self.run.keep_last)
 
     def stateful(self) -> dict[str, Any]:
-        """What remembers gradients, or losses by t."""
+        """What remembers gradients, losses by t, or weights."""
         by_t = {name: stream.timesteps for name, stream in self.streams.items()}
-        return {"optimizer": self.optimizer, **by_t}
+        kept = {"averages": self.averages} if self.averages.averages else {}
+        return {"optimizer": self.optimizer, **by_t, **kept}

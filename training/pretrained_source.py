@@ -11,6 +11,7 @@ from config.identity import digest
 from config.overrides import composed_of_then, options
 from config.run_config import RunConfig
 from runtime import checkpoint
+from runtime.checkpoint import Which
 from runtime.errors import UserError, near
 from training.config_checks import check_run_config
 from training.resume import is_finished
@@ -18,8 +19,9 @@ from training.run_directory import name_run, open_images
 from training.start_from_source import check_fits, check_images_known
 from transfer.trained_weights import (
     TrainedWeights,
-    load_weights,
+    average_of,
     of_checkpoint,
+    open_weights,
     published_config,
     published_settings,
 )
@@ -34,6 +36,7 @@ class PretrainedSource:
         config: its own.
         identity: what it adds to the identity of the target's run, no path among it.
         directory: of the experiment's run.
+        which: of its sets of weights is taken.
     """
 
     name: str
@@ -41,6 +44,7 @@ class PretrainedSource:
     identity: dict[str, Any]
     weights: TrainedWeights | None = None
     directory: Path = Path()
+    which: Which = "ema"
 
     def find_weights(self) -> TrainedWeights | None:
         """Those to start from: of an experiment, at its last step, or a later one where the run was
@@ -49,7 +53,8 @@ class PretrainedSource:
             return self.weights
         for found in checkpoint.all_checkpoints(self.directory / "checkpoints"):
             if is_finished(found, self.config.train.steps):
-                return of_checkpoint(found)
+                averaged = self.which == "average"
+                return average_of(self.directory) if averaged else of_checkpoint(found)
         return None
 
 
@@ -65,7 +70,7 @@ def find_source(config: RunConfig) -> PretrainedSource | None:
     if Path(name).expanduser().exists() or "/" in name or name in published_settings():
         if not Path(name).is_file() and (known := published_config(name)):
             check_fits(config, known)  # before it is fetched
-        weights = load_weights(name, otherwise=config)
+        weights = open_weights(name, config.source.weights, otherwise=config)
         check_fits(config, weights.config)
         check_images_known(config, weights)
         digest_of = f"sha256 {weights.digests[config.source.weights][:16]}"
@@ -102,6 +107,5 @@ def _run_of(experiment: str, config: RunConfig) -> PretrainedSource:
             f"{error}\nWithout them give source.from= a run directory of it or published weights "
             "(docs/pretrained.md), or say where they are: 'source.overrides=[\"data.path=DIR\"]'"
         ) from error
-    return PretrainedSource(
-        experiment, own, {"run": digest(who), "steps": own.train.steps}, directory=directory
-    )
+    who = {"run": digest(who), "steps": own.train.steps}
+    return PretrainedSource(experiment, own, who, directory=directory, which=config.source.weights)

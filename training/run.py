@@ -52,7 +52,7 @@ from transfer.adapt_weights import planned_fit
 from transfer.adapters import inject
 from transfer.class_names import check_number_of_classes, class_names, tell_classes
 from transfer.freezing_and_rates import ParameterPlan, rules_of
-from transfer.trained_weights import TrainedWeights, has_origin
+from transfer.trained_weights import AVERAGES, TrainedWeights, has_origin
 
 log = logging.getLogger("train")
 SMALL_GPU_HOURS = 0.2  # a missing source up to here is trained without being asked
@@ -89,8 +89,8 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
         "run.directory."
     )
     with locked(directory / ".lock", None if wait else busy), claimed(directory, who):
-        for folder in (directory, directory / "checkpoints", directory / "samples"):
-            remove_leftovers(folder)
+        for folder in ("", "checkpoints", "samples", AVERAGES):
+            remove_leftovers(directory / folder)
         saved = last_checkpoint(directory, config.run.restart)
         if saved and is_finished(saved, config.train.steps):
             log.info(

@@ -47,7 +47,7 @@ OF_A_START = (
     "source.json",
 )
 # what a run makes step by step; the last says that it has begun
-BEGUN = ("metrics.jsonl", "samples", "result.json", "checkpoints")
+BEGUN = ("metrics.jsonl", "samples", "result.json", "averages", "checkpoints")
 log = logging.getLogger("train")
 
 

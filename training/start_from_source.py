@@ -28,6 +28,7 @@ from transfer.freezing_and_rates import ParameterPlan, own_word, rules_for_alike
 from transfer.resize_weights import AUGMENTATION, TABLE
 from transfer.source_images import check_known, images_of, real
 from transfer.trained_weights import (
+    CHOSEN,
     TrainedWeights,
     fit_table,
     fitted,
@@ -102,7 +103,7 @@ def start_from(
         "path": str(found.path),
         "folder": os.getcwd(),  # which a relative path is of
         "step": found.step,
-        "weights": FILES[which],
+        "weights": FILES.get(which, CHOSEN),
         "sha256": found.digests[which],
     }
     before = read_origin(directory)

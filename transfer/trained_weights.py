@@ -5,7 +5,7 @@ source is laid on it."""
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from transfer.merge_adapters import merged, without_adapters
 SOURCE = "source.json"  # of a run: where its weights came from, and what became of every tensor
 NOT_KEPT = ("tensors", "found")  # of it by a difference
 DIFFERENCE = "difference from a source"  # the one metadata key of such a file
+AVERAGES = "averages"  # of a run, the folder of those of train.ema_lengths
+# in it, the one that was chosen (training.choose_average), and how it was
+CHOSEN, CHOICE = "chosen.safetensors", "chosen.json"
 Origin = dict[str, Any]  # what source.json says
 
 
@@ -47,7 +50,7 @@ class TrainedWeights:
         config: of published weights some sections alone (models.formats.published.SECTIONS).
         classes: their names.
         step: None where it is not known, as of what is no checkpoint of a run.
-        digests: sha256 of either set.
+        digests: sha256 of each set.
         load: reads one of them, under our names.
         laid_on: of a difference, the source that it is laid on.
     """
@@ -203,6 +206,61 @@ def of_checkpoint(found: Checkpoint) -> TrainedWeights:
     return TrainedWeights(found.path, plain, found.classes, found.step, digests, read)
 
 
+def open_weights(
+    name: str,
+    which: Which,
+    *,
+    stated: RunConfig | None = None,
+    otherwise: RunConfig | None = None,
+    source: str | None = None,
+) -> TrainedWeights:
+    """What has this set of weights: for average a run, else what load_weights takes, see there."""
+    if which == "average":
+        return average_of(Path(name).expanduser())
+    return load_weights(name, stated=stated, otherwise=otherwise, source=source)
+
+
+def average_of(path: Path) -> TrainedWeights:
+    """The average that was chosen for a run. It is one whole network, whichever set is asked for.
+
+    Args:
+        path: the run's directory, or the average's file in it.
+    Raises:
+        UserError: where that is no run, none was chosen, or the run was trained further since.
+    """
+    run = path.parent.parent if path.name == CHOSEN else path
+    if not (run / "checkpoints").is_dir():
+        raise UserError(
+            f"weights=average: {run} is no run of this project, and the average is one of a whole "
+            "run: give runs/EXPERIMENT/NAME, or take weights=ema."
+        )
+    choose = f"choose one by\n  python -m training.choose_average {run}"
+    try:
+        about = read_sealed(run / AVERAGES / CHOICE, choose, ["step", "reached", "sha256"])
+    except FileNotFoundError:
+        raise UserError(
+            f"weights=average: of the averages that {run} kept (train.ema_lengths) none was chosen "
+            f"yet; {choose}"
+        ) from None
+    found = checkpoint.find(run)
+    if found.step != about["reached"]:
+        raise UserError(
+            f"weights=average: it was chosen when {run} was at step {about['reached']}, and that "
+            f"is at step {found.step} now; {choose}"
+        )
+    path, digest = run / AVERAGES / CHOSEN, about["sha256"]
+    config = RunConfig.of_saved(found.config)
+    if not path.is_file() or sha256(path) != digest:
+        raise UserError(f"{path} is missing or damaged; {choose}")
+
+    def read(which: Which) -> Tensors:
+        tensors = safetensors.torch.load_file(path)
+        return merged(config, tensors) if config.transfer.inject else tensors
+
+    digests: dict[Which, str] = dict.fromkeys(("average", *FILES), digest)
+    return replace(of_checkpoint(found), path=path, step=about["step"], digests=digests, load=read)
+
+
 def fitted(
     config: RunConfig, network: nn.Module, source: TrainedWeights
 ) -> tuple[Tensors, list[Fit]]:
@@ -231,7 +289,8 @@ def source_of(origin: Origin, config: RunConfig, elsewhere: str | None) -> Train
     moved = not Path(found_at).exists()
     where = elsewhere or (moved and downloaded_name(origin)) or found_at
     try:
-        found = load_weights(where, otherwise=config)
+        which: Which = "average" if origin["weights"] == CHOSEN else "ema"
+        found = open_weights(where, which, otherwise=config)
     except UserError as error:
         why = error if elsewhere or Path(found_at).exists() else _why_gone(Path(found_at))
         raise UserError(
@@ -342,13 +401,14 @@ def difference(found: Checkpoint, origin: Origin, names: Collection[str]) -> byt
         "config": found.config,
         "step": found.step,
         "classes": list(found.classes),
-        "sha256": _digest(tensors),
+        "sha256": digest_of_tensors(tensors),
         "source": {key: value for key, value in origin.items() if key not in NOT_KEPT},
     }
     return safetensors.torch.save(tensors, {DIFFERENCE: json.dumps(about, sort_keys=True)})
 
 
-def _digest(tensors: Tensors) -> str:
+def digest_of_tensors(tensors: Tensors) -> str:
+    """sha256 of their names, shapes and values."""
     return hashlib.sha256(safetensors.torch.save(dict(sorted(tensors.items())))).hexdigest()
 
 
@@ -392,7 +452,7 @@ def open_difference(path: Path, said: str, elsewhere: str | None) -> TrainedWeig
 
     def read(which: Which) -> Tensors:
         tensors = safetensors.torch.load_file(path)
-        if _digest(tensors) != expected:
+        if digest_of_tensors(tensors) != expected:
             raise UserError(
                 f"{path}: damaged: its tensors do not have the sha256 that it says. Copy or make "
                 "it again."
