@@ -12,6 +12,7 @@ from evaluation.settings import EvaluateSettings
 from runtime.as_typed import hydra_quoted
 from runtime.config_schema import parse
 from runtime.errors import UserError
+from training.choose_average import choose_average
 
 
 def asked_settings(line: str, run: Path, of_run: dict[str, Any]) -> tuple[EvaluateSettings, Any]:
@@ -35,7 +36,8 @@ def asked_settings(line: str, run: Path, of_run: dict[str, Any]) -> tuple[Evalua
 
 
 def train_and_evaluate(train: Callable[[dict[str, Any]], Path], raw: dict[str, Any]) -> Path:
-    """Trains what a composed config says, then evaluates it by each line of its run.evaluate.
+    """Trains what a composed config says, then evaluates it by each line of its run.evaluate; an
+    average that a line asks for is chosen first.
 
     Returns:
         The run's directory.
@@ -49,5 +51,7 @@ def train_and_evaluate(train: Callable[[dict[str, Any]], Path], raw: dict[str, A
     run = train(raw)
     for line in lines:
         settings, sampler = asked_settings(line, run, section)
+        if settings.weights == "average":
+            choose_average(run, device=settings.device, cache=Path(settings.cache))
         evaluate_run(run, settings, sampler, shlex.split(line))
     return run

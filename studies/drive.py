@@ -29,7 +29,7 @@ def drive(config: DictConfig, arguments: Sequence[str], launcher: Launcher) -> N
         arguments: of the command line.
     """
     folder = Path(config.hydra.sweep.dir)
-    raw = resolved(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    raw = resolved(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
     context = Context(arguments, raw, folder, folder.parent)
     rounds = build(raw["study"], ["studies"], "study")(context)
     base = [*arguments, f"run.experiment={folder.parent.name}"]

@@ -82,21 +82,18 @@ class Sweep:
         else:
             what = record["message"].split("\n")[0]
         spent = timedelta(seconds=round(record["seconds"]))
-        return (
-            f"[{count}/{len(self.cells)}] {self.cells[number]}: {record['status']}, {what}, {spent}"
-            f"{self._told_left()}"
-        )
+        how_far = self._how_far() or f"{count}/{len(self.cells)}"
+        return f"[{how_far}] {self.cells[number]}: {record['status']}, {what}, {spent}"
 
-    def _told_left(self) -> str:
-        """By the plan, at the pace of the cells that have ended."""
-        records = dict(enumerate(self.records())) if self.seconds else {}
-        ended = [n for n, record in records.items() if record]
-        planned, total = sum(self.seconds[n] for n in ended), sum(self.seconds)
+    def _how_far(self) -> str:
+        """By the plan, at the pace of the cells that have ended; "" where there is no plan."""
+        ended = [(n, r) for n, r in enumerate(self.records()) if r and self.seconds]
+        planned, total = sum(self.seconds[n] for n, _ in ended), sum(self.seconds)
         if not planned:
             return ""
-        took = sum(record["seconds"] for record in records.values() if record)
-        left = (total - planned) * took / planned
-        return f"; about {left / 60:.0f} min left, {planned / total:.0%} done"
+        took = sum(record["seconds"] for n, record in ended if self.seconds[n])
+        left = timedelta(seconds=round((total - planned) * took / planned))
+        return f"{planned / total:.0%}, {left} left"
 
     def table(self) -> str:
         rows = []
@@ -148,39 +145,48 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
     for launcher in ("hydra", "hydra_plugins"):
         logging.getLogger(launcher).setLevel(logging.WARNING)
     busy = f"{sweep.folder}: this sweep is being run by another process: wait for it, or stop it."
-    with locked(sweep.folder / ".lock", busy):
-        begin(sweep, given, grows)
-        watched = elsewhere and not grows  # a study watches over its rounds itself
-        try:
-            with jobs_watched(sweep) if watched else contextlib.nullcontext():
-                yield
-        except NotSubmitted as error:
-            raise UserError(str(error)) from error
-        except KeyboardInterrupt as stop:
-            why, code = told(stop)
-            on = (
-                "its jobs go on without this process" if elsewhere else "the same command continues"
-            )
-            log.info(f"{why}; {on}")
-            if not grows:
-                show_end(sweep)
-            sys.exit(code)
-        except BaseException:
-            if not grows:
-                show_end(sweep)
-            raise
-        if not grows and show_end(sweep):
-            sys.exit(1)
+    around = growing(sweep) if grows else of_these(sweep, given, elsewhere)
+    with locked(sweep.folder / ".lock", busy), around:
+        yield
 
 
-def begin(sweep: Sweep, arguments: Sequence[str], grows: bool) -> None:
-    """Writes which cells there are; how they ended before is forgotten. A study, which grows, goes
-    on with those that it has."""
-    if grows:
-        if not (sweep.folder / SWEEP).exists():
-            write_json(sweep.folder / SWEEP, {"cells": []})
-        log.info(f"study: {sweep.folder.parent}")
-        return
+@contextlib.contextmanager
+def of_these(sweep: Sweep, given: Sequence[str], elsewhere: bool) -> Iterator[None]:
+    """Around the launch of a sweep whose cells are known."""
+    begin(sweep, given)
+    try:
+        with jobs_watched(sweep) if elsewhere else contextlib.nullcontext():
+            yield
+    except NotSubmitted as error:
+        raise UserError(str(error)) from error
+    except KeyboardInterrupt as stop:
+        why, code = told(stop)
+        on = "its jobs go on without this process" if elsewhere else "the same command continues"
+        log.info(f"{why}; {on}")
+        show_end(sweep)
+        sys.exit(code)
+    except BaseException:
+        show_end(sweep)
+        raise
+    if show_end(sweep):
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def growing(sweep: Sweep) -> Iterator[None]:
+    """Around a study, which says round by round which cells there are, and goes on with those that
+    it has."""
+    if not (sweep.folder / SWEEP).exists():
+        write_json(sweep.folder / SWEEP, {"cells": []})
+    log.info(f"study: {sweep.folder.parent}")
+    try:
+        yield
+    except NotSubmitted as error:
+        raise UserError(str(error)) from error
+
+
+def begin(sweep: Sweep, arguments: Sequence[str]) -> None:
+    """Writes which cells there are; how they ended before is forgotten."""
     for record in sweep.folder.glob("[0-9]*.json"):
         record.unlink()
     write_json(sweep.folder / SWEEP, {"command": " ".join(arguments), "cells": list(sweep.cells)})
@@ -308,9 +314,10 @@ def told_of_cells(sweep: Sweep, numbers: Sequence[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def jobs_watched(sweep: Sweep, numbers: Sequence[int] | None = None) -> Iterator[None]:
-    """Tells of cells as they end, of all or of these, whose jobs are launched in their order. A job that dies (killed for memory, cancelled) is a cell that
-    failed: submitit raises for the first of them, and Hydra's launcher, which asks for the results
-    in the order of the cells, would then wait for no other."""
+    """Tells of cells as they end, of all or of these, whose jobs are launched in their order. A job
+    that dies (killed for memory, cancelled) is a cell that failed: submitit raises for the first of
+    them, and Hydra's launcher, which asks for the results in the order of the cells, would then
+    wait for no other."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     def sent(submit: Callable[[Any, str], Any], executor: Any, command: str) -> Any:

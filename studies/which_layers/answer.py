@@ -4,15 +4,15 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
-from metrics.estimate import EVALUATION
 from metrics.intervals import t_quantile
-from metrics.memorization import COPIED
 from metrics.over_seeds import Mean, told_apart
+from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
-from runtime.files import read_sealed
-from studies.cells import Outcome
+from reporting.runs import Run
+from reporting.table import UNTOUCHED, baselines_table, find_baseline, rows
 from studies.which_layers.judge import differences, loss_of, mean_of
 from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
@@ -23,8 +23,8 @@ MANY = 20  # times as many images: more than anybody is told to look for
 
 @dataclass(frozen=True)
 class Point:
-    """One strategy at one size. loss, behind: with their 95% intervals; behind is its loss minus the
-    reference's, None for the reference. trained_on: images, their mean over repetitions."""
+    """One strategy at one size. loss, behind: with their 95% intervals; behind is its loss minus
+    the reference's, None for the reference. trained_on: images, their mean over repetitions."""
 
     strategy: str
     size: int | None
@@ -49,9 +49,7 @@ class Answer:
         return asdict(self)
 
 
-def answer(
-    comparison: Comparison, audited: Mapping[str, Outcome], arguments: Sequence[str]
-) -> Answer:
+def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequence[str]) -> Answer:
     """audited: of each strategy whose images were made. arguments: of the command line."""
     whole = {name: sizes[None] for name, sizes in comparison.found.items() if None in sizes}
     overlap = comparison.overlap
@@ -72,7 +70,7 @@ def answer(
         _not_told_apart(tied, behind, levels, comparison.images.count),
         crossing(points_of(comparison), best, comparison.reference),
         _left_out(comparison),
-        copies_sentence(audited),
+        copies_sentence(list(audited.values()), list(audited)),
         forgotten_sentence(judged, overlap),
         f"Command of the advised run: {command}",
     ]
@@ -169,7 +167,7 @@ def crossing(points: Sequence[Point], best: str, reference: str) -> str:
     if best == reference or len(own) < 2:
         return ""
     signs = [(n, b[0]) for n, b in own]
-    for (n, d), (m, e) in zip(signs, signs[1:], strict=False):
+    for (n, d), (m, e) in pairwise(signs):
         if d < 0 <= e:
             at = math.exp(math.log(n) + (math.log(m) - math.log(n)) * d / (d - e))
             return f"{reference} overtakes {best} at about {at:.0f} images to train on."
@@ -198,24 +196,22 @@ def points_of(comparison: Comparison) -> list[Point]:
                     size,
                     sum(j.trained_on for j in own.values()) / len(own),
                     (loss.value, *loss.interval()),
-                    d and (d.value, *d.interval()),
+                    None if d is None else (d.value, *d.interval()),
                 )
             )
     return points
 
 
-def copies_sentence(audited: Mapping[str, Outcome]) -> str:
-    """By the share of images that are copies (metrics.memorization)."""
-    shares = {}
-    for name, outcome in audited.items():
-        for path in outcome.run.glob(f"evaluation/*/{EVALUATION}") if outcome.run else ():
-            found = read_sealed(path, "delete it; the same command makes it again")
-            if "memorization" in found:
-                shares[name] = found["memorization"]["copies"]
-    copiers = [name for name, share in shares.items() if (share["low"] or 0.0) > COPIED]
-    if copiers:
-        return f"Copies of training images: {join_names(copiers)}."
-    return "No sign of copying." if shares else "Copying was not looked for."
+def copies_sentence(audited: Sequence[Run], strategies: Sequence[str]) -> str:
+    """By the criteria of a report (reporting.memorization_sentences)."""
+    signs = {}
+    for name, run in zip(strategies, audited, strict=True):
+        [row], baselines = rows([run]), baselines_table([run])
+        signs[name] = signs_of_copying(row, find_baseline(UNTOUCHED, row, baselines))
+    if not signs:
+        return "Copying was not looked for (audits)."
+    copiers = [f"{name} ({', '.join(found)})" for name, found in signs.items() if found]
+    return f"Signs of copying: {join_names(copiers)}." if copiers else "No sign of copying."
 
 
 def forgotten_sentence(judged: Sequence[Judged], overlap: float | None) -> str:
@@ -230,7 +226,12 @@ def forgotten_sentence(judged: Sequence[Judged], overlap: float | None) -> str:
 def advised_command(
     comparison: Comparison, name: str, rate: float, steps: int, arguments: Sequence[str]
 ) -> str:
-    kept = [argument for argument in arguments if not argument.startswith(OF_A_STUDY)]
-    own = [*comparison.images.all_of_them, *comparison.strategies[name]]
     training = [f"optimizer.lr={rate:.6g}", f"train.steps={steps}"]
-    return shlex.join(["python", "train.py", *kept, *own, *training])
+    own = [*comparison.images.all_of_them, *comparison.strategies[name], *training]
+    said_anew = {line.split("=")[0] for line in own}
+    kept = [
+        line
+        for line in arguments
+        if not line.startswith(OF_A_STUDY) and line.split("=")[0] not in said_anew
+    ]
+    return shlex.join(["python", "train.py", *kept, *own])

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median_low
+from typing import Any, NamedTuple
 
 from metrics.held_out_loss import grid_of
 from studies.cells import Cell, Outcome, Round
@@ -50,6 +51,8 @@ class Comparison:
     found: Found = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # strategy -> why
     work: Work = field(default_factory=Work)  # counted so far
+    spent: dict[str, float] = field(default_factory=dict)  # strategy -> seconds of its cells so far
+    expects: Mapping[str, float] = field(default_factory=dict)  # the same of the whole plan
 
     @property
     def running(self) -> list[str]:
@@ -88,9 +91,9 @@ class Comparison:
         for stage in stages[:-1]:
             trials = [(name, rate) for name, rates in left.items() for rate in rates]
             cells = [self._cell(name, k, None, rate, since, stage) for name, rate in trials]
-            outcomes = yield Round(cells)
+            outcomes = yield self._round([name for name, _ in trials], cells)
             losses = {
-                trial: self._lowest(outcome)
+                trial: self._lowest(outcome, stage)
                 for trial, outcome in zip(trials, outcomes, strict=True)
             }
             for name, rates in left.items():
@@ -102,10 +105,19 @@ class Comparison:
             since = stage
         return {name: rates[0] for name, rates in left.items()}
 
-    def _lowest(self, outcome: Outcome) -> float:
-        if outcome.run is None:
-            return math.inf
-        return min(self.read.losses(outcome.run).values(), default=math.inf)
+    def _round(self, names: Sequence[str], cells: Sequence[Cell]) -> Round:
+        """With what the strategies that are still running are expected to take after it."""
+        for name, cell in zip(names, cells, strict=True):
+            self.spent[name] = self.spent.get(name, 0.0) + cell.seconds
+        if not self.expects:
+            return Round(cells)
+        later = sum(self.expects[name] - self.spent.get(name, 0.0) for name in self.running)
+        return Round(cells, max(0.0, later))
+
+    def _lowest(self, outcome: Outcome, until: int) -> float:
+        """A run that a driver before this one took further is judged by what it was then."""
+        losses = self.read.losses(outcome.run) if outcome.run else {}
+        return min((loss for step, loss in losses.items() if step <= until), default=math.inf)
 
     def _judge(self, k: int, rates: Rates) -> Generator[Round, Sequence[Outcome], None]:
         """Trains to the end at these rates, with all images and with the subsets, and judges."""
@@ -119,7 +131,7 @@ class Comparison:
                 trials.append((name, size))
                 start = since if size is None else 0
                 cells.append(self._cell(name, k, size, rate, start, self.plan.steps, judge=True))
-        outcomes = yield Round(cells)
+        outcomes = yield self._round([name for name, _ in trials], cells)
         for (name, size), outcome in zip(trials, outcomes, strict=True):
             if outcome.run is not None:
                 judged = self.read.judged(outcome.run, rates.get(name, self.rate))
@@ -205,22 +217,36 @@ class Imagined:
     """Stands in for the runs of a plan that is priced: nothing fails, nothing is worse."""
 
     def losses(self, run: Path) -> dict[int, float]:
-        return {1: 0.0}
+        return {0: 0.0}
 
     def judged(self, run: Path, rate: float) -> Judged:
         return Judged(run, rate, 0.0, [0.0, 0.0], 2, 1, 1, 1)
 
 
-def priced(comparison: Comparison) -> tuple[float, int, Work]:
-    """(seconds of all its cells one after the other, how many there are, what they work), with no
-    strategy left out on the way."""
-    imagined = replace(comparison, read=Imagined(), race=False, found={}, left_out={}, work=Work())
-    rounds, cells = imagined.rounds(), list[Cell]()
+class Priced(NamedTuple):
+    """What a plan comes to where no strategy is left out on the way. seconds: of each strategy's
+    cells, one after the other. cells: how many. work: of them all."""
+
+    seconds: dict[str, float]
+    cells: int
+    work: Work
+
+
+def priced(comparison: Comparison) -> Priced:
+    fresh: dict[str, Any] = {
+        "found": {},
+        "left_out": {},
+        "work": Work(),
+        "spent": {},
+        "expects": {},
+    }
+    imagined = replace(comparison, read=Imagined(), race=False, **fresh)
+    rounds, count = imagined.rounds(), 0
     outcomes: Sequence[Outcome] | None = None
     while True:
         try:
             asked = rounds.send(outcomes)  # type: ignore[arg-type]
         except StopIteration:
-            return sum(cell.seconds for cell in cells), len(cells), imagined.work
-        cells += asked.cells
+            return Priced(imagined.spent, count, imagined.work)
+        count += len(asked.cells)
         outcomes = [Outcome(Path("imagined"), "", 0.0) for _ in asked.cells]

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metrics.estimate import EVALUATION
+from reporting.runs import Run, read_evaluations
 from runtime.errors import UserError
 from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
+from training.result import read_result
 from training.run_directory import METRICS
 
 
@@ -86,6 +88,12 @@ def loss_evaluation(run: Path) -> dict[str, Any]:
     raise UserError(
         f"{run}: its evaluation is gone; delete this folder, and give the command again."
     )
+
+
+def audited_run(run: Path) -> Run:
+    """As a report reads it, with the evaluation that has images."""
+    found = [e for e in read_evaluations(run) if "memorization" in e.content]
+    return Run(read_result(run), found[0] if found else None)
 
 
 def seconds_of(run: Path) -> tuple[float, float]:

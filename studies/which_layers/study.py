@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from config.overrides import composed
+from reporting.runs import Run
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
 from runtime.log import table
@@ -14,7 +15,7 @@ from studies.which_layers.answer import answer
 from studies.which_layers.images import Images, look_at
 from studies.which_layers.plan import FIRST_LOOK, SPACING, Plan, Price, lesser, minutes
 from studies.which_layers.rounds import AVERAGES, Comparison, priced
-from studies.which_layers.runs import OfRuns, seconds_of
+from studies.which_layers.runs import OfRuns, audited_run, seconds_of
 from training.evaluation_steps import spaced
 
 log = logging.getLogger("study")
@@ -69,6 +70,7 @@ class WhichLayers:
         prices = yield from self._time(context, images)
         comparison, told = self._planned(context, images, prices)
         print(told, flush=True)
+        comparison.expects = priced(comparison).seconds
         yield from comparison.rounds()
         audited = yield from self._audit(comparison)
         found = answer(comparison, audited, context.arguments)
@@ -203,14 +205,14 @@ class WhichLayers:
 
     @staticmethod
     def _seconds(comparison: Comparison) -> float:
-        total, _, _ = priced(comparison)
+        total = sum(priced(comparison).seconds.values())
         audits = [comparison.audit_cell(name).seconds for name in comparison.strategies]
         return total + sum(audits) * bool(comparison.plan.audit_images)
 
     def _told(self, comparison: Comparison, gone: Sequence[str]) -> str:
         """The plan and its price."""
         plan, images = comparison.plan, comparison.images
-        seconds, cells, work = priced(comparison)
+        _, cells, work = priced(comparison)
         have = images.training(plan.folds, comparison.test_share)
         how = f"{plan.folds} folds, {plan.repeats} of them judged" if plan.folds else "one split"
         rates = ", ".join(f"{comparison.rate * r:.3g}" for r in plan.rates)
@@ -228,13 +230,12 @@ class WhichLayers:
         left = [f"Left out for budget={self.budget}: {'; '.join(gone)}."] if gone else []
         return "\n".join(["", "The plan:", table(lines), *left, ""])
 
-    def _audit(
-        self, comparison: Comparison
-    ) -> Generator[Round, Sequence[Outcome], dict[str, Outcome]]:
+    def _audit(self, comparison: Comparison) -> Generator[Round, Sequence[Outcome], dict[str, Run]]:
         """Images of each strategy's first run, judged for copies, membership and use."""
         names = [name for name in comparison.found if comparison.plan.audit_images]
         if not names:
             return {}
         cells = [comparison.audit_cell(name) for name in names]
         outcomes = yield Round(cells)
-        return dict(zip(names, outcomes, strict=True))
+        ended = zip(names, outcomes, strict=True)
+        return {name: audited_run(outcome.run) for name, outcome in ended if outcome.run}
