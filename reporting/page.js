@@ -1,5 +1,5 @@
 "use strict";
-// Sorting by a column, single runs behind a click, light or dark. Without it the page shows all of them.
+// Sorting by a column, single runs behind a click. Without it the page shows all of them.
 const table = document.getElementById("runs");
 const rows = () => [...table.querySelectorAll("tbody.row")];
 
@@ -34,10 +34,4 @@ for (const body of rows()) {
   };
   head.addEventListener("click", sort);
   head.addEventListener("keydown", (event) => event.key === "Enter" && sort());
-});
-
-document.getElementById("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
 });

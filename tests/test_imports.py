@@ -20,6 +20,8 @@ FLOORS = [
     ["training"],
     ["evaluation"],
     ["reporting"],
+    ["studies"],
+    ["hydra_plugins"],
 ]
 APART = {
     "transfer": {"metrics"},

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from metrics.intervals import t_quantile
 from metrics.over_seeds import Mean, told_apart
 from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
@@ -18,7 +17,7 @@ from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
 
 OF_A_STUDY = ("study.", "budget=", "hydra")  # of a command line, what no single run has
-MANY = 20  # times as many images: more than anybody is told to look for
+MANY = 20  # times as many images, which nobody is told to look for
 
 
 @dataclass(frozen=True)
@@ -136,22 +135,23 @@ def _not_told_apart(
         first = "Nothing is distinguished: against it "
     else:
         first = "Not distinguished from it: "
-    needed = [times_as_many(behind[name]) for name in tied]
-    tell = min((n for n in needed if n is not None), default=None)
+    least, name = min((times_as_many(behind[name], levels[name]), name) for name in tied)
     would = (
-        f" If this difference is real, about {math.ceil(tell * images)} images would tell it."
-        if tell is not None and tell < MANY
-        else " They are so close that no number of images within reach would tell."
+        f" About {math.ceil(least * images)} images would tell {name} from it, if the difference "
+        "is what it seems."
+        if least < MANY
+        else " No number of images within reach would tell them apart."
     )
     return f"{first}{join_names(said)}.{would}"
 
 
-def times_as_many(d: Mean) -> float | None:
-    """How many times as many images would make an interval of the normal distribution that does not
-    hold 0; None where there is no difference at all."""
-    if not d.variance or abs(d.value) < 1e-12:
-        return None
-    return t_quantile(math.inf) ** 2 * d.variance / d.value**2
+def times_as_many(d: Mean, level: float) -> float:
+    """How many times as many images would make an interval that does not hold 0, as its half
+    shrinks with the root of their number; inf where there is no difference at all."""
+    low, high = d.interval(level)
+    if low is None or high is None or not abs(d.value) > 1e-12:
+        return math.inf
+    return ((high - low) / 2 / d.value) ** 2
 
 
 def _left_out(comparison: Comparison) -> str:

@@ -13,6 +13,7 @@ from runtime.log import table
 from studies.cells import Cell, Context, Outcome, Round, Rounds
 from studies.which_layers.answer import answer
 from studies.which_layers.images import Images, look_at
+from studies.which_layers.page import write_page
 from studies.which_layers.plan import FIRST_LOOK, SPACING, Plan, Price, lesser, minutes
 from studies.which_layers.rounds import AVERAGES, Comparison, priced
 from studies.which_layers.runs import OfRuns, audited_run, seconds_of
@@ -75,7 +76,8 @@ class WhichLayers:
         audited = yield from self._audit(comparison)
         found = answer(comparison, audited, context.arguments)
         write_json(context.folder / ANSWER, found.as_json())
-        print("\n" + found.text, flush=True)
+        page = write_page(comparison, found, audited, told, context)
+        print(f"\n{found.text}\n\n{page}", flush=True)
 
     def _untrained(self, context: Context) -> list[str]:
         """Those that train nothing. Raises UserError for one that there is not."""
