@@ -51,11 +51,11 @@ class Answer:
 def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequence[str]) -> Answer:
     """audited: of each strategy whose images were made. arguments: of the command line."""
     whole = {name: sizes[None] for name, sizes in comparison.found.items() if None in sizes}
-    overlap = comparison.overlap
+    folds = comparison.folds
     running = [name for name in whole if name not in comparison.left_out]
-    losses = {name: loss_of(whole[name], overlap) for name in running}
+    losses = {name: loss_of(whole[name], folds) for name in running}
     best = min(losses, key=lambda name: losses[name].value)
-    behind = differences(whole, best, overlap)
+    behind = differences(whole, best, folds)
     levels = told_apart(behind)
     worse = {n: d for n, d in behind.items() if not d.holds_zero(levels.get(n, 0.95))}
     tied = [name for name in behind if name not in worse]
@@ -70,7 +70,7 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         crossing(points_of(comparison), best, comparison.reference),
         _left_out(comparison),
         copies_sentence(list(audited.values()), list(audited)),
-        forgotten_sentence(judged, overlap),
+        forgotten_sentence(judged, folds),
         f"Command of the advised run: {command}",
     ]
     text = " ".join(filter(None, sentences))
@@ -184,12 +184,12 @@ def points_of(comparison: Comparison) -> list[Point]:
     for size in (None, *comparison.plan.sizes):
         runs = {n: s[size] for n, s in comparison.found.items() if s.get(size)}
         apart = (
-            differences(runs, comparison.reference, comparison.overlap)
+            differences(runs, comparison.reference, comparison.folds)
             if comparison.reference in runs
             else {}
         )
         for name, own in runs.items():
-            loss, d = loss_of(own, comparison.overlap), apart.get(name)
+            loss, d = loss_of(own, comparison.folds), apart.get(name)
             points.append(
                 Point(
                     name,
@@ -214,13 +214,14 @@ def copies_sentence(audited: Sequence[Run], strategies: Sequence[str]) -> str:
     return f"Signs of copying: {join_names(copiers)}." if copiers else "No sign of copying."
 
 
-def forgotten_sentence(judged: Sequence[Judged], overlap: float | None) -> str:
+def forgotten_sentence(judged: Sequence[Judged], folds: bool) -> str:
     """Of the source's images, by the mean over repetitions."""
     known = [j.forgot for j in judged if j.forgot is not None]
     if not known:
         return ""
     mean = mean_of(known, judged[: len(known)], (), None)
-    return f"What was forgotten: the loss on the source's images rose by {_with_band(mean)}."
+    moved = "rose" if mean.value > 0 else "changed"
+    return f"What was forgotten: the loss on the source's images {moved} by {_with_band(mean)}."
 
 
 def advised_command(

@@ -15,23 +15,23 @@ def mean_of(
     values: Sequence[float],
     of: Sequence[Judged],
     replicates: Sequence[Sequence[float]],
-    overlap: float | None,
+    folds: bool,
     spread: Spread | None = None,
 ) -> Mean:
-    """overlap: of folds (metrics.over_folds); None where one set of images judges all."""
+    """folds: each is judged by images of its own; else one set judges all."""
     images = [judged.images for judged in of]
-    if overlap is None:
+    if not folds:
         return mean_over(values, replicates, min(images), spread)
-    return mean_over_folds(values, replicates, images, overlap, spread)
+    return mean_over_folds(values, replicates, images, spread)
 
 
-def loss_of(runs: ByRepeat, overlap: float | None) -> Mean:
+def loss_of(runs: ByRepeat, folds: bool) -> Mean:
     judged = list(runs.values())
     losses, replicates = [j.loss for j in judged], [j.replicates for j in judged]
-    return mean_of(losses, judged, replicates, overlap)
+    return mean_of(losses, judged, replicates, folds)
 
 
-def differences(runs: Mapping[str, ByRepeat], one: str, overlap: float | None) -> dict[str, Mean]:
+def differences(runs: Mapping[str, ByRepeat], one: str, folds: bool) -> dict[str, Mean]:
     """Each strategy minus one of them, over the repetitions that both have. The variance between
     repetitions is moderated by all of these contrasts."""
     values: dict[str, list[float]] = {}
@@ -51,7 +51,7 @@ def differences(runs: Mapping[str, ByRepeat], one: str, overlap: float | None) -
             values[name],
             judged[name],
             [r.tolist() for r in replicates[name]],
-            overlap,
+            folds,
             spreads.get(name),
         )
         for name in values
@@ -62,7 +62,7 @@ def worse_than_best(
     found: Mapping[str, Mapping[int | None, ByRepeat]],
     running: Sequence[str],
     reference: str,
-    overlap: float | None,
+    folds: bool,
     level: float,
 ) -> dict[str, str]:
     """Of those still running, strategy -> why it is left out of what follows: by an interval of the
@@ -74,8 +74,8 @@ def worse_than_best(
     runs = {name: found[name][None] for name in running if None in found.get(name, {})}
     if len(runs) < 2:
         return {}
-    best = min(runs, key=lambda name: loss_of(runs[name], overlap).value)
-    behind = differences(runs, best, overlap)
+    best = min(runs, key=lambda name: loss_of(runs[name], folds).value)
+    behind = differences(runs, best, folds)
     levels = told_apart(behind, level)
     gone = {}
     for name, d in behind.items():

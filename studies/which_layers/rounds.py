@@ -68,7 +68,7 @@ class Comparison:
             if self.race and 0 < k < self.plan.repeats - 1:
                 level = 1 - WRONGLY_LEFT_OUT / (self.plan.repeats - 2)
                 self.left_out |= worse_than_best(
-                    self.found, self.running, self.reference, self.overlap, level
+                    self.found, self.running, self.reference, self.folds, level
                 )
 
     @property
@@ -77,10 +77,9 @@ class Comparison:
         return REFERENCE if REFERENCE in self.strategies else next(iter(self.strategies))
 
     @property
-    def overlap(self) -> float | None:
-        """Of folds, test images over those that a run has; None where all are judged by one
-        set."""
-        return 1 / (self.plan.folds - 1) if self.plan.folds else None
+    def folds(self) -> bool:
+        """Whether each repetition is judged by images of its own."""
+        return self.plan.folds is not None
 
     def _choose_rates(self, k: int) -> Generator[Round, Sequence[Outcome], Rates]:
         """By halving: all rates are trained a part of the steps, and the worst is left out, again
