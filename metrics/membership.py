@@ -16,7 +16,7 @@ from runtime.errors import UserError
 from runtime.seeds import generator
 
 IMAGES = 256  # at most, of either kind
-EACH = 2  # t in a decile
+EACH = 1  # t in a decile: of 40 memorised X-rays five move the AUC of no decile by more than 0.05
 CHUNK = 64
 
 
