@@ -19,9 +19,9 @@ from metrics.estimate import Record
 from metrics.membership import (
     IMAGES,
     attack_by_decile,
-    difference,
     errors_at_times,
     loss_attack,
+    paired_difference,
 )
 from runtime.errors import UserError
 
@@ -51,7 +51,7 @@ def audit_membership(network: NetworkMetrics) -> Record:
         with notes.attempt("membership, by the source"):
             if run.has_source:
                 found["source"] = _attack(network.untouched, run, rows, "the source's errors")
-                found["excess"] = difference(found["auc"], found["source"]["auc"])
+                found["excess"] = paired_difference(found["auc"], found["source"]["auc"])
         return found | {"members": len(rows[0]), "non_members": len(rows[1])}
     return {}
 

@@ -92,7 +92,7 @@ def attack_by_decile(members: Tensor, others: Tensor) -> list[float]:
     return [auroc(-ours.mean(1), -theirs.mean(1)) for ours, theirs in deciles]
 
 
-def difference(one: Estimate, other: Estimate) -> Estimate:
+def paired_difference(one: Estimate, other: Estimate) -> Estimate:
     """one - other, of the same images, paired."""
     replicates = torch.tensor(one["replicates"]) - torch.tensor(other["replicates"])
     return estimate(one["value"] - other["value"], replicates, one["images"])

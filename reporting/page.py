@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reporting.columns import (
-    AUDITS,
+    AUDIT_COLUMNS,
     BASELINES,
     COLUMNS,
     COPIES,
@@ -110,7 +110,7 @@ class Report:
     @cached_property
     def audits(self) -> list[Column]:
         """Of the table of what leaks and what helps; none where no run was asked."""
-        known = known_columns(AUDITS, self.table)
+        known = known_columns(AUDIT_COLUMNS, self.table)
         return [*known, *known_columns((RHO, COPIES), self.table)] if known else []
 
     @property
@@ -230,7 +230,7 @@ class Report:
         first. Intervals are of the images of that one run. subset: what drew its training images.
         """
         paths = varied([run.result for run in self.runs])
-        every = (*COLUMNS, *further(""), *AUDITS, *own_metrics(self.evaluated))
+        every = (*COLUMNS, *further(""), *AUDIT_COLUMNS, *own_metrics(self.evaluated))
         columns = [column for column in every if column.key not in VALUES]
         lines = []
         for run in (run for row in self.table for run in row.runs):

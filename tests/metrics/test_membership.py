@@ -14,9 +14,9 @@ from diffusion.parameterization import PredictNoise
 from metrics.membership import (
     EACH,
     attack_by_decile,
-    difference,
     errors_at_times,
     loss_attack,
+    paired_difference,
     times,
 )
 from runtime.errors import UserError
@@ -104,10 +104,10 @@ def test_a_difference_is_paired():
     members, others = torch.from_numpy(rng.normal(5, 1, (2, 80, 10 * EACH)))
     members -= 0.02
     now, then = loss_attack(members, others), loss_attack(members + 0.03, others)
-    found = difference(now, then)
+    found = paired_difference(now, then)
     assert found["value"] == pytest.approx(now["value"] - then["value"])
     assert found["high"] - found["low"] < 0.5 * (now["high"] - now["low"]) and found["low"] > 0
-    same = difference(now, now)
+    same = paired_difference(now, now)
     assert same["value"] == same["low"] == same["high"] == 0
 
 

@@ -25,8 +25,7 @@ from evaluation.image_features import ImageFeatures
 from evaluation.suite import noise_images
 from metrics.features.random import RandomConvolutional
 from metrics.intervals import wilson
-from reporting.columns import AUDITS as ALL_AUDITS
-from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
+from reporting.columns import AUDIT_COLUMNS, COLUMNS, HELD_OUT, KID, further, hours_of
 from reporting.figures import Plot, pareto
 from reporting.numbers import interval, number
 from reporting.page import Report, look
@@ -1069,7 +1068,7 @@ def test_intervals_and_points_of_a_figure_are_those_of_the_table(experiment):
 
 
 def test_columns_have_words_and_their_own_keys():
-    columns = [*COLUMNS, *further("FID"), *ALL_AUDITS]
+    columns = [*COLUMNS, *further("FID"), *AUDIT_COLUMNS]
     assert len({c.key for c in columns}) == len({c.heading for c in columns}) == len(
         columns
     ) and all(c.means for c in columns)
