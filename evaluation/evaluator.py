@@ -118,7 +118,8 @@ def evaluate_run(
             assert run.source  # a wrong one is said, and not noted
         # what is in a folder may have changed
         again = settings.images or lacks_source(there, run, settings)
-        same = there.get("checkpoint", {}).get("sha256") == sha256 and not again
+        current = there.get("checkpoint", {}).get("sha256") == sha256
+        same = current and not again
         lacking = [name for name in settings.wanted if name in AUDITS and name not in there]
         if same and not lacking:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
@@ -128,8 +129,13 @@ def evaluate_run(
             record = evaluator.add(there, lacking)
         else:
             trained = run.trained
-            checkpoint = {"path": str(trained.path), "step": trained.step, "sha256": sha256}
-            record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
+            kept = {name: there[name] for name in AUDITS if current and name in there}
+            record = {
+                "protocol": protocol,
+                "checkpoint": {"path": str(trained.path), "step": trained.step, "sha256": sha256},
+                **kept,
+                **evaluator.evaluate(),
+            }
             evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
         copy_to_wandb(run, folder, record)
     return folder

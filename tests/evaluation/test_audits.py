@@ -174,6 +174,18 @@ def test_an_evaluation_of_before_gets_what_it_lacks_and_keeps_the_rest(
     assert sorted(now["notes"]) == sorted(full["notes"])
 
 
+def test_what_is_not_asked_for_again_is_kept(full, transfers, run, tmp_path):
+    """Where an evaluation is made anew, as its source is back."""
+    given = settings(transfers, metrics=["forgetting", *AUDITS], out=str(tmp_path / "out"))
+    path = evaluate_run(run, given, NODE) / "evaluation.json"
+    there = json.loads(path.read_text())
+    gone = {k: v for k, v in there.items() if k not in ("forgetting", "sha256 of the rest")}
+    path.write_text(json.dumps(gone))
+    less = settings(transfers, metrics=["forgetting"], out=str(tmp_path / "out"))
+    now = evaluated(run, less)
+    assert all(now[name] == there[name] for name in ("forgetting", *AUDITS))
+
+
 def test_what_cannot_be_told_apart_is_left_out_and_said(transfers, run, tmp_path):
     told = target(transfers, "model.classes=0")
     record = evaluated(told, settings(transfers, metrics=["classification"]))
