@@ -20,6 +20,7 @@ from config.old_spelling import as_then
 from data.image_folder import image_files, open_images
 from data.pixels import to_picture
 from diffusion.generate import as_made
+from evaluation.audits import audit_classification, audit_membership
 from evaluation.closest_pairs import write_closest
 from evaluation.image_features import FeatureExtractor, ImageFeatures
 from evaluation.network_metrics import NetworkMetrics
@@ -32,7 +33,7 @@ from evaluation.protocol import (
     read_evaluation,
     reference_images,
 )
-from evaluation.settings import METRICS, OF_NETWORK, EvaluateSettings
+from evaluation.settings import AUDITS, METRICS, OF_NETWORK, EvaluateSettings
 from evaluation.suite import (
     Notes,
     compare_baselines,
@@ -117,14 +118,25 @@ def evaluate_run(
             assert run.source  # a wrong one is said, and not noted
         # what is in a folder may have changed
         again = settings.images or lacks_source(there, run, settings)
-        if there.get("checkpoint", {}).get("sha256") == sha256 and not again:
+        current = there.get("checkpoint", {}).get("sha256") == sha256
+        same = current and not again
+        lacking = [name for name in settings.wanted if name in AUDITS and name not in there]
+        if same and not lacking:
             log.info("evaluated before: %s (delete it to do it again)", folder / EVALUATION)
             return folder
         evaluator = RunEvaluator(settings, folder, reference, shown, run, sampler, said=said)
-        trained = run.trained
-        checkpoint = {"path": str(trained.path), "step": trained.step, "sha256": sha256}
-        record = {"protocol": protocol, "checkpoint": checkpoint, **evaluator.evaluate()}
-        evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
+        if same:
+            record = evaluator.add(there, lacking)
+        else:
+            trained = run.trained
+            kept = {name: there[name] for name in AUDITS if current and name in there}
+            record = {
+                "protocol": protocol,
+                "checkpoint": {"path": str(trained.path), "step": trained.step, "sha256": sha256},
+                **kept,
+                **evaluator.evaluate(),
+            }
+            evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
         copy_to_wandb(run, folder, record)
     return folder
 
@@ -226,14 +238,20 @@ class ImageEvaluator:
 
     def write(self, record: Record) -> None:
         """evaluation.json, and a few lines for the terminal."""
+        made_by = {"arguments": self.arguments, **machine(self.device)}
+        self._write({"version": VERSION, **record, "notes": self.notes, **made_by})
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the command line, but for what was evaluated: with these another run is judged
+        alike."""
         said = self.said
         if said is None:
             said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        # but for what was evaluated: with these another run is judged alike
-        arguments = [argument for argument in said if argument.split("=")[0] not in JUDGED]
-        made_by = {"arguments": arguments, **machine(self.device)}
-        content = {"version": VERSION, **record, "notes": self.notes, **made_by}
-        write_sealed(self.out / EVALUATION, content, indent=1)
+        return [argument for argument in said if argument.split("=")[0] not in JUDGED]
+
+    def _write(self, record: Record) -> None:
+        write_sealed(self.out / EVALUATION, record, indent=1)
         for line in self.notes:
             log.info("note: %s", line)
         log.info("%s\n%s", self.out / EVALUATION, summarize(record))
@@ -250,12 +268,11 @@ class RunEvaluator(ImageEvaluator):
     def evaluate(self) -> Record:
         if self.settings.images:
             return super().evaluate()
-        settings, run, notes = self.settings, self.run, self.notes
+        settings, run, notes, network = self.settings, self.run, self.notes, self.network
         record: Record = {"images": self.reference.counts, **self.extractor.names}
         generated = None
         if set(settings.wanted) - set(OF_NETWORK):
-            place = run.directory / "generated"
-            folder, images = self.sample(run.weights, run.trained.digests[run.which], place)
+            folder, images = self.generated
             if run.checkpoint.classes and settings.label not in (None, "all"):
                 null = settings.label == NULL_CLASS
                 of = "of the null class" if null else f"of class {settings.label} alone"
@@ -263,7 +280,6 @@ class RunEvaluator(ImageEvaluator):
                     f"the images are {of}, and those that they are compared with of all classes"
                 )
             record, generated = self.compare(folder, images, self._untouched_source())
-        network = NetworkMetrics(run, self.device, self.reference, settings.held_out_draws, notes)
         if "loss" in settings.wanted:
             record["loss"] = network.losses()
         if "bound" in settings.wanted and self.reference.held_out:
@@ -274,7 +290,44 @@ class RunEvaluator(ImageEvaluator):
         if "forgetting" in settings.wanted and run.has_source and generated:
             with notes.attempt("forgetting"):
                 record["forgetting"] = network.forgetting(generated, self.extractor)
+        return record | self.audit(settings.wanted)
+
+    def audit(self, wanted: Sequence[str]) -> Record:
+        """Those of AUDITS that are wanted; {} is what could not be done, which the notes say."""
+        settings, found = self.settings, Record()
+        if "membership" in wanted:
+            found["membership"] = audit_membership(self.network)
+        if "classification" in wanted:
+            found["classification"] = audit_classification(
+                lambda: self.generated[1],
+                settings.label,
+                self.run,
+                self.reference,
+                self.device,
+                self.notes,
+            )
+        return found
+
+    def add(self, there: Record, lacking: Sequence[str]) -> Record:
+        """What an evaluation lacks, which was made before there was such a metric or without asking
+        for it. What it says of its code and machine stays, and these are said of what is added."""
+        log.info("%s gets %s", self.out / EVALUATION, " and ".join(lacking))
+        added, by = self.audit(lacking), dict.fromkeys(lacking, machine(self.device))
+        self.notes[:0] = [line for line in there["notes"] if line not in self.notes]
+        record = {**there, **added, "added_by": there.get("added_by", {}) | by}
+        self._write(record | {"notes": self.notes, "arguments": self.arguments})
         return record
+
+    @cached_property
+    def network(self) -> NetworkMetrics:
+        draws = self.settings.held_out_draws
+        return NetworkMetrics(self.run, self.device, self.reference, draws, self.notes)
+
+    @cached_property
+    def generated(self) -> tuple[Path, np.ndarray]:
+        """The images of the run, and where they are."""
+        run = self.run
+        return self.sample(run.weights, run.trained.digests[run.which], run.directory / "generated")
 
     def sample(
         self, weights: dict[str, Tensor], digest: str, place: Path
@@ -350,6 +403,10 @@ SHOWN = {
     "copy share": ("memorization", "pixels", "copy_share"),
     "change of the source's loss": ("loss", "source_change"),
     "bound, bits per value": ("bound", "bits"),
+    "membership, AUC (chance: 0.5)": ("membership", "auc"),
+    "the same of its source": ("membership", "source", "auc"),
+    "AUROC of a classifier": ("classification", "real"),
+    "its gain by these images": ("classification", "gain"),
 }
 
 

@@ -39,6 +39,11 @@ class NetworkMetrics:
     def denoiser(self) -> Denoiser:
         return self.run.build_denoiser(self.device)
 
+    @cached_property
+    def untouched(self) -> Denoiser:
+        """The whole source, of a run that had one. Raises UserError where that is gone."""
+        return self.run.config.frozen_denoiser(self.run.untouched_weights, self.device)
+
     def losses(self) -> Record:
         """Of the held-out images and, of a run that had a source, of the source's images: its own
         loss, and that of the source itself."""
@@ -61,9 +66,9 @@ class NetworkMetrics:
                 "the loss on the source is that of images that it was trained on: fewer than 100 "
                 "were held out"
             )
-        untouched = self.run.config.frozen_denoiser(self.run.untouched_weights, self.device)
         now, then = (
-            self._errors(d, images, labels, rows, "source") for d in (self.denoiser, untouched)
+            self._errors(denoiser, images, labels, rows, "source")
+            for denoiser in (self.denoiser, self.untouched)
         )
         change = now._replace(errors=now.errors - then.errors)
         return {

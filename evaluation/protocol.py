@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.pixels import check_shown, shown_by_default
-from evaluation.settings import EvaluateSettings
+from evaluation.settings import AUDITS, EvaluateSettings
 from evaluation.trained_run import TrainedRun
 from metrics.estimate import EVALUATION, GRID, VERSION, Record, as_now
 from runtime.content import differences, sha256_of
@@ -67,7 +67,9 @@ def protocol_of(
     """select: best, last, or the step that was asked for. shown: see features_see."""
     common = {
         # by the name of then: evaluations of then are of the same protocol
-        "metrics": ["floors" if m == "baselines" else m for m in settings.wanted],
+        "metrics": [
+            "floors" if m == "baselines" else m for m in settings.wanted if m not in AUDITS
+        ],
         "held_out": reference.held_out,
         "test": reference.digests.get("test"),
         "features": settings.features.identity,
@@ -150,6 +152,8 @@ def lacks_source(evaluation: Record, run: TrainedRun, settings: EvaluateSettings
         "baselines": "untouched source" in evaluation.get("baselines", {}),
         "forgetting": "forgetting" in evaluation,
         "loss": "source_change" in evaluation.get("loss", {}),
+        # {} where nothing was held out
+        "membership": not evaluation.get("membership") or "source" in evaluation["membership"],
     }
     lacking = [name for name, there in found.items() if name in settings.wanted and not there]
     # the source's images alone may always be unknown

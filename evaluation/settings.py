@@ -13,9 +13,12 @@ from runtime.checkpoint import Which
 from runtime.config_schema import Settings
 from runtime.errors import near
 
-METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "baselines")
+# Those that came later. They change no other number, so that no protocol names them: an evaluation
+# of before is of the same one, and gets what it lacks.
+AUDITS = ("membership", "classification")
+METRICS = ("quality", "memorization", "loss", "bound", "forgetting", "baselines", *AUDITS)
 OF_IMAGES = ("quality", "memorization", "baselines")  # those that need no network
-OF_NETWORK = ("loss", "bound")  # those that need no images
+OF_NETWORK = ("loss", "bound", *AUDITS)  # those that need no features of images
 
 
 @dataclass(frozen=True)

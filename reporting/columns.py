@@ -81,6 +81,7 @@ _FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 NAMED = {entry.get("from") for entry in (_FILE["columns"] | _FILE["further"]).values()}
 COLUMNS = [_column(*entry) for entry in _FILE["columns"].items()]
 FURTHER = [_column(*entry) for entry in _FILE["further"].items()]
+AUDIT_COLUMNS = [_column(*entry) for entry in _FILE["audits"].items()]
 BASELINES: dict[str, str] = _FILE["baselines"]
 BY_KEY = {column.key: column for column in COLUMNS}
 TEST_LOSS, HELD_OUT, KID = (BY_KEY[key] for key in ("test_loss", "judged_loss", "kid_test"))

@@ -199,17 +199,27 @@ def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int
 
 
 def _deciles(axes: Axes, report: Report, rows: Sequence[Row], domain: str) -> None:
-    lines: Lines = {row.name: _decile_means([row], domain) for row in rows}
+    lines: Lines = {row.name: _decile_means([row], f"loss.{domain}.by_decile") for row in rows}
     if domain == "source" and any(lines.values()):
-        lines["source before"] = _decile_means(rows, "source_start")
+        lines["source before"] = _decile_means(rows, "loss.source_start.by_decile")
     _draw_lines(axes, report, lines, "decile of t (noise →)", "loss", log_y=True)
     axes.set_xticks(range(1, 11))
 
 
-def _decile_means(rows: Sequence[Row], domain: str) -> list[tuple[int, Any]]:
+def _attacks(axes: Axes, report: Report, rows: Sequence[Row]) -> None:
+    lines: Lines = {row.name: _decile_means([row], "membership.by_decile") for row in rows}
+    if not any(lines.values()):
+        return
+    lines["untouched source"] = _decile_means(rows, "membership.source.by_decile")
+    _draw_lines(axes, report, lines, "decile of t (noise →)", "membership AUC")
+    axes.axhline(0.5, color=RULE, zorder=0)
+    axes.set_xticks(range(1, 11))
+
+
+def _decile_means(rows: Sequence[Row], path: str) -> list[tuple[int, Any]]:
     """Over all runs; deciles without a draw are left out."""
-    lists = chain(*(_told(row, f"loss.{domain}.by_decile") for row in rows))
-    deciles = [list(filter(None, values)) for values in zip(*lists)]
+    lists = chain(*(_told(row, path) for row in rows))
+    deciles = [[value for value in values if value is not None] for values in zip(*lists)]
     return [(k, np.mean(values)) for k, values in enumerate(deciles, 1) if values]
 
 
@@ -396,6 +406,15 @@ PLOTS = (
         "Decile 1 is the lowest noise. Above the dashed line the loss rose: forgetting.",
         "needs evaluations with the loss on source images: {evaluate}",
         _by_data(_deciles, domain="source"),
+    ),
+    Plot(
+        "membership",
+        "Membership by t-decile",
+        "How well the error at the t of each decile tells training images from held-out ones; 0.5 "
+        "is chance, decile 1 the lowest noise. Where the untouched source, which saw neither, "
+        "stands above 0.5, the images are of another kind.",
+        "needs evaluations with membership: {evaluate}",
+        _by_data(_attacks),
     ),
     Plot(
         "weights",

@@ -8,7 +8,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reporting.columns import BASELINES, COLUMNS, HOURS, Column, further, hours_of, own_metrics
+from reporting.columns import (
+    AUDIT_COLUMNS,
+    BASELINES,
+    COLUMNS,
+    COPIES,
+    HOURS,
+    RHO,
+    Column,
+    further,
+    hours_of,
+    own_metrics,
+)
 from reporting.report_pictures import Shown, embedded, last_pictures
 from reporting.runs import Run, baselines_of, look_up, missing
 from reporting.table import (
@@ -37,6 +48,12 @@ LEGEND = (
     "95% intervals: over seeds they hold how trainings differ, and that of the images where those "
     f"were resampled; {OF_IMAGES} is of the images alone, of one training or none, and does not "
     "compare with the others."
+)
+AUDITS_TEXT = (
+    "Help: a gain whose interval lies above 0 means that a small classifier is better for the "
+    "generated images. Leak: an AUC above that of the untouched source, which saw none of the "
+    "images, means that the loss gives away which were trained on; one that is not above it is no "
+    "proof of the contrary, as other attacks tell more."
 )
 # of result.json, as they are, in report.csv
 VALUES = (
@@ -89,6 +106,17 @@ class Report:
     def further(self) -> list[Column]:
         frechet = self.example.at("features.frechet") or "Fréchet distance"
         return known_columns([*further(frechet), *own_metrics(self.evaluated)], self.table)
+
+    @cached_property
+    def audits(self) -> list[Column]:
+        """Of the table of what leaks and what helps; none where no run was asked."""
+        known = known_columns(AUDIT_COLUMNS, self.table)
+        return [*known, *known_columns((RHO, COPIES), self.table)] if known else []
+
+    @property
+    def explained(self) -> list[Column]:
+        """Every column of the page, once."""
+        return list(dict.fromkeys([*self.columns, *self.further, *self.audits]))
 
     @cached_property
     def settings(self) -> list[str]:
@@ -186,6 +214,7 @@ class Report:
         return render(
             template,
             report=self,
+            audits_text=AUDITS_TEXT,
             baselines_text=BASELINES,
             by_data=by_data,
             embedded=embedded,
@@ -201,7 +230,7 @@ class Report:
         first. Intervals are of the images of that one run. subset: what drew its training images.
         """
         paths = varied([run.result for run in self.runs])
-        every = (*COLUMNS, *further(""), *own_metrics(self.evaluated))
+        every = (*COLUMNS, *further(""), *AUDIT_COLUMNS, *own_metrics(self.evaluated))
         columns = [column for column in every if column.key not in VALUES]
         lines = []
         for run in (run for row in self.table for run in row.runs):

@@ -140,6 +140,18 @@ def evaluation(
             "images": 16,
             "terms": [{"t": 1, "steps": 1, "bits": 2.0}, {"t": 100.5, "steps": 50, "bits": 0.1}],
         },
+        "membership": {
+            "auc": estimate(0.62, 0.04),
+            "by_decile": [0.5, 0.55, 0.6, 0.7, 0.7, 0.65, 0.6, 0.55, 0.5, 0.5],
+            "source": {"auc": estimate(0.52, 0.04), "by_decile": [0.52] * 10},
+            "excess": estimate(0.1, 0.03),
+        },
+        "classification": {
+            "real": estimate(0.81, 0.03),
+            "synthetic": estimate(0.74, 0.03),
+            "both": estimate(0.86, 0.03),
+            "gain": estimate(0.05, 0.02),
+        },
         "forgetting": {"weights": {"conv_in": 0.1, "mid": 0.0, "conv_out": 0.25}},
         "baselines": {
             "memoriser": {

@@ -3,6 +3,7 @@ what is known."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
@@ -24,7 +25,7 @@ from evaluation.image_features import ImageFeatures
 from evaluation.suite import noise_images
 from metrics.features.random import RandomConvolutional
 from metrics.intervals import wilson
-from reporting.columns import COLUMNS, HELD_OUT, KID, further, hours_of
+from reporting.columns import AUDIT_COLUMNS, COLUMNS, HELD_OUT, KID, further, hours_of
 from reporting.figures import Plot, pareto
 from reporting.numbers import interval, number
 from reporting.page import Report, look
@@ -1067,8 +1068,55 @@ def test_intervals_and_points_of_a_figure_are_those_of_the_table(experiment):
 
 
 def test_columns_have_words_and_their_own_keys():
-    columns = [*COLUMNS, *further("FID")]
+    columns = [*COLUMNS, *further("FID"), *AUDIT_COLUMNS]
     assert len({c.key for c in columns}) == len({c.heading for c in columns}) == len(
         columns
     ) and all(c.means for c in columns)
     assert KID in columns and HELD_OUT in columns
+
+
+AUDITS = ["AUROC, real", "AUROC, generated", "AUROC, both", "gain of AUROC"]
+AUDITS += ["membership AUC", "AUC of the source", "AUC above the source", "rho", "copies"]
+
+
+def test_what_helps_and_what_leaks_stands_in_a_table_of_its_own(tmp_path):
+    """An evaluation of before counts as the others do, and shows what it has."""
+    evaluated(tmp_path, "full")
+    old = {k: v for k, v in evaluation().items() if k not in ("membership", "classification")}
+    write_evaluation(write_run(tmp_path, "old", held_out_loss=0.1), old)
+    report.main([str(tmp_path)])
+    rows = Page((tmp_path / "report.html").read_text()).rows
+    heads = [re.sub(" [↓↑]$", "", name) for name in next(r for r in rows if "membership AUC" in r)]
+    assert heads == ["strategy", *AUDITS]
+    full, before = (
+        next(r for r in rows if r[0] == name and len(r) == len(heads)) for name in ("full", "old")
+    )
+    assert full[1:] == [
+        "0.810[0.780, 0.840]°",
+        "0.740[0.710, 0.770]°",
+        "0.860[0.830, 0.890]°",
+        "+0.050[+0.030, +0.070]°",
+        "0.620[0.580, 0.660]°",
+        "0.520[0.480, 0.560]°",
+        "+0.100[+0.070, +0.130]°",
+        "1.000[0.980, 1.020]°",
+        full[-1],
+    ]
+    assert before[1:8] == ["-"] * 7 and before[8] == full[8]
+    text = (tmp_path / "report.md").read_text()
+    assert "## Does it help, does it leak" in text and "not evaluated" not in text
+    assert all(f"- {name}" in text for name in AUDITS)
+    lines = list(csv.DictReader((tmp_path / "report.csv").open()))
+    ours = next(line for line in lines if line["strategy"] == "full")
+    assert [ours[f"membership{end}"] for end in ("", "_low", "_high")] == ["0.62", "0.58", "0.66"]
+    assert ours["auroc_gain"] == "0.05" and ours["membership_excess"] == "0.1"
+
+
+def test_there_is_no_such_table_where_nobody_asked(tmp_path):
+    old = {k: v for k, v in evaluation().items() if k not in ("membership", "classification")}
+    write_evaluation(write_run(tmp_path, "old", held_out_loss=0.1), old)
+    report.main([str(tmp_path)])
+    for name in ("report.html", "report.md"):
+        assert "does it leak" not in (tmp_path / name).read_text()
+    missing = [f.missing for f in Report(tmp_path, read_runs(tmp_path)).figures if f.missing]
+    assert any(line.startswith("needs evaluations with membership: python") for line in missing)
