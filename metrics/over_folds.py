@@ -23,9 +23,8 @@ def mean_over_folds(
     where S^2 is the variance of values. mu is what these images to train on lead to, on images like
     them, over trainings: two folds share most of what they train on, so that nothing here tells how
     other images to train on would change it (Bengio and Grandvalet 2004, Journal of Machine
-    Learning Research 5, 1089: no unbiased estimate of that exists). The degrees of freedom as in
-    metrics.over_seeds.mean_over: Satterthwaite's, of S^2 with those of spread or K - 1, and of the
-    images, one less in each fold.
+    Learning Research 5, 1089: no unbiased estimate of that exists). The degrees of freedom are
+    those of the larger: of spread, or K - 1; or of the images, one less in each fold.
     """
     found, n = finite(values), len(values)
     value = float(found.mean())
@@ -39,9 +38,4 @@ def mean_over_folds(
     if n == 1:
         return Mean(value, n, inside, known) if inside else Mean(value, n)
     seeds, free = spread or spread_of(values)
-    variance = max(inside, seeds / n)
-    if not variance > 0:
-        return Mean(value, n, variance, known)
-    seeds *= (1 + 2 / free) / n
-    freedom = (seeds + inside) ** 2 / (seeds**2 / free + inside**2 / known)
-    return Mean(value, n, variance, freedom)
+    return Mean(value, n, seeds / n, free) if seeds / n > inside else Mean(value, n, inside, known)

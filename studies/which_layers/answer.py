@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from metrics.over_seeds import Mean, told_apart
+from metrics.over_seeds import Mean, mean_over, told_apart
 from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
 from reporting.runs import Run
 from reporting.table import UNTOUCHED, baselines_table, find_baseline, rows
-from studies.which_layers.judge import differences, loss_of, mean_of
+from studies.which_layers.judge import differences, loss_of
 from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
 
@@ -70,7 +70,7 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         crossing(points_of(comparison), best, comparison.reference),
         _left_out(comparison),
         copies_sentence(list(audited.values()), list(audited)),
-        forgotten_sentence(judged, folds),
+        forgotten_sentence(judged),
         f"Command of the advised run: {command}",
     ]
     text = " ".join(filter(None, sentences))
@@ -214,12 +214,12 @@ def copies_sentence(audited: Sequence[Run], strategies: Sequence[str]) -> str:
     return f"Signs of copying: {join_names(copiers)}." if copiers else "No sign of copying."
 
 
-def forgotten_sentence(judged: Sequence[Judged], folds: bool) -> str:
+def forgotten_sentence(judged: Sequence[Judged]) -> str:
     """Of the source's images, by the mean over repetitions."""
     known = [j.forgot for j in judged if j.forgot is not None]
     if not known:
         return ""
-    mean = mean_of(known, judged[: len(known)], (), None)
+    mean = mean_over(known)
     moved = "rose" if mean.value > 0 else "changed"
     return f"What was forgotten: the loss on the source's images {moved} by {_with_band(mean)}."
 
