@@ -262,14 +262,15 @@ def plan(config_name: str, arguments: Sequence[str]) -> tuple[Sweep, bool, bool]
 
 
 def study_of(config: dict[str, Any], cells: Sequence[list[str]], axes: Sequence[str]) -> Sweep:
-    """The study that a command line asks for, in runs/NAME-HASH/study, HASH of that line. Raises
-    UserError for several values of a setting."""
+    """The study that a command line asks for, in runs/NAME-HASH/study, HASH of that line without
+    section run, which changes no number. Raises UserError for several values of a setting."""
     if axes:
         raise UserError(
             f"{' '.join(axes)}: this is a study, which chooses its runs itself: give one value of "
             "each setting. What it compares stands in section study (--help)."
         )
-    runs = Path(config["run"]["root"], f"{RunConfig(config).experiment}-{sha256_of(cells)[:8]}")
+    line = [override for override in cells[0] if not override.startswith("run.")]
+    runs = Path(config["run"]["root"], f"{RunConfig(config).experiment}-{sha256_of(line)[:8]}")
     return Sweep(runs / "study", [])
 
 

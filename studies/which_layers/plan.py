@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from metrics.held_out_loss import grid_of
+from training.evaluation_steps import spaced
 
 SPACING = 1.3  # between the steps at which a run is looked at
 FIRST_LOOK = 5
@@ -73,6 +74,11 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+
+def looks_of(steps: int) -> list[int]:
+    """The first no later than the first stage of halving ends."""
+    return spaced(steps, SPACING, max(1, min(FIRST_LOOK, int(STAGES[0] * steps))))
 
 
 def lesser(plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from config.overrides import composed
+from config.overrides import check_overrides, composed
 from reporting.runs import Run
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
@@ -14,10 +14,9 @@ from studies.cells import Cell, Context, Outcome, Round, Rounds
 from studies.which_layers.answer import answer
 from studies.which_layers.images import Images, look_at
 from studies.which_layers.page import write_page
-from studies.which_layers.plan import FIRST_LOOK, SPACING, Plan, Price, lesser, minutes
+from studies.which_layers.plan import Plan, Price, lesser, looks_of, minutes
 from studies.which_layers.rounds import AVERAGES, Comparison, priced
 from studies.which_layers.runs import OfRuns, audited_run, seconds_of
-from training.evaluation_steps import spaced
 
 log = logging.getLogger("study")
 PLAN, ANSWER = "plan.json", "answer.json"
@@ -84,6 +83,7 @@ class WhichLayers:
         found = []
         for name, overrides in self._overrides.items():
             try:
+                check_overrides("train", [*context.arguments, *overrides])
                 transfer = composed("train", [*context.arguments, *overrides])["transfer"]
             except UserError as error:
                 raise UserError(f"study.strategies: {name}: {error}") from error
@@ -151,7 +151,7 @@ class WhichLayers:
             self.rates,
             rates_once=False,
             steps=train["steps"],
-            looks=spaced(train["steps"], SPACING, min(FIRST_LOOK, train["steps"])),
+            looks=looks_of(train["steps"]),
             validation_draws=self.validation_draws,
             test_draws=self.test_draws,
             audit_images=self.audit_images,
