@@ -31,12 +31,6 @@ def kept(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (directory / "averages").iterdir()}
 
 
-def assert_same(ours: Path, theirs: Path) -> None:
-    """As runs.assert_same_run, which compares the averages inside optimizer.pt, too."""
-    runs.assert_same_run(ours, theirs)
-    assert kept(ours) == kept(theirs)
-
-
 def validated(directory: Path) -> dict[int, float]:
     """Step -> validation loss."""
     key = "validation/loss"
@@ -160,7 +154,7 @@ def test_killed(undisturbed, tmp_path, operation, when):
     at = runs.number_of(runs.operations(expected.parents[2]), operation)
     code, text = runs.train(tmp_path, [LENGTHS, AT], f"{at}{when}")
     assert code == -9, text
-    assert_same(runs.finish(tmp_path, [LENGTHS, AT]), expected)
+    runs.assert_same_run(runs.finish(tmp_path, [LENGTHS, AT]), expected)
 
 
 def test_stopped_between_evaluations_while_unfreezing(undisturbed, tmp_path):
@@ -177,7 +171,7 @@ def test_stopped_between_evaluations_while_unfreezing(undisturbed, tmp_path):
     directory = runs.directory_of(tmp_path)
     assert find(directory).step == 6 and "averages" in find(directory).optimizer()
     assert [s.step for s in all_snapshots(directory)][-1] == 5
-    assert_same(runs.finish(tmp_path, command), expected)
+    runs.assert_same_run(runs.finish(tmp_path, command), expected)
 
 
 def test_snapshots_after_the_checkpoint_that_a_run_goes_on_from_are_made_again(
