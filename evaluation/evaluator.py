@@ -100,7 +100,7 @@ def evaluate_run(
     names = run.reader.item_name
     reference = reference_images(dataset.images, dataset.splits, about, names)
     select = found.path.name if (path / STATE).is_file() else rule
-    if select != rule == "chosen":
+    if rule == "chosen" and select != rule:
         raise UserError(
             f"weights=average: the average is one of a whole run, and {path} is one checkpoint: "
             f"give checkpoint={run.directory}, or take weights=ema."

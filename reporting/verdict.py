@@ -248,9 +248,10 @@ def steps_sentence(measured: Sequence[Row]) -> str:
         looks = [len(run.curve("validation/loss")) for run in row.counted]
         at_end = all(v.get("best_step") == v["step"] for v in runs)
         left = max((v.get("ema_share_of_start") or 0 for v in runs if v["step"]), default=0)
+        of_ema = all(run.at("protocol.weights") in (None, "ema") for run in row.counted)
         better += [row.name] * (min(looks) > 1 and at_end)
         once += [row.name] * (row.trained and 1 in looks)
-        late += [f"{row.name} {percent(left)}"] * (left > LEFT_ON_START)
+        late += [f"{row.name} {percent(left)}"] * (of_ema and left > LEFT_ON_START)
     said = {
         "still improving at the last step, so that more steps may change the order: {}": better,
         "whether more steps would change the order is unknown of {}, which were validated once "

@@ -314,7 +314,7 @@ class Trainer:
         """Evaluation, samples, and then the checkpoint that says that they are done."""
         self._check_finite()
         try:
-            self.stop.check("evaluation", *["snapshot"] * bool(self.averages.averages))
+            self.stop.check("evaluation", *["snapshot"] * bool(self.averages.by_length))
             with self.limit.measured("evaluation"):
                 with self._said("validating"):
                     values = self._evaluate()
@@ -440,7 +440,7 @@ class Trainer:
 
     def _keep_averages(self, reached: Checkpoint) -> None:
         """A snapshot, before the checkpoint that says that all of this step is done."""
-        if self.averages.averages and reached.step:
+        if self.averages.by_length and reached.step:
             with self.limit.measured("snapshot"), self._said("saving"):
                 write_snapshot(self.directory, reached, self.averages)
                 prune_snapshots(self.directory)
@@ -460,5 +460,5 @@ class Trainer:
     def stateful(self) -> dict[str, Any]:
         """What remembers gradients, losses by t, or weights."""
         by_t = {name: stream.timesteps for name, stream in self.streams.items()}
-        kept = {"averages": self.averages} if self.averages.averages else {}
+        kept = {"averages": self.averages} if self.averages.by_length else {}
         return {"optimizer": self.optimizer, **by_t, **kept}

@@ -50,7 +50,7 @@ class PowerAverages:
 
     def __init__(self, parameters: Mapping[str, Tensor], lengths: Sequence[float]):
         self._weights = [p.detach() for p in parameters.values()]
-        self.averages = {
+        self.by_length = {
             length: dict(zip(parameters, map(torch.clone, self._weights), strict=True))
             for length in lengths
         }
@@ -59,15 +59,15 @@ class PowerAverages:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """step: t, the number of steps done, this one included. Nothing waits for the device."""
-        for length, average in self.averages.items():
+        for length, average in self.by_length.items():
             share = 1 - power_decay(self._gamma[length], step)
             torch._foreach_lerp_(list(average.values()), self._weights, share)
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(length): average for length, average in self.averages.items()}
+        return {str(length): average for length, average in self.by_length.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for length, average in self.averages.items():
+        for length, average in self.by_length.items():
             for name, tensor in average.items():
                 tensor.copy_(state[str(length)][name])

@@ -29,7 +29,7 @@ from transfer.freezing_and_rates import rules_of
 from transfer.penalties import L2SP
 from transfer.resize_weights import TABLE
 from transfer.source_images import made_anew
-from transfer.trained_weights import Origin, read_origin
+from transfer.trained_weights import AVERAGES, Origin, read_origin
 
 if TYPE_CHECKING:
     from training.pretrained_source import PretrainedSource
@@ -47,7 +47,7 @@ OF_A_START = (
     "source.json",
 )
 # what a run makes step by step; the last says that it has begun
-BEGUN = ("metrics.jsonl", "samples", "result.json", "averages", "checkpoints")
+BEGUN = ("metrics.jsonl", "samples", "result.json", AVERAGES, "checkpoints")
 log = logging.getLogger("train")
 
 

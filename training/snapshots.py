@@ -65,12 +65,12 @@ def write_snapshot(run: Path, reached: Checkpoint, averages: PowerAverages) -> N
     """reached: the checkpoint that is written next."""
     tensors = {
         f"{length}/{name}": tensor.to("cpu", torch.float32, copy=True).contiguous()
-        for length, average in averages.averages.items()
+        for length, average in averages.by_length.items()
         for name, tensor in average.items()
     }
     about = {
         "step": reached.step,
-        "lengths": list(averages.averages),
+        "lengths": list(averages.by_length),
         "loss": reached.progress.validation_loss,
         "grid": reached.progress.held_out_grid,
         "sha256": digest_of_tensors(tensors),

@@ -242,12 +242,13 @@ def assert_same_weights(ours: Path, theirs: Path, step: int) -> None:
 
 
 def assert_same_run(ours: Path, theirs: Path, step: int = 12) -> None:
-    """A disturbed run left what an undisturbed one left: weights, rows, pictures, and nothing
-    beside them."""
+    """A disturbed run left what an undisturbed one left: weights, rows, pictures, snapshots of
+    averages, and nothing beside them."""
     assert_same_weights(ours, theirs, step)
     assert rows(ours) == rows(theirs)
-    pictures = {p.name: sha256(p) for p in (ours / "samples").iterdir()}
-    assert pictures == {p.name: sha256(p) for p in (theirs / "samples").iterdir()}
+    for kind in ("samples", "averages"):
+        files = {p.name: sha256(p) for p in ours.glob(f"{kind}/*")}
+        assert files == {p.name: sha256(p) for p in theirs.glob(f"{kind}/*")}
     hidden = [p for p in ours.rglob(".*") if p.name != ".lock"]
     assert not hidden, f"left behind: {hidden}"
 

@@ -947,6 +947,12 @@ def test_what_has_not_ended_is_said(tmp_path):
         "EMA weights, which are evaluated, still are the start in part: lora 20% and full 30%."
         in caveat
     )
+    for path in tmp_path.glob("*/evaluation/*/evaluation.json"):
+        there = json.loads(path.read_text())
+        there["protocol"] |= {"weights": "average", "select": "chosen"}
+        path.write_text(json.dumps(there))
+    (caveat,) = [s for s in verdict_of(tmp_path) if s.startswith("Still improving")]
+    assert "EMA" not in caveat
 
 
 def test_each_setting_of_the_data_has_its_verdict(tmp_path):

@@ -423,11 +423,11 @@ def test_the_command_line(tmp_path):
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/other", "weights=emma")
     assert (
         wrong.returncode == 2
-        and wrong.stderr == "error: weights='emma' is not one of ema, model.\n"
+        and wrong.stderr == "error: weights='emma' is not one of ema, model, average.\n"
     )
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/small.safetensors", "weights=model")
     assert wrong.returncode == 2 and wrong.stderr.startswith(
-        "error: weights=model: a small file has the average"
+        "error: weights=model: a small file has the EMA"
     ), wrong.stderr
     wrong = command(f"checkpoint={run}", f"out={tmp_path}/small.safetensors", "label=cat")
     assert wrong.returncode == 2 and wrong.stderr.startswith(

@@ -86,7 +86,7 @@ def run_along(path: torch.Tensor, lengths, at=(), write_to: Path | None = None) 
 def test_the_running_average_is_the_weighted_sum_of_all_steps():
     path = trajectory(60)
     averages = run_along(path, [*KEPT, 0.25])
-    for length, average in averages.averages.items():
+    for length, average in averages.by_length.items():
         weights = torch.from_numpy(explicit(60, gamma_of(length)))
         torch.testing.assert_close(
             average["w"], torch.tensordot(weights, path, 1), rtol=1e-12, atol=1e-12
@@ -95,7 +95,7 @@ def test_the_running_average_is_the_weighted_sum_of_all_steps():
 
 def test_after_one_step_the_average_is_the_weights():
     path = trajectory(1)
-    assert torch.equal(run_along(path, [0.05]).averages[0.05]["w"], path[0])
+    assert torch.equal(run_along(path, [0.05]).by_length[0.05]["w"], path[0])
 
 
 # Of other lengths, afterwards
@@ -149,7 +149,7 @@ def test_what_was_kept_is_found_again(tmp_path):
         how = reconstruct(all_snapshots(tmp_path), 60, length)
         assert how.residual < 1e-6
         torch.testing.assert_close(
-            how.tensors()["w"].double(), averages.averages[length]["w"], rtol=1e-5, atol=1e-6
+            how.tensors()["w"].double(), averages.by_length[length]["w"], rtol=1e-5, atol=1e-6
         )
 
 
@@ -164,7 +164,7 @@ def test_one_snapshot_of_one_length_is_all_that_there_is(tmp_path):
 def test_the_error_is_small_and_falls_with_more_snapshots(tmp_path, length):
     """Of an average that was run along the same trajectory with this length."""
     path, errors, residuals = trajectory(1000, seed=3), [], []
-    expected = run_along(path, [length]).averages[length]["w"]
+    expected = run_along(path, [length]).by_length[length]["w"]
     for factor in (2.0, 1.3, 1.07):
         run = tmp_path / str(factor)
         run_along(path, KEPT, spaced(1000, factor, 8), run)

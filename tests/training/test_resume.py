@@ -18,6 +18,7 @@ from tests.helpers import runs
 
 TINY_SOURCE = "source.overrides=[" + ",".join(f'"{setting}"' for setting in runs.TINY) + "]"
 FROM_EXPERIMENT = ["+experiment=transfer_demo", "train.steps=12", TINY_SOURCE]
+AVERAGES = ["train.ema_lengths=[0.05,0.1]", "run.checkpoint_at=[1,5,9]"]
 # Operations that leave something half done; + is right after. The slow tests take all operations.
 MOMENTS = [
     (r"replace cache/.*\.npy", ""),
@@ -270,9 +271,10 @@ def every_moment(done: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("variant", ["plain", "transfer"])
+@pytest.mark.parametrize("variant", ["plain", "transfer", "averages"])
 def test_killed_at_every_operation(undisturbed, tmp_path, variant):
-    arguments = transfer(undisturbed) if variant == "transfer" else []
+    own = {"transfer": transfer, "averages": lambda _: AVERAGES}
+    arguments = own[variant](undisturbed) if variant in own else []
     expected = undisturbed(*arguments)
     moments = every_moment(operations(expected))
     for at in moments:
