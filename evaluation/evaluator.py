@@ -269,7 +269,10 @@ class RunEvaluator(ImageEvaluator):
         if "bound" in settings.wanted and self.reference.held_out:
             with notes.attempt("bound"):
                 record["bound"] = network.bound(
-                    settings.bound_images, settings.bound_steps, settings.sampler.clip
+                    settings.bound_images,
+                    settings.bound_steps,
+                    settings.sampler.clip,
+                    settings.batch_size,
                 )
         if "forgetting" in settings.wanted and run.has_source and generated:
             with notes.attempt("forgetting"):

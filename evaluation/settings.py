@@ -38,7 +38,7 @@ class EvaluateSettings(Settings):
     weights: Which
     label: int | str | None
     held_out_draws: int
-    bound_images: int
+    bound_images: int | None
     bound_steps: int | None
     out: str | None
     cache: str
@@ -70,9 +70,11 @@ class EvaluateSettings(Settings):
             )
 
     def _check_numbers(self) -> None:
-        for name in ("n", "held_out_draws", "bound_images", "batch_size"):
+        for name in ("n", "held_out_draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
+        if self.bound_images is not None and self.bound_images < 1:
+            raise ValueError("bound_images must be at least 1, or null for all held-out images.")
         if self.bound_steps is not None and self.bound_steps < 2:
             raise ValueError("bound_steps must be at least 2, or null for all steps.")
 

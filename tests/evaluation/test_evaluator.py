@@ -24,6 +24,7 @@ from config.run_config import RunConfig
 from data.dataset import Dataset
 from data.pixels import to_x0
 from diffusion.clipping import clip_x0
+from diffusion.denoiser import Denoiser
 from evaluation import evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.protocol import reference_images
@@ -340,6 +341,38 @@ def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
     assert record["bound"]["bits"]["value"] == pytest.approx(expected.bits.mean().item(), rel=1e-6)
 
 
+def test_the_bound_of_all_images_is_the_same_in_any_batches(full, transfers, monkeypatch):
+    """Image k has the t and the noise of seed k, of whichever batch it is; and an evaluation that
+    was made in other batches is the same one."""
+    run, sizes, forward = full[0], [], Denoiser.__call__
+
+    def counted(denoiser, x_t, *rest, **named):
+        sizes.append(len(x_t))
+        return forward(denoiser, x_t, *rest, **named)
+
+    monkeypatch.setattr(Denoiser, "__call__", counted)
+
+    def bound_of(batch_size, images):
+        sizes.clear()
+        given = {"metrics": ["bound"], "bound_images": images, "batch_size": batch_size}
+        path = evaluate_run(run, settings(transfers, **given), NODE) / "evaluation.json"
+        return json.loads(path.read_text())["bound"]
+
+    held_out = full[1]["images"]["test"]
+    assert held_out % 100  # the last batch is a smaller one
+    together = bound_of(1000, 10**6)
+    assert set(sizes) == {held_out} and len(sizes) == 5
+    parted = bound_of(100, None)
+    assert max(sizes) == 100 and sum(sizes) == 5 * held_out
+    assert parted["images"] == together["images"] == held_out
+    assert parted["prior"] == pytest.approx(together["prior"], rel=1e-5)
+    for key in ("value", "low", "high"):
+        assert parted["bits"][key] == pytest.approx(together["bits"][key], rel=1e-5)
+    for ours, theirs in zip(parted["terms"], together["terms"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-8)
+    assert bound_of(1, None) == parted and not sizes  # evaluated before
+
+
 def test_the_memoriser_among_the_floors_is_one(full):
     floors = full[1]["baselines"]
     memoriser = floors["memoriser"]
@@ -481,6 +514,7 @@ def test_every_choice_of_features_composes_in_both_places(features):
         ({"checkpoint": "x", "metrics": ["qualty"]}, "did you mean quality"),
         ({"checkpoint": "x", "n": 0}, "n must be at least 1"),
         ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2"),
+        ({"checkpoint": "x", "bound_images": 0}, "bound_images must be at least 1, or null"),
         ({"checkpoint": "x", "metrics": []}, "nothing is asked for"),
         ({"images": "x", "checkpoint": "y", "metrics": "loss"}, "nothing is asked for"),
     ],
