@@ -34,7 +34,7 @@ class EvaluateSettings(Settings):
     source: str | None
     n: int
     seed: int
-    select: Literal["best", "last"]
+    select: Literal["best", "last", "every"]
     weights: Which
     label: int | str | None
     held_out_draws: int
@@ -67,6 +67,12 @@ class EvaluateSettings(Settings):
             raise ValueError(
                 "train= and test= are for images= alone: with checkpoint= the images to compare "
                 "with are the run's."
+            )
+
+        if self.images is not None and self.select == "every":
+            raise ValueError(
+                "select=every is about images that a run's checkpoints make: with images= leave it "
+                "out."
             )
 
     def _check_numbers(self) -> None:
