@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config.overrides import run_script
-from evaluation.along_training import kept_checkpoints, lowest_over_training
+from evaluation.along_training import tell_lowest, to_evaluate
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.settings import EvaluateSettings
 from runtime.config_schema import parse
@@ -27,18 +27,16 @@ def main(config: dict[str, Any]) -> None:
     if settings.checkpoint is None:
         evaluate_folder(settings)
         return
-    found, what = find_runs(Path(settings.checkpoint).expanduser()), "runs"
-    if settings.select == "every":
-        found, what = list(chain(*map(kept_checkpoints, found))), "checkpoints"
+    runs = find_runs(Path(settings.checkpoint).expanduser())
+    found = list(chain(*(to_evaluate(run, settings) for run in runs)))
+    what = "checkpoints" if settings.select == "every" else "runs"
     if settings.out and len(found) > 1:
         raise UserError(
             f"out={settings.out}: one folder cannot hold {len(found)} {what}' evaluations. Without "
             "out= each is put into its run."
         )
     done, failed = evaluate_each(found, settings, config["sampler"])
-    if settings.select == "every":
-        for table in lowest_over_training(done):
-            log.info(table)
+    tell_lowest(done, settings)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(found)} {what} could not be evaluated:\n  "

@@ -1,15 +1,18 @@
 """Each checkpoint of a run evaluated by itself, and at which step each number is lowest: "FID is
 the minimum over training" (Ho et al. 2020, table 2)."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 
 from evaluation.evaluator import numbers_of
+from evaluation.settings import EvaluateSettings
 from metrics.estimate import EVALUATION, Record
 from runtime.checkpoint import STATE, all_checkpoints
 from runtime.files import read_sealed
 
+log = logging.getLogger("evaluate")
 LOWEST = {  # what it is called: where numbers_of has it
     "KID to {held_out} images": "quality/test/kid",
     "KID to training images": "quality/train/kid",
@@ -19,26 +22,28 @@ LOWEST = {  # what it is called: where numbers_of has it
 }
 
 
-def kept_checkpoints(run: Path) -> list[Path]:
-    """Of a run, oldest first; one checkpoint is itself, and so is a run without any, of which its
-    evaluation tells what there is."""
-    if (run / STATE).is_file():
+def to_evaluate(run: Path, settings: EvaluateSettings) -> list[Path]:
+    """The run itself, or with select=every its checkpoints, oldest first. One checkpoint is itself,
+    and so is a run without any, of which its evaluation tells what there is."""
+    if settings.select != "every" or (run / STATE).is_file():
         return [run]
     inside = run / "checkpoints"
     found = all_checkpoints(inside if inside.is_dir() else run)
     return [checkpoint.path for checkpoint in found] or [run]
 
 
-def lowest_over_training(evaluated: Mapping[Path, Path]) -> Iterator[str]:
-    """For each run of several checkpoints a small table: at which step each number is lowest.
+def tell_lowest(evaluated: Mapping[Path, Path], settings: EvaluateSettings) -> None:
+    """After select=every, for each run of several checkpoints: at which step each number is lowest.
 
     Args:
         evaluated: checkpoint -> the folder of its evaluation, those of a run side by side.
     """
+    if settings.select != "every":
+        return
     for run, checkpoints in groupby(evaluated, lambda path: path.parent.parent):
         records = [read_sealed(evaluated[path] / EVALUATION, unsealed=True) for path in checkpoints]
         if len(records) > 1:
-            yield f"{run}\n{lowest_of(records)}"
+            log.info(f"{run}\n{lowest_of(records)}")
 
 
 def lowest_of(records: list[Record]) -> str:

@@ -99,6 +99,7 @@ def evaluate_run(
     names = run.reader.item_name
     reference = reference_images(dataset.images, dataset.splits, about, names)
     select = found.path.name if (path / STATE).is_file() else rule
+    assert select != "every"  # see evaluation.along_training
     if select != rule == "chosen":
         raise UserError(
             f"weights=average: the average is one of a whole run, and {path} is one checkpoint: "

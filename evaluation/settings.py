@@ -69,10 +69,10 @@ class EvaluateSettings(Settings):
                 "with are the run's."
             )
 
-        if self.images is not None and self.select == "every":
+        if self.select == "every" and (self.images is not None or self.weights == "average"):
             raise ValueError(
-                "select=every is about images that a run's checkpoints make: with images= leave it "
-                "out."
+                "select=every is about each checkpoint of a run: with images= or weights=average "
+                "leave it out."
             )
 
     def _check_numbers(self) -> None:

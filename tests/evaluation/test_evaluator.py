@@ -521,7 +521,8 @@ def test_every_choice_of_features_composes_in_both_places(features):
         ({"checkpoint": "x", "bound_images": 0}, "bound_images must be at least 1, or null"),
         ({"checkpoint": "x", "metrics": []}, "nothing is asked for"),
         ({"images": "x", "checkpoint": "y", "metrics": "loss"}, "nothing is asked for"),
-        ({"images": "x", "checkpoint": "y", "select": "every"}, "select=every is about images"),
+        ({"images": "x", "checkpoint": "y", "select": "every"}, "with images= or weights=average"),
+        ({"checkpoint": "y", "weights": "average", "select": "every"}, "leave it out"),
     ],
 )
 def test_wrong_settings_are_refused(transfers, given, expected):
