@@ -163,18 +163,15 @@ def _bound(batches: Iterable[Bound], timesteps: Sequence[range]) -> Record:
     """The bits with their interval over images, and for each stratum of t its length, the mean t
     drawn in it and what its terms add. Of a batch its sums over images are kept, and the bits of
     each image."""
-    each: list[Tensor] = []
-    prior, t, terms = (
-        0.0,
-        torch.zeros(len(timesteps)).double(),
-        torch.zeros(len(timesteps)).double(),
-    )
+    of_images: list[Tensor] = []
+    prior = 0.0
+    t, terms = torch.zeros(2, len(timesteps), dtype=torch.float64)
     for found in batches:
-        each.append(found.bits)
+        of_images.append(found.bits)
         prior += found.prior.sum().item()
         t += found.t.sum(1)
         terms += found.terms.sum(1)
-    bits = torch.cat(each)
+    bits = torch.cat(of_images)
     images = len(bits)
     return {
         "bits": estimate(bits.mean().item(), bootstrap_mean(bits, key=("bound",)), images),
