@@ -6,10 +6,13 @@ if __name__ == "__main__":
     end_at_once()  # also while the rest is imported, which takes seconds
 
 import logging
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from config.overrides import run_script
+from evaluation.along_training import tell_lowest, to_evaluate
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.settings import EvaluateSettings
 from runtime.config_schema import parse
@@ -25,26 +28,39 @@ def main(config: dict[str, Any]) -> None:
         evaluate_folder(settings)
         return
     runs = find_runs(Path(settings.checkpoint).expanduser())
-    if settings.out and len(runs) > 1:
+    found = list(chain(*(to_evaluate(run, settings) for run in runs)))
+    what = "checkpoints" if settings.select == "every" else "runs"
+    if settings.out and len(found) > 1:
         raise UserError(
-            f"out={settings.out}: one folder cannot hold {len(runs)} runs' evaluations. Without "
+            f"out={settings.out}: one folder cannot hold {len(found)} {what}' evaluations. Without "
             "out= each is put into its run."
         )
-    failed = []
-    for k, run in enumerate(runs, 1):
-        log.info(f"[{k} of {len(runs)}] {run}")
-        try:
-            evaluate_run(run, settings, config["sampler"])
-        except (UserError, OSError) as error:
-            message = message_of(error)
-            if len(runs) == 1 or message is None:
-                raise
-            failed.append(message if message.startswith(str(run)) else f"{run}: {message}")
-            log.error(f"failed: {failed[-1]}")
+    done, failed = evaluate_each(found, settings, config["sampler"])
+    tell_lowest(done, settings)
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs could not be evaluated:\n  " + "\n  ".join(failed)
+            f"{len(failed)} of {len(found)} {what} could not be evaluated:\n  "
+            + "\n  ".join(failed)
         )
+
+
+def evaluate_each(
+    paths: Sequence[Path], settings: EvaluateSettings, sampler: dict[str, Any]
+) -> tuple[dict[Path, Path], list[str]]:
+    """(each that was evaluated and the folder of its evaluation, why others could not be). A single
+    one raises."""
+    done, failed = {}, []
+    for k, path in enumerate(paths, 1):
+        log.info(f"[{k} of {len(paths)}] {path}")
+        try:
+            done[path] = evaluate_run(path, settings, sampler)
+        except (UserError, OSError) as error:
+            message = message_of(error)
+            if len(paths) == 1 or message is None:
+                raise
+            failed.append(message if message.startswith(str(path)) else f"{path}: {message}")
+            log.error(f"failed: {failed[-1]}")
+    return done, failed
 
 
 if __name__ == "__main__":

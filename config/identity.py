@@ -33,12 +33,17 @@ LATER: dict[str, dict[str, Any]] = {
     },
     "train": {"ema_lengths": []},
 }
+# the same of whole sections
+LATER_SECTIONS: dict[str, dict[str, Any]] = {
+    "learning_rate": {"_target_": "training.learning_rate.Constant"},
+}
 PICTURES = ("shown",)  # keys of section data that are about pictures alone
 
 
 def identity(config: RunConfig, images: str) -> dict[str, Any]:
     """The part of a config that decides the weights. images: their fingerprint, which counts, not
-    their path. The number of steps does not count, so that a larger one continues a run."""
+    their path. The number of steps does not count, so that a larger one continues a run: a learning
+    rate that depends on it has it among its own settings."""
     chosen = as_then({section: config.raw[section] for section in NUMBERS})
     reader = reader_keys(config.raw["data"])
     chosen["data"] = _without(chosen["data"], "_target_", *reader, *PICTURES) | {"images": images}
@@ -46,6 +51,9 @@ def identity(config: RunConfig, images: str) -> dict[str, Any]:
     chosen["source"] = _without(chosen["source"], "train")
     if config.augmentation.on:
         chosen["augmentation"] = config.augmentation.counted()
+    for section, default in LATER_SECTIONS.items():
+        if (node := config.raw.get(section, default)) != default:
+            chosen[section] = node
     for section, defaults in LATER.items():
         at_default = [key for key, value in defaults.items() if chosen[section].get(key) == value]
         chosen[section] = _without(chosen[section], *at_default)

@@ -37,7 +37,7 @@ from runtime.log import log_to_terminal
 from runtime.signals import held
 
 # the last word of keys that hold paths, and of those in whose place nothing else can stand
-PATHS = {"path", "root", "from", "checkpoint", "source", "images", "train", "test"}
+PATHS = {"path", "root", "from", "checkpoint", "source", "reference", "images", "train", "test"}
 PLACES = {"path", "root", "out", "directory", "cache"}
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = ("experiment", "sweep")  # groups that are not among the defaults

@@ -42,6 +42,7 @@ NODES = {
     "loss": ["diffusion"],
     "timesteps": ["diffusion"],
     "optimizer": ["torch.optim"],
+    "learning_rate": ["training.learning_rate"],
 }
 PLACES = ("path", "root")  # how its settings are called that say where the images are
 SETTINGS = ("data", "augmentation", "train", "transfer", "source", "sampler", "run", "wandb")
@@ -188,6 +189,11 @@ class RunConfig:
     @cached_property
     def loss(self) -> Loss:
         return build(self.raw["loss"], NODES["loss"], "loss")
+
+    @cached_property
+    def learning_rate(self) -> Callable[[int], float]:
+        """Step, counted from 0 -> the factor of every rate after the warm-up."""
+        return build(self.raw["learning_rate"], NODES["learning_rate"], "learning_rate")
 
     def build_timesteps(self) -> Timesteps:
         return build(

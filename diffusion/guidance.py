@@ -13,10 +13,12 @@ def guide(conditional: Denoise, reference: Denoise, scale: float) -> Denoise:
     reference.
 
     Args:
-        reference: the null class (classifier-free guidance, where the paper's w is scale - 1), or
-            the frozen source (domain guidance).
+        reference: the null class (classifier-free guidance, where the paper's w is scale - 1), the
+            frozen source (domain guidance), or a smaller or less trained model with the same label
+            (autoguidance).
     Source:
-        Ho and Salimans 2022.
+        Ho and Salimans 2022, eq. 6; Karras et al. 2024 (Guiding a Diffusion Model with a Bad
+        Version of Itself), eq. 3.
     """
 
     def guided(x_t: Tensor, t: Time) -> Prediction:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config.overrides import check_overrides, composed
+from evaluation.along_training import tell_lowest, to_evaluate
 from evaluation.evaluator import evaluate_run
 from evaluation.settings import EvaluateSettings
 from runtime.as_typed import hydra_quoted
@@ -53,5 +54,6 @@ def train_and_evaluate(train: Callable[[dict[str, Any]], Path], raw: dict[str, A
         settings, sampler = asked_settings(line, run, section)
         if settings.weights == "average":
             choose_average(run, device=settings.device, cache=Path(settings.cache))
-        evaluate_run(run, settings, sampler, shlex.split(line))
+        paths, said = to_evaluate(run, settings), shlex.split(line)
+        tell_lowest({p: evaluate_run(p, settings, sampler, said) for p in paths}, settings)
     return run

@@ -100,7 +100,8 @@ def evaluate_run(
     names = run.reader.item_name
     reference = reference_images(dataset.images, dataset.splits, about, names)
     select = found.path.name if (path / STATE).is_file() else rule
-    if rule == "chosen" and select != rule:
+    assert select != "every"  # see evaluation.along_training
+    if select != rule == "chosen":
         raise UserError(
             f"weights=average: the average is one of a whole run, and {path} is one checkpoint: "
             f"give checkpoint={run.directory}, or take weights=ema."
@@ -285,7 +286,10 @@ class RunEvaluator(ImageEvaluator):
         if "bound" in settings.wanted and self.reference.held_out:
             with notes.attempt("bound"):
                 record["bound"] = network.bound(
-                    settings.bound_images, settings.bound_steps, settings.sampler.clip
+                    settings.bound_images,
+                    settings.bound_steps,
+                    settings.sampler.clip,
+                    settings.batch_size,
                 )
         if "forgetting" in settings.wanted and run.has_source and generated:
             with notes.attempt("forgetting"):

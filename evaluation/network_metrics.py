@@ -1,11 +1,12 @@
 """What only the network of a run can tell: its losses, the bound, and what became of the source."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data.pixels import to_x0
@@ -89,21 +90,43 @@ class NetworkMetrics:
         with tqdm(total=count * each, desc=f"loss on the {what}", unit="image", delay=2) as bar:
             return held_out_errors(denoiser, images, labels, rows, self.draws, bar.update)
 
-    def bound(self, count: int, steps: int | None, clip: bool) -> Record:
-        """The variational bound of so many held-out images, evenly spread, each T cut into so many
-        strata; given their classes, where the network knows some, as in losses(). clip: as its
-        samples have it; the mean of a reverse step stays a function of x_t."""
-        data, _ = self.run.images
-        rows = spread(self.reference.rows["test"], count, data.labels)
-        schedule = self.denoiser.schedule
+    def bound(self, count: int | None, steps: int | None, clip: bool, batch_size: int) -> Record:
+        """The variational bound of so many held-out images, evenly spread, or of all, each T cut
+        into so many strata, or into every t; given their classes, where the network knows some, as
+        in losses(). In batches: which one an image is in changes its bits by rounding alone, and
+        what is kept of a batch is a few numbers.
+
+        Args:
+            count, steps: None for all. clip: as its samples have it; the mean of a reverse step
+                stays a function of x_t.
+        """
+        held_out, schedule = self.reference.rows["test"], self.denoiser.schedule
+        rows = spread(held_out, count or len(held_out), self.run.images[0].labels)
         timesteps = strata(schedule.steps, min(steps or schedule.steps, schedule.steps))
-        x0 = to_x0(torch.from_numpy(self.reference.images[rows]).to(self.device))
-        condition = {"label": torch.from_numpy(data.labels[rows]).to(self.device)}
-        denoise: Denoise = partial(self.denoiser, condition=condition)
-        if clip:
-            denoise = clip_x0(denoise, schedule)
-        seeds = [derive("bound", k) for k in range(len(rows))]
-        return _bound(bound(denoise, schedule, x0, seeds, timesteps), timesteps)
+        size = len(rows) * len(timesteps)
+        with tqdm(total=size, desc="bound", unit="term", delay=2) as bar:
+            return _bound(self._bounds(rows, timesteps, clip, batch_size, bar.update), timesteps)
+
+    def _bounds(
+        self,
+        rows: np.ndarray,
+        timesteps: Sequence[range],
+        clip: bool,
+        batch_size: int,
+        on_step: Callable[[int], object],
+    ) -> Iterator[Bound]:
+        """Batch by batch; image k has the noise and the t of seed k."""
+        data, _ = self.run.images
+        schedule = self.denoiser.schedule
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            x0 = to_x0(torch.from_numpy(self.reference.images[batch]).to(self.device))
+            condition = {"label": torch.from_numpy(data.labels[batch]).to(self.device)}
+            denoise: Denoise = partial(self.denoiser, condition=condition)
+            if clip:
+                denoise = clip_x0(denoise, schedule)
+            seeds = [derive("bound", k) for k in range(start, start + len(batch))]
+            yield bound(denoise, schedule, x0, seeds, timesteps, on_step)
 
     def forgetting(self, generated: ImageFeatures, extractor: FeatureExtractor) -> Record:
         """How far the images and the weights are from the source's."""
@@ -141,17 +164,26 @@ def _mean_error(held_out: HeldOut) -> Estimate:
     return estimate(value.item(), replicates, len(total))
 
 
-def _bound(found: Bound, timesteps: Sequence[range]) -> Record:
+def _bound(batches: Iterable[Bound], timesteps: Sequence[range]) -> Record:
     """The bits with their interval over images, and for each stratum of t its length, the mean t
-    drawn in it and what its terms add."""
-    terms = [
-        {"t": t.double().mean().item(), "steps": len(stratum), "bits": term.mean().item()}
-        for t, stratum, term in zip(found.t, timesteps, found.terms, strict=True)
-    ]
-    bits, images = found.bits, len(found.bits)
+    drawn in it and what its terms add. Of a batch its sums over images are kept, and the bits of
+    each image."""
+    of_images: list[Tensor] = []
+    prior = 0.0
+    t, terms = torch.zeros(2, len(timesteps), dtype=torch.float64)
+    for found in batches:
+        of_images.append(found.bits)
+        prior += found.prior.sum().item()
+        t += found.t.sum(1)
+        terms += found.terms.sum(1)
+    bits = torch.cat(of_images)
+    images = len(bits)
     return {
         "bits": estimate(bits.mean().item(), bootstrap_mean(bits, key=("bound",)), images),
-        "prior": found.prior.mean().item(),
-        "terms": terms,
+        "prior": prior / images,
+        "terms": [
+            {"t": t_k / images, "steps": len(stratum), "bits": term / images}
+            for stratum, t_k, term in zip(timesteps, t.tolist(), terms.tolist(), strict=True)
+        ],
         "images": images,
     }

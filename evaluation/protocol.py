@@ -64,7 +64,8 @@ def protocol_of(
     select: str,
     shown: Sequence[int] | None = None,
 ) -> Record:
-    """select: best, last, or the step that was asked for. shown: see features_see."""
+    """select: best, last, or the step that was asked for (each of select=every). shown: see
+    features_see."""
     common = {
         # by the name of then: evaluations of then are of the same protocol
         "metrics": [

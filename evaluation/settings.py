@@ -37,11 +37,11 @@ class EvaluateSettings(Settings):
     source: str | None
     n: int
     seed: int
-    select: Literal["best", "last"]
+    select: Literal["best", "last", "every"]
     weights: Which
     label: int | str | None
     held_out_draws: int
-    bound_images: int
+    bound_images: int | None
     bound_steps: int | None
     out: str | None
     cache: str
@@ -72,10 +72,18 @@ class EvaluateSettings(Settings):
                 "with are the run's."
             )
 
+        if self.select == "every" and (self.images is not None or self.weights == "average"):
+            raise ValueError(
+                "select=every is about each checkpoint of a run: with images= or weights=average "
+                "leave it out."
+            )
+
     def _check_numbers(self) -> None:
-        for name in ("n", "held_out_draws", "bound_images", "batch_size"):
+        for name in ("n", "held_out_draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1.")
+        if self.bound_images is not None and self.bound_images < 1:
+            raise ValueError("bound_images must be at least 1, or null for all held-out images.")
         if self.bound_steps is not None and self.bound_steps < 2:
             raise ValueError("bound_steps must be at least 2, or null for all steps.")
 

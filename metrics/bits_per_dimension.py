@@ -1,12 +1,11 @@
 """The variational bound of the negative log-likelihood, term by term, in bits per value of 8-bit
 images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.denoiser import Denoise
 from diffusion.schedule import NoiseSchedule
@@ -72,6 +71,7 @@ def bound(
     x0: Tensor,
     seeds: Sequence[int],
     timesteps: Sequence[range] | None = None,
+    on_step: Callable[[int], object] = lambda images: None,
 ) -> Bound:
     """An upper bound of -log2 p(x0), as the mean over the values of an image.
 
@@ -81,16 +81,17 @@ def bound(
         seeds: one for each image, which decides its noise and, where timesteps are strata() of
             1..T, its t, whatever the batch.
         timesteps: None for every t, which takes T evaluations of the network.
+        on_step: told after each of these how many images it was of.
     Source:
         Ho et al. 2020, eq. 5.
     """
     timesteps = every(schedule.steps) if timesteps is None else timesteps
     t_all, parts = drawn(timesteps, seeds), []
-    bar = tqdm(timesteps, desc="bound", unit="step", delay=2)
-    for stratum, t in zip(bar, t_all, strict=True):
+    for stratum, t in zip(timesteps, t_all, strict=True):
         noise = noise_at(t, seeds, x0.shape[1:]).to(x0)
         t = t.to(x0.device)
         x_t = schedule.add_noise(x0, noise, t)
         parts.append(len(stratum) * bound_term(schedule, denoise(x_t, t), x0, x_t, t).double())
+        on_step(len(x0))
     prior, terms = prior_bits(schedule, x0).double().cpu(), torch.stack(parts).cpu()
     return Bound(prior + terms.sum(0), prior, terms, t_all)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,12 @@ class Evaluation:
     def written(self) -> int:
         """When, in nanoseconds."""
         return self.path.stat().st_mtime_ns
+
+    @property
+    def step(self) -> int | None:
+        """Of the checkpoint, where that was asked for and no rule chose it."""
+        found = re.fullmatch(r"step_(\d+)", str(look_up(self.content, "protocol.select")))
+        return int(found[1]) if found else None
 
     @cached_property
     def protocol(self) -> str:
@@ -244,10 +251,29 @@ def unevaluated(folder: Path, runs: Sequence[Run]) -> list[str]:
                 f"{run.name} was evaluated at step {judged}, and its {rule} is step {now} now: "
                 + evaluate(run.result.directory, arguments)
             )
-        for other in run.others:
-            differing = differences(other.content.get("protocol", {}), common.get("protocol", {}))
-            told = ["other test images" if a.startswith("test: ") else a for a in differing]
-            other_protocol = f"under another protocol ({'; '.join(told[:3])})"
-            why = other_protocol if differing else "a newer one is here"
-            lines.append(f"{run.name}: evaluation/{other.path.parent.name} is left out, {why}")
+        lines += left_out(run, common.get("protocol", {}))
+    return lines
+
+
+def left_out(run: Run, protocol: dict[str, Any]) -> list[str]:
+    """A line for each evaluation that does not count, and one for all those that differ in nothing
+    but the checkpoint that they are of (select=every). protocol: the one that counts."""
+    alike: dict[str, list[Evaluation]] = {}
+    for other in run.others:
+        but_for_it = canonical(other.content.get("protocol", {}) | {"select": "step"})
+        key = str(other.path) if other.step is None else json.dumps(but_for_it, sort_keys=True)
+        alike.setdefault(key, []).append(other)
+    lines = []
+    for others in alike.values():
+        differing = differences(others[0].content.get("protocol", {}), protocol)
+        told = ["other test images" if a.startswith("test: ") else a for a in differing]
+        what, why = f"evaluation/{others[0].path.parent.name} is left out", "a newer one is here"
+        if len(others) > 1:
+            told = [line for line in told if not line.startswith("select: ")]
+            steps = [other.step for other in others if other.step is not None]
+            what = f"{len(others)} evaluations of single checkpoints are left out"
+            why = f"of step {min(steps)} to {max(steps)}"
+        if told:
+            why = f"under another protocol ({'; '.join(told[:3])})"
+        lines.append(f"{run.name}: {what}, {why}")
     return lines

@@ -9,7 +9,6 @@ model.to_pil(images)[0].save("image.png")
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from runtime.errors import UserError, near
 from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
 from sampling.cuda_graph import cast_ahead, prepared
+from sampling.guidance_reference import GuidanceReference, open_reference
 from transfer.trained_weights import (
     TrainedWeights,
     open_weights,
@@ -37,9 +37,8 @@ from transfer.trained_weights import (
     stated_config,
 )
 
-NULL_CLASS = "null_class"
+NULL_CLASS, SOURCE = "null_class", "source"
 Label = int | str | Sequence[int] | None
-Reference = Literal["null_class", "source"]
 OnStep = Callable[[Sequence[int], Tensor, int], object]  # (image numbers, predicted x0, t)
 
 
@@ -52,7 +51,8 @@ class SampleRequest:
         label: a class by name or number, "all" for each in turn, a list of numbers for these in
             turn, None for the null class.
         guidance: away from the reference, 1 for none.
-        reference: the null class (classifier-free guidance), or the source (domain guidance).
+        reference: NULL_CLASS (classifier-free guidance), SOURCE (domain guidance), or the name of
+            other weights (autoguidance).
     """
 
     sampler: SamplerSettings
@@ -61,7 +61,7 @@ class SampleRequest:
     batch_size: int = 64
     label: Label = None
     guidance: float = 1.0
-    reference: Reference = "null_class"
+    reference: str = NULL_CLASS
     precision: str = "fp32"
     kernels: dispatch.Kernels = "auto"
 
@@ -137,6 +137,21 @@ class Pipeline:
         start = start_of(config, source_of(self.weights.origin, config, self.source))
         return config.frozen_denoiser(start, self.device)
 
+    @cached_property
+    def _opened(self) -> dict[str, GuidanceReference]:
+        """Other weights by their names."""
+        return {}
+
+    def open_reference(self, name: str) -> GuidanceReference | None:
+        """Other weights that guidance leads away from; None for the null class and the source.
+
+        Raises:
+            UserError: where there are none, or they do not go with this model.
+        """
+        if name not in (NULL_CLASS, SOURCE) and name not in self._opened:
+            self._opened[name] = open_reference(name, self.weights, self.which, self.device)
+        return self._opened.get(name)
+
     @property
     def classes(self) -> Sequence[str]:
         """Names of its labels; none without classes."""
@@ -159,7 +174,9 @@ class Pipeline:
             UserError: where images are not finite, or a label is unknown.
         """
         denoiser, shape = self.denoiser, self.weights.config.image_shape
-        reference = self.source_denoiser if request.reference == "source" else denoiser
+        other = self.open_reference(request.reference)
+        reference = self.source_denoiser if request.reference == SOURCE else denoiser
+        reference = other.denoiser if other else reference
         schedule, device = denoiser.schedule, self.device
         precision = pick_precision(request.precision, device)
         dispatch.select(request.kernels, device)
@@ -175,8 +192,9 @@ class Pipeline:
                 batch = numbers[start : start + request.batch_size]
                 labels = class_labels(request.label, self.classes, batch, self.weights.classes)
                 denoise = ready[denoiser](None if labels is None else {"label": labels.to(device)})
-                if request.guidance != 1:  # the reference is given no label
-                    denoise = guide(denoise, ready[reference](None), request.guidance)
+                if request.guidance != 1:
+                    theirs = other.condition(labels) if other else None
+                    denoise = guide(denoise, ready[reference](theirs), request.guidance)
                 seeds = [derive(request.seed, "image", k) for k in batch]
                 watch = partial(on_step, batch)
                 x0 = generate(denoise, schedule, request.sampler, shape, seeds, watch)
@@ -189,7 +207,7 @@ class Pipeline:
         seed: int = 0,
         label: Label = None,
         guidance: float = 1.0,
-        reference: Reference = "null_class",
+        reference: str = NULL_CLASS,
         steps: int = 50,
         sampler: SamplerSettings | None = None,
         batch_size: int = 64,
@@ -199,7 +217,8 @@ class Pipeline:
         Args:
             label: a class by name or number, "all" for each in turn, None for the null class.
             guidance: away from the reference; 1 is none.
-            reference: the null class (classifier-free guidance), or the source (domain guidance).
+            reference: null_class (classifier-free guidance), source (domain guidance), or other
+                weights, of whatever load() opens, a smaller or less trained model (autoguidance).
             steps: of DDIM, evenly in the log of the signal-to-noise ratio; sampler in place of it.
         Returns:
             [n, C, H, W] in about [-1, 1], on the CPU.

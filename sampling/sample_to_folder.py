@@ -15,7 +15,7 @@ from models.formats.published import SECTIONS
 from runtime.checkpoint import Which
 from runtime.config_schema import Settings
 from runtime.errors import UserError
-from sampling.pipeline import SampleRequest, class_labels, load
+from sampling.pipeline import NULL_CLASS, SOURCE, SampleRequest, class_labels, load
 from sampling.write_images import as_name, claim_folder, write_missing
 from transfer.trained_weights import TrainedWeights
 
@@ -41,16 +41,15 @@ class SampleSettings(SampleRequest, Settings):
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch_size < 1 or self.strip < 1:
             raise ValueError("n, batch_size and strip must be at least 1.")
-        if self.guidance != 1 and self.label is None and self.reference == "null_class":
+        if self.guidance != 1 and self.label is None and self.reference == NULL_CLASS:
             raise ValueError(
                 "guidance leads from the null class to a label, of a model with classes: give "
                 "label=NAME or label=all; or from the source to what was made of it: "
-                "reference=source; or leave guidance at 1."
+                "reference=source; or from a lesser model: reference=PATH; or leave guidance at 1."
             )
-        if self.guidance == 1 and self.reference == "source":
+        if self.guidance == 1 and self.reference != NULL_CLASS:
             raise ValueError(
-                "reference=source needs a guidance other than 1, such as guidance=1.5 (domain "
-                "guidance)."
+                f"reference={self.reference} needs a guidance other than 1, such as guidance=1.5."
             )
 
 
@@ -79,19 +78,20 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
     # refused before there is a folder
     class_labels(settings.label, model.classes, [0], found.classes)
     steps_of(config.schedule, settings.sampler)
-    out = Path(settings.out) if settings.out else default_out(found, settings, sampler_config)
+    other = model.open_reference(settings.reference)
+    reference = other.weights if other else None
+    out = Path(settings.out or default_out(found, settings, sampler_config, reference))
     what = {
-        "weights": found.digests[settings.weights],
+        **_which_weights(found, settings.weights),
         "seed": settings.seed,
         "sampler": as_then(as_made(sampler_config, settings.sampler, config.schedule)),
         "label": settings.label,
         "guidance": settings.guidance,
     }
-    if settings.reference == "source":
-        what["reference"] = "source"
-    if found.step is None:  # no run of ours, whose weights go with one config
-        shown = {key: config.raw["data"][key] for key in ("size", "channels")}
-        what["network"] = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
+    if settings.reference == SOURCE:
+        what["reference"] = SOURCE
+    elif reference:
+        what["reference"] = _which_weights(reference, settings.weights)
     claim_folder(out, what)
     if model.classes and settings.label is None:
         some = ", ".join(model.classes[:12])
@@ -103,8 +103,22 @@ def sample_to_folder(settings: SampleSettings, sampler_config: dict[str, Any]) -
     return out
 
 
+def _which_weights(found: TrainedWeights, which: Which) -> dict[str, Any]:
+    """By what images of these weights are told apart."""
+    config, weights = found.config, {"weights": found.digests[which]}
+    if found.step is not None:
+        return weights
+    # no run of ours, whose weights go with one config
+    shown = {key: config.raw["data"][key] for key in ("size", "channels")}
+    network = {section: config.raw[section] for section in SECTIONS} | {"data": shown}
+    return weights | {"network": network}
+
+
 def default_out(
-    found: TrainedWeights, settings: SampleSettings, sampler_config: dict[str, Any]
+    found: TrainedWeights,
+    settings: SampleSettings,
+    sampler_config: dict[str, Any],
+    reference: TrainedWeights | None = None,
 ) -> Path:
     """Inside the run; of what is no run of ours, which may be a cache that others read, beside the
     others' images here. What a reader of docs tries one after the other is in its name:
@@ -116,8 +130,11 @@ def default_out(
         parts.append(f"label-{as_name(settings.label)}")
     if settings.guidance != 1:
         parts.append(f"guidance-{settings.guidance:g}")
-    if settings.reference == "source":
-        parts.append("source")
+    if settings.reference == SOURCE:
+        parts.append(SOURCE)
+    elif reference:
+        name, digest = Path(settings.reference).name, reference.digests[settings.weights]
+        parts.append(f"away-from-{as_name(name)}-{digest[:8]}")
     if sampler_config != composed("sample", ["checkpoint=any"])["sampler"]:
         function = sampler_config["function"]["_target_"].rpartition(".")[2]
         parts.append(f"{function}-{sampler_config['steps']}")

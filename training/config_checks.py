@@ -40,6 +40,7 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
     steps_of(config.schedule, config.sampler)
     rules_of(config)
     weight_decay(config)
+    _check_learning_rate(config)
     _check_loss(config)
     _check_terms(config)
     _check_penalties(config)
@@ -67,6 +68,17 @@ def _check_sections(raw: dict[str, Any]) -> None:
             raise UserError(f"{key} must be set.")
         if not fits(raw[key], kind):
             raise UserError(f"{key}={raw[key]!r} is not {describe(kind)}.")
+
+
+def _check_learning_rate(config: RunConfig) -> None:
+    """It lasts as long as the run."""
+    steps = config.train.steps
+    if steps and not config.learning_rate(steps - 1) > 0:
+        raise UserError(
+            f"learning_rate: it is 0 before the last of train.steps={steps}, so that nothing would "
+            "train from there on. Leave learning_rate.steps out, which then is train.steps, or "
+            "give no fewer steps than these."
+        )
 
 
 def _check_loss(config: RunConfig) -> None:

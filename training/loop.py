@@ -41,8 +41,9 @@ from runtime.signals import Preempted, StopRequest
 from runtime.time_limit import TimeLimit
 from training.best_checkpoint import rank_checkpoints
 from training.ema import Ema, share_of_start
+from training.learning_rate import warm_up
 from training.online_kid import LightSet
-from training.optimizer import set_rates, warm_up
+from training.optimizer import set_rates
 from training.power_average import PowerAverages
 from training.prune_checkpoints import prune_checkpoints
 from training.result import RESULT
@@ -151,7 +152,8 @@ class Trainer:
         """
         if self.plan.at_change(k):
             self.plan.apply(k)
-        set_rates(self.optimizer, self.plan.rates(k), warm_up(k, self.config.train.warmup))
+        factor = warm_up(k, self.config.train.warmup) * self.config.learning_rate(k)
+        set_rates(self.optimizer, self.plan.rates(k), factor)
         total = torch.zeros((), device=self.device)
         for stream, batch in zip(self.streams.values(), batches, strict=True):
             total += self._backward(k, stream, batch)

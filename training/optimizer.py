@@ -25,11 +25,6 @@ def weight_decay(config: RunConfig) -> float:
     return optimizer.defaults.get("weight_decay", 0)
 
 
-def warm_up(k: int, steps: int) -> float:
-    """The factor of every rate at step k, counted from 0: it rises evenly over so many steps."""
-    return min(1.0, (k + 1) / max(1, steps))
-
-
 def set_rates(optimizer: torch.optim.Optimizer, scales: Sequence[float], factor: float) -> None:
     """optimizer.lr times the scale of each group times factor."""
     for group, scale in zip(optimizer.param_groups, scales, strict=True):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from config.identity import NUMBERS, digest
+from config.identity import LATER_SECTIONS, NUMBERS, digest
 from config.old_spelling import translate
 from config.overrides import CONF
 from config.run_config import RunConfig
@@ -84,6 +84,8 @@ class Result:
             settings[IMAGES] = self.images[:8]
         if "model" not in self.config:  # a baseline, which was not trained
             return settings
+        later = {s: self.config.get(s, default) for s, default in LATER_SECTIONS.items()}
+        settings |= dict(leaves(canonical(later)))
         return settings | {"augmentation": RunConfig(self.config).augmentation.described()}
 
     def cells(self) -> dict[str, str]:

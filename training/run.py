@@ -30,6 +30,7 @@ from runtime.precision import arithmetic, pick_precision
 from runtime.seeds import derive
 from runtime.signals import StopAtOnce
 from training.config_checks import check_network, check_run_config
+from training.learning_rate import warm_up
 from training.loop import Stream, Trainer, streams_of
 from training.optimizer import build_optimizer
 from training.pretrained_source import PretrainedSource, find_source
@@ -93,8 +94,10 @@ def run(asked: RunConfig, wait: bool = False) -> Path:
             remove_leftovers(directory / folder)
         saved = last_checkpoint(directory, config.run.restart)
         if saved and is_finished(saved, config.train.steps):
+            more = config.learning_rate(config.train.steps) > 0
             log.info(
-                f"finished: {directory} has {saved.step} steps (a larger train.steps continues it)"
+                f"finished: {directory} has {saved.step} steps"
+                + " (a larger train.steps continues it)" * more
             )
             return directory
         plan = plan if config == asked else check_network(config)
@@ -208,9 +211,11 @@ def open_trainer(
         # in place: names, and the copy that the average is, stay as they are
         denoiser.network.compile()
     if 0 < config.train.steps < config.train.warmup:
+        last = config.train.steps - 1
+        rate = warm_up(last, config.train.warmup) * config.learning_rate(last)
         log.warning(
             f"train.warmup={config.train.warmup} is longer than train.steps={config.train.steps}: "
-            f"the rate ends at {config.train.steps / config.train.warmup:.0%} of optimizer.lr"
+            f"the rate ends at {rate:.0%} of optimizer.lr"
         )
     warn_of_start(denoiser.schedule, config.sampler, config.image_shape)
     parameters = sum(p.numel() for p in denoiser.parameters()) / 1e6

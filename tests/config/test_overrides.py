@@ -119,6 +119,7 @@ def test_experiments_compose_and_build(experiment):
             "variance",
             "loss",
             "optimizer",
+            "learning_rate",
             "sampler",
             "timesteps",
             "spacing",

@@ -49,3 +49,14 @@ def test_a_wrong_line_is_told_before_anything_is_trained(tmp_path):
         code, text = runs.train(tmp_path, [*TISSUE, f"run.evaluate={json.dumps([line])}"])
         assert code == 2 and line in text and said in text, text
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_evaluates_each_of_its_checkpoints(tmp_path):
+    """One that was pruned before is not there any more: of 4, 8 and 12 the last two are kept."""
+    line = ["metrics=[loss] held_out_draws=16 select=every"]
+    run = runs.finish(tmp_path, [*TISSUE, f"run.evaluate={json.dumps(line)}"])
+    found = [json.loads(p.read_text()) for p in run.glob("evaluation/*/evaluation.json")]
+    steps = sorted(e["checkpoint"]["step"] for e in found)
+    assert steps == runs.steps_of(run) == [8, 12]
+    assert {e["protocol"]["select"] for e in found} == {"step_8", "step_12"}
+    assert "lowest of 2 checkpoints, step 8 to 12:" in (tmp_path / "output.txt").read_text()

@@ -3,8 +3,10 @@ missing, and what is made once."""
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,8 @@ from config.run_config import RunConfig
 from data.dataset import Dataset
 from data.pixels import to_x0
 from diffusion.clipping import clip_x0
-from evaluation import evaluator
+from diffusion.denoiser import Denoiser
+from evaluation import along_training, evaluator
 from evaluation.evaluator import evaluate_folder, evaluate_run, find_runs
 from evaluation.protocol import reference_images
 from evaluation.trained_run import TrainedRun, image_classes
@@ -340,6 +343,40 @@ def test_the_bound_is_of_an_image_of_its_class(classes, conditional):
     assert record["bound"]["bits"]["value"] == pytest.approx(expected.bits.mean().item(), rel=1e-6)
 
 
+def test_the_bound_of_all_images_is_the_same_in_any_batches(full, transfers, monkeypatch, tmp_path):
+    """Image k has the t and the noise of seed k, of whichever batch it is; and an evaluation that
+    was made in other batches is the same one."""
+    left = shutil.ignore_patterns("evaluation", "generated")
+    run = shutil.copytree(full[0], tmp_path / full[0].name, ignore=left)
+    sizes, forward = [], Denoiser.__call__
+
+    def counted(denoiser, x_t, *rest, **named):
+        sizes.append(len(x_t))
+        return forward(denoiser, x_t, *rest, **named)
+
+    monkeypatch.setattr(Denoiser, "__call__", counted)
+
+    def bound_of(batch_size, images):
+        sizes.clear()
+        given = {"metrics": ["bound"], "bound_images": images, "batch_size": batch_size}
+        path = evaluate_run(run, settings(transfers, **given), NODE) / "evaluation.json"
+        return json.loads(path.read_text())["bound"]
+
+    held_out = full[1]["images"]["test"]
+    assert held_out % 100  # the last batch is a smaller one
+    together = bound_of(1000, 10**6)
+    assert set(sizes) == {held_out} and len(sizes) == 5
+    parted = bound_of(100, None)
+    assert max(sizes) == 100 and sum(sizes) == 5 * held_out
+    assert parted["images"] == together["images"] == held_out
+    assert parted["prior"] == pytest.approx(together["prior"], rel=1e-5)
+    for key in ("value", "low", "high"):
+        assert parted["bits"][key] == pytest.approx(together["bits"][key], rel=1e-5)
+    for ours, theirs in zip(parted["terms"], together["terms"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-8)
+    assert bound_of(1, None) == parted and not sizes  # evaluated before
+
+
 def test_the_memoriser_among_the_floors_is_one(full):
     floors = full[1]["baselines"]
     memoriser = floors["memoriser"]
@@ -481,8 +518,11 @@ def test_every_choice_of_features_composes_in_both_places(features):
         ({"checkpoint": "x", "metrics": ["qualty"]}, "did you mean quality"),
         ({"checkpoint": "x", "n": 0}, "n must be at least 1"),
         ({"checkpoint": "x", "bound_steps": 1}, "bound_steps must be at least 2"),
+        ({"checkpoint": "x", "bound_images": 0}, "bound_images must be at least 1, or null"),
         ({"checkpoint": "x", "metrics": []}, "nothing is asked for"),
         ({"images": "x", "checkpoint": "y", "metrics": "loss"}, "nothing is asked for"),
+        ({"images": "x", "checkpoint": "y", "select": "every"}, "with images= or weights=average"),
+        ({"checkpoint": "y", "weights": "average", "select": "every"}, "leave it out"),
     ],
 )
 def test_wrong_settings_are_refused(transfers, given, expected):
@@ -499,6 +539,70 @@ def test_a_checkpoint_by_its_name_is_no_best_one(transfers):
     assert best != named and named.name.startswith("step_4_n12")
     assert json.loads((named / "evaluation.json").read_text())["protocol"]["select"] == "step_4"
     assert json.loads((best / "evaluation.json").read_text())["checkpoint"]["step"] == 8
+
+
+def test_every_checkpoint_is_an_evaluation_of_its_own(transfers, caplog):
+    """The same as of each by its name, made once; at the end the lowest of each number."""
+    caplog.set_level("INFO")
+    run = transfers.run("train.steps=12", "run.checkpoint_every=4", "seed=6", "optimizer.lr=0.02")
+    small = ["n=30", "sampler.steps=2", "held_out_draws=32", "device=cpu"]
+    small += ["metrics=[quality,loss]", f"cache={transfers.root}/cache"]
+    given = composed("evaluate", [f"checkpoint={run}", "select=every", *small])
+
+    def every() -> tuple[list[Path], str]:
+        caplog.clear()
+        evaluate.main(copy.deepcopy(given))
+        return sorted(run.glob("evaluation/*")), caplog.messages[-1]
+
+    evaluate.main(composed("evaluate", [f"checkpoint={run}/checkpoints/step_8", *small]))
+    [named] = run.glob("evaluation/*")
+    before = (named / "evaluation.json").stat().st_mtime_ns
+    folders, said = every()
+    assert [folder.name.split("_n30")[0] for folder in folders] == ["step_12", "step_4", "step_8"]
+    assert named in folders and (named / "evaluation.json").stat().st_mtime_ns == before
+    records = {}
+    for folder in folders:
+        content = json.loads((folder / "evaluation.json").read_text())
+        records[content["checkpoint"]["step"]] = content
+        assert content["protocol"]["select"] == f"step_{content['checkpoint']['step']}"
+    lines = said.splitlines()
+    assert lines[0] == str(run) and lines[1] == "lowest of 3 checkpoints, step 4 to 12:"
+    for line, of in zip(
+        lines[2:-1],
+        (
+            lambda r: r["quality"]["test"]["kid"]["value"],
+            lambda r: r["quality"]["train"]["kid"]["value"],
+            lambda r: r["quality"]["train"]["frechet"],
+            lambda r: r["loss"]["target"]["loss"]["value"],
+        ),
+        strict=True,  # to five test images there is no Fréchet distance
+    ):
+        values = {step: of(record) for step, record in records.items()}
+        step = min(values, key=values.get)
+        assert re.search(rf" step {step} +{values[step]:.4g}$", line), (line, values)
+    assert "too low" in lines[-1]
+    assert every()[1] == said and snapshot(named)["evaluation.json"][0] == before
+    with pytest.raises(UserError, match="one folder cannot hold 3 checkpoints' evaluations"):
+        evaluate.main(copy.deepcopy(given) | {"out": "x"})
+    # one that is damaged stops no other
+    (run / "checkpoints/step_8/ema.safetensors").write_bytes(b"")
+    given["seed"] = 1
+    with pytest.raises(UserError, match="1 of 3 checkpoints could not be evaluated:\n.*step_8"):
+        every()
+    assert "lowest of 2 checkpoints, step 4 to 12:" in caplog.text
+
+
+def test_the_first_of_equals_is_the_lowest_step():
+    def record(step: int, loss: float) -> dict:
+        named = {"protocol": {"held_out": "validation"}, "features": {"frechet": "FID"}}
+        of = {"quality": {"train": {"frechet": 7.0}}, "loss": {"target": {"loss": {"value": loss}}}}
+        return {**named, **of, "checkpoint": {"step": step}}
+
+    lines = along_training.lowest_of([record(5, 0.3), record(900, 0.2), record(1000, 0.2)])
+    assert [line.split() for line in lines.splitlines()[1:-1]] == [
+        ["FID", "to", "training", "images", "step", "5", "7"],
+        ["loss", "on", "validation", "images", "step", "900", "0.2"],
+    ]
 
 
 def test_a_folder_given_keeps_what_is_in_it(full, transfers, tmp_path):

@@ -141,12 +141,17 @@ def test_sheet_of_training_images(monkeypatch, tmp_path):
 def test_bound(monkeypatch):
     seen = []
     monkeypatch.setattr(network_metrics, "bound", lambda denoise, schedule, x0, *_: seen.append(x0))
-    monkeypatch.setattr(network_metrics, "_bound", lambda *_: {})
-    network = SimpleNamespace(
-        run=SimpleNamespace(images=(DATA, [])),
-        device=torch.device("cpu"),
-        denoiser=Denoiser(torch.nn.Identity(), SCHEDULE, PredictNoise()),
-        reference=reference_images(IMAGES, DATA.splits, []),
+    network = network_metrics.NetworkMetrics(
+        SimpleNamespace(
+            images=(DATA, []),
+            build_denoiser=lambda device: Denoiser(torch.nn.Identity(), SCHEDULE, PredictNoise()),
+        ),
+        torch.device("cpu"),
+        reference_images(IMAGES, DATA.splits, []),
+        0,
+        [],
     )
-    network_metrics.NetworkMetrics.bound(network, COUNT, None, clip=False)
-    check_shares((seen[0].mean((1, 2, 3)) + 1) * 127.5)
+    monkeypatch.setattr(network_metrics, "_bound", lambda batches, timesteps: list(batches))
+    network.bound(COUNT, None, False, batch_size=COUNT // 3)
+    assert len(seen) >= 3
+    check_shares((torch.cat(seen).mean((1, 2, 3)) + 1) * 127.5)

@@ -243,10 +243,13 @@ def test_how_images_were_made_is_said_in_full(tmp_path):
     ):
         assert words in said, said
     content["images"]["test"] = 10
-    path.write_text(json.dumps(content))
-    assert (
-        "bound of 10 images with" in dict(Report(tmp_path, read_runs(tmp_path)).facts)["evaluation"]
-    )
+    for bound, words in (
+        ([16, 100], "bound of 10 images with 100 steps each"),
+        ([None, None], "bound of 10 images with all steps each"),
+    ):
+        content["protocol"]["bound"] = bound
+        path.write_text(json.dumps(content))
+        assert words in dict(Report(tmp_path, read_runs(tmp_path)).facts)["evaluation"]
 
 
 @pytest.mark.parametrize(("source", "blind"), [(1.0, True), (0.3, False)])

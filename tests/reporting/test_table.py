@@ -580,6 +580,26 @@ def test_a_step_that_was_asked_for_counts_only_where_no_rule_chose(tmp_path):
     )
 
 
+def test_evaluations_along_training_are_one_line_and_count_only_where_no_rule_chose(tmp_path):
+    """As evaluate.py select=every leaves them, the newest at the last step."""
+    directory = write_run(tmp_path, "full", held_out_loss=0.07)
+    write_evaluation(directory, evaluation(kid=0.2), "best", age=60)
+    for step in (900, 1000, 1100):
+        content = evaluation(kid=0.1)
+        content["protocol"]["select"] = f"step_{step}"
+        write_evaluation(directory, content, f"step_{step}")
+        content["protocol"]["features"] = {"kind": "inception"}
+        write_evaluation(directory, content, f"other_{step}")
+    found = read_runs(tmp_path)
+    assert rows(found)[0].value(KID) == pytest.approx(0.2)
+    lines = [line for line in Report(tmp_path, found).missing if "left out" in line]
+    what = f"{directory.name}: 3 evaluations of single checkpoints are left out, "
+    assert sorted(lines) == [
+        f"{what}of step 900 to 1100",
+        f"{what}under another protocol (features.kind: random -> inception)",
+    ]
+
+
 def of_one_image(node):
     """An evaluation's content as it is where one image is held out: no number has an interval."""
     if isinstance(node, dict) and "replicates" in node:
