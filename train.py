@@ -23,13 +23,10 @@ from training.sweep import cell, sweeping
 
 log = logging.getLogger("train")
 ALONE = "pretrain_demo"
-OF_STUDIES = ("study", "budget", "size")
 
 
 def trained(raw: dict[str, Any]) -> Path:
-    """The directory of a run, trained and, where it asks for that, evaluated. raw: of a study, too,
-    whose own settings are none of the run's."""
-    raw = {key: value for key, value in raw.items() if key not in OF_STUDIES}
+    """The directory of a run, trained and, where it asks for that, evaluated."""
     if not (raw.get("run") or {}).get("evaluate"):
         return run.train(raw)
     from evaluation.after_training import train_and_evaluate  # takes a second or two

@@ -46,6 +46,7 @@ NODES = {
 }
 PLACES = ("path", "root")  # how its settings are called that say where the images are
 SETTINGS = ("data", "augmentation", "train", "transfer", "source", "sampler", "run", "wandb")
+OF_STUDIES = ("study", "budget", "size")  # of a study (studies/), and of none of its runs
 # what stands beside the sections
 VALUES = {
     "experiment": str,

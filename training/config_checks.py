@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from config.run_config import NODES, SETTINGS, VALUES, RunConfig
+from config.run_config import NODES, OF_STUDIES, SETTINGS, VALUES, RunConfig
 from diffusion.generate import steps_of
 from diffusion.losses import TEACH_VARIANCE, hybrid_loss, simple_loss
 from runtime.config_schema import describe, fits
@@ -29,6 +29,7 @@ def check_run_config(raw: dict[str, Any]) -> RunConfig:
     Raises:
         UserError: at the first wrong key, type or value, and at parts that cannot go together.
     """
+    raw = {key: value for key, value in raw.items() if key not in OF_STUDIES}
     _check_sections(raw)
     asked = RunConfig(raw)
     config = asked.with_classes(1)  # how many there are is not known yet

@@ -291,12 +291,13 @@ def check_slurm() -> None:
 
 
 @contextlib.contextmanager
-def told_of_cells(sweep: Sweep, numbers: Sequence[int]) -> Iterator[None]:
-    """Tells of these cells as they end in other processes, while inside."""
+def told_of_cells(sweep: Sweep, numbers: Sequence[int] | None = None) -> Iterator[None]:
+    """Tells of all cells, or of these, as they end in other processes, while inside."""
     end = threading.Event()
 
     def watch() -> None:
-        left, last = list(numbers), False
+        left = list(range(len(sweep.cells)) if numbers is None else numbers)
+        last = False
         while not last:
             last = end.wait(1)
             for n in list(left):

@@ -10,7 +10,7 @@ from typing import Any
 from metrics.over_seeds import Mean, mean_over, told_apart
 from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
-from reporting.runs import Run
+from reporting.runs import Run, value_of
 from reporting.table import UNTOUCHED, baselines_table, find_baseline, rows
 from studies.which_layers.judge import differences, loss_of
 from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
@@ -70,6 +70,7 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         crossing(points_of(comparison), best, comparison.reference),
         _left_out(comparison),
         copies_sentence(list(audited.values()), list(audited)),
+        leak_sentence(audited.get(best)),
         forgotten_sentence(judged),
         f"Command of the advised run: {command}",
     ]
@@ -212,6 +213,21 @@ def copies_sentence(audited: Sequence[Run], strategies: Sequence[str]) -> str:
         return "Copying was not looked for (audits)."
     copiers = [f"{name} ({', '.join(found)})" for name, found in signs.items() if found]
     return f"Signs of copying: {join_names(copiers)}." if copiers else "No sign of copying."
+
+
+def leak_sentence(run: Run | None) -> str:
+    """Where the losses of the advised strategy tell what it was trained on, and its source's do
+    not."""
+    excess = run and value_of(run.at("membership.excess"))
+    auc = run and value_of(run.at("membership.auc"))
+    if not excess or not auc or excess.low is None or excess.low <= 0:
+        return ""
+    band = interval(auc.value, auc.low, auc.high)
+    return (
+        "Its losses tell training images from others (AUC "
+        f"{number(auc.value, auc.low, auc.high)} {band}, {excess.value:+.2f} against its source), "
+        "so who has the weights can tell whose images they saw."
+    )
 
 
 def forgotten_sentence(judged: Sequence[Judged]) -> str:

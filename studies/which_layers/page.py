@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reporting.columns import COPIES, FORGOT, KID, RHO
+from reporting.columns import AUDIT_COLUMNS, COPIES, KID, RHO
 from reporting.figures import RULE, STYLE, Plot
 from reporting.numbers import MISSING, interval, number
 from reporting.page import SHAPES, look, machine_text
@@ -25,7 +25,7 @@ from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
 
 HERE = Path(__file__).parent
 PAGE = "report.html"
-AUDITED = (KID, RHO, COPIES, FORGOT)
+AUDITED = (*AUDIT_COLUMNS, KID, RHO, COPIES)
 
 
 def write_page(

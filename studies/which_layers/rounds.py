@@ -9,12 +9,14 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from metrics.held_out_loss import grid_of
+from metrics.membership import IMAGES
 from studies.cells import Cell, Outcome, Round
 from studies.which_layers.images import VALIDATION, Images
 from studies.which_layers.judge import worse_than_best
 from studies.which_layers.plan import Plan, Price, Work
 from studies.which_layers.runs import Judged, Reader
 
+AUDITS = ("quality", "memorization", "membership", "classification")
 AVERAGES = [0.05, 0.1]  # lengths that are kept; any is made of them afterwards
 REFERENCE = "full"
 # the probability that racing leaves out one that is not worse, over all looks
@@ -139,13 +141,24 @@ class Comparison:
                 self.left_out[name] = outcome.message.split("\n")[0]
 
     def audit_cell(self, name: str) -> Cell:
-        """Images of the run of the first repetition with all images, and what they tell."""
+        """Images of the run of the first repetition with all images, and what they tell; and
+        whether its losses tell what it was trained on."""
         rate = self.found[name][None][0].rate if name in self.found else self.rate
         n, steps = self.plan.audit_images, self.plan.sampler_steps
-        line = f"n={n} sampler.steps={steps} weights=average 'metrics=[quality,memorization]'"
+        line = f"n={n} sampler.steps={steps} weights=average metrics=[{','.join(AUDITS)}]"
         overrides = self._overrides(name, 0, None, rate, self.plan.steps, [line])
+        asked = min(IMAGES, self.images.training(self.plan.folds, self.test_share))
+        asked += min(IMAGES, self._tested)
+        attacked = 2 * 10 * asked  # the run and its source, once in each decile of t
+        work = Work(0, n * steps + attacked)
         price = self.prices.get(name)
-        return Cell(f"audit, {name}", overrides, price.seconds(Work(0, n * steps)) if price else 0)
+        return Cell(f"audit, {name}", overrides, price.seconds(work) if price else 0.0)
+
+    @property
+    def _tested(self) -> int:
+        """Images that judge a run."""
+        every = self.images.training(self.plan.folds, self.test_share)
+        return self.images.given or self.images.count - every
 
     def _overrides(
         self,
@@ -195,8 +208,7 @@ class Comparison:
         rows = max(5, round(VALIDATION * min(size or every, every)))
         judged = self.plan.looked(since, until, rows)
         if judge:
-            tested = self.images.count - every if self.plan.folds else self.images.given or every
-            count, each = grid_of(tested, self.plan.test_draws)
+            count, each = grid_of(self._tested, self.plan.test_draws)
             judged += (1 + SOURCE_LOSSES) * count * each
         done = Work(max(0, until - since), judged)
         self.work = Work(self.work.steps + done.steps, self.work.judged + done.judged)

@@ -1,0 +1,84 @@
+"""Plans: what is left out where the time is short, and what they cost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from studies.which_layers.plan import lesser, looks_of, minutes
+from studies.which_layers.rounds import priced
+from tests.helpers.made_up_studies import compared, plan
+
+
+def test_what_is_left_out_in_which_order():
+    whole = plan(sizes=[30, 10], rates=[0.3, 1, 3], audit_images=200)
+    said = [what for what, _ in lesser(whole)]
+    assert [what.split(",")[0].split(";")[0] for what in said] == [
+        "",
+        "the audits of generated images (copies",
+        "the subset of 10 images",
+        "the subset of 30 images",
+        "the choice of the rate in each repetition",
+        "a fold",
+        "a fold",
+        "the choice of the rate: the middle one is taken",
+    ]
+    *_, (_, least) = lesser(whole)
+    assert (least.repeats, least.sizes, least.rates) == (3, [], [1])
+    assert least.steps == whole.steps, "no run is cut short"
+
+
+@pytest.mark.parametrize("less", range(1, 8))
+def test_less_is_cheaper(less):
+    def loss_of(name, k, size, rate):
+        return np.ones(20), 13
+
+    plans = [p for _, p in lesser(plan(sizes=[30, 10], rates=[0.3, 1, 3]))]
+    if less < len(plans):
+        costs = [
+            sum(
+                priced(
+                    compared(
+                        loss_of,
+                        sizes=p.sizes,
+                        rates=p.rates,
+                        rates_once=p.rates_once,
+                        repeats=p.repeats,
+                    )
+                ).seconds.values()
+            )
+            for p in plans[less - 1 : less + 1]
+        ]
+        assert costs[1] < costs[0]
+
+
+def test_what_is_priced_is_what_is_done():
+    def loss_of(name, k, size, rate):
+        return np.linspace(0.1, 0.2, 20), 13
+
+    comparison = compared(loss_of, sizes=[30], rates=[0.3, 1, 3])
+    expected = priced(comparison)
+    assert expected.work == comparison.work and expected.seconds == comparison.spent
+
+
+def test_looks_are_spaced_and_end_at_the_last_step():
+    for steps in (1, 4, 8, 40, 400, 12345):
+        looks = looks_of(steps)
+        assert looks[-1] == steps and looks == sorted(set(looks))
+        assert all(b <= round(1.3 * a) + 1 for a, b in pairwise(looks))
+        assert looks[0] <= max(1, steps // 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("90s", 1.5), ("30m", 30), ("2h", 120), ("1.5h", 90), ("1d", 1440)]
+)
+def test_durations(text, found):
+    assert minutes(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "soon", "infh", "nanm"])
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match="is no duration"):
+        minutes(text)
