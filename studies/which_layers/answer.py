@@ -12,6 +12,7 @@ from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
 from reporting.runs import Run, value_of
 from reporting.table import UNTOUCHED, baselines_table, find_baseline, rows
+from runtime.errors import UserError
 from studies.which_layers.judge import differences, loss_of
 from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
@@ -53,6 +54,9 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
     whole = {name: sizes[None] for name, sizes in comparison.found.items() if None in sizes}
     folds = comparison.folds
     running = [name for name in whole if name not in comparison.left_out]
+    if not running or len(whole) < 2:
+        why = "; ".join(f"{name}: {why}" for name, why in comparison.left_out.items())
+        raise UserError(f"fewer than two strategies came to an end, so nothing is compared. {why}")
     losses = {name: loss_of(whole[name], folds) for name in running}
     best = min(losses, key=lambda name: losses[name].value)
     behind = differences(whole, best, folds)

@@ -1,6 +1,6 @@
 """What a study does, what that costs, and what is left out of it where the time is short."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,15 +24,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Price:
-    """Seconds on the machine that runs the cells. start: of a cell that does nothing. step: one of
-    training. judged: one image without a gradient."""
+    """Seconds on the machine that runs the cells, and bytes on its disk. start: of a cell that does
+    nothing. step: one of training. judged: one image without a gradient. checkpoint, snapshot: of
+    a run that was looked at."""
 
     start: float
     step: float
     judged: float
+    checkpoint: int = 0
+    snapshot: int = 0
 
     def seconds(self, work: Work) -> float:
         return self.start + work.steps * self.step + work.judged * self.judged
+
+    def bytes(self, looks: int) -> int:
+        """Of a run that was looked at so often."""
+        return self.checkpoint + looks * self.snapshot
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,17 @@ class Plan:
         count, each = grid_of(rows, self.validation_draws)
         looks = sum(since < look <= until for look in self.looks)
         return looks * count * each
+
+    def most_bytes(self, prices: Iterable[Price]) -> int:
+        """Of all runs that are kept at one time: those of a round, the weights of others being
+        removed when they are judged."""
+        looks, count = len(self.looks), len(self.rates)
+        in_stages = [
+            (count - n, sum(look <= stage for look in self.looks))
+            for n, stage in enumerate(self.stages(count)[:-1])
+        ]
+        at_once = [*in_stages, (2 + len(self.sizes), looks)]  # with those that wait for the audits
+        return sum(max(runs * price.bytes(n) for runs, n in at_once) for price in prices)
 
     def as_json(self) -> dict[str, Any]:
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}

@@ -19,6 +19,8 @@ from studies.which_layers.runs import Judged, Reader
 AUDITS = ("quality", "memorization", "membership", "classification")
 AVERAGES = [0.05, 0.1]  # lengths that are kept; any is made of them afterwards
 REFERENCE = "full"
+# of its runs one picture at the end is kept, and no older checkpoint but the best
+SPARING = ["run.samples=1", "run.sample_every=1000000", "run.keep_last=1"]
 # the probability that racing leaves out one that is not worse, over all looks
 WRONGLY_LEFT_OUT = 0.01
 SOURCE_LOSSES = 2  # beside the loss on the target: of the source's images, now and before
@@ -93,13 +95,13 @@ class Comparison:
             trials = [(name, rate) for name, rates in left.items() for rate in rates]
             cells = [self._cell(name, k, None, rate, since, stage) for name, rate in trials]
             outcomes = yield self._round([name for name, _ in trials], cells)
-            losses = {
-                trial: self._lowest(outcome, stage)
-                for trial, outcome in zip(trials, outcomes, strict=True)
-            }
+            ended = dict(zip(trials, outcomes, strict=True))
+            losses = {trial: self._lowest(outcome, stage) for trial, outcome in ended.items()}
             for name, rates in left.items():
                 in_order = sorted(rates, key=lambda rate: losses[name, rate])
                 left[name] = in_order[:-1]
+                if run := ended[name, in_order[-1]].run:
+                    self.read.forget(run)
                 if math.isinf(losses[name, in_order[0]]):
                     self.left_out[name] = "its training failed at every rate that was tried"
             left = {name: rates for name, rates in left.items() if name in self.running}
@@ -137,6 +139,8 @@ class Comparison:
             if outcome.run is not None:
                 judged = self.read.judged(outcome.run, rates.get(name, self.rate))
                 self.found.setdefault(name, {}).setdefault(size, {})[k] = judged
+                if k > 0 or size is not None:  # the first ones are audited
+                    self.read.forget(outcome.run)
             elif size is None:
                 self.left_out[name] = outcome.message.split("\n")[0]
 
@@ -178,6 +182,7 @@ class Comparison:
             f"train.ema_lengths={AVERAGES}",
             f"run.checkpoint_at={list(self.plan.looks)}",
             f"run.held_out_draws={self.plan.validation_draws}",
+            *SPARING,
             *([f"data.n_train={size}", f"data.subset_seed={k}"] if size else []),
             *([f"run.evaluate=[{lines}]"] if lines else []),
         ]
@@ -232,6 +237,9 @@ class Imagined:
 
     def judged(self, run: Path, rate: float) -> Judged:
         return Judged(run, rate, 0.0, [0.0, 0.0], 2, 1, 1, 1)
+
+    def forget(self, run: Path) -> None:
+        pass
 
 
 class Priced(NamedTuple):

@@ -1,5 +1,6 @@
 """What a study reads of its runs: the held-out loss along the way, and what the test images say."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
 from training.result import read_result
 from training.run_directory import METRICS
+from transfer.trained_weights import AVERAGES
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Reader(Protocol):
 
     def judged(self, run: Path, rate: float) -> Judged: ...
 
+    def forget(self, run: Path) -> None:
+        """Its weights are not asked for again."""
+        ...
+
 
 class OfRuns:
     """The files of runs."""
@@ -76,6 +82,22 @@ class OfRuns:
             max(losses, default=0),
             change and change["value"],
         )
+
+    def forget(self, run: Path) -> None:
+        for folder in ("checkpoints", AVERAGES):
+            if (run / folder).is_dir():
+                shutil.rmtree(run / folder)
+
+
+def forget_snapshots(run: Path) -> None:
+    """Of a run whose average is chosen and judged."""
+    for path in (run / AVERAGES).glob("step_*"):
+        path.unlink()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def loss_evaluation(run: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from config.overrides import check_overrides, composed
@@ -15,11 +15,14 @@ from studies.which_layers.answer import answer
 from studies.which_layers.images import Images, look_at
 from studies.which_layers.page import write_page
 from studies.which_layers.plan import Plan, Price, lesser, looks_of, minutes
-from studies.which_layers.rounds import AVERAGES, Comparison, priced
-from studies.which_layers.runs import OfRuns, audited_run, seconds_of
+from studies.which_layers.rounds import AVERAGES, SPARING, Comparison, priced
+from studies.which_layers.runs import OfRuns, audited_run, forget_snapshots, seconds_of, size_of
+from training.result import size
+from transfer.trained_weights import AVERAGES as SNAPSHOTS
 
 log = logging.getLogger("study")
-PLAN, ANSWER = "plan.json", "answer.json"
+PRICES, PLAN, ANSWER = "prices.json", "plan.json", "answer.json"
+MADE_ANEW = "delete this folder, and give the command again"
 TIMED_DRAWS = 64
 SMALLER = 0.7  # a subset has at most so much of all
 
@@ -106,6 +109,7 @@ class WhichLayers:
                 f"train.steps={steps or 10}",
                 "train.warmup=0",
                 f"train.ema_lengths={AVERAGES}",
+                *SPARING,
                 "run.log_every=5",
                 "run.checkpoint_at=[10]",
                 f"run.held_out_draws={TIMED_DRAWS}",
@@ -119,7 +123,13 @@ class WhichLayers:
                 f"{len(failed)} of {len(names)} strategies do not run here:{''.join(lines)}\n"
                 "Leave them out by study.strategies=[...], or mend what is wrong."
             )
-        return self._prices(ended, untrained)
+        path = context.folder / PRICES
+        if not path.exists():
+            prices = self._prices(ended, untrained)
+            write_json(path, {name: asdict(price) for name, price in prices.items()})
+            for run in filter(None, (outcome.run for outcome in outcomes)):
+                OfRuns().forget(run)
+        return {name: Price(**p) for name, p in read_json(path, MADE_ANEW).items()}
 
     @staticmethod
     def _prices(ended: Mapping[str, Outcome], untrained: Sequence[str]) -> dict[str, Price]:
@@ -132,8 +142,14 @@ class WhichLayers:
         starts = {n: max(0.0, s - 10 * step - v) for n, (s, step, v) in measured.items()}
         start = sorted(starts.values())[len(starts) // 2]  # the first also decodes the images
         return {
-            name: Price(start, measured[name][1] if name in measured else 0.0, judged)
-            for name in ended
+            name: Price(
+                start,
+                measured[name][1] if name in measured else 0.0,
+                judged,
+                size_of(o.run / "checkpoints") if o.run else 0,
+                size_of(o.run / SNAPSHOTS) if o.run else 0,
+            )
+            for name, o in ended.items()
         }
 
     def _planned(
@@ -159,7 +175,7 @@ class WhichLayers:
         )
         path, gone = context.folder / PLAN, list[str]()
         if path.exists():
-            kept = read_json(path, "delete it, and give the command again", keys=["plan", "images"])
+            kept = read_json(path, MADE_ANEW, keys=["plan", "images"])
             if kept["images"] != images.fingerprint:
                 raise UserError(
                     f"{path}: the images are not those that this plan was made for. Put them back, "
@@ -228,6 +244,7 @@ class WhichLayers:
             ["audits", f"{plan.audit_images} images of each" if plan.audit_images else "none"],
             ["cells", f"{cells}, {work.steps} steps and {work.judged} judged images in all"],
             ["price", f"{self._seconds(comparison) / 60:.0f} minutes of this machine, at most"],
+            ["disk", f"up to {size(plan.most_bytes(comparison.prices.values()))} at a time"],
         ]
         left = [f"Left out for budget={self.budget}: {'; '.join(gone)}."] if gone else []
         return "\n".join(["", "The plan:", table(lines), *left, ""])
@@ -240,4 +257,7 @@ class WhichLayers:
         cells = [comparison.audit_cell(name) for name in names]
         outcomes = yield Round(cells)
         ended = zip(names, outcomes, strict=True)
-        return {name: audited_run(outcome.run) for name, outcome in ended if outcome.run}
+        runs = {name: outcome.run for name, outcome in ended if outcome.run}
+        for run in runs.values():
+            forget_snapshots(run)
+        return {name: audited_run(run) for name, run in runs.items()}

@@ -53,6 +53,9 @@ class MadeUp:
         trained_on = size or 64
         return Judged(run, rate, float(losses.mean()), replicates, n, trained_on, step, 40, 0.01)
 
+    def forget(self, run: Path) -> None:
+        pass
+
 
 def parsed(run: Path) -> tuple[str, int, int | None, float]:
     name, k, size, rate = run.parts[-4:]

@@ -1,4 +1,4 @@
-"""Studies of a tiny network whose answer is known: what was shuffled in the source has to train, and
+"""Studies of a tiny network whose answer is known: what was shuffled in the source has to train,
 the rest is right as it is. And strategies that are one and the same."""
 
 from __future__ import annotations
