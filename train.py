@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from config.overrides import CONF, as_hydra_takes, check_overrides, options, resolved
@@ -36,7 +38,9 @@ def trained(raw: dict[str, Any]) -> Path:
 
 @one_message
 def main(cfg: DictConfig) -> None:
-    log_to_terminal()
+    # hundreds of runs would hide how a study goes on; each has its own log.txt
+    in_study = "study" in cfg and HydraConfig.get().mode == RunMode.MULTIRUN
+    log_to_terminal(heard=["training.sweep"] if in_study else None)
     try:
         with held(False):
             cell(lambda: trained(resolved(cfg)))

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,23 @@ class _File(logging.FileHandler):
             super().close()
 
 
-def log_to_terminal() -> None:
+_warned: set[str] = set()  # in this process
+
+
+def log_to_terminal(heard: Collection[str] | None = None) -> None:
     """Messages on stdout, without tearing the progress bar; that one of stdout and stderr is lost
-    on both, as the other may be there."""
+    on both, as the other may be there.
+
+    Args:
+        heard: the loggers whose messages are shown, and beside them each warning once; None for
+            all.
+    """
 
     def show(record: logging.LogRecord) -> None:
+        if heard is not None and record.name not in heard:
+            if record.levelno < logging.WARNING or record.getMessage() in _warned:
+                return
+            _warned.add(record.getMessage())
         both = record.name == terminal.__name__
         for stream in (sys.stdout, sys.stderr) if both else (sys.stdout,):
             tqdm.write(logging.Formatter().format(record), stream)

@@ -78,6 +78,15 @@ def test_it_ends_with_a_paragraph_and_a_page(undisturbed):
     check_paragraph_and_page(*undisturbed)
 
 
+def test_runs_are_heard_in_their_own_logs(undisturbed):
+    """What each says would hide how the study goes on; a warning is heard once."""
+    root, text = undisturbed
+    [log, *_] = study_runs.folder_of(root).glob("full-*/log.txt")
+    assert "kernels: torch's own" in log.read_text()
+    assert "kernels: torch's own" not in text
+    assert len(re.findall(r"^\[\d+%, .* left\] fold 0, full", text, re.M)) == 1
+
+
 def test_what_ran_is_what_was_counted(undisturbed):
     check_work(*undisturbed)
 
