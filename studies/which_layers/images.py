@@ -17,12 +17,14 @@ VALIDATION = 0.2  # of what a run has, taken out to choose rate and stopping by
 @dataclass(frozen=True)
 class Images:
     """fingerprint: of them all. count: of those that are no test images of the user's own. given:
-    how many test images there are. splits: settings that the reader draws splits by."""
+    how many test images there are. splits: settings that the reader draws splits by. aside: images
+    of a validation folder of the user's own, in whose place those stand that are taken out."""
 
     fingerprint: str
     count: int
     given: int
     splits: Sequence[str]
+    aside: int = 0
 
     def folds(self, most: int) -> int | None:
         """How many; None for one split."""
@@ -33,6 +35,17 @@ class Images:
         if folds:
             return self.count - -(-self.count // folds)
         return self.count if self.given else round(self.count * (1 - test))
+
+    def told(self, folds: int | None, repeats: int, test: float) -> str:
+        if folds:
+            how = f"{folds} folds" + f", {repeats} of them judged" * (repeats < folds)
+        elif self.given:
+            how = f"judged by {self.given} test images of their own, {repeats} seeds"
+        else:
+            how = f"a share of {test:g} to judge by, {repeats} seeds"
+        left = f"; {self.aside} of a validation folder are left aside" * (self.aside > 0)
+        have = self.training(folds, test)
+        return f"{self.count}: {how}; a run has {have}, a fifth of them to choose by{left}"
 
     def repeat(self, k: int, folds: int | None) -> list[str]:
         """The overrides of repetition k: a fold, or another seed."""
@@ -58,4 +71,5 @@ def look_at(raw: dict[str, Any]) -> Images:
             "out, so that nothing here can tell which layers to train or when to stop. "
             "docs/results.md has what was found with 10 images of other kinds."
         )
-    return Images(reader.fingerprint, splits["train"], splits["test"], keys)
+    given = splits["test"], keys, splits["validation"]
+    return Images(reader.fingerprint, splits["train"], *given)

@@ -231,12 +231,10 @@ class WhichLayers:
         """The plan and its price."""
         plan, images = comparison.plan, comparison.images
         _, cells, work = priced(comparison)
-        have = images.training(plan.folds, comparison.test_share)
-        how = f"{plan.folds} folds, {plan.repeats} of them judged" if plan.folds else "one split"
         rates = ", ".join(f"{comparison.rate * r:.3g}" for r in plan.rates)
         each = "in the first fold" if plan.rates_once else "in each"
         lines = [
-            ["images", f"{images.count}: {how}; a run has {have}, a fifth of them to choose by"],
+            ["images", images.told(plan.folds, plan.repeats, comparison.test_share)],
             ["strategies", ", ".join(comparison.strategies)],
             ["rates", rates + (f", chosen by halving {each}" if len(plan.rates) > 1 else "")],
             ["subsets", ", ".join(map(str, plan.sizes)) or "none"],

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from studies.which_layers.images import Images
 from studies.which_layers.plan import lesser, looks_of, minutes
 from studies.which_layers.rounds import priced
 from tests.helpers.made_up_studies import compared, plan
@@ -82,3 +83,20 @@ def test_durations(text, found):
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="is no duration"):
         minutes(text)
+
+
+def test_the_images_are_told():
+    few, given, many = (
+        Images("", count, n, ["validation", "test"], aside)
+        for count, n, aside in ((100, 0, 0), (90, 30, 12), (1000, 0, 0))
+    )
+    assert few.folds(5) == 5 and given.folds(5) is None and many.folds(5) is None
+    assert few.told(5, 3, 0.2).startswith("100: 5 folds, 3 of them judged; a run has 80")
+    said = given.told(None, 5, 0.2)
+    assert "judged by 30 test images of their own, 5 seeds; a run has 90" in said
+    assert "12 of a validation folder are left aside" in said
+    assert "a share of 0.2 to judge by, 5 seeds; a run has 800" in many.told(None, 5, 0.2)
+    assert few.repeat(2, 5)[:3] == ["data.validation=0", "data.test=0", "data.fold=[2,5]"]
+    assert many.repeat(2, None)[0] == "data.validation=0" and "data.test=0" not in many.repeat(
+        2, None
+    )

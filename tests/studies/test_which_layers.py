@@ -171,3 +171,24 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(given, tmp_path):
     command = study_runs.command(*given, "budget=1s")
     code, text = runs.train(tmp_path, command, tiny=study_runs.TINY)
     assert code == 2 and re.search(r"the least plan takes .* Give budget=\d+m", text), text
+
+
+@pytest.mark.slow
+def test_test_images_of_the_users_own_judge_all_seeds(given, tmp_path):
+    """No folds: three seeds, judged by the same images."""
+    _, source = given
+    for split, n in (("train", 20), ("test", 12), ("val", 6)):
+        study_runs.images(tmp_path / "mine" / split, n, first=700 + 100 * n)
+    command = study_runs.command(tmp_path / "mine", source, "study.sizes=[10]")
+    root, text = finished(tmp_path, command)
+    assert "judged by 12 test images of their own, 3 seeds; a run has 20" in text
+    assert "6 of a validation folder are left aside" in text
+    points = {(p["strategy"], p["size"]): p for p in study_runs.answer_of(root)["points"]}
+    assert points["full", None]["trained_on"] == 15 and points["full", 10]["trained_on"] == 5
+    found = [
+        json.loads(path.read_text())
+        for path in study_runs.folder_of(root).glob("full-*/evaluation/*/evaluation.json")
+    ]
+    assert {e["images"]["test"] for e in found} == {12}
+    assert len({e["protocol"]["test"] for e in found}) == 1
+    assert "With your 20 images" in study_runs.answer_of(root)["text"]
