@@ -40,7 +40,7 @@ from runtime.signals import held
 PATHS = {"path", "root", "from", "checkpoint", "source", "reference", "images", "train", "test"}
 PLACES = {"path", "root", "out", "directory", "cache"}
 CONF = Path(__file__).resolve().parent.parent / "conf"
-ADDED = ("experiment", "sweep")  # groups that are not among the defaults
+ADDED = ("experiment", "sweep", "ablation")  # groups that are not among the defaults
 # flip: "${images_are:data.sources.celeba.CelebA}" of an experiment holds for these images alone
 OmegaConf.register_new_resolver(
     "images_are", lambda *readers, _root_: _root_.data._target_ in readers, replace=True

@@ -212,7 +212,7 @@ def is_sweep(config_name: str, asked) -> bool:
     if is_multirun(asked):
         return True
     for override in asked.overrides:
-        if override.startswith(("+sweep=", "hydra/launcher=")):
+        if override.startswith(("+sweep=", "+ablation=", "hydra/launcher=")):
             raise UserError(
                 f"{override} is for many runs: add -m, python {config_name}.py -m "
                 f"{' '.join(asked.overrides)}"
