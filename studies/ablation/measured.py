@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,13 +53,16 @@ class Found:
     @property
     def state(self) -> str:
         """What keeps a seed from having numbers, in words."""
-        states = [f"unstable at step {step} (seed {k})" for k, step in self.unstable.items()]
-        states += [f"failed: {_first(said)} (seed {k})" for k, said in self.failed.items()]
-        return "; ".join(states)
+        said = {seed: f"unstable at step {step}" for seed, step in self.unstable.items()}
+        said |= {
+            seed: f"failed: {message.splitlines()[0]}" for seed, message in self.failed.items()
+        }
+        seeds = {text: [str(k) for k in said if said[k] == text] for text in said.values()}
+        return "; ".join(f"{text} ({_seeds(which)})" for text, which in seeds.items())
 
 
-def _first(message: str) -> str:
-    return message.split("\n")[0]
+def _seeds(which: Sequence[str]) -> str:
+    return f"seed{'s' * (len(which) > 1)} {', '.join(which)}"
 
 
 def found_of(outcomes: Mapping[int, Outcome], line: str, measure: Measure) -> Found:
