@@ -29,6 +29,7 @@ FILES = [
     "docs/evaluation.md",
     "docs/extending.md",
     "docs/machines.md",
+    "docs/ablations.md",
     "conf/train.yaml",
     "conf/sample.yaml",
     "conf/export.yaml",
@@ -36,7 +37,7 @@ FILES = [
     "conf/hydra/launcher/slurm.yaml",
     *(
         str(p)
-        for folder in ("experiment", "sweep")
+        for folder in ("experiment", "sweep", "ablation")
         for p in sorted((ROOT / "conf" / folder).glob("*.yaml"))
     ),
 ]

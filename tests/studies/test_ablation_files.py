@@ -57,6 +57,13 @@ def test_every_expected_number_has_a_source_and_a_mark(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
+def test_a_table_opens_with_its_command_and_stands_in_the_docs(name):
+    described = (CONF / f"ablation/{name}.yaml").read_text().split("defaults:")[0]
+    assert f"# python ablation.py {name} " in described and "[size=small]" in described
+    assert f"{name}" in (CONF.parent / "docs/ablations.md").read_text()
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_every_claim_says_what_the_small_size_shows_and_why_not(name):
     ablation = read(name)
     assert ablation.claims and ablation.shows and ablation.cannot

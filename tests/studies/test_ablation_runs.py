@@ -60,7 +60,13 @@ def test_what_is_printed_and_on_the_page(whole):
     mean = (rows["L", "0", "bits"] + rows["L", "1", "bits"]) / 2
     [line] = re.findall(r"^L +([\d.]+) \[", text, re.M)
     assert float(line) == pytest.approx(mean, rel=1e-2)
-    for told in ("said beforehand", "bits: L < L_simple", "2 seeds", "90 training, 5 held out", "1 thread"):
+    for told in (
+        "said beforehand",
+        "bits: L < L_simple",
+        "2 seeds",
+        "90 training, 5 held out",
+        "1 thread",
+    ):
         assert told in text, told
     assert "of the paper" not in text  # no number of the paper's is expected at this size
     folder = of_table(root)
