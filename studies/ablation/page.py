@@ -111,7 +111,7 @@ class Page:
         if judged.why or self.ablation.size == "full":
             return judged.why
         if claim.because is None:
-            return "" if judged.verdict == claim.small else "the small size was known to show it"
+            return "" if judged.verdict == claim.small else f"said beforehand: {claim.small}"
         if judged.verdict == claim.small:
             return f"as was said beforehand: {claim.because}"
         return f"said beforehand: {claim.small}, {claim.because}"

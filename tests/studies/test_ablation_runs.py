@@ -77,6 +77,23 @@ def test_what_is_printed_and_on_the_page(whole):
     assert not re.search(r"^\|.*\|\n\n\|", markdown, re.M), "a table that Markdown takes for text"
 
 
+def test_at_full_size_the_numbers_of_the_paper_stand_beside(tmp_path):
+    """Of images, a network and features that are none of the paper's."""
+    full = [
+        "+ablation=ddpm_table1",
+        "data=bundled_faces",
+        "data.channels=1",
+        f"study.sizes.full.evaluate={EVALUATE}",
+    ]
+    code, text = runs.train(tmp_path, full, tiny=TINY)
+    assert code == 0, text
+    assert re.search(r"^row +FID +FID of the paper +in its band +IS ", text, re.M), text
+    assert re.search(r"^L_simple +- +3.17 \[2.97 to 4.17\] +- ", text, re.M), text
+    assert re.search(r"^L_simple .* \d[.\d]+ \[.*\]° +3.75 \[3.7 to 3.8\] +above ", text, re.M)
+    assert "Ho et al. 2020, table 1 (read)" in (of_table(tmp_path) / "report.md").read_text()
+    assert re.search(r"bits: L < L_simple .* its images", text)
+
+
 def test_killed_and_started_again_it_is_the_undisturbed_table(whole, tmp_path):
     """Within a training, between two evaluations, and once it is done."""
     for until in (r"\] L, seed 0: finished[\s\S]*6/12", r"\] L, seed 1: finished"):
