@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metrics.estimate import EVALUATION, VERSION
 from reporting.runs import Evaluation
+from runtime.files import write_sealed
 from studies.ablation.judge import judge
 from studies.ablation.measured import Found, found_of
 from studies.ablation.page import expected_text, measured_text, within_text
@@ -149,3 +151,22 @@ def test_bands():
     assert value == pytest.approx(1.0) and text.startswith("1.0") and "°" not in text
     text, _ = measured_text(found([1.0], 0.01), "quality.kid")
     assert text.startswith("1.0") and "°" not in text  # nothing in evaluation.json says the ends
+
+
+def test_of_several_checkpoints_the_best_counts_and_other_evaluations_do_not(tmp_path):
+    """As select=every leaves them: one line, an evaluation each. The same settings in another order
+    are the same line; another number of images, or evaluate.py's own, is another."""
+    line = "select=last n=6 sampler=ancestral sampler.steps=3"
+    same = "sampler.steps=3 n=6 select=last sampler=ancestral device=cpu batch_size=2"
+    made = {"a": (line, 3.0), "b": (same, 2.0), "c": (line.replace("n=6", "n=7"), 1.0)}
+    made["d"] = ("", 0.5)
+    for name, (arguments, value) in made.items():
+        content = {"version": VERSION, "protocol": {}, "arguments": arguments.split(), "is": value}
+        (tmp_path / "evaluation" / name).mkdir(parents=True)
+        write_sealed(tmp_path / "evaluation" / name / EVALUATION, content)
+    outcomes = {0: Outcome(tmp_path, "", 1.0)}
+    for better, best in (("lower", 2.0), ("higher", 3.0)):
+        row = found_of(outcomes, line, Measure("IS", "is", "", better))
+        assert row.values("is")[0].value == best and not row.failed
+    row = found_of(outcomes, "n=9", Measure("IS", "is", "", "lower"))
+    assert "is not evaluated" in row.failed[0] and not row.evaluations
