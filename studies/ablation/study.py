@@ -56,8 +56,9 @@ class Ablation:
 
     @property
     def measured(self) -> list[Measure]:
-        """At this size."""
-        return [measure for measure in self.measures if measure.name in self.chosen.measures]
+        """At this size, in its order: of several checkpoints the best in the first counts."""
+        by_name = {measure.name: measure for measure in self.measures}
+        return [by_name[name] for name in self.chosen.measures]
 
     @property
     def compared(self) -> list[Row]:
