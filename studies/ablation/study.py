@@ -101,7 +101,7 @@ class Ablation:
         for own, seed in trainings:
             rows = self.rows_of(own)
             lines = ",".join(f'"{line}"' for line in map(self.evaluation_of, rows))
-            name = rows[0].name + f" and {len(rows) - 1} more rows" * (len(rows) > 1)
+            name = rows[0].name + f" and {len(rows) - 1} more" * (len(rows) > 1)
             overrides = [*common, *own, f"seed={seed}", f"run.evaluate=[{lines}]"]
             cells.append(Cell(f"{name}, seed {seed}", overrides, seconds))
         return cells
