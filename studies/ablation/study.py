@@ -93,9 +93,10 @@ class Ablation:
         return [r for r in self.compared if tuple(of_size(r.train, self.size)) == tuple(own)]
 
     def cells(self, arguments: Sequence[str], trainings: Sequence[Training]) -> list[Cell]:
-        """arguments: of the command line, which each cell begins with."""
+        """arguments: of the command line, which each cell begins with. What they set, and all of a
+        group that they choose, such as data=folder, is not the size's."""
         size, said = self.chosen, {_key(line) for line in arguments}
-        common = [line for line in size.train if _key(line) not in said]
+        common = [line for line in size.train if not {_key(line), _group(line)} & said]
         seconds = size.hours * 3600 / len(trainings)
         cells = []
         for own, seed in trainings:
@@ -165,3 +166,7 @@ def hours_text(size: str, hours: float) -> str:
 
 def _key(line: str) -> str:
     return line.split("=")[0].lstrip("+")
+
+
+def _group(line: str) -> str:
+    return _key(line).split(".")[0]

@@ -118,7 +118,12 @@ def test_the_command_line_comes_before_the_size_and_after_the_row():
     cell = ablation.cells(arguments, ablation.trainings())[0]
     keys = [line.split("=")[0] for line in cell.overrides]
     assert "train.steps" not in keys and "data" not in keys
-    assert "data.size=16" in cell.overrides and "schedule.steps=25" in cell.overrides
+    assert not any(key.startswith("data") for key in keys), "all of a group that is chosen"
+    assert "train.warmup=10" in cell.overrides and "schedule.steps=25" in cell.overrides
+    given = [*arguments[:2], "data=folder", "data.path=DIR", "data.size=16"]
+    [cell] = ablation.cells(given, ablation.trainings()[:1])
+    raw = composed("train", [*given, *cell.overrides])
+    check_run_config({k: v for k, v in raw.items() if k not in ("study", "size")})
 
 
 WRONG = {
