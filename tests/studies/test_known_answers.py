@@ -9,6 +9,11 @@ from tests.helpers import made_up_sources, runs, study_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 KNOWN = {"linear_probe": ["conv_out"], "freeze_decoder": ["conv_in", "down"]}
+# those that do not train what was shuffled
+CANNOT = {
+    "linear_probe": {"freeze_decoder", "zero_shot"},
+    "freeze_decoder": {"linear_probe", "freeze_encoder", "zero_shot"},
+}
 SETTINGS = [
     "study.rates=[1]",
     "study.folds=4",
@@ -47,9 +52,8 @@ def test_the_layers_that_have_to_change_are_named(known, seed, tmp_path):
     names = "[full,freeze_encoder,freeze_decoder,linear_probe,zero_shot]"
     settings = [f"study.strategies={names}", "train.steps=100", "optimizer.lr=3e-3"]
     found = answer(tmp_path, source, images, *settings)
-    assert found["advised"] == right, found["text"]
-    assert set(found["tied"]) <= {"full", "freeze_encoder"} - {right}, found["text"]
-    assert "zero_shot" not in found["tied"]
+    named = {found["advised"], *found["tied"]}
+    assert right in named and not named & CANNOT[right], found["text"]
 
 
 def test_two_names_of_one_strategy_are_not_distinguished(source, tmp_path):
