@@ -85,6 +85,7 @@ def test_the_page_has_all_rows_and_their_pictures(first):
     assert all(f"<h2>{name}: " in page for name in ("seen", "waits", "wrong", "breaks", "dies"))
 
 
+@pytest.mark.slow
 def test_what_is_seen_is_not_tried_again(first):
     out, _ = first
     call(out, "seen", "waits", "--steps", "7")
@@ -101,6 +102,7 @@ def test_an_unknown_name_is_one_message_with_the_near_ones(tmp_path):
     assert "did you mean google/ddpm-cifar10-32" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_which_rows_wait(tmp_path):
     """tests/conftest.py takes the network away."""
     names = ["google/ddpm-cifar10-32", "cifar10_uncond_50M_500K.pt", "pneumoniamnist_64"]
@@ -166,6 +168,7 @@ def test_a_network_that_is_read_otherwise_than_it_was_trained_is_told(tried, cha
         tried(to_openai(network.state_dict(), network), [*ADM, changed])
 
 
+@pytest.mark.slow
 def test_the_average_of_ddims_file_is_told_from_its_last_iterate(tried, monkeypatch):
     from models.formats import ddim
 

@@ -130,6 +130,7 @@ def test_a_training_step_launches_and_moves_no_more_than_it_did():
     assert forward.launches <= 379 and forward.bytes <= 6.8e9
 
 
+@pytest.mark.slow
 def test_diffusers_moves_more():
     pytest.importorskip("diffusers")
     model = MODELS["cifar10"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.helpers import runs
 
 LINES = ["metrics=[loss] held_out_draws=16", "metrics=[loss] held_out_draws=8 weights=model"]
@@ -32,6 +34,7 @@ def test_a_run_evaluates_itself_as_evaluate_py_does(tmp_path):
     assert ours["ema"]["arguments"] == LINES[0].split()
 
 
+@pytest.mark.slow
 def test_the_same_command_makes_what_is_missing(tmp_path):
     arguments = [*TISSUE, f"run.evaluate={json.dumps(LINES)}"]
     run = runs.finish(tmp_path, arguments)

@@ -103,6 +103,7 @@ def test_at_full_size_the_numbers_of_the_paper_stand_beside(tmp_path):
         assert len(own) > 1 and str(min(own)) in counted
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_is_the_undisturbed_table(whole, tmp_path):
     """Within a training, between two evaluations, and once it is done."""
     for until in (r"\] L, seed 0: finished[\s\S]*6/12", r"\] L, seed 1: finished"):

@@ -124,6 +124,7 @@ def test_the_whole_of_it(given, whole, tmp_path):
     assert "fold 0, full at 0.001 to step 4" not in text
 
 
+@pytest.mark.slow
 def test_a_cell_that_lost_its_run_is_made_again(given, undisturbed, tmp_path):
     shutil.copytree(undisturbed[0] / "runs", tmp_path / "runs")
     for path in study_runs.folder_of(tmp_path).glob("study/*.json"):

@@ -149,6 +149,7 @@ def test_a_snapshot_says_the_validation_loss_of_its_step(undisturbed):
         (r"write \.step_7/optimizer.pt", ""),
     ],
 )
+@pytest.mark.slow
 def test_killed(undisturbed, tmp_path, operation, when):
     expected = undisturbed(LENGTHS, AT)
     at = runs.number_of(runs.operations(expected.parents[2]), operation)
