@@ -1,5 +1,6 @@
 """What the rounds of a study are made of: cells, each one run that is launched, and their ends."""
 
+import shlex
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,3 +59,8 @@ class Context:
     config: dict[str, Any]
     folder: Path
     runs: Path
+
+    @property
+    def command(self) -> str:
+        """As it is typed."""
+        return shlex.join(["python", "train.py", "-m", *self.arguments])

@@ -6,6 +6,7 @@ from itertools import chain
 
 import numpy as np
 
+from metrics.intervals import LEVEL
 from metrics.over_seeds import Mean, Spread, mean_over, moderated, spread_of, told_apart
 from reporting.table import paired_replicates
 from studies.ablation.measured import Found
@@ -28,7 +29,7 @@ class Judged:
     claim: Claim
     verdict: str
     difference: Mean | None = None
-    level: float = 0.95
+    level: float = LEVEL
     why: str = ""
 
 
@@ -52,7 +53,7 @@ def judge(
     differences = {k: mean_over(*p, spreads.get(k)) for k, p in pairs.items()}
     levels = told_apart(differences)
     return [
-        _verdict(claim, differences[k], levels.get(k, 0.95))
+        _verdict(claim, differences[k], levels.get(k, LEVEL))
         if k in differences
         else Judged(claim, NOT_MEASURED, why=_why(claim, found))
         for k, claim in enumerate(claims)

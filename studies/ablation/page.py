@@ -1,7 +1,6 @@
 """The page of a table: what was measured beside what the paper has, its claims, and by what the
 numbers were made."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,10 +56,6 @@ class Page:
     @property
     def title(self) -> str:
         return f"{self.ablation.paper}, {self.ablation.table}: {self.ablation.size} size"
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["python", "train.py", "-m", *self.context.arguments])
 
     @property
     def expects(self) -> bool:
@@ -127,7 +122,7 @@ class Page:
         hours = sum(read_json(run / RESULT).get("hours", 0) for run in runs)
         evaluated = sum(content.get("hours", 0) for content in contents)
         facts = {
-            "command": self.command,
+            "command": self.context.command,
             "seeds": several(self.ablation.chosen.seeds),
             "trained by": several((machine_text(e) for e in environments), "; "),
             "evaluated by": several((machine_text(content) for content in contents), "; "),

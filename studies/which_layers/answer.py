@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from metrics.intervals import LEVEL
 from metrics.over_seeds import Mean, mean_over, told_apart
 from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
@@ -61,25 +62,26 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
     best = min(losses, key=lambda name: losses[name].value)
     behind = differences(whole, best, folds)
     levels = told_apart(behind)
-    worse = {n: d for n, d in behind.items() if not d.holds_zero(levels.get(n, 0.95))}
+    worse = {n: d for n, d in behind.items() if not d.holds_zero(levels.get(n, LEVEL))}
     tied = [name for name in behind if name not in worse]
     judged = list(whole[best].values())
     rate, steps = chosen_rate(judged), chosen_step(judged)
     command = advised_command(comparison, best, rate, steps, arguments)
+    points = points_of(comparison)
     sentences = [
         too_short(whole, comparison.plan.steps),
         _advice(comparison, best, rate, steps, losses[best], judged),
         _ranked(worse, levels),
         _not_told_apart(tied, behind, levels, comparison.images.count),
-        crossing(points_of(comparison), best, comparison.reference),
+        crossing(points, best, comparison.reference),
         _left_out(comparison),
-        copies_sentence(list(audited.values()), list(audited)),
+        copies_sentence(audited),
         leak_sentence(audited.get(best)),
         forgotten_sentence(judged),
         f"Command of the advised run: {command}",
     ]
     text = " ".join(filter(None, sentences))
-    return Answer(best, rate, steps, tied, command, text, points_of(comparison))
+    return Answer(best, rate, steps, tied, command, text, points)
 
 
 def too_short(whole: Mapping[str, Mapping[int, Judged]], steps: int) -> str:
@@ -118,7 +120,7 @@ def _advice(
     )
 
 
-def _with_band(mean: Mean, level: float = 0.95, signed: bool = False) -> str:
+def _with_band(mean: Mean, level: float = LEVEL, signed: bool = False) -> str:
     low, high = mean.interval(level)
     return f"{number(mean.value, low, high, signed)} {interval(mean.value, low, high, signed)}"
 
@@ -207,10 +209,10 @@ def points_of(comparison: Comparison) -> list[Point]:
     return points
 
 
-def copies_sentence(audited: Sequence[Run], strategies: Sequence[str]) -> str:
+def copies_sentence(audited: Mapping[str, Run]) -> str:
     """By the criteria of a report (reporting.memorization_sentences)."""
     signs = {}
-    for name, run in zip(strategies, audited, strict=True):
+    for name, run in audited.items():
         [row], baselines = rows([run]), baselines_table([run])
         signs[name] = signs_of_copying(row, find_baseline(UNTOUCHED, row, baselines))
     if not signs:

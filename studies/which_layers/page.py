@@ -49,7 +49,7 @@ def write_page(
         reference=comparison.reference,
         unit="fold" if comparison.plan.folds else "seed",
         key=lambda name: (looks[name]["color"], SHAPES[looks[name]["marker"]]),
-        command=" ".join(["python train.py -m", *context.arguments]),
+        command=context.command,
         machine=_machine(comparison),
     )
     path = context.runs / PAGE

@@ -1,8 +1,7 @@
 """The study from its first cell to its page: time the cells, plan, compare, audit, answer."""
 
-import logging
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from config.overrides import check_overrides, composed
@@ -20,7 +19,6 @@ from studies.which_layers.runs import OfRuns, audited_run, forget_snapshots, sec
 from training.result import size
 from transfer.trained_weights import AVERAGES as SNAPSHOTS
 
-log = logging.getLogger("study")
 PRICES, PLAN, ANSWER = "prices.json", "plan.json", "answer.json"
 MADE_ANEW = "delete this folder, and give the command again"
 TIMED_DRAWS = 64
@@ -173,6 +171,7 @@ class WhichLayers:
             audit_images=self.audit_images,
             sampler_steps=context.config["sampler"]["steps"],
         )
+        comparison = self._comparison(whole, context, images, prices)
         path, gone = context.folder / PLAN, list[str]()
         if path.exists():
             kept = read_json(path, MADE_ANEW, keys=["plan", "images"])
@@ -181,25 +180,23 @@ class WhichLayers:
                     f"{path}: the images are not those that this plan was made for. Put them back, "
                     f"or move {context.runs} away: the same command then begins anew."
                 )
-            plan, gone = Plan(**kept["plan"]), kept["left out"]
-            comparison = self._comparison(plan, context, images, prices)
+            comparison, gone = replace(comparison, plan=Plan(**kept["plan"])), kept["left out"]
         else:
-            plan, comparison, gone = self._chosen(whole, context, images, prices)
-            content = {"images": images.fingerprint, "plan": plan.as_json(), "left out": gone}
+            comparison, gone = self._chosen(comparison)
+            plan = comparison.plan.as_json()
+            content = {"images": images.fingerprint, "plan": plan, "left out": gone}
             write_json(path, content)
         return comparison, self._told(comparison, gone)
 
-    def _chosen(
-        self, whole: Plan, context: Context, images: Images, prices: Mapping[str, Price]
-    ) -> tuple[Plan, Comparison, list[str]]:
-        """The first plan that the budget is enough for, and what was left out for it."""
+    def _chosen(self, whole: Comparison) -> tuple[Comparison, list[str]]:
+        """With the first plan that the budget is enough for, and what was left out for it."""
         most, gone, total = minutes(self.budget) * 60 if self.budget else None, list[str](), 0.0
-        for left_out, plan in lesser(whole):
+        for left_out, plan in lesser(whole.plan):
             gone += [left_out] * bool(left_out)
-            comparison = self._comparison(plan, context, images, prices)
+            comparison = replace(whole, plan=plan)
             total = self._seconds(comparison)
             if most is None or total <= most:
-                return plan, comparison, gone
+                return comparison, gone
         raise UserError(
             f"budget={self.budget}: the least plan takes about {total / 60:.0f} minutes here. Give "
             f"budget={total / 60 * 1.1:.0f}m, fewer study.strategies=[...], fewer train.steps or a "
