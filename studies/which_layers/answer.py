@@ -72,7 +72,7 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         too_short(whole, comparison.plan.steps),
         _advice(comparison, best, rate, steps, losses[best], judged),
         _ranked(worse, levels),
-        _not_told_apart(tied, behind, levels, comparison.images.count),
+        _not_told_apart(tied, behind, levels, comparison.images.at_hand),
         crossing(points, best, comparison.reference),
         _left_out(comparison),
         copies_sentence(audited),
@@ -107,16 +107,16 @@ def _advice(
     loss: Mean,
     judged: Sequence[Judged],
 ) -> str:
-    count = comparison.images.count
+    count, every = comparison.images.at_hand, comparison.images.count
+    yours = f"your {count}" if count == every else f"{count} of your {every}"
     trained_on = round(sum(j.trained_on for j in judged) / len(judged))
     how = f", {steps} steps at {rate:.3g}" if best not in comparison.untrained else ""
     return (
-        f"With your {count} images train {best}{how}: test loss {_with_band(loss)} "
+        f"With {yours} images train {best}{how}: test loss {_with_band(loss)} "
         f"by runs that trained on {trained_on} of them, and the advised run trains on all {count} "
         "for the middle one of the steps that these chose."
         if best not in comparison.untrained
-        else f"With your {count} images keep the source as it is ({best}): test loss "
-        f"{_with_band(loss)}."
+        else f"With {yours} images keep the source as it is ({best}): test loss {_with_band(loss)}."
     )
 
 

@@ -18,23 +18,41 @@ VALIDATION = 0.2  # of what a run has, taken out to choose rate and stopping by
 class Images:
     """fingerprint: of them all. count: of those that are no test images of the user's own. given:
     how many test images there are. splits: settings that the reader draws splits by. aside: images
-    of a validation folder of the user's own, in whose place those stand that are taken out."""
+    of a validation folder of the user's own, in whose place those stand that are taken out. drawn:
+    data.n_train, of which each seed has its own; None for all. classes: that the network is told,
+    0 for none. name: for tables."""
 
     fingerprint: str
     count: int
     given: int
     splits: Sequence[str]
     aside: int = 0
+    drawn: int | None = None
+    classes: int = 0
+    name: str = ""
+
+    @property
+    def at_hand(self) -> int:
+        """That the comparison is about."""
+        return min(self.count, self.drawn or self.count)
 
     def folds(self, most: int) -> int | None:
         """How many; None for one split."""
         return None if self.given or self.count >= FEW else min(most, self.count)
 
-    def training(self, folds: int | None, test: float) -> int:
-        """How many a run has to train on and to choose by. test: the share of one split."""
+    def apart(self, folds: int | None, test: float) -> int:
+        """How many are no test images of a run. test: the share of one split."""
         if folds:
             return self.count - -(-self.count // folds)
         return self.count if self.given else round(self.count * (1 - test))
+
+    def training(self, folds: int | None, test: float) -> int:
+        """How many a run has to train on and to choose by."""
+        return min(self.at_hand, self.apart(folds, test))
+
+    def tested(self, folds: int | None, test: float) -> int:
+        """How many judge a run."""
+        return self.given or self.count - self.apart(folds, test)
 
     def told(self, folds: int | None, repeats: int, test: float) -> str:
         if folds:
@@ -45,31 +63,43 @@ class Images:
             how = f"a share of {test:g} to judge by, {repeats} seeds"
         left = f"; {self.aside} of a validation folder are left aside" * (self.aside > 0)
         have = self.training(folds, test)
-        return f"{self.count}: {how}; a run has {have}, a fifth of them to choose by{left}"
+        drawn = " of these, drawn anew for each seed" * (self.at_hand < self.count)
+        return f"{self.count}: {how}; a run has {have}{drawn}, a fifth of them to choose by{left}"
 
     def repeat(self, k: int, folds: int | None) -> list[str]:
         """The overrides of repetition k: a fold, or another seed."""
         own = [f"data.{name}=0" for name in self.splits if name == "validation" or folds]
         fold = [f"data.fold=[{k},{folds}]"] if folds else []
-        return [*own, *fold, f"data.validation_of_train={VALIDATION}", f"seed={k}"]
+        held_out = f"data.validation_of_train={VALIDATION}"
+        return [*own, *fold, held_out, *self._told_classes, f"seed={k}"]
 
     @property
     def all_of_them(self) -> list[str]:
         """The overrides of a run that trains on all but given test images."""
-        return [f"data.{name}=0" for name in self.splits]
+        return [*(f"data.{name}=0" for name in self.splits), *self._told_classes]
+
+    @property
+    def _told_classes(self) -> list[str]:
+        return ["model.classes=auto"] if self.classes else []
 
 
-def look_at(raw: dict[str, Any]) -> Images:
-    """Of a composed config. Raises UserError where there are too few."""
+def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
+    """Of a composed config, and the command line that it is of. The network is told the images'
+    classes, where there are two or more and the command line says nothing of model.classes. Raises
+    UserError where there are too few."""
     keys = [name for name in ("validation", "test") if name in reader_keys(raw["data"])]
     config = RunConfig(raw).with_sections(data=raw["data"] | dict.fromkeys(keys, 0.0))
     reader = config.data.open_reader(Path(config.run.cache))
     splits = {name: len(rows) for name, rows in reader.splits.items()}
-    if splits["train"] < FEWEST:
+    drawn = raw["data"].get("n_train")
+    if (at_hand := min(splits["train"], drawn or splits["train"])) < FEWEST:
         raise UserError(
-            f"{reader.name}: {splits['train']} images, and of fewer than {FEWEST} none can be held "
+            f"{reader.name}: {at_hand} images, and of fewer than {FEWEST} none can be held "
             "out, so that nothing here can tell which layers to train or when to stop. "
             "docs/results.md has what was found with 10 images of other kinds."
         )
+    said = any(line.startswith("model.classes=") for line in arguments) or raw["model"]["classes"]
+    labels = {reader.labels[row] for row in reader.splits["train"]} if reader.classes else set()
+    classes = 0 if said or len(labels) < 2 else len(reader.classes)
     given = splits["test"], keys, splits["validation"]
-    return Images(reader.fingerprint, splits["train"], *given)
+    return Images(reader.fingerprint, splits["train"], *given, drawn, classes, reader.name)

@@ -161,8 +161,7 @@ class Comparison:
     @property
     def _tested(self) -> int:
         """Images that judge a run."""
-        every = self.images.training(self.plan.folds, self.test_share)
-        return self.images.given or self.images.count - every
+        return self.images.tested(self.plan.folds, self.test_share)
 
     def _overrides(
         self,

@@ -7,7 +7,7 @@ from functools import cached_property
 from config.overrides import check_overrides, composed
 from reporting.runs import Run
 from runtime.errors import UserError
-from runtime.files import read_json, write_json
+from runtime.files import read_json, write_csv, write_json
 from runtime.log import table
 from studies.cells import Cell, Context, Outcome, Round, Rounds
 from studies.which_layers.answer import answer
@@ -16,10 +16,11 @@ from studies.which_layers.page import write_page
 from studies.which_layers.plan import Plan, Price, lesser, looks_of, minutes
 from studies.which_layers.rounds import AVERAGES, SPARING, Comparison, priced
 from studies.which_layers.runs import OfRuns, audited_run, forget_snapshots, seconds_of, size_of
+from studies.which_layers.table import table_of
 from training.result import size
 from transfer.trained_weights import AVERAGES as SNAPSHOTS
 
-PRICES, PLAN, ANSWER = "prices.json", "plan.json", "answer.json"
+PRICES, PLAN, ANSWER, TABLE = "prices.json", "plan.json", "answer.json", "runs.csv"
 MADE_ANEW = "delete this folder, and give the command again"
 TIMED_DRAWS = 64
 SMALLER = 0.7  # a subset has at most so much of all
@@ -33,6 +34,7 @@ class WhichLayers:
         strategies: names of conf/transfer, or names of one's own with the overrides that each is.
         budget: the longest time for all, such as 30m or 2h; null for the whole plan.
         rates: times optimizer.lr, tried for every strategy alike.
+        rates_once: in the first repetition, and its choice taken in all.
         folds: of fewer than 200 images; more are split once, and so many seeds trained.
         sizes: of the subsets that the curve shows beside all images.
         validation_draws, test_draws: (image, t, noise) triples of a loss.
@@ -43,6 +45,7 @@ class WhichLayers:
     strategies: Sequence[str] | dict[str, list[str]]
     budget: str | None
     rates: Sequence[float]
+    rates_once: bool
     folds: int
     sizes: Sequence[int]
     validation_draws: int
@@ -67,7 +70,7 @@ class WhichLayers:
         return {name: [f"transfer={name}"] for name in self.strategies}
 
     def __call__(self, context: Context) -> Rounds:
-        images = look_at(context.config)
+        images = look_at(context.config, context.arguments)
         prices = yield from self._time(context, images)
         comparison, told = self._planned(context, images, prices)
         print(told, flush=True)
@@ -76,6 +79,7 @@ class WhichLayers:
         audited = yield from self._audit(comparison)
         found = answer(comparison, audited, context.arguments)
         write_json(context.folder / ANSWER, found.as_json())
+        write_csv(context.folder / TABLE, table_of(comparison))
         page = write_page(comparison, found, audited, told, context)
         print(f"\n{found.text}\n\n{page}", flush=True)
 
@@ -163,7 +167,7 @@ class WhichLayers:
             self.folds if folds is None else folds,
             sizes,
             self.rates,
-            rates_once=False,
+            rates_once=self.rates_once,
             steps=train["steps"],
             looks=looks_of(train["steps"]),
             validation_draws=self.validation_draws,
@@ -232,6 +236,7 @@ class WhichLayers:
         each = "in the first fold" if plan.rates_once else "in each"
         lines = [
             ["images", images.told(plan.folds, plan.repeats, comparison.test_share)],
+            *([["classes", f"{images.classes}, told to the network"]] if images.classes else []),
             ["strategies", ", ".join(comparison.strategies)],
             ["rates", rates + (f", chosen by halving {each}" if len(plan.rates) > 1 else "")],
             ["subsets", ", ".join(map(str, plan.sizes)) or "none"],

@@ -7,10 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from studies.which_layers.images import Images
+from config.overrides import composed
+from runtime.errors import UserError
+from studies.which_layers.images import Images, look_at
 from studies.which_layers.plan import lesser, looks_of, minutes
 from studies.which_layers.rounds import priced
 from tests.helpers.made_up_studies import compared, plan
+from tests.helpers.smooth_images import smooth
 
 
 def test_what_is_left_out_in_which_order():
@@ -100,3 +103,49 @@ def test_the_images_are_told():
     assert many.repeat(2, None)[0] == "data.validation=0" and "data.test=0" not in many.repeat(
         2, None
     )
+
+
+def test_a_study_of_fewer_images_than_there_are():
+    """Each seed has its own: the others judge none of it, unless they are test images."""
+    drawn = Images("", 1000, 0, ["validation", "test"], drawn=30)
+    assert (drawn.training(None, 0.2), drawn.tested(None, 0.2), drawn.at_hand) == (30, 200, 30)
+    assert "a run has 30 of these, drawn anew for each seed" in drawn.told(None, 5, 0.2)
+    given = Images("", 15000, 1800, [], drawn=30)
+    assert (given.training(None, 0), given.tested(None, 0)) == (30, 1800)
+    folded = Images("", 100, 0, ["validation", "test"], drawn=90)
+    assert folded.training(5, 0.2) == 80, "no more than the folds leave"
+
+
+def folder(root, **counts):
+    for name, n in counts.items():
+        (root / name).mkdir(parents=True)
+        for k in range(n):
+            smooth(k, 8).save(root / name / f"{k}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "told"),
+    [
+        ({"a": 8, "b": 7}, [], 2),
+        ({"a": 8, "b": 7}, ["model.classes=0"], 0),
+        ({"a": 8, "b": 7}, ["data.classes=false"], 0),
+        ({"a": 15}, [], 0),
+    ],
+)
+def test_the_network_is_told_classes_where_there_are_two(tmp_path, counts, more, told):
+    images = folder(tmp_path / "mine", **counts)
+    line = ["+experiment=which_layers", f"data.path={images}", *more]
+    found = look_at(composed("train", line), line)
+    assert found.classes == told and found.count == 15
+    said = ["model.classes=auto"] * (told > 0)
+    for overrides in (found.repeat(0, 5), found.all_of_them):
+        assert [o for o in overrides if o.startswith("model.")] == said
+
+
+def test_ten_of_many_are_compared_and_nine_are_not(tmp_path):
+    images = folder(tmp_path / "mine", a=20)
+    line = ["+experiment=which_layers", f"data.path={images}"]
+    assert look_at(composed("train", [*line, "data.n_train=10"]), line).at_hand == 10
+    with pytest.raises(UserError, match="9 images, and of fewer than 10"):
+        look_at(composed("train", [*line, "data.n_train=9"]), line)

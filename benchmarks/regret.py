@@ -1,0 +1,265 @@
+"""How much is lost by training all layers and stopping in time, whatever the images: the regret of
+`full` over several targets and numbers of images, from the tables of studies (study/runs.csv):
+
+    python -m benchmarks.regret                           of benchmarks/results/regret.csv
+    python -m benchmarks.regret --add runs/*/which_layers-*/study/runs.csv
+
+--add puts studies into that table first, those of images and numbers that it has in their place.
+
+In percent of full's test loss. **Regret** is full's loss minus that of the strategy that was best
+in the other repetitions (other images to train on, another seed), so that no run chooses the
+strategy that it is judged by, and chance alone gives 0 and not a gain. The variance of a mean over
+K repetitions is S^2 / K and that which the test images, alike for all, add. Numbers of images of
+one target share these, so a mean over them takes the mean of their standard deviations, as if they
+moved together; targets are independent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from metrics.intervals import LEVEL
+from metrics.over_seeds import Mean, told_apart
+from runtime.errors import UserError, script
+from runtime.files import write_csv
+from runtime.log import table
+from studies.which_layers.table import COLUMNS
+
+TABLE = Path(__file__).parent / "results" / "regret.csv"
+FULL, DRAWS = "full", 2000
+Key = tuple[str, int]  # (images, how many at hand)
+# what was asked before anything ran: (a, b, numbers of images): a has a lower loss than b
+CONTRASTS = (
+    ("freeze_decoder", FULL, (10,)),
+    (FULL, "freeze_decoder", (300,)),
+    (FULL, "scratch", (10, 30, 100)),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one set of images, so many at hand.
+
+    Args:
+        full: its mean test loss.
+        behind: strategy -> [K] in percent of full's loss, by repetition; 0 for full.
+        sd: strategy -> what the test images add to the standard deviation of its mean.
+        steps, rate: strategy -> median of those chosen.
+        falling: strategies whose loss still fell at the last step in half of the runs or more.
+    """
+
+    full: float
+    behind: Mapping[str, np.ndarray]
+    sd: Mapping[str, float]
+    steps: Mapping[str, int]
+    rate: Mapping[str, float]
+    falling: Sequence[str]
+
+    def minus(self, one: str, other: str) -> Mean:
+        """The mean of one minus the other."""
+        return mean_of(self.behind[one] - self.behind[other], max(self.sd[one], self.sd[other]))
+
+    @property
+    def best(self) -> str:
+        return min(self.behind, key=lambda name: self.behind[name].mean())
+
+    @property
+    def regret(self) -> Mean:
+        names = list(self.behind)
+        values = np.stack([self.behind[name] for name in names])  # [strategies, K]
+        others = (values.sum(1, keepdims=True) - values) / (values.shape[1] - 1)
+        chosen = others.argmin(0)  # [K]
+        sd = max(self.sd[names[s]] for s in chosen)
+        return mean_of(-values[chosen, np.arange(values.shape[1])], sd)
+
+
+def mean_of(values: np.ndarray, sd: float) -> Mean:
+    """values [K], sd: of the mean, by the test images that all share."""
+    K = len(values)
+    return Mean(float(values.mean()), K, float(values.var(ddof=1)) / K + sd**2, K - 1)
+
+
+def together(of: Mapping[Key, Mean]) -> Mean:
+    """The mean over targets of the mean over their numbers of images. Degrees of freedom by
+    Satterthwaite 1946."""
+    targets = sorted({target for target, _ in of})
+    values, sds, free = [], [], []
+    for target in targets:
+        own = [mean for (name, _), mean in of.items() if name == target]
+        values.append(np.mean([m.value for m in own]))
+        sds.append(np.mean([(m.variance or 0.0) ** 0.5 for m in own]))
+        free.append(min(m.freedom for m in own))
+    variances = np.square(sds)
+    within, n = float((variances**2 / np.array(free)).sum()), len(targets)
+    freedom = float(variances.sum()) ** 2 / within if within else math.inf
+    return Mean(float(np.mean(values)), n, float(variances.sum()) / n**2, freedom)
+
+
+def comparisons(rows: Sequence[Mapping[str, str]]) -> dict[Key, Comparison]:
+    """Raises UserError where strategies have not the same repetitions."""
+    found: dict[Key, dict[str, list[Mapping[str, str]]]] = {}
+    for row in rows:
+        if not row["size"]:
+            key = row["images"], int(row["at_hand"])
+            found.setdefault(key, {}).setdefault(row["strategy"], []).append(row)
+    return {key: _comparison(key, found[key]) for key in sorted(found)}
+
+
+def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> Comparison:
+    repeats = {name: [row["repeat"] for row in own] for name, own in of.items()}
+    if FULL not in of or any(own != repeats[FULL] for own in repeats.values()):
+        raise UserError(f"{key}: not the same repetitions of all strategies, or none of {FULL}.")
+    loss = float(np.mean([float(row["loss"]) for row in of[FULL]]))
+
+    def percent(name: str, column: str) -> np.ndarray:
+        return 100 / loss * np.array([float(row[column] or 0) for row in of[name]])
+
+    def median(name: str, column: str) -> float:
+        values = sorted(float(row[column]) for row in of[name])
+        return values[(len(values) - 1) // 2]
+
+    last = {
+        name: sum(row["step"] == row["steps"] != "0" for row in own) * 2 >= len(own)
+        for name, own in of.items()
+    }
+    return Comparison(
+        loss,
+        {name: percent(name, "minus_reference") for name in of},
+        {name: float(percent(name, "minus_reference_sd").mean()) for name in of},
+        {name: int(median(name, "step")) for name in of},
+        {name: median(name, "rate") for name in of},
+        [name for name, falls in last.items() if falls],
+    )
+
+
+def crossing(
+    of: Mapping[int, Comparison], one: str, draws: np.random.Generator | None = None
+) -> float:
+    """The number of images from which full is better than one, between those tried, on a log axis:
+    0 where it is at the least, inf where at none. draws: with repetitions drawn again."""
+    numbers, values = sorted(of), []
+    for n in numbers:
+        behind = of[n].behind[one]
+        drawn = behind if draws is None else draws.choice(behind, len(behind))
+        values.append(drawn.mean())
+    if values[0] >= 0:
+        return 0.0
+    for (n, d), (m, e) in pairwise(zip(numbers, values, strict=True)):
+        if d < 0 <= e:
+            return float(np.exp(np.log(n) + (np.log(m) - np.log(n)) * d / (d - e)))
+    return math.inf
+
+
+def crossing_text(of: Mapping[int, Comparison], one: str) -> str:
+    """With its interval, by a bootstrap over repetitions."""
+
+    def text(n: float) -> str:
+        if n == 0:
+            return f"below {min(of)}"
+        return f"above {max(of)}, if at all" if n == math.inf else f"{n:.0f}"
+
+    random = np.random.default_rng(0)
+    drawn = np.sort([crossing(of, one, random) for _ in range(DRAWS)])
+    low, high = (drawn[int(q * (DRAWS - 1))] for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    if low == high and low in (0, math.inf):
+        return f"no crossing ({text(low)})"
+    return f"{text(crossing(of, one))} [{text(low)}; {text(high)}]"
+
+
+def contrasts(found: Mapping[Key, Comparison]) -> list[list[str]]:
+    """Of CONTRASTS, over all targets: whether each is shown, by Holm's steps."""
+    means = {}
+    for one, other, numbers in CONTRASTS:
+        asked = {k: c.minus(one, other) for k, c in found.items() if k[1] in numbers}
+        if asked:
+            means[f"{one} below {other} at {', '.join(map(str, numbers))} images"] = together(asked)
+    levels = told_apart(means)
+    lines = []
+    for name, mean in means.items():
+        low, _ = mean.interval(levels[name])
+        said = "not shown" if mean.holds_zero(levels[name]) else "shown"
+        opposite = low is not None and low > 0
+        lines.append([name, _text(mean, levels[name]), "opposite" if opposite else said])
+    return lines
+
+
+def _text(mean: Mean, level: float = LEVEL) -> str:
+    low, high = mean.interval(level)
+    return f"{mean.value:+.2f}% [{low:+.2f}, {high:+.2f}]"
+
+
+def regrets(found: Mapping[Key, Comparison]) -> list[list[str]]:
+    """A line for each target and number of images."""
+    heading = ["images", "N", "full's loss", "best", "regret", "its steps", "full's"]
+    lines = [[*heading, "still falling"]]
+    for (target, n), c in found.items():
+        steps = (f"{c.steps[name]} at {c.rate[name]:.2g}" for name in (c.best, FULL))
+        falling = ", ".join(c.falling) or "none"
+        lines.append([target, str(n), f"{c.full:.4f}", c.best, _text(c.regret), *steps, falling])
+    return lines
+
+
+def behind(found: Mapping[Key, Comparison]) -> list[list[str]]:
+    """Each strategy minus full."""
+    names = list(dict.fromkeys(name for c in found.values() for name in c.behind if name != FULL))
+    lines = [["images", "N", *names]]
+    for (target, n), c in found.items():
+        told = (_text(c.minus(name, FULL)) if name in c.behind else "" for name in names)
+        lines.append([target, str(n), *told])
+    return lines
+
+
+def sentence(found: Mapping[Key, Comparison]) -> str:
+    """What stands first. The bound is one-sided."""
+    mean = together({key: c.regret for key, c in found.items()})
+    upper = mean.interval(2 * LEVEL - 1)[1]
+    worst = max(found, key=lambda key: found[key].regret.value)
+    targets, numbers = {t for t, _ in found}, sorted({n for _, n in found})
+    return (
+        f"Over {len(targets)} targets and {numbers[0]} to {numbers[-1]} images, full with the stop "
+        f"rule has a test loss {mean.value:.1f}% above that of the best strategy (95%: below "
+        f"{upper:.1f}%); at most {found[worst].regret.value:.1f}% ({worst[0]}, {worst[1]} images)."
+    )
+
+
+def add(paths: Sequence[Path]) -> None:
+    """Puts tables of studies into TABLE."""
+    rows = read(TABLE) if TABLE.exists() else []
+    for path in paths:
+        new = read(path)
+        keys = {(row["images"], row["at_hand"]) for row in new}
+        rows = [row for row in rows if (row["images"], row["at_hand"]) not in keys] + new
+    rows.sort(key=lambda row: (row["images"], int(row["at_hand"])))
+    write_csv(TABLE, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@script
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="RUNS.CSV")
+    add(parser.parse_args().add)
+    found = comparisons(read(TABLE))
+    print(sentence(found), "", table(contrasts(found)), "", table(regrets(found)), sep="\n")
+    print("", table(behind(found)), "", sep="\n")
+    for target in dict.fromkeys(target for target, _ in found):
+        of = {n: c for (name, n), c in found.items() if name == target}
+        print(f"{target}: full overtakes freeze_decoder at {crossing_text(of, 'freeze_decoder')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Regret over studies whose losses are made up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import regret
+from metrics.over_seeds import Mean
+from runtime.errors import UserError
+
+
+def rows(target="faces", n=10, repeats=5, **losses):
+    """Lines of study/runs.csv: strategy -> its losses by repetition."""
+    lines = []
+    for name, values in losses.items():
+        for k in range(repeats):
+            minus = "" if name == "full" else values[k] - losses["full"][k]
+            lines.append(
+                {
+                    "images": target,
+                    "at_hand": str(n),
+                    "strategy": name,
+                    "size": "",
+                    "repeat": str(k),
+                }
+                | {"rate": "0.001", "step": "20", "steps": "100", "loss": str(values[k])}
+                | {"minus_reference": str(minus), "minus_reference_sd": "0" if minus else ""}
+            )
+    return lines
+
+
+def one(**losses):
+    [found] = regret.comparisons(rows(**losses)).values()
+    return found
+
+
+def test_what_is_better_by_two_percent_is_a_regret_of_two_percent():
+    full = np.array([1.0, 1.1, 0.9, 1.05, 0.95])
+    found = one(full=full, lora=full - 0.02, scratch=full + 0.5).regret
+    assert found.value == pytest.approx(2) and found.interval() == pytest.approx((2, 2))
+
+
+def test_full_regrets_nothing_where_it_is_best():
+    full = np.linspace(0.9, 1.1, 5)
+    found = one(full=full, lora=full + 0.1)
+    assert found.regret.value == 0 and found.best == "full"
+
+
+def test_chance_is_no_regret():
+    """Seven equal strategies: the lowest of their means would look better than full by 1.3 standard
+    deviations of a mean, and the choice of the other repetitions gains nothing."""
+    random, K = np.random.default_rng(0), 5
+    values, naive = [], []
+    for _ in range(400):
+        losses = {f"s{k}": 1 + 0.01 * random.standard_normal(K) for k in range(6)}
+        found = one(full=1 + 0.01 * random.standard_normal(K), **losses)
+        values.append(found.regret.value)
+        naive.append(-found.behind[found.best].mean())
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20
+    assert np.mean(naive) > 0.4
+
+
+def test_a_mean_over_repetitions_is_students():
+    values = np.array([1.0, 2.0, 4.0, 3.0, 2.5])
+    low, high = regret.mean_of(values, 0.0).interval()
+    expected = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected)
+    assert regret.mean_of(values, 0.3).variance == pytest.approx(stats.sem(values) ** 2 + 0.09)
+
+
+def test_targets_are_independent_and_numbers_of_one_are_not():
+    same = {("a", 10): Mean(1.0, 5, 4.0, 4), ("a", 30): Mean(3.0, 5, 16.0, 4)}
+    found = regret.together(same | {("b", 10): Mean(4.0, 5, 1.0, 4)})
+    assert found.value == pytest.approx((2 + 4) / 2)
+    assert found.variance == pytest.approx((3**2 + 1**2) / 4)
+    assert found.freedom == pytest.approx((9 + 1) ** 2 / (9**2 / 4 + 1 / 4))
+
+
+@pytest.mark.parametrize(
+    ("behind", "where"), [((-2, -1, 1), 30.0), ((1, -1, -1), 0), ((-1, -1, -2), np.inf)]
+)
+def test_where_full_overtakes(behind, where):
+    full = np.ones(5)
+    of = {
+        n: one(full=full, freeze_decoder=full + d / 100)
+        for n, d in zip((3, 10, 90), behind, strict=True)
+    }
+    assert regret.crossing(of, "freeze_decoder") == pytest.approx(where)
+    if where == np.inf:
+        assert regret.crossing_text(of, "freeze_decoder") == "no crossing (above 90, if at all)"
+
+
+def test_what_was_asked_beforehand_is_shown_or_not():
+    full, noise = np.ones(5), 0.001 * np.arange(5)
+    table = []
+    for target in "ab":
+        table += rows(target, 10, full=full, freeze_decoder=full - 0.05 + noise, scratch=full + 0.1)
+        table += rows(target, 300, full=full, freeze_decoder=full - 0.02 + noise)
+    said = {
+        line[0].split(" at ")[0]: line[2] for line in regret.contrasts(regret.comparisons(table))
+    }
+    assert said == {
+        "freeze_decoder below full": "shown",
+        "full below freeze_decoder": "opposite",
+        "full below scratch": "shown",
+    }
+
+
+def test_strategies_without_the_same_repetitions_are_refused():
+    with pytest.raises(UserError, match="not the same repetitions"):
+        regret.comparisons(rows(full=np.ones(5), lora=np.ones(5))[:-1])
+
+
+def test_a_study_takes_the_place_of_what_was_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(regret, "TABLE", tmp_path / "regret.csv")
+    for k, loss in enumerate((1.0, 2.0)):
+        path = tmp_path / f"{k}.csv"
+        lines = rows(full=np.full(5, loss), lora=np.ones(5))
+        whole = [[line.get(column, "") for column in regret.COLUMNS] for line in lines]
+        regret.write_csv(path, [regret.COLUMNS, *whole])
+        regret.add([path])
+    [found] = regret.comparisons(regret.read(regret.TABLE)).values()
+    assert found.full == 2.0 and len(regret.read(regret.TABLE)) == 10
