@@ -12,6 +12,7 @@ from runtime.errors import UserError
 FEW = 200  # images: below, folds in place of one split
 FEWEST = 10  # below, nothing can be held out
 VALIDATION = 0.2  # of what a run has, taken out to choose rate and stopping by
+TEST = 0.2  # of one split, where data.test says nothing else
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Images:
     how many test images there are. splits: settings that the reader draws splits by. aside: images
     of a validation folder of the user's own, in whose place those stand that are taken out. drawn:
     data.n_train, of which each seed has its own; None for all. classes: that the network is told,
-    0 for none. name: for tables."""
+    0 for none. name: for tables.
+    test: the share of one split that judges, where none are given."""
 
     fingerprint: str
     count: int
@@ -30,6 +32,7 @@ class Images:
     drawn: int | None = None
     classes: int = 0
     name: str = ""
+    test: float = TEST
 
     @property
     def at_hand(self) -> int:
@@ -40,35 +43,38 @@ class Images:
         """How many; None for one split."""
         return None if self.given or self.count >= FEW else min(most, self.count)
 
-    def apart(self, folds: int | None, test: float) -> int:
-        """How many are no test images of a run. test: the share of one split."""
+    def apart(self, folds: int | None) -> int:
+        """How many are no test images of a run."""
         if folds:
             return self.count - -(-self.count // folds)
-        return self.count if self.given else round(self.count * (1 - test))
+        return self.count if self.given else round(self.count * (1 - self.test))
 
-    def training(self, folds: int | None, test: float) -> int:
+    def training(self, folds: int | None) -> int:
         """How many a run has to train on and to choose by."""
-        return min(self.at_hand, self.apart(folds, test))
+        return min(self.at_hand, self.apart(folds))
 
-    def tested(self, folds: int | None, test: float) -> int:
+    def tested(self, folds: int | None) -> int:
         """How many judge a run."""
-        return self.given or self.count - self.apart(folds, test)
+        return self.given or self.count - self.apart(folds)
 
-    def told(self, folds: int | None, repeats: int, test: float) -> str:
+    def told(self, folds: int | None, repeats: int) -> str:
         if folds:
             how = f"{folds} folds" + f", {repeats} of them judged" * (repeats < folds)
         elif self.given:
             how = f"judged by {self.given} test images of their own, {repeats} seeds"
         else:
-            how = f"a share of {test:g} to judge by, {repeats} seeds"
+            how = f"a share of {self.test:g} to judge by, {repeats} seeds"
         left = f"; {self.aside} of a validation folder are left aside" * (self.aside > 0)
-        have = self.training(folds, test)
+        have = self.training(folds)
         drawn = " of these, drawn anew for each seed" * (self.at_hand < self.count)
         return f"{self.count}: {how}; a run has {have}{drawn}, a fifth of them to choose by{left}"
 
     def repeat(self, k: int, folds: int | None) -> list[str]:
         """The overrides of repetition k: a fold, or another seed."""
-        own = [f"data.{name}=0" for name in self.splits if name == "validation" or folds]
+        shares = {"validation": 0.0, "test": 0.0 if folds else self.test}
+        if self.given:
+            del shares["test"]
+        own = [f"data.{name}={share:g}" for name, share in shares.items() if name in self.splits]
         fold = [f"data.fold=[{k},{folds}]"] if folds else []
         held_out = f"data.validation_of_train={VALIDATION}"
         return [*own, *fold, held_out, *self._told_classes, f"seed={k}"]
@@ -101,5 +107,15 @@ def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
     said = any(line.startswith("model.classes=") for line in arguments) or raw["model"]["classes"]
     labels = {reader.labels[row] for row in reader.splits["train"]} if reader.classes else set()
     classes = 0 if said or len(labels) < 2 else len(reader.classes)
-    given = splits["test"], keys, splits["validation"]
-    return Images(reader.fingerprint, splits["train"], *given, drawn, classes, reader.name)
+    own = any(line.startswith("data.test=") for line in arguments)
+    return Images(
+        reader.fingerprint,
+        splits["train"],
+        splits["test"],
+        keys,
+        splits["validation"],
+        drawn,
+        classes,
+        reader.name,
+        raw["data"]["test"] if own else TEST,
+    )

@@ -51,7 +51,6 @@ class Comparison:
     prices: Mapping[str, Price]
     read: Reader
     race: bool
-    test_share: float
     found: Found = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)  # strategy -> why
     work: Work = field(default_factory=Work)  # counted so far
@@ -151,7 +150,7 @@ class Comparison:
         n, steps = self.plan.audit_images, self.plan.sampler_steps
         line = f"n={n} sampler.steps={steps} weights=average metrics=[{','.join(AUDITS)}]"
         overrides = self._overrides(name, 0, None, rate, self.plan.steps, [line])
-        asked = min(IMAGES, self.images.training(self.plan.folds, self.test_share))
+        asked = min(IMAGES, self.images.training(self.plan.folds))
         asked += min(IMAGES, self._tested)
         attacked = 2 * 10 * asked  # the run and its source, once in each decile of t
         work = Work(0, n * steps + attacked)
@@ -161,7 +160,7 @@ class Comparison:
     @property
     def _tested(self) -> int:
         """Images that judge a run."""
-        return self.images.tested(self.plan.folds, self.test_share)
+        return self.images.tested(self.plan.folds)
 
     def _overrides(
         self,
@@ -208,7 +207,7 @@ class Comparison:
         return Cell(f"{unit} {k}, {name}{of}{at}", overrides, seconds)
 
     def _work(self, size: int | None, since: int, until: int, judge: bool) -> Work:
-        every = self.images.training(self.plan.folds, self.test_share)
+        every = self.images.training(self.plan.folds)
         rows = max(5, round(VALIDATION * min(size or every, every)))
         judged = self.plan.looked(since, until, rows)
         if judge:

@@ -158,9 +158,9 @@ class WhichLayers:
         self, context: Context, images: Images, prices: Mapping[str, Price]
     ) -> tuple[Comparison, str]:
         """What is done, and how that is told. The plan of the first time is kept."""
-        train, data = context.config["train"], context.config["data"]
+        train = context.config["train"]
         folds = images.folds(self.folds)
-        have = images.training(folds, data.get("test") or 0.0)
+        have = images.training(folds)
         sizes = sorted((n for n in self.sizes if n <= SMALLER * have), reverse=True)
         whole = Plan(
             folds,
@@ -219,7 +219,6 @@ class WhichLayers:
             prices,
             OfRuns(),
             self.race,
-            context.config["data"].get("test") or 0.0,
         )
 
     @staticmethod
@@ -235,7 +234,7 @@ class WhichLayers:
         rates = ", ".join(f"{comparison.rate * r:.3g}" for r in plan.rates)
         each = "in the first fold" if plan.rates_once else "in each"
         lines = [
-            ["images", images.told(plan.folds, plan.repeats, comparison.test_share)],
+            ["images", images.told(plan.folds, plan.repeats)],
             *([["classes", f"{images.classes}, told to the network"]] if images.classes else []),
             ["strategies", ", ".join(comparison.strategies)],
             ["rates", rates + (f", chosen by halving {each}" if len(plan.rates) > 1 else "")],

@@ -74,7 +74,7 @@ def compared(
     untrained = [name for name in strategies if name == "zero_shot"]
     prices = dict.fromkeys(names, Price(1.0, 0.1, 0.01))
     comparison = Comparison(
-        plan(**of_plan), images, names, untrained, 1e-3, prices, MadeUp(loss_of), race, 0.0
+        plan(**of_plan), images, names, untrained, 1e-3, prices, MadeUp(loss_of), race
     )
     rounds, outcomes = comparison.rounds(), None
     while True:

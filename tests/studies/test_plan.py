@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from config.overrides import composed
+from config.overrides import CONF, composed, options
+from data.settings import OWN_KEYS, parse_data, reader_keys
 from runtime.errors import UserError
 from studies.which_layers.images import Images, look_at
 from studies.which_layers.plan import lesser, looks_of, minutes
@@ -94,26 +95,25 @@ def test_the_images_are_told():
         for count, n, aside in ((100, 0, 0), (90, 30, 12), (1000, 0, 0))
     )
     assert few.folds(5) == 5 and given.folds(5) is None and many.folds(5) is None
-    assert few.told(5, 3, 0.2).startswith("100: 5 folds, 3 of them judged; a run has 80")
-    said = given.told(None, 5, 0.2)
+    assert few.told(5, 3).startswith("100: 5 folds, 3 of them judged; a run has 80")
+    said = given.told(None, 5)
     assert "judged by 30 test images of their own, 5 seeds; a run has 90" in said
     assert "12 of a validation folder are left aside" in said
-    assert "a share of 0.2 to judge by, 5 seeds; a run has 800" in many.told(None, 5, 0.2)
+    assert "a share of 0.2 to judge by, 5 seeds; a run has 800" in many.told(None, 5)
     assert few.repeat(2, 5)[:3] == ["data.validation=0", "data.test=0", "data.fold=[2,5]"]
-    assert many.repeat(2, None)[0] == "data.validation=0" and "data.test=0" not in many.repeat(
-        2, None
-    )
+    assert many.repeat(2, None)[:2] == ["data.validation=0", "data.test=0.2"]
+    assert given.repeat(2, None)[:2] == ["data.validation=0", "data.validation_of_train=0.2"]
 
 
 def test_a_study_of_fewer_images_than_there_are():
     """Each seed has its own: the others judge none of it, unless they are test images."""
     drawn = Images("", 1000, 0, ["validation", "test"], drawn=30)
-    assert (drawn.training(None, 0.2), drawn.tested(None, 0.2), drawn.at_hand) == (30, 200, 30)
-    assert "a run has 30 of these, drawn anew for each seed" in drawn.told(None, 5, 0.2)
+    assert (drawn.training(None), drawn.tested(None), drawn.at_hand) == (30, 200, 30)
+    assert "a run has 30 of these, drawn anew for each seed" in drawn.told(None, 5)
     given = Images("", 15000, 1800, [], drawn=30)
-    assert (given.training(None, 0), given.tested(None, 0)) == (30, 1800)
+    assert (given.training(None), given.tested(None)) == (30, 1800)
     folded = Images("", 100, 0, ["validation", "test"], drawn=90)
-    assert folded.training(5, 0.2) == 80, "no more than the folds leave"
+    assert folded.training(5) == 80, "no more than the folds leave"
 
 
 def folder(root, **counts):
@@ -149,3 +149,19 @@ def test_ten_of_many_are_compared_and_nine_are_not(tmp_path):
     assert look_at(composed("train", [*line, "data.n_train=10"]), line).at_hand == 10
     with pytest.raises(UserError, match="9 images, and of fewer than 10"):
         look_at(composed("train", [*line, "data.n_train=9"]), line)
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_every_kind_of_images_takes_what_a_study_sets(data):
+    """A setting that its reader does not know would refuse every cell."""
+    place = ["data.path=mine"] * ("\npath:" in (CONF / f"data/{data}.yaml").read_text())
+    bands = ["data.channels=13"] * data.endswith("_bands")
+    line = ["+experiment=which_layers", f"data={data}", *place, *bands]
+    section = composed("train", line)["data"]
+    parse_data(section)
+    splits = [name for name in ("validation", "test") if name in reader_keys(section)]
+    for count, given in ((100, 0), (900, 0), (900, 90)):
+        images = Images("", count, given, splits)
+        said = {line.split("=")[0] for line in images.repeat(0, images.folds(5))}
+        known = {f"data.{key}" for key in reader_keys(section) | OWN_KEYS}
+        assert said - known == {"seed"}
