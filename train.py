@@ -28,8 +28,10 @@ ALONE = "pretrain_demo"
 
 
 def trained(raw: dict[str, Any]) -> Path:
-    """The directory of a run, trained and, where it asks for that, evaluated."""
-    if not (raw.get("run") or {}).get("evaluate"):
+    """The directory of a run, trained and, where it asks for that, evaluated; where it keeps one
+    average, with that one."""
+    lengths = (raw.get("train") or {}).get("ema_lengths") or ()
+    if not (raw.get("run") or {}).get("evaluate") and len(lengths) != 1:
         return run.train(raw)
     from evaluation.after_training import train_and_evaluate  # takes a second or two
 

@@ -13,7 +13,8 @@ from evaluation.settings import EvaluateSettings
 from runtime.as_typed import hydra_quoted
 from runtime.config_schema import parse
 from runtime.errors import UserError
-from training.choose_average import choose_average
+from training.choose_average import choose_average, is_only
+from training.snapshots import all_snapshots
 
 
 def asked_settings(line: str, run: Path, of_run: dict[str, Any]) -> tuple[EvaluateSettings, Any]:
@@ -38,7 +39,7 @@ def asked_settings(line: str, run: Path, of_run: dict[str, Any]) -> tuple[Evalua
 
 def train_and_evaluate(train: Callable[[dict[str, Any]], Path], raw: dict[str, Any]) -> Path:
     """Trains what a composed config says, then evaluates it by each line of its run.evaluate; an
-    average that a line asks for is chosen first.
+    average that a line asks for, or that is the only one, is chosen first.
 
     Returns:
         The run's directory.
@@ -50,6 +51,8 @@ def train_and_evaluate(train: Callable[[dict[str, Any]], Path], raw: dict[str, A
     for line in lines:
         asked_settings(line, Path("run"), section)
     run = train(raw)
+    if any(map(is_only, all_snapshots(run)[-1:])):
+        choose_average(run, device=section["device"], cache=Path(section["cache"]))
     for line in lines:
         settings, sampler = asked_settings(line, run, section)
         if settings.weights == "average":

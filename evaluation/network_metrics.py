@@ -76,6 +76,7 @@ class NetworkMetrics:
             "source": _loss(now),
             "source_start": _loss(then),
             "source_change": _mean_error(change),
+            "source_split": split,
         }
 
     def _errors(

@@ -4,6 +4,7 @@ interval, and which strategies differ."""
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -128,13 +129,18 @@ def moderated(own: Mapping[Key, Spread]) -> dict[Key, Spread]:
     if between > 0:
         half0 = trigamma_inverse(between)
         prior, common = 2 * half0, common + special.digamma(half0) - math.log(half0)
-    most = 4 * len(told) / (len(told) + 3) - 1
     found = {}
     for key, (variance, d) in own.items():
-        d0 = min(prior, most * d)
+        d0 = min(prior, shared_freedom(len(told), d) - d)
         steadied = (d0 * math.exp(common) + d * variance) / (d0 + d)
         found[key] = max(own[key], Spread(steadied, d0 + d))
     return found
+
+
+def shared_freedom(contrasts: int, freedom: float) -> float:
+    """Degrees of freedom of the mean of so many variances of differences that share a strategy, of
+    freedom each: see moderated."""
+    return 4 * contrasts / (contrasts + 3) * freedom
 
 
 def trigamma_inverse(x: float) -> float:
@@ -159,6 +165,23 @@ def told_apart(differences: Mapping[Key, Mean], level: float = LEVEL) -> dict[Ke
             break
         left = holding
     return asked
+
+
+def range_level(count: int, freedom: float, level: float = LEVEL) -> float:
+    """The level at which Student's interval of a difference is asked, so that with the probability
+    level those of all pairs of count means hold together, whichever of them the data name first:
+    |difference| <= q / sqrt(2) standard errors, q the quantile of the studentized range (Tukey
+    1953; Kramer 1956, Biometrics 12, 307). Of two means it is level itself. freedom counts in
+    quarters, rounded down, and at most as 1000."""
+    return _range_level(count, max(1, math.floor(4 * min(freedom, 1000.0))), level)
+
+
+@cache
+def _range_level(count: int, quarters: int, level: float) -> float:
+    from scipy import stats  # takes a while to import, and its quantile a tenth of a second
+
+    q = stats.studentized_range.ppf(level, count, quarters / 4)
+    return float(2 * stats.t.cdf(q / math.sqrt(2), quarters / 4) - 1)
 
 
 def is_best(behind: Collection[Mean]) -> bool:

@@ -6,7 +6,9 @@ RUN is a finished run that kept averages (train.ema_lengths), or the folder of a
 run in it that did. Of a run the step is taken at which its EMA had the lowest validation loss.
 There the averages of several lengths are made of the snapshots in RUN/averages, the validation
 loss of each is measured, and the one of the lowest is written: RUN/averages/chosen.safetensors,
-with chosen.json. weights=average of sample.py, evaluate.py, export.py and source.weights take it.
+with chosen.json. A run without validation images that kept one length has nothing to choose: it is
+that average at its last step, which train.py itself writes. weights=average of sample.py,
+evaluate.py, export.py and source.weights take it.
 """
 
 from runtime.signals import end_at_once
@@ -47,7 +49,7 @@ from runtime.signals import Preempted, Stopped, StopRequest
 from training.post_hoc_average import Reconstruction, reconstruct
 from training.resume import is_finished
 from training.run_directory import IDENTITY, steps_reached
-from training.snapshots import all_snapshots, best_snapshot
+from training.snapshots import Snapshot, all_snapshots, best_snapshot
 from transfer.merge_adapters import merged
 from transfer.trained_weights import AVERAGES, CHOICE, CHOSEN, of_checkpoint
 
@@ -92,6 +94,11 @@ def choose_average(
             return run / AVERAGES / CHOICE
         whole = [s for s in all_snapshots(run) if s.step <= found.step and s.is_whole()]
         best = best_snapshot(whole)
+        if best and is_only(best):
+            tensors = _whole(found.weights(EMA), best.read(best.lengths[0]))
+            about = {"step": best.step, "reached": found.step, "length": best.lengths[0]}
+            write_chosen(run, tensors, about)
+            return run / AVERAGES / CHOICE
         if best is None or best.loss is None:
             lacks = "has no validation images to choose by" if best else "kept no averages"
             raise UserError(
@@ -103,6 +110,11 @@ def choose_average(
         # the EMA's as the run measured it
         about = {"draws": draws, "grid": GRID, "ema_loss": best.loss}
         return choose_length(run, best.step, LENGTHS, judge, about)
+
+
+def is_only(snapshot: Snapshot) -> bool:
+    """Whether there is nothing to choose of, and nothing to choose by."""
+    return snapshot.loss is None and len(snapshot.lengths) == 1
 
 
 def choose_length(

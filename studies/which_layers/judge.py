@@ -1,11 +1,21 @@
 """Which strategies differ: paired over repetitions and images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from metrics.over_folds import mean_over_folds
-from metrics.over_seeds import Mean, Spread, mean_over, moderated, spread_of, told_apart
+from metrics.intervals import LEVEL, finite
+from metrics.over_seeds import (
+    Mean,
+    Spread,
+    mean_over,
+    moderated,
+    range_level,
+    shared_freedom,
+    spread_of,
+)
 from studies.which_layers.runs import Judged
 
 ByRepeat = Mapping[int, Judged]
@@ -18,11 +28,20 @@ def mean_of(
     folds: bool,
     spread: Spread | None = None,
 ) -> Mean:
-    """folds: each is judged by images of its own; else one set judges all."""
-    images = [judged.images for judged in of]
-    if not folds:
-        return mean_over(values, replicates, min(images), spread)
-    return mean_over_folds(values, replicates, images, spread)
+    """The mean over repetitions.
+
+    Args:
+        folds: each is judged by images of its own, so that what these add is in the spread of the
+            values, and Student's t over folds is all. mu is then what these images to train on lead
+            to, on images like them, over trainings: two folds share most of what they train on, and
+            nothing here tells how other images to train on would change it (Bengio and Grandvalet
+            2004, Journal of Machine Learning Research 5, 1089: no unbiased estimate of that
+            exists). Else one set judges all.
+        spread: of the values, steadied by those of other differences.
+    """
+    if folds and len(values) > 1:
+        return mean_over(values, spread=spread)
+    return mean_over(values, replicates, min(judged.images for judged in of), spread)
 
 
 def loss_of(runs: ByRepeat, folds: bool) -> Mean:
@@ -58,6 +77,67 @@ def differences(runs: Mapping[str, ByRepeat], one: str, folds: bool) -> dict[str
     }
 
 
+def of_images(runs: Mapping[str, ByRepeat], name: str, other: str, folds: bool) -> float:
+    """The variance that the test images alone give the mean of name minus other."""
+    shared = [k for k in runs[name] if k in runs[other]]
+    pairs = [(runs[name][k].replicates, runs[other][k].replicates) for k in shared]
+    apart = torch.stack([finite(np.subtract(a, b).tolist()) for a, b in pairs])
+    n = min(runs[name][k].images for k in shared)
+    larger = n / max(1, n - 1)
+    return larger * float(apart.var(1).mean() / len(shared) if folds else apart.mean(0).var())
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Strategies against the one of lowest loss.
+
+    Args:
+        best: its name.
+        behind: the others minus it.
+        levels: at which Student's interval of each is asked, so that those of all pairs hold
+            together at one level: the data chose the best, and a comparison with it is one of all
+            pairs.
+    """
+
+    best: str
+    behind: Mapping[str, Mean]
+    levels: Mapping[str, float]
+
+    def interval(self, name: str) -> tuple[float, float] | tuple[None, None]:
+        return self.behind[name].interval(self.levels[name])
+
+    @property
+    def worse(self) -> list[str]:
+        """Told apart from the best, the least first."""
+        found = [n for n, d in self.behind.items() if not d.holds_zero(self.levels[n])]
+        return sorted(found, key=lambda name: self.behind[name].value)
+
+    @property
+    def tied(self) -> list[str]:
+        """Not told apart, the nearest first."""
+        found = [name for name in self.behind if name not in self.worse]
+        return sorted(found, key=lambda name: self.behind[name].value)
+
+
+def no_surer_than_repetitions(d: Mean, contrasts: int) -> Mean:
+    """With at most the degrees of freedom that so many differences over d.n repetitions have. Where
+    the images seem to add all of the variance, that may be chance, and of a few repetitions it
+    often is: racing would leave out one of seven equal strategies in 8 of 100 studies."""
+    most = shared_freedom(contrasts, d.n - 1)
+    return replace(d, freedom=min(d.freedom, most)) if d.n > 1 else d
+
+
+def ranked(
+    runs: Mapping[str, ByRepeat], candidates: Sequence[str], folds: bool, level: float = LEVEL
+) -> Ranking:
+    """candidates: of which one is the best; they went on to the end."""
+    best = min(candidates, key=lambda name: loss_of(runs[name], folds).value)
+    found = differences(runs, best, folds)
+    behind = {name: no_surer_than_repetitions(d, len(found)) for name, d in found.items()}
+    levels = {n: range_level(len(behind) + 1, d.freedom, level) for n, d in behind.items()}
+    return Ranking(best, behind, levels)
+
+
 def worse_than_best(
     found: Mapping[str, Mapping[int | None, ByRepeat]],
     running: Sequence[str],
@@ -74,13 +154,11 @@ def worse_than_best(
     runs = {name: found[name][None] for name in running if None in found.get(name, {})}
     if len(runs) < 2:
         return {}
-    best = min(runs, key=lambda name: loss_of(runs[name], folds).value)
-    behind = differences(runs, best, folds)
-    levels = told_apart(behind, level)
+    ranking = ranked(runs, list(runs), folds, level)
     gone = {}
-    for name, d in behind.items():
-        low, high = d.interval(levels.get(name, level))
-        if name != reference and d.n > 1 and low is not None and low > 0:
+    for name in ranking.worse:
+        d, (low, high) = ranking.behind[name], ranking.interval(name)
+        if name != reference and d.n > 1:
             by = f"{d.value:.4f} [{low:.4f}, {high:.4f}]"
-            gone[name] = f"worse than {best} by {by} after {d.n} repetitions"
+            gone[name] = f"worse than {ranking.best} by {by} after {d.n} repetitions"
     return gone

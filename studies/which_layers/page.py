@@ -20,8 +20,9 @@ from reporting.templates import render
 from runtime.environment import ENVIRONMENT
 from runtime.files import read_json, write_atomically
 from studies.cells import Context
-from studies.which_layers.answer import Answer, Point
+from studies.which_layers.answer import Answer
 from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
+from studies.which_layers.sentences import Point
 
 HERE = Path(__file__).parent
 PAGE = "report.html"
@@ -43,7 +44,7 @@ def write_page(
         plan=told.strip(),
         plots=plots,
         rows=[_row(comparison, point) for point in answer.points],
-        left_out=comparison.left_out,
+        left_out=comparison.outraced | comparison.failed | comparison.missing,
         audits=audits,
         audit_columns=known_columns(AUDITED, [row for _, row in audits]),
         reference=comparison.reference,

@@ -15,6 +15,7 @@ from studies.which_layers.images import VALIDATION, Images
 from studies.which_layers.judge import worse_than_best
 from studies.which_layers.plan import Plan, Price, Work
 from studies.which_layers.runs import Judged, Reader
+from training.choose_average import LENGTHS
 
 AUDITS = ("quality", "memorization", "membership", "classification")
 AVERAGES = [0.05, 0.1]  # lengths that are kept; any is made of them afterwards
@@ -52,14 +53,16 @@ class Comparison:
     read: Reader
     race: bool
     found: Found = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)  # strategy -> why
+    outraced: dict[str, str] = field(default_factory=dict)  # strategy -> by what it is worse
+    failed: dict[str, str] = field(default_factory=dict)  # strategy -> why
+    missing: dict[str, str] = field(default_factory=dict)  # cell of a subset -> why it failed
     work: Work = field(default_factory=Work)  # counted so far
     spent: dict[str, float] = field(default_factory=dict)  # strategy -> seconds of its cells so far
     expects: Mapping[str, float] = field(default_factory=dict)  # the same of the whole plan
 
     @property
     def running(self) -> list[str]:
-        return [name for name in self.strategies if name not in self.left_out]
+        return [name for name in self.strategies if name not in self.outraced | self.failed]
 
     def rounds(self) -> Generator[Round, Sequence[Outcome], None]:
         once: Rates = {}
@@ -70,7 +73,7 @@ class Comparison:
             yield from self._judge(k, rates)
             if self.race and 0 < k < self.plan.repeats - 1:
                 level = 1 - WRONGLY_LEFT_OUT / (self.plan.repeats - 2)
-                self.left_out |= worse_than_best(
+                self.outraced |= worse_than_best(
                     self.found, self.running, self.reference, self.folds, level
                 )
 
@@ -102,7 +105,7 @@ class Comparison:
                 if run := ended[name, in_order[-1]].run:
                     self.read.forget(run)
                 if math.isinf(losses[name, in_order[0]]):
-                    self.left_out[name] = "its training failed at every rate that was tried"
+                    self.failed[name] = "its training failed at every rate that was tried"
             left = {name: rates for name, rates in left.items() if name in self.running}
             since = stage
         return {name: rates[0] for name, rates in left.items()}
@@ -134,14 +137,15 @@ class Comparison:
                 start = since if size is None else 0
                 cells.append(self._cell(name, k, size, rate, start, self.plan.steps, judge=True))
         outcomes = yield self._round([name for name, _ in trials], cells)
-        for (name, size), outcome in zip(trials, outcomes, strict=True):
+        for (name, size), cell, outcome in zip(trials, cells, outcomes, strict=True):
             if outcome.run is not None:
                 judged = self.read.judged(outcome.run, rates.get(name, self.rate))
                 self.found.setdefault(name, {}).setdefault(size, {})[k] = judged
                 if k > 0 or size is not None:  # the first ones are audited
                     self.read.forget(outcome.run)
-            elif size is None:
-                self.left_out[name] = outcome.message.split("\n")[0]
+            else:
+                failed, what = (self.missing, cell.name) if size else (self.failed, name)
+                failed[what] = outcome.message.split("\n")[0]
 
     def audit_cell(self, name: str) -> Cell:
         """Images of the run of the first repetition with all images, and what they tell; and
@@ -210,6 +214,9 @@ class Comparison:
         every = self.images.training(self.plan.folds)
         rows = max(5, round(VALIDATION * min(size or every, every)))
         judged = self.plan.looked(since, until, rows)
+        if judge and until:
+            count, each = grid_of(rows, self.plan.validation_draws)
+            judged += len(LENGTHS) * count * each  # an average is chosen
         if judge:
             count, each = grid_of(self._tested, self.plan.test_draws)
             judged += (1 + SOURCE_LOSSES) * count * each
@@ -224,7 +231,16 @@ def chosen_rate(judged: Sequence[Judged]) -> float:
 
 
 def chosen_step(judged: Sequence[Judged]) -> int:
-    return median_low(each.step for each in judged)
+    """The middle one of the repetitions that chose this rate, as another rate turns elsewhere."""
+    rate = chosen_rate(judged)
+    return median_low(each.step for each in judged if each.rate == rate)
+
+
+def chosen_length(judged: Sequence[Judged]) -> float | None:
+    """The same of the averages' lengths; None where nothing trains."""
+    rate = chosen_rate(judged)
+    known = [each.length for each in judged if each.rate == rate and each.length is not None]
+    return median_low(known) if known else None
 
 
 class Imagined:
@@ -252,7 +268,9 @@ class Priced(NamedTuple):
 def priced(comparison: Comparison) -> Priced:
     fresh: dict[str, Any] = {
         "found": {},
-        "left_out": {},
+        "outraced": {},
+        "failed": {},
+        "missing": {},
         "work": Work(),
         "spent": {},
         "expects": {},

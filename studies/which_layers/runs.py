@@ -13,7 +13,9 @@ from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
 from training.result import read_result
 from training.run_directory import METRICS
-from transfer.trained_weights import AVERAGES
+from transfer.trained_weights import AVERAGES, CHOICE
+
+MADE_ANEW = "delete this run, and give the command of the study again"
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Judged:
         loss: over them, and its bootstrap replicates over images; images: how many they are.
         trained_on: images.
         step: that was chosen; of them all, the last.
-        forgot: what its loss on the source's images grew by; None where that is unknown.
-        failed_rates: with which no run came to an end.
+        length: of the average that was chosen; None where nothing trains.
+        forgot: what its loss on the source's images grew by; None where that is unknown. forgot_on:
+            the split of these images.
     """
 
     run: Path
@@ -36,8 +39,9 @@ class Judged:
     trained_on: int
     step: int
     steps: int
+    length: float | None = None
     forgot: float | None = None
-    failed_rates: Sequence[float] = ()
+    forgot_on: str = "test"
 
     @property
     def still_falling(self) -> bool:
@@ -80,13 +84,16 @@ class OfRuns:
             found["images"]["train"],
             found["checkpoint"]["step"],
             max(losses, default=0),
+            read_json(run / AVERAGES / CHOICE, MADE_ANEW)["length"],
             change and change["value"],
+            found["loss"].get("source_split", "test"),
         )
 
     def forget(self, run: Path) -> None:
-        for folder in ("checkpoints", AVERAGES):
-            if (run / folder).is_dir():
-                shutil.rmtree(run / folder)
+        if (run / "checkpoints").is_dir():
+            shutil.rmtree(run / "checkpoints")
+        for path in (run / AVERAGES).glob("*.safetensors"):
+            path.unlink()
 
 
 def forget_snapshots(run: Path) -> None:

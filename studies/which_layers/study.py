@@ -22,7 +22,7 @@ from transfer.trained_weights import AVERAGES as SNAPSHOTS
 
 PRICES, PLAN, ANSWER, TABLE = "prices.json", "plan.json", "answer.json", "runs.csv"
 MADE_ANEW = "delete this folder, and give the command again"
-TIMED_DRAWS = 64
+TIMED_DRAWS = 256  # so many that what a look does beside them hardly counts
 SMALLER = 0.7  # a subset has at most so much of all
 
 
@@ -232,7 +232,7 @@ class WhichLayers:
         plan, images = comparison.plan, comparison.images
         _, cells, work = priced(comparison)
         rates = ", ".join(f"{comparison.rate * r:.3g}" for r in plan.rates)
-        each = "in the first fold" if plan.rates_once else "in each"
+        each = "in the first alone" if plan.rates_once else "in each"
         lines = [
             ["images", images.told(plan.folds, plan.repeats)],
             *([["classes", f"{images.classes}, told to the network"]] if images.classes else []),
@@ -242,7 +242,7 @@ class WhichLayers:
             ["steps", f"{plan.steps}, looked at after {', '.join(map(str, plan.looks))}"],
             ["audits", f"{plan.audit_images} images of each" if plan.audit_images else "none"],
             ["cells", f"{cells}, {work.steps} steps and {work.judged} judged images in all"],
-            ["price", f"{self._seconds(comparison) / 60:.0f} minutes of this machine, at most"],
+            ["price", f"about {self._seconds(comparison) / 60:.0f} minutes of this machine"],
             ["disk", f"up to {size(plan.most_bytes(comparison.prices.values()))} at a time"],
         ]
         left = [f"Left out for budget={self.budget}: {'; '.join(gone)}."] if gone else []

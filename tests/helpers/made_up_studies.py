@@ -51,7 +51,9 @@ class MadeUp:
         rows = np.random.default_rng(7).integers(0, n, (200, n))  # alike for all, as the bootstrap
         replicates = losses[rows].mean(1).tolist()
         trained_on = size or 64
-        return Judged(run, rate, float(losses.mean()), replicates, n, trained_on, step, 40, 0.01)
+        return Judged(
+            run, rate, float(losses.mean()), replicates, n, trained_on, step, 40, 0.1, 0.01
+        )
 
     def forget(self, run: Path) -> None:
         pass
