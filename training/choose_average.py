@@ -20,6 +20,7 @@ import argparse
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from runtime.signals import Preempted, Stopped, StopRequest
 from training.post_hoc_average import Reconstruction, reconstruct
 from training.resume import is_finished
 from training.run_directory import IDENTITY, steps_reached
-from training.snapshots import Snapshot, all_snapshots, best_snapshot
+from training.snapshots import LEAST, Snapshot, all_snapshots, best_snapshot
 from transfer.merge_adapters import merged
 from transfer.trained_weights import AVERAGES, CHOICE, CHOSEN, of_checkpoint
 
@@ -159,6 +160,19 @@ def choose_length(
     write_chosen(run, _whole(started, made[best].tensors()), asked | result)
     (run / AVERAGES / LOSSES).unlink(missing_ok=True)
     return run / AVERAGES / CHOICE
+
+
+@cache
+def contending(steps: Sequence[int], kept: Sequence[float]) -> int:
+    """How many of LENGTHS can be made at the last of these steps, of snapshots of the lengths that
+    are kept."""
+    snapshots = [
+        Snapshot(Path(), step, tuple(kept), None, None, "")
+        for step in steps
+        if step >= LEAST * steps[-1]
+    ]
+    made = (reconstruct(snapshots, steps[-1], length) for length in LENGTHS)
+    return sum(how.residual <= LARGEST_RESIDUAL for how in made)
 
 
 def _losses(

@@ -96,20 +96,20 @@ class Page:
     def claims(self) -> list[list[str]]:
         """A line for each: what is claimed, what became of it, than - less, and a word on it."""
         return [
-            [each.claim.text, each.verdict, difference_text(each), self._beforehand(each)]
+            [each.claim.text, each.verdict, difference_text(each), self._known(each)]
             for each in self.judged
         ]
 
-    def _beforehand(self, judged: Judged) -> str:
+    def _known(self, judged: Judged) -> str:
         """What the file says of the small size."""
         claim = judged.claim
         if judged.why or self.ablation.size == "full":
             return judged.why
         if claim.because is None:
-            return "" if judged.verdict == claim.small else f"said beforehand: {claim.small}"
+            return "" if judged.verdict == claim.small else f"the file says: {claim.small}"
         if judged.verdict == claim.small:
-            return f"as was said beforehand: {claim.because}"
-        return f"said beforehand: {claim.small}, {claim.because}"
+            return f"as the file says: {claim.because}"
+        return f"the file says: {claim.small}, {claim.because}"
 
     @cached_property
     def facts(self) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from studies.which_layers.images import VALIDATION, Images
 from studies.which_layers.judge import worse_than_best
 from studies.which_layers.plan import Plan, Price, Work
 from studies.which_layers.runs import Judged, Reader
-from training.choose_average import LENGTHS
+from training.choose_average import contending
 
 AUDITS = ("quality", "memorization", "membership", "classification")
 AVERAGES = [0.05, 0.1]  # lengths that are kept; any is made of them afterwards
@@ -216,7 +216,7 @@ class Comparison:
         judged = self.plan.looked(since, until, rows)
         if judge and until:
             count, each = grid_of(rows, self.plan.validation_draws)
-            judged += len(LENGTHS) * count * each  # an average is chosen
+            judged += contending(tuple(self.plan.looks), tuple(AVERAGES)) * count * each
         if judge:
             count, each = grid_of(self._tested, self.plan.test_draws)
             judged += (1 + SOURCE_LOSSES) * count * each

@@ -62,7 +62,7 @@ def test_what_is_printed_and_on_the_page(whole):
     [line] = re.findall(r"^L +([\d.]+) \[", text, re.M)
     assert float(line) == pytest.approx(mean, rel=1e-2)
     for told in (
-        "said beforehand",
+        "the file says",
         "bits: L < L_simple",
         "2 seeds",
         "90 training, 5 held out",

@@ -67,6 +67,9 @@ def check_work(root, text):
         rows = read_metrics(run / "metrics.jsonl")
         done += max((row["step"] for row in rows), default=0)
         looked += 15 * sum(row["step"] > 0 and "validation/loss" in row for row in rows)
+        chosen = run / "averages/chosen.json"
+        losses = json.loads(chosen.read_text()).get("losses", ()) if chosen.exists() else ()
+        looked += 15 * len(losses)
         for path in run.glob("evaluation/*/evaluation.json"):
             if json.loads(path.read_text())["protocol"]["metrics"] == ["loss"]:
                 looked += 3 * 32

@@ -22,7 +22,7 @@ from runtime.signals import Preempted
 from sampling import load
 from tests.helpers import runs
 from tests.helpers.evaluations import few_evaluated
-from tests.helpers.folder_runs import images
+from tests.helpers.folder_runs import TINY, images
 from tests.helpers.folder_runs import run as run_folder
 from training import choose_average as choosing
 from training.choose_average import choose_average, main
@@ -203,6 +203,29 @@ def test_images_that_were_changed_are_refused(adapted, tmp_path):
     (run / "averages/chosen.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="not those that it was trained on"):
         choose_average(run, device="cpu")
+
+
+def test_of_one_average_and_no_validation_images_there_is_nothing_to_choose(source, tmp_path):
+    """As the run that which_layers advises, which trains on all images: train.py ends with it."""
+    images(tmp_path / "images")
+    own = [
+        "data=folder",
+        f"data.path={tmp_path}/images",
+        "data.validation=0",
+        f"train.steps={STEPS}",
+    ]
+    kept = [setting.replace("[0.05,0.1]", "[0.13]") for setting in KEPT]
+    command = [*own, f"source.from={source}", *LORA, *kept]
+    code, text = runs.train(tmp_path, command, tiny=TINY)
+    assert code == 0, text
+    run = runs.directory_of(tmp_path, "custom")
+    assert choice(run)["step"] == STEPS and choice(run)["length"] == 0.13
+    assert all(s.loss is None for s in all_snapshots(run))
+    found = load_file(run / "averages/chosen.safetensors")
+    expected, trains = explicit(run, STEPS, 0.13), all_snapshots(run)[0].read(0.13)
+    for name in trains:
+        torch.testing.assert_close(found[name].double(), expected[name], rtol=1e-6, atol=1e-7)
+    assert found.keys() == find(run).weights(EMA).keys()
 
 
 def test_what_nothing_trains_in_is_its_own_average(source):
