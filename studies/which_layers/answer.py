@@ -58,7 +58,8 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
     best = ranking.best
     judged = list(whole[best].values())
     rate, steps = chosen_rate(judged), chosen_step(judged)
-    command = advised_command(comparison, best, arguments)
+    own = [*comparison.images.all_of_them, *comparison.strategies[best]]
+    command = advised_command(own, rate, steps, chosen_length(judged), arguments)
     points = points_of(comparison)
     sentences = [
         too_short(whole, comparison.plan.steps),
@@ -101,18 +102,22 @@ def points_of(comparison: Comparison) -> list[Point]:
     return points
 
 
-def advised_command(comparison: Comparison, name: str, arguments: Sequence[str]) -> str:
-    """Of a run on all images, with the middle one of the rates that repetitions chose, of the steps
-    at it and of the lengths of the average, which then is the only one."""
-    judged = list(comparison.found[name][None].values())
-    rate, steps, length = chosen_rate(judged), chosen_step(judged), chosen_length(judged)
-    training = [f"optimizer.lr={rate:.6g}", f"train.steps={steps}"]
-    training += [f"train.ema_lengths=[{length:g}]"] if length else []
-    own = [*comparison.images.all_of_them, *comparison.strategies[name], *training]
+def advised_command(
+    own: Sequence[str], rate: float, steps: int, length: float | None, arguments: Sequence[str]
+) -> str:
+    """Of a run on all images.
+
+    Args:
+        own: overrides of its images and its strategy.
+        length: of the average, which then is the only one that it keeps.
+        arguments: of the study's command line.
+    """
+    kept = [f"train.ema_lengths=[{length:g}]"] if length else []
+    own = [*own, f"optimizer.lr={rate:.6g}", f"train.steps={steps}", *kept]
     said_anew = {line.split("=")[0] for line in own}
-    kept = [
+    given = [
         line
         for line in arguments
         if not line.startswith(OF_A_STUDY) and line.split("=")[0] not in said_anew
     ]
-    return shlex.join(["python", "train.py", *kept, *own])
+    return shlex.join(["python", "train.py", *given, *own])

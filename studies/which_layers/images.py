@@ -7,7 +7,6 @@ from typing import Any
 
 from config.run_config import RunConfig
 from data.settings import reader_keys
-from runtime.errors import UserError
 
 FEW = 200  # images: below, folds in place of one split
 FEWEST = 10  # below, nothing can be held out
@@ -91,19 +90,13 @@ class Images:
 
 def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
     """Of a composed config, and the command line that it is of. The network is told the images'
-    classes, where there are two or more and the command line says nothing of model.classes. Raises
-    UserError where there are too few."""
+    classes, where there are two or more and the command line says nothing of
+    model.classes."""
     keys = [name for name in ("validation", "test") if name in reader_keys(raw["data"])]
     config = RunConfig(raw).with_sections(data=raw["data"] | dict.fromkeys(keys, 0.0))
     reader = config.data.open_reader(Path(config.run.cache))
     splits = {name: len(rows) for name, rows in reader.splits.items()}
     drawn = raw["data"].get("n_train")
-    if (at_hand := min(splits["train"], drawn or splits["train"])) < FEWEST:
-        raise UserError(
-            f"{reader.name}: {at_hand} images, and of fewer than {FEWEST} none can be held "
-            "out, so that nothing here can tell which layers to train or when to stop. "
-            "docs/results.md has what was found with 10 images of other kinds."
-        )
     said = any(line.startswith("model.classes=") for line in arguments) or raw["model"]["classes"]
     labels = {reader.labels[row] for row in reader.splits["train"]} if reader.classes else set()
     classes = 0 if said or len(labels) < 2 else len(reader.classes)

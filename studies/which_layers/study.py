@@ -11,7 +11,8 @@ from runtime.files import read_json, write_csv, write_json
 from runtime.log import table
 from studies.cells import Cell, Context, Outcome, Round, Rounds
 from studies.which_layers.answer import answer
-from studies.which_layers.images import Images, look_at
+from studies.which_layers.few import of_few
+from studies.which_layers.images import FEWEST, Images, look_at
 from studies.which_layers.page import write_page
 from studies.which_layers.plan import Plan, Price, lesser, looks_of, minutes
 from studies.which_layers.rounds import AVERAGES, SPARING, Comparison, priced
@@ -71,6 +72,9 @@ class WhichLayers:
 
     def __call__(self, context: Context) -> Rounds:
         images = look_at(context.config, context.arguments)
+        if images.at_hand < FEWEST:
+            print(f"\n{of_few(images, context, self._overrides)}", flush=True)
+            return
         prices = yield from self._time(context, images)
         comparison, told = self._planned(context, images, prices)
         print(told, flush=True)

@@ -1,8 +1,8 @@
 """How much is lost by training all layers and stopping in time, whatever the images: the regret of
 `full` over several targets and numbers of images, from the tables of studies (study/runs.csv):
 
-    python -m benchmarks.regret                           of benchmarks/results/regret.csv
-    python -m benchmarks.regret --add runs/*/which_layers-*/study/runs.csv
+    python -m studies.regret                           of studies/regret.csv
+    python -m studies.regret --add runs/*/which_layers-*/study/runs.csv
 
 --add puts studies into that table first, those of images and numbers that it has in their place.
 
@@ -33,7 +33,7 @@ from runtime.files import write_csv
 from runtime.log import table
 from studies.which_layers.table import COLUMNS
 
-TABLE = Path(__file__).parent / "results" / "regret.csv"
+TABLE = Path(__file__).with_suffix(".csv")
 FULL, DRAWS = "full", 2000
 Key = tuple[str, int]  # (images, how many at hand)
 # what was asked before anything ran: (a, b, numbers of images): a has a lower loss than b
@@ -52,6 +52,7 @@ class Comparison:
         full: its mean test loss.
         behind: strategy -> [K] in percent of full's loss, by repetition; 0 for full.
         sd: strategy -> what the test images add to the standard deviation of its mean.
+        trained_on: images, the others at hand choose.
         steps, rate: strategy -> median of those chosen.
         falling: strategies whose loss still fell at the last step in half of the runs or more.
     """
@@ -59,6 +60,7 @@ class Comparison:
     full: float
     behind: Mapping[str, np.ndarray]
     sd: Mapping[str, float]
+    trained_on: int
     steps: Mapping[str, int]
     rate: Mapping[str, float]
     falling: Sequence[str]
@@ -134,6 +136,7 @@ def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> Comp
         loss,
         {name: percent(name, "minus_reference") for name in of},
         {name: float(percent(name, "minus_reference_sd").mean()) for name in of},
+        int(median(FULL, "trained_on")),
         {name: int(median(name, "step")) for name in of},
         {name: median(name, "rate") for name in of},
         [name for name, falls in last.items() if falls],
@@ -187,11 +190,11 @@ def contrasts(found: Mapping[Key, Comparison]) -> list[list[str]]:
         low, _ = mean.interval(levels[name])
         said = "not shown" if mean.holds_zero(levels[name]) else "shown"
         opposite = low is not None and low > 0
-        lines.append([name, _text(mean, levels[name]), "opposite" if opposite else said])
+        lines.append([name, mean_text(mean, levels[name]), "opposite" if opposite else said])
     return lines
 
 
-def _text(mean: Mean, level: float = LEVEL) -> str:
+def mean_text(mean: Mean, level: float = LEVEL) -> str:
     low, high = mean.interval(level)
     return f"{mean.value:+.2f}% [{low:+.2f}, {high:+.2f}]"
 
@@ -203,7 +206,9 @@ def regrets(found: Mapping[Key, Comparison]) -> list[list[str]]:
     for (target, n), c in found.items():
         steps = (f"{c.steps[name]} at {c.rate[name]:.2g}" for name in (c.best, FULL))
         falling = ", ".join(c.falling) or "none"
-        lines.append([target, str(n), f"{c.full:.4f}", c.best, _text(c.regret), *steps, falling])
+        lines.append(
+            [target, str(n), f"{c.full:.4f}", c.best, mean_text(c.regret), *steps, falling]
+        )
     return lines
 
 
@@ -212,7 +217,7 @@ def behind(found: Mapping[Key, Comparison]) -> list[list[str]]:
     names = list(dict.fromkeys(name for c in found.values() for name in c.behind if name != FULL))
     lines = [["images", "N", *names]]
     for (target, n), c in found.items():
-        told = (_text(c.minus(name, FULL)) if name in c.behind else "" for name in names)
+        told = (mean_text(c.minus(name, FULL)) if name in c.behind else "" for name in names)
         lines.append([target, str(n), *told])
     return lines
 
@@ -258,7 +263,7 @@ def main() -> None:
     print("", table(behind(found)), "", sep="\n")
     for target in dict.fromkeys(target for target, _ in found):
         of = {n: c for (name, n), c in found.items() if name == target}
-        print(f"{target}: full overtakes freeze_decoder at {crossing_text(of, 'freeze_decoder')}")
+        print(f"{target}, N* of full over freeze_decoder: {crossing_text(of, 'freeze_decoder')}")
 
 
 if __name__ == "__main__":

@@ -6,29 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import regret
 from metrics.over_seeds import Mean
 from runtime.errors import UserError
-
-
-def rows(target="faces", n=10, repeats=5, **losses):
-    """Lines of study/runs.csv: strategy -> its losses by repetition."""
-    lines = []
-    for name, values in losses.items():
-        for k in range(repeats):
-            minus = "" if name == "full" else values[k] - losses["full"][k]
-            lines.append(
-                {
-                    "images": target,
-                    "at_hand": str(n),
-                    "strategy": name,
-                    "size": "",
-                    "repeat": str(k),
-                }
-                | {"rate": "0.001", "step": "20", "steps": "100", "loss": str(values[k])}
-                | {"minus_reference": str(minus), "minus_reference_sd": "0" if minus else ""}
-            )
-    return lines
+from studies import regret
+from tests.helpers.study_rows import rows
 
 
 def one(**losses):

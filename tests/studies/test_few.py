@@ -1,0 +1,69 @@
+"""What is said of fewer than ten images."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pytest
+
+from config.overrides import composed
+from studies import regret
+from studies.cells import Context
+from studies.which_layers import few
+from studies.which_layers.images import Images
+from tests.helpers.study_rows import rows
+
+STRATEGIES = {name: [f"transfer={name}"] for name in ("full", "freeze_decoder", "lora")}
+ARGUMENTS = ["+experiment=which_layers", "data.path=mine", "budget=60m"]
+
+
+def table(monkeypatch, freeze_decoder=-0.05, steps=(20, 30, 40)):
+    """Three targets with 10 images of which 5 train, and one with 30."""
+    full, noise = np.ones(5), 1e-3 * np.arange(5)
+    lines = rows("faces", 30, full=full, freeze_decoder=full - 0.9, lora=full)
+    for name, step in zip("abc", steps, strict=True):
+        losses = {"freeze_decoder": full + freeze_decoder + noise, "lora": full + 0.1}
+        lines += rows(name, 10, step=step, full=full, **losses)
+    monkeypatch.setattr(few, "read", lambda path: lines)
+
+
+def told(n, batch=16, **more):
+    images = Images("", n, 0, ["validation", "test"])
+    context = Context(ARGUMENTS, {"train": {"batch_size": batch}}, None, None)
+    return few.of_few(images, context, STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "steps"), [(6, 16, 36), (6, 8, 72), (9, 16, 54), (1, 16, 6)]
+)
+def test_as_many_passes_as_with_the_next_larger_number(monkeypatch, n, batch, steps):
+    """30 steps of 16 images pass 96 times over 5."""
+    table(monkeypatch)
+    text = told(n, batch)
+    assert steps == round(96 * n / batch)
+    words = shlex.split(text.partition("Command: ")[2])
+    config = composed("train", words[2:])
+    assert config["train"]["steps"] == steps and config["transfer"]["name"] == "freeze_decoder"
+    assert config["data"]["test"] == config["data"]["validation"] == 0
+    assert not any(word.startswith("budget") for word in words)
+
+
+def test_it_says_whose_numbers_these_are(monkeypatch):
+    table(monkeypatch)
+    text = told(6)
+    assert "Of your 6 images none can be held out" in text
+    assert "with 10 images of 3 other kinds (a, b and c" in text
+    assert "freeze_decoder has the lowest test loss, and is better than full (-4.80%" in text
+    assert "after 20 to 40 steps of 16 images" in text
+
+
+def test_what_is_not_distinguished_is_not_called_better(monkeypatch):
+    table(monkeypatch, freeze_decoder=-1e-4 - 2e-3)
+    assert "is not distinguished from full" in told(6)
+    table(monkeypatch, freeze_decoder=0.1)
+    assert "full has the lowest test loss." in told(6)
+
+
+def test_the_table_that_is_kept_has_ten_images():
+    assert {n for _, n in few.next_larger(regret.comparisons(regret.read(regret.TABLE)), 3)} == {10}
