@@ -23,7 +23,7 @@ from training.result import RESULT, read_result
 if TYPE_CHECKING:
     from studies.ablation.study import Ablation
 
-FILES = "report.html", "report.md", "report.csv"
+FILES = "table.html", "table.md", "table.csv"
 LEGEND = (
     "Intervals are 95%: over seeds and images (Student's t); those marked "
     f"{OF_IMAGES} are of one training, over its images alone."

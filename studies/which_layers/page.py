@@ -25,7 +25,7 @@ from studies.which_layers.rounds import Comparison, chosen_rate, chosen_step
 from studies.which_layers.sentences import Point
 
 HERE = Path(__file__).parent
-PAGE = "report.html"
+PAGE = "answer.html"
 AUDITED = (*AUDIT_COLUMNS, KID, RHO, COPIES)
 
 

@@ -40,8 +40,8 @@ def lines(root: Path) -> list[list[str]]:
 
 
 def tables(root: Path) -> str:
-    """Of report.md, down to what made the numbers."""
-    return (of_table(root) / "report.md").read_text().partition("- command")[0]
+    """Of table.md, down to what made the numbers."""
+    return (of_table(root) / "table.md").read_text().partition("- command")[0]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_what_is_printed_and_on_the_page(whole):
         assert told in text, told
     assert "of the paper" not in text  # no number of the paper's is expected at this size
     folder = of_table(root)
-    html, markdown = (folder / "report.html").read_text(), tables(root)
+    html, markdown = (folder / "table.html").read_text(), tables(root)
     for row in ("L_simple", "KID: L_simple &lt; L", "training images", "held out", "hours"):
         assert row in html, row
     assert "| L_simple |" in markdown and "| claim |" in markdown
@@ -93,7 +93,7 @@ def test_at_full_size_the_numbers_of_the_paper_stand_beside(tmp_path):
     assert re.search(r"^row +KID .*FID +FID of the paper +in its band +IS ", text, re.M), text
     assert re.search(r"^L_simple .* - +3.17 \[2.97 to 4.17\] +- ", text, re.M), text
     assert re.search(r"^L_simple .* \d[.\d]+ \[.*\]° +3.75 \[3.7 to 3.8\] +above$", text, re.M)
-    assert "Ho et al. 2020, table 1 (read)" in (of_table(tmp_path) / "report.md").read_text()
+    assert "Ho et al. 2020, table 1 (read)" in (of_table(tmp_path) / "table.md").read_text()
     assert re.search(r"bits: L < L_simple .* its images", text)
     made = of_table(tmp_path).glob("full-seed0-*/evaluation/step_*/evaluation.json")
     kids = {path: read_sealed(path)["quality"]["train"]["kid"]["value"] for path in made}

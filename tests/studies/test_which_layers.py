@@ -50,7 +50,7 @@ def killed(root, command, *patterns):
 
 
 def check_paragraph_and_page(root, text):
-    answer, page = study_runs.answer_of(root), study_runs.folder_of(root) / "report.html"
+    answer, page = study_runs.answer_of(root), study_runs.folder_of(root) / "answer.html"
     assert answer["text"] in text.replace(str(root), "ROOT") and str(page) in text
     assert text.index("The plan:") < text.index("fold 0"), "the plan comes before the first cell"
     assert re.search(r"With your 24 images (train|keep)", answer["text"])
