@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from scipy import special
@@ -212,7 +212,11 @@ def forgotten_sentence(judged: Sequence[Judged]) -> str:
     if not known:
         return ""
     mean = mean_over(known)
-    changed = "changed" if mean.holds_zero() else "rose" if mean.value > 0 else "fell"
+    if mean.holds_zero():
+        changed = "changed"
+    else:
+        changed = "rose" if mean.value > 0 else "fell"
+        mean = replace(mean, value=abs(mean.value))
     trained = judged[0].forgot_on == "train"
     whose = " that it was trained on, as too few were held out," if trained else ""
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from studies.which_layers.answer import answer
 from studies.which_layers.judge import of_images, ranked, worse_than_best
 from studies.which_layers.rounds import chosen_length, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
-from studies.which_layers.sentences import times_as_many
+from studies.which_layers.sentences import forgotten_sentence, times_as_many
 from tests.helpers.made_up_studies import compared
 from training.config_checks import check_run_config
 
@@ -263,3 +264,19 @@ def test_where_full_overtakes_what_is_better_of_few():
     at = float(re.search(r"full overtakes it at about (\d+)", found.text).group(1))
     assert "With 16 images to train on freeze_decoder is better" in found.text
     assert at == pytest.approx(32, abs=6), "in the middle of 16 and 64, in their logarithm"
+
+
+@pytest.mark.parametrize(
+    ("grew", "said"),
+    [
+        ([0.01, 0.02, 0.03], "changed by 0.020 [-"),
+        ([0.020, 0.021, 0.022], "rose by 0.0210 ["),
+        ([-0.020, -0.021, -0.022], "fell by 0.0210 ["),
+        ([0.01, -0.02, 0.03], "changed by 0.0067 [-"),
+    ],
+)
+def test_what_was_forgotten_has_a_direction_where_it_is_known(grew, said):
+    judged = [Judged(Path(), 1e-3, 0.1, [], 20, 64, 13, 40, forgot=value) for value in grew]
+    assert said in forgotten_sentence(judged)
+    whose = [replace(each, forgot_on="train") for each in judged]
+    assert "images that it was trained on, as too few were held out" in forgotten_sentence(whose)
