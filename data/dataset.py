@@ -26,12 +26,15 @@ class Dataset:
         labels: [N] int64.
         splits: rows of images by split.
         classes: names of the labels, or empty.
+        groups: [N] int64, the same for images of one patient, or of whatever else the reader never
+            splits. None: each image is alone.
     """
 
     images: np.ndarray
     labels: np.ndarray
     splits: dict[str, np.ndarray]
     classes: Sequence[str]
+    groups: np.ndarray | None = None
 
 
 def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: Path) -> Dataset:
@@ -59,7 +62,15 @@ def open_dataset(settings: DataSettings, reader: ImageReader, seed: int, cache: 
     if lost := np.setdiff1d(labels[reader.splits["train"]], labels[train]).tolist():
         names = ", ".join(reader.classes[k] for k in lost)
         log.warning(f"{reader.name}: none of the {len(train)} training images is of class {names}")
-    return Dataset(images, labels, splits, reader.classes)
+    return Dataset(images, labels, splits, reader.classes, group_numbers(reader))
+
+
+def group_numbers(reader: ImageReader) -> np.ndarray | None:
+    """See Dataset.groups."""
+    number = {group: k for k, group in enumerate(dict.fromkeys(reader.groups or ()))}
+    if reader.groups is None or len(number) == len(reader):
+        return None
+    return np.array([number[group] for group in reader.groups], np.int64)
 
 
 def drawn_of_train(

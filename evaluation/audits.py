@@ -2,7 +2,7 @@
 it was trained on, and whether its images help a classifier."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from metrics.membership import (
     loss_attack,
     paired_difference,
 )
+from metrics.resampling import Groups, groups_of
 from runtime.errors import UserError
 
 log = logging.getLogger("evaluate")
@@ -46,23 +47,33 @@ def audit_membership(network: NetworkMetrics) -> Record:
         )
     labels = run.images[0].labels
     rows = [spread(reference.rows[split], IMAGES, labels) for split in ("train", "test")]
+    groups = groups_of(reference.groups, rows[0]), groups_of(reference.groups, rows[1])
     with notes.attempt("membership: left out"):
-        found = _attack(network.denoiser, run, rows, "the run's errors")
+        found = _attack(network.denoiser, run, rows, groups, "the run's errors")
         with notes.attempt("membership, by the source"):
             if run.has_source:
-                found["source"] = _attack(network.untouched, run, rows, "the source's errors")
+                theirs = _attack(network.untouched, run, rows, groups, "the source's errors")
+                found["source"] = theirs
                 found["excess"] = paired_difference(found["auc"], found["source"]["auc"])
         return found | {"members": len(rows[0]), "non_members": len(rows[1])}
     return {}
 
 
-def _attack(denoiser: Denoiser, run: TrainedRun, rows: list[np.ndarray], what: str) -> Record:
-    """rows: of members and of others."""
+def _attack(
+    denoiser: Denoiser,
+    run: TrainedRun,
+    rows: Sequence[np.ndarray],
+    groups: tuple[Groups, Groups],
+    what: str,
+) -> Record:
+    """rows, groups: of members and of others."""
     data, errors = run.images[0], []
     with tqdm(total=sum(map(len, rows)), desc=what, unit="image", delay=2) as bar:
         for part in rows:
             errors.append(errors_at_times(denoiser, data.images, data.labels, part, bar.update))
-    return {"auc": loss_attack(*errors), "by_decile": attack_by_decile(*errors)}
+    members, others = errors
+    auc = loss_attack(members, others, groups)
+    return {"auc": auc, "by_decile": attack_by_decile(members, others)}
 
 
 def audit_classification(
@@ -111,7 +122,7 @@ def _told_apart(
     data, _ = run.images
     if not reference.held_out:
         raise UserError("there are no held-out images to judge on")
-    real = Labelled(data.images, data.labels, reference.rows["train"])
+    real = Labelled(data.images, data.labels, reference.rows["train"], reference.groups)
     rows = spread(reference.rows["test"], MOST, data.labels)
     judged = judged_classes(real, real._replace(rows=rows))
     if len(judged) < 2:

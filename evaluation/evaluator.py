@@ -43,6 +43,7 @@ from evaluation.suite import (
 )
 from evaluation.trained_run import TrainedRun, image_classes
 from metrics.estimate import EVALUATION, VERSION, Record
+from metrics.intervals import FEW_PATIENTS
 from runtime.checkpoint import STATE, find
 from runtime.content import sha256_of
 from runtime.device import pick_device
@@ -64,6 +65,13 @@ NO_TEST = {  # what to know, by the split that stands for the test
     "validation": "there is no test split: the held-out images are the validation images, by which "
     "the checkpoint was chosen",
 }
+
+
+# of numbers of images whose test images are of fewer patients
+IMAGE_BY_IMAGE = (
+    "the intervals of KID and of the copies among test images take each image for itself, though "
+    "they are of {} patients: they are too narrow"
+)
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -98,7 +106,7 @@ def evaluate_run(
     run = TrainedRun(found, settings.weights, settings.overrides, settings.source, cache)
     dataset, about = run.images
     names = run.reader.item_name
-    reference = reference_images(dataset.images, dataset.splits, about, names)
+    reference = reference_images(dataset.images, dataset.splits, about, names, dataset.groups)
     select = found.path.name if (path / STATE).is_file() else rule
     assert select != "every"  # see evaluation.along_training
     if select != rule == "chosen":
@@ -140,6 +148,14 @@ def evaluate_run(
             evaluator.write(record | {"hours": (time.monotonic() - began) / 3600})
         copy_to_wandb(run, folder, record)
     return folder
+
+
+def tell_patients(reference: ReferenceImages, notes: Notes) -> None:
+    """Of how many patients those are that judge, where they are fewer than the images."""
+    if count := reference.test_patients:
+        what = f"{len(reference.rows['test']):,} {reference.held_out} images of {count:,} patients"
+        few = ", and so few tell little of others" * (count < FEW_PATIENTS)
+        notes.say(f"{what}: intervals are over patients{few}")
 
 
 def copy_to_wandb(run: TrainedRun, folder: Path, record: Record) -> None:
@@ -223,6 +239,8 @@ class ImageEvaluator:
         test = extractor.extract_cached(reference, "test") if reference.held_out else None
         if reference.held_out != "test":
             notes.say(NO_TEST[reference.held_out])
+        if reference.test_patients:
+            notes.say(IMAGE_BY_IMAGE.format(reference.test_patients))
         about = {"folder": str(folder), "n": len(images), **reference.counts}
         record: Record = {"images": about, **extractor.names}
         if "quality" in settings.wanted:
@@ -267,6 +285,7 @@ class RunEvaluator(ImageEvaluator):
     sampler: Record
 
     def evaluate(self) -> Record:
+        tell_patients(self.reference, self.notes)
         if self.settings.images:
             return super().evaluate()
         settings, run, notes, network = self.settings, self.run, self.notes, self.network

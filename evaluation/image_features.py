@@ -15,6 +15,7 @@ from data.pixels import to_picture
 from evaluation.protocol import ReferenceImages
 from metrics.features import Embedding, Features, extract
 from metrics.features.distances import Pixels
+from metrics.resampling import Groups
 from runtime.content import sha256_of
 from runtime.files import locked, read_checked, write_checked
 
@@ -23,12 +24,13 @@ TOLD = {"train": "training images", "test": "held-out images"}
 
 class ImageFeatures(NamedTuple):
     """Of one set of images, [N, D] each. logits: of Inception. perceptual: for the distance within
-    clusters."""
+    clusters. groups: see metrics.resampling."""
 
     features: Tensor
     pixels: Tensor
     perceptual: Tensor
     logits: Tensor | None = None
+    groups: Groups = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class FeatureExtractor:
             self._cached(self.features, reference, split),
             _pixels(reference.images, reference.rows[split], TOLD[split]),
             self._cached(self.perceptual, reference, split),
+            groups=reference.groups_of(split),
         )
 
     def _cached(self, kind: Features, reference: ReferenceImages, split: str) -> Tensor:

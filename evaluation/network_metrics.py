@@ -19,8 +19,14 @@ from evaluation.suite import Notes, estimate_kid
 from evaluation.trained_run import TrainedRun
 from metrics.bits_per_dimension import Bound, bound, strata
 from metrics.estimate import Estimate, Record, estimate
-from metrics.held_out_loss import HeldOut, about_the_curve, grid_of, held_out_errors
-from metrics.resampling import bootstrap_mean, resampled
+from metrics.held_out_loss import (
+    HeldOut,
+    about_the_curve,
+    drawn_rows,
+    grid_of,
+    held_out_errors,
+)
+from metrics.resampling import Groups, bootstrap_mean, drawn_from, groups_of, resampled
 from metrics.weight_change import unmatched, weight_change
 from runtime.seeds import derive
 from transfer.trained_weights import start_of
@@ -52,8 +58,9 @@ class NetworkMetrics:
         if self.reference.held_out:
             data, _ = self.run.images
             rows = self.reference.rows["test"]
+            groups = self.reference.groups
             found["target"] = _loss(
-                self._errors(self.denoiser, data.images, data.labels, rows, "target")
+                self._errors(self.denoiser, data.images, data.labels, rows, groups, "target")
             )
         if self.run.has_source:
             with self.notes.attempt("the source's images and its loss"):
@@ -61,14 +68,14 @@ class NetworkMetrics:
         return found
 
     def _source_losses(self) -> Record:
-        images, labels, rows, split = self.run.source_images()
+        images, labels, rows, split, groups = self.run.source_images()
         if split == "train":
             self.notes.say(
                 "the loss on the source is that of images that it was trained on: fewer than 100 "
                 "were held out"
             )
         now, then = (
-            self._errors(denoiser, images, labels, rows, "source")
+            self._errors(denoiser, images, labels, rows, groups, "source")
             for denoiser in (self.denoiser, self.untouched)
         )
         change = now._replace(errors=now.errors - then.errors)
@@ -85,11 +92,15 @@ class NetworkMetrics:
         images: np.ndarray,
         labels: np.ndarray | None,
         rows: np.ndarray,
+        groups: Groups,
         what: str,
     ) -> HeldOut:
+        """labels, groups: of all images."""
         count, each = grid_of(len(rows), self.draws)
         with tqdm(total=count * each, desc=f"loss on the {what}", unit="image", delay=2) as bar:
-            return held_out_errors(denoiser, images, labels, rows, self.draws, bar.update)
+            found = held_out_errors(denoiser, images, labels, rows, self.draws, bar.update)
+        drawn = groups_of(groups, drawn_rows(rows, self.draws, labels))
+        return found._replace(groups=drawn)
 
     def bound(self, count: int | None, steps: int | None, clip: bool, batch_size: int) -> Record:
         """The variational bound of so many held-out images, evenly spread, or of all, each T cut
@@ -104,9 +115,10 @@ class NetworkMetrics:
         held_out, schedule = self.reference.rows["test"], self.denoiser.schedule
         rows = spread(held_out, count or len(held_out), self.run.images[0].labels)
         timesteps = strata(schedule.steps, min(steps or schedule.steps, schedule.steps))
-        size = len(rows) * len(timesteps)
+        size, groups = len(rows) * len(timesteps), groups_of(self.reference.groups, rows)
         with tqdm(total=size, desc="bound", unit="term", delay=2) as bar:
-            return _bound(self._bounds(rows, timesteps, clip, batch_size, bar.update), timesteps)
+            batches = self._bounds(rows, timesteps, clip, batch_size, bar.update)
+            return _bound(batches, timesteps, groups)
 
     def _bounds(
         self,
@@ -133,7 +145,7 @@ class NetworkMetrics:
         """How far the images and the weights are from the source's."""
         found: Record = {}
         with self.notes.attempt("KID to the source"):
-            images, _, rows, _ = self.run.source_images()
+            images, _, rows, *_ = self.run.source_images()
             about = [self.run.source.digests, images.shape[1:], self.run.data.resample]
             source = reference_images(images, {"train": rows}, about)
             theirs = extractor.extract_cached(source, "train")
@@ -157,15 +169,17 @@ def _loss(held_out: HeldOut) -> Record:
 
 
 def _mean_error(held_out: HeldOut) -> Estimate:
-    """With its interval over images: the draws of one image go together, and the t that it has do
-    not count."""
+    """With its interval over images, or their groups: the draws of one image go together, and the
+    t that it has do not count. In a draw of groups it is a ratio (metrics.resampling)."""
     value, residual = held_out.errors.mean(), about_the_curve(held_out.errors, held_out.t)
     total = held_out.image.bincount(residual - residual.mean())  # of each image
-    replicates = value + resampled(len(total), 200, "held-out") @ total / len(residual)
-    return estimate(value.item(), replicates, len(total))
+    images, groups = len(total), held_out.groups
+    drawn = resampled(images, 200, "held-out", groups=groups)
+    replicates = value + drawn @ total / (drawn.sum(1) * (len(residual) // images))
+    return estimate(value.item(), replicates, *drawn_from((images, groups)))
 
 
-def _bound(batches: Iterable[Bound], timesteps: Sequence[range]) -> Record:
+def _bound(batches: Iterable[Bound], timesteps: Sequence[range], groups: Groups) -> Record:
     """The bits with their interval over images, and for each stratum of t its length, the mean t
     drawn in it and what its terms add. Of a batch its sums over images are kept, and the bits of
     each image."""
@@ -179,8 +193,9 @@ def _bound(batches: Iterable[Bound], timesteps: Sequence[range]) -> Record:
         terms += found.terms.sum(1)
     bits = torch.cat(of_images)
     images = len(bits)
+    replicates = bootstrap_mean(bits, key=("bound",), groups=groups)
     return {
-        "bits": estimate(bits.mean().item(), bootstrap_mean(bits, key=("bound",)), images),
+        "bits": estimate(bits.mean().item(), replicates, *drawn_from((images, groups))),
         "prior": prior / images,
         "terms": [
             {"t": t_k / images, "steps": len(stratum), "bits": term / images}

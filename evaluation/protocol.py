@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from data.pixels import check_shown, shown_by_default
 from evaluation.settings import AUDITS, EvaluateSettings
 from evaluation.trained_run import TrainedRun
 from metrics.estimate import EVALUATION, GRID, VERSION, Record, as_now
+from metrics.resampling import Groups, count_units, groups_of
 from runtime.content import differences, sha256_of
 from runtime.errors import UserError
 from runtime.files import Damaged, read_sealed
@@ -26,7 +28,7 @@ class ReferenceImages:
 
     rows: of "train", and of "test" where something was held out. held_out: the split that stands
     for the test, or None. digests: of what decides the pixels, by "train" and "test". name_of: row
-    -> what it is called, a file most often.
+    -> what it is called, a file most often. groups: of all images, see data.dataset.Dataset.
     """
 
     images: np.ndarray
@@ -34,11 +36,25 @@ class ReferenceImages:
     held_out: str | None
     digests: dict[str, str]
     name_of: Callable[[int], str]
+    groups: Groups = None
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images each is."""
-        return {name: len(rows) for name, rows in self.rows.items()}
+        """How many images each is, and of how many patients the test images are, where these are
+        fewer."""
+        found = {name: len(rows) for name, rows in self.rows.items()}
+        return found | ({"test_patients": self.test_patients} if self.test_patients else {})
+
+    @cached_property
+    def test_patients(self) -> int | None:
+        """Of how many patients, or other groups, the test images are; None where each is alone."""
+        if not self.held_out or self.groups is None:
+            return None
+        count = count_units(len(self.rows["test"]), self.groups_of("test"))
+        return count if count < len(self.rows["test"]) else None
+
+    def groups_of(self, split: str) -> Groups:
+        return groups_of(self.groups, self.rows[split])
 
 
 def reference_images(
@@ -46,15 +62,16 @@ def reference_images(
     splits: dict[str, np.ndarray],
     about: Sequence[Any],
     name_of: Callable[[int], str] = str,
+    groups: Groups = None,
 ) -> ReferenceImages:
     """Held out are the test images, or else the validation images. about: what decides the pixels
-    of images."""
+    of images. groups: of all images."""
     held_out = next((split for split in ("test", "validation") if len(splits.get(split, ()))), None)
     rows = {"train": splits["train"]}
     if held_out:
         rows["test"] = splits[held_out]
     digests = {name: sha256_of([list(about), part.tolist()]) for name, part in rows.items()}
-    return ReferenceImages(images, rows, held_out, digests, name_of)
+    return ReferenceImages(images, rows, held_out, digests, name_of, groups)
 
 
 def protocol_of(
@@ -76,6 +93,8 @@ def protocol_of(
         "features": settings.features.identity,
         "perceptual": settings.perceptual.identity,
         **({"shown": shown} if shown else {}),
+        # evaluations of before drew the images of a patient one by one: their draws do not pair
+        **({"drawn_by": "patient"} if reference.test_patients else {}),
     }
     if settings.images:
         return {"images": str(Path(settings.images).expanduser().resolve()), **common}

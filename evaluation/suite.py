@@ -107,7 +107,7 @@ def measure_memorization(
     for space in ("features", "pixels"):
         ours, theirs = getattr(generated, space), getattr(train, space)
         held_out = ours[:0] if test is None else getattr(test, space)
-        record[space] = memorization(ours, theirs, held_out)
+        record[space] = memorization(ours, theirs, held_out, None if test is None else test.groups)
         for line in record[space].pop("notes"):
             notes.say(f"by {space}: {line}")
     return record

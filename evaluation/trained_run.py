@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,17 @@ from transfer.trained_weights import (
 # images of the source: so few are not measured on while it has others, and no more than so many
 ENOUGH, MOST = 100, 2000
 MOVED = "'overrides=[\"data.path=DIR\"]'"
+
+
+class SourceImages(NamedTuple):
+    """images: [*, H, W, C] uint8. labels: [*] as the run's network knows them, or None for its null
+    class. rows: those that count, of this split. groups: [*], see data.dataset.Dataset."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    rows: np.ndarray
+    split: str
+    groups: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -141,14 +152,11 @@ class TrainedRun:
         whole = self.config.raw["source"] | {"include": ["*"], "depth": None, "copy": None}
         return start_of(self.config.with_sections(source=whole), self.source)
 
-    def source_images(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, str]:
+    def source_images(self) -> SourceImages:
         """Images of the source, at this run's size and channels: of its test images, or its
         validation images, or, where either are fewer than 100, of those it was trained on; at most
         2,000, of every class its share, the same for every run.
 
-        Returns:
-            images [*, H, W, C] uint8; labels as this network knows them, or None for its null
-            class; rows; their split.
         Raises:
             UserError: where the source does not say its images, or they are gone.
         """
@@ -158,7 +166,7 @@ class TrainedRun:
         rows = spread(theirs.splits[split], MOST, theirs.labels)
         kept = self.config.kept_classes(self.source.config)
         labels = theirs.labels + (self.config.classes - kept) if kept else None
-        return theirs.images, labels, rows, split
+        return SourceImages(theirs.images, labels, rows, split, theirs.groups)
 
 
 def image_classes(

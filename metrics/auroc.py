@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metrics.estimate import Estimate
 from metrics.intervals import share_interval
-from metrics.resampling import resampled
+from metrics.resampling import Groups, resampled
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
@@ -58,19 +59,46 @@ def macro_auroc(
     return torch.stack(each).mean(0)
 
 
-def resampled_by_class(labels: Tensor, draws: int, *key: int | str) -> Tensor:
+def resampled_by_class(
+    labels: Tensor, draws: int, *key: int | str, groups: Groups = None
+) -> Tensor:
     """[draws, N] float64: how often each row is drawn, with replacement among those of its own
-    class, so that no draw is without a class."""
-    counts = torch.zeros(draws, len(labels), dtype=torch.float64)
-    for c in labels.unique().tolist():
-        own = labels == c
-        counts[:, own] = resampled(int(own.sum()), draws, *key, c)
+    class, so that no draw is without a class.
+
+    With groups these are drawn whole, among those whose most frequent class is the same. A class
+    that only groups of others hold may then be missing in a draw, which is drawn again."""
+    stratum = labels if groups is None else _most_frequent(labels, groups)
+    counts, again = _by_stratum(stratum, draws, *key, groups=groups), 0
+    own = torch.stack([labels == c for c in labels.unique()]).double()
+    while (lacking := (counts @ own.T == 0).any(1)).any():
+        again += 1
+        anew = _by_stratum(stratum, draws, *key, "again", again, groups=groups)
+        counts[lacking] = anew[lacking]
     return counts
+
+
+def _by_stratum(stratum: Tensor, draws: int, *key: int | str, groups: Groups) -> Tensor:
+    counts = torch.zeros(draws, len(stratum), dtype=torch.float64)
+    for c in stratum.unique().tolist():
+        own = stratum == c
+        inside = None if groups is None else groups[own.numpy()]
+        counts[:, own] = resampled(int(own.sum()), draws, *key, c, groups=inside)
+    return counts
+
+
+def _most_frequent(labels: Tensor, groups: np.ndarray) -> Tensor:
+    """[N]: the class that most rows of the row's group have, of equals the first."""
+    found = labels.numpy().copy()
+    for group in np.unique(groups):
+        own = groups == group
+        found[own] = np.bincount(found[own]).argmax()
+    return torch.from_numpy(found)
 
 
 def within_its_range(found: Estimate) -> Estimate:
     """An AUROC's interval ends at 0 and 1; where all replicates are alike, as those of perfectly
-    separated samples are, which a bootstrap gives no width, it is Wilson's of as many images."""
+    separated samples are, which a bootstrap gives no width, it is Wilson's of as many images, or
+    groups of them."""
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return found

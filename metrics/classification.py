@@ -15,6 +15,7 @@ from data.pixels import to_x0
 from metrics.auroc import macro_auroc, resampled_by_class, within_its_range
 from metrics.estimate import Estimate
 from metrics.over_seeds import mean_over
+from metrics.resampling import Groups, drawn_from, groups_of
 from runtime.seeds import derive, generator
 
 WIDTHS, GROUPS = (16, 32, 64, 64), 8
@@ -27,11 +28,12 @@ FEWEST = 2  # test images of a class, without which it is not judged
 
 class Labelled(NamedTuple):
     """images: [*, H, W, C] uint8. labels: [*] int64 of all of them. rows: of images, those that are
-    meant."""
+    meant. groups: of all of them, see metrics.resampling."""
 
     images: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
+    groups: Groups = None
 
 
 def build_classifier(channels: int, classes: int, seed: int) -> nn.Sequential:
@@ -76,7 +78,7 @@ def train_classifier(
         optimizer.param_groups[0]["lr"] = LR * (1 + math.cos(math.pi * step / STEPS)) / 2
         draw = generator("classifier batch", seed, step)
         x, y = [], []
-        for images, labels, rows in sets:
+        for images, labels, rows, _ in sets:
             index = rows[torch.randint(len(rows), (share,), generator=draw).numpy()]
             mirrored = torch.rand(share, generator=draw) < 0.5 if flip else None
             x.append(seen(images[index], device, mirrored))
@@ -121,7 +123,8 @@ def classification(
     seed and by test image.
 
     Of several classes it is the mean of each against the others. An interval holds how SEEDS
-    trainings of the classifier differ, and that of the test images, which are drawn class by class.
+    trainings of the classifier differ, and that of the test images, which are drawn class by class,
+    or by their groups (resampled_by_class).
 
     Args:
         test: images of the classes that are judged alone.
@@ -131,7 +134,8 @@ def classification(
         alone; AUROC in its place, as the classes of medical images are of unequal sizes.
     """
     labels = torch.from_numpy(test.labels[test.rows])
-    counts = resampled_by_class(labels, 200, "classification")
+    groups = groups_of(test.groups, test.rows)
+    counts = resampled_by_class(labels, 200, "classification", groups=groups)
     drawn = torch.cat([torch.ones(1, len(labels), dtype=torch.float64), counts])
 
     def areas(sets: Sequence[Labelled]) -> Tensor:
@@ -148,15 +152,24 @@ def classification(
             ("both", [real, synthetic]),
         )
     }
-    fewest = int(labels.bincount()[list(judged)].min())
-    estimates = {name: within_its_range(over_trainings(a, fewest)) for name, a in found.items()}
-    return estimates | {"gain": over_trainings(found["both"] - found["real"], fewest)}
+    classes_apart = [test.rows[(labels == c).numpy()] for c in judged]
+    fewest = drawn_from(*((len(rows), groups_of(test.groups, rows)) for rows in classes_apart))
+    estimates = {name: within_its_range(over_trainings(a, *fewest)) for name, a in found.items()}
+    return estimates | {"gain": over_trainings(found["both"] - found["real"], *fewest)}
 
 
-def over_trainings(areas: Tensor, images: int) -> Estimate:
-    """areas: [SEEDS, 1 + draws], of all images and of each draw of these."""
+def over_trainings(areas: Tensor, images: int, of_images: int | None = None) -> Estimate:
+    """areas: [SEEDS, 1 + draws], of all images and of each draw of these. A class of one group has
+    no interval: that of the trainings alone would say nothing of other images."""
     values, replicates = areas[:, 0].tolist(), areas[:, 1:]
     mean = mean_over(values, replicates.tolist(), images)
-    low, high = mean.interval()
+    low, high = mean.interval() if images > 1 else (None, None)
     kept = [float(f"{r:.6g}") for r in replicates.mean(0).tolist()]
-    return {"value": mean.value, "low": low, "high": high, "replicates": kept, "images": images}
+    found: Estimate = {
+        "value": mean.value,
+        "low": low,
+        "high": high,
+        "replicates": kept,
+        "images": images,
+    }
+    return found if of_images is None else {**found, "of_images": of_images}

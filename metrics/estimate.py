@@ -18,10 +18,16 @@ def as_now(evaluation: Record) -> Record:
     return {"baselines" if key == "floors" else key: value for key, value in evaluation.items()}
 
 
-class Estimate(TypedDict):
+class OfImages(TypedDict, total=False):
+    of_images: int
+
+
+class Estimate(OfImages):
     """value: of all images. low, high: the 95% interval over images, None of a single one.
     replicates: of the bootstrap, to pair with another model's. images: from how many they were
-    drawn, the fewest where there are several sets."""
+    drawn, the fewest where there are several sets: of images in groups, such as patients, from how
+    many groups. of_images: there alone, how many images these groups are; where one has it and
+    another has not, the two were drawn otherwise and are not paired."""
 
     value: float
     low: float | None
@@ -30,16 +36,19 @@ class Estimate(TypedDict):
     images: int
 
 
-def estimate(value: float, replicates: Tensor, images: int) -> Estimate:
+def estimate(
+    value: float, replicates: Tensor, images: int, of_images: int | None = None
+) -> Estimate:
     """replicates [draws], finite; kept to 6 significant digits. ValueError where anything is NaN or
-    infinite."""
+    infinite. images, of_images: see metrics.resampling.drawn_from."""
     low, high = image_interval(value, replicates, images)
     if not math.isfinite(value):
         raise ValueError(f"An estimate needs a finite number, not {value}.")
-    return {
+    found: Estimate = {
         "value": float(value),
         "low": low,
         "high": high,
         "replicates": [float(f"{r:.6g}") for r in replicates.tolist()],
         "images": images,
     }
+    return found if of_images is None else {**found, "of_images": of_images}

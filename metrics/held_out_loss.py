@@ -11,6 +11,7 @@ from torch import Tensor
 from data.pixels import to_x0
 from data.splits import spread
 from diffusion.denoiser import Denoiser
+from metrics.resampling import Groups
 from runtime.seeds import generator
 
 CHUNK = 64
@@ -21,13 +22,14 @@ class HeldOut(NamedTuple):
     """Draw by draw, on the CPU; the k-th draw of two denoisers is of the same image, t and noise.
 
     errors: [draws] float64, in units of noise. t: [draws] in 1..T. image: [draws], which of those
-    drawn. steps: T.
+    drawn. steps: T. groups: of each image drawn, see metrics.resampling.
     """
 
     errors: Tensor
     t: Tensor
     image: Tensor
     steps: int
+    groups: Groups = None
 
     @property
     def decile(self) -> Tensor:
@@ -72,7 +74,7 @@ def held_out_errors(
     """
     T, device = denoiser.schedule.steps, denoiser.schedule.alpha_bar.device
     count, each = grid_of(len(rows), draws)
-    chosen, t_all = spread(rows, count, labels), stratified(count, each, T).flatten()
+    chosen, t_all = drawn_rows(rows, draws, labels), stratified(count, each, T).flatten()
     image = torch.arange(count).repeat_interleave(each)
     errors: list[Tensor] = []
     for start in range(0, len(t_all), CHUNK):
@@ -110,6 +112,11 @@ def about_the_curve(errors: Tensor, t: Tensor) -> Tensor:
     y = errors[order].numpy()
     residual = torch.from_numpy((y - savgol_filter(y, window, 1)) / np.sqrt(1 - own))
     return torch.empty_like(residual).scatter_(0, order, residual)
+
+
+def drawn_rows(rows: np.ndarray, draws: int, labels: np.ndarray | None) -> np.ndarray:
+    """Those of the rows that so many draws are of."""
+    return spread(rows, grid_of(len(rows), draws)[0], labels)
 
 
 def grid_of(rows: int, draws: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from scipy import special
 from torch import Tensor
 
 FEW = 50  # images: below, percentiles of a bootstrap are too narrow
+FEW_PATIENTS = 5  # below, an interval over them is wide and its own width a guess
 LEVEL = 0.95  # of intervals
 
 
@@ -24,7 +25,7 @@ def image_interval(
     value: float, replicates: Tensor | Sequence[float], images: int
 ) -> tuple[float, float] | tuple[None, None]:
     """The interval of one run's value over its images. images: how many the replicates [draws] were
-    drawn from.
+    drawn from, or how many groups of them.
 
     From FEW images on the percentiles. Below, value +- t s sqrt(images / (images - 1)), with s the
     standard deviation of the replicates and Student's t of images - 1 degrees: of a mean this is

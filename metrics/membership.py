@@ -11,7 +11,7 @@ from data.pixels import to_x0
 from diffusion.denoiser import Denoiser
 from metrics.auroc import auroc, weighted_auroc, within_its_range
 from metrics.estimate import Estimate, estimate
-from metrics.resampling import resampled
+from metrics.resampling import Groups, drawn_from, resampled
 from runtime.errors import UserError
 from runtime.seeds import generator
 
@@ -68,22 +68,25 @@ def errors_at_times(
     return errors
 
 
-def loss_attack(members: Tensor, others: Tensor) -> Estimate:
+def loss_attack(
+    members: Tensor, others: Tensor, groups: tuple[Groups, Groups] = (None, None)
+) -> Estimate:
     """The AUROC of minus the mean error over t, of members [n, 10 EACH] against others [m, 10
     EACH]: 0.5 where the error tells nothing, 1 where each member's is below all others'.
 
-    Its replicates draw either kind with replacement; of two networks judged on as many images they
-    are paired.
+    Its replicates draw either kind with replacement, or where it has groups, of members and of
+    others, these; of two networks judged on as many images they are paired.
 
     Source:
         Yeom et al. 2018, the threshold on the loss; of diffusion models Matsumoto et al. 2023,
         where each t is an attack of its own, and Carlini et al. 2023.
     """
     ours, theirs = -members.mean(1), -others.mean(1)
-    a = resampled(len(ours), 200, "members")
-    b = resampled(len(theirs), 200, "non-members")
-    replicates, fewest = weighted_auroc(ours, theirs, a, b), min(len(ours), len(theirs))
-    return within_its_range(estimate(auroc(ours, theirs), replicates, fewest))
+    a = resampled(len(ours), 200, "members", groups=groups[0])
+    b = resampled(len(theirs), 200, "non-members", groups=groups[1])
+    fewest = drawn_from((len(ours), groups[0]), (len(theirs), groups[1]))
+    replicates = weighted_auroc(ours, theirs, a, b)
+    return within_its_range(estimate(auroc(ours, theirs), replicates, *fewest))
 
 
 def attack_by_decile(members: Tensor, others: Tensor) -> list[float]:
@@ -95,4 +98,5 @@ def attack_by_decile(members: Tensor, others: Tensor) -> list[float]:
 def paired_difference(one: Estimate, other: Estimate) -> Estimate:
     """one - other, of the same images, paired."""
     replicates = torch.tensor(one["replicates"]) - torch.tensor(other["replicates"])
-    return estimate(one["value"] - other["value"], replicates, one["images"])
+    value, of_images = one["value"] - other["value"], one.get("of_images")
+    return estimate(value, replicates, one["images"], of_images)

@@ -16,7 +16,7 @@ from metrics.checks import check_features
 from metrics.distances import chunks
 from metrics.estimate import Estimate, estimate
 from metrics.intervals import share_interval, wilson
-from metrics.resampling import bootstrap_mean, resampled_rows
+from metrics.resampling import Groups, bootstrap_mean, drawn_from, resampled, resampled_rows
 from runtime.errors import UserError
 from runtime.seeds import generator
 
@@ -75,15 +75,21 @@ def median(values: Tensor) -> Any:
     return np.median(values.double().cpu().numpy(), axis=-1)
 
 
-def rho_replicates(generated: Tensor, test: Tensor, draws: int = 200) -> Tensor:
+def rho_replicates(
+    generated: Tensor, test: Tensor, draws: int = 200, groups: Groups = None
+) -> Tensor:
     """A bootstrap of rho over both sets of images, [draws]; that of two generators on the same test
     images, each with N images, is paired. Raises UserError where rho is not defined in one of them.
+
+    groups: of the test images.
     """
-    drawn = (
-        values.cpu()[resampled_rows(len(values), draws, which)]
-        for which, values in (("generated", generated), ("test", test))
-    )
-    return torch.from_numpy(rho(*drawn))
+    ours = generated.cpu()[resampled_rows(len(generated), draws, "generated")]
+    test = test.cpu()
+    if groups is None:
+        return torch.from_numpy(rho(ours, test[resampled_rows(len(test), draws, "test")]))
+    counts = resampled(len(test), draws, "test", groups=groups).long()
+    found = [rho(drawn, test.repeat_interleave(own)) for drawn, own in zip(ours, counts)]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 # d1 / d2
@@ -233,9 +239,14 @@ def authentic(generated: Nearest, train: Tensor) -> Tensor:
 # All of it
 
 
-def memorization(generated: Tensor, train: Tensor, test: Tensor) -> dict[str, Any]:
+def memorization(
+    generated: Tensor, train: Tensor, test: Tensor, groups: Groups = None
+) -> dict[str, Any]:
     """Everything above on feature matrices, for evaluation.json.
 
+    Args:
+        groups: of the test images, by which rho draws them. Wilson's interval of copy_share_test
+            takes each for itself.
     Returns:
         {"rho", "copy_share", "authentic_share": Estimate, "copy_share_test": {"value", "low",
         "high"}, "c_t", "median_distance", "nearest_test": float, "notes": [str]}
@@ -273,8 +284,9 @@ def memorization(generated: Tensor, train: Tensor, test: Tensor) -> dict[str, An
         result["copy_share_test"] = {"value": copied / len(test), "low": low, "high": high}
     result["c_t"] = c_t(generated, test, train)
     try:
-        fewest = min(len(ours), len(theirs))
-        result["rho"] = estimate(rho(ours, theirs), rho_replicates(ours, theirs), fewest)
+        fewest = drawn_from((len(ours), None), (len(theirs), groups))
+        replicates = rho_replicates(ours, theirs, groups=groups)
+        result["rho"] = estimate(rho(ours, theirs), replicates, *fewest)
     except UserError as error:
         notes.append(str(error))
     return result

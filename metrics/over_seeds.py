@@ -60,7 +60,8 @@ def mean_over(
     values [n]. replicates [n, draws]: of each its bootstrap over images, drawn alike for all; ()
     where there is none, and Student's t over the trainings is all, as it is of one image, which
     tells nothing of others. images: how many were drawn from, the fewest where there are several
-    sets. spread: the variance between trainings (moderated), in place of that of values.
+    sets; of images in groups, such as patients, how many groups. spread: the variance between
+    trainings (moderated), in place of that of values.
 
     With x_s = mu + b_s + e + e_s (b_s: training s, e: the images, alike for all; e_s: the images,
     for s alone),

@@ -282,7 +282,9 @@ def words(value: Any) -> str:
 def judged_text(run: Run) -> str:
     """The images that an evaluation judged by, and their features; "" where there were none."""
     count, split = run.at("images.test"), run.at("protocol.held_out")
-    return f"{count:,} {split} images in {run.at('features.name')}" if count else ""
+    patients = run.at("images.test_patients")
+    of = f" of {patients:,} patients" if patients else ""
+    return f"{count:,} {split} images{of} in {run.at('features.name')}" if count else ""
 
 
 def images_text(run: Run) -> str:

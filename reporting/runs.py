@@ -20,16 +20,25 @@ from training.result import Result, images_follow, read_result
 from training.run_directory import IDENTITY
 from training.sweep import SWEEP, read_sweep
 
+# of protocols, in other words than the values
+DIFFERENCES = {
+    "test": "other test images",
+    "drawn_by": "the images of a patient drawn one by one in one of the two, and together in the "
+    "other",
+}
+
 
 class Value(NamedTuple):
     """A number with its 95% interval, the bootstrap's replicates and from how many images they were
-    drawn, where they are known."""
+    drawn, where they are known; of images in groups, such as patients, from how many groups, and
+    how many images these are (metrics.estimate.Estimate)."""
 
     value: float
     low: float | None = None
     high: float | None = None
     replicates: Sequence[float] = ()
     images: int | None = None
+    of_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +275,7 @@ def left_out(run: Run, protocol: dict[str, Any]) -> list[str]:
     lines = []
     for others in alike.values():
         differing = differences(others[0].content.get("protocol", {}), protocol)
-        told = ["other test images" if a.startswith("test: ") else a for a in differing]
+        told = [DIFFERENCES.get(line.split(":")[0], line) for line in differing]
         what, why = f"evaluation/{others[0].path.parent.name} is left out", "a newer one is here"
         if len(others) > 1:
             told = [line for line in told if not line.startswith("select: ")]

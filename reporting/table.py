@@ -31,7 +31,8 @@ Situation = tuple[tuple[str, Any], ...]  # what the data are: settings and their
 
 class Cell(NamedTuple):
     """value: the mean over n trainings. low, high: its 95% interval. counted: the seeds or drawn
-    subsets. images: whether the interval holds that of the images. why: it is unknown."""
+    subsets. images: whether the interval holds that of the images. why: it is unknown. units: what
+    stands for the images, as patients may."""
 
     value: float | None
     low: float | None
@@ -41,6 +42,7 @@ class Cell(NamedTuple):
     counted: str = ""
     images: bool = False
     why: str = ""
+    units: str = "images"
 
     @property
     def _scaled(self) -> list[Any]:
@@ -91,8 +93,9 @@ class Cell(NamedTuple):
         if self.low is None:
             return self.counted if self.n > 1 else "one run, no interval"
         if self.n == 1:
-            return "one run; 95% bootstrap interval over its images, no other training in it"
-        images = " and the images" if self.images else "; the images are not in it"
+            over = f"95% bootstrap interval over its {self.units}"
+            return f"one run; {over}, no other training in it"
+        images = f" and the {self.units}" if self.images else "; the images are not in it"
         return f"95% t interval over {self.counted}{images}"
 
 
@@ -200,25 +203,30 @@ class Row:
             low, high = mean.interval()
         if column.percent and images and low is not None and high is not None:
             low, high = share_interval(value, low, high, images)
-        return Cell(value, low, high, n, column, counted(n, unit), bool(replicates))
+        units = "images" if values[0].of_images is None else "patients"
+        said = counted(n, unit)
+        return Cell(value, low, high, n, column, said, bool(replicates), units=units)
 
 
 def mean_value(values: Sequence[Value]) -> Value:
     replicates, images = paired_replicates(values)
     means = [sum(r) / len(values) for r in zip(*replicates, strict=True)]
-    return Value(sum(v.value for v in values) / len(values), replicates=means, images=images)
+    value, of_images = sum(v.value for v in values) / len(values), values[0].of_images
+    return Value(value, replicates=means, images=images, of_images=of_images)
 
 
 def paired_replicates(values: Sequence[Value]) -> tuple[list[Sequence[float]], int | None]:
     """What of several numbers was resampled alike.
 
     Returns:
-        Their replicates [numbers, draws], [] where they cannot be paired or are of one image, which
-        has no others to draw; and the fewest images, None where none says how many.
+        Their replicates [numbers, draws], [] where they cannot be paired, as draws of images and of
+        patients cannot, or are of one image, which has no others to draw; and the fewest images,
+        None where none says how many.
     """
     images = min((v.images for v in values if v.images), default=None)
     lengths = {len(v.replicates) for v in values}
-    paired = len(lengths) == 1 and max(lengths) > 1 and images != 1
+    alike = len({v.of_images is None for v in values}) == 1
+    paired = alike and len(lengths) == 1 and max(lengths) > 1 and images != 1
     return [v.replicates for v in values] if paired else [], images
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from config.run_config import RunConfig
+from data.image_reader import ImageReader
 from data.settings import reader_keys
+from data.splits import complete_splits
+from metrics.intervals import FEW_PATIENTS
 
 FEW = 200  # images: below, folds in place of one split
 FEWEST = 10  # below, nothing can be held out
@@ -21,7 +24,10 @@ class Images:
     of a validation folder of the user's own, in whose place those stand that are taken out. drawn:
     data.n_train, of which each seed has its own; None for all. classes: that the network is told,
     0 for none. name: for tables.
-    test: the share of one split that judges, where none are given."""
+    test: the share of one split that judges, where none are given. patients: of how many all but
+    given test images are, or of how many other groups that no split divides; None where each image
+    is alone. judges: of one split, how many test images there are and of how many patients; None
+    where each is alone."""
 
     fingerprint: str
     count: int
@@ -32,6 +38,8 @@ class Images:
     classes: int = 0
     name: str = ""
     test: float = TEST
+    patients: int | None = None
+    judges: tuple[int, int] | None = None
 
     @property
     def at_hand(self) -> int:
@@ -39,8 +47,8 @@ class Images:
         return min(self.count, self.drawn or self.count)
 
     def folds(self, most: int) -> int | None:
-        """How many; None for one split."""
-        return None if self.given or self.count >= FEW else min(most, self.count)
+        """How many; None for one split. A fold has a patient at least."""
+        return None if self.given or self.count >= FEW else min(most, self.patients or self.count)
 
     def apart(self, folds: int | None) -> int:
         """How many are no test images of a run."""
@@ -56,17 +64,41 @@ class Images:
         """How many judge a run."""
         return self.given or self.count - self.apart(folds)
 
+    def judged_by(self, folds: int | None, repeats: int) -> tuple[int, int] | None:
+        """How many test images judge a strategy, all repetitions together, and of about how many
+        patients; None where each is alone."""
+        if not folds:
+            return self.judges
+        if self.patients is None:
+            return None
+        return self.count * repeats // folds, self.patients * repeats // folds
+
     def told(self, folds: int | None, repeats: int) -> str:
+        judges = self.judged_by(folds, repeats)
+        by = "judged by {} test images of {} patients".format(*judges) if judges else ""
         if folds:
             how = f"{folds} folds" + f", {repeats} of them judged" * (repeats < folds)
+            how += f", {by}" * bool(by)
         elif self.given:
-            how = f"judged by {self.given} test images of their own, {repeats} seeds"
+            by = by or f"judged by {self.given} test images"
+            how = f"{by} of their own, {repeats} seeds"
         else:
-            how = f"a share of {self.test:g} to judge by, {repeats} seeds"
+            how = f"a share of {self.test:g} to judge by, {repeats} seeds" + f", {by}" * bool(by)
         left = f"; {self.aside} of a validation folder are left aside" * (self.aside > 0)
         have = self.training(folds)
         drawn = " of these, drawn anew for each seed" * (self.at_hand < self.count)
         return f"{self.count}: {how}; a run has {have}{drawn}, a fifth of them to choose by{left}"
+
+    def warned(self, folds: int | None, repeats: int) -> str:
+        """Where those that judge are of few patients."""
+        judges = self.judged_by(folds, repeats)
+        if not judges or judges[1] >= FEW_PATIENTS:
+            return ""
+        return (
+            f"WARNING: {judges[0]} test images of {judges[1]} patients judge. The images of one "
+            f"patient are alike, so that below {FEW_PATIENTS} patients hardly anything is told "
+            "apart: images of more patients are needed, and not more of these."
+        )
 
     def repeat(self, k: int, folds: int | None) -> list[str]:
         """The overrides of repetition k: a fold, or another seed."""
@@ -101,6 +133,7 @@ def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
     labels = {reader.labels[row] for row in reader.splits["train"]} if reader.classes else set()
     classes = 0 if said or len(labels) < 2 else len(reader.classes)
     own = any(line.startswith("data.test=") for line in arguments)
+    test = raw["data"]["test"] if own else TEST
     return Images(
         reader.fingerprint,
         splits["train"],
@@ -110,5 +143,25 @@ def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
         drawn,
         classes,
         reader.name,
-        raw["data"]["test"] if own else TEST,
+        test,
+        _patients(reader, reader.splits["train"]),
+        _judges(reader, test if "test" in keys else 0.0),
     )
+
+
+def _judges(reader: ImageReader, share: float) -> tuple[int, int] | None:
+    """See Images.judges. share: of the others that is drawn where there are no test images, as
+    readers draw it."""
+    rows = reader.splits["test"]
+    if not rows and reader.groups is not None:
+        rows = complete_splits(reader.splits, reader.labels, reader.groups, 0.0, share)["test"]
+    count = _patients(reader, rows)
+    return None if count is None else (len(rows), count)
+
+
+def _patients(reader: ImageReader, rows: Sequence[int]) -> int | None:
+    """Of how many these images are; None where each is alone."""
+    if reader.groups is None:
+        return None
+    count = len({reader.groups[row] for row in rows})
+    return count if count < len(rows) else None

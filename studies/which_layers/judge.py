@@ -16,6 +16,7 @@ from metrics.over_seeds import (
     shared_freedom,
     spread_of,
 )
+from runtime.errors import UserError
 from studies.which_layers.runs import Judged
 
 ByRepeat = Mapping[int, Judged]
@@ -44,7 +45,27 @@ def mean_of(
     return mean_over(values, replicates, min(judged.images for judged in of), spread)
 
 
+def check_alike(runs: Mapping[str, ByRepeat], folds: bool) -> None:
+    """Raises UserError where the images of a patient were drawn one by one to judge some runs, as
+    by earlier versions, and together to judge others by the same images: these draws do not
+    pair."""
+    judged_alike: dict[int, list[Judged]] = {}
+    for own in runs.values():
+        for k, each in own.items():
+            judged_alike.setdefault(k if folds else 0, []).append(each)
+    for alike in judged_alike.values():
+        before = [each.run for each in alike if each.of_images is None]
+        if 0 < len(before) < len(alike):
+            raise UserError(
+                f"{before[0]} was judged by an earlier version, which took the images of a patient "
+                f"for independent, and does not compare with {len(alike) - len(before)} runs that "
+                f"were judged since. Delete it, and all {len(before)} of its kind: the same "
+                "command makes them anew."
+            )
+
+
 def loss_of(runs: ByRepeat, folds: bool) -> Mean:
+    check_alike({"": runs}, folds)
     judged = list(runs.values())
     losses, replicates = [j.loss for j in judged], [j.replicates for j in judged]
     return mean_of(losses, judged, replicates, folds)
@@ -53,6 +74,7 @@ def loss_of(runs: ByRepeat, folds: bool) -> Mean:
 def differences(runs: Mapping[str, ByRepeat], one: str, folds: bool) -> dict[str, Mean]:
     """Each strategy minus one of them, over the repetitions that both have. The variance between
     repetitions is moderated by all of these contrasts."""
+    check_alike(runs, folds)
     values: dict[str, list[float]] = {}
     replicates: dict[str, list[np.ndarray]] = {}
     judged: dict[str, list[Judged]] = {}
@@ -77,13 +99,16 @@ def differences(runs: Mapping[str, ByRepeat], one: str, folds: bool) -> dict[str
     }
 
 
-def of_images(runs: Mapping[str, ByRepeat], name: str, other: str, folds: bool) -> float:
-    """The variance that the test images alone give the mean of name minus other."""
+def of_images(runs: Mapping[str, ByRepeat], name: str, other: str, folds: bool) -> float | None:
+    """The variance that the test images alone give the mean of name minus other. None where one
+    image, or one patient, judges a run, which tells nothing of others."""
     shared = [k for k in runs[name] if k in runs[other]]
     pairs = [(runs[name][k].replicates, runs[other][k].replicates) for k in shared]
     apart = torch.stack([finite(np.subtract(a, b).tolist()) for a, b in pairs])
     n = min(runs[name][k].images for k in shared)
-    larger = n / max(1, n - 1)
+    if n < 2:
+        return None
+    larger = n / (n - 1)
     return larger * float(apart.var(1).mean() / len(shared) if folds else apart.mean(0).var())
 
 

@@ -23,7 +23,9 @@ class Judged:
     """What the images that chose nothing say of one run.
 
     Args:
-        loss: over them, and its bootstrap replicates over images; images: how many they are.
+        loss: over them, and its bootstrap replicates over images; images: how many they are, or of
+            how many patients, which are drawn in their place. of_images: there alone, how many
+            images these are (metrics.estimate.Estimate).
         trained_on: images.
         step: that was chosen; of them all, the last.
         length: of the average that was chosen; None where nothing trains.
@@ -42,6 +44,12 @@ class Judged:
     length: float | None = None
     forgot: float | None = None
     forgot_on: str = "test"
+    of_images: int | None = None
+
+    @property
+    def judged_by(self) -> int:
+        """Test images."""
+        return self.of_images or self.images
 
     @property
     def still_falling(self) -> bool:
@@ -87,6 +95,7 @@ class OfRuns:
             read_json(run / AVERAGES / CHOICE, MADE_ANEW)["length"],
             change and change["value"],
             found["loss"].get("source_split", "test"),
+            of_images=loss.get("of_images"),
         )
 
     def forget(self, run: Path) -> None:

@@ -114,12 +114,17 @@ def not_told_apart(ranking: Ranking, whole: ByStrategy, comparison: Comparison) 
     )
     name = ranking.tied[0]
     images = of_images(whole, name, ranking.best, comparison.folds)
+    if images is None:
+        return f"{first}{join_names(said)}."
     times = times_as_many(behind[name], images, levels[name])
     unit = "folds" if comparison.folds else "seeds"
     if times < MANY:
+        many = f"{math.ceil(times * comparison.images.at_hand)} images"
+        if patients := comparison.images.patients:
+            many += f" of {math.ceil(times * patients)} patients"
         would = (
-            f"About {math.ceil(times * comparison.images.at_hand)} images would tell {name} from "
-            f"it in {POWER:.0%} of studies, if the difference is what it seems."
+            f"About {many} would tell {name} from it in {POWER:.0%} of studies, if the difference "
+            "is what it seems."
         )
     elif times == math.inf:
         would = (

@@ -250,7 +250,8 @@ class WhichLayers:
             ["disk", f"up to {size(plan.most_bytes(comparison.prices.values()))} at a time"],
         ]
         left = [f"Left out for budget={self.budget}: {'; '.join(gone)}."] if gone else []
-        return "\n".join(["", "The plan:", table(lines), *left, ""])
+        warned = filter(None, [images.warned(plan.folds, plan.repeats)])
+        return "\n".join(["", "The plan:", table(lines), *left, *warned, ""])
 
     def _audit(self, comparison: Comparison) -> Generator[Round, Sequence[Outcome], dict[str, Run]]:
         """Images of each strategy's first run, judged for copies, membership and use."""

@@ -32,8 +32,9 @@ def table_of(comparison: Comparison) -> list[Sequence[Any]]:
     """COLUMNS, then a line for each run. images: their name. at_hand, size, trained_on: how many
     the study is about, the subset has ("" where it is all of them), and the run trained on. repeat:
     the fold or the seed. step: that was chosen, of steps. judged_by: test images. The standard
-    deviations are those of a mean over these, by their bootstrap; minus_reference is paired with
-    the reference's run of the same repeat and size, empty where there is none."""
+    deviations are those of a mean over these, or their patients, by their bootstrap, empty of one
+    alone; minus_reference is paired with the reference's run of the same repeat and size, empty
+    where there is none."""
     lines: list[Sequence[Any]] = [COLUMNS]
     images, reference = comparison.images, comparison.found.get(comparison.reference, {})
     for name, sizes in comparison.found.items():
@@ -50,7 +51,8 @@ def _numbers(run: Judged, beside: Judged | None) -> list[Any]:
         return f"{value:.6g}"
 
     def sd(replicates: Sequence[float] | np.ndarray) -> str:
-        return text(np.std(replicates) * sqrt(run.images / max(1, run.images - 1)))
+        n = run.images
+        return text(np.std(replicates) * sqrt(n / (n - 1))) if n > 1 else ""
 
     apart = ["", ""]
     if beside is not None:
@@ -61,7 +63,7 @@ def _numbers(run: Judged, beside: Judged | None) -> list[Any]:
         text(run.rate),
         run.step,
         run.steps,
-        run.images,
+        run.judged_by,
         text(run.loss),
         sd(run.replicates),
         *apart,

@@ -95,7 +95,7 @@ def test_source_images(monkeypatch):
         {"source": composed("train", ["+experiment=transfer_demo"])["source"], "model": {}}
     )
     run = SimpleNamespace(source=SimpleNamespace(config=plain), data=None, cache=None, config=plain)
-    images, labels, rows, split = trained_run.TrainedRun.source_images(run)
+    images, labels, rows, split, _ = trained_run.TrainedRun.source_images(run)
     assert labels is None and split == "test"
     check_shares(images[rows, 0, 0, 0])
 
@@ -151,7 +151,7 @@ def test_bound(monkeypatch):
         0,
         [],
     )
-    monkeypatch.setattr(network_metrics, "_bound", lambda batches, timesteps: list(batches))
+    monkeypatch.setattr(network_metrics, "_bound", lambda batches, *_: list(batches))
     network.bound(COUNT, None, False, batch_size=COUNT // 3)
     assert len(seen) >= 3
     check_shares((torch.cat(seen).mean((1, 2, 3)) + 1) * 127.5)

@@ -37,8 +37,8 @@ def plan(**changes) -> Plan:
 class MadeUp:
     """Reads runs that are names: STRATEGY/REPETITION/SIZE/RATE."""
 
-    def __init__(self, loss_of: LossOf):
-        self.loss_of = loss_of
+    def __init__(self, loss_of: LossOf, patients: int | None = None):
+        self.loss_of, self.patients = loss_of, patients
 
     def losses(self, run: Path) -> dict[int, float]:
         losses, _ = self.loss_of(*parsed(run))
@@ -48,11 +48,15 @@ class MadeUp:
         name, k, size, rate = parsed(run)
         losses, step = self.loss_of(name, k, size, rate)
         n = len(losses)
-        rows = np.random.default_rng(7).integers(0, n, (200, n))  # alike for all, as the bootstrap
-        replicates = losses[rows].mean(1).tolist()
+        units = losses if self.patients is None else losses.reshape(self.patients, -1).mean(1)
+        count = len(units)
+        # alike for all, as the bootstrap
+        rows = np.random.default_rng(7).integers(0, count, (200, count))
+        replicates, mean = units[rows].mean(1).tolist(), float(losses.mean())
+        of_images = None if self.patients is None else n
         trained_on = size or 64
         return Judged(
-            run, rate, float(losses.mean()), replicates, n, trained_on, step, 40, 0.1, 0.01
+            run, rate, mean, replicates, count, trained_on, step, 40, 0.1, 0.01, of_images=of_images
         )
 
     def forget(self, run: Path) -> None:
@@ -68,15 +72,17 @@ def compared(
     loss_of: LossOf,
     strategies: Sequence[str] = ("full", "freeze_decoder", "zero_shot"),
     race: bool = False,
+    patients: int | None = None,
     **of_plan,
 ) -> Comparison:
-    """Driven to its end."""
+    """Driven to its end. patients: of how many the test images of a repetition are, as many of
+    each, one after the other; None where each is alone."""
     names = {name: [f"transfer={name}"] for name in strategies}
     images = Images("of 100", 100, 0, ["validation", "test"])
     untrained = [name for name in strategies if name == "zero_shot"]
     prices = dict.fromkeys(names, Price(1.0, 0.1, 0.01))
     comparison = Comparison(
-        plan(**of_plan), images, names, untrained, 1e-3, prices, MadeUp(loss_of), race
+        plan(**of_plan), images, names, untrained, 1e-3, prices, MadeUp(loss_of, patients), race
     )
     rounds, outcomes = comparison.rounds(), None
     while True:

@@ -21,9 +21,16 @@ from metrics import estimate as record
 from metrics.estimate import GRID
 from reporting import report_pictures, verdict
 from reporting.columns import FORGOT, HELD_OUT, KID, TEST_LOSS
-from reporting.page import Report, protocol_text
-from reporting.runs import Evaluation, Run, missing, read_runs
-from reporting.table import baselines_table, contrasts, rows, situations
+from reporting.page import Report, judged_text, protocol_text
+from reporting.runs import Evaluation, Run, Value, missing, read_runs, value_of
+from reporting.table import (
+    baselines_table,
+    contrasts,
+    mean_value,
+    paired_replicates,
+    rows,
+    situations,
+)
 from runtime.files import write_sealed
 from tests.helpers.report_runs import estimate, evaluated, evaluation, write_evaluation, write_run
 from training.result import percent, read_result, size, varied
@@ -535,6 +542,36 @@ def test_only_evaluations_of_one_protocol_are_compared(tmp_path):
     assert "full-seed0-0: evaluation/older is left out, a newer one is here" in missing
     write_evaluation(odd, evaluation(kid=0.03), "again")
     assert rows(read_runs(tmp_path))[1].cell(KID).value == pytest.approx(0.03)
+
+
+def test_draws_of_images_and_of_patients_are_not_paired():
+    """Of two seeds, one drawn by images: the interval is that of the seeds alone, as without
+    replicates. Where both are drawn by patients it is as wide as that of as many images."""
+    draws = [np.random.default_rng(k).normal(0.1, 0.01, 200).tolist() for k in range(2)]
+    by_images = Value(0.1, 0.0, 0.2, draws[0], 80)
+    by_patients = Value(0.12, 0.0, 0.2, draws[1], 4, 80)
+    assert paired_replicates([by_images, by_patients]) == ([], 4)
+    assert paired_replicates([by_patients, by_patients]) == ([draws[1]] * 2, 4)
+    assert mean_value([by_patients, by_patients]).of_images == 80
+    assert value_of(estimate(0.1) | {"of_images": 413}).of_images == 413
+
+
+def test_patients_are_named_where_they_are_drawn(tmp_path):
+    for k, of_images in enumerate((None, 413)):
+        folder = tmp_path / str(k)
+        directory = write_run(folder, "full", held_out_loss=0.07)
+        content = evaluation()
+        if of_images:
+            content["loss"]["target"]["loss"] |= {"images": 6, "of_images": of_images}
+            content["images"]["test_patients"] = 6
+            content["protocol"]["drawn_by"] = "patient"
+        write_evaluation(directory, content)
+        runs, unit = read_runs(folder), "patients" if of_images else "images"
+        said = rows(runs)[0].cell(TEST_LOSS).explanation
+        assert said == f"one run; 95% bootstrap interval over its {unit}, no other training in it"
+        told = "413 test images of 6 patients" if of_images else "413 test images"
+        assert f"against {told} and the training images" in protocol_text(runs[0])
+        assert judged_text(runs[0]).startswith(f"{told} in random")
 
 
 def test_of_two_protocols_with_as_many_runs_the_newest_counts(tmp_path):
