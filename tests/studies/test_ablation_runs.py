@@ -34,8 +34,8 @@ def of_table(root: Path) -> Path:
 
 
 def lines(root: Path) -> list[list[str]]:
-    """Of report.csv, all but the places."""
-    with open(of_table(root) / "report.csv") as file:
+    """Of table.csv, all but the places."""
+    with open(of_table(root) / "table.csv") as file:
         return [line[:7] for line in csv.reader(file)]
 
 
@@ -127,7 +127,7 @@ def test_what_diverges_is_a_result_and_no_failure(tmp_path):
     assert code == 0, text
     assert len(re.findall(r"^L.*unstable at step \d+ \(seeds? 0", text, re.M)) == 2, text
     assert re.search(r"bits: L < L_simple +not measured", text)
-    assert re.search(r"^L,0,,,,,\d+", (of_table(tmp_path) / "report.csv").read_text(), re.M)
+    assert re.search(r"^L,0,,,,,\d+", (of_table(tmp_path) / "table.csv").read_text(), re.M)
 
 
 def test_what_fails_otherwise_is_told_and_tried_again(tmp_path):
