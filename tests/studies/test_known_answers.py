@@ -9,17 +9,11 @@ from tests.helpers import made_up_sources, runs, study_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 KNOWN = {"linear_probe": ["conv_out"], "freeze_decoder": ["conv_in", "down"]}
-# those that do not train what was shuffled
-CANNOT = {
-    "linear_probe": {"freeze_decoder", "zero_shot"},
-    "freeze_decoder": {"linear_probe", "freeze_encoder", "zero_shot"},
-}
+STRATEGIES = "[full,freeze_encoder,freeze_decoder,linear_probe,zero_shot]"
 SETTINGS = [
     "study.rates=[1]",
-    "study.folds=4",
     "study.sizes=[]",
     "study.validation_draws=128",
-    "study.test_draws=512",
     "study.audit_images=0",
     "study.race=false",
 ]
@@ -47,13 +41,17 @@ def answer(root, source, images, *settings):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_layers_that_have_to_change_are_named(known, seed, tmp_path):
+    """With 12 of 200 images at hand, others in each of eight repetitions, and 200 to judge. full
+    trains what has to change too, and may stand beside the right one; whatever else does, or does
+    not, is told apart."""
     right, source = known
-    images = study_runs.images(tmp_path / "mine", 40, first=20000 + 1000 * seed)
-    names = "[full,freeze_encoder,freeze_decoder,linear_probe,zero_shot]"
-    settings = [f"study.strategies={names}", "train.steps=100", "optimizer.lr=3e-3"]
-    found = answer(tmp_path, source, images, *settings)
+    study_runs.images(tmp_path / "mine/train", 200, first=20000 + 1000 * seed)
+    study_runs.images(tmp_path / "mine/test", 200, first=20500 + 1000 * seed)
+    settings = [f"study.strategies={STRATEGIES}", "study.folds=8", "study.test_draws=1600"]
+    own = ["data.n_train=12", "train.steps=100", "optimizer.lr=3e-3"]
+    found = answer(tmp_path, source, tmp_path / "mine", *settings, *own)
     named = {found["advised"], *found["tied"]}
-    assert right in named and not named & CANNOT[right], found["text"]
+    assert right in named and named <= {right, "full"}, found["text"]
 
 
 def test_two_names_of_one_strategy_are_not_distinguished(source, tmp_path):
@@ -65,7 +63,8 @@ def test_two_names_of_one_strategy_are_not_distinguished(source, tmp_path):
         names = (
             f"{{full:[transfer=full],again:[transfer=full,transfer.name=again,seed={seed + 50}]}}"
         )
-        settings = [f"study.strategies={names}", "train.steps=30", "optimizer.lr=1e-3"]
+        settings = [f"study.strategies={names}", "study.folds=4", "study.test_draws=512"]
+        settings += ["train.steps=30", "optimizer.lr=1e-3"]
         found = answer(root, source, images, *settings)
         told_apart += not found["tied"]
     assert told_apart <= 1
