@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from reporting.figures import Plot
 from reporting.numbers import MISSING, counted, interval, number
 from reporting.page import machine_text, several
 from reporting.table import OF_IMAGES
@@ -14,6 +15,7 @@ from reporting.templates import render
 from runtime.environment import ENVIRONMENT
 from runtime.files import read_json, write_atomically, write_csv
 from runtime.log import table
+from studies.ablation.figure import figure
 from studies.ablation.judge import Judged
 from studies.ablation.measured import Found
 from studies.ablation.settings import Expected, Measure, Row
@@ -79,6 +81,11 @@ class Page:
         if expected is None or not self.expects:
             return Entry(measured, "", "")
         return Entry(measured, expected_text(expected), within_text(expected, value, found))
+
+    @cached_property
+    def plot(self) -> Plot | None:
+        rows = [line.row for line in self.lines]
+        return figure(rows, self.found, self.ablation.measured, self.expects)
 
     @property
     def notes(self) -> list[str]:

@@ -72,6 +72,7 @@ def test_what_is_printed_and_on_the_page(whole):
     assert "of the paper" not in text  # no number of the paper's is expected at this size
     folder = of_table(root)
     html, markdown = (folder / "table.html").read_text(), tables(root)
+    assert html.count("<svg") == 1, "rows as points"
     for row in ("L_simple", "KID: L_simple &lt; L", "training images", "held out", "hours"):
         assert row in html, row
     assert "| L_simple |" in markdown and "| claim |" in markdown
