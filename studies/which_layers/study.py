@@ -35,7 +35,6 @@ class WhichLayers:
         strategies: names of conf/transfer, or names of one's own with the overrides that each is.
         budget: the longest time for all, such as 30m or 2h; null for the whole plan.
         rates: times optimizer.lr, tried for every strategy alike.
-        rates_once: in the first repetition, and its choice taken in all.
         folds: of fewer than 200 images; more are split once, and so many seeds trained.
         sizes: of the subsets that the curve shows beside all images.
         validation_draws, test_draws: (image, t, noise) triples of a loss.
@@ -46,7 +45,6 @@ class WhichLayers:
     strategies: Sequence[str] | dict[str, list[str]]
     budget: str | None
     rates: Sequence[float]
-    rates_once: bool
     folds: int
     sizes: Sequence[int]
     validation_draws: int
@@ -171,7 +169,7 @@ class WhichLayers:
             self.folds if folds is None else folds,
             sizes,
             self.rates,
-            rates_once=self.rates_once,
+            rates_once=False,
             steps=train["steps"],
             looks=looks_of(train["steps"]),
             validation_draws=self.validation_draws,

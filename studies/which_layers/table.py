@@ -17,8 +17,10 @@ COLUMNS = (
     "repeat",
     "trained_on",
     "rate",
+    "base_rate",
     "step",
     "steps",
+    "length",
     "judged_by",
     "loss",
     "loss_sd",
@@ -42,11 +44,11 @@ def table_of(comparison: Comparison) -> list[Sequence[Any]]:
             for k, run in runs.items():
                 of = [images.name, images.at_hand, name, size or "", k]
                 beside = reference.get(size, {}).get(k)
-                lines.append([*of, *_numbers(run, None if run is beside else beside)])
+                lines.append([*of, *_numbers(run, comparison.rate, None if run is beside else beside)])
     return lines
 
 
-def _numbers(run: Judged, beside: Judged | None) -> list[Any]:
+def _numbers(run: Judged, base_rate: float, beside: Judged | None) -> list[Any]:
     def text(value: float) -> str:
         return f"{value:.6g}"
 
@@ -61,8 +63,10 @@ def _numbers(run: Judged, beside: Judged | None) -> list[Any]:
     return [
         run.trained_on,
         text(run.rate),
+        text(base_rate),
         run.step,
         run.steps,
+        run.length or "",
         run.judged_by,
         text(run.loss),
         sd(run.replicates),
