@@ -1,10 +1,10 @@
 """Drives a study: launches a round, waits, hands over what its cells came to, launches the next.
 The rounds follow from the plan and from outcomes alone, so a driver that is started again finds the
-cells that have ended, and goes on with the others."""
+cells that have ended, by their names, and goes on with the others. Their numbers may have shifted:
+a cell that failed before and ends now has others follow it."""
 
 import contextlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from config.overrides import resolved
 from runtime.config_schema import build
 from runtime.errors import one_message
-from runtime.files import write_json
+from runtime.files import read_json, write_json
 from runtime.hydra_private import runs_here
 from studies.cells import Cell, Context, Outcome
 from training.sweep import SWEEP, Sweep, jobs_watched, read_sweep
+
+ENDED = "ended.json"
 
 
 @one_message
@@ -33,7 +35,7 @@ def drive(config: DictConfig, arguments: Sequence[str], launcher: Launcher) -> N
     context = Context(arguments, raw, folder, folder.parent)
     rounds = build(raw["study"], ["studies"], "study")(context)
     base = [*arguments, f"run.experiment={folder.parent.name}"]
-    before, cells = _forget_failures(folder), list[Cell]()
+    ended, cells = _ended_before(folder), list[Cell]()
     outcomes: Sequence[Outcome] | None = None
     while True:
         try:
@@ -44,28 +46,32 @@ def drive(config: DictConfig, arguments: Sequence[str], launcher: Launcher) -> N
         cells += asked.cells
         expected = [*(cell.seconds for cell in cells), asked.later]
         sweep = Sweep(folder, [cell.name for cell in cells], expected)
-        left = [n for n in numbers if not _has_ended(sweep, n, before)]
+        left = [n for n in numbers if not _take(sweep, n, ended)]
         write_json(folder / SWEEP, {"cells": sweep.cells, "seconds": sweep.seconds})
         _launch(sweep, {n: [*base, *cells[n].overrides] for n in left}, launcher)
         outcomes = [_outcome(sweep.record(n)) for n in numbers]
 
 
-def _forget_failures(folder: Path) -> Sequence[str]:
-    """Cells that failed are tried again by each driver. The names of those that there were."""
-    before = read_sweep(folder)
-    for number, record in enumerate(before.records()):
-        if record and record["status"] != "finished":
-            os.remove(folder / f"{number}.json")
-    return before.cells
+def _ended_before(folder: Path) -> dict[str, Any]:
+    """Cell -> its record, of all that drivers before this one saw end well. They are kept in a file
+    by their names, before a number is given to another cell."""
+    path, before = folder / ENDED, read_sweep(folder)
+    ended = read_json(path, "give the command again") if path.exists() else {}
+    for name, record in zip(before.cells, before.records(), strict=True):
+        if record and record["status"] == "finished":
+            ended[name] = record
+    write_json(path, ended)
+    return ended
 
 
-def _has_ended(sweep: Sweep, number: int, before: Sequence[str]) -> bool:
-    """Whether a driver before this one saw the end of this very cell, and its run is there."""
-    record = sweep.record(number)
-    same = number < len(before) and before[number] == sweep.cells[number]
-    if record and same and Path(record["run"]).is_dir():
+def _take(sweep: Sweep, number: int, ended: Mapping[str, Any]) -> bool:
+    """Whether this cell has ended before, and its run is there; its record is then this number's.
+    One that failed is tried again."""
+    path, record = sweep.folder / f"{number}.json", ended.get(sweep.cells[number])
+    if record and Path(record["run"]).is_dir():
+        write_json(path, record)
         return True
-    (sweep.folder / f"{number}.json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     return False
 
 

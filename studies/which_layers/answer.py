@@ -20,6 +20,7 @@ from studies.which_layers.sentences import (
     not_told_apart,
     those_that_are_worse,
     those_that_failed,
+    those_that_were_left_out,
     too_short,
 )
 
@@ -50,11 +51,11 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         if None in sizes and name not in comparison.failed
     }
     folds = comparison.folds
-    running = [name for name in whole if name in comparison.running]
+    running = {name: runs for name, runs in whole.items() if name in comparison.running}
     if not running or len(whole) < 2:
         why = "; ".join(f"{name}: {why}" for name, why in comparison.failed.items())
         raise UserError(f"fewer than two strategies came to an end, so nothing is compared. {why}")
-    ranking = ranked(whole, running, folds)
+    ranking = ranked(running, folds, len(whole))
     best = ranking.best
     judged = list(whole[best].values())
     rate, steps = chosen_rate(judged), chosen_step(judged)
@@ -65,9 +66,10 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         too_short(whole, comparison.plan.steps),
         advice(comparison, best, loss_of(whole[best], folds)),
         those_that_are_worse(ranking),
+        those_that_were_left_out(comparison),
         not_told_apart(ranking, whole, comparison),
         at_the_end_of_the_rates(whole, comparison),
-        crossing(points, best, comparison.reference),
+        crossing(comparison, points, best),
         those_that_failed(comparison),
         copies_sentence(audited),
         leak_sentence(audited.get(best)),

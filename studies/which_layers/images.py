@@ -10,10 +10,12 @@ from data.image_reader import ImageReader
 from data.settings import reader_keys
 from data.splits import complete_splits
 from metrics.intervals import FEW_PATIENTS
+from runtime.errors import UserError
 
 FEW = 200  # images: below, folds in place of one split
 FEWEST = 10  # below, nothing can be held out
 VALIDATION = 0.2  # of what a run has, taken out to choose rate and stopping by
+FEWEST_PATIENTS = 4
 TEST = 0.2  # of one split, where data.test says nothing else
 
 
@@ -63,6 +65,20 @@ class Images:
     def tested(self, folds: int | None) -> int:
         """How many judge a run."""
         return self.given or self.count - self.apart(folds)
+
+    def check(self, folds: int | None) -> None:
+        """Raises UserError where a run would have too few to train on, to choose by or to judge."""
+        if self.patients is not None and self.patients < FEWEST_PATIENTS:
+            raise UserError(
+                f"{self.name}: the images are of {self.patients} patients. Of fewer than "
+                f"{FEWEST_PATIENTS} none can judge while others choose and train: images of more "
+                "patients are needed."
+            )
+        if self.drawn and self.drawn > (most := self.apart(folds)):
+            raise UserError(
+                f"data.n_train={self.drawn}: {self.count - most} of the {self.count} images judge, "
+                f"which leaves {most}: give data.n_train={most} or less, or null."
+            )
 
     def judged_by(self, folds: int | None, repeats: int) -> tuple[int, int] | None:
         """How many test images judge a strategy, all repetitions together, and of about how many

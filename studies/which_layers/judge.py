@@ -153,14 +153,19 @@ def no_surer_than_repetitions(d: Mean, contrasts: int) -> Mean:
 
 
 def ranked(
-    runs: Mapping[str, ByRepeat], candidates: Sequence[str], folds: bool, level: float = LEVEL
+    runs: Mapping[str, ByRepeat], folds: bool, compared: int, level: float = LEVEL
 ) -> Ranking:
-    """candidates: of which one is the best; they went on to the end."""
-    best = min(candidates, key=lambda name: loss_of(runs[name], folds).value)
-    found = differences(runs, best, folds)
-    behind = {name: no_surer_than_repetitions(d, len(found)) for name, d in found.items()}
-    levels = {n: range_level(len(behind) + 1, d.freedom, level) for n, d in behind.items()}
+    """compared: how many strategies there were, with those that were left out on the way."""
+    best = min(runs, key=lambda name: loss_of(runs[name], folds).value)
+    behind = against(runs, best, folds)
+    levels = {n: range_level(compared, d.freedom, level) for n, d in behind.items()}
     return Ranking(best, behind, levels)
+
+
+def against(runs: Mapping[str, ByRepeat], one: str, folds: bool) -> dict[str, Mean]:
+    """The others minus this one, no surer than their repetitions."""
+    found = differences(runs, one, folds)
+    return {name: no_surer_than_repetitions(d, len(found)) for name, d in found.items()}
 
 
 def worse_than_best(
@@ -179,7 +184,7 @@ def worse_than_best(
     runs = {name: found[name][None] for name in running if None in found.get(name, {})}
     if len(runs) < 2:
         return {}
-    ranking = ranked(runs, list(runs), folds, level)
+    ranking = ranked(runs, folds, len(runs), level)
     gone = {}
     for name in ranking.worse:
         d, (low, high) = ranking.behind[name], ranking.interval(name)

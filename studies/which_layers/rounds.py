@@ -150,7 +150,8 @@ class Comparison:
     def audit_cell(self, name: str) -> Cell:
         """Images of the run of the first repetition with all images, and what they tell; and
         whether its losses tell what it was trained on."""
-        rate = self.found[name][None][0].rate if name in self.found else self.rate
+        first = self.found.get(name, {}).get(None, {}).get(0)
+        rate = first.rate if first else self.rate
         n, steps = self.plan.audit_images, self.plan.sampler_steps
         line = f"n={n} sampler.steps={steps} weights=average metrics=[{','.join(AUDITS)}]"
         overrides = self._overrides(name, 0, None, rate, self.plan.steps, [line])

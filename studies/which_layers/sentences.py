@@ -8,12 +8,12 @@ from itertools import pairwise
 from scipy import special
 
 from metrics.intervals import LEVEL, t_quantile
-from metrics.over_seeds import Mean, mean_over
+from metrics.over_seeds import Mean, mean_over, range_level
 from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
 from reporting.runs import Run, value_of
 from reporting.table import UNTOUCHED, baselines_table, find_baseline, rows
-from studies.which_layers.judge import Ranking, of_images
+from studies.which_layers.judge import Ranking, against, of_images
 from studies.which_layers.rounds import Comparison, chosen_length, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
 
@@ -103,15 +103,20 @@ def those_that_are_worse(ranking: Ranking) -> str:
     return f"{join_names(said)}." if said else ""
 
 
+def those_that_were_left_out(comparison: Comparison) -> str:
+    """By racing, with what was known then."""
+    said = [f"{name}, {why}" for name, why in comparison.outraced.items()]
+    return f"Left out on the way: {'; '.join(said)}." if said else ""
+
+
 def not_told_apart(ranking: Ranking, whole: ByStrategy, comparison: Comparison) -> str:
     """And what would tell the nearest one."""
     if not ranking.tied:
         return ""
     behind, levels = ranking.behind, ranking.levels
     said = [f"{name} ({_with_band(behind[name], levels[name], True)})" for name in ranking.tied]
-    first = (
-        "Not distinguished from it: " if ranking.worse else "Nothing is distinguished: against it "
-    )
+    some = ranking.worse or comparison.outraced
+    first = "Not distinguished from it: " if some else "Nothing is distinguished: against it "
     name = ranking.tied[0]
     images = of_images(whole, name, ranking.best, comparison.folds)
     if images is None:
@@ -153,33 +158,50 @@ def those_that_failed(comparison: Comparison) -> str:
     return f"Without an answer, as training failed: {join_names(names)}." if names else ""
 
 
-def crossing(points: Sequence[Point], best: str, reference: str) -> str:
+def crossing(comparison: Comparison, points: Sequence[Point], best: str) -> str:
     """Where the reference overtakes a strategy, between the sizes that were tried alone: the best
     one; or, where that is the reference, the one that is furthest ahead of it with the fewest
     images, if that is told apart from it there."""
+    reference = comparison.reference
     if best != reference:
         curve = _curve(points, best)
-        if len(curve) > 1 and all(d < 0 for _, (d, _, _) in curve):
+        if len(curve) > 1 and all(d < 0 for _, d in curve):
             most = f"{curve[-1][0]:.0f}"
             return f"{reference} overtakes {best} above {most} images to train on, if at all."
         return ""
-    names = dict.fromkeys(point.strategy for point in points if point.behind)
-    curves = {name: curve for name in names if len(curve := _curve(points, name)) > 1}
-    ahead = {n: c for n, c in curves.items() if c[0][1][2] is not None and c[0][1][2] < 0}
+    ahead = _ahead_of_few(comparison)
     if not ahead:
         return ""
-    name = min(ahead, key=lambda n: ahead[n][0][1][0])
-    least = f"With {ahead[name][0][0]:.0f} images to train on {name} is better"
-    for (n, (d, _, _)), (m, (e, _, _)) in pairwise(ahead[name]):
+    name, mean, level = ahead
+    curve = _curve(points, name)
+    told = f"With {curve[0][0]:.0f} images to train on {name} is better"
+    told += f" ({_with_band(mean, level, True)})"
+    for (n, d), (m, e) in pairwise(curve):
         if d < 0 <= e:
             at = math.exp(math.log(n) + (math.log(m) - math.log(n)) * d / (d - e))
-            return f"{least}; {reference} overtakes it at about {at:.0f}."
-    return ""
+            return f"{told}; {reference} overtakes it at about {at:.0f}."
+    return f"{told}."
 
 
-def _curve(points: Sequence[Point], name: str) -> list[tuple[float, Behind]]:
+def _ahead_of_few(comparison: Comparison) -> tuple[str, Mean, float] | None:
+    """With the smallest subset, the strategy that is furthest ahead of the reference, its loss
+    minus the reference's, and the level at which the intervals of all pairs hold together; None
+    where none is told apart from it."""
+    size = min(comparison.plan.sizes, default=None)
+    runs = {n: s[size] for n, s in comparison.found.items() if size and s.get(size)}
+    if comparison.reference not in runs:
+        return None
+    behind = against(runs, comparison.reference, comparison.folds)
+    levels = {n: range_level(len(runs), d.freedom) for n, d in behind.items()}
+    told = {n: d for n, d in behind.items() if d.value < 0 and not d.holds_zero(levels[n])}
+    name = min(told, key=lambda n: told[n].value, default=None)
+    return None if name is None else (name, told[name], levels[name])
+
+
+def _curve(points: Sequence[Point], name: str) -> list[tuple[float, float]]:
     """(images to train on, its loss minus the reference's), the fewest first."""
-    return sorted((p.trained_on, p.behind) for p in points if p.strategy == name and p.behind)
+    own = [p for p in points if p.strategy == name and p.behind]
+    return sorted((p.trained_on, p.behind[0]) for p in own if p.behind)
 
 
 def copies_sentence(audited: Mapping[str, Run]) -> str:

@@ -24,6 +24,7 @@ from transfer.trained_weights import AVERAGES as SNAPSHOTS
 PRICES, PLAN, ANSWER, TABLE = "prices.json", "plan.json", "answer.json", "runs.csv"
 MADE_ANEW = "delete this folder, and give the command again"
 TIMED_DRAWS = 256  # so many that what a look does beside them hardly counts
+CHOSEN_HERE = ("optimizer.lr", "train.steps", "train.ema_lengths", "seed")
 SMALLER = 0.7  # a subset has at most so much of all
 
 
@@ -73,6 +74,7 @@ class WhichLayers:
         if images.at_hand < FEWEST:
             print(f"\n{of_few(images, context, self._overrides)}", flush=True)
             return
+        images.check(images.folds(self.folds))
         prices = yield from self._time(context, images)
         comparison, told = self._planned(context, images, prices)
         print(told, flush=True)
@@ -94,6 +96,11 @@ class WhichLayers:
                 transfer = composed("train", [*context.arguments, *overrides])["transfer"]
             except UserError as error:
                 raise UserError(f"study.strategies: {name}: {error}") from error
+            if said := [o for o in overrides if o.split("=")[0] in CHOSEN_HERE]:
+                raise UserError(
+                    f"study.strategies: {name}: {' '.join(said)}: a study chooses these alike for "
+                    "all strategies: give optimizer.lr, train.steps or study.rates of the study."
+                )
             found += [name] * (transfer["rules"] == [])
         return found
 
@@ -253,8 +260,9 @@ class WhichLayers:
 
     def _audit(self, comparison: Comparison) -> Generator[Round, Sequence[Outcome], dict[str, Run]]:
         """Images of each strategy's first run, judged for copies, membership and use."""
-        names = [name for name in comparison.found if comparison.plan.audit_images]
-        if not names:
+        found, failed = comparison.found, comparison.failed
+        names = [n for n in found if 0 in found[n].get(None, {}) and n not in failed]
+        if not names or not comparison.plan.audit_images:
             return {}
         cells = [comparison.audit_cell(name) for name in names]
         outcomes = yield Round(cells)

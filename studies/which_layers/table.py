@@ -43,8 +43,8 @@ def table_of(comparison: Comparison) -> list[Sequence[Any]]:
         for size, runs in sizes.items():
             for k, run in runs.items():
                 of = [images.name, images.at_hand, name, size or "", k]
-                beside = reference.get(size, {}).get(k)
-                lines.append([*of, *_numbers(run, comparison.rate, None if run is beside else beside)])
+                beside = reference.get(size, {}).get(k) if name != comparison.reference else None
+                lines.append([*of, *_numbers(run, comparison.rate, beside)])
     return lines
 
 

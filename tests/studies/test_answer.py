@@ -13,11 +13,14 @@ from scipy import stats
 
 from config.overrides import composed
 from metrics.over_seeds import Mean
+from runtime.errors import UserError
 from studies.which_layers.answer import answer
+from studies.which_layers.images import Images
 from studies.which_layers.judge import of_images, ranked, worse_than_best
 from studies.which_layers.rounds import chosen_length, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
 from studies.which_layers.sentences import forgotten_sentence, times_as_many
+from studies.which_layers.study import WhichLayers
 from tests.helpers.made_up_studies import compared
 from training.config_checks import check_run_config
 
@@ -132,7 +135,7 @@ def test_racing_leaves_out_what_is_worse_and_keeps_the_reference():
     assert len(comparison.found["zero_shot"][None]) < 5
     assert len(comparison.found["full"][None]) == 5
     found = answer(comparison, {}, ARGUMENTS)
-    assert "zero_shot is" in found.text and "worse" in found.text
+    assert "Left out on the way: zero_shot, worse than freeze_decoder by 0.2" in found.text
 
 
 def test_the_rate_of_lowest_validation_loss_is_taken_by_halving():
@@ -198,7 +201,7 @@ def test_of_seven_equal_strategies_none_is_called_worse_nor_left_out(share, fold
             added = np.sqrt(share / (1 - share) / n) * rng.normal(size=(K, 1))
             losses = rng.normal(size=(K if folds else 1, n)) + added
             runs[name] = {k: judged_by(own) for k, own in enumerate(losses)}
-        said += bool(ranked(runs, list(runs), folds).worse)
+        said += bool(ranked(runs, folds, 7).worse)
         raced += raced_out(runs, folds, 1 - 0.01 / 3)
     assert said / trials < 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
     assert raced / trials < 0.01 + 2.6 * np.sqrt(0.01 * 0.99 / trials)
@@ -280,3 +283,22 @@ def test_what_was_forgotten_has_a_direction_where_it_is_known(grew, said):
     assert said in forgotten_sentence(judged)
     whose = [replace(each, forgot_on="train") for each in judged]
     assert "images that it was trained on, as too few were held out" in forgotten_sentence(whose)
+
+
+def test_a_strategy_that_failed_with_all_images_is_not_audited():
+    """It has a run of a subset alone."""
+    comparison = compared(
+        lambda name, k, size, rate: (losses(0.08, k, name=name), 13), sizes=[30], audit_images=10
+    )
+    del comparison.found["freeze_decoder"][None]
+    comparison.failed["freeze_decoder"] = "out of memory"
+    study = WhichLayers(["full", "lora"], None, [1], 5, [], 1, 1, 10, False)
+    asked = next(study._audit(comparison))
+    assert [cell.name for cell in asked.cells] == ["audit, full", "audit, zero_shot"]
+    assert comparison.audit_cell("freeze_decoder").name == "audit, freeze_decoder"
+
+
+def test_no_image_is_held_out_of_too_few_patients():
+    with pytest.raises(UserError, match="of 3 patients. Of fewer than 4"):
+        Images("", 100, 0, ["validation", "test"], patients=3).check(3)
+    Images("", 100, 0, ["validation", "test"], patients=4).check(4)
