@@ -13,7 +13,7 @@ from evaluation.settings import EvaluateSettings
 from runtime.as_typed import hydra_quoted
 from runtime.config_schema import parse
 from runtime.errors import UserError
-from training.choose_average import choose_average, is_only
+from training.choose_average import choose_average
 from training.snapshots import all_snapshots
 
 
@@ -51,7 +51,7 @@ def train_and_evaluate(train: Callable[[dict[str, Any]], Path], raw: dict[str, A
     for line in lines:
         asked_settings(line, Path("run"), section)
     run = train(raw)
-    if any(map(is_only, all_snapshots(run)[-1:])):
+    if any(len(snapshot.lengths) == 1 for snapshot in all_snapshots(run)[-1:]):
         choose_average(run, device=section["device"], cache=Path(section["cache"]))
     for line in lines:
         settings, sampler = asked_settings(line, run, section)

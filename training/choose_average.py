@@ -6,8 +6,8 @@ RUN is a finished run that kept averages (train.ema_lengths), or the folder of a
 run in it that did. Of a run the step is taken at which its EMA had the lowest validation loss.
 There the averages of several lengths are made of the snapshots in RUN/averages, the validation
 loss of each is measured, and the one of the lowest is written: RUN/averages/chosen.safetensors,
-with chosen.json. A run without validation images that kept one length has nothing to choose: it is
-that average at its last step, which train.py itself writes. weights=average of sample.py,
+with chosen.json. A run that kept one length has nothing to choose: it is that average at this step,
+or at the last one where there are no validation images, and train.py itself writes it. weights=average of sample.py,
 evaluate.py, export.py and source.weights take it.
 """
 
@@ -95,7 +95,7 @@ def choose_average(
             return run / AVERAGES / CHOICE
         whole = [s for s in all_snapshots(run) if s.step <= found.step and s.is_whole()]
         best = best_snapshot(whole)
-        if best and is_only(best):
+        if best and len(best.lengths) == 1:
             tensors = _whole(found.weights(EMA), best.read(best.lengths[0]))
             about = {"step": best.step, "reached": found.step, "length": best.lengths[0]}
             write_chosen(run, tensors, about)
@@ -111,11 +111,6 @@ def choose_average(
         # the EMA's as the run measured it
         about = {"draws": draws, "grid": GRID, "ema_loss": best.loss}
         return choose_length(run, best.step, LENGTHS, judge, about)
-
-
-def is_only(snapshot: Snapshot) -> bool:
-    """Whether there is nothing to choose of, and nothing to choose by."""
-    return snapshot.loss is None and len(snapshot.lengths) == 1
 
 
 def choose_length(
