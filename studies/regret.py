@@ -8,9 +8,10 @@
 
 In percent of full's test loss. **Regret** is full's loss minus that of the strategy that was best
 in the other repetitions (other images to train on, another seed), so that no run chooses the
-strategy that it is judged by, and chance alone gives 0 and not a gain. The variance of a mean over
-K repetitions is S^2 / K and that which the test images, alike for all, add. Numbers of images of
-one target share these, so a mean over them takes the mean of their standard deviations, as if they
+strategy that it is judged by, and chance in trainings alone gives 0 and not a gain. Chance in the
+test images, which all repetitions share, does not: it makes full look a little worse. The variance
+of a mean over K repetitions is S^2 / K and that which the test images add. Numbers of images of one
+target share these, so a mean over them takes the mean of their standard deviations, as if they
 moved together; targets are independent.
 """
 
@@ -53,8 +54,9 @@ class Comparison:
         behind: strategy -> [K] in percent of full's loss, by repetition; 0 for full.
         sd: strategy -> what the test images add to the standard deviation of its mean.
         trained_on: images, the others at hand choose.
-        steps, rate: strategy -> median of those chosen.
+        steps, rate, factor: strategy -> median of those chosen; factor: of the base rate.
         falling: strategies whose loss still fell at the last step in half of the runs or more.
+        at_an_end: those that chose the lowest or the highest rate of all in half of them or more.
     """
 
     full: float
@@ -63,7 +65,9 @@ class Comparison:
     trained_on: int
     steps: Mapping[str, int]
     rate: Mapping[str, float]
+    factor: Mapping[str, float]
     falling: Sequence[str]
+    at_an_end: Sequence[str]
 
     def minus(self, one: str, other: str) -> Mean:
         """The mean of one minus the other."""
@@ -139,51 +143,68 @@ def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> Comp
         int(median(FULL, "trained_on")),
         {name: int(median(name, "step")) for name in of},
         {name: median(name, "rate") for name in of},
+        {name: median(name, "rate") / median(name, "base_rate") for name in of},
         [name for name, falls in last.items() if falls],
+        _at_an_end(of),
     )
 
 
-def crossing(
-    of: Mapping[int, Comparison], one: str, draws: np.random.Generator | None = None
-) -> float:
-    """The number of images from which full is better than one, between those tried, on a log axis:
-    0 where it is at the least, inf where at none. draws: with repetitions drawn again."""
-    numbers, values = sorted(of), []
-    for n in numbers:
-        behind = of[n].behind[one]
-        drawn = behind if draws is None else draws.choice(behind, len(behind))
-        values.append(drawn.mean())
-    if values[0] >= 0:
+def _at_an_end(of: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
+    """Of three rates the middle one is the base."""
+    count = {n: sum(row["rate"] != row["base_rate"] for row in own) for n, own in of.items()}
+    return [name for name, n in count.items() if n * 2 >= len(of[name])]
+
+
+def crossing(of: Mapping[int, float]) -> float:
+    """The number of images from which full is better than another strategy, between those tried, on
+    a log axis: 0 where it is at the least, inf where at none. of: number of images -> the loss of
+    the other minus full's."""
+    in_order = sorted(of.items())
+    first = in_order[0][1]
+    if first >= 0:
         return 0.0
-    for (n, d), (m, e) in pairwise(zip(numbers, values, strict=True)):
+    for (n, d), (m, e) in pairwise(in_order):
         if d < 0 <= e:
             return float(np.exp(np.log(n) + (np.log(m) - np.log(n)) * d / (d - e)))
     return math.inf
 
 
-def crossing_text(of: Mapping[int, Comparison], one: str) -> str:
-    """With its interval, by a bootstrap over repetitions."""
+def crossing_text(of: Mapping[int, Comparison], one: str, draws: int = DRAWS) -> str:
+    """With its interval: that of crossings of curves whose points are drawn about those measured,
+    by Student's t over repetitions, with what the test images add."""
 
     def text(n: float) -> str:
         if n == 0:
             return f"below {min(of)}"
         return f"above {max(of)}, if at all" if n == math.inf else f"{n:.0f}"
 
+    means = {n: c.minus(one, FULL) for n, c in of.items()}
     random = np.random.default_rng(0)
-    drawn = np.sort([crossing(of, one, random) for _ in range(DRAWS)])
-    low, high = (drawn[int(q * (DRAWS - 1))] for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    drawn = []
+    for _ in range(draws):
+        t = {n: random.standard_t(m.freedom) * (m.variance or 0.0) ** 0.5 for n, m in means.items()}
+        drawn.append(crossing({n: m.value + t[n] for n, m in means.items()}))
+    drawn.sort()
+    low, high = (drawn[int(q * (draws - 1))] for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     if low == high and low in (0, math.inf):
         return f"no crossing ({text(low)})"
-    return f"{text(crossing(of, one))} [{text(low)}; {text(high)}]"
+    found = crossing({n: m.value for n, m in means.items()})
+    return f"{text(found)} [{text(low)}; {text(high)}]"
 
 
 def contrasts(found: Mapping[Key, Comparison]) -> list[list[str]]:
     """Of CONTRASTS, over all targets: whether each is shown, by Holm's steps."""
     means = {}
     for one, other, numbers in CONTRASTS:
-        asked = {k: c.minus(one, other) for k, c in found.items() if k[1] in numbers}
+        asked = {
+            key: c.minus(one, other)
+            for key, c in found.items()
+            if key[1] in numbers and {one, other} <= c.behind.keys()
+        }
         if asked:
-            means[f"{one} below {other} at {', '.join(map(str, numbers))} images"] = together(asked)
+            done = ", ".join(map(str, sorted({n for _, n in asked})))
+            targets = len({target for target, _ in asked})
+            means[f"{one} below {other} at {done} images, {targets} targets"] = together(asked)
     levels = told_apart(means)
     lines = []
     for name, mean in means.items():
@@ -225,13 +246,20 @@ def behind(found: Mapping[Key, Comparison]) -> list[list[str]]:
 def sentence(found: Mapping[Key, Comparison]) -> str:
     """What stands first. The bound is one-sided."""
     mean = together({key: c.regret for key, c in found.items()})
-    upper = mean.interval(2 * LEVEL - 1)[1]
-    worst = max(found, key=lambda key: found[key].regret.value)
+    upper = mean.interval(2 * LEVEL - 1)[1] or 0.0
     targets, numbers = {t for t, _ in found}, sorted({n for _, n in found})
+    more, less = f"{upper:.1f}% more" if upper >= 0 else f"{-upper:.1f}% less", mean.value < 0
+    average = f"{abs(mean.value):.1f}% {'below' if less else 'above'}"
+    trained = [(name, c) for c in found.values() for name in c.steps if c.steps[name]]
+    falling = sum(name in c.falling for name, c in trained)
+    at_ends = sum(name in c.at_an_end for name, c in trained)
+    span = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
     return (
-        f"Over {len(targets)} targets and {numbers[0]} to {numbers[-1]} images, full with the stop "
-        f"rule has a test loss {mean.value:.1f}% above that of the best strategy (95%: below "
-        f"{upper:.1f}%); at most {found[worst].regret.value:.1f}% ({worst[0]}, {worst[1]} images)."
+        f"Over {len(targets)} targets with {span} images, the test loss of full with the stop rule "
+        f"is on average {average} that of the strategy that the other repetitions choose, in "
+        f"percent of full's own; with 95% confidence it is at most {more}. Of {len(trained)} "
+        f"strategies, targets and numbers {falling} still fell at the last step, and {at_ends} "
+        "chose an end of the grid of rates."
     )
 
 
@@ -243,6 +271,7 @@ def add(paths: Sequence[Path]) -> None:
         keys = {(row["images"], row["at_hand"]) for row in new}
         rows = [row for row in rows if (row["images"], row["at_hand"]) not in keys] + new
     rows.sort(key=lambda row: (row["images"], int(row["at_hand"])))
+    comparisons(rows)  # raises before a table is written that none could read
     write_csv(TABLE, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
 
 

@@ -6,9 +6,9 @@ RUN is a finished run that kept averages (train.ema_lengths), or the folder of a
 run in it that did. Of a run the step is taken at which its EMA had the lowest validation loss.
 There the averages of several lengths are made of the snapshots in RUN/averages, the validation
 loss of each is measured, and the one of the lowest is written: RUN/averages/chosen.safetensors,
-with chosen.json. A run that kept one length has nothing to choose: it is that average at this step,
-or at the last one where there are no validation images, and train.py itself writes it. weights=average of sample.py,
-evaluate.py, export.py and source.weights take it.
+with chosen.json. A run that kept one length has nothing to choose: it is that average at this
+step, or at the last one where there are no validation images, and train.py itself writes it.
+weights=average of sample.py, evaluate.py, export.py and source.weights take it.
 """
 
 from runtime.signals import end_at_once

@@ -235,7 +235,8 @@ class Trainer:
             ) as self.bar,
             contextlib.ExitStack() as around,
         ):
-            self._clock = time.monotonic()
+            self._clock = self._reported = time.monotonic()
+            self._aside = 0.0  # seconds since that report in which nothing was trained
             if self.begun.pending or steps == 0:
                 self._finish_step()
             streams = []
@@ -276,7 +277,8 @@ class Trainer:
     def _report(self, norm: Tensor) -> None:
         self._check_finite()
         loss, now = self.window.item() / self.window_steps, time.monotonic()
-        speed = self.window_steps * self.config.train.batch_size / (now - self._clock)
+        trained = now - self._reported - self._aside
+        speed = self.window_steps * self.config.train.batch_size / trained
         self.log.metrics(
             self.steps_done,
             {
@@ -290,6 +292,7 @@ class Trainer:
         self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         self.window.zero_()
         self.window_steps = 0
+        self._reported, self._aside = now, 0.0
 
     def _elapsed(self) -> float:
         now = time.monotonic()
@@ -314,6 +317,7 @@ class Trainer:
 
     def _finish_step(self) -> None:
         """Evaluation, samples, and then the checkpoint that says that they are done."""
+        begun = time.monotonic()
         self._check_finite()
         try:
             self.stop.check("evaluation", *["snapshot"] * bool(self.averages.by_length))
@@ -335,6 +339,7 @@ class Trainer:
         write_sealed(self.directory / RESULT, self._result(reached), indent=1)
         self._keep_averages(reached)
         self._save(reached)
+        self._aside += time.monotonic() - begun
 
     @contextlib.contextmanager
     def _said(self, doing: str) -> Iterator[None]:

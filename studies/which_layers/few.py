@@ -4,8 +4,9 @@ images of other kinds (studies.regret)."""
 from collections.abc import Mapping, Sequence
 from statistics import median_low
 
-from metrics.over_seeds import range_level
+from metrics.over_seeds import Mean, range_level
 from reporting.numbers import join_names
+from runtime.errors import UserError
 from studies.cells import Context
 from studies.regret import FULL, TABLE, Comparison, Key, comparisons, mean_text, read, together
 from studies.which_layers.answer import advised_command
@@ -15,25 +16,31 @@ BATCH = 16  # of the runs of the table
 
 
 def of_few(images: Images, context: Context, strategies: Mapping[str, Sequence[str]]) -> str:
-    """The paragraph, with a command."""
+    """The paragraph, with a command. Raises UserError where the table knows no such strategy."""
     n, batch = images.at_hand, context.config["train"]["batch_size"]
     found = next_larger(comparisons(read(TABLE)), n)
-    of = next(iter(found))[1]
-    name = best_of(found, list(strategies))
-    steps = {target: c.steps[name] for (target, _), c in found.items()}
-    rates = [c.rate[name] for c in found.values()]
+    known = [s for s in strategies if all(s in c.behind and c.steps[s] for c in found.values())]
+    if not known:
+        every = [name for name, step in next(iter(found.values())).steps.items() if step]
+        raise UserError(
+            f"Of {n} images none can be held out, and of study.strategies none is among those that "
+            f"were tried with so few: {join_names(every)}."
+        )
+    name = min(known, key=lambda s: together(minus_full(found, s)).value)
+    of, trained_on = next(iter(found))[1], next(iter(found.values())).trained_on
+    steps = [c.steps[name] for c in found.values()]
     share = same_share(found, name, n, batch)
-    command = advised_command(
-        [*images.all_of_them, *strategies[name]], median_low(rates), share, None, context.arguments
-    )
+    rate = context.config["optimizer"]["lr"] * median_low(c.factor[name] for c in found.values())
+    own = [*images.all_of_them, *strategies[name]]
+    command = advised_command(own, rate, share, None, context.arguments)
     return (
         f"Of your {n} images none can be held out, so that nothing here can tell which layers to "
         f"train or when to stop. What follows was found with {of} images of {len(found)} other "
-        f"kinds ({join_names(sorted(steps))}; docs/results.md): {_best_text(found, name)} It "
-        f"stopped after {min(steps.values())} to {max(steps.values())} steps of {BATCH} images, "
-        f"and the same share of {n} images, so many passes over them, is {share} steps of {batch}. "
-        f"Look at the samples along the way (run.sample_every), and expect copies. Command: "
-        f"{command}"
+        f"kinds ({join_names(sorted(target for target, _ in found))}), at 16x16 pixels, from a "
+        f"small network that knows faces (docs/results.md): {_compared(found, name)} Trained on "
+        f"{trained_on} of the {of}, it stopped after {min(steps)} to {max(steps)} steps of {BATCH} "
+        f"images; as many passes over {n} images are {share} steps of {batch}. Look at the "
+        f"samples along the way (run.sample_every), and expect copies. Command: {command}"
     )
 
 
@@ -43,21 +50,22 @@ def next_larger(found: Mapping[Key, Comparison], n: int) -> dict[Key, Comparison
     return {key: c for key, c in found.items() if key[1] == of}
 
 
-def best_of(found: Mapping[Key, Comparison], names: Sequence[str]) -> str:
-    """The lowest loss, in percent of full's, over all targets."""
-    known = [name for name in names if all(name in c.behind for c in found.values())]
-    mean = {n: together({k: c.minus(n, FULL) for k, c in found.items()}).value for n in known}
-    return min(mean, key=lambda name: mean[name], default=FULL)
+def minus_full(found: Mapping[Key, Comparison], name: str) -> dict[Key, Mean]:
+    return {key: c.minus(name, FULL) for key, c in found.items()}
 
 
-def _best_text(found: Mapping[Key, Comparison], name: str) -> str:
+def _compared(found: Mapping[Key, Comparison], name: str) -> str:
     if name == FULL:
-        return f"{FULL} has the lowest test loss."
-    mean = together({key: c.minus(name, FULL) for key, c in found.items()})
-    count = len(next(iter(found.values())).behind)
-    level = range_level(count, mean.freedom)
+        return f"train {FULL}, which had the lowest test loss of those asked for."
+    mean = together(minus_full(found, name))
+    level = range_level(len(next(iter(found.values())).behind), mean.freedom)
     known = "is not distinguished from" if mean.holds_zero(level) else "is better than"
-    return f"{name} has the lowest test loss, and {known} {FULL} ({mean_text(mean, level)})."
+    if not mean.holds_zero(level) and mean.value > 0:
+        known = "is worse than"
+    return (
+        f"train {name}, which had the lowest test loss of those asked for, and {known} {FULL} "
+        f"({mean_text(mean, level)} of {FULL}'s test loss)."
+    )
 
 
 def same_share(found: Mapping[Key, Comparison], name: str, n: int, batch: int) -> int:

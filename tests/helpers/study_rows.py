@@ -20,6 +20,7 @@ def rows(target="faces", n=10, repeats=5, step=20, **losses):
                 | {
                     "trained_on": "5",
                     "rate": "0.001",
+                    "base_rate": "0.001",
                     "step": str(step),
                     "steps": "100",
                     "loss": str(values[k]),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from config.overrides import composed
+from runtime.errors import UserError
 from studies import regret
 from studies.cells import Context
 from studies.which_layers import few
@@ -28,10 +29,11 @@ def table(monkeypatch, freeze_decoder=-0.05, steps=(20, 30, 40)):
     monkeypatch.setattr(few, "read", lambda path: lines)
 
 
-def told(n, batch=16, **more):
+def told(n, batch=16, strategies=tuple(STRATEGIES)):
     images = Images("", n, 0, ["validation", "test"])
-    context = Context(ARGUMENTS, {"train": {"batch_size": batch}}, None, None)
-    return few.of_few(images, context, STRATEGIES)
+    config = {"train": {"batch_size": batch}, "optimizer": {"lr": 2e-4}}
+    context = Context(ARGUMENTS, config, None, None)
+    return few.of_few(images, context, {s: STRATEGIES[s] for s in strategies})
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_as_many_passes_as_with_the_next_larger_number(monkeypatch, n, batch, st
     words = shlex.split(text.partition("Command: ")[2])
     config = composed("train", words[2:])
     assert config["train"]["steps"] == steps and config["transfer"]["name"] == "freeze_decoder"
+    assert config["optimizer"]["lr"] == 2e-4, "the user's own, as the middle rate was chosen"
     assert config["data"]["test"] == config["data"]["validation"] == 0
     assert not any(word.startswith("budget") for word in words)
 
@@ -54,15 +57,28 @@ def test_it_says_whose_numbers_these_are(monkeypatch):
     text = told(6)
     assert "Of your 6 images none can be held out" in text
     assert "with 10 images of 3 other kinds (a, b and c" in text
-    assert "freeze_decoder has the lowest test loss, and is better than full (-4.80%" in text
-    assert "after 20 to 40 steps of 16 images" in text
+    assert "train freeze_decoder, which had the lowest test loss of those asked for" in text
+    assert "is better than full (-4.80%" in text
+    assert "Trained on 5 of the 10, it stopped after 20 to 40 steps of 16 images" in text
 
 
 def test_what_is_not_distinguished_is_not_called_better(monkeypatch):
     table(monkeypatch, freeze_decoder=-1e-4 - 2e-3)
     assert "is not distinguished from full" in told(6)
     table(monkeypatch, freeze_decoder=0.1)
-    assert "full has the lowest test loss." in told(6)
+    assert "train full, which had the lowest test loss" in told(6)
+
+
+def test_the_best_of_those_asked_for_may_be_worse_than_full(monkeypatch):
+    table(monkeypatch)
+    assert "is worse than full (+10.00%" in told(6, strategies=["lora"])
+
+
+def test_a_strategy_that_was_not_tried_is_said(monkeypatch):
+    table(monkeypatch)
+    monkeypatch.setitem(STRATEGIES, "mine", ["transfer=full"])
+    with pytest.raises(UserError, match="tried with so few: full, freeze_decoder and lora"):
+        told(6, strategies=["mine"])
 
 
 def test_the_table_that_is_kept_has_ten_images():

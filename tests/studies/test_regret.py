@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -63,14 +65,38 @@ def test_targets_are_independent_and_numbers_of_one_are_not():
     ("behind", "where"), [((-2, -1, 1), 30.0), ((1, -1, -1), 0), ((-1, -1, -2), np.inf)]
 )
 def test_where_full_overtakes(behind, where):
-    full = np.ones(5)
-    of = {
-        n: one(full=full, freeze_decoder=full + d / 100)
-        for n, d in zip((3, 10, 90), behind, strict=True)
-    }
-    assert regret.crossing(of, "freeze_decoder") == pytest.approx(where)
-    if where == np.inf:
-        assert regret.crossing_text(of, "freeze_decoder") == "no crossing (above 90, if at all)"
+    assert regret.crossing(dict(zip((3, 10, 90), behind, strict=True))) == pytest.approx(where)
+
+
+def test_a_crossing_that_is_not_known_well_has_a_wide_interval():
+    full, noise = np.ones(5), np.linspace(-1, 1, 5)
+
+    def curve(spread):
+        return {
+            n: one(full=full, freeze_decoder=full + (d + spread * noise) / 100)
+            for n, d in ((10, -1), (90, 1))
+        }
+
+    assert regret.crossing_text(curve(0.01), "freeze_decoder").startswith("30 [")
+    assert "below 10; above 90, if at all" in regret.crossing_text(curve(9), "freeze_decoder")
+    sure = one(full=full, freeze_decoder=full - 0.02)
+    said = regret.crossing_text({3: sure, 90: sure}, "freeze_decoder")
+    assert said == "no crossing (above 90, if at all)"
+
+
+def test_the_interval_of_a_crossing_holds_it_in_95_of_100():
+    """Where curves of true differences -1 and 1 cross at 30, measured in five repetitions."""
+    rng, held, trials = np.random.default_rng(4), 0, 150
+    for _ in range(trials):
+        of = {
+            n: one(full=np.ones(5), freeze_decoder=1 + (d + rng.normal(size=5)) / 100)
+            for n, d in ((10, -1), (90, 1))
+        }
+        found = regret.crossing_text(of, "freeze_decoder", draws=400)
+        low, high = re.search(r"\[([^;]*); ([^]]*)\]|$", found).groups(default="no crossing")
+        below = low.startswith("below") or (low[0].isdigit() and float(low) <= 30)
+        held += below and (high.startswith("above") or float(high) >= 30)
+    assert held / trials > 0.95 - 2.6 * np.sqrt(0.05 * 0.95 / trials)
 
 
 def test_what_was_asked_beforehand_is_shown_or_not():
@@ -104,3 +130,23 @@ def test_a_study_takes_the_place_of_what_was_there(tmp_path, monkeypatch):
         regret.add([path])
     [found] = regret.comparisons(regret.read(regret.TABLE)).values()
     assert found.full == 2.0 and len(regret.read(regret.TABLE)) == 10
+
+
+def test_the_sentence_has_the_sign_of_the_number():
+    full = np.linspace(0.9, 1.1, 5)
+    lines = rows("a", 10, full=full, lora=full * 0.8) + rows("b", 30, full=full, lora=full * 0.8)
+    assert "10 to 30 images" in regret.sentence(regret.comparisons(lines))
+    assert "20.0% above that of the strategy" in regret.sentence(regret.comparisons(lines))
+    assert "1 targets with 10 images" in regret.sentence(regret.comparisons(lines[:10]))
+    worse = rows("a", 10, full=full, lora=full + np.array([-0.1, -0.1, -0.1, -0.1, 0.9]))
+    assert "below that of the strategy" in regret.sentence(regret.comparisons(worse))
+
+
+def test_a_table_that_none_could_read_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(regret, "TABLE", tmp_path / "regret.csv")
+    lines = rows(full=np.ones(5), lora=np.ones(5))[:-1]
+    whole = [[line.get(column, "") for column in regret.COLUMNS] for line in lines]
+    regret.write_csv(tmp_path / "new.csv", [regret.COLUMNS, *whole])
+    with pytest.raises(UserError, match="not the same repetitions"):
+        regret.add([tmp_path / "new.csv"])
+    assert not regret.TABLE.exists()
