@@ -46,6 +46,7 @@ from training.result import Result, read_result
 
 log = logging.getLogger(__name__)
 SWEEP = "sweep.json"
+OF_MANY_RUNS = ("+sweep=", "+ablation=", "hydra/launcher=", "budget=", "study.")
 ELSEWHERE = "running elsewhere"
 
 
@@ -212,7 +213,7 @@ def is_sweep(config_name: str, asked) -> bool:
     if is_multirun(asked):
         return True
     for override in asked.overrides:
-        if override.startswith(("+sweep=", "+ablation=", "hydra/launcher=")):
+        if override.startswith(OF_MANY_RUNS):
             raise UserError(
                 f"{override} is for many runs: add -m, python {config_name}.py -m "
                 f"{' '.join(asked.overrides)}"

@@ -18,6 +18,7 @@ from studies.which_layers.sentences import (
     forgotten_sentence,
     leak_sentence,
     not_told_apart,
+    sampling,
     those_that_are_worse,
     those_that_failed,
     those_that_were_left_out,
@@ -75,6 +76,7 @@ def answer(comparison: Comparison, audited: Mapping[str, Run], arguments: Sequen
         leak_sentence(audited.get(best)),
         forgotten_sentence(judged),
         f"Command of the advised run: {command}",
+        sampling(judged),
     ]
     text = " ".join(filter(None, sentences))
     return Answer(best, rate, steps, ranking.tied, command, text, points)

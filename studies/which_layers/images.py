@@ -101,9 +101,10 @@ class Images:
         else:
             how = f"a share of {self.test:g} to judge by, {repeats} seeds" + f", {by}" * bool(by)
         left = f"; {self.aside} of a validation folder are left aside" * (self.aside > 0)
-        have = self.training(folds)
-        drawn = " of these, drawn anew for each seed" * (self.at_hand < self.count)
-        return f"{self.count}: {how}; a run has {have}{drawn}, a fifth of them to choose by{left}"
+        choose = chosen_by(have := self.training(folds))
+        drawn = f", {have} of these drawn anew for each" * (self.at_hand < self.count)
+        trains = f"a run trains on {have - choose}, and {choose} choose its step and rate"
+        return f"{self.count}: {how}{drawn}; {trains}{left}"
 
     def warned(self, folds: int | None, repeats: int) -> str:
         """Where those that judge are of few patients."""
@@ -134,6 +135,11 @@ class Images:
     @property
     def _told_classes(self) -> list[str]:
         return ["model.classes=auto"] if self.classes else []
+
+
+def chosen_by(have: int) -> int:
+    """How many of so many are taken out to choose by: five at least, and half at most."""
+    return min(max(5, round(VALIDATION * have)), have // 2)
 
 
 def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:

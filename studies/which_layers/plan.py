@@ -26,13 +26,15 @@ class Work:
 class Price:
     """Seconds on the machine that runs the cells, and bytes on its disk. start: of a cell that does
     nothing. step: one of training. judged: one image without a gradient. checkpoint, snapshot: of
-    a run that was looked at."""
+    a run that was looked at. audits: what an audit takes beside images and losses, such as
+    training classifiers."""
 
     start: float
     step: float
     judged: float
     checkpoint: int = 0
     snapshot: int = 0
+    audits: float = 0.0
 
     def seconds(self, work: Work) -> float:
         return self.start + work.steps * self.step + work.judged * self.judged

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from metrics.held_out_loss import grid_of
 from metrics.membership import IMAGES
 from studies.cells import Cell, Outcome, Round
-from studies.which_layers.images import VALIDATION, Images
+from studies.which_layers.images import Images, chosen_by
 from studies.which_layers.judge import worse_than_best
 from studies.which_layers.plan import Plan, Price, Work
 from studies.which_layers.runs import Judged, Reader
@@ -59,6 +59,7 @@ class Comparison:
     work: Work = field(default_factory=Work)  # counted so far
     spent: dict[str, float] = field(default_factory=dict)  # strategy -> seconds of its cells so far
     expects: Mapping[str, float] = field(default_factory=dict)  # the same of the whole plan
+    after: float = 0.0  # seconds of what follows the rounds
 
     @property
     def running(self) -> list[str]:
@@ -117,7 +118,7 @@ class Comparison:
         if not self.expects:
             return Round(cells)
         later = sum(self.expects[name] - self.spent.get(name, 0.0) for name in self.running)
-        return Round(cells, max(0.0, later))
+        return Round(cells, max(0.0, later) + self.after)
 
     def _lowest(self, outcome: Outcome, until: int) -> float:
         """A run that a driver before this one took further is judged by what it was then."""
@@ -153,14 +154,11 @@ class Comparison:
         first = self.found.get(name, {}).get(None, {}).get(0)
         rate = first.rate if first else self.rate
         n, steps = self.plan.audit_images, self.plan.sampler_steps
-        line = f"n={n} sampler.steps={steps} weights=average metrics=[{','.join(AUDITS)}]"
-        overrides = self._overrides(name, 0, None, rate, self.plan.steps, [line])
-        asked = min(IMAGES, self.images.training(self.plan.folds))
-        asked += min(IMAGES, self._tested)
-        attacked = 2 * 10 * asked  # the run and its source, once in each decile of t
-        work = Work(0, n * steps + attacked)
+        overrides = self._overrides(name, 0, None, rate, self.plan.steps, [audits_of(n, steps)])
+        work = Work(0, n * steps + attacked(self.images, self.plan.folds))
         price = self.prices.get(name)
-        return Cell(f"audit, {name}", overrides, price.seconds(work) if price else 0.0)
+        seconds = price.seconds(work) + price.audits if price else 0.0
+        return Cell(f"audit, {name}", overrides, seconds)
 
     @property
     def _tested(self) -> int:
@@ -213,7 +211,7 @@ class Comparison:
 
     def _work(self, size: int | None, since: int, until: int, judge: bool) -> Work:
         every = self.images.training(self.plan.folds)
-        rows = max(5, round(VALIDATION * min(size or every, every)))
+        rows = chosen_by(min(size or every, every))
         judged = self.plan.looked(since, until, rows)
         if judge and until:
             count, each = grid_of(rows, self.plan.validation_draws)
@@ -224,6 +222,17 @@ class Comparison:
         done = Work(max(0, until - since), judged)
         self.work = Work(self.work.steps + done.steps, self.work.judged + done.judged)
         return done
+
+
+def audits_of(n: int, steps: int) -> str:
+    """The line of evaluate.py, of so many images in so many steps each."""
+    return f"n={n} sampler.steps={steps} weights=average metrics=[{','.join(AUDITS)}]"
+
+
+def attacked(images: Images, folds: int | None) -> int:
+    """Images that a membership attack judges: of the run and of its source, in each decile of t."""
+    asked = min(IMAGES, images.training(folds)) + min(IMAGES, images.tested(folds))
+    return 2 * 10 * asked
 
 
 def chosen_rate(judged: Sequence[Judged]) -> float:

@@ -74,19 +74,21 @@ def at_the_end_of_the_rates(whole: ByStrategy, comparison: Comparison) -> str:
 def advice(comparison: Comparison, best: str, loss: Mean) -> str:
     count, every = comparison.images.at_hand, comparison.images.count
     yours = f"your {count}" if count == every else f"{count} of your {every}"
+    if comparison.images.given:
+        yours += f" images, judged by {comparison.images.given} test images,"
+    else:
+        yours += " images"
     if best in comparison.untrained:
-        return (
-            f"With {yours} images keep the source as it is ({best}): test loss {_with_band(loss)}."
-        )
+        return f"With {yours} keep the source as it is ({best}): test loss {_with_band(loss)}."
     judged = list(comparison.found[best][None].values())
     trained_on = round(sum(j.trained_on for j in judged) / len(judged))
     length = chosen_length(judged)
     kept = f", and of its weights keep the average of length {length:g}" if length else ""
     return (
-        f"With {yours} images train {best}, {chosen_step(judged)} steps at "
+        f"With {yours} train {best}, {chosen_step(judged)} steps at "
         f"{chosen_rate(judged):.3g}{kept}: test loss {_with_band(loss)} by runs that trained on "
-        f"{trained_on} of them, and the advised run trains on all {count}, with the middle one of "
-        "the rates that these chose and of the steps at it."
+        f"{trained_on} of them, and the advised run trains on all {count}. Its rate, steps and "
+        "length are the middle ones of those that these runs chose."
     )
 
 
@@ -250,3 +252,10 @@ def forgotten_sentence(judged: Sequence[Judged]) -> str:
         f"What was forgotten: the loss on the source's images{whose} {changed} by "
         f"{_with_band(mean)}."
     )
+
+
+def sampling(judged: Sequence[Judged]) -> str:
+    """How the average that is advised is sampled."""
+    if not chosen_length(judged):
+        return ""
+    return "and of its images: python sample.py checkpoint=RUN weights=average"

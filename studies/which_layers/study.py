@@ -1,29 +1,29 @@
 """The study from its first cell to its page: time the cells, plan, compare, audit, answer."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from config.overrides import check_overrides, composed
+from config.run_config import RunConfig
 from reporting.runs import Run
 from runtime.errors import UserError
 from runtime.files import read_json, write_csv, write_json
 from runtime.log import table
-from studies.cells import Cell, Context, Outcome, Round, Rounds
+from studies.cells import Context, Outcome, Round, Rounds
 from studies.which_layers.answer import answer
 from studies.which_layers.few import of_few
 from studies.which_layers.images import FEWEST, Images, look_at
 from studies.which_layers.page import write_page
 from studies.which_layers.plan import Plan, Price, lesser, looks_of, minutes
-from studies.which_layers.rounds import AVERAGES, SPARING, Comparison, priced
-from studies.which_layers.runs import OfRuns, audited_run, forget_snapshots, seconds_of, size_of
+from studies.which_layers.rounds import Comparison, priced
+from studies.which_layers.runs import OfRuns, audited_run, forget_snapshots
 from studies.which_layers.table import table_of
+from studies.which_layers.timing import MADE_ANEW, time_strategies
+from training.pretrained_source import find_source
 from training.result import size
-from transfer.trained_weights import AVERAGES as SNAPSHOTS
 
-PRICES, PLAN, ANSWER, TABLE = "prices.json", "plan.json", "answer.json", "runs.csv"
-MADE_ANEW = "delete this folder, and give the command again"
-TIMED_DRAWS = 256  # so many that what a look does beside them hardly counts
+PLAN, ANSWER, TABLE = "plan.json", "answer.json", "runs.csv"
 CHOSEN_HERE = ("optimizer.lr", "train.steps", "train.ema_lengths", "seed")
 SMALLER = 0.7  # a subset has at most so much of all
 
@@ -44,7 +44,7 @@ class WhichLayers:
     """
 
     strategies: Sequence[str] | dict[str, list[str]]
-    budget: str | None
+    budget: str | int | float | None
     rates: Sequence[float]
     folds: int
     sizes: Sequence[int]
@@ -55,7 +55,7 @@ class WhichLayers:
 
     def __post_init__(self) -> None:
         if self.budget is not None:
-            minutes(self.budget)
+            minutes(str(self.budget))
         if len(self._overrides) < 2:
             raise ValueError("strategies: a comparison needs two or more.")
         if not self.rates or min(self.rates) <= 0 or len(self.rates) > 3:
@@ -75,10 +75,19 @@ class WhichLayers:
             print(f"\n{of_few(images, context, self._overrides)}", flush=True)
             return
         images.check(images.folds(self.folds))
-        prices = yield from self._time(context, images)
+        tell_of_source(RunConfig(context.config))
+        prices = yield from time_strategies(
+            context,
+            images,
+            images.folds(self.folds),
+            self._overrides,
+            self._untrained(context),
+            audits=self.audit_images > 0,
+        )
         comparison, told = self._planned(context, images, prices)
         print(told, flush=True)
         comparison.expects = priced(comparison).seconds
+        comparison.after = self._audits(comparison)
         yield from comparison.rounds()
         audited = yield from self._audit(comparison)
         found = answer(comparison, audited, context.arguments)
@@ -103,65 +112,6 @@ class WhichLayers:
                 )
             found += [name] * (transfer["rules"] == [])
         return found
-
-    def _time(
-        self, context: Context, images: Images
-    ) -> Generator[Round, Sequence[Outcome], dict[str, Price]]:
-        """Ten steps of each strategy, and one look: what does not run at all shows here."""
-        names = list(self._overrides)
-        untrained = self._untrained(context)
-        cells = []
-        for name in names:
-            steps = 0 if name in untrained else 10
-            overrides = [
-                *images.repeat(0, images.folds(self.folds)),
-                *self._overrides[name],
-                f"run.directory={context.folder / 'timing' / name}",
-                f"train.steps={steps or 10}",
-                "train.warmup=0",
-                f"train.ema_lengths={AVERAGES}",
-                *SPARING,
-                "run.log_every=5",
-                "run.checkpoint_at=[10]",
-                f"run.held_out_draws={TIMED_DRAWS}",
-            ]
-            cells.append(Cell(f"timing, {name}", overrides))
-        outcomes = yield Round(cells)
-        ended = dict(zip(names, outcomes, strict=True))
-        if failed := {name: o.message for name, o in ended.items() if o.run is None}:
-            lines = [f"\n  {name}: {message}" for name, message in failed.items()]
-            raise UserError(
-                f"{len(failed)} of {len(names)} strategies do not run here:{''.join(lines)}\n"
-                "Leave them out by study.strategies=[...], or mend what is wrong."
-            )
-        path = context.folder / PRICES
-        if not path.exists():
-            prices = self._prices(ended, untrained)
-            write_json(path, {name: asdict(price) for name, price in prices.items()})
-            for run in filter(None, (outcome.run for outcome in outcomes)):
-                OfRuns().forget(run)
-        return {name: Price(**p) for name, p in read_json(path, MADE_ANEW).items()}
-
-    @staticmethod
-    def _prices(ended: Mapping[str, Outcome], untrained: Sequence[str]) -> dict[str, Price]:
-        measured = {
-            name: (o.seconds, *seconds_of(o.run))
-            for name, o in ended.items()
-            if o.run is not None and name not in untrained
-        }
-        judged = min(validation for *_, validation in measured.values()) / TIMED_DRAWS
-        starts = {n: max(0.0, s - 10 * step - v) for n, (s, step, v) in measured.items()}
-        start = sorted(starts.values())[len(starts) // 2]  # the first also decodes the images
-        return {
-            name: Price(
-                start,
-                measured[name][1] if name in measured else 0.0,
-                judged,
-                size_of(o.run / "checkpoints") if o.run else 0,
-                size_of(o.run / SNAPSHOTS) if o.run else 0,
-            )
-            for name, o in ended.items()
-        }
 
     def _planned(
         self, context: Context, images: Images, prices: Mapping[str, Price]
@@ -203,7 +153,11 @@ class WhichLayers:
 
     def _chosen(self, whole: Comparison) -> tuple[Comparison, list[str]]:
         """With the first plan that the budget is enough for, and what was left out for it."""
-        most, gone, total = minutes(self.budget) * 60 if self.budget else None, list[str](), 0.0
+        most, gone, total = (
+            minutes(str(self.budget)) * 60 if self.budget is not None else None,
+            list[str](),
+            0.0,
+        )
         for left_out, plan in lesser(whole.plan):
             gone += [left_out] * bool(left_out)
             comparison = replace(whole, plan=plan)
@@ -230,11 +184,15 @@ class WhichLayers:
             self.race,
         )
 
+    def _seconds(self, comparison: Comparison) -> float:
+        return sum(priced(comparison).seconds.values()) + self._audits(comparison)
+
     @staticmethod
-    def _seconds(comparison: Comparison) -> float:
-        total = sum(priced(comparison).seconds.values())
-        audits = [comparison.audit_cell(name).seconds for name in comparison.strategies]
-        return total + sum(audits) * bool(comparison.plan.audit_images)
+    def _audits(comparison: Comparison) -> float:
+        """Seconds of them all."""
+        if not comparison.plan.audit_images:
+            return 0.0
+        return sum(comparison.audit_cell(name).seconds for name in comparison.strategies)
 
     def _told(self, comparison: Comparison, gone: Sequence[str]) -> str:
         """The plan and its price."""
@@ -271,3 +229,17 @@ class WhichLayers:
         for run in runs.values():
             forget_snapshots(run)
         return {name: audited_run(run) for name, run in runs.items()}
+
+
+def tell_of_source(config: RunConfig) -> None:
+    """Says where it is trained first. Raises UserError where there is none such, or it does not
+    fit."""
+    source = find_source(config)
+    if source is None or source.find_weights() is not None:
+        return
+    hours = source.config.raw["gpu_hours"]
+    print(
+        f"The source {source.name} is not trained yet: it is trained first and once, about "
+        f"{60 * hours:.0f} minutes by its experiment, which the price and budget= do not count.",
+        flush=True,
+    )

@@ -9,11 +9,15 @@ import pytest
 
 from config.overrides import CONF, composed, options
 from data.settings import OWN_KEYS, parse_data, reader_keys
+from runtime.errors import UserError
+from runtime.hydra_private import parse_command_line
 from studies.which_layers.images import Images, look_at
 from studies.which_layers.plan import lesser, looks_of, minutes
 from studies.which_layers.rounds import priced
+from studies.which_layers.study import WhichLayers
 from tests.helpers.made_up_studies import compared, plan
 from tests.helpers.smooth_images import smooth
+from training.sweep import is_sweep
 
 
 def test_what_is_left_out_in_which_order():
@@ -94,11 +98,11 @@ def test_the_images_are_told():
         for count, n, aside in ((100, 0, 0), (90, 30, 12), (1000, 0, 0))
     )
     assert few.folds(5) == 5 and given.folds(5) is None and many.folds(5) is None
-    assert few.told(5, 3).startswith("100: 5 folds, 3 of them judged; a run has 80")
+    assert few.told(5, 3).startswith("100: 5 folds, 3 of them judged; a run trains on 64, and 16")
     said = given.told(None, 5)
-    assert "judged by 30 test images of their own, 5 seeds; a run has 90" in said
+    assert "judged by 30 test images of their own, 5 seeds; a run trains on 72, and 18" in said
     assert "12 of a validation folder are left aside" in said
-    assert "a share of 0.2 to judge by, 5 seeds; a run has 800" in many.told(None, 5)
+    assert "a share of 0.2 to judge by, 5 seeds; a run trains on 640, and 160" in many.told(None, 5)
     assert few.repeat(2, 5)[:3] == ["data.validation=0", "data.test=0", "data.fold=[2,5]"]
     assert many.repeat(2, None)[:2] == ["data.validation=0", "data.test=0.2"]
     assert given.repeat(2, None)[:2] == ["data.validation=0", "data.validation_of_train=0.2"]
@@ -108,7 +112,9 @@ def test_a_study_of_fewer_images_than_there_are():
     """Each seed has its own: the others judge none of it, unless they are test images."""
     drawn = Images("", 1000, 0, ["validation", "test"], drawn=30)
     assert (drawn.training(None), drawn.tested(None), drawn.at_hand) == (30, 200, 30)
-    assert "a run has 30 of these, drawn anew for each seed" in drawn.told(None, 5)
+    assert "30 of these drawn anew for each; a run trains on 24, and 6 choose" in drawn.told(
+        None, 5
+    )
     given = Images("", 15000, 1800, [], drawn=30)
     assert (given.training(None), given.tested(None)) == (30, 1800)
     folded = Images("", 100, 0, ["validation", "test"], drawn=90)
@@ -162,3 +168,16 @@ def test_every_kind_of_images_takes_what_a_study_sets(data):
         said = {line.split("=")[0] for line in images.repeat(0, images.folds(5))}
         known = {f"data.{key}" for key in reader_keys(section) | OWN_KEYS}
         assert said - known == {"seed"}
+
+
+def test_budget_is_a_duration():
+    WhichLayers(["full", "lora"], "60m", [1], 5, [], 1, 1, 0, False)
+    with pytest.raises(ValueError, match="budget=60 is no duration such as 30m"):
+        WhichLayers(["full", "lora"], 60, [1], 5, [], 1, 1, 0, False)
+
+
+@pytest.mark.parametrize("said", ["budget=60m", "study.folds=3"])
+def test_what_is_of_a_study_is_not_dropped_without_m(tmp_path, said):
+    line = ["+experiment=which_layers", f"data.path={tmp_path}", said]
+    with pytest.raises(UserError, match=f"{said} is for many runs: add -m"):
+        is_sweep("train", parse_command_line(line))

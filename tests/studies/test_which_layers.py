@@ -191,7 +191,7 @@ def test_test_images_of_the_users_own_judge_all_seeds(given, tmp_path):
         study_runs.images(tmp_path / "mine" / split, n, first=700 + 100 * n)
     command = study_runs.command(tmp_path / "mine", source, "study.sizes=[10]")
     root, text = finished(tmp_path, command)
-    assert "judged by 12 test images of their own, 3 seeds; a run has 20" in text
+    assert "judged by 12 test images of their own, 3 seeds; a run trains on 15, and 5" in text
     assert "6 of a validation folder are left aside" in text
     points = {(p["strategy"], p["size"]): p for p in study_runs.answer_of(root)["points"]}
     assert points["full", None]["trained_on"] == 15 and points["full", 10]["trained_on"] == 5
