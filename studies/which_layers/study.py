@@ -23,8 +23,17 @@ from studies.which_layers.timing import MADE_ANEW, time_strategies
 from training.pretrained_source import find_source
 from training.result import size
 
+STRATEGIES = (
+    "full",
+    "freeze_encoder",
+    "freeze_decoder",
+    "norm_bias",
+    "lora",
+    "scratch",
+    "zero_shot",
+)
 PLAN, ANSWER, TABLE = "plan.json", "answer.json", "runs.csv"
-CHOSEN_HERE = ("optimizer.lr", "train.steps", "train.ema_lengths", "seed")
+CHOSEN_HERE = ("optimizer.lr", "train.steps", "train.ema_lengths")
 SMALLER = 0.7  # a subset has at most so much of all
 
 
@@ -33,7 +42,8 @@ class WhichLayers:
     """See conf/experiment/which_layers.yaml.
 
     Args:
-        strategies: names of conf/transfer, or names of one's own with the overrides that each is.
+        strategies: names of conf/transfer, or names of one's own with the overrides that each is;
+            null for STRATEGIES.
         budget: the longest time for all, such as 30m or 2h; null for the whole plan.
         rates: times optimizer.lr, tried for every strategy alike.
         folds: of fewer than 200 images; more are split once, and so many seeds trained.
@@ -43,7 +53,7 @@ class WhichLayers:
         race: leave out of later folds what is worse by its paired interval.
     """
 
-    strategies: Sequence[str] | dict[str, list[str]]
+    strategies: Sequence[str] | dict[str, list[str]] | None
     budget: str | int | float | None
     rates: Sequence[float]
     folds: int
@@ -67,7 +77,8 @@ class WhichLayers:
     def _overrides(self) -> dict[str, list[str]]:
         if isinstance(self.strategies, dict):
             return self.strategies
-        return {name: [f"transfer={name}"] for name in self.strategies}
+        names = STRATEGIES if self.strategies is None else self.strategies
+        return {name: [f"transfer={name}"] for name in names}
 
     def __call__(self, context: Context) -> Rounds:
         images = look_at(context.config, context.arguments)

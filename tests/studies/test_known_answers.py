@@ -60,9 +60,8 @@ def test_two_names_of_one_strategy_are_not_distinguished(source, tmp_path):
     for seed in range(20):
         root = tmp_path / str(seed)
         images = study_runs.images(root / "mine", 24, first=40000 + 1000 * seed)
-        names = (
-            f"{{full:[transfer=full],again:[transfer=full,transfer.name=again,seed={seed + 50}]}}"
-        )
+        again = f"['transfer=full','transfer.name=again','seed={seed + 50}']"
+        names = f"{{full:['transfer=full'],again:{again}}}"
         settings = [f"study.strategies={names}", "study.folds=4", "study.test_draws=512"]
         settings += ["train.steps=30", "optimizer.lr=1e-3"]
         found = answer(root, source, images, *settings)

@@ -163,9 +163,9 @@ def test_other_images_are_not_taken_for_those_of_the_plan(given, undisturbed, tm
         (["study.strategies=[full]"], "needs two or more"),
         (["study.rates=[1,2,3,4]"], "one to three factors"),
         (["study.folds=2"], "at least 3"),
-        (["study.strategies={slow:[transfer=full,optimizer.lr=1e-4]}"], "needs two or more"),
+        (["study.strategies={slow:['transfer=full']}"], "needs two or more"),
         (
-            ["study.strategies={full:[transfer=full],slow:[transfer=full,optimizer.lr=1e-4]}"],
+            ["study.strategies={all:['transfer=full'],slow:['transfer=full','optimizer.lr=1e-4']}"],
             "slow: optimizer.lr=1e-4: a study chooses these alike",
         ),
         (["data.n_train=20"], "8 of the 24 images judge, which leaves 16"),
