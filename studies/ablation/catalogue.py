@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from config.overrides import CONF, options
 from runtime.config_schema import build
 from runtime.log import table
-from studies.ablation.study import Ablation
+from studies.ablation.page import expected_text
+from studies.ablation.study import Ablation, hours_text
 
 # table -> why no file of conf/ablation is it
 NOT_EXPRESSED = {
@@ -48,6 +49,31 @@ def catalogue() -> str:
             *shows,
             "\nWhat cannot be expressed:",
             *apart,
+        ]
+    )
+
+
+def described(name: str) -> str:
+    """One of them: what it compares, what the paper has, what is claimed, and what it costs."""
+    found = read(name)
+    names = [measure.name for measure in found.measures]
+    rows = [["row", *names]]
+    for row in found.rows:
+        expected = (row.expects(measure) for measure in names)
+        rows.append([row.name, *("" if e is None else expected_text(e) for e in expected)])
+    claims = [["claim", "at small size"], *([c.text, c.small] for c in found.claims)]
+    sizes = found.sizes
+    return "\n\n".join(
+        [
+            f"{found.paper}, {found.table}\n"
+            f"size=full: {hours_text('full', sizes.full.hours)}; "
+            f"size=small: {hours_text('small', sizes.small.hours)}",
+            f"What the paper has, with the band that counts as the same:\n{table(rows)}",
+            table(claims),
+            _paragraph(f"The small size shows {found.shows} Not: {found.cannot}"),
+            f"python ablation.py {name} size=small [SETTING=VALUE ...]   settings of train.py, and "
+            "study.sizes.small.seeds=[0,1,2]; conf/ablation/"
+            f"{name}.yaml has it all. How a run is set: python train.py --help",
         ]
     )
 

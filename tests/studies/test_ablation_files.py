@@ -12,7 +12,7 @@ import yaml
 from config.overrides import CONF, composed, options
 from evaluation.after_training import asked_settings
 from runtime.errors import UserError
-from studies.ablation.catalogue import NOT_EXPRESSED, catalogue, read
+from studies.ablation.catalogue import NOT_EXPRESSED, catalogue, described, read
 from studies.ablation.study import Ablation
 from tests.helpers import runs
 from training.config_checks import check_run_config
@@ -176,3 +176,13 @@ def test_a_table_without_m_or_with_a_seed_is_told_the_way(tmp_path):
     given = ["size=small", "seed=3", f"run.root={tmp_path}"]
     done = runs.command("ablation.py", "improved_ddpm", *given)
     assert done.returncode == 2 and "study.sizes.small.seeds=[0,1,2]" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", options("ablation"))
+def test_a_table_describes_itself(name):
+    text = described(name)
+    ablation = read(name)
+    for row in ablation.rows:
+        assert row.name in text
+        assert all(str(e.value) in text or f"{e.value:g}" in text for e in row.expected)
+    assert all(claim.text in text for claim in ablation.claims)
