@@ -74,13 +74,11 @@ def at_the_end_of_the_rates(whole: ByStrategy, comparison: Comparison) -> str:
 def advice(comparison: Comparison, best: str, loss: Mean) -> str:
     count, every = comparison.images.at_hand, comparison.images.count
     yours = f"your {count}" if count == every else f"{count} of your {every}"
-    if comparison.images.given:
-        yours += f" images, judged by {comparison.images.given} test images,"
-    else:
-        yours += " images"
+    judged = list(comparison.found[best][None].values())
+    by = f", judged by {judged[0].judged_by} test images," if not comparison.folds else ""
+    yours = f"{yours} images{by}"
     if best in comparison.untrained:
         return f"With {yours} keep the source as it is ({best}): test loss {_with_band(loss)}."
-    judged = list(comparison.found[best][None].values())
     trained_on = round(sum(j.trained_on for j in judged) / len(judged))
     length = chosen_length(judged)
     kept = f", and of its weights keep the average of length {length:g}" if length else ""
