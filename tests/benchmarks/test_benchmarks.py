@@ -66,6 +66,7 @@ def test_unet(tmp_path, capsys, monkeypatch):
     assert printed[-1].startswith("demo")  # the table comes last
 
 
+@pytest.mark.slow
 def test_spacing(undisturbed, tmp_path, monkeypatch):
     """Differences to log_snr, whose own is 0."""
     run = undisturbed()

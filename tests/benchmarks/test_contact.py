@@ -60,6 +60,7 @@ def first(tmp_path_factory):
     return out, call(out, "--steps", "7")
 
 
+@pytest.mark.slow
 def test_each_row_is_one_line_however_it_ended(first):
     out, done = first
     found = {r["name"]: r for r in lines(out)}
@@ -78,6 +79,7 @@ def test_each_row_is_one_line_however_it_ended(first):
     assert "waiting for a network: waits. The same command goes on." in done.stdout
 
 
+@pytest.mark.slow
 def test_the_page_has_all_rows_and_their_pictures(first):
     out, _ = first
     page = (out / "page.html").read_text()

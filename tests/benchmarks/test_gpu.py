@@ -40,6 +40,7 @@ def first(tmp_path_factory) -> tuple[Path, str]:
     return out, run(out, "--minutes", "4")
 
 
+@pytest.mark.slow
 def test_each_part_is_measured_or_told(first):
     out, said = first
     ends = {(r["step"], r["name"]): r for r in lines(out) if r["name"] and r["state"] != "begun"}
@@ -59,6 +60,7 @@ def test_each_part_is_measured_or_told(first):
         assert {"device", "commit", "torch", "driver", "clocks", "at"} <= r.keys()
 
 
+@pytest.mark.slow
 def test_what_a_part_has_started_ends_with_it(first):
     """Else it would run beside the next one, which is timed."""
     out, _ = first
@@ -67,6 +69,7 @@ def test_what_a_part_has_started_ends_with_it(first):
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_it_ends_with_what_was_promised(first):
     _, said = first
     assert "No CUDA device here" in said and "left:" not in said
@@ -78,6 +81,7 @@ def test_it_ends_with_what_was_promised(first):
     assert backward.endswith("missed by 0.25") and step.endswith("not measured")
 
 
+@pytest.mark.slow
 def test_a_second_call_has_nothing_to_do(first):
     out, _ = first
     before = len(lines(out))

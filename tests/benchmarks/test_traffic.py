@@ -141,6 +141,7 @@ def test_diffusers_moves_more():
     assert theirs.total.launches > 1.8 * ours.total.launches
 
 
+@pytest.mark.slow
 def test_both_tables_are_printed(capsys):
     traffic.main(["--model", "demo", "--batch", "8"])
     out = capsys.readouterr().out

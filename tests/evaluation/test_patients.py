@@ -155,6 +155,7 @@ def older(content: dict) -> dict:
     return before
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_before_is_read_and_stands_apart(record, transfers, run, tmp_path, capsys):
     """The report compares those of one kind and says of the other why it does not."""
     for seed in range(2):

@@ -188,7 +188,14 @@ def bootstrap(values):
     return values[rows].mean(1).tolist()
 
 
-@pytest.mark.parametrize(("share", "folds"), [(0.0, True), (0.5, True), (0.9, False)])
+@pytest.mark.parametrize(
+    ("share", "folds"),
+    [
+        pytest.param(0.0, True, marks=pytest.mark.slow),
+        (0.5, True),
+        pytest.param(0.9, False, marks=pytest.mark.slow),
+    ],
+)
 def test_of_seven_equal_strategies_none_is_called_worse_nor_left_out(share, folds):
     """In 95 of 100 studies, and in 99 by racing, though the data choose the best of them. share: of
     the variance between repetitions that trainings add; without folds the images are alike for

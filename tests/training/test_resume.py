@@ -99,6 +99,7 @@ def transfer(undisturbed) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_while_transferring_from_a_checkpoint(undisturbed, tmp_path):
     arguments = transfer(undisturbed)
     expected = undisturbed(*arguments)
