@@ -44,6 +44,7 @@ def drive(config: DictConfig, arguments: Sequence[str], launcher: Launcher) -> N
             return
         numbers = range(len(cells), len(cells) + len(asked.cells))
         cells += asked.cells
+        assert len({cell.name for cell in cells}) == len(cells), "cells are found by their names"
         expected = [*(cell.seconds for cell in cells), asked.later]
         sweep = Sweep(folder, [cell.name for cell in cells], expected)
         left = [n for n in numbers if not _take(sweep, n, ended)]

@@ -21,17 +21,18 @@ import argparse
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 
 import numpy as np
 
 from metrics.intervals import LEVEL
-from metrics.over_seeds import Mean, told_apart
+from metrics.over_seeds import Mean, mean_over, told_apart
 from runtime.errors import UserError, script
 from runtime.files import write_csv
 from runtime.log import table
+from studies.which_layers.judge import overtaken_at
 from studies.which_layers.table import COLUMNS
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -46,7 +47,7 @@ CONTRASTS = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TargetResult:
     """Of one set of images, so many at hand.
 
     Args:
@@ -89,8 +90,8 @@ class Comparison:
 
 def mean_of(values: np.ndarray, sd: float) -> Mean:
     """values [K], sd: of the mean, by the test images that all share."""
-    K = len(values)
-    return Mean(float(values.mean()), K, float(values.var(ddof=1)) / K + sd**2, K - 1)
+    found = mean_over(values.tolist())
+    return replace(found, variance=(found.variance or 0.0) + sd**2)
 
 
 def together(of: Mapping[Key, Mean]) -> Mean:
@@ -109,7 +110,7 @@ def together(of: Mapping[Key, Mean]) -> Mean:
     return Mean(float(np.mean(values)), n, float(variances.sum()) / n**2, freedom)
 
 
-def comparisons(rows: Sequence[Mapping[str, str]]) -> dict[Key, Comparison]:
+def comparisons(rows: Sequence[Mapping[str, str]]) -> dict[Key, TargetResult]:
     """Raises UserError where strategies have not the same repetitions."""
     found: dict[Key, dict[str, list[Mapping[str, str]]]] = {}
     for row in rows:
@@ -119,7 +120,7 @@ def comparisons(rows: Sequence[Mapping[str, str]]) -> dict[Key, Comparison]:
     return {key: _comparison(key, found[key]) for key in sorted(found)}
 
 
-def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> Comparison:
+def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> TargetResult:
     repeats = {name: [row["repeat"] for row in own] for name, own in of.items()}
     if FULL not in of or any(own != repeats[FULL] for own in repeats.values()):
         raise UserError(f"{key}: not the same repetitions of all strategies, or none of {FULL}.")
@@ -129,14 +130,13 @@ def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> Comp
         return 100 / loss * np.array([float(row[column] or 0) for row in of[name]])
 
     def median(name: str, column: str) -> float:
-        values = sorted(float(row[column]) for row in of[name])
-        return values[(len(values) - 1) // 2]
+        return median_low(float(row[column]) for row in of[name])
 
     last = {
         name: sum(row["step"] == row["steps"] != "0" for row in own) * 2 >= len(own)
         for name, own in of.items()
     }
-    return Comparison(
+    return TargetResult(
         loss,
         {name: percent(name, "minus_reference") for name in of},
         {name: float(percent(name, "minus_reference_sd").mean()) for name in of},
@@ -160,16 +160,12 @@ def crossing(of: Mapping[int, float]) -> float:
     a log axis: 0 where it is at the least, inf where at none. of: number of images -> the loss of
     the other minus full's."""
     in_order = sorted(of.items())
-    first = in_order[0][1]
-    if first >= 0:
+    if in_order[0][1] >= 0:
         return 0.0
-    for (n, d), (m, e) in pairwise(in_order):
-        if d < 0 <= e:
-            return float(np.exp(np.log(n) + (np.log(m) - np.log(n)) * d / (d - e)))
-    return math.inf
+    return overtaken_at(in_order) or math.inf
 
 
-def crossing_text(of: Mapping[int, Comparison], one: str, draws: int = DRAWS) -> str:
+def crossing_text(of: Mapping[int, TargetResult], one: str, draws: int = DRAWS) -> str:
     """With its interval: that of crossings of curves whose points are drawn about those measured,
     by Student's t over repetitions, with what the test images add."""
 
@@ -192,7 +188,7 @@ def crossing_text(of: Mapping[int, Comparison], one: str, draws: int = DRAWS) ->
     return f"{text(found)} [{text(low)}; {text(high)}]"
 
 
-def contrasts(found: Mapping[Key, Comparison]) -> list[list[str]]:
+def contrasts(found: Mapping[Key, TargetResult]) -> list[list[str]]:
     """Of CONTRASTS, over all targets: whether each is shown, by Holm's steps."""
     means = {}
     for one, other, numbers in CONTRASTS:
@@ -220,7 +216,7 @@ def mean_text(mean: Mean, level: float = LEVEL) -> str:
     return f"{mean.value:+.2f}% [{low:+.2f}, {high:+.2f}]"
 
 
-def regrets(found: Mapping[Key, Comparison]) -> list[list[str]]:
+def regrets(found: Mapping[Key, TargetResult]) -> list[list[str]]:
     """A line for each target and number of images."""
     heading = ["images", "N", "full's loss", "best", "regret", "its steps", "full's"]
     lines = [[*heading, "still falling"]]
@@ -233,7 +229,7 @@ def regrets(found: Mapping[Key, Comparison]) -> list[list[str]]:
     return lines
 
 
-def behind(found: Mapping[Key, Comparison]) -> list[list[str]]:
+def behind(found: Mapping[Key, TargetResult]) -> list[list[str]]:
     """Each strategy minus full."""
     names = list(dict.fromkeys(name for c in found.values() for name in c.behind if name != FULL))
     lines = [["images", "N", *names]]
@@ -243,7 +239,7 @@ def behind(found: Mapping[Key, Comparison]) -> list[list[str]]:
     return lines
 
 
-def sentence(found: Mapping[Key, Comparison]) -> str:
+def sentence(found: Mapping[Key, TargetResult]) -> str:
     """What stands first. The bound is one-sided."""
     mean = together({key: c.regret for key, c in found.items()})
     upper = mean.interval(2 * LEVEL - 1)[1] or 0.0

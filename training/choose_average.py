@@ -96,9 +96,11 @@ def choose_average(
         whole = [s for s in all_snapshots(run) if s.step <= found.step and s.is_whole()]
         best = best_snapshot(whole)
         if best and len(best.lengths) == 1:
-            tensors = _whole(found.weights(EMA), best.read(best.lengths[0]))
             about = {"step": best.step, "reached": found.step, "length": best.lengths[0]}
-            write_chosen(run, tensors, about)
+            if not (
+                _is_of(before := _read(run / AVERAGES / CHOICE), about) and _holds(run, before)
+            ):
+                write_chosen(run, _whole(found.weights(EMA), best.read(about["length"])), about)
             return run / AVERAGES / CHOICE
         if best is None or best.loss is None:
             lacks = "has no validation images to choose by" if best else "kept no averages"

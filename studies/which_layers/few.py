@@ -8,7 +8,7 @@ from metrics.over_seeds import Mean, range_level
 from reporting.numbers import join_names
 from runtime.errors import UserError
 from studies.cells import Context
-from studies.regret import FULL, TABLE, Comparison, Key, comparisons, mean_text, read, together
+from studies.regret import FULL, TABLE, Key, TargetResult, comparisons, mean_text, read, together
 from studies.which_layers.answer import advised_command
 from studies.which_layers.images import Images
 
@@ -44,17 +44,17 @@ def of_few(images: Images, context: Context, strategies: Mapping[str, Sequence[s
     )
 
 
-def next_larger(found: Mapping[Key, Comparison], n: int) -> dict[Key, Comparison]:
+def next_larger(found: Mapping[Key, TargetResult], n: int) -> dict[Key, TargetResult]:
     """Of the smallest number of images that is not below n."""
     of = min(at_hand for _, at_hand in found if at_hand >= n)
     return {key: c for key, c in found.items() if key[1] == of}
 
 
-def minus_full(found: Mapping[Key, Comparison], name: str) -> dict[Key, Mean]:
+def minus_full(found: Mapping[Key, TargetResult], name: str) -> dict[Key, Mean]:
     return {key: c.minus(name, FULL) for key, c in found.items()}
 
 
-def _compared(found: Mapping[Key, Comparison], name: str) -> str:
+def _compared(found: Mapping[Key, TargetResult], name: str) -> str:
     if name == FULL:
         return f"train {FULL}, which had the lowest test loss of those asked for."
     mean = together(minus_full(found, name))
@@ -68,7 +68,7 @@ def _compared(found: Mapping[Key, Comparison], name: str) -> str:
     )
 
 
-def same_share(found: Mapping[Key, Comparison], name: str, n: int, batch: int) -> int:
+def same_share(found: Mapping[Key, TargetResult], name: str, n: int, batch: int) -> int:
     """Steps of batch images that pass over n images as often as the middle one of the table's
     runs passed over those that it trained on."""
     passes = median_low(c.steps[name] * BATCH / c.trained_on for c in found.values())

@@ -1,7 +1,9 @@
 """Which strategies differ: paired over repetitions and images."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -166,6 +168,16 @@ def against(runs: Mapping[str, ByRepeat], one: str, folds: bool) -> dict[str, Me
     """The others minus this one, no surer than their repetitions."""
     found = differences(runs, one, folds)
     return {name: no_surer_than_repetitions(d, len(found)) for name, d in found.items()}
+
+
+def overtaken_at(curve: Sequence[tuple[float, float]]) -> float | None:
+    """Where a strategy that was ahead of another is no longer, interpolated in the logarithm; None
+    where that is at none of the numbers that were tried. curve: (number of images, its loss minus
+    the other's), the fewest first."""
+    for (n, d), (m, e) in pairwise(curve):
+        if d < 0 <= e:
+            return math.exp(math.log(n) + (math.log(m) - math.log(n)) * d / (d - e))
+    return None
 
 
 def worse_than_best(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from scipy import special
 
@@ -13,7 +12,7 @@ from reporting.memorization_sentences import signs_of_copying
 from reporting.numbers import interval, join_names, number
 from reporting.runs import Run, value_of
 from reporting.table import UNTOUCHED, baselines_table, find_baseline, rows
-from studies.which_layers.judge import Ranking, against, of_images
+from studies.which_layers.judge import Ranking, against, of_images, overtaken_at
 from studies.which_layers.rounds import Comparison, chosen_length, chosen_rate, chosen_step
 from studies.which_layers.runs import Judged
 
@@ -176,11 +175,8 @@ def crossing(comparison: Comparison, points: Sequence[Point], best: str) -> str:
     curve = _curve(points, name)
     told = f"With {curve[0][0]:.0f} images to train on {name} is better"
     told += f" ({_with_band(mean, level, True)})"
-    for (n, d), (m, e) in pairwise(curve):
-        if d < 0 <= e:
-            at = math.exp(math.log(n) + (math.log(m) - math.log(n)) * d / (d - e))
-            return f"{told}; {reference} overtakes it at about {at:.0f}."
-    return f"{told}."
+    at = overtaken_at(curve)
+    return f"{told}; {reference} overtakes it at about {at:.0f}." if at else f"{told}."
 
 
 def _ahead_of_few(comparison: Comparison) -> tuple[str, Mean, float] | None:

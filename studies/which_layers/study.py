@@ -1,5 +1,6 @@
 """The study from its first cell to its page: time the cells, plan, compare, audit, answer."""
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,17 +86,14 @@ class WhichLayers:
         if images.at_hand < FEWEST:
             print(f"\n{of_few(images, context, self._overrides)}", flush=True)
             return
-        images.check(images.folds(self.folds))
+        folds, untrained = images.folds(self.folds), self._untrained(context)
+        images.check(folds)
         tell_of_source(RunConfig(context.config))
+        audits = self.audit_images > 0
         prices = yield from time_strategies(
-            context,
-            images,
-            images.folds(self.folds),
-            self._overrides,
-            self._untrained(context),
-            audits=self.audit_images > 0,
+            context, images, folds, self._overrides, untrained, audits
         )
-        comparison, told = self._planned(context, images, prices)
+        comparison, told = self._planned(context, images, untrained, prices)
         print(told, flush=True)
         comparison.expects = priced(comparison).seconds
         comparison.after = self._audits(comparison)
@@ -125,7 +123,11 @@ class WhichLayers:
         return found
 
     def _planned(
-        self, context: Context, images: Images, prices: Mapping[str, Price]
+        self,
+        context: Context,
+        images: Images,
+        untrained: Sequence[str],
+        prices: Mapping[str, Price],
     ) -> tuple[Comparison, str]:
         """What is done, and how that is told. The plan of the first time is kept."""
         train = context.config["train"]
@@ -145,7 +147,9 @@ class WhichLayers:
             audit_images=self.audit_images,
             sampler_steps=context.config["sampler"]["steps"],
         )
-        comparison = self._comparison(whole, context, images, prices)
+        rate = context.config["optimizer"]["lr"]
+        read, named = OfRuns(), self._overrides
+        comparison = Comparison(whole, images, named, untrained, rate, prices, read, self.race)
         path, gone = context.folder / PLAN, list[str]()
         if path.exists():
             kept = read_json(path, MADE_ANEW, keys=["plan", "images"])
@@ -164,35 +168,18 @@ class WhichLayers:
 
     def _chosen(self, whole: Comparison) -> tuple[Comparison, list[str]]:
         """With the first plan that the budget is enough for, and what was left out for it."""
-        most, gone, total = (
-            minutes(str(self.budget)) * 60 if self.budget is not None else None,
-            list[str](),
-            0.0,
-        )
+        most = math.inf if self.budget is None else 60 * minutes(str(self.budget))
+        gone, total = list[str](), 0.0
         for left_out, plan in lesser(whole.plan):
             gone += [left_out] * bool(left_out)
             comparison = replace(whole, plan=plan)
             total = self._seconds(comparison)
-            if most is None or total <= most:
+            if total <= most:
                 return comparison, gone
         raise UserError(
             f"budget={self.budget}: the least plan takes about {total / 60:.0f} minutes here. Give "
             f"budget={total / 60 * 1.1:.0f}m, fewer study.strategies=[...], fewer train.steps or a "
             "smaller data.size."
-        )
-
-    def _comparison(
-        self, plan: Plan, context: Context, images: Images, prices: Mapping[str, Price]
-    ) -> Comparison:
-        return Comparison(
-            plan,
-            images,
-            self._overrides,
-            self._untrained(context),
-            context.config["optimizer"]["lr"],
-            prices,
-            OfRuns(),
-            self.race,
         )
 
     def _seconds(self, comparison: Comparison) -> float:
