@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,16 +170,12 @@ class FolderReader(ImageReader):
         """Those that only names show."""
         split_of = {item: split for split in SPLITS for item in self.splits[split]}
         firsts = {names[item]: item for item, owner in enumerate(owners) if owner is None}
-        told = [split_of[item] for item in firsts.values()]
-
-        def can_be_drawn(groups: Sequence[str | None]) -> bool:
-            labels = [self.labels[item] for item in firsts.values()]
-            every = items_by_split(["train"] * len(labels))
-            whose = [group or name for group, name in zip(groups, firsts)]
-            drawn = complete_splits(every, labels, whose, **self._shares)
-            return not tell_empty(drawn, self._shares)
-
-        if torn := tell_patients([*firsts], told, self.classes, self._pooled, can_be_drawn):
+        told = tuple(split_of[item] for item in firsts.values())
+        labels = tuple(self.labels[item] for item in firsts.values())
+        shares = self._shares["validation"], self._shares["test"]
+        if torn := _torn_patients(
+            tuple(firsts), told, labels, tuple(self.classes), self._pooled, shares
+        ):
             log.warning(f"{self.name}: {torn}")
 
     def file_of(self, item: int) -> Path:
@@ -255,3 +252,23 @@ class FolderReader(ImageReader):
 
 def _no_range(way_out: str) -> LowHigh:
     raise UserError(f"no file has a range that could be measured: {way_out}")
+
+
+@lru_cache(maxsize=4)  # the cells of a sweep open the same two folders again and again
+def _torn_patients(
+    names: Sequence[str],
+    split_of: Sequence[str],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    pooled: str,
+    shares: tuple[float, float],
+) -> str | None:
+    """See tell_patients. shares: of validation and test."""
+
+    def can_be_drawn(groups: Sequence[str | None]) -> bool:
+        every = items_by_split(["train"] * len(labels))
+        whose = [group or name for group, name in zip(groups, names)]
+        return not tell_empty(complete_splits(every, labels, whose, *shares), wanted)
+
+    wanted = dict(zip(("validation", "test"), shares))
+    return tell_patients(names, split_of, classes, pooled, can_be_drawn)

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from config.overrides import CONF
+from data import folder_reader
 from data.dataset import open_dataset
 from data.file_cache import FileCache
 from data.folder_layout import reader_for
@@ -587,6 +588,27 @@ def test_patients_in_given_splits_are_warned_of_only_where_they_are_torn(tmp_pat
     write(tmp_path, "test/patient0_9.png")
     opened(tmp_path)
     assert "1 of 6 patients" in warned(caplog, "of one patient, by their names")
+
+
+def test_a_folder_opened_again_is_warned_of_again_without_a_search(tmp_path, caplog, monkeypatch):
+    searched = []
+    told = folder_reader.tell_patients
+    monkeypatch.setattr(
+        folder_reader, "tell_patients", lambda *args: (searched.append(args), told(*args))[1]
+    )
+    names = [f"patient{p}_{k}.png" for p in range(9) for k in range(3)]
+    write(tmp_path, *names, of=lambda k: noise(k, (8, 8)))
+    lines = []
+    for count in (1, 1, 2):
+        if count == 2:
+            write(tmp_path, "patient8_3.png")
+        caplog.clear()
+        opened(tmp_path, validation=0.2, test=0.2)
+        lines.append(warned(caplog, "of one patient, by their names"))
+        assert len(searched) == count
+    assert lines[0] == lines[1]
+    opened(tmp_path, validation=0.3, test=0.2)
+    assert len(searched) == 3
 
 
 # Links to nothing
