@@ -12,11 +12,11 @@ from data.splits import complete_splits
 from metrics.intervals import FEW_PATIENTS
 from runtime.errors import UserError
 
-FEW = 200  # images: below, folds in place of one split
+FEW = 200  # images, or patients where they are of these: below, folds in place of one split
 FEWEST = 10  # below, nothing can be held out
 VALIDATION = 0.2  # of what a run has, taken out to choose rate and stopping by
 FEWEST_PATIENTS = 4
-TEST = 0.2  # of one split, where data.test says nothing else
+TEST = 0.2  # of one split, where the command line gives no data.test
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Images:
     of a validation folder of the user's own, in whose place those stand that are taken out. drawn:
     data.n_train, of which each seed has its own; None for all. classes: that the network is told,
     0 for none. name: for tables.
-    test: the share of one split that judges, where none are given. patients: of how many all but
-    given test images are, or of how many other groups that no split divides; None where each image
-    is alone. judges: of one split, how many test images there are and of how many patients; None
-    where each is alone."""
+    test: the share of one split that judges, which the command line gives; None where it gives
+    none. patients: of how many all but given test images are, or of how many other groups that no
+    split divides; None where each image is alone. judges: of one split, how many test images there
+    are and of how many patients; None where each is alone."""
 
     fingerprint: str
     count: int
@@ -39,7 +39,7 @@ class Images:
     drawn: int | None = None
     classes: int = 0
     name: str = ""
-    test: float = TEST
+    test: float | None = None
     patients: int | None = None
     judges: tuple[int, int] | None = None
 
@@ -50,13 +50,19 @@ class Images:
 
     def folds(self, most: int) -> int | None:
         """How many; None for one split. A fold has a patient at least."""
-        return None if self.given or self.count >= FEW else min(most, self.patients or self.count)
+        count = self.patients or self.count
+        return None if self.given or self.test or count >= FEW else min(most, count)
+
+    @property
+    def share(self) -> float:
+        """Of one split, that judges."""
+        return self.test or TEST
 
     def apart(self, folds: int | None) -> int:
         """How many are no test images of a run."""
         if folds:
             return self.count - -(-self.count // folds)
-        return self.count if self.given else round(self.count * (1 - self.test))
+        return self.count if self.given else round(self.count * (1 - self.share))
 
     def training(self, folds: int | None) -> int:
         """How many a run has to train on and to choose by."""
@@ -99,7 +105,7 @@ class Images:
             by = by or f"judged by {self.given} test images"
             how = f"{by} of their own, {repeats} seeds"
         else:
-            how = f"a share of {self.test:g} to judge by, {repeats} seeds" + f", {by}" * bool(by)
+            how = f"a share of {self.share:g} to judge by, {repeats} seeds" + f", {by}" * bool(by)
         left = f"; {self.aside} of a validation folder are left aside" * (self.aside > 0)
         choose = chosen_by(have := self.training(folds))
         drawn = f", {have} of these drawn anew for each" * (self.at_hand < self.count)
@@ -119,7 +125,7 @@ class Images:
 
     def repeat(self, k: int, folds: int | None) -> list[str]:
         """The overrides of repetition k: a fold, or another seed."""
-        shares = {"validation": 0.0, "test": 0.0 if folds else self.test}
+        shares = {"validation": 0.0, "test": 0.0 if folds else self.share}
         if self.given:
             del shares["test"]
         own = [f"data.{name}={share:g}" for name, share in shares.items() if name in self.splits]
@@ -155,7 +161,7 @@ def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
     labels = {reader.labels[row] for row in reader.splits["train"]} if reader.classes else set()
     classes = 0 if said or len(labels) < 2 else len(reader.classes)
     own = any(line.startswith("data.test=") for line in arguments)
-    test = raw["data"]["test"] if own else TEST
+    test = (raw["data"]["test"] or None) if own else None
     return Images(
         reader.fingerprint,
         splits["train"],
@@ -167,7 +173,7 @@ def look_at(raw: dict[str, Any], arguments: Sequence[str]) -> Images:
         reader.name,
         test,
         _patients(reader, reader.splits["train"]),
-        _judges(reader, test if "test" in keys else 0.0),
+        _judges(reader, test or TEST if "test" in keys else 0.0),
     )
 
 

@@ -47,7 +47,7 @@ class WhichLayers:
             null for STRATEGIES.
         budget: the longest time for all, such as 30m or 2h; null for the whole plan.
         rates: times optimizer.lr, tried for every strategy alike.
-        folds: of fewer than 200 images; more are split once, and so many seeds trained.
+        folds: of fewer than 200 images or patients; more are split once, and so many seeds trained.
         sizes: of the subsets that the curve shows beside all images.
         validation_draws, test_draws: (image, t, noise) triples of a loss.
         audit_images: generated for the audits of each strategy.

@@ -89,7 +89,7 @@ def test_the_plan_says_how_many_patients_judge():
     given = Images("", 90, 80, SPLITS, patients=12, judges=(80, 4))
     assert "judged by 80 test images of 4 patients of their own, 5 seeds" in given.told(None, 5)
     assert "80 test images of 4 patients judge" in given.warned(None, 5)
-    split = Images("", 1000, 0, SPLITS, patients=50, judges=(196, 9))
+    split = Images("", 1000, 0, SPLITS, test=0.2, patients=50, judges=(196, 9))
     assert "5 seeds, judged by 196 test images of 9 patients; a run" in split.told(None, 5)
     folded = Images("", 100, 0, SPLITS, patients=20)
     said = folded.told(5, 3)
@@ -99,6 +99,16 @@ def test_the_plan_says_how_many_patients_judge():
     assert few.folds(5) == 4 and few.warned(4, 4) and not few.warned(None, 5)
     alone = Images("", 100, 0, SPLITS)
     assert alone.folds(5) == 5 and not alone.warned(5, 5) and "patients" not in alone.told(5, 5)
+
+
+def test_folds_are_of_fewer_than_200_patients_however_many_their_images():
+    """One split of 40 patients would be judged by 8 of them, and its seeds by the same 8."""
+    slices = Images("", 4000, 0, SPLITS, patients=40)
+    assert slices.folds(5) == 5 and Images("", 4000, 0, SPLITS, patients=200).folds(5) is None
+    assert slices.judged_by(5, 5) == (4000, 40)
+    asked = Images("", 4000, 0, SPLITS, test=0.25, patients=40)
+    assert asked.folds(5) is None and asked.repeat(0, None)[1] == "data.test=0.25"
+    assert Images("", 100, 0, SPLITS, test=0.25).folds(5) is None, "a share that is asked for"
 
 
 def folder(root, *splits: tuple[str, int, int], each: int = 6):
