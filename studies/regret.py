@@ -60,7 +60,7 @@ class TargetResult:
         trained_on: images, the others at hand choose.
         steps, rate, factor: strategy -> median of those chosen; factor: of the base rate.
         falling: strategies whose loss still fell at the last step in half of the runs or more.
-        at_an_end: those that chose the lowest or the highest rate of all in half of them or more.
+        at_an_end: those that chose the lowest rate of all in half of them or more, or the highest.
     """
 
     full: float
@@ -157,8 +157,12 @@ def _comparison(key: Key, of: Mapping[str, Sequence[Mapping[str, str]]]) -> Targ
 
 def _at_an_end(of: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
     """Of three rates the middle one is the base."""
-    count = {n: sum(row["rate"] != row["base_rate"] for row in own) for n, own in of.items()}
-    return [name for name, n in count.items() if n * 2 >= len(of[name])]
+    found = []
+    for name, own in of.items():
+        factors = [float(row["rate"]) / float(row["base_rate"]) for row in own]
+        ends = sum(f < 1 for f in factors), sum(f > 1 for f in factors)
+        found += [name] * (max(ends) * 2 >= len(own))
+    return found
 
 
 def crossing(of: Mapping[int, float]) -> float:

@@ -164,6 +164,20 @@ def test_a_study_takes_the_place_of_what_was_there(tmp_path, monkeypatch):
     assert found.full == 2.0 and len(regret.read(regret.TABLE)) == 10
 
 
+@pytest.mark.parametrize(
+    ("rates", "at_an_end"),
+    [("llmmh", False), ("lllmm", True), ("mmhhh", True), ("lhlhm", False), ("mmmmm", False)],
+)
+def test_an_end_of_the_rates_is_one_of_them(rates, at_an_end):
+    """As in the paragraph of a study: half of the repetitions or more chose the lowest, or the
+    highest."""
+    lines = rows(full=np.ones(5))
+    for line, rate in zip(lines, rates, strict=True):
+        line["rate"] = {"l": "0.0002", "m": "0.001", "h": "0.005"}[rate]
+    [found] = regret.comparisons(lines).values()
+    assert found.at_an_end == ["full"] * at_an_end
+
+
 def test_the_sentence_has_the_sign_of_the_number():
     full = np.linspace(0.9, 1.1, 5)
     lines = rows("a", 10, full=full, lora=full * 0.8) + rows("b", 30, full=full, lora=full * 0.8)
