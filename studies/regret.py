@@ -10,12 +10,12 @@ In percent of full's test loss. **Regret** is full's loss minus that of the stra
 in the other repetitions (other images to train on, another seed), so that no run chooses the
 strategy that it is judged by, and chance in trainings alone gives 0 and not a gain. Chance in the
 test images, which all repetitions share, does not: it makes full look a little worse. The variance
-of a mean over K repetitions is S^2 / K and that which the test images add. The regret's is no less
-than that of full minus any strategy that is not told apart from the best: five repetitions that
-chose alike, or of which one did not, say too little of what others would choose (without this 79 of
-100 bounds of one target held, and 86 of four). Numbers of images of one target share these, so a
-mean over them takes the mean of their standard deviations, as if they moved together; targets are
-independent.
+of a mean over K repetitions is S^2 / K and that which the test images add. Where the best strategy
+and the second are not told apart the regret's is no less than that of their difference, and of the
+best minus full: five repetitions that chose alike, or of which one did not, say too little of what
+others would choose (without this 79 of 100 bounds of one target held, and 86 of four). Numbers of
+images of one target share these, so a mean over them takes the mean of their standard deviations,
+as if they moved together; targets are independent.
 """
 
 from __future__ import annotations
@@ -89,9 +89,12 @@ class TargetResult:
         chosen = others.argmin(0)  # [K]
         sd = max(self.sd[names[s]] for s in chosen)
         found = mean_of(-values[chosen, np.arange(values.shape[1])], sd)
-        near = (name for name in names if self.minus(name, self.best).holds_zero())
-        variances = (self.minus(name, FULL).variance or 0.0 for name in near)
-        return replace(found, variance=max(found.variance or 0.0, *variances))
+        best, second = sorted(names, key=lambda name: self.behind[name].mean())[:2]
+        apart = self.minus(second, best)
+        if not apart.holds_zero():
+            return found
+        of = (found, apart, self.minus(best, FULL))
+        return replace(found, variance=max(mean.variance or 0.0 for mean in of))
 
 
 def mean_of(values: np.ndarray, sd: float) -> Mean:
