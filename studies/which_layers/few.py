@@ -37,10 +37,12 @@ def of_few(images: Images, context: Context, strategies: Mapping[str, Sequence[s
         f"Of your {n} images none can be held out, so that nothing here can tell which layers to "
         f"train or when to stop. What follows was found with {of} images of {len(found)} other "
         f"kinds ({join_names(sorted(target for target, _ in found))}), at 16x16 pixels, from a "
-        f"small network that knows faces (docs/results.md): {_compared(found, name)} Trained on "
-        f"{trained_on} of the {of}, it stopped after {min(steps)} to {max(steps)} steps of {BATCH} "
-        f"images; as many passes over {n} images are {share} steps of {batch}. Look at the "
-        f"samples along the way (run.sample_every), and expect copies. Command: {command}"
+        f"small network that knows faces (docs/results.md): {_compared(found, name, known)} "
+        f"Trained on {trained_on} of the {of}, it stopped after {min(steps)} to {max(steps)} steps "
+        f"of {BATCH} images (the median of each kind), chosen by the other {of - trained_on}, and "
+        f"you have none to choose by; as many passes over {n} images are {share} steps of {batch}. "
+        "Whether passes or steps carry over to other numbers was not measured. Look at the samples "
+        f"along the way (run.sample_every), and expect copies. Command: {command}"
     )
 
 
@@ -54,18 +56,23 @@ def minus_full(found: Mapping[Key, TargetResult], name: str) -> dict[Key, Mean]:
     return {key: c.minus(name, FULL) for key, c in found.items()}
 
 
-def _compared(found: Mapping[Key, TargetResult], name: str) -> str:
+def _compared(found: Mapping[Key, TargetResult], name: str, known: Sequence[str]) -> str:
+    lowest = f"train {name}, which had the lowest test loss of those asked for"
     if name == FULL:
-        return f"train {FULL}, which had the lowest test loss of those asked for."
-    mean = together(minus_full(found, name))
-    level = range_level(len(next(iter(found.values())).behind), mean.freedom)
-    known = "is not distinguished from" if mean.holds_zero(level) else "is better than"
+        behind = {s: _against_full(found, s) for s in known if s != FULL}
+        near = [s for s, (mean, level) in behind.items() if mean.holds_zero(level)]
+        return f"{lowest}{f', and is not distinguished from {join_names(near)}' if near else ''}."
+    mean, level = _against_full(found, name)
+    said = "is not distinguished from" if mean.holds_zero(level) else "is better than"
     if not mean.holds_zero(level) and mean.value > 0:
-        known = "is worse than"
-    return (
-        f"train {name}, which had the lowest test loss of those asked for, and {known} {FULL} "
-        f"({mean_text(mean, level)} of {FULL}'s test loss)."
-    )
+        said = "is worse than"
+    return f"{lowest}, and {said} {FULL} ({mean_text(mean, level)} of {FULL}'s test loss)."
+
+
+def _against_full(found: Mapping[Key, TargetResult], name: str) -> tuple[Mean, float]:
+    """With the level at which the intervals of all pairs hold together."""
+    mean = together(minus_full(found, name))
+    return mean, range_level(len(next(iter(found.values())).behind), mean.freedom)
 
 
 def same_share(found: Mapping[Key, TargetResult], name: str, n: int, batch: int) -> int:

@@ -123,12 +123,9 @@ def not_told_apart(ranking: Ranking, whole: ByStrategy, comparison: Comparison) 
     times = times_as_many(behind[name], images, levels[name])
     unit = "folds" if comparison.folds else "seeds"
     if times < MANY:
-        many = f"{math.ceil(times * comparison.images.at_hand)} images"
-        if patients := comparison.images.patients:
-            many += f" of {math.ceil(times * patients)} patients"
         would = (
-            f"About {many} would tell {name} from it in {POWER:.0%} of studies, if the difference "
-            "is what it seems."
+            f"About {_so_many(times, comparison)} would tell {name} from it in {POWER:.0%} of "
+            "studies, if the difference is what it seems."
         )
     elif times == math.inf:
         would = (
@@ -138,6 +135,17 @@ def not_told_apart(ranking: Ranking, whole: ByStrategy, comparison: Comparison) 
     else:
         would = f"No number of images within reach would tell {name} from it."
     return f"{first}{join_names(said)}. {would}"
+
+
+def _so_many(times: float, comparison: Comparison) -> str:
+    """So many times the images that judge: with folds all of them, else the test images."""
+    images, kind = comparison.images, "images"
+    count, patients = images.at_hand, images.patients
+    if not comparison.folds:
+        kind, count = "test images", images.tested(None)
+        patients = images.judges[1] if images.judges else None
+    many = f"{math.ceil(times * count)} {kind}"
+    return f"{many} of {math.ceil(times * patients)} patients" if patients else many
 
 
 def times_as_many(d: Mean, of_images: float, level: float) -> float:

@@ -167,6 +167,34 @@ def test_where_trainings_differ_by_more_no_images_would_tell():
     assert re.search(said, told(lambda name, size: 0.08).text)
 
 
+@pytest.mark.parametrize(
+    ("images", "judging"),
+    [
+        (Images("", 284, 54, [], drawn=10), 54),
+        (Images("", 284, 54, []), 54),
+        (Images("", 1000, 0, ["validation", "test"], drawn=30), 200),
+        (Images("", 1000, 0, ["validation", "test"], patients=100, judges=(200, 20)), 200),
+    ],
+)
+def test_more_images_to_judge_by_are_test_images_where_one_set_judges(images, judging):
+    """Of ten images to train on, judged by 54, three times as many are 162 and not 30."""
+
+    def loss_of(name, k, size, rate):
+        return 0.08 + apart[name] + 1e-5 * trainings[name][k], 13
+
+    rng = np.random.default_rng(2)
+    apart = {name: rng.normal(level, 0.004, 54) for name, level in (("full", 0), ("lora", 2e-3))}
+    trainings = {name: rng.normal(size=5) for name in apart}
+    comparison = replace(compared(loss_of, list(apart), folds=None), images=images)
+    runs = {name: sizes[None] for name, sizes in comparison.found.items()}
+    ranking = ranked(runs, False, 2)
+    [(name, d)] = ranking.behind.items()
+    times = times_as_many(d, of_images(runs, name, ranking.best, False), ranking.levels[name])
+    said = re.search(r"About (.*) would tell", answer(comparison, {}, ARGUMENTS).text).group(1)
+    patients = f" of {np.ceil(times * 20):.0f} patients" if images.patients else ""
+    assert said == f"{np.ceil(times * judging):.0f} test images{patients}"
+
+
 def test_what_images_add_is_the_variance_of_their_mean():
     """In folds of the mean over all of them; of one set, of its mean difference."""
     rng = np.random.default_rng(0)

@@ -69,6 +69,21 @@ def test_what_is_not_distinguished_is_not_called_better(monkeypatch):
     assert "train full, which had the lowest test loss" in told(6)
 
 
+def test_what_full_is_not_distinguished_from_is_said(monkeypatch):
+    table(monkeypatch, freeze_decoder=-1e-3)
+    said = "train full, which had the lowest test loss of those asked for"
+    assert f"{said}, and is not distinguished from freeze_decoder. Trained" in told(6)
+    table(monkeypatch, freeze_decoder=0.1)
+    assert f"{said}. Trained" in told(6)
+
+
+def test_who_chose_the_stop_is_said_and_that_passes_are_a_guess(monkeypatch):
+    table(monkeypatch)
+    text = told(6)
+    assert "(the median of each kind), chosen by the other 5, and you have none to" in text
+    assert "Whether passes or steps carry over to other numbers was not measured" in text
+
+
 def test_the_best_of_those_asked_for_may_be_worse_than_full(monkeypatch):
     table(monkeypatch)
     assert "is worse than full (+10.00%" in told(6, strategies=["lora"])

@@ -158,9 +158,11 @@ def test_what_would_tell_is_said_in_patients_too():
         return losses + 0.004 * (name == "again"), step
 
     made = compared(loss_of_run, ["full", "again"], patients=8, **ONE_SPLIT)
-    made.images = replace(made.images, patients=20)  # of 100 images
+    made.images = replace(made.images, patients=20, judges=(20, 4))  # of 100 images
     text = answer(made, {}, ARGUMENTS).text
-    images, patients = map(int, re.search(r"About (\d+) images of (\d+) patients", text).groups())
+    images, patients = map(
+        int, re.search(r"About (\d+) test images of (\d+) patients", text).groups()
+    )
     assert patients == math.ceil(images / 5) or patients == math.ceil((images - 1) / 5)
 
 

@@ -45,6 +45,38 @@ def test_chance_is_no_regret():
     assert np.mean(naive) > 0.4
 
 
+def test_a_regret_of_nothing_in_all_repetitions_is_not_known_exactly():
+    """All choose full, and lora is not told apart from it: the width is that of their difference.
+    Where all others are far behind there is none."""
+    full, noise = np.ones(5), np.array([0.004, 0.001, 0.003, -0.002, 0.002])
+    found = one(full=full, lora=full + noise, scratch=full + 0.3 + 10 * noise)
+    assert found.regret.value == 0 and found.minus("lora", "full").holds_zero()
+    low, high = found.minus("lora", "full").interval()
+    assert np.diff(found.regret.interval()) == pytest.approx(high - low)
+    assert one(full=full, lora=full + 0.1 + noise).regret.interval() == (0, 0)
+
+
+@pytest.mark.parametrize("targets", [1, 4])
+def test_the_bound_of_a_regret_holds_in_95_of_100(targets):
+    """Of a strategy that is better by little, which some repetitions choose and others do not."""
+    rng, K, trials, found = np.random.default_rng(6), 5, 400, []
+    for _ in range(trials):
+        regrets = {}
+        for target in range(targets):
+            losses = {"lora": 0.997 + 0.005 * rng.normal(size=K), "scratch": np.full(K, 1.2)}
+            regrets[str(target), 10] = one(full=np.ones(K), **losses).regret
+        mean = regret.together(regrets)
+        found.append((mean.value, mean.interval(0.9)[1]))
+    values, bounds = np.array(found).T
+    assert np.mean(bounds >= values.mean()) > 0.95 - 2.6 * np.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_bound_is_rounded_up():
+    full, step = np.ones(5), np.array([-1, -1, 0, 1, 1]) * 1e-4
+    said = regret.sentence(regret.comparisons(rows("a", 10, full=full, lora=full - 0.02 + step)))
+    assert "is on average 2.0% above" in said and "at most 2.1% more" in said
+
+
 def test_a_mean_over_repetitions_is_students():
     values = np.array([1.0, 2.0, 4.0, 3.0, 2.5])
     low, high = regret.mean_of(values, 0.0).interval()
@@ -130,6 +162,20 @@ def test_a_study_takes_the_place_of_what_was_there(tmp_path, monkeypatch):
         regret.add([path])
     [found] = regret.comparisons(regret.read(regret.TABLE)).values()
     assert found.full == 2.0 and len(regret.read(regret.TABLE)) == 10
+
+
+@pytest.mark.parametrize(
+    ("rates", "at_an_end"),
+    [("llmmh", False), ("lllmm", True), ("mmhhh", True), ("lhlhm", False), ("mmmmm", False)],
+)
+def test_an_end_of_the_rates_is_one_of_them(rates, at_an_end):
+    """As in the paragraph of a study: half of the repetitions or more chose the lowest, or the
+    highest."""
+    lines = rows(full=np.ones(5))
+    for line, rate in zip(lines, rates, strict=True):
+        line["rate"] = {"l": "0.0002", "m": "0.001", "h": "0.005"}[rate]
+    [found] = regret.comparisons(lines).values()
+    assert found.at_an_end == ["full"] * at_an_end
 
 
 def test_the_sentence_has_the_sign_of_the_number():
