@@ -42,7 +42,7 @@ def trained(raw: dict[str, Any]) -> Path:
 def main(cfg: DictConfig) -> None:
     # hundreds of runs would hide how a study goes on; each has its own log.txt
     in_study = "study" in cfg and HydraConfig.get().mode == RunMode.MULTIRUN
-    log_to_terminal(heard=["training.sweep", "train"] if in_study else None)
+    log_to_terminal(heard=["sweep", "train"] if in_study else None)
     try:
         with held(False):
             cell(lambda: trained(resolved(cfg)))

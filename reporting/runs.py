@@ -18,7 +18,7 @@ from runtime.files import read_json, read_sealed
 from runtime.log import read_metrics
 from training.result import Result, images_follow, read_result
 from training.run_directory import IDENTITY
-from training.sweep import SWEEP, read_sweep
+from training.sweep_records import SWEEP, read_sweep
 
 # of protocols, in other words than the values
 DIFFERENCES = {

@@ -17,7 +17,8 @@ from runtime.errors import one_message
 from runtime.files import read_json, write_json
 from runtime.hydra_private import runs_here
 from studies.cells import Cell, Context, Outcome
-from training.sweep import SWEEP, Sweep, jobs_watched, read_sweep
+from training.sweep_jobs import jobs_watched
+from training.sweep_records import SWEEP, Sweep, read_sweep
 
 ENDED = "ended.json"
 

@@ -1,29 +1,18 @@
 """A sweep: one command, many runs. Hydra composes and launches the cells; here is what it leaves
 out: a check before the first of them, a cell that fails alone, progress, a table at the end. The
-cells' runs resume and are skipped as those of single commands are (training.resume).
-
-runs/EXPERIMENT/sweeps/NAME-HASH/: sweep.json (which cells there are), N.json (how cell N ended;
-absent until it has), slurm/ (what its jobs print)."""
+cells' runs resume and are skipped as those of single commands are (training.resume)."""
 
 import contextlib
-import io
 import logging
 import os
-import re
-import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
 from config.overrides import CONF, composed, composed_keys, is_multirun, task_overrides
@@ -32,94 +21,20 @@ from runtime.as_typed import hydra_quoted
 from runtime.content import sha256_of
 from runtime.device import free_memory
 from runtime.errors import Busy, UserError, message_of
-from runtime.files import Damaged, locked, read_json, write_json
+from runtime.files import locked, write_json
 from runtime.hydra_private import (
     parse_command_line,
-    replaced_job_results,
-    replaced_submission,
     split_cells,
 )
-from runtime.log import log_to_terminal, table
+from runtime.log import log_to_terminal
 from runtime.requeue import is_job
-from runtime.signals import Preempted, held, told
-from training.result import Result, read_result
+from runtime.signals import Preempted, told
+from training.sweep_jobs import NotSubmitted, check_slurm, jobs_watched
+from training.sweep_records import SWEEP, Sweep, read_sweep
 
-log = logging.getLogger(__name__)
-SWEEP = "sweep.json"
+log = logging.getLogger("sweep")
 OF_MANY_RUNS = ("+sweep=", "+ablation=", "hydra/launcher=", "budget=", "study.")
 ELSEWHERE = "running elsewhere"
-
-
-class NotSubmitted(BaseException):
-    """Slurm refused. Of what is an Exception Hydra would show the traceback."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """cells: what each sets on its own, such as "transfer=lora seed=0". seconds: that each is
-    expected to take, and last those of what is to come, where a plan says so (studies)."""
-
-    folder: Path
-    cells: Sequence[str]
-    seconds: Sequence[float] = ()
-
-    def record(self, number: int) -> dict[str, Any] | None:
-        """How a cell ended: status, message or run, seconds (since it was last started). None where
-        it has not."""
-        path = self.folder / f"{number}.json"
-        try:
-            return read_json(path, "the same command makes it again", keys=["status", "seconds"])
-        except FileNotFoundError:
-            return None
-        except Damaged as error:
-            return {"status": "failed", "message": str(error), "seconds": 0}
-
-    def records(self) -> list[dict[str, Any] | None]:
-        return [self.record(number) for number in range(len(self.cells))]
-
-    def line(self, number: int, record: dict[str, Any], count: int) -> str:
-        if record["status"] == "finished":
-            what = f"held-out loss {_result_of(record)['held-out loss']}"
-        else:
-            what = record["message"].split("\n")[0]
-        spent = timedelta(seconds=round(record["seconds"]))
-        how_far = self._how_far() or f"{count}/{len(self.cells)}"
-        return f"[{how_far}] {self.cells[number]}: {record['status']}, {what}, {spent}"
-
-    def _how_far(self) -> str:
-        """By the plan, at the pace of the cells that have ended; "" where there is no plan."""
-        ended = [(n, r) for n, r in enumerate(self.records()) if r and self.seconds]
-        planned, total = sum(self.seconds[n] for n, _ in ended), sum(self.seconds)
-        if not planned:
-            return ""
-        took = sum(record["seconds"] for n, record in ended if self.seconds[n])
-        left = timedelta(seconds=round((total - planned) * took / planned))
-        return f"{planned / total:.0%}, {left} left"
-
-    def table(self) -> str:
-        rows = []
-        for name, record in zip(self.cells, self.records(), strict=True):
-            status = record["status"] if record else "not finished"
-            rows.append({"cell": name, **_result_of(record), "status": status})
-        return table([rows[0], *(row.values() for row in rows)])
-
-
-def _result_of(record: dict[str, Any] | None) -> dict[str, str]:
-    """Columns of the cell's run; empty ones where it failed or has not ended, or where a file of
-    the run is damaged, which a report tells."""
-    result = Result(Path(), {}, {})
-    try:
-        if record and "run" in record:
-            result = read_result(Path(record["run"]))
-    except UserError as error:
-        log.warning(error)
-    return result.cells()
-
-
-def read_sweep(folder: Path) -> Sweep:
-    mend = "the command of the sweep writes it anew"
-    content = read_json(folder / SWEEP, mend, keys=["cells"])
-    return Sweep(folder, content["cells"], content.get("seconds", ()))
 
 
 # in the process that was started
@@ -273,94 +188,6 @@ def study_of(config: dict[str, Any], cells: Sequence[list[str]], axes: Sequence[
     line = [override for override in cells[0] if not override.startswith("run.")]
     runs = Path(config["run"]["root"], f"{RunConfig(config).experiment}-{sha256_of(line)[:8]}")
     return Sweep(runs / "study", [])
-
-
-def check_slurm() -> None:
-    """Raises UserError where jobs cannot be sent from here."""
-    try:
-        metadata.version("hydra-submitit-launcher")
-    except metadata.PackageNotFoundError as error:
-        raise UserError(
-            "hydra/launcher=slurm needs two packages: pip install hydra-submitit-launcher submitit"
-        ) from error
-    if shutil.which("srun") is None:
-        raise UserError(
-            "hydra/launcher=slurm: there is no Slurm here (no srun on PATH). Start the sweep on a "
-            "login node of the cluster, or without hydra/launcher=slurm: its cells then run here, "
-            "one after the other."
-        )
-
-
-@contextlib.contextmanager
-def told_of_cells(sweep: Sweep, numbers: Sequence[int] | None = None) -> Iterator[None]:
-    """Tells of all cells, or of these, as they end in other processes, while inside."""
-    end = threading.Event()
-
-    def watch() -> None:
-        left = list(range(len(sweep.cells)) if numbers is None else numbers)
-        last = False
-        while not last:
-            last = end.wait(1)
-            for n in list(left):
-                if record := sweep.record(n):
-                    left.remove(n)
-                    log.info(sweep.line(n, record, len(sweep.cells) - len(left)))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
-
-
-@contextlib.contextmanager
-def jobs_watched(sweep: Sweep, numbers: Sequence[int] | None = None) -> Iterator[None]:
-    """Tells of cells as they end, of all or of these, whose jobs are launched in their order. A job
-    that dies (killed for memory, cancelled) is a cell that failed: submitit raises for the first of
-    them, and Hydra's launcher, which asks for the results in the order of the cells, would then
-    wait for no other."""
-    from submitit.core.utils import FailedJobError, UncompletedJobError
-
-    def sent(submit: Callable[[Any, str], Any], executor: Any, command: str) -> Any:
-        try:
-            # the same, once more
-            with held(False), contextlib.redirect_stderr(io.StringIO()):
-                return submit(executor, command)
-        except (FailedJobError, OSError) as error:
-            raise NotSubmitted(
-                f"hydra/launcher=slurm: Slurm did not take the jobs: {str(error).strip()}\nThe "
-                "partition and the rest are hydra.launcher.partition=NAME, "
-                "hydra.launcher.account=NAME and so on; sinfo shows the partitions, and whether "
-                "Slurm answers."
-            ) from error
-
-    watched = range(len(sweep.cells)) if numbers is None else numbers
-    in_turn = iter(watched)
-
-    def noted(results: Callable[[Any], list[JobReturn]], job: Any) -> list[JobReturn]:
-        number = next(in_turn)
-        try:
-            with held(False):
-                return results(job)
-        except (UncompletedJobError, FailedJobError) as error:
-            if sweep.record(number) is None:
-                # of an UncompletedJobError; the other ends as a traceback does
-                state = re.search(r"state: ([^)]*)", str(error))
-                why = state.group(1) if state else str(error).strip().splitlines()[-1]
-                message = (
-                    f"its job {job.job_id} ended without a result, {why}. What it printed: "
-                    f"{job.paths.stdout}"
-                )
-                write_json(
-                    sweep.folder / f"{number}.json",
-                    {"status": "failed", "message": message, "seconds": 0},
-                )
-            return [JobReturn(status=JobStatus.COMPLETED)]
-
-    with told_of_cells(sweep, watched), replaced_job_results(noted), replaced_submission(sent):
-        yield
 
 
 def report_failures(sweep: Sweep) -> bool:

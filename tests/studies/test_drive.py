@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime.files import read_json, write_json
 from studies.drive import _ended_before, _take
-from training.sweep import SWEEP, Sweep
+from training.sweep_records import SWEEP, Sweep
 
 
 def recorded(folder, *cells):

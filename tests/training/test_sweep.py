@@ -24,7 +24,8 @@ from runtime.errors import UserError
 from runtime.hydra_private import parse_command_line
 from runtime.signals import PREEMPTED, Preempted
 from tests.helpers import runs
-from training import sweep
+from training import sweep, sweep_jobs
+from training.sweep_records import Sweep, read_sweep
 
 SWEEP = ["-m", *runs.TINY]
 
@@ -168,8 +169,8 @@ def test_what_ends_a_cell_is_noted(as_cell, capfd, error, message, traceback):
     record = json.loads((as_cell / "1.json").read_text())
     assert record["status"] == "failed" and record["message"].startswith(message)
     assert ("Traceback" in capfd.readouterr().err) == traceback
-    assert not sweep.report_failures(sweep.Sweep(as_cell, ["seed=0"]))
-    assert sweep.report_failures(sweep.read_sweep(as_cell))
+    assert not sweep.report_failures(Sweep(as_cell, ["seed=0"]))
+    assert sweep.report_failures(read_sweep(as_cell))
     assert f"error: 1 of 3 cells failed:\n  seed=1: {message}" in capfd.readouterr().err
 
 
@@ -192,7 +193,7 @@ def test_cells_elsewhere_are_told_of_as_they_end(as_cell, caplog):
     run = as_cell / "run"
     run.mkdir()
     (run / "result.json").write_text('{"held_out_loss": 0.06512, "held_out_grid": 2}')
-    with sweep.told_of_cells(sweep.read_sweep(as_cell)):
+    with sweep_jobs.told_of_cells(read_sweep(as_cell)):
         (as_cell / "2.json").write_text(
             json.dumps({"status": "finished", "run": str(run), "seconds": 54.4})
         )
@@ -223,7 +224,7 @@ def test_a_job_that_dies_is_a_cell_that_failed_and_the_others_are_waited_for(as_
         FailedJobError("Traceback ...\nImportError: no module torch\n"),
     ]
     (as_cell / "1.json").write_text(json.dumps({"status": "finished", "run": "x", "seconds": 1}))
-    with sweep.jobs_watched(sweep.read_sweep(as_cell)):
+    with sweep_jobs.jobs_watched(read_sweep(as_cell)):
         jobs = [
             SimpleNamespace(outcome=o, job_id=f"7_{n}", paths=SimpleNamespace(stdout=f"/log{n}"))
             for n, o in enumerate(outcomes)
@@ -234,7 +235,7 @@ def test_a_job_that_dies_is_a_cell_that_failed_and_the_others_are_waited_for(as_
         and returned[0].return_value is None
         and returned[2].return_value is None
     )
-    records = sweep.read_sweep(as_cell).records()
+    records = read_sweep(as_cell).records()
     assert [r["status"] for r in records] == ["failed", "finished", "failed"]
     assert (
         records[0]["message"]

@@ -18,6 +18,7 @@ from runtime.errors import Busy, UserError
 from runtime.signals import INTERRUPTED, PREEMPTED, Stopped
 from tests.helpers import runs
 from training import sweep
+from training.sweep_records import read_sweep
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_a_cell_that_is_busy_elsewhere_is_no_failure(tmp_path, monkeypatch, caps
         raise Busy("runs/x is being trained by another process")
 
     sweep.cell(train)
-    found = sweep.read_sweep(tmp_path)
+    found = read_sweep(tmp_path)
     assert found.table().splitlines()[-1].split()[-2:] == ["running", "elsewhere"]
     assert caplog.messages[-1].startswith("[2/2] seed=1: running elsewhere, runs/x is being")
     assert not sweep.report_failures(found)
