@@ -54,11 +54,22 @@ class Found:
     def state(self) -> str:
         """What keeps a seed from having numbers, in words."""
         said = {seed: f"unstable at step {step}" for seed, step in self.unstable.items()}
-        said |= {
-            seed: f"failed: {message.splitlines()[0]}" for seed, message in self.failed.items()
-        }
+        said |= dict.fromkeys(self.failed, "failed")
         seeds = {text: [str(k) for k in said if said[k] == text] for text in said.values()}
         return "; ".join(f"{text} ({_seeds(which)})" for text, which in seeds.items())
+
+
+def failures(found: Mapping[str, Found]) -> list[str]:
+    """What went wrong, each message once, with the rows that it is of. found: by their names."""
+    rows = dict[str, list[str]]()
+    for name, each in found.items():
+        for message in dict.fromkeys(each.failed.values()):
+            rows.setdefault(message, []).append(name)
+    more = {message: len(names) - 1 for message, names in rows.items()}
+    return [
+        f"Failed: {names[0]}{f' and {more[message]} more' * bool(more[message])}: {message}"
+        for message, names in rows.items()
+    ]
 
 
 def _seeds(which: Sequence[str]) -> str:

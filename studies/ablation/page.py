@@ -17,7 +17,7 @@ from runtime.files import read_json, write_atomically, write_csv
 from runtime.log import table
 from studies.ablation.figure import figure
 from studies.ablation.judge import Judged
-from studies.ablation.measured import Found
+from studies.ablation.measured import Found, failures
 from studies.ablation.settings import Expected, Measure, Row
 from studies.cells import Context
 from training.result import RESULT, read_result
@@ -92,6 +92,10 @@ class Page:
         """What the evaluations say of their numbers."""
         every = (e for found in self.found.values() for e in found.evaluations.values())
         return list(dict.fromkeys(note for e in every for note in e.content.get("notes", ())))
+
+    @property
+    def failures(self) -> list[str]:
+        return failures(self.found)
 
     @property
     def sources(self) -> list[str]:
@@ -171,7 +175,7 @@ class Page:
         rows = table([self.heads, *self.table])
         claims = table([["claim", "", "difference", ""], *self.claims])
         facts = table(self.facts)
-        return "\n\n".join([self.title, rows, LEGEND, claims, facts])
+        return "\n\n".join([self.title, rows, *self.failures, LEGEND, claims, facts])
 
     def raw(self) -> list[list[Any]]:
         """Plain numbers: each measure of each run, the names first."""

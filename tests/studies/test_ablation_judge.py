@@ -12,7 +12,7 @@ from metrics.estimate import EVALUATION, VERSION
 from reporting.runs import Evaluation
 from runtime.files import write_sealed
 from studies.ablation.judge import judge
-from studies.ablation.measured import Found, found_of
+from studies.ablation.measured import Found, failures, found_of
 from studies.ablation.page import expected_text, measured_text, within_text
 from studies.ablation.settings import Claim, Expected, Measure
 from studies.cells import Outcome
@@ -126,6 +126,15 @@ def test_what_diverged_is_a_result_with_its_step():
     unstable = Expected("KID", "unstable", "Somebody 2020", "read", None)
     assert within_text(unstable, None, row) == "yes"
     assert within_text(unstable, 1.0, found([1.0])) == "no, it trained"
+
+
+def test_a_message_is_told_once_and_not_by_each_row():
+    """25 rows of one file that is missing."""
+    long = "weights.pth is not there: python fetch.py\nor give features.path"
+    lost = Found({}, {}, {}, {0: long, 1: long})
+    rows = {"a": lost, "b": found([1.0]), "c": lost, "d": Found({}, {}, {}, {0: "no disk"})}
+    assert rows["a"].state == "failed (seeds 0, 1)" and not rows["b"].state
+    assert failures(rows) == [f"Failed: a and 1 more: {long}", "Failed: d: no disk"]
 
 
 def test_a_row_that_a_size_leaves_out():
