@@ -5,6 +5,7 @@ cells' runs resume and are skipped as those of single commands are (training.res
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -99,6 +100,11 @@ def growing(sweep: Sweep) -> Iterator[None]:
         yield
     except NotSubmitted as error:
         raise UserError(str(error)) from error
+    finally:
+        if not read_sweep(sweep.folder).cells:  # refused before the first: it leaves nothing
+            shutil.rmtree(sweep.folder)
+            with contextlib.suppress(OSError):  # of a study from before
+                sweep.folder.parent.rmdir()
 
 
 def begin(sweep: Sweep, arguments: Sequence[str]) -> None:

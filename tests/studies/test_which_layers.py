@@ -174,7 +174,7 @@ def test_other_images_are_not_taken_for_those_of_the_plan(given, undisturbed, tm
 def test_what_is_wrong_is_said_before_it_trains(given, tmp_path, more, said):
     code, text = runs.train(tmp_path, study_runs.command(*given, *more), tiny=study_runs.TINY)
     assert code == 2 and said in text and "Traceback" not in text, text
-    assert not list(tmp_path.glob("runs/which_layers-*/full-*"))
+    assert not list(tmp_path.glob("runs/which_layers-*")), "it leaves nothing"
 
 
 def test_a_budget_that_is_too_small_names_one_that_is_not(given, tmp_path):
