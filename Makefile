@@ -8,7 +8,8 @@
 PYTHON ?= python3
 # the one that is installed, where one is
 TORCH ?= $(or $(patsubst .venv/torch-%,%,$(wildcard .venv/torch-*)),2.13)
-JOBS ?= 2
+# of two cores: tests wait for processes that they start, a third of the time with two workers
+JOBS ?= 3
 PART ?=
 PY = .venv/bin/python
 OUT ?= gpu
