@@ -36,13 +36,15 @@ def drive(config: DictConfig, arguments: Sequence[str], launcher: Launcher) -> N
     context = Context(arguments, raw, folder, folder.parent)
     rounds = build(raw["study"], ["studies"], "study")(context)
     base = [*arguments, f"run.experiment={folder.parent.name}"]
-    ended, cells = _ended_before(folder), list[Cell]()
-    outcomes: Sequence[Outcome] | None = None
+    ended: dict[str, Any] | None = None
+    cells, outcomes = list[Cell](), None
     while True:
         try:
             asked = rounds.send(outcomes)
         except StopIteration:
             return
+        if ended is None:  # nothing is written of a study that is refused before its first cell
+            ended = _ended_before(folder)
         numbers = range(len(cells), len(cells) + len(asked.cells))
         cells += asked.cells
         assert len({cell.name for cell in cells}) == len(cells), "cells are found by their names"
@@ -57,7 +59,8 @@ def drive(config: DictConfig, arguments: Sequence[str], launcher: Launcher) -> N
 def _ended_before(folder: Path) -> dict[str, Any]:
     """Cell -> its record, of all that drivers before this one saw end well. They are kept in a file
     by their names, before a number is given to another cell."""
-    path, before = folder / ENDED, read_sweep(folder)
+    path = folder / ENDED
+    before = read_sweep(folder) if (folder / SWEEP).exists() else Sweep(folder, [])
     ended = read_json(path, "give the command again") if path.exists() else {}
     for name, record in zip(before.cells, before.records(), strict=True):
         if record and record["status"] == "finished":

@@ -5,7 +5,6 @@ cells' runs resume and are skipped as those of single commands are (training.res
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -23,10 +22,7 @@ from runtime.content import sha256_of
 from runtime.device import free_memory
 from runtime.errors import Busy, UserError, message_of
 from runtime.files import locked, write_json
-from runtime.hydra_private import (
-    parse_command_line,
-    split_cells,
-)
+from runtime.hydra_private import parse_command_line, split_cells
 from runtime.log import log_to_terminal
 from runtime.requeue import is_job
 from runtime.signals import Preempted, told
@@ -36,6 +32,7 @@ from training.sweep_records import SWEEP, Sweep, read_sweep
 log = logging.getLogger("sweep")
 OF_MANY_RUNS = ("+sweep=", "+ablation=", "hydra/launcher=", "budget=", "study.")
 ELSEWHERE = "running elsewhere"
+LOCK = ".lock"
 
 
 # in the process that was started
@@ -63,7 +60,7 @@ def sweeping(config_name: str, argv: list[str]) -> Iterator[None]:
         logging.getLogger(launcher).setLevel(logging.WARNING)
     busy = f"{sweep.folder}: this sweep is being run by another process: wait for it, or stop it."
     around = growing(sweep) if grows else of_these(sweep, given, elsewhere)
-    with locked(sweep.folder / ".lock", busy), around:
+    with locked(sweep.folder / LOCK, busy), around:
         yield
 
 
@@ -93,17 +90,16 @@ def of_these(sweep: Sweep, given: Sequence[str], elsewhere: bool) -> Iterator[No
 def growing(sweep: Sweep) -> Iterator[None]:
     """Around a study, which says round by round which cells there are, and goes on with those that
     it has."""
-    if not (sweep.folder / SWEEP).exists():
-        write_json(sweep.folder / SWEEP, {"cells": []})
     log.info(f"study: {sweep.folder.parent}")
     try:
         yield
     except NotSubmitted as error:
         raise UserError(str(error)) from error
     finally:
-        if not read_sweep(sweep.folder).cells:  # refused before the first: it leaves nothing
-            shutil.rmtree(sweep.folder)
-            with contextlib.suppress(OSError):  # of a study from before
+        if not (sweep.folder / SWEEP).exists():  # refused before its first cell
+            (sweep.folder / LOCK).unlink()
+            with contextlib.suppress(OSError):  # there is more, such as a plan
+                sweep.folder.rmdir()
                 sweep.folder.parent.rmdir()
 
 

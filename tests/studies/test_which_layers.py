@@ -177,6 +177,17 @@ def test_what_is_wrong_is_said_before_it_trains(given, tmp_path, more, said):
     assert not list(tmp_path.glob("runs/which_layers-*")), "it leaves nothing"
 
 
+def test_a_plan_that_is_there_outlives_a_study_that_is_refused(given, tmp_path):
+    """As of a study that goes on on another machine."""
+    command = study_runs.command(*given, "study.strategies=[full,fulll]")
+    _, text = runs.train(tmp_path, command, tiny=study_runs.TINY)
+    plan = tmp_path / re.search(r"study: (\S+)", text)[1] / "study/plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{}")
+    assert runs.train(tmp_path, command, tiny=study_runs.TINY)[0] == 2
+    assert plan.read_text() == "{}" and len(list(plan.parent.iterdir())) == 1
+
+
 def test_a_budget_that_is_too_small_names_one_that_is_not(given, tmp_path):
     command = study_runs.command(*given, "budget=1s")
     code, text = runs.train(tmp_path, command, tiny=study_runs.TINY)
