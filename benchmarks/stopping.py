@@ -5,15 +5,20 @@
 Of each strategy and seed the run at its chosen rate, which went to the last step; its validation
 losses where it was stopped, at twice that step, and at the last. In percent of full's loss where
 that was stopped, with 95% intervals over the seeds (Student's t): first by how much each strategy's
-loss rises, then each minus full, both stopped and both at the last step. The stop is chosen on the
-images that tell the loss there, which makes a stopped run look a little better than it is.
+loss rises, then each minus full, both stopped and both at the last step. The last column is of who
+has no images to stop by: its loss at the step at which it was stopped on other kinds of images, as
+many (the median of their medians in studies/regret.csv), minus full's where that was stopped. The
+stop is chosen on the images that tell the loss there, which makes a stopped run look a little
+better than it is; so does the rate for all.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median_low
 
 import yaml
 
@@ -21,12 +26,13 @@ from metrics.over_seeds import mean_over
 from runtime.errors import UserError, script
 from runtime.files import read_json
 from runtime.log import table
-from studies.regret import FULL, mean_text
+from studies.regret import FULL, TABLE, comparisons, mean_text, read
 from studies.which_layers.runs import OfRuns
 from training.run_directory import IDENTITY
 
 Losses = Mapping[int, float]  # step -> validation loss, those of a run that trained
 HEADS = ["strategy", "seeds", "at twice the step", "at the last", "- full, stopped", "- full, last"]
+HEADS += ["as others stopped - full, stopped"]
 
 
 def stopped(losses: Losses) -> int:
@@ -37,6 +43,21 @@ def at_twice(losses: Losses) -> float:
     """At the first look from twice the step on that it was stopped at, the last if none is."""
     later = [step for step in losses if step >= 2 * stopped(losses)]
     return losses[min(later, default=max(losses))]
+
+
+def at_step(losses: Losses, step: int) -> float:
+    """At the look that is nearest to it, by the ratio of the two."""
+    return losses[min(losses, key=lambda look: abs(math.log(look / step)))]
+
+
+def steps_elsewhere(study: Path) -> dict[str, int]:
+    """strategy -> the median step at which it was stopped on other kinds of images, as many. Only
+    those that trained."""
+    first = read(study / "study/runs.csv")[0]
+    name, n = first["images"], int(first["at_hand"])
+    others = [c for key, c in comparisons(read(TABLE)).items() if key[1] == n and key[0] != name]
+    names = {name for c in others for name, step in c.steps.items() if step}
+    return {name: median_low(c.steps[name] for c in others) for name in names}
 
 
 def to_the_end(study: Path) -> dict[str, dict[int, Losses]]:
@@ -56,8 +77,11 @@ def to_the_end(study: Path) -> dict[str, dict[int, Losses]]:
     return dict(sorted(runs.items()))
 
 
-def rows_of(found: Mapping[str, Mapping[int, Losses]]) -> list[list[str]]:
-    """A line for each strategy, of the seeds that it and full have."""
+def rows_of(
+    found: Mapping[str, Mapping[int, Losses]], elsewhere: Mapping[str, int]
+) -> list[list[str]]:
+    """A line for each strategy, of the seeds that it and full have. elsewhere: strategy -> the step
+    of other kinds of images, where there are any."""
     lines = [HEADS]
     for name, own in found.items():
         seeds = sorted(own.keys() & found[FULL].keys())
@@ -69,7 +93,10 @@ def rows_of(found: Mapping[str, Mapping[int, Losses]]) -> list[list[str]]:
             [min(a.values()) - min(b.values()) for a, b in pairs],
             [a[max(a)] - b[max(b)] for a, b in pairs],
         )
+        if step := elsewhere.get(name):
+            changes += ([at_step(a, step) - min(b.values()) for a, b in pairs],)
         texts = [mean_text(mean_over([100 * c / whole for c in each])) for each in changes]
+        texts += [""] * (step is None)
         lines.append([name, str(len(seeds)), *texts])
     return lines
 
@@ -84,7 +111,7 @@ def main() -> None:
         found = to_the_end(study)
         if len(found.get(FULL, {})) < 2:
             raise UserError(f"{study}: no two runs of {FULL} that reached the last step.")
-        print(study, table(rows_of(found)), "", sep="\n")
+        print(study, table(rows_of(found, steps_elsewhere(study))), "", sep="\n")
 
 
 if __name__ == "__main__":

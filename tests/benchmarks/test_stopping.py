@@ -6,7 +6,10 @@ import json
 
 import yaml
 
+from benchmarks import stopping
 from benchmarks.stopping import at_twice, rows_of, to_the_end
+from runtime.files import write_csv
+from studies.which_layers.table import COLUMNS
 from training.run_directory import IDENTITY, METRICS
 
 FULL = {10: 0.20, 20: 0.10, 40: 0.12, 80: 0.15}
@@ -14,15 +17,38 @@ NORMS = {10: 0.20, 20: 0.12, 40: 0.11, 80: 0.11}
 
 
 def test_percent_of_the_loss_of_full_where_it_stopped():
-    lines = rows_of({"full": {0: FULL, 1: FULL}, "norm_bias": {1: NORMS, 0: NORMS, 7: FULL}})
+    found = {"full": {0: FULL, 1: FULL}, "norm_bias": {1: NORMS, 0: NORMS, 7: FULL}}
+    lines = rows_of(found, {"full": 30, "norm_bias": 15})
     full, norms = ([cell.split("%")[0] for cell in line[2:]] for line in lines[1:])
-    assert full == ["+20.00", "+50.00", "+0.00", "+0.00"]
-    assert norms == ["+0.00", "+0.00", "+10.00", "-40.00"] and lines[2][1] == "2"
+    assert full == ["+20.00", "+50.00", "+0.00", "+0.00", "+20.00"]
+    assert norms == ["+0.00", "+0.00", "+10.00", "-40.00", "+20.00"] and lines[2][1] == "2"
+    assert [line[-1] for line in rows_of(found, {})[1:]] == ["", ""], "no other kinds"
 
 
 def test_the_first_look_from_twice_the_step_on():
     assert at_twice({10: 0.1, 19: 0.2, 21: 0.3, 80: 0.4}) == 0.3
     assert at_twice({10: 0.2, 80: 0.1}) == 0.1, "stopped at the last"
+
+
+def test_the_steps_of_other_kinds_alone(tmp_path, monkeypatch):
+    """Three kinds were stopped at 7, 10 and 20; this one, in the table too, at 90; others had more
+    images."""
+    lines = []
+    for kind, n, step in (
+        ("a", 10, 7),
+        ("b", 10, 20),
+        ("c", 10, 10),
+        ("own", 10, 90),
+        ("a", 30, 80),
+    ):
+        row = dict.fromkeys(COLUMNS, "0") | {"images": kind, "at_hand": str(n), "size": ""}
+        row |= {"strategy": "full", "step": str(step), "base_rate": "1", "loss": "1"}
+        lines += [[*(row | {"repeat": str(k)}).values()] for k in range(2)]
+    write_csv(tmp_path / "table.csv", [COLUMNS, *lines])
+    monkeypatch.setattr(stopping, "TABLE", tmp_path / "table.csv")
+    (tmp_path / "study").mkdir()
+    write_csv(tmp_path / "study/runs.csv", [COLUMNS, lines[6]])
+    assert stopping.steps_elsewhere(tmp_path) == {"full": 10}
 
 
 def test_runs_that_halving_ended_on_the_way_are_left_out(tmp_path):
