@@ -4,7 +4,6 @@ images that keep their edges."""
 from __future__ import annotations
 
 import copy
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from config.identity import digest, identity
 from config.overrides import composed
 from config.run_config import RunConfig
 from data.dataset import open_dataset
-from data.file_cache import FileCache
 from data.image_reader import ImageReader
 from data.memory_map import open_memory_map
 from data.pixels import to_picture
@@ -28,8 +26,9 @@ from data.sources.folder import Folder
 from data.sources.nifti import Nifti
 from data.sources.npz import Npz
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 ALL = {"validation": 0, "test": 0}
 
 
@@ -43,7 +42,7 @@ def linear(values: np.ndarray, low: Any, high: Any) -> np.ndarray:
 
 def opened(reader: Any, size: Any, channels: int, **settings: Any) -> np.ndarray:
     """Images of a reader, as they go to training."""
-    cache = Path(tempfile.mkdtemp())
+    cache = new_cache().folder
     data = DataSettings(reader, size, channels, False, **settings)
     return open_dataset(data, data.open_reader(cache), 0, cache).images
 

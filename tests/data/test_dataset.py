@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -30,10 +29,11 @@ from data.sources.folder import Folder
 from runtime.content import sha256_of
 from runtime.errors import UserError
 from runtime.files import write_sealed
+from tests.helpers.caches import new_cache
 from tests.helpers.runs import _context as processes
 from tests.helpers.runs import sha256
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 
 SPLITS = ("train", "validation", "test")
 

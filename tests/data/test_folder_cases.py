@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from pathlib import Path
 
 import nibabel
@@ -19,7 +18,6 @@ from PIL import Image, ImageFilter
 from config.overrides import CONF
 from data import folder_reader
 from data.dataset import open_dataset
-from data.file_cache import FileCache
 from data.folder_layout import reader_for
 from data.mask_names import masks_among
 from data.memory_map import open_memory_map
@@ -30,8 +28,9 @@ from data.sources.folder import Folder
 from data.sources.nifti import Nifti
 from runtime.errors import UserError
 from runtime.hydra_private import parse_overrides
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SPLITS = ("train", "validation", "test")
 EIGHT = DataSettings(Folder, 8, 1, False)
 

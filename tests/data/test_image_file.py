@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import struct
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,9 @@ from data.resize import height_width, to_array
 from data.settings import DataSettings
 from data.sources.folder import Folder
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SHAPE = H, W = 9, 14
 
 

@@ -7,7 +7,6 @@ import io
 import os
 import struct
 import sys
-import tempfile
 import types
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from data.image_formats import LARGEST, looks_like_image, open_image
 from data.resize import to_array
 from data.sources.folder import Folder
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 # that Pillow writes and reads back with all pixels; modes in which it does
 LOSSLESS = {
     **dict.fromkeys(("PNG", "BMP", "DIB", "TIFF", "TGA", "PPM", "QOI", "SGI", "PCX"), "RGB"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import struct
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from data.settings import DataSettings
 from data.sources.folder import Folder
 from runtime.content import sha256_of
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SHAPE = H, W = 9, 14
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import logging
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from data.settings import DataSettings
 from data.sources.celeba import CelebA, official_split, split_by_number
 from runtime.errors import UserError
 from tests.helpers import SHARED
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SPLITS = ("train", "validation", "test")
 # images, as the authors' page and torchvision's tests count them
 OFFICIAL = {

@@ -3,7 +3,6 @@ what is refused."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,10 @@ from data.file_cache import FileCache
 from data.settings import DataSettings
 from data.sources.dicom import Dicom
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 from tests.helpers.dicom_files import dataset, linear, save, write
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SHAPE = H, W = 20, 30
 SPLITS = ("train", "validation", "test")
 

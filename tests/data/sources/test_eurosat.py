@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import zipfile
 from collections import Counter
 from functools import partial
@@ -27,6 +26,7 @@ from data.settings import DataSettings
 from data.sources.eurosat import COUNTS, EuroSat, EuroSatBands
 from runtime import download
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 from tests.helpers.file_server import Fault, publish, serving, table_row
 
 AT, ZIP = "/theirs.zip", "EuroSAT.zip"
@@ -70,7 +70,7 @@ def write(folder: Path) -> Path:
 
 @pytest.fixture
 def memory(tmp_path) -> FileCache:
-    return FileCache(Path(tempfile.mkdtemp()))
+    return new_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import os
-import tempfile
 from collections import Counter
 from dataclasses import fields
 from functools import partial
@@ -28,8 +27,9 @@ from data.sources.folder import Folder
 from runtime.config_schema import resolve
 from runtime.content import sha256_of
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SPLITS = ("train", "validation", "test")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,15 @@ import pytest
 from PIL import Image
 
 from data.dataset import open_dataset
-from data.file_cache import FileCache
 from data.settings import DataSettings
 from data.sources.medmnist import SETS, SIZES, MedMnist, file_name
 from runtime.download import published
 from runtime.errors import UserError
 from tests.helpers import SHARED
+from tests.helpers.caches import new_cache
 from tests.helpers.file_server import Fault, publish, serving, table_row
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SPLITS = ("train", "validation", "test")
 URL = "https://zenodo.org/records/10519652/files/{}?download=1"
 AT = "/theirs.npz"

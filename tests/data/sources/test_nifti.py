@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-import tempfile
 import threading
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from data.recent import Recent
 from data.settings import DataSettings
 from data.sources.nifti import Nifti
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SPLITS = ("train", "validation", "test")
 SHAPE = (12, 14, 9)  # voxels to the right, to the front, up
 

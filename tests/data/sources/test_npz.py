@@ -4,7 +4,6 @@ and what is refused."""
 from __future__ import annotations
 
 import logging
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from data.file_cache import FileCache
 from data.settings import OWN_KEYS, DataSettings, reader_keys
 from data.sources.npz import Npz
 from runtime.errors import UserError
+from tests.helpers.caches import new_cache
 from training.config_checks import check_run_config
 
-MEMORY = FileCache(Path(tempfile.mkdtemp()))
+MEMORY = new_cache()
 SPLITS = ("train", "validation", "test")
 RANDOM = np.random.default_rng(0)
 
