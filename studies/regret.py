@@ -244,12 +244,35 @@ def regrets(found: Mapping[Key, TargetResult]) -> list[list[str]]:
 
 def behind(found: Mapping[Key, TargetResult]) -> list[list[str]]:
     """Each strategy minus full."""
-    names = list(dict.fromkeys(name for c in found.values() for name in c.behind if name != FULL))
+    names = _strategies(found)
     lines = [["images", "N", *names]]
     for (target, n), c in found.items():
         told = (mean_text(c.minus(name, FULL)) if name in c.behind else "" for name in names)
         lines.append([target, str(n), *told])
     return lines
+
+
+def by_number(found: Mapping[Key, TargetResult]) -> list[list[str]]:
+    """The mean over the targets that have so many images: full's regret, and each strategy minus
+    full where all of them have it."""
+    names = _strategies(found)
+    lines = [["targets", "N", "regret", *names]]
+    for n in sorted({n for _, n in found}):
+        own = {key: c for key, c in found.items() if key[1] == n}
+        regret = mean_text(together({key: c.regret for key, c in own.items()}))
+        told = (
+            mean_text(together({key: c.minus(name, FULL) for key, c in own.items()}))
+            if all(name in c.behind for c in own.values())
+            else ""
+            for name in names
+        )
+        lines.append([str(len(own)), str(n), regret, *told])
+    return lines
+
+
+def _strategies(found: Mapping[Key, TargetResult]) -> list[str]:
+    """All but full."""
+    return list(dict.fromkeys(name for c in found.values() for name in c.behind if name != FULL))
 
 
 def sentence(found: Mapping[Key, TargetResult]) -> str:
@@ -298,7 +321,7 @@ def main() -> None:
     add(parser.parse_args().add)
     found = comparisons(read(TABLE))
     print(sentence(found), "", table(contrasts(found)), "", table(regrets(found)), sep="\n")
-    print("", table(behind(found)), "", sep="\n")
+    print("", table(behind(found)), "", table(by_number(found)), "", sep="\n")
     for target in dict.fromkeys(target for target, _ in found):
         of = {n: c for (name, n), c in found.items() if name == target}
         print(f"{target}, N* of full over freeze_decoder: {crossing_text(of, 'freeze_decoder')}")

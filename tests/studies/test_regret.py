@@ -56,6 +56,17 @@ def test_a_regret_of_nothing_in_all_repetitions_is_not_known_exactly():
     assert one(full=full, lora=full + 0.1 + noise).regret.interval() == (0, 0)
 
 
+def test_the_mean_over_the_targets_of_a_number():
+    """Two targets with 10 images, one with 30, which has another strategy too."""
+    lines = rows("a", repeats=2, full=[1.0, 1.0], norms=[1.02, 1.04])
+    lines += rows("b", repeats=2, full=[2.0, 2.0], norms=[2.1, 2.1])
+    lines += rows("a", 30, 2, full=[1.0, 1.0], norms=[0.99, 0.99], lora=[1.1, 1.1])
+    found = regret.by_number(regret.comparisons(lines))
+    assert [line[:2] for line in found] == [["targets", "N"], ["2", "10"], ["1", "30"]]
+    means = [[text.split("%")[0] for text in line[2:]] for line in found[1:]]
+    assert means == [["+0.00", "+4.00", ""], ["+1.00", "-1.00", "+10.00"]]
+
+
 @pytest.mark.parametrize("targets", [1, 4])
 def test_the_bound_of_a_regret_holds_in_95_of_100(targets):
     """Of a strategy that is better by little, which some repetitions choose and others do not."""
