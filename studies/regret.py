@@ -202,8 +202,9 @@ def crossing_text(of: Mapping[int, TargetResult], one: str, draws: int = DRAWS) 
 
 
 def contrasts(found: Mapping[Key, TargetResult]) -> list[list[str]]:
-    """Of CONTRASTS, over all targets: whether each is shown, by Holm's steps."""
-    means = {}
+    """Of CONTRASTS, over all targets: whether each is shown, by Holm's steps, and how often one of
+    the two still fell at its last step, so that a longer training may say otherwise."""
+    means, short = dict[str, Mean](), dict[str, str]()
     for one, other, numbers in CONTRASTS:
         asked = {
             key: c.minus(one, other)
@@ -213,14 +214,19 @@ def contrasts(found: Mapping[Key, TargetResult]) -> list[list[str]]:
         if asked:
             done = ", ".join(map(str, sorted({n for _, n in asked})))
             targets = len({target for target, _ in asked})
-            means[f"{one} below {other} at {done} images, {targets} targets"] = together(asked)
+            name = f"{one} below {other} at {done} images, {targets} targets"
+            means[name] = together(asked)
+            falls = {s: sum(s in found[key].falling for key in asked) for s in (one, other)}
+            said = [f"{s} still fell in {n} of {len(asked)}" for s, n in falls.items() if n]
+            short[name] = ", ".join(said)
     levels = told_apart(means)
     lines = []
     for name, mean in means.items():
         low, _ = mean.interval(levels[name])
         said = "not shown" if mean.holds_zero(levels[name]) else "shown"
         opposite = low is not None and low > 0
-        lines.append([name, mean_text(mean, levels[name]), "opposite" if opposite else said])
+        verdict = "opposite" if opposite else said
+        lines.append([name, mean_text(mean, levels[name]), verdict, short[name]])
     return lines
 
 

@@ -158,6 +158,16 @@ def test_what_was_asked_beforehand_is_shown_or_not():
     }
 
 
+def test_a_contrast_says_which_of_the_two_still_fell():
+    """In two of three comparisons, at step 100 of 100."""
+    full, table = [1.0, 1.0], []
+    for target, step in (("a", 20), ("b", 100), ("c", 100)):
+        table += rows(target, repeats=2, full=full)
+        table += rows(target, repeats=2, step=step, scratch=[1.1, 1.1], full=full)[:2]
+    [line] = regret.contrasts(regret.comparisons(table))
+    assert line[3] == "scratch still fell in 2 of 3"
+
+
 def test_strategies_without_the_same_repetitions_are_refused():
     with pytest.raises(UserError, match="not the same repetitions"):
         regret.comparisons(rows(full=np.ones(5), lora=np.ones(5))[:-1])
