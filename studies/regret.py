@@ -217,8 +217,8 @@ def contrasts(found: Mapping[Key, TargetResult]) -> list[list[str]]:
             name = f"{one} below {other} at {done} images, {targets} targets"
             means[name] = together(asked)
             falls = {s: sum(s in found[key].falling for key in asked) for s in (one, other)}
-            said = [f"{s} still fell in {n} of {len(asked)}" for s, n in falls.items() if n]
-            short[name] = ", ".join(said)
+            told = [f"{s} still fell in {n} of {len(asked)}" for s, n in falls.items() if n]
+            short[name] = ", ".join(told)
     levels = told_apart(means)
     lines = []
     for name, mean in means.items():
