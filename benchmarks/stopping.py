@@ -30,6 +30,7 @@ from studies.regret import FULL, TABLE, comparisons, mean_text, read
 from studies.which_layers.runs import OfRuns
 from training.run_directory import IDENTITY
 
+RUNS = "study/runs.csv"  # of a study at its end
 Losses = Mapping[int, float]  # step -> validation loss, those of a run that trained
 HEADS = ["strategy", "seeds", "at twice the step", "at the last", "- full, stopped", "- full, last"]
 HEADS += ["as others stopped - full, stopped"]
@@ -53,7 +54,7 @@ def at_step(losses: Losses, step: int) -> float:
 def steps_elsewhere(study: Path) -> dict[str, int]:
     """strategy -> the median step at which it was stopped on other kinds of images, as many. Only
     those that trained."""
-    first = read(study / "study/runs.csv")[0]
+    first = read(study / RUNS)[0]
     name, n = first["images"], int(first["at_hand"])
     others = [c for key, c in comparisons(read(TABLE)).items() if key[1] == n and key[0] != name]
     names = {name for c in others for name, step in c.steps.items() if step}
@@ -108,6 +109,8 @@ def main() -> None:
     )
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     for study in parser.parse_args().studies:
+        if not (study / RUNS).exists():
+            raise UserError(f"{study} is no study of which_layers that came to its end.")
         found = to_the_end(study)
         if len(found.get(FULL, {})) < 2:
             raise UserError(f"{study}: no two runs of {FULL} that reached the last step.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
 
 from benchmarks import stopping
@@ -49,6 +50,13 @@ def test_the_steps_of_other_kinds_alone(tmp_path, monkeypatch):
     (tmp_path / "study").mkdir()
     write_csv(tmp_path / "study/runs.csv", [COLUMNS, lines[6]])
     assert stopping.steps_elsewhere(tmp_path) == {"full": 10}
+
+
+def test_a_study_that_is_not_at_its_end_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["stopping", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        stopping.main()
+    assert f"{tmp_path} is no study of which_layers that came to its end" in capsys.readouterr().err
 
 
 def test_runs_that_halving_ended_on_the_way_are_left_out(tmp_path):
