@@ -56,9 +56,12 @@ def steps_elsewhere(study: Path) -> dict[str, int]:
     those that trained."""
     first = read(study / RUNS)[0]
     name, n = first["images"], int(first["at_hand"])
-    others = [c for key, c in comparisons(read(TABLE)).items() if key[1] == n and key[0] != name]
-    names = {name for c in others for name, step in c.steps.items() if step}
-    return {name: median_low(c.steps[name] for c in others) for name in names}
+    found: dict[str, list[int]] = {}
+    for (images, at_hand), kind in comparisons(read(TABLE)).items():
+        if at_hand == n and images != name:
+            for strategy, step in kind.steps.items():
+                found.setdefault(strategy, []).append(step)
+    return {strategy: median_low(steps) for strategy, steps in found.items() if any(steps)}
 
 
 def to_the_end(study: Path) -> dict[str, dict[int, Losses]]:
@@ -94,10 +97,12 @@ def rows_of(
             [min(a.values()) - min(b.values()) for a, b in pairs],
             [a[max(a)] - b[max(b)] for a, b in pairs],
         )
-        if step := elsewhere.get(name):
-            changes += ([at_step(a, step) - min(b.values()) for a, b in pairs],)
-        texts = [mean_text(mean_over([100 * c / whole for c in each])) for each in changes]
-        texts += [""] * (step is None)
+        step = elsewhere.get(name)
+        as_others = [at_step(a, step) - min(b.values()) for a, b in pairs] if step else []
+        texts = [
+            mean_text(mean_over([100 * c / whole for c in each])) if each else ""
+            for each in (*changes, as_others)
+        ]
         lines.append([name, str(len(seeds)), *texts])
     return lines
 

@@ -11,9 +11,11 @@ from benchmarks import stopping
 from benchmarks.stopping import at_twice, rows_of, to_the_end
 from runtime.files import write_csv
 from studies.which_layers.table import COLUMNS
+from tests.helpers.study_rows import rows
 from training.run_directory import IDENTITY, METRICS
 
 FULL = {10: 0.20, 20: 0.10, 40: 0.12, 80: 0.15}
+LOSSES = [1.0] * 5
 NORMS = {10: 0.20, 20: 0.12, 40: 0.11, 80: 0.11}
 
 
@@ -50,6 +52,13 @@ def test_the_steps_of_other_kinds_alone(tmp_path, monkeypatch):
     (tmp_path / "study").mkdir()
     write_csv(tmp_path / "study/runs.csv", [COLUMNS, lines[6]])
     assert stopping.steps_elsewhere(tmp_path) == {"full": 10}
+
+
+def test_other_kinds_may_have_other_strategies(tmp_path, monkeypatch):
+    table = [*rows("a", step=7, full=LOSSES), *rows("b", step=9, full=LOSSES, lora=LOSSES)]
+    monkeypatch.setattr(stopping, "read", lambda path: table if path == stopping.TABLE else own)
+    own = rows("own", full=LOSSES)
+    assert stopping.steps_elsewhere(tmp_path) == {"full": 7, "lora": 9}
 
 
 def test_a_study_that_is_not_at_its_end_is_refused(tmp_path, monkeypatch, capsys):
